@@ -1,0 +1,53 @@
+"""Durations, sizes and rates as users write them: `"1m30s"`, `"256KiB"`, `"10/s"`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TypeAlias
+
+from dspex.bus.errors import ConfigError
+
+Duration: TypeAlias = str | float | int | timedelta
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
+_SIZES = {"b": 1, "kb": 10**3, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+
+
+def seconds(value: Duration) -> float:
+    """A duration in seconds: `"10s"`, `"1h30m"`, `"7d"`, a number of seconds, or a timedelta.
+
+    Raises ConfigError (DX102) for anything else, a negative value among them.
+    """
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        result = float(value)
+    elif isinstance(value, str) and value and _PART.sub("", value) == "":
+        result = sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
+    else:
+        raise ConfigError(f"{value!r} is not a duration", code="DX102", fix='write "10s", "1m", "1h30m", "7d" or seconds')
+    if result < 0:
+        raise ConfigError(f"{value!r} is negative", code="DX102", fix="a duration is zero or more")
+    return result
+
+
+def size(value: str | int) -> int:
+    """A size in bytes: `"256KiB"`, `"1GB"` or a number. Raises ConfigError (DX103)."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (m := _SIZE.fullmatch(value.strip())):
+        return int(float(m[1]) * _SIZES[(m[2] or "B").lower()])
+    raise ConfigError(f"{value!r} is not a size", code="DX103", fix='write "512MiB", "1GB" or a number of bytes')
+
+
+def human(value: float) -> str:
+    """Seconds as people read them: `0.4 s`, `3 m 20 s`, `2 h 5 m`."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(int(value), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest} s"
+    return f"{minutes // 60} h {minutes % 60} m"

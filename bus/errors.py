@@ -1,0 +1,446 @@
+"""Every error that dspex raises on purpose, in one tree.
+
+    DspexError                       code, message, fix, node, run, retryable, retry_after
+    ├── ConfigError                  before anything starts; exit 2
+    ├── TopologyError                .problems; exit 3
+    ├── BusError                     the wire
+    │   ├── Unreachable              no server, no stream leader, no answer in time           (retryable)
+    │   ├── UnsupportedServer        older than 2.12
+    │   ├── NotAllowed               wrong password, missing permission
+    │   ├── PayloadTooLarge          headers and data exceed max_payload
+    │   ├── Fenced                   another owner committed first
+    │   ├── Unsettled                a write may or may not have landed: claim, then look      (retryable)
+    │   ├── StreamFull               JetStream limit reached: backpressure                     (retryable)
+    │   ├── SubjectTaken             another stream captures the subject
+    │   └── NotStored                no stream captures the subject
+    ├── DataError                    → dead letter, never retried
+    │   ├── DecodeError · InvalidInput · ExpressionError · LateEvent · Reject
+    ├── CallError                    → retried if .retryable, then fallback, then dead letter
+    │   ├── Saturated · RateLimited · CallTimeout · LMUnavailable · CircuitOpen · WorkerLost    (retryable)
+    │   ├── InvalidOutput            retried once
+    │   └── ProgramError · LMRefused · BudgetExceeded · Cancelled                              not retried
+    ├── RunError                     RunFailed, RunNotFound
+    ├── SessionError                 SessionConflict, SessionEnded, AffinityLost
+    ├── ReplayError                  Divergence, RecordingIncomplete
+    ├── NoAnswer                     a test asked a node that it gave no answer
+    └── RetryLater                   raised by a user's function: run this event again later   (retryable)
+
+A class says when you get it, and what the engine does. The shape of the tree is also the policy: `engine/failure.py`
+reads `retryable`, `retry_after` and the class, and nothing else decides what happens to a failed event.
+
+Codes: DX1xx configuration, 2xx build, 3xx lint, 4xx bus, 5xx data, 6xx call, 7xx session, 8xx replay, 9xx dspex itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+class DspexError(Exception):
+    """Base of all: `except DspexError` catches what dspex raises on purpose, and nothing else.
+
+    Args:
+        message: what is wrong, in the user's words.
+        code: `DXnnn`; the class's own when left out.
+        fix: one thing to do; the class's own when left out.
+        node: the operator (or stage, pool, profile) it is about.
+        run: the run it belongs to.
+        retry_after: seconds after which another try may work.
+    """
+
+    code: str = "DX900"
+    fix: str = "this is a bug in dspex: please report it with the output of -v"
+    retryable: bool = False
+    _exit: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        fix: str | None = None,
+        node: str | None = None,
+        run: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.fix = fix or type(self).fix
+        self.node = node
+        self.run = run
+        self.retry_after = retry_after
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the CLI for this error (API.md, section 3)."""
+        return self._exit
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as plain data: the `--json` object and the wire form."""
+        return {
+            "type": type(self).__name__,
+            "code": self.code,
+            "message": self.message,
+            "fix": self.fix,
+            "node": self.node,
+            "run": self.run,
+            "retryable": self.retryable,
+            "retry_after": self.retry_after,
+        }
+
+
+class ConfigError(DspexError):
+    """A setting is wrong or missing. You get it before anything starts."""
+
+    code, _exit = "DX100", 2
+    fix = "correct the setting; dspex config show tells where each value came from"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a topology: what, where, and what to do about it."""
+
+    code: str
+    level: Literal["error", "warning"]
+    topology: str
+    node: str | None
+    file: str | None
+    line: int | None
+    message: str
+    fix: str
+
+    @property
+    def place(self) -> str:
+        """`node (file:line)`, as far as known."""
+        where = f"{self.file}:{self.line}" if self.file and self.line else (self.file or "")
+        name = self.node or self.topology
+        return f"{name} ({where})" if where else name
+
+
+class TopologyError(DspexError):
+    """A topology cannot be built, or does not fit the one applied. `.problems` has all of them at once."""
+
+    code, _exit = "DX200", 3
+    fix = "correct the topology; dspex check shows every problem"
+
+    def __init__(self, message: str, *, problems: Sequence[Problem] = (), **kw: Any) -> None:
+        super().__init__(message, **kw)
+        self.problems = tuple(problems)
+
+
+class BusError(DspexError):
+    """The wire failed. The engine waits, recovers by a claim, and goes on; a client gets the error."""
+
+    code, _exit = "DX400", 4
+    fix = "look at the NATS server; dspex doctor tells what it sees"
+
+
+class Unreachable(BusError):
+    """No server, no leader, or no answer in time. Nothing is known to be lost; the same request may be sent again."""
+
+    code, retryable = "DX401", True
+    fix = "start the server (dspex server start), or say where it is with --server"
+
+
+class UnsupportedServer(BusError):
+    """The server is older than 2.12 and has no atomic batch, so a commit cannot be kept whole."""
+
+    code = "DX402"
+    fix = "upgrade the server, or leave out --server and dspex starts its own"
+
+
+class NotAllowed(BusError):
+    """Wrong credentials, or a permission is missing. Trying again does not help."""
+
+    code = "DX403"
+    fix = "check user, password or creds, and the permissions of that user"
+
+
+class NotStored(BusError):
+    """No stream captures the subject, so an event published there would be lost. Nothing was published."""
+
+    code, _exit = "DX404", 4
+    fix = "apply a topology that reads the subject (dspex run), or correct the subject"
+
+
+class PayloadTooLarge(BusError):
+    """Headers and data together exceed the server's max_payload. Sent anyway it would close the connection for good."""
+
+    code = "DX405"
+    fix = "send less data in one event, or raise max_payload of the server"
+
+
+class SubjectTaken(BusError):
+    """Another stream captures the subject; a subject has one stream."""
+
+    code, _exit = "DX406", 4
+    fix = "use another subject, or take it from the other stream"
+
+
+class Fenced(BusError):
+    """Another owner wrote the log first. The engine that gets it commits nothing more under its claim."""
+
+    code = "DX407"
+    fix = "nothing to do: the other owner goes on from the same position"
+
+
+class Unsettled(BusError):
+    """No answer to a write: it may have landed, or may yet land. Only a claim settles it; a read does not."""
+
+    code, retryable = "DX408", True
+    fix = "the engine claims its log again and goes on from what is really there"
+
+
+class StreamFull(BusError):
+    """A JetStream limit (bytes, messages, disk) is reached. The engine waits and says so; nothing is dropped."""
+
+    code, retryable = "DX409", True
+    fix = "raise the limit or free disk space; the engine goes on by itself"
+
+
+class SourceGap(BusError):
+    """The source stream was trimmed or re-created behind the position: events were lost before dspex read them."""
+
+    code = "DX410"
+    fix = 'find out who purged the stream; to go on without the missing events: source(..., on_gap="skip")'
+
+
+class DataError(DspexError):
+    """An event cannot be processed and never will be as it is: it goes to the dead letters, not to a retry."""
+
+    code = "DX500"
+    fix = "look at the event (dspex dlq show), then redrive or drop it"
+
+
+class DecodeError(DataError):
+    """The bytes are not what the content type says."""
+
+    code = "DX501"
+    fix = "publish valid data, or name the right content type"
+
+
+class InvalidInput(DataError):
+    """Data does not fit the type, the schema or the signature. The message lists every field."""
+
+    code = "DX502"
+    fix = "correct the fields that the message names"
+
+
+class ExpressionError(DataError):
+    """An expression could not be evaluated on this event: a missing field, a wrong type."""
+
+    code = "DX503"
+    fix = "guard the field with has(...) or coalesce(...), or publish the field"
+
+
+class LateEvent(DataError):
+    """The event came after its window had closed."""
+
+    code = "DX504"
+    fix = "allow more lateness, or read the late events from the dead letters"
+
+
+class Reject(DataError):
+    """Raised by a user's function: this event is bad, for the reason given."""
+
+    code = "DX505"
+    fix = "look at the event (dspex dlq show), then redrive or drop it"
+
+
+class OutputTooLarge(DataError):
+    """An operator emitted an event over max_payload. The source event goes to the dead letters; the rest goes on."""
+
+    code = "DX506"
+    fix = "emit smaller events, or raise max_payload of the server"
+
+
+class CallError(DspexError):
+    """A call failed. Retried where `retryable`, then the fallback, then a dead letter."""
+
+    code = "DX600"
+    fix = "look at the call (dspex dlq show), then redrive it"
+
+
+class Saturated(CallError):
+    """Every slot of the pool is busy, or there is no worker; the message says which."""
+
+    code, retryable, _exit = "DX601", True, 5
+    fix = "wait, raise --timeout, or start more workers: dspex worker POOL"
+
+
+class RateLimited(CallError):
+    """The model's provider asked for fewer requests."""
+
+    code, retryable, _exit = "DX602", True, 5
+    fix = "wait for retry_after, or lower the profile's limits"
+
+
+class CallTimeout(CallError):
+    """One attempt, or all of them together, took longer than allowed."""
+
+    code, retryable, _exit = "DX603", True, 5
+    fix = "raise timeout= or deadline=, or look at why the model is slow"
+
+
+class LMUnavailable(CallError):
+    """The model's server cannot be reached or failed."""
+
+    code, retryable, _exit = "DX604", True, 5
+    fix = "check that the model's server answers: dspex doctor"
+
+
+class CircuitOpen(CallError):
+    """Too many failures lately: the profile is not called for a while."""
+
+    code, retryable, _exit = "DX605", True, 5
+    fix = "wait until the breaker closes, or name another profile: lm=[...]"
+
+
+class WorkerLost(CallError):
+    """The process that ran the call died before it answered."""
+
+    code, retryable = "DX606", True
+    fix = "look at the worker's log; a program that kills its process fails after the last attempt"
+
+
+class InvalidOutput(CallError):
+    """The model's answer does not fit the signature or `into`. Retried once."""
+
+    code, retryable = "DX607", True
+    fix = "loosen the signature, or use a model or adapter that follows it"
+
+
+class ProgramError(CallError):
+    """The program raised, or could not be imported. Not retried: it would raise again."""
+
+    code = "DX608"
+    fix = "correct the program, then redrive: dspex dlq redrive"
+
+
+class LMRefused(CallError):
+    """The model's provider refused: wrong key, bad request, content policy."""
+
+    code = "DX609"
+    fix = "check the profile's model and key, and the request"
+
+
+class BudgetExceeded(CallError):
+    """The profile's cost limit is reached."""
+
+    code, _exit = "DX610", 5
+    fix = "raise limits.cost of the profile, or wait for the next day"
+
+
+class Cancelled(CallError):
+    """The call was cancelled by its caller."""
+
+    code = "DX611"
+    fix = "nothing to do"
+
+
+class RunError(DspexError):
+    """About a run."""
+
+    code = "DX620"
+    fix = "dspex status shows what is running"
+
+
+class RunFailed(RunError):
+    """The run has dead letters."""
+
+    code = "DX621"
+    fix = "dspex dlq ls shows them; dspex dlq redrive runs them again"
+
+
+class RunNotFound(RunError):
+    """No run has this id, or more than one ends like it."""
+
+    code = "DX622"
+    fix = "give more digits of the id"
+
+
+class SessionError(DspexError):
+    """About a session."""
+
+    code = "DX700"
+    fix = "load the session again"
+
+
+class SessionConflict(SessionError):
+    """The session moved on since it was loaded."""
+
+    code = "DX701"
+    fix = "load the session again, apply the change, and save"
+
+
+class SessionEnded(SessionError):
+    """The session was ended or its time to live ran out."""
+
+    code = "DX702"
+    fix = "start a new session"
+
+
+class AffinityLost(SessionError):
+    """The worker that the session requires is gone."""
+
+    code = "DX703"
+    fix = 'call again; use affinity="prefer" where another worker will do'
+
+
+class ReplayError(DspexError):
+    """About a replay."""
+
+    code, _exit = "DX800", 6
+    fix = "replay with --mode hybrid to see what differs"
+
+
+class Divergence(ReplayError):
+    """A replay asked for a call that the recording does not have."""
+
+    code = "DX801"
+    fix = "undo the change, or replay with --mode hybrid"
+
+
+class RecordingIncomplete(ReplayError):
+    """A record that the replay needs is missing."""
+
+    code = "DX802"
+    fix = "replay a run whose calls were all recorded"
+
+
+class NoAnswer(DspexError):
+    """A test reached a recorded node that it gave no answer (`Driver.answer`)."""
+
+    code = "DX901"
+    fix = "give the node an answer: d.answer(node, {...})"
+
+
+class RetryLater(DspexError):
+    """Raised by a user's function: run this event again after `after` seconds. The event is kept, not lost."""
+
+    code, retryable = "DX510", True
+    fix = "nothing to do: the event is run again by itself"
+
+    def __init__(self, message: str = "asked to be run again later", *, after: float = 1.0, **kw: Any) -> None:
+        super().__init__(message, retry_after=after, **kw)
+
+
+def _walk(cls: type[DspexError]) -> list[type[DspexError]]:
+    return [cls, *(c for s in cls.__subclasses__() for c in _walk(s))]
+
+
+def by_name(name: str) -> type[DspexError]:
+    """The class called `name` in this tree; `CallError` for a name from a newer version."""
+    return {c.__name__: c for c in _walk(DspexError)}.get(name, CallError)
+
+
+def from_dict(data: Mapping[str, Any]) -> DspexError:
+    """The error that `as_dict` described, rebuilt on this side of the wire."""
+    kw = {k: data.get(k) for k in ("code", "fix", "node", "run", "retry_after")}
+    cls = by_name(str(data.get("type", "")))
+    if cls is RetryLater:
+        return RetryLater(str(data.get("message", "")), after=float(kw.pop("retry_after") or 1.0), **kw)
+    return cls(str(data.get("message", "")), **kw)

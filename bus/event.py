@@ -1,0 +1,150 @@
+"""The event: what a stream holds, as a user sees it, and the ids that tie events to a run.
+
+A child's id is derived from its parent's id, the operator and an ordinal, never drawn at random: an owner that takes over
+and walks the same event again emits the same ids, so a repeat is recognisable everywhere (DESIGN.md, 3). A random id
+would make every recovery look like new events.
+"""
+
+from __future__ import annotations
+
+import os
+import time as _time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from dspex.bus import subjects
+
+T = TypeVar("T")
+
+
+class Message(NamedTuple):
+    """What a bus delivers: bytes with headers, as stored. `sequence` and `time` are 0 for one that no stream holds."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    sequence: int = 0
+    time: float = 0.0  # stored at, in seconds since the epoch
+    reply: str = ""
+
+
+@dataclass(frozen=True)
+class Event(Generic[T]):
+    """One immutable event.
+
+    Attributes:
+        id: UUIDv7; `Nats-Msg-Id` of a published event.
+        subject: where it was published.
+        data: the decoded payload.
+        time: event time (UTC): the publisher's, else the stored time.
+        run: id of the run, which is the id of the source event that caused everything.
+        cause: id of the event it was derived from; None for a source event.
+        key: what spreads it over partitions and keeps order; None where it has none.
+        session: id of the session; None where it has none.
+        headers: all headers as stored.
+        sequence: position in its stream; None where it is not stored.
+    """
+
+    id: str
+    subject: str
+    data: T
+    time: datetime
+    run: str
+    cause: str | None = None
+    key: str | None = None
+    session: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sequence: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as the CLI prints it (`watch --json`)."""
+        return {
+            "id": self.id,
+            "subject": self.subject,
+            "data": self.data,
+            "time": self.time,
+            "run": self.run,
+            "cause": self.cause,
+            "key": self.key,
+            "session": self.session,
+            "headers": dict(self.headers),
+            "sequence": self.sequence,
+        }
+
+
+def _uuid(milliseconds: int, tail: str) -> str:
+    """A UUIDv7 (RFC 9562, 5.7) of 48 bits of time and 74 bits taken from 19 hex digits of `tail`."""
+    head = f"{milliseconds:012x}"
+    variant = "89ab"[int(tail[3], 16) & 3]
+    return f"{head[:8]}-{head[8:]}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+
+
+def new_id(now: float | None = None) -> str:
+    """A new random UUIDv7. `now`: seconds since the epoch, the wall clock by default."""
+    return _uuid(int((_time.time() if now is None else now) * 1000), os.urandom(10).hex())
+
+
+def derived_id(parent: str, operator: str, ordinal: int) -> str:
+    """The id of what `operator` derived from event `parent`: the same at every walk, a UUIDv7 of the parent's time."""
+    tail = blake2b(f"{parent}/{operator}/{ordinal}".encode(), digest_size=10).hexdigest()
+    return f"{parent[:13]}-7{tail[:3]}-{'89ab'[int(tail[3], 16) & 3]}{tail[4:7]}-{tail[7:19]}"
+
+
+def foreign_id(stream_created: float, message: Message) -> str:
+    """The id of an event that came without one (`nats pub`): the same whenever it is read again."""
+    tail = blake2b(f"{stream_created}/{message.subject}/{message.sequence}".encode(), digest_size=10).hexdigest()
+    return _uuid(int(message.time * 1000), tail)
+
+
+def id_time(id: str) -> datetime | None:
+    """When a UUIDv7 was made; None for another kind of id."""
+    hexes = id.replace("-", "")
+    if len(hexes) != 32 or hexes[12] != "7":
+        return None
+    return datetime.fromtimestamp(int(hexes[:12], 16) / 1000, tz=UTC)
+
+
+def message_id(message: Message, stream_created: float = 0.0) -> str:
+    """The event id of a stored message: ours, else the publisher's, else derived from where it is stored."""
+    h = message.headers
+    return h.get(subjects.EVENT_ID) or h.get(subjects.MESSAGE_ID) or foreign_id(stream_created, message)
+
+
+def event_time(message: Message) -> datetime:
+    """Event time of a stored message: its own, if it says one that can be read, else when it was stored."""
+    text = message.headers.get(subjects.TIME)
+    if text:
+        try:
+            at = datetime.fromisoformat(text)
+            return at if at.tzinfo else at.replace(tzinfo=UTC)
+        except ValueError:
+            pass
+    return datetime.fromtimestamp(message.time, tz=UTC)
+
+
+def to_event(message: Message, data: Any, stream_created: float = 0.0) -> Event[Any]:
+    """The user's view of a stored message whose payload was decoded to `data`."""
+    h, id = message.headers, message_id(message, stream_created)
+    return Event(
+        id=id,
+        subject=message.subject,
+        data=data,
+        time=event_time(message),
+        run=h.get(subjects.RUN) or id,
+        cause=h.get(subjects.CAUSE),
+        key=h.get(subjects.KEY),
+        session=h.get(subjects.SESSION),
+        headers=h,
+        sequence=message.sequence or None,
+    )
+
+
+def partition_of(key: str, count: int) -> int:
+    """FNV-1a 32 modulo `count`: what the server's `{{partition(n,…)}}` gives, so a transform could take over."""
+    h = 0x811C9DC5
+    for c in key.encode():
+        h = ((h ^ c) * 0x01000193) & 0xFFFFFFFF
+    return h % count

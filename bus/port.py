@@ -1,0 +1,265 @@
+"""The port: what dspex asks of a bus, and the one place where that is written down.
+
+Two buses keep it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory` (same promises, in process). Both pass
+`tests/bus/test_contract.py`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be kept by two.
+
+A write has three outcomes, never two: it landed (you get a sequence), it did not (you get the reason), or nobody knows
+(`Unsettled`). Pretending that the third is the second is how duplicates are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from dspex.bus.event import Message
+
+COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+
+
+class Draft(NamedTuple):
+    """A message to be written. `expect`: the sequence that must be the last of its subject (0: none yet)."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] | None = None
+    expect: int | None = None
+
+
+class Ack(NamedTuple):
+    """A stored message. `duplicate`: its id was stored before, and nothing was added."""
+
+    stream: str
+    sequence: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A stream as dspex makes it: limits retention, discard new, atomic batches, direct get. Nothing expires by itself."""
+
+    name: str
+    subjects: Sequence[str]
+    replicas: int = 1
+    duplicate_window: float = 120.0  # seconds
+    max_bytes: int = -1
+    max_messages: int = -1
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """A stream as it is. `created`: seconds since the epoch; with first and last it shows a trimmed or re-created stream."""
+
+    name: str
+    subjects: tuple[str, ...]
+    created: float
+    first: int
+    last: int
+    messages: int
+    bytes: int
+    replicas: int = 1
+    own: bool = True  # made by dspex
+
+
+class Reader(Protocol):
+    """Messages of some subjects of a stream in order, each exactly once, from a position on, for ever."""
+
+    async def read(self, limit: int) -> list[Message]:
+        """1 to `limit` messages in stream order, as soon as there is one.
+
+        Never a gap: the reader starts again behind its last message when the wire lost one. Raises `Unreachable` when
+        closed meanwhile, `NotAllowed` when it may not read; anything that may pass is waited out.
+        """
+        ...
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that was stored when the last message was sent has been read."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Delivery(Protocol):
+    """One piece of work, held by this process until it is settled or `ack_wait` passes without a sign of life."""
+
+    message: Message
+    delivered: int  # 1 at first; counted by the bus
+
+    async def ack(self) -> None:
+        """Done: it is not delivered again. Returns once the bus has it (double ack)."""
+        ...
+
+    async def nak(self, delay: float = 0.0) -> None:
+        """Not done: deliver it again, to anyone, after `delay` seconds."""
+        ...
+
+    async def in_progress(self) -> None:
+        """A sign of life: starts `ack_wait` anew."""
+        ...
+
+
+class WorkQueue(Protocol):
+    """A durable consumer that many processes share; each delivery goes to one of them."""
+
+    async def next(self) -> Delivery:
+        """The next delivery. Asks the bus for no more than `free()` at a time, so nothing waits in a local queue."""
+        ...
+
+    async def close(self) -> None:
+        """Stop pulling. What was delivered and not settled is delivered again after `ack_wait`."""
+        ...
+
+
+class Subscription(Protocol):
+    async def close(self) -> None: ...
+
+
+class Bucket(Protocol):
+    """Small values under keys, with revisions (compare and set)."""
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        """Value and revision; None where there is none."""
+        ...
+
+    async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
+        """Write; with `revision` only if that is the latest (0: the key must not exist), else `Fenced`."""
+        ...
+
+    async def delete(self, key: str) -> None: ...
+
+    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        """All keys that are `prefix` or start with `prefix.`, with value and revision."""
+        ...
+
+
+class Objects(Protocol):
+    """Payloads by content: the name is the SHA-256 of the bytes, so the same bytes are stored once."""
+
+    async def put(self, data: bytes) -> str: ...
+
+    async def get(self, name: str) -> bytes | None: ...
+
+
+class Bus(Protocol):
+    """One connection to a bus. All methods may raise `Unreachable`; those that write, `NotAllowed` and `PayloadTooLarge`."""
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that headers and data of one message may have together."""
+        ...
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+    # -- streams
+    async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
+        """Create the stream, or add the subjects that it lacks. Removes nothing. Raises `SubjectTaken`."""
+        ...
+
+    async def stream(self, name: str) -> StreamInfo | None: ...
+
+    async def stream_of(self, subject: str) -> str | None:
+        """The stream that captures the subject (or pattern)."""
+        ...
+
+    # -- write
+    async def publish(self, draft: Draft, *, timeout: float = 5.0) -> Ack:
+        """Store one message. A `Nats-Msg-Id` seen within the stream's window gives `duplicate=True`.
+
+        Raises: `NotStored`, `Fenced` (expect), `StreamFull`, `Unsettled` (no answer).
+        """
+        ...
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        """Store all messages or none, in order, with consecutive sequences; the sequence of the last.
+
+        At most COMMIT_LIMIT, all in one stream; one alone is a plain publish. Only one draft a subject may have `expect`.
+        Raises: `Fenced`, `StreamFull`, `Unsettled`, `BusError` (refused for another reason: nothing was stored).
+        """
+        ...
+
+    # -- read
+    async def reader(
+        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000
+    ) -> Reader:
+        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer."""
+        ...
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        """One stored message; None where there is none any more."""
+        ...
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        """The last message of a subject, asked of the leader."""
+        ...
+
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        """All messages that match, with start <= sequence <= stop, in order. Waits for nothing new."""
+        ...
+
+    async def purge(self, stream: str, subject: str, *, below: int) -> None:
+        """Remove the messages of a subject whose sequence is under `below`."""
+        ...
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Remove one message."""
+        ...
+
+    # -- work
+    async def work(
+        self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]
+    ) -> WorkQueue:
+        """Share the durable consumer `name` (made if missing): explicit ack, delivered again for ever.
+
+        `free`: how many more deliveries this process can hold now; asked before each pull.
+        """
+        ...
+
+    # -- core: no storage, at most once
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> Message:
+        """Ask and wait for one answer. `Saturated` at once when nobody listens; `Unreachable` without an answer."""
+        ...
+
+    async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """Publish without storing and without an answer."""
+        ...
+
+    async def subscribe(
+        self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Call `handler` for each message, one at a time, in order; in a `queue` group one member gets each."""
+        ...
+
+    def inbox(self) -> str:
+        """A subject of its own for answers."""
+        ...
+
+    # -- keys and objects
+    async def bucket(self, name: str) -> Bucket:
+        """The bucket, made if missing. Nothing in it expires."""
+        ...
+
+    async def objects(self, name: str) -> Objects:
+        """The object store, made if missing."""
+        ...
+
+
+BusState = Literal["connected", "disconnected", "closed"]
+
+
+@dataclass
+class BusEvents:
+    """What a bus tells its user about itself: called from the bus's own loop, and must not block."""
+
+    state: Callable[[BusState, str], None] = field(default=lambda state, why: None)
+    error: Callable[[str], None] = field(default=lambda text: None)
+

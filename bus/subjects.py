@@ -1,0 +1,184 @@
+"""Every subject, stream, bucket, consumer and header name of dspex. Nothing else forms one.
+
+Ids are headers, never subject tokens: many distinct subjects in a filtered stream are slow
+(nats-server#7852: 8,046 → 235 messages a second), so every token here is of low cardinality.
+
+The application stream does not take all of `dspex.<app>.>`: interactive calls are requests below the same prefix, and a
+stream that captured them would answer them with its own acknowledgement (ADR-0003).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from dspex.bus.errors import ConfigError
+
+# -- headers ---------------------------------------------------------------------------------------------------
+EVENT_ID: Final = "Dspex-Id"  # id of an event that dspex wrote; outside publishers use Nats-Msg-Id
+MESSAGE_ID: Final = "Nats-Msg-Id"  # id of a published event, and JetStream's own deduplication
+RUN: Final = "Dspex-Run"
+CAUSE: Final = "Dspex-Cause"
+KEY: Final = "Dspex-Key"
+SESSION: Final = "Dspex-Session"
+TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
+CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
+CONTENT_TYPE: Final = "Content-Type"
+TRACEPARENT: Final = "traceparent"
+OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, CONTENT_TYPE})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+_PATTERN = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>")
+
+
+def token(name: str, what: str = "name") -> str:
+    """`name`, if it can be one token of a subject; ConfigError (DX101) otherwise."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r} cannot be part of a subject", code="DX101", fix="use letters, digits, - and _ only"
+        )
+    return name
+
+
+def is_subject(subject: str) -> bool:
+    """Whether an event can be published to `subject` (no wildcard, no empty token, no space)."""
+    return bool(_SUBJECT.fullmatch(subject)) and not subject.startswith("$")
+
+
+def is_pattern(pattern: str) -> bool:
+    """Whether `pattern` is a subject or a wildcard over subjects."""
+    return bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith("$")
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether the NATS pattern (`*` one token, `>` the rest) takes the subject."""
+    if pattern == subject:
+        return True
+    want, have = pattern.split("."), subject.split(".")
+    for i, part in enumerate(want):
+        if part == ">":
+            return len(have) > i
+        if i >= len(have) or part not in ("*", have[i]):
+            return False
+    return len(want) == len(have)
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether some subject is taken by both patterns (two streams, or two subjects of one, may not overlap)."""
+    left, right = a.split("."), b.split(".")
+    for i in range(max(len(left), len(right))):
+        x = left[i] if i < len(left) else None
+        y = right[i] if i < len(right) else None
+        if x == ">":
+            return y is not None
+        if y == ">":
+            return x is not None
+        if x is None or y is None or (x != y and "*" not in (x, y)):
+            return False
+    return True
+
+
+# -- streams, buckets, consumers ---------------------------------------------------------------------------------
+def stream(app: str) -> str:
+    """The application stream."""
+    return f"DSPEX_{token(app, 'app')}"
+
+
+def bucket(app: str) -> str:
+    """The key-value bucket: manifests, leases, who is alive."""
+    return f"DSPEX_{token(app, 'app')}"
+
+
+def objects(app: str) -> str:
+    """The object store of payloads too large for an event, by content hash."""
+    return f"DSPEX_{token(app, 'app')}_payloads"
+
+
+def own_subjects(app: str) -> list[str]:
+    """What the application stream captures besides sinks and sources."""
+    return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "work", "result", "record", "dead")]
+
+
+def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> str:
+    """The fixed name of a reader's consumer: deleted and created again, so that restarts leave none behind."""
+    return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
+
+
+def work_consumer(resource_class: str) -> str:
+    """The durable consumer that the workers of a class share."""
+    return f"work-{token(resource_class, 'pool')}"
+
+
+# -- subjects ----------------------------------------------------------------------------------------------------
+def prefix(app: str) -> str:
+    return f"dspex.{token(app, 'app')}"
+
+
+def log(app: str, topology: str, stage: str, partition: int | str) -> str:
+    """The commit log of one stage partition; `*` as partition for all of them."""
+    return f"{prefix(app)}.log.{topology}.{stage}.{partition}"
+
+
+def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
+    return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
+
+
+def work(app: str, resource_class: str, topology: str, operator: str) -> str:
+    """Where the calls of an operator wait for a worker of the class."""
+    return f"{prefix(app)}.work.{token(resource_class, 'pool')}.{topology}.{operator.replace('/', '-')}"
+
+
+def work_pattern(app: str, resource_class: str) -> str:
+    """All work of a resource class: what its workers' consumer filters on."""
+    return f"{prefix(app)}.work.{token(resource_class, 'pool')}.>"
+
+
+def result(app: str, topology: str, stage: str, partition: int | str) -> str:
+    """The inbox of a stage partition: results of its calls, events to run again."""
+    return f"{prefix(app)}.result.{topology}.{stage}.{partition}"
+
+
+def record(app: str, resource_class: str) -> str:
+    """Records of interactive calls, which no stage asked for."""
+    return f"{prefix(app)}.record.{token(resource_class, 'pool')}"
+
+
+def dead(app: str, topology: str, operator: str) -> str:
+    """Dead letters of an operator; `*` or `>` for all."""
+    return f"{prefix(app)}.dead.{topology}.{operator.replace('/', '-')}"
+
+
+def call(app: str, resource_class: str) -> str:
+    """Interactive calls (core NATS): queue group `resource_class`, members only while they have a free slot."""
+    return f"{prefix(app)}.call.{token(resource_class, 'pool')}"
+
+
+def control(app: str, resource_class: str) -> str:
+    """Commands to the pools of a class, and questions to them (core NATS)."""
+    return f"{prefix(app)}.control.{token(resource_class, 'pool')}"
+
+
+# -- keys of the bucket --------------------------------------------------------------------------------------------
+def manifest_key(topology: str) -> str:
+    return f"manifest.{topology}"
+
+
+def lease_key(topology: str, stage: str, partition: int) -> str:
+    return f"lease.{topology}.{stage}.{partition}"
+
+
+def member_key(kind: str, id: str) -> str:
+    """Who is alive: `engine.<id>` or `pool.<class>.<id>`."""
+    return f"{kind}.{id}"
+
+
+# -- ids that name a record or a repeat ------------------------------------------------------------------------------
+def attempt_id(call: str, attempt: int) -> str:
+    """Nats-Msg-Id of a result: a worker that dies after it was stored and before its ack leaves no second record."""
+    return f"{call}:{attempt}"
+
+
+def redrive_id(stream_sequence: int) -> str:
+    """Nats-Msg-Id of a redriven dead letter: asking twice runs it once."""
+    return f"redrive:{stream_sequence}"

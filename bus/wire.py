@@ -1,0 +1,199 @@
+"""What engine and workers say to each other: work, result, dead letter. They meet only here.
+
+A result carries its work back, bytes and all. So a stage keeps no event in memory while a call is open, a record is whole
+by itself (what was asked, what came), and a retry is the same work with the next attempt number.
+
+MessagePack maps with the field names as keys: unknown keys of a newer version are ignored, missing ones get the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import msgpack
+
+from dspex.bus.errors import DecodeError
+
+
+class _Packed:
+    def pack(self) -> bytes:
+        """The object as MessagePack."""
+        packed: bytes = msgpack.packb(asdict(self), default=str)  # type: ignore[call-overload]
+        return packed
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The object that `pack` wrote. Raises DecodeError."""
+        try:
+            raw = msgpack.unpackb(data)
+            return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})  # type: ignore[arg-type]
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as e:
+            raise DecodeError(f"not a {cls.__name__.lower()} of dspex: {e}") from e
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch."""
+
+    id: str
+    subject: str
+    run: str
+    cause: str | None = None
+    key: str | None = None
+    session: str | None = None
+    time: float = 0.0
+    sequence: int = 0
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
+
+    Attributes:
+        kind: "predict", "chain_of_thought", "react" or "program".
+        target: the signature for the first three, the ref `pkg.module:Class` for a program.
+        signature: "a, b: int -> c"; for a program too.
+        instructions: of the signature; "" for DSPy's default.
+        lm: profiles in the order they are tried; empty: the pool's.
+        adapter: "chat", "json" or "xml"; None: the profile's.
+        config: ModuleConfig (temperature, max_tokens, …).
+        tools: refs, for react.
+        max_iters: for react.
+        state: name of a stored compiled program; None for none.
+        options: the rest, as plain data.
+    """
+
+    kind: str
+    target: str
+    signature: str
+    instructions: str = ""
+    lm: tuple[str, ...] = ()
+    adapter: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    max_iters: int = 10
+    state: str | None = None
+
+
+@dataclass(frozen=True)
+class Work(_Packed):
+    """One attempt at one call.
+
+    Attributes:
+        call: id of the call; the same in every attempt.
+        ordinal: dense number of the call in its stage partition; -1 for an interactive call.
+        attempt: from 1.
+        topology, node: who asks.
+        reply: subject that the result is stored on; "" for an interactive call (the reply goes to the caller's inbox).
+        spec: CallSpec as a map.
+        inputs: signature inputs by name.
+        data: the event's data as encoded, carried along untouched.
+        content_type: of `data`.
+        origin: Origin as a map.
+        timeout: seconds for this attempt.
+        deadline: seconds since the epoch; a worker that gets it later answers CallTimeout without running it.
+    """
+
+    call: str
+    ordinal: int
+    attempt: int
+    topology: str
+    node: str
+    reply: str
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    data: bytes = b""
+    content_type: str = "application/json"
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 60.0
+    deadline: float = 0.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and money of one call, or of many together. `cost` in USD; None where the price is not known."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [c for c in (self.cost, other.cost) if c is not None]
+        return Usage(
+            self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens, sum(costs) if costs else None
+        )
+
+
+@dataclass(frozen=True)
+class Outcome(_Packed):
+    """What came of one attempt: outputs, or an error; the record once it is stored.
+
+    Attributes:
+        kind: "result" (of a call) or "resume" (run the event of `work` again from `work.node` on: a redrive).
+        work: the packed Work it answers.
+        call, ordinal, attempt, node: of that work, so that it need not be unpacked to be counted or dropped.
+        outputs: by name; None with an error.
+        error: DspexError.as_dict() plus "traceback" (at most 8 KiB); None with outputs.
+        route: "worker", "native", "cache", "fallback" or "record".
+        lm, worker, program, dspy_version: who answered, with what.
+        started: seconds since the epoch; elapsed: seconds.
+        usage: Usage as a map.
+    """
+
+    call: str
+    ordinal: int
+    attempt: int
+    node: str
+    work: bytes = b""
+    kind: str = "result"
+    outputs: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+    route: str = "worker"
+    lm: str = ""
+    worker: str = ""
+    program: str = ""
+    dspy_version: str = ""
+    started: float = 0.0
+    elapsed: float = 0.0
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Letter(_Packed):
+    """A dead letter: the event, the operator that could not process it, and why.
+
+    Attributes:
+        node: the operator; for an event that could not be read, the source.
+        origin: Origin of the event as a map.
+        data: the event's data as encoded; `content_type` says how.
+        error: DspexError.as_dict().
+        traceback: at most 8 KiB.
+        attempts: how often it was tried.
+        time: seconds since the epoch.
+        reply: inbox of the stage partition, where a redrive goes.
+        call: id of the call that failed; "" for a native operator.
+        headers: of the event as it was read.
+    """
+
+    topology: str
+    node: str
+    origin: Mapping[str, Any]
+    data: bytes
+    content_type: str
+    error: Mapping[str, Any]
+    traceback: str = ""
+    attempts: int = 1
+    time: float = 0.0
+    reply: str = ""
+    call: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# -- between a pool's parent and its children, and for interactive calls -----------------------------------------
+ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
+BUSY = "busy"  # the member filled up in the race: ask again
+RESULT = "result"  # last frame: a packed Outcome
+KIND_HEADER = "Dspex-Kind"  # which of the three a reply to an interactive call is
