@@ -93,10 +93,14 @@ class DspexError(Exception):
 
 
 class ConfigError(DspexError):
-    """A setting is wrong or missing. You get it before anything starts."""
+    """A setting is wrong or missing. You get it before anything starts; `.problems` has all of them at once."""
 
     code, _exit = "DX100", 2
     fix = "correct the setting; dspex config show tells where each value came from"
+
+    def __init__(self, message: str, *, problems: Sequence[Problem] = (), **kw: Any) -> None:
+        super().__init__(message, **kw)
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,250 @@
+"""Where settings come from: a TOML file, the environment, nats CLI contexts, flags; laid over each other.
+
+A layer is nested data plus the origin of each leaf, so that every value, and every complaint about one, can name the
+place where somebody wrote it. tomllib keeps no line numbers and no maintained TOML library does; `_lines` finds them by
+looking at the text, and lets tomllib read each key so that quoting is never parsed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from dspex.bus.errors import ConfigError
+
+Key: TypeAlias = tuple[str, ...]
+
+_KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_TABLE = re.compile(r"\s*\[([^\[\]]+)\]")
+_LONG_TEXT = re.compile(r'"""(?:.|\n)*?"""|' + r"'''(?:.|\n)*?'''")
+_PREFIX = "DSPEX_"
+_NATS = {
+    "NATS_URL": "url",
+    "NATS_CREDS": "creds",
+    "NATS_NKEY": "nkey",
+    "NATS_USER": "user",
+    "NATS_CONTEXT": "context",
+}
+_CONTEXT = {"url": "url", "creds": "creds", "nkey": "nkey", "user": "user"}
+_CONTEXT_TLS = {"ca": "ca", "cert": "cert", "key": "key"}
+
+
+@dataclass
+class Layer:
+    """Values from one kind of place. `origins`: of the leaves, or of a whole table."""
+
+    values: dict[Key, Any] = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
+
+    def add(self, key: Key, value: Any, origin: str) -> None:
+        for path, leaf in flatten(value, key):
+            self.values[path] = leaf
+            self.origins[path] = origin
+
+
+def flatten(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """The leaves of nested maps. An empty map is a leaf: `pools.x = {}` says that there is a pool x."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from flatten(inner, (*key, str(name)))
+    else:
+        yield key, value
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[Key, str]]:
+    """The layers laid over each other, later ones on top: nested data, and the origin of each leaf."""
+    merged: dict[str, Any] = {}
+    origins: dict[Key, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            at = merged
+            for name in key[:-1]:
+                inner = at.get(name)
+                at[name] = at = inner if isinstance(inner, dict) else {}
+            if value == {} and isinstance(at.get(key[-1]), dict):
+                continue
+            at[key[-1]] = value
+            origins[key] = layer.origins[key]
+    return merged, origins
+
+
+def origin_of(key: Key, origins: Mapping[Key, str]) -> str:
+    """Where `key`, or what it is part of, was written; "default" where it was not."""
+    below = (o for k, o in origins.items() if k[: len(key)] == key)
+    above = (origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins)
+    return next(above, None) or next(below, "default")
+
+
+# -- file ----------------------------------------------------------------------------------------------------------
+def find_file(start: Path) -> Path | None:
+    """dspex.toml, or a pyproject.toml with [tool.dspex], nearest upwards from `start`."""
+    for folder in (start, *start.parents):
+        if (own := folder / "dspex.toml").is_file():
+            return own
+        shared = folder / "pyproject.toml"
+        if shared.is_file() and "[tool.dspex" in shared.read_text(encoding="utf-8"):
+            return shared
+    return None
+
+
+def file_layer(path: Path) -> Layer:
+    """What the file says. Raises ConfigError (DX106) where it cannot be read as TOML."""
+    shown = _relative(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        data: dict[str, Any] = tomllib.loads(text)
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config"
+        ) from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names"
+        ) from e
+    table: Key = ("tool", "dspex") if path.name == "pyproject.toml" else ()
+    for name in table:
+        data = data.get(name, {})
+    lines = {key[len(table) :]: line for key, line in _lines(text).items() if key[: len(table)] == table}
+    layer = Layer()
+    for key, value in flatten(data):
+        if key:
+            layer.add(key, value, f"{shown}:{_line_of(key, lines)}")
+    return layer
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _lines(text: str) -> dict[Key, int]:
+    found: dict[Key, int] = {}
+    table: Key = ()
+    short = _LONG_TEXT.sub(lambda m: "\n" * m[0].count("\n"), text)
+    for number, line in enumerate(short.splitlines(), 1):
+        if match := _TABLE.match(line):
+            table = _parsed_key(f"[{match[1]}]")
+            found.setdefault(table, number)
+        elif match := _KEY.match(line):
+            found.setdefault((*table, *_parsed_key(f"{match[1]} = 0")), number)
+    return found
+
+
+def _parsed_key(text: str) -> Key:
+    return next(flatten(tomllib.loads(text)))[0]
+
+
+def _line_of(key: Key, lines: Mapping[Key, int]) -> int:
+    return next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)
+
+
+# -- environment ---------------------------------------------------------------------------------------------------
+def environment_layer(env: Mapping[str, str], known: Mapping[str, Any]) -> Layer:
+    """`DSPEX_POOLS__GPU__SIZE=4` is pools.gpu.size. `known`: data so far, whose spelling of a name wins (`my-pool`)."""
+    layer = Layer()
+    for name in sorted(n for n in env if n.startswith(_PREFIX)):
+        words = name[len(_PREFIX) :].lower().split("__")
+        layer.add(_spelled(words, known), _value(env[name]), f"env {name}")
+    _without_password(layer)
+    return layer
+
+
+def _spelled(words: list[str], known: Mapping[str, Any]) -> Key:
+    key: list[str] = []
+    at: Any = known
+    for word in words:
+        names = at if isinstance(at, Mapping) else {}
+        name = next((n for n in names if n.lower().replace("-", "_") == word), word)
+        key.append(name)
+        at = names.get(name)
+    return tuple(key)
+
+
+def _value(text: str) -> Any:
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text  # the check of the setting complains, and names the variable
+    return text
+
+
+def nats_layer(env: Mapping[str, str]) -> Layer:
+    """The variables that the nats tools read."""
+    layer = Layer()
+    for name, setting in _NATS.items():
+        if env.get(name):
+            layer.add(("server", setting), env[name], f"env {name}")
+    if env.get("NATS_PASSWORD"):
+        layer.add(("server", "password_env"), "NATS_PASSWORD", "env NATS_PASSWORD")
+    _without_password(layer)
+    return layer
+
+
+def _without_password(layer: Layer) -> None:
+    """A password inside a URL stays in its variable: the settings keep the URL without it, and the variable's name."""
+    key = ("server", "url")
+    url, origin = layer.values.get(key), layer.origins.get(key, "")
+    if isinstance(url, str) and (user := user_of(url)) and password_of(url):
+        layer.values[key] = without_user(url)
+        layer.add(("server", "user"), user, origin)
+        layer.add(("server", "password_env"), origin.removeprefix("env "), origin)
+
+
+def _urls(text: str) -> list[SplitResult]:
+    return [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
+
+
+def user_of(url: str) -> str | None:
+    return _urls(url)[0].username
+
+
+def password_of(url: str) -> str | None:
+    return _urls(url)[0].password
+
+
+def without_user(url: str) -> str:
+    """The URL, or the comma-separated URLs, without `user:password@`."""
+    return ",".join(urlunsplit(p._replace(netloc=p.netloc.rpartition("@")[2])) for p in _urls(url))
+
+
+# -- nats contexts -------------------------------------------------------------------------------------------------
+def context(name: str) -> dict[str, Any]:
+    """A context of the nats CLI, as it stands in its file. Raises ConfigError (DX107)."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    path = Path(home) / "nats" / "context" / f"{name}.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as e:
+        fix = "nats context ls shows the names; or say where the server is with --server"
+        raise ConfigError(f"no nats context {name!r}: {path} cannot be read", code="DX107", fix=fix) from e
+    return data
+
+
+def context_layer(name: str) -> Layer:
+    """What a context says about the server, without its secrets: those are read when the connection is made."""
+    data, layer = context(name), Layer()
+    for theirs, ours in _CONTEXT.items():
+        if data.get(theirs):
+            layer.add(("server", ours), data[theirs], f"context {name}")
+    for theirs, ours in _CONTEXT_TLS.items():
+        if data.get(theirs):
+            layer.add(("server", "tls", ours), data[theirs], f"context {name}")
+    return layer
+
+
+# -- flags ---------------------------------------------------------------------------------------------------------
+def flag_layer(overrides: Mapping[str, Any]) -> Layer:
+    """Keyword arguments: nested maps, or `__` between levels. None: not given."""
+    layer = Layer()
+    for name, value in overrides.items():
+        for key, leaf in flatten(value, tuple(name.split("__"))):
+            if leaf is not None:
+                layer.add(key, leaf, "flag")
+    return layer
