@@ -1,0 +1,104 @@
+"""An asyncio loop whose clock stands still until it is told to move, so that tests with timers are exact and take no time.
+
+It is driven from plain, synchronous code: `settle()` runs all that can run now, `advance(5)` lets five seconds pass. It
+reads no socket and no wall clock, so nothing from outside the process can reach it: with the in-memory bus, two runs of the
+same program are the same, step by step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Key = tuple[selectors.SelectorKey, int]
+
+LIVELOCK = 100_000  # iterations without coming to rest
+
+
+class _Stall(selectors.SelectSelector):
+    """Where a loop would sleep, this one reports how long it would, and returns at once.
+
+    It is the only place that sees both "nothing is ready" and "the next timer is due in n seconds" without reaching into
+    asyncio's private parts.
+    """
+
+    def __init__(self, at_rest: Callable[[float | None], None]) -> None:
+        super().__init__()
+        self._at_rest = at_rest
+        self.iterations = 0
+
+    def select(self, timeout: float | None = None) -> list[Key]:
+        self.iterations += 1
+        if timeout is None or timeout > 0:
+            self._at_rest(timeout)
+        elif self.iterations > LIVELOCK:
+            raise RuntimeError(f"no rest after {LIVELOCK} iterations at the same time: a task goes round in circles")
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop with a virtual clock, which starts at 0 and is moved by `advance` alone."""
+
+    def __init__(self) -> None:
+        self._nanoseconds = 0  # whole ones: a sum of floats would drift away from the timers' own sums
+        self._next: float | None = None
+        self._stall = _Stall(self._at_rest)
+        super().__init__(self._stall)
+
+    def time(self) -> float:
+        """Seconds since the loop was made, as virtual time."""
+        return self._nanoseconds / 1e9
+
+    def _at_rest(self, timeout: float | None) -> None:
+        self._next = timeout
+        self.stop()
+
+    def settle(self) -> None:
+        """Run until nothing is ready. Time stands still. Raises RuntimeError when that does not come to an end."""
+        self._stall.iterations = 0
+        self.run_forever()
+
+    def _step(self, limit: float | None = None) -> bool:
+        """Jump to the next timer, if it is due within `limit` seconds, and settle; whether there was one."""
+        if self._next is None or (limit is not None and self._next > limit):
+            return False
+        self._nanoseconds += max(1, round(self._next * 1e9))
+        self.settle()
+        return True
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass: from timer to timer in their order, settling at each."""
+        end = self._nanoseconds + round(seconds * 1e9)
+        self.settle()
+        while self._step((end - self._nanoseconds) / 1e9):
+            pass
+        self._nanoseconds = end
+        self.settle()
+
+    def run(self, main: Coroutine[Any, Any, T], *, advance: bool = False) -> T:
+        """Run a coroutine to its end. With `advance` the clock jumps on when nothing else can happen.
+
+        Raises RuntimeError if the coroutine waits for what cannot come.
+        """
+        task = self.create_task(main)
+        self.settle()
+        while not task.done() and advance and self._step():
+            pass
+        if task.done():
+            return task.result()
+        why = "for time to pass" if self._next is not None else "for something that nobody will do"
+        task.cancel()
+        self.settle()
+        raise RuntimeError(f"{main.__qualname__} waits {why}")
+
+    def close(self) -> None:
+        """Cancel what still runs, and close."""
+        if not self.is_closed():
+            for task in asyncio.all_tasks(self):
+                task.cancel()
+            self.settle()
+            self.run(self.shutdown_asyncgens())
+        super().close()
