@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import Settings
 

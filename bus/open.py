@@ -1,0 +1,94 @@
+"""Which server, and a bus on it: the one that settings name, the one that runs here, or one that we start."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dspex.bus.errors import ConfigError, Unreachable
+from dspex.bus.port import Bus, BusEvents
+from dspex.bus.server import LocalServer, running
+from dspex.bus.settings import Settings, TLSSettings
+
+
+@dataclass(frozen=True)
+class Found:
+    """A server. `started`: by us, and it stops with us; `local`: it keeps its data in our store."""
+
+    url: str
+    started: bool
+    local: bool
+
+
+@asynccontextmanager
+async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerator[Found, None]:
+    """The server to use, for as long as the block runs.
+
+    Args:
+        start: start one in `settings.store` where settings name none and none is running; it stops at the end.
+
+    Raises:
+        Unreachable: there is none, and none may be started.
+    """
+    if settings.server.url:
+        yield Found(settings.server.url, started=False, local=False)
+        return
+    if state := running(settings.store.parent):
+        yield Found(str(state["url"]), started=False, local=True)
+        return
+    if not start:
+        raise Unreachable(
+            f"no NATS server: none is named, and none is running in {settings.store.parent}",
+            fix="start one (dspex server start, or dspex run), or name one: --server nats://host:4222",
+        )
+    local = settings.server.local
+    sync = "always" if isinstance(local.sync_interval, str) else local.sync_interval
+    async with LocalServer(settings.store, port=local.port, sync_interval=sync) as server:
+        yield Found(server.url, started=True, local=True)
+
+
+@asynccontextmanager
+async def open_bus(
+    settings: Settings, *, name: str, start: bool = False, events: BusEvents | None = None
+) -> AsyncGenerator[Bus, None]:
+    """A bus on the server of `server_of`, closed at the end of the block.
+
+    Args:
+        name: of the connection, for those who look at the server.
+        start: as in `server_of`.
+        events: what the bus tells about itself.
+
+    Raises:
+        Unreachable, NotAllowed, UnsupportedServer, ConfigError.
+    """
+    async with server_of(settings, start=start) as found:
+        bus = await connect(settings, found, name=name, events=events)
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+
+async def connect(settings: Settings, found: Found, *, name: str, events: BusEvents | None = None) -> Bus:
+    """A bus on a server that is there, with the login of the settings where they name that server."""
+    from dspex.bus import nats  # the client costs 0.1 s to import; whoever only looks for a server does not need it
+
+    login: dict[str, Any] = {} if found.local else dict(settings.server.login())
+    if settings.server.tls and not found.local:
+        login["tls"] = tls_context(settings.server.tls)
+    return await nats.connect(found.url, name=name, events=events, **login)
+
+
+def tls_context(tls: TLSSettings) -> ssl.SSLContext:
+    """Certificates for the connection. Raises ConfigError (DX117) where a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as e:
+        message = f"the certificates of server.tls cannot be used: {e}"
+        raise ConfigError(message, code="DX117", node="server.tls", fix="correct the paths of ca, cert and key") from e
+    return context

@@ -1,0 +1,63 @@
+"""Ask a nats-server who it is, over one bare TCP connection.
+
+For a server that is just starting a real client is too patient: it retries, reconnects and logs. Here one question is one
+connection, and what comes back is what the server said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`info`: the server's INFO. `jetstream`: its $JS.API.INFO, None while JetStream does not answer."""
+
+    info: Mapping[str, Any]
+    jetstream: Mapping[str, Any] | None
+
+    @property
+    def version(self) -> str:
+        return str(self.info.get("version", ""))
+
+
+async def ask(host: str, port: int, *, user: str | None = None, password: str | None = None, timeout: float) -> Answer:
+    """Connect, log in, ask JetStream. Raises OSError, TimeoutError, EOFError, or ValueError with the server's refusal."""
+    async with asyncio.timeout(timeout):
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            return await _talk(reader, writer, user, password)
+        finally:
+            writer.close()
+
+
+async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str | None, password: str | None) -> Answer:
+    info = json.loads((await _line(reader)).removeprefix(b"INFO "))
+    login = {"verbose": False, "pedantic": False, "lang": "dspex", "version": "0", "headers": True, "no_responders": True}
+    if user:
+        login |= {"user": user, "pass": password or ""}
+    writer.write(
+        b"CONNECT " + json.dumps(login).encode() + b"\r\nSUB _INBOX.probe 1\r\nPUB $JS.API.INFO _INBOX.probe 0\r\n\r\n"
+    )
+    while True:
+        line = await _line(reader)
+        if line.startswith(b"MSG "):
+            answer = json.loads(await reader.readexactly(int(line.split()[-1])))
+            return Answer(info, None if "error" in answer else answer)
+        if line.startswith(b"HMSG "):  # no responders: no JetStream here, or not yet
+            return Answer(info, None)
+        if line.startswith(b"-ERR"):
+            raise ValueError(line.removeprefix(b"-ERR ").decode().strip(" '\r\n"))
+        if line.startswith(b"PING"):
+            writer.write(b"PONG\r\n")
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    line = await reader.readline()
+    if not line:
+        raise EOFError("the server closed the connection")
+    return line.rstrip(b"\r\n")
