@@ -35,9 +35,7 @@ _PATTERN = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>")
 def token(name: str, what: str = "name") -> str:
     """`name`, if it can be one token of a subject; ConfigError (DX101) otherwise."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what} {name!r} cannot be part of a subject", code="DX101", fix="use letters, digits, - and _ only"
-        )
+        raise ConfigError(f"{what} {name!r} cannot be part of a subject", code="DX101", fix="use letters, digits, - and _ only")
     return name
 
 
@@ -60,6 +58,17 @@ def matches(pattern: str, subject: str) -> bool:
         if part == ">":
             return len(have) > i
         if i >= len(have) or part not in ("*", have[i]):
+            return False
+    return len(want) == len(have)
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether `wide` takes every subject that the pattern `narrow` takes."""
+    want, have = wide.split("."), narrow.split(".")
+    for i, part in enumerate(want):
+        if part == ">":
+            return len(have) > i
+        if i >= len(have) or have[i] == ">" or part not in ("*", have[i]):
             return False
     return len(want) == len(have)
 
@@ -145,8 +154,13 @@ def record(app: str, resource_class: str) -> str:
 
 
 def dead(app: str, topology: str, operator: str) -> str:
-    """Dead letters of an operator; `*` or `>` for all."""
-    return f"{prefix(app)}.dead.{topology}.{operator.replace('/', '-')}"
+    """Dead letters of an operator (a source's name may hold wildcards and dots)."""
+    return f"{prefix(app)}.dead.{topology}.{re.sub(r'[^A-Za-z0-9_.-]', '_', operator)}"
+
+
+def dead_pattern(app: str, topology: str = "*") -> str:
+    """All dead letters of a topology, or of the application."""
+    return f"{prefix(app)}.dead.{topology}.>"
 
 
 def call(app: str, resource_class: str) -> str:
