@@ -1,0 +1,134 @@
+"""The bus on NATS JetStream: `dspex.bus.port.Bus` on nats-py. The only room that imports `nats`."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from dspex.bus.event import Message
+from dspex.bus.nats import core, protocol, stored, streams, writer
+from dspex.bus.nats.client import Options
+from dspex.bus.nats.core import NatsSubscription
+from dspex.bus.nats.link import Link
+from dspex.bus.nats.reader import NatsReader
+from dspex.bus.nats.store import NatsBucket, NatsObjects
+from dspex.bus.nats.work import NatsWorkQueue
+from dspex.bus.port import Ack, BusEvents, Draft, StreamConfig, StreamInfo
+
+__all__ = ["NatsBus", "connect"]
+
+
+async def connect(
+    url: str,
+    *,
+    name: str = "dspex",
+    events: BusEvents | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    creds: str | None = None,
+    nkey: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 5.0,
+) -> NatsBus:
+    """Connect to the servers of `url` (several: separated by commas).
+
+    Args:
+        name: of the connection, as `nats server report connections` shows it.
+        events: told about connection and errors.
+        creds: path of a credentials file (JWT); nkey: path of a seed file. Both need the package nkeys.
+        timeout: seconds for one try to connect to one server.
+
+    Raises: Unreachable, NotAllowed, UnsupportedServer (before 2.12), BusError (no JetStream), ConfigError (bad URL).
+    """
+    link = Link(Options(url, name, user, password, token, creds, nkey, tls, timeout), events or BusEvents())
+    await link.start()
+    return NatsBus(link)
+
+
+class NatsBus:
+    """`dspex.bus.port.Bus`; made by `connect`. It reconnects by itself; while it cannot, methods raise Unreachable."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def max_payload(self) -> int:
+        return self._link.max_payload
+
+    @property
+    def url(self) -> str:
+        return self._link.options.url
+
+    @property
+    def connected(self) -> bool:
+        return self._link.up.is_set()
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    # -- streams
+    async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
+        return await streams.ensure(self._link, config)
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        return await streams.info(self._link, name)
+
+    async def stream_of(self, subject: str) -> str | None:
+        return await writer.stream_of(self._link, subject)
+
+    # -- write
+    async def publish(self, draft: Draft, *, timeout: float = 5.0) -> Ack:
+        return await writer.publish(self._link, draft, timeout)
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        return await writer.commit(self._link, drafts, timeout)
+
+    # -- read
+    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> NatsReader:
+        return await NatsReader(self._link, stream, filters, after, name, window).start()
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        return await stored.message(self._link, stream, {"seq": sequence})
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        return await stored.message(self._link, stream, {"last_by_subj": subject})
+
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        return await stored.scan(self._link, stream, filters, start, stop)
+
+    async def purge(self, stream: str, subject: str, *, below: int) -> None:
+        await stored.purge(self._link, stream, subject, below)
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        await stored.delete(self._link, stream, sequence)
+
+    # -- work
+    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> NatsWorkQueue:
+        return await NatsWorkQueue(self._link, stream, pattern, name, ack_wait, free).start()
+
+    # -- core
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> Message:
+        return await core.request(self._link, subject, data, headers, timeout)
+
+    async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        connection = self._link.connection()
+        connection.put(protocol.message(subject, data, headers, reply=reply, limit=self._link.max_payload))
+        await connection.drained()
+
+    async def subscribe(
+        self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
+    ) -> NatsSubscription:
+        return await NatsSubscription(self._link, subject, handler, queue).start()
+
+    def inbox(self) -> str:
+        return f"_INBOX.{self._link.id}.{self._link.fresh()}"
+
+    # -- keys and objects
+    async def bucket(self, name: str) -> NatsBucket:
+        return await NatsBucket(self._link, name).ensure()
+
+    async def objects(self, name: str) -> NatsObjects:
+        return await NatsObjects(self._link, name).ensure()

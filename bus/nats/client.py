@@ -1,0 +1,171 @@
+"""One connection to a NATS server: nats-py's client with our own read loop.
+
+nats-py connects, authenticates, speaks TLS and watches for a dead peer. It does not reconnect: a connection that ends is
+thrown away, and `Link` makes the next one (see there why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from dspex.bus.errors import ConfigError, UnsupportedServer
+from dspex.bus.nats.failures import translated
+from dspex.bus.nats.protocol import Parser, Route
+
+OLDEST = (2, 12)  # the first with atomic batches
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how to connect. `creds`: path of a credentials file; `nkey`: path of a seed file; `timeout`: seconds."""
+
+    url: str
+    name: str = "dspex"
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    creds: str | None = None
+    nkey: str | None = None
+    tls: ssl.SSLContext | None = None
+    timeout: float = 5.0
+
+    def servers(self) -> list[str]:
+        """The URLs, which are separated by commas. Raises ConfigError (DX104), also for credentials that are not there."""
+        urls = [u.strip() if "://" in u else f"nats://{u.strip()}" for u in self.url.split(",") if u.strip()]
+        for url in urls:
+            _check_url(url)
+        if not urls:
+            raise ConfigError("no server is named", code="DX104", fix="--server nats://host:4222")
+        for path in filter(None, (self.creds, self.nkey)):
+            if not Path(path).is_file():
+                raise ConfigError(f"there is no credentials file {path}", code="DX104", fix="correct the path")
+            if importlib.util.find_spec("nkeys") is None:
+                raise ConfigError("credentials files need the package nkeys", code="DX104", fix="pip install nkeys")
+        return urls
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlparse(url)
+        good = parts.scheme in ("nats", "tls") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        good = False
+    if not good:
+        raise ConfigError(f"{url!r} is not the URL of a NATS server", code="DX104", fix="nats://host:4222 or tls://…")
+
+
+class Connection(Client):
+    """nats-py's client for one connection, with our own read loop. The only place that touches its private members.
+
+    `tests/bus/test_nats_link.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
+    """
+
+    def __init__(self, ended: Callable[[str], None], complained: Callable[[str], None]) -> None:
+        super().__init__()
+        self.routes: dict[bytes, Route] = {}
+        self._parser = Parser(self.routes)
+        self._ended, self._complained = ended, complained
+        self._over = False
+
+    def put(self, data: bytes) -> None:
+        """Hand bytes to the socket at once: nothing waits in nats-py's buffer."""
+        self._transport.write(data)  # type: ignore[union-attr]
+
+    async def drained(self) -> None:
+        """Wait until the socket has taken most of what was put."""
+        await self._transport.drain()  # type: ignore[union-attr]
+
+    @property
+    def server_info(self) -> Mapping[str, Any]:
+        """What the server said about itself: version, jetstream, max_payload, …"""
+        return self._server_info
+
+    async def _select_next_server(self) -> None:
+        # One try: the link picks the server. nats-py's own loop sleeps and retries inside connect().
+        self._current_server = self._server_pool[0]
+        await self._connect_to_server(self._current_server)
+
+    async def _read_loop(self) -> None:
+        # nats-py's loop ends silently at an unexpected error and leaves a deaf connection behind; ours always tells.
+        reason = "the server closed the connection"
+        try:
+            while not self.is_closed and (chunk := await self._transport.read(_CHUNK)):  # type: ignore[union-attr]
+                for line in self._parser.feed(chunk):
+                    await self._obey(line)
+        except OSError as e:
+            reason = str(e)
+        finally:
+            self._tell(reason)
+        await self._close(Client.CLOSED)
+
+    async def _obey(self, line: bytes) -> None:
+        if line == b"PING":
+            self.put(b"PONG\r\n")
+        elif line == b"PONG":
+            await self._process_pong()
+        elif line.startswith(b"INFO "):
+            await self._process_info(json.loads(line[5:]))
+        elif line.startswith(b"-ERR"):
+            text = line[5:].decode("utf-8", "replace").strip("' ")
+            self._complained(text)
+            if not text.lower().startswith("permissions violation"):  # after any other the server closes
+                self._tell(text)
+
+    def _tell(self, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self._ended(reason)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self._tell(str(e).removeprefix("nats: "))
+        await self._close(Client.CLOSED)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # abort, not close: a graceful close waits until a frozen server has taken what it will never take.
+        self._pending, self._pending_data_size = [], 0
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._close(status, do_cbs)
+        self._tell("closed")
+
+
+async def dial(options: Options, url: str, ended: Callable[[str], None], complained: Callable[[str], None]) -> Connection:
+    """One try to connect to one server. Raises Unreachable, NotAllowed, UnsupportedServer.
+
+    `ended` is told once why the connection is over; `complained` what the server says with -ERR.
+    """
+    parts = urlparse(url)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+    connection, o = Connection(ended, complained), options
+    try:
+        async with asyncio.timeout(o.timeout):
+            await connection.connect(
+                [url], name=o.name, user=o.user, password=o.password, token=o.token, user_credentials=o.creds,
+                nkeys_seed=o.nkey, tls=o.tls, allow_reconnect=False, connect_timeout=max(1, int(o.timeout)),
+                ping_interval=5, max_outstanding_pings=2, error_cb=_raised_as_well,
+            )  # fmt: skip
+    except (OSError, TimeoutError, ValueError, nats_errors.Error) as e:
+        await connection.close()
+        raise translated(e, f"cannot connect to {shown}") from e
+    version = str(connection.server_info.get("version", "0"))
+    if tuple(int(n) for n in version.split("-")[0].split(".")[:2]) < OLDEST:
+        await connection.close()
+        raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
+    return connection
+
+
+async def _raised_as_well(error: Exception) -> None:
+    """nats-py reports a failed connect to its error callback and raises it; one is enough."""

@@ -1,0 +1,73 @@
+"""What reader, scan and work queue have in common: consumers, pulls, and what a delivery tells about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from dspex.bus.nats import protocol
+from dspex.bus.nats.failures import NO_CONSUMER, NO_STREAM, ServerRefusal
+from dspex.bus.nats.link import Link
+
+NANOSECONDS: Final = 1_000_000_000
+
+
+class Place(NamedTuple):
+    """Where a delivery stands, as its reply subject tells. `number`: among those of the consumer, from 1."""
+
+    delivered: int
+    sequence: int
+    number: int
+    time: float
+    pending: int
+
+
+def place(reply: bytes) -> Place:
+    """$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<number>.<time>.<pending>[.<random>]"""
+    words = reply.split(b".")
+    first = 4 if len(words) == 9 else 6  # with a domain there are 11, or 12 with the random token at the end
+    delivered, sequence, number, time, pending = words[first : first + 5]
+    return Place(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
+
+
+def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, Any]:
+    """The configuration of an ordered pull consumer, which is gone by itself after `idle` seconds without a pull."""
+    return {
+        "name": name,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": after + 1,
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "filter_subjects": list(filters),
+        "inactive_threshold": int(idle * NANOSECONDS),
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+
+
+async def create(link: Link, stream: str, config: Mapping[str, Any]) -> int:
+    """Create a consumer; the number of messages that wait for it. Raises BusError."""
+    request = {"stream_name": stream, "config": config, "action": "create"}
+    answer = await link.api(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
+    return int(answer.get("num_pending", 0))
+
+
+async def drop(link: Link, stream: str, name: str) -> None:
+    """Delete a consumer, if it is there."""
+    try:
+        await link.api(f"CONSUMER.DELETE.{stream}.{name}", None)
+    except ServerRefusal as e:
+        if e.number not in (NO_CONSUMER, NO_STREAM):
+            raise
+
+
+def pulls(stream: str, name: str) -> str:
+    """The subject that the pulls of a consumer go to."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
+
+
+def pull(subject: str, reply: str, **request: Any) -> bytes:
+    """A pull request as sent to `subject`; its messages and its end go to `reply`."""
+    body = json.dumps(request).encode()
+    return protocol.message(subject, body, None, reply=reply, limit=len(body))

@@ -1,0 +1,87 @@
+"""Core NATS: subscriptions and requests, at most once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from dspex.bus.errors import Saturated, Unreachable
+from dspex.bus.event import Message
+from dspex.bus.nats import protocol
+from dspex.bus.nats.link import Link
+
+MOST_WAITING: Final = 65_536  # messages that a slow handler may leave waiting; more are dropped, and reported
+
+
+async def request(link: Link, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float) -> Message:
+    """`Bus.request`."""
+    try:
+        answer, head = (await link.ask(subject, data, headers=headers, timeout=timeout))[0]
+    except TimeoutError as e:
+        raise Unreachable(f"no answer to {subject} in {timeout:g} s") from e
+    found = protocol.headers(head)
+    if found.get("Status") == "503" and not answer:
+        raise Saturated(f"nobody listens on {subject}")
+    return Message(subject, answer, found)
+
+
+class NatsSubscription:
+    """`dspex.bus.port.Subscription`: calls the handler for one message at a time, in order."""
+
+    def __init__(self, link: Link, subject: str, handler: Callable[[Message], Awaitable[None]], queue: str) -> None:
+        self._link, self._subject, self._handler, self._queue = link, subject, handler, queue
+        self._waiting: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+        self._pump: asyncio.Task[None] | None = None
+
+    async def start(self) -> NatsSubscription:
+        """Returns once the server knows: what is published afterwards, by anyone, comes. Raises Unreachable."""
+        self._link.connection()
+        self._interest = self._link.listen(self._subject, self._take, queue=self._queue)
+        self._link.lost.add(self._lost)
+        self._begin()
+        await self._link.flush()
+        return self
+
+    async def close(self) -> None:
+        """No new messages; what had come before is still handled."""
+        if not self._closed:
+            await self._link.leave(self._interest)
+            self._end()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._link.lost.discard(self._lost)
+        self._arrived.set()
+
+    def _lost(self) -> None:
+        if self._link.closed:
+            self._end()
+
+    def _begin(self) -> None:
+        self._pump = asyncio.create_task(self._handle(), name=f"dspex-subscription-{self._subject}")
+        self._pump.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """A handler that raised must not end the subscription: tell it, and go on with the next message."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._link.events.error(f"the handler of {self._subject} raised {error!r}")
+            self._begin()
+
+    async def _handle(self) -> None:
+        while not self._closed or self._waiting:
+            if self._waiting:
+                await self._handler(self._waiting.popleft())
+            else:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self._link.events.error(f"the handler of {self._subject} is too slow: a message was dropped")
+            return
+        self._waiting.append(Message(subject.decode(), data, protocol.headers(head), reply=reply.decode()))
+        self._arrived.set()

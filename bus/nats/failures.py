@@ -1,0 +1,104 @@
+"""What NATS says went wrong, in the terms of the port. The one place that knows nats-py's classes and the server's codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nats import errors as nats
+
+from dspex.bus.errors import (
+    BusError,
+    ConfigError,
+    DspexError,
+    Fenced,
+    NotAllowed,
+    PayloadTooLarge,
+    StreamFull,
+    SubjectTaken,
+    Unreachable,
+)
+
+NO_STREAM: Final = 10059
+NO_MESSAGE: Final = 10037
+NO_CONSUMER: Final = 10014
+NAME_IN_USE: Final = 10058
+IN_PROGRESS: Final = 10164  # another write to the subject is being decided (clustered): ask again
+TOO_MANY_BATCHES: Final = 10210  # 50 staged on the stream or 1000 on the server
+
+_CODES: Final[Mapping[int, type[BusError]]] = {
+    10002: StreamFull,  # resource limits exceeded for account
+    10023: StreamFull,  # insufficient resources
+    10028: StreamFull,  # memory resources exceeded
+    10047: StreamFull,  # storage resources exceeded
+    10077: StreamFull,  # maximum messages or bytes exceeded
+    10167: StreamFull,  # too many requests: the stream cannot write as fast as it is asked to
+    10054: PayloadTooLarge,  # the stream's own max_msg_size
+    10065: SubjectTaken,
+    10071: Fenced,
+    10008: Unreachable,  # JetStream system temporarily unavailable
+    10009: Unreachable,  # no quorum or leader
+    10074: Unreachable,  # replicas cannot be placed now
+    TOO_MANY_BATCHES: StreamFull,
+    IN_PROGRESS: Unreachable,
+}
+_NO_JETSTREAM: Final = {10039, 10076}  # not enabled for the account, not enabled at all
+JETSTREAM_OFF: Final = "start the server with JetStream (nats-server -js), or leave out --server and dspex starts its own"
+
+_CLASSES: Final[Mapping[type[Exception], type[DspexError]]] = {
+    nats.TimeoutError: Unreachable,
+    nats.FlushTimeoutError: Unreachable,
+    nats.DrainTimeoutError: Unreachable,
+    nats.NoRespondersError: Unreachable,
+    nats.StaleConnectionError: Unreachable,
+    nats.UnexpectedEOF: Unreachable,
+    nats.ConnectionClosedError: Unreachable,
+    nats.ConnectionDrainingError: Unreachable,
+    nats.ConnectionReconnectingError: Unreachable,
+    nats.NoServersError: Unreachable,
+    nats.OutboundBufferLimitError: Unreachable,
+    nats.SecureConnFailedError: Unreachable,
+    nats.ProtocolError: Unreachable,
+    nats.JsonParseError: Unreachable,
+    nats.SlowConsumerError: BusError,
+    nats.MaxPayloadError: PayloadTooLarge,
+    nats.AuthorizationError: NotAllowed,
+    nats.InvalidUserCredentialsError: NotAllowed,
+    nats.SecureConnRequiredError: ConfigError,
+    nats.SecureConnWantedError: ConfigError,
+    nats.BadSubscriptionError: BusError,
+    nats.BadSubjectError: BusError,
+    nats.BadHeaderError: BusError,
+    nats.BadTimeoutError: BusError,
+    nats.InvalidCallbackTypeError: BusError,
+    nats.ServerNotInPoolError: BusError,
+    nats.NotJSMessageError: BusError,
+    nats.MsgAlreadyAckdError: BusError,
+}
+_REFUSALS: Final = ("authorization violation", "authentication", "permissions violation", "user credentials")
+
+
+def translated(error: Exception, what: str) -> DspexError:
+    """`error` of nats-py, or of the socket below it, as one of ours; `what` was being tried."""
+    text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    if isinstance(error, (OSError, TimeoutError, EOFError)) and not isinstance(error, nats.Error):
+        return Unreachable(f"{what}: {text}")
+    if type(error) is nats.Error:  # what the server said, as text
+        return (NotAllowed if any(r in text.lower() for r in _REFUSALS) else Unreachable)(f"{what}: {text}")
+    return _CLASSES.get(type(error), BusError)(f"{what}: {text}")
+
+
+def refused(error: Mapping[str, Any], what: str) -> BusError:
+    """The `error` object of a JetStream answer as one of ours, with the server's description."""
+    code, text = int(error.get("err_code") or 0), f"{what}: {error.get('description', error)}"
+    if code in _NO_JETSTREAM:
+        return BusError(text, fix=JETSTREAM_OFF)
+    return ServerRefusal(text, code) if code not in _CODES else _CODES[code](f"{text} ({code})")
+
+
+class ServerRefusal(BusError):
+    """The server refused for a reason that has no class of its own; `number` is its err_code."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(f"{message} ({number})" if number else message)
+        self.number = number

@@ -1,0 +1,308 @@
+"""The link: one connection at a time, made again whenever it ends, with its subscriptions and the questions in flight.
+
+Why not nats-py's own reconnect: it keeps a buffer of unsent bytes and sends them later, so a commit that was given up could
+still land as a surprise; it leaves questions in flight to their timeout; and after some errors (headers and data over
+max_payload, an expired token) it never reconnects at all. Here there is one path for every end: the questions fail at once,
+the subscriptions stay, and the next connection starts clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from nats import errors as nats_errors
+
+from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
+from dspex.bus.event import new_id
+from dspex.bus.nats import protocol
+from dspex.bus.nats.client import Connection, Options, dial
+from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
+from dspex.bus.nats.protocol import Route
+from dspex.bus.port import BusEvents
+
+_LONGEST_PAUSE = 2.0  # seconds between tries to connect
+
+Answer = tuple[bytes, bytes]
+"""Data and header block."""
+
+
+def any_answer(data: bytes, head: bytes) -> bool:
+    return True
+
+
+@dataclass
+class Interest:
+    """One subscription of the link; it outlives the connection.
+
+    `refused` is called when the server does not permit it, or does not permit to publish to `asks` (where its pulls go).
+    """
+
+    sid: bytes
+    subject: str
+    queue: str
+    route: Route
+    refused: Callable[[BusError], None]
+    asks: str
+
+    def command(self) -> bytes:
+        return b"SUB %b %b %b\r\n" % (self.subject.encode(), self.queue.encode(), self.sid)
+
+    def end(self) -> bytes:
+        return b"UNSUB %b\r\n" % self.sid
+
+
+class Question:
+    """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it."""
+
+    __slots__ = ("answers", "done", "final", "reply", "subjects")
+
+    def __init__(self, subjects: Collection[str], reply: str, final: Callable[[bytes, bytes], bool]) -> None:
+        self.subjects, self.reply, self.final = subjects, reply, final
+        self.answers: list[Answer] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, data: bytes, head: bytes) -> None:
+        self.answers.append((data, head))
+        if self.final(data, head) and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: BusError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    async def settled(self, timeout: float) -> list[Answer]:
+        """The answers, once the final one is there. Raises TimeoutError, Unreachable (connection lost), NotAllowed."""
+        async with asyncio.timeout(timeout):
+            await self.done
+        return self.answers
+
+
+class Link:
+    """The connection of a bus: writes, questions, subscriptions. Raises `Unreachable` at once while there is none."""
+
+    def __init__(self, options: Options, events: BusEvents) -> None:
+        self.options, self.events = options, events
+        self.id = new_id().replace("-", "")
+        self.max_payload = 1 << 20  # what the last server said
+        self.up = asyncio.Event()
+        self.lost: set[Callable[[], None]] = set()  # called when the connection ends
+        self.closed = False
+        self._servers = options.servers()
+        self._connection: Connection | None = None
+        self._why: DspexError = Unreachable("not connected")
+        self._gone = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._interests: dict[bytes, Interest] = {}
+        self._questions: dict[bytes, Question] = {}
+        self._count = 0
+        self._answers = f"_INBOX.{self.id}.r"
+        self.listen(f"{self._answers}.*", self._answered)
+
+    async def start(self) -> None:
+        """Connect, or say why not: Unreachable, NotAllowed, UnsupportedServer, ConfigError, BusError (no JetStream)."""
+        self._attach(await self._connect())
+        try:
+            await self._need_jetstream()
+        except DspexError:
+            await self.close()
+            raise
+        self._keeper = asyncio.create_task(self._keep(), name="dspex-nats-link")
+
+    # -- the connection
+    async def _connect(self) -> Connection:
+        failure: DspexError = self._why
+        for url in random.sample(self._servers, len(self._servers)):
+            try:
+                return await dial(self.options, url, self._ended, self._complained)
+            except UnsupportedServer:
+                raise
+            except (BusError, ConfigError) as e:
+                failure = e
+        raise failure
+
+    def _attach(self, connection: Connection) -> None:
+        self._connection = connection
+        self._gone.clear()
+        self.max_payload = connection.max_payload
+        self._servers += [u for s in connection.discovered_servers if (u := s.geturl()) not in self._servers]
+        connection.routes.update({i.sid: i.route for i in self._interests.values()})
+        connection.put(b"".join([i.command() for i in self._interests.values()]))
+        self.up.set()
+        self.events.state("connected", str(connection.server_info.get("server_name", "")))
+
+    async def _need_jetstream(self) -> None:
+        if self.connection().server_info.get("jetstream"):
+            return  # a leaf node without it may still reach a hub that has it: ask
+        try:
+            await self.api("INFO", None)
+        except Unreachable as e:
+            raise BusError("the server has no JetStream", fix=JETSTREAM_OFF) from e
+
+    def _ended(self, reason: str) -> None:
+        if self._connection is None:
+            return  # a try to connect that failed
+        self._connection = None
+        self.up.clear()
+        self._why = Unreachable("the bus is closed" if self.closed else f"the connection is lost: {reason}")
+        for question in list(self._questions.values()):
+            question.fail(Unreachable(self._why.message))
+        for tell in list(self.lost):
+            tell()
+        self._gone.set()
+        self.events.state(*(("closed", "closed by this process") if self.closed else ("disconnected", reason)))
+
+    async def _keep(self) -> None:
+        while True:
+            await self._gone.wait()
+            pause = 0.02
+            while self._connection is None:
+                try:
+                    self._attach(await self._connect())
+                except (BusError, ConfigError) as e:
+                    self._why = e
+                    self.events.error(e.message)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _complained(self, text: str) -> None:
+        """-ERR of the server. A missing permission is told to whoever asked, instead of letting it time out."""
+        self.events.error(text)
+        error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
+        subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")
+        if "for publish" in kind:
+            for question in [q for q in self._questions.values() if subject in q.subjects]:
+                question.fail(error)
+        for interest in list(self._interests.values()):
+            if subject == (interest.asks if "for publish" in kind else interest.subject):
+                interest.refused(error)
+
+    async def close(self) -> None:
+        """End the connection; what was put before is sent first, if the server still listens."""
+        if self.closed:
+            return
+        with suppress(Unreachable, NotAllowed):  # the server is gone: there is nobody to send to
+            await self.flush(1.0)
+        self.closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._connection is not None:
+            await self._connection.close()
+        else:
+            self._why = Unreachable("the bus is closed")
+            for tell in list(self.lost):
+                tell()
+            self.events.state("closed", "closed by this process")
+
+    def connection(self) -> Connection:
+        """The connection. Raises Unreachable, or NotAllowed when the server does not let us in any more."""
+        if self._connection is None:
+            raise type(self._why)(self._why.message)
+        return self._connection
+
+    # -- what the bus is made of
+    def put(self, data: bytes) -> None:
+        """Send, now or not at all: raises Unreachable without a connection, and keeps nothing for later."""
+        self.connection().put(data)
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has seen all that was put. Raises Unreachable."""
+        connection = self.connection()
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.drained()
+                await connection.rtt(timeout=max(1, int(timeout)))
+        except (OSError, TimeoutError, nats_errors.Error) as e:
+            raise translated(e, "no answer from the server") from e
+
+    def fresh(self) -> str:
+        """A token that this link never gave before."""
+        self._count += 1
+        return f"{self._count:x}"
+
+    def listen(
+        self,
+        subject: str,
+        route: Route,
+        *,
+        queue: str = "",
+        refused: Callable[[BusError], None] = lambda e: None,
+        asks: str = "",
+    ) -> Interest:
+        """Subscribe, over all connections to come; without one, as soon as there is one."""
+        protocol.checked_pattern(subject)
+        interest = Interest(self.fresh().encode(), subject, queue, route, refused, asks)
+        self._interests[interest.sid] = interest
+        if self._connection is not None:
+            self._connection.routes[interest.sid] = route
+            self._connection.put(interest.command())
+        return interest
+
+    def forget(self, interest: Interest) -> None:
+        """Unsubscribe; messages under way are dropped."""
+        self._interests.pop(interest.sid, None)
+        if self._connection is not None:
+            self._connection.routes.pop(interest.sid, None)
+            self._connection.put(interest.end())
+
+    async def leave(self, interest: Interest) -> None:
+        """Unsubscribe; messages under way still come, until this returns."""
+        self._interests.pop(interest.sid, None)
+        if self._connection is not None:
+            self._connection.put(interest.end())
+            with suppress(Unreachable):  # then nothing is under way either
+                await self.flush()
+            self.forget(interest)
+
+    @contextmanager
+    def question(
+        self, subjects: Collection[str], final: Callable[[bytes, bytes], bool] = any_answer
+    ) -> Generator[Question, None, None]:
+        """A question about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
+        token = self.fresh()
+        question = Question(subjects, f"{self._answers}.{token}", final)
+        self._questions[token.encode()] = question
+        try:
+            yield question
+        finally:
+            del self._questions[token.encode()]
+
+    def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        question = self._questions.get(subject.rpartition(b".")[2])
+        if question is not None:
+            question.take(data, head)
+
+    async def ask(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        more: str = "",
+        timeout: float = 5.0,
+        final: Callable[[bytes, bytes], bool] = any_answer,
+    ) -> list[Answer]:
+        """Send one message and wait for its answers. Raises as `Question.settled`, and Unreachable before sending."""
+        connection = self.connection()
+        with self.question((subject,), final) as q:
+            connection.put(protocol.message(subject, data, headers, reply=q.reply, more=more, limit=self.max_payload))
+            return await q.settled(timeout)
+
+    async def api(self, what: str, payload: object, *, timeout: float = 5.0) -> dict[str, Any]:
+        """Ask JetStream (`$JS.API.<what>`). Raises what `refused` makes of the server's error; Unreachable."""
+        body = b"" if payload is None else json.dumps(payload).encode()
+        try:
+            data, head = (await self.ask(f"$JS.API.{what}", body, timeout=timeout))[0]
+        except TimeoutError as e:
+            raise Unreachable(f"{what}: no answer from JetStream in {timeout:g} s") from e
+        if protocol.headers(head).get("Status") == "503":
+            raise Unreachable(f"{what}: no JetStream leader answers")
+        answer: dict[str, Any] = json.loads(data)
+        if "error" in answer:
+            raise refused(answer["error"], what)
+        return answer

@@ -1,0 +1,187 @@
+"""The reader: messages of a stream in order, each exactly once, through a pull-ordered consumer.
+
+The consumer is a throw-away: no acks, in memory, one replica. What counts is the sequence of the last message that came.
+Whenever something is odd (the connection ended, a delivery is missing, the consumer is gone, two heartbeats are missed)
+it is deleted and made again right behind that message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from dspex.bus.errors import BusError, NotAllowed, Unreachable
+from dspex.bus.event import Message
+from dspex.bus.nats import protocol
+from dspex.bus.nats.consumer import NANOSECONDS, create, drop, ordered, place, pull, pulls
+from dspex.bus.nats.link import Interest, Link
+
+HEARTBEAT: Final = 2.0  # seconds; two missed ones are trouble
+EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
+IDLE: Final = 300.0  # seconds until the server forgets the consumer of a dead process
+PULL_BYTES: Final = 16 << 20  # of one pull; with three under way and as much unread: 64 MiB
+_LONGEST_PAUSE: Final = 2.0
+
+
+class NatsReader:
+    """`dspex.bus.port.Reader` on JetStream."""
+
+    def __init__(self, link: Link, stream: str, filters: Sequence[str], after: int, name: str, window: int) -> None:
+        self._link, self._stream, self._filters, self._name = link, stream, list(filters), name
+        self._window = max(window, 2)
+        self._last = after  # sequence of the last message that came
+        self._next = 1  # consumer's number of the delivery that must come next
+        self._unread: list[Message] = []
+        self._bytes = 0  # of the unread
+        self._asked = 0  # messages asked for that have not come
+        self._pending = 0  # messages in the stream behind the last that came
+        self._quiet = 0  # heartbeats that should have come since anything came
+        self._arrived = asyncio.Event()
+        self._trouble = asyncio.Event()
+        self._failed: BusError | None = None
+        self._interest: Interest | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    # -- the port
+    async def start(self) -> NatsReader:
+        """Make the consumer. Raises Unreachable, NotAllowed, BusError (no such stream)."""
+        self._link.lost.add(self._suspect)
+        try:
+            await self._begin()
+        except BaseException:
+            self._stop()
+            raise
+        self._watch = asyncio.create_task(self._supervise(), name=f"dspex-reader-{self._name}")
+        return self
+
+    async def read(self, limit: int) -> list[Message]:
+        while not self._unread:
+            if self._failed is not None:
+                raise type(self._failed)(self._failed.message)
+            self._arrived.clear()
+            await self._arrived.wait()
+        if limit >= len(self._unread):
+            batch, self._unread, self._bytes = self._unread, [], 0
+        else:
+            batch, self._unread = self._unread[:limit], self._unread[limit:]
+            self._bytes -= sum([len(m.data) for m in batch])
+        self._pull()
+        return batch
+
+    @property
+    def caught_up(self) -> bool:
+        return not self._unread and self._pending == 0
+
+    async def close(self) -> None:
+        if self._failed is None:
+            self._fail(Unreachable("the reader is closed"))
+        if self._watch is not None:
+            self._watch.cancel()
+        self._stop()
+        if self._link.up.is_set():
+            try:
+                await drop(self._link, self._stream, self._name)
+            except BusError as e:  # the server forgets it after IDLE
+                self._link.events.error(f"consumer {self._name} is left behind: {e.message}")
+
+    # -- the consumer
+    async def _begin(self) -> None:
+        self._trouble.clear()
+        self._asked, self._next, self._quiet = 0, 1, 0
+        if self._interest is not None:
+            self._link.forget(self._interest)
+        # A new subscription each time: what the old consumer had sent must not be taken for the new one's.
+        self._inbox = f"_INBOX.{self._link.id}.{self._link.fresh()}"
+        asks = pulls(self._stream, self._name)
+        self._interest = self._link.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
+        await drop(self._link, self._stream, self._name)
+        config = ordered(self._name, self._filters, self._last, IDLE)
+        self._pending = await create(self._link, self._stream, config)
+        self._pull()
+
+    async def _supervise(self) -> None:
+        pause = 0.0
+        while self._failed is None:
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._trouble.wait()
+            except TimeoutError:
+                pause = 0.0
+                self._quiet += self._asked > 0
+                if self._quiet <= 2:
+                    continue
+            # A pause before the next try, unless all went well for a while: two readers under one name would otherwise
+            # delete each other's consumer as fast as they can.
+            await asyncio.sleep(pause)
+            pause = min(pause * 2 or 0.02, _LONGEST_PAUSE)
+            await self._link.up.wait()
+            try:
+                await self._begin()
+            except NotAllowed as e:
+                self._fail(e)
+            except BusError as e:
+                self._trouble.set()
+                self._link.events.error(f"reader {self._name} tries again: {e.message}")
+
+    def _stop(self) -> None:
+        self._link.lost.discard(self._suspect)
+        if self._interest is not None:
+            self._link.forget(self._interest)
+            self._interest = None
+
+    def _fail(self, error: BusError) -> None:
+        self._failed = error
+        self._arrived.set()
+
+    def _suspect(self) -> None:
+        self._trouble.set()
+        if self._link.closed:
+            self._fail(Unreachable("the bus is closed"))
+
+    def _pull(self) -> None:
+        """Ask for more, early enough that the server never waits for us, and never for more than the window."""
+        room = self._window - len(self._unread) - self._asked
+        if room * 2 < self._window or self._bytes > PULL_BYTES or self._trouble.is_set() or not self._link.up.is_set():
+            return
+        self._asked += room
+        largest = max(PULL_BYTES, 2 * self._link.max_payload)
+        self._link.put(
+            pull(
+                pulls(self._stream, self._name),
+                f"{self._inbox}.{room}",
+                batch=room,
+                max_bytes=largest,
+                expires=int(EXPIRES * NANOSECONDS),
+                idle_heartbeat=int(HEARTBEAT * NANOSECONDS),
+            )
+        )
+
+    # -- what comes
+    def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        self._quiet = 0
+        if not reply:
+            self._status(protocol.headers(head))
+            return
+        _, sequence, number, time, pending = place(reply)
+        if number != self._next:
+            self._trouble.set()
+            return
+        self._next = number + 1
+        self._last, self._pending = sequence, pending
+        self._asked -= 1
+        self._bytes += len(data)
+        self._unread.append(Message(subject.decode(), data, protocol.headers(head), sequence, time))
+        if not self._arrived.is_set():
+            self._arrived.set()
+
+    def _status(self, headers: protocol.Headers) -> None:
+        status = headers.get("Status")
+        if status == "100":
+            return  # heartbeat
+        rest = headers.get("Nats-Pending-Messages")
+        if status in ("408", "409") and rest is not None:  # the pull is over: expired, or its bytes are used up
+            self._asked = max(0, self._asked - int(rest))
+            self._pull()
+        else:  # 404, 409 Consumer Deleted, 409 Leadership Change, 503
+            self._trouble.set()

@@ -1,0 +1,167 @@
+"""Keys and objects, laid out as NATS tools expect them (ADR-8, ADR-20), so that `nats kv` and `nats object` show them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from dspex.bus.errors import BusError, DataError, Fenced
+from dspex.bus.event import Message
+from dspex.bus.nats import stored, streams, writer
+from dspex.bus.nats.link import Link
+from dspex.bus.port import COMMIT_LIMIT, Draft
+
+_CHUNK: Final = 512 * 1024
+_CHUNKS_A_PAGE: Final = 16
+_TIMEOUT: Final = 5.0
+_BIG_TIMEOUT: Final = 60.0  # an object of many chunks is one atomic batch
+
+
+@dataclass(frozen=True)
+class NatsBucket:
+    """`dspex.bus.port.Bucket` on a key-value bucket with a history of 1.
+
+    nats-py's own leaves a consumer behind for five minutes after each listing, and the server allows 1000 of them.
+    """
+
+    _link: Link
+    _name: str
+
+    @property
+    def _stream(self) -> str:
+        return f"KV_{self._name}"
+
+    def _subject(self, key: str) -> str:
+        return f"$KV.{self._name}.{key}"
+
+    async def ensure(self) -> NatsBucket:
+        """Make the bucket if it is missing."""
+        config = {
+            "name": self._stream,
+            "subjects": [self._subject(">")],
+            "max_msgs_per_subject": 1,
+            "discard": "new",
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+            "allow_direct": True,
+        }
+        await streams.make(self._link, config)
+        return self
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        message = await self._last(key)
+        return None if message is None or _is_removed(message) else (message.data, message.sequence)
+
+    async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
+        draft = Draft(self._subject(key), value, expect=revision)
+        try:
+            return (await writer.publish(self._link, draft, _TIMEOUT)).sequence
+        except Fenced:
+            if revision != 0 or (mark := await self._last(key)) is None or not _is_removed(mark):
+                raise
+            # Another tool deleted the key and left its mark: for us there is no such key, so it may be created.
+            return (await writer.publish(self._link, draft._replace(expect=mark.sequence), _TIMEOUT)).sequence
+
+    async def delete(self, key: str) -> None:
+        # No delete mark: it would stay for ever, and stand in the way of the next put(revision=0).
+        await self._link.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key)})
+
+    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        wanted = [self._subject(prefix), self._subject(f"{prefix}.>")] if prefix else [self._subject(">")]
+        messages = await stored.direct(self._link, self._stream, {"multi_last": wanted})
+        if messages is None:  # over 1024 keys
+            info = await streams.info(self._link, self._stream)
+            messages = await stored.scan(self._link, self._stream, wanted, 1, info.last if info else 0)
+        start = len(self._subject(""))
+        return {m.subject[start:]: (m.data, m.sequence) for m in messages if not _is_removed(m)}
+
+    async def _last(self, key: str) -> Message | None:
+        return await stored.message(self._link, self._stream, {"last_by_subj": self._subject(key)})
+
+
+def _is_removed(message: Message) -> bool:
+    return message.headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in message.headers
+
+
+@dataclass(frozen=True)
+class NatsObjects:
+    """`dspex.bus.port.Objects` on an object store whose names are content hashes.
+
+    nats-py's own puts each chunk with a round trip, and gets by adding to bytes, which is quadratic: 16 MiB take a second.
+    """
+
+    _link: Link
+    _name: str
+
+    @property
+    def _stream(self) -> str:
+        return f"OBJ_{self._name}"
+
+    def _chunks(self, name: str) -> str:
+        return f"$O.{self._name}.C.{name}"
+
+    def _meta(self, name: str) -> str:
+        return f"$O.{self._name}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+    async def ensure(self) -> NatsObjects:
+        """Make the store if it is missing."""
+        config = {
+            "name": self._stream,
+            "subjects": [f"$O.{self._name}.C.>", f"$O.{self._name}.M.>"],
+            "discard": "new",
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+            "allow_atomic": True,
+        }
+        await streams.make(self._link, config)
+        return self
+
+    async def put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data)
+        name = digest.hexdigest()
+        size = min(_CHUNK, self._link.max_payload // 2)
+        chunks = [Draft(self._chunks(name), data[i : i + size]) for i in range(0, len(data), size)]
+        if len(chunks) >= COMMIT_LIMIT:
+            raise DataError(f"an object of {len(data)} bytes: at most {size * (COMMIT_LIMIT - 1)} are possible")
+        meta = {
+            "name": name,
+            "bucket": self._name,
+            "nuid": name,
+            "size": len(data),
+            "chunks": len(chunks),
+            "digest": "SHA-256=" + base64.urlsafe_b64encode(digest.digest()).decode(),
+        }
+        if await self._info(name) is None:
+            # All or nothing, and only the first of two writers: the same bytes are stored once.
+            try:
+                await writer.commit(
+                    self._link, [*chunks, Draft(self._meta(name), json.dumps(meta).encode(), expect=0)], _BIG_TIMEOUT
+                )
+            except Fenced:
+                if await self._info(name) is None:
+                    raise
+        return name
+
+    async def get(self, name: str) -> bytes | None:
+        info = await self._info(name)
+        if info is None:
+            return None
+        parts: list[bytes] = []
+        count, position = int(json.loads(info.data)["chunks"]), 1
+        while len(parts) < count:
+            request = {"batch": _CHUNKS_A_PAGE, "seq": position, "next_by_subj": self._chunks(name)}
+            page = await stored.direct(self._link, self._stream, request)
+            if not page:
+                raise BusError(f"object {name} has {len(parts)} of {count} chunks", fix="it was purged, or put again")
+            parts += [m.data for m in page]
+            position = page[-1].sequence + 1
+        data = b"".join(parts)
+        if hashlib.sha256(data).hexdigest() != name:
+            raise BusError(f"object {name} is damaged: its bytes have another hash", fix="look at the server's disk")
+        return data
+
+    async def _info(self, name: str) -> Message | None:
+        return await stored.message(self._link, self._stream, {"last_by_subj": self._meta(name)})

@@ -1,0 +1,170 @@
+"""Reading and removing what a stream holds, without a consumer that stays."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from dspex.bus.errors import Unreachable
+from dspex.bus.event import Message
+from dspex.bus.nats import protocol
+from dspex.bus.nats.consumer import create, drop, ordered, place, pull, pulls
+from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal
+from dspex.bus.nats.link import Link
+
+_PAGE: Final = 5_000  # messages of one pull
+_PAGE_BYTES: Final = 16 << 20
+_SCAN_IDLE: Final = 30.0  # seconds until the server forgets the consumer of a scan whose process died
+_PAGE_TIMEOUT: Final = 10.0
+_NOT_FOUND: Final = 10043
+_DELETE_FAILED: Final = 10057
+_DIRECT_HEADERS: Final = frozenset(
+    {
+        "Nats-Stream",
+        "Nats-Subject",
+        "Nats-Sequence",
+        "Nats-Time-Stamp",
+        "Nats-Num-Pending",
+        "Nats-Last-Sequence",
+        "Nats-UpTo-Sequence",
+    }
+)
+
+
+def timestamp(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 time, as the server writes it."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+async def message(link: Link, stream: str, which: dict[str, Any]) -> Message | None:
+    """The message that `which` describes (`seq`, `last_by_subj`, `next_by_subj`), asked of the leader; None: no such."""
+    try:
+        found = (await link.api(f"STREAM.MSG.GET.{stream}", which))["message"]
+    except ServerRefusal as e:
+        if e.number != NO_MESSAGE:
+            raise
+        return None
+    head = base64.b64decode(found.get("hdrs", ""))
+    data = base64.b64decode(found.get("data", ""))
+    return Message(found["subject"], data, protocol.headers(head), int(found["seq"]), timestamp(found["time"]))
+
+
+async def scan(link: Link, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
+    """`Bus.scan`, with a consumer that lives as long as the scan.
+
+    A consumer, and not direct-get batches: those take one filter each, so many filters would be as many passes.
+    """
+    if stop < max(start, 1):
+        return []
+    consumer = _Scan(link, stream, f"scan-{link.id}-{link.fresh()}")
+    found = await consumer.run(filters, max(start, 1), stop)
+    # The consumer read one replica, which may lag. It has all there was if it has the message at `stop`; else ask the
+    # leader whether there is one more.
+    if not found or found[-1].sequence < stop:
+        behind = found[-1].sequence + 1 if found else max(start, 1)
+        for pattern in filters:
+            more = await message(link, stream, {"seq": behind, "next_by_subj": pattern})
+            if more is not None and more.sequence <= stop:
+                raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
+    return found
+
+
+class _Scan:
+    """The pulls of one scan. `run` gives the messages that the replica has, or raises: nothing is left out in between."""
+
+    def __init__(self, link: Link, stream: str, name: str) -> None:
+        self._link, self._stream, self._name = link, stream, name
+        self._found: list[Message] = []
+        self._page = 0  # messages that came for this pull
+        self._pending = 0  # messages behind the last one
+        self._gap = False
+        self._over = asyncio.Event()  # the pull has ended
+
+    async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
+        """The messages with start <= sequence <= stop. Raises BusError."""
+        link, inbox = self._link, f"_INBOX.{self._link.id}.{self._link.fresh()}"
+        config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
+        interest = link.listen(inbox, self._take)
+        link.lost.add(self._over.set)
+        try:
+            self._pending = await create(link, self._stream, config)
+            while self._pending and (not self._found or self._found[-1].sequence < stop):
+                await self._pull(inbox)
+        finally:
+            link.lost.discard(self._over.set)
+            link.forget(interest)
+            if link.up.is_set():
+                await drop(link, self._stream, self._name)
+        return [m for m in self._found if m.sequence <= stop]
+
+    async def _pull(self, inbox: str) -> None:
+        self._page = 0
+        self._over.clear()
+        size = max(_PAGE_BYTES, 2 * self._link.max_payload)
+        subject = pulls(self._stream, self._name)
+        self._link.put(pull(subject, inbox, batch=_PAGE, max_bytes=size, no_wait=True))
+        try:
+            async with asyncio.timeout(_PAGE_TIMEOUT):
+                await self._over.wait()
+        except TimeoutError as e:
+            raise Unreachable(f"a scan of {self._stream} got no answer in {_PAGE_TIMEOUT:g} s") from e
+        self._link.connection()
+        if self._gap:
+            raise Unreachable(f"a scan of {self._stream} was cut off: scan again")
+        if not self._page:
+            self._pending = 0  # purged meanwhile, or nothing more on this replica
+
+    def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        headers = protocol.headers(head)
+        if not reply:  # 404 or 408: nothing more now; 409: the bytes are used up, or the consumer is gone
+            self._gap |= "Consumer Deleted" in headers.get("Description", "") or headers.get("Status") == "503"
+            self._over.set()
+            return
+        _, sequence, number, time, self._pending = place(reply)
+        self._found.append(Message(subject.decode(), data, headers, sequence, time))
+        self._gap |= number != len(self._found)
+        self._page += 1
+        if self._page == _PAGE:
+            self._over.set()
+
+
+async def purge(link: Link, stream: str, subject: str, below: int) -> None:
+    """`Bus.purge`."""
+    await link.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": below})
+
+
+async def delete(link: Link, stream: str, sequence: int) -> None:
+    """`Bus.delete`."""
+    try:
+        await link.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+    except ServerRefusal as e:
+        if e.number not in (NO_MESSAGE, _NOT_FOUND, _DELETE_FAILED):
+            raise
+
+
+async def direct(link: Link, stream: str, request: dict[str, Any]) -> list[Message] | None:
+    """Messages by direct get (ADR-31), from any replica; None where there are too many to give at once."""
+    try:
+        body = json.dumps(request).encode()
+        answers = await link.ask(f"$JS.API.DIRECT.GET.{stream}", body, final=_is_status, timeout=10.0)
+    except TimeoutError as e:
+        raise Unreachable(f"no answer to a direct get from {stream}") from e
+    status = protocol.headers(answers[-1][1])
+    if status.get("Status") == "413":
+        return None
+    if status.get("Status") not in ("204", "404"):
+        raise Unreachable(f"direct get from {stream}: {status.get('Status')} {status.get('Description', '')}")
+    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]]
+
+
+def _is_status(data: bytes, head: bytes) -> bool:
+    return head.startswith(b"NATS/1.0 ")
+
+
+def _unwrapped(data: bytes, headers: protocol.Headers) -> Message:
+    own = {name: value for name, value in headers.items() if name not in _DIRECT_HEADERS}
+    return Message(headers["Nats-Subject"], data, own, int(headers["Nats-Sequence"]), timestamp(headers["Nats-Time-Stamp"]))

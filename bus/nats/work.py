@@ -1,0 +1,217 @@
+"""The work queue: a durable consumer that many processes share, pulled by credit.
+
+Not nats-py's fetch(): it loses the pull under way at a reconnect and waits out its timeout, and leaves pulls behind when it
+is cancelled, whose messages then wait in nobody's queue until `ack_wait` passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
+from dspex.bus.event import Message
+from dspex.bus.nats import protocol
+from dspex.bus.nats.consumer import NANOSECONDS, create, place, pull, pulls
+from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
+from dspex.bus.nats.link import Link
+
+HEARTBEAT: Final = 2.0
+EXPIRES: Final = 30.0
+FULL_POLL: Final = 0.1  # seconds between two looks at free(), while it gives 0
+MAX_ACK_PENDING: Final = 10_000
+_CONSUMER_EXISTS: Final = {10105, 10148}
+_LONGEST_PAUSE: Final = 2.0
+
+
+@dataclass
+class NatsDelivery:
+    """`dspex.bus.port.Delivery` on JetStream."""
+
+    message: Message
+    delivered: int
+    _link: Link
+    _reply: str
+    _settled: Callable[[], None]
+
+    async def ack(self) -> None:
+        self._link.connection()
+        try:
+            _, head = (await self._link.ask(self._reply, b"+ACK"))[0]
+        except (TimeoutError, Unreachable) as e:
+            raise Unsettled("no answer to an ack: the work may be delivered again") from e
+        finally:
+            self._settled()
+        if protocol.headers(head).get("Status") == "503":
+            raise Unsettled("the consumer of the work is gone: it may be delivered again")
+
+    async def nak(self, delay: float = 0.0) -> None:
+        body = b"-NAK " + json.dumps({"delay": int(delay * NANOSECONDS)}).encode() if delay else b"-NAK"
+        self._tell(body)
+        self._settled()
+
+    async def in_progress(self) -> None:
+        self._tell(b"+WPI")
+
+    def _tell(self, body: bytes) -> None:
+        self._link.put(protocol.message(self._reply, body, None, limit=self._link.max_payload))
+
+
+class NatsWorkQueue:
+    """`dspex.bus.port.WorkQueue` on JetStream."""
+
+    def __init__(self, link: Link, stream: str, pattern: str, name: str, ack_wait: float, free: Callable[[], int]) -> None:
+        self._link, self._stream, self._name, self._free = link, stream, name, free
+        self._config = {
+            "name": name,
+            "durable_name": name,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(ack_wait * NANOSECONDS),
+            "max_deliver": -1,
+            "max_ack_pending": MAX_ACK_PENDING,
+            "filter_subject": pattern,
+            "replay_policy": "instant",
+        }
+        self._waiting: deque[NatsDelivery] = deque()
+        self._asked = 0  # deliveries asked for that have not come
+        self._round = 0  # of pulls: the end of a pull of an earlier round is no news
+        self._quiet = 0  # heartbeats that should have come since anything came
+        self._arrived = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._missing = False  # the consumer may be gone
+        self._failed: BusError | None = None
+        self._inbox = f"_INBOX.{link.id}.{link.fresh()}"
+
+    # -- the port
+    async def start(self) -> NatsWorkQueue:
+        """Make the consumer if it is missing. Raises Unreachable, NotAllowed, BusError (no such stream)."""
+        await self._ensure()
+        asks = pulls(self._stream, self._name)
+        self._interest = self._link.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
+        self._link.lost.add(self._lost)
+        self._loop = asyncio.create_task(self._run(), name=f"dspex-work-{self._name}")
+        return self
+
+    async def next(self) -> NatsDelivery:
+        while not self._waiting:
+            if self._failed is not None:
+                raise type(self._failed)(self._failed.message)
+            self.kick()
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    def kick(self) -> None:
+        """`free()` has grown: pull now instead of at the next look (every 0.1 s)."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._fail(Unreachable("the work queue is closed"))
+        self._link.lost.discard(self._lost)
+        self._loop.cancel()
+        self._link.forget(self._interest)
+        while self._waiting and self._link.up.is_set():
+            await self._waiting.popleft().nak()  # nobody took it: another process gets it now, not after ack_wait
+
+    # -- pulling
+    async def _ensure(self) -> None:
+        self._missing = False
+        try:
+            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._name}", None)
+        except ServerRefusal as e:
+            if e.number != NO_CONSUMER:
+                raise
+            try:
+                await create(self._link, self._stream, self._config)
+            except ServerRefusal as again:
+                if again.number not in _CONSUMER_EXISTS:  # another process was faster
+                    raise
+
+    async def _run(self) -> None:
+        pause = 0.02
+        while self._failed is None:
+            await self._link.up.wait()
+            try:
+                if self._missing:
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+                    await self._ensure()
+                    pause = 0.02
+                full = self._pull()
+            except NotAllowed as e:
+                self._fail(e)
+                return
+            except BusError as e:
+                self._missing = True
+                self._link.events.error(f"work queue {self._name} tries again: {e.message}")
+                continue
+            await self._rest(FULL_POLL if full else HEARTBEAT)
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            self._quiet += self._asked > 0
+            if self._quiet * seconds > 2 * HEARTBEAT:
+                self._lost()
+                self._missing = True
+        self._wake.clear()
+
+    def _pull(self) -> bool:
+        """Ask for what can be held now; whether that is nothing."""
+        room = self._free() - len(self._waiting) - self._asked
+        if room > 0:
+            self._asked += room
+            self._link.put(
+                pull(
+                    pulls(self._stream, self._name),
+                    f"{self._inbox}.{self._round}",
+                    batch=room,
+                    expires=int(EXPIRES * NANOSECONDS),
+                    idle_heartbeat=int(HEARTBEAT * NANOSECONDS),
+                )
+            )
+        return self._asked == 0
+
+    def _lost(self) -> None:
+        """The pulls under way are gone: ask again."""
+        self._round += 1
+        self._asked = self._quiet = 0
+        self._wake.set()
+        if self._link.closed:
+            self._fail(Unreachable("the bus is closed"))
+
+    def _fail(self, error: BusError) -> None:
+        self._failed = self._failed or error
+        self._arrived.set()
+        self._wake.set()
+
+    # -- what comes
+    def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        self._quiet = 0
+        headers = protocol.headers(head)
+        if not reply:
+            self._status(subject, headers)
+            return
+        at = place(reply)
+        message = Message(subject.decode(), data, headers, at.sequence, at.time)
+        self._asked = max(0, self._asked - 1)
+        self._waiting.append(NatsDelivery(message, at.delivered, self._link, reply.decode(), self.kick))
+        self._arrived.set()
+
+    def _status(self, subject: bytes, headers: protocol.Headers) -> None:
+        status, rest = headers.get("Status"), headers.get("Nats-Pending-Messages")
+        if status == "100" or int(subject.rpartition(b".")[2]) != self._round:
+            return
+        if status in ("408", "409") and rest is not None:  # the pull is over
+            self._asked = max(0, self._asked - int(rest))
+            self._wake.set()
+        else:  # 409 Consumer Deleted, 409 Leadership Change, 503: nobody serves it
+            self._lost()
+            self._missing = True

@@ -1,0 +1,105 @@
+"""Writes with a settled answer: it landed, it did not, or nobody knows (`Unsettled`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
+from dspex.bus.nats import protocol
+from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
+from dspex.bus.nats.link import Link
+from dspex.bus.port import COMMIT_LIMIT, Ack, Draft
+
+_FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
+_LONGEST_PAUSE: Final = 0.25
+
+
+def _settles(data: bytes, head: bytes) -> bool:
+    """Whether an answer to a write is its last: all are, but the empty one that says "batch begun"."""
+    return bool(data or head)
+
+
+async def stream_of(link: Link, subject: str) -> str | None:
+    """The stream that captures the subject (or pattern). Raises Unreachable."""
+    names = (await link.api("STREAM.NAMES", {"subject": subject})).get("streams")
+    return str(names[0]) if names else None
+
+
+async def publish(link: Link, draft: Draft, timeout: float) -> Ack:
+    """`Bus.publish`."""
+    more, subject = protocol.expectation(draft), draft.subject
+
+    def render(reply: str) -> bytes:
+        return protocol.message(subject, draft.data, draft.headers, reply=reply, more=more, limit=link.max_payload)
+
+    answer = await _written(link, [draft], render, timeout)
+    return Ack(str(answer["stream"]), int(answer["seq"]), bool(answer.get("duplicate")))
+
+
+async def commit(link: Link, drafts: Sequence[Draft], timeout: float) -> int:
+    """`Bus.commit`."""
+    if not 1 <= len(drafts) <= COMMIT_LIMIT:
+        raise BusError(f"a commit of {len(drafts)} messages: 1 to {COMMIT_LIMIT} are possible", fix="split it")
+    if len(drafts) == 1:
+        return (await publish(link, drafts[0], timeout)).sequence
+
+    def render(reply: str) -> bytes:
+        return protocol.batch(drafts, id=f"{link.id}.{link.fresh()}", reply=reply, limit=link.max_payload)
+
+    answer = await _written(link, drafts, render, timeout)
+    if answer.get("count") != len(drafts):
+        raise Unsettled(f"{len(drafts)} messages were sent, and the server says it stored {answer.get('count')}")
+    return int(answer["seq"])
+
+
+async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], bytes], timeout: float) -> dict[str, Any]:
+    """Send what `render(reply)` gives until the server decides about it; the acknowledgement.
+
+    Two refusals mean "ask again": nothing was stored, and the reason passes by itself.
+    """
+    clock = asyncio.get_running_loop().time
+    end, pause = clock() + timeout, _FIRST_PAUSE
+    while True:
+        answer = await _answer(link, drafts, render, end - clock())
+        error = answer.get("error")
+        if error is None:
+            return answer
+        number = error.get("err_code")
+        if number not in (IN_PROGRESS, TOO_MANY_BATCHES):
+            raise refused(error, drafts[-1].subject)
+        if clock() + pause >= end:
+            raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(f"{error['description']} for {timeout:g} s")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def _answer(link: Link, drafts: Sequence[Draft], render: Callable[[str], bytes], timeout: float) -> dict[str, Any]:
+    """What the server answers to one try. Raises Unreachable (nothing was sent), Unsettled, NotStored, NotAllowed."""
+    connection = link.connection()
+    with link.question({d.subject for d in drafts}, _settles) as q:
+        connection.put(render(q.reply))
+        try:
+            data, head = (await q.settled(timeout))[-1]
+        except TimeoutError as e:
+            await _need_stream(link, drafts[0].subject)
+            raise Unsettled(f"no answer from the server in {timeout:.3g} s") from e
+        except Unreachable as e:
+            raise Unsettled(e.message) from e
+    if protocol.headers(head).get("Status") == "503":
+        await _need_stream(link, drafts[0].subject)
+        raise Unreachable(f"no leader of the stream answers for {drafts[0].subject}")
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
+async def _need_stream(link: Link, subject: str) -> None:
+    """Raise NotStored, if it is certain that no stream captures the subject."""
+    try:
+        stream = await stream_of(link, subject)
+    except BusError:
+        return  # cannot tell: the caller says what it knows
+    if stream is None:
+        raise NotStored(f"no stream captures {subject}")
