@@ -1,0 +1,129 @@
+"""Programs that the tests run in real workers: some good, most bad."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import dspy
+from pydantic import BaseModel
+
+from dspex.bus.errors import Reject, RetryLater
+from dspex.workers import context
+
+
+class Draft(dspy.Module):
+    """Asynchronous, as in the quick start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write = dspy.ChainOfThought("text, intent -> reply")
+
+    async def aforward(self, text: str, intent: str) -> Any:
+        return await self.write.acall(text=text, intent=intent)
+
+
+class Slow(dspy.Module):
+    """Synchronous only: runs in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write = dspy.Predict("text -> reply")
+
+    def forward(self, text: str) -> Any:
+        return self.write(text=text)
+
+
+class Answer(BaseModel):
+    reply: str
+    score: float
+
+
+def pydantic_answer(text: str) -> Answer:
+    return Answer(reply=text.upper(), score=0.5)
+
+
+async def echo(text: str) -> dict[str, Any]:
+    return {"reply": text, "extra": "not asked for"}
+
+
+def pid(text: str) -> dict[str, Any]:
+    return {"reply": os.getpid()}
+
+
+def raises(text: str) -> dict[str, Any]:
+    raise ValueError("a bug in the program " + "x" * 20_000)
+
+
+def exits(text: str) -> dict[str, Any]:
+    sys.exit(3)
+
+
+def retry_later(text: str) -> dict[str, Any]:
+    raise RetryLater("the shop is closed", after=7.5)
+
+
+def reject(text: str) -> dict[str, Any]:
+    raise Reject("not for us")
+
+
+def dies(text: str) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def prints(text: str) -> dict[str, Any]:
+    print("printed by a program", text)  # noqa: T201
+    os.write(1, b"written to fd 1\n")
+    return {"reply": "ok"}
+
+
+def status(text: str) -> dict[str, Any]:
+    call = context()
+    call.status("half way")
+    call.log.info("logged by a program", seen=text)
+    return {"reply": f"{call.call} {call.run} {call.session} {call.attempt}"}
+
+
+async def sleeps(text: str) -> dict[str, Any]:
+    await asyncio.sleep(60)
+    return {}
+
+
+def blocks(text: str) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+async def blocks_the_loop(text: str) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+async def holds_the_gil(text: str) -> dict[str, Any]:
+    """Sleeps in C without giving the GIL up: no thread of the process runs any more."""
+    ctypes.PyDLL(None).sleep(60)
+    return {}
+
+
+def environment(text: str) -> dict[str, Any]:
+    return {"reply": sorted(os.environ)}
+
+
+def big(text: str) -> dict[str, Any]:
+    return {"reply": "x" * 3_000_000}
+
+
+def eats_memory(text: str) -> dict[str, Any]:
+    eats_memory.kept = bytearray(os.urandom(1 << 20) * 200)  # type: ignore[attr-defined]
+    return {"reply": os.getpid()}
+
+
+def made() -> Any:
+    """A factory: no parameters."""
+    return dspy.Predict("text -> reply")

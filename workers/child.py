@@ -1,0 +1,151 @@
+"""A worker's child process: `python -m dspex.workers.child FD`. Runs programs, knows nothing of NATS.
+
+Three things must not depend on what a program does: that the parent's end is noticed, that frames stay whole, and that a
+cancel is read. So a thread of its own reads the socket, and ends the process when the socket does; the kernel does the same
+(PR_SET_PDEATHSIG) for a program that holds the GIL in C. Programs run on the main thread's loop, or in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from dspex.bus.errors import ConfigError, DspexError
+from dspex.bus.wire import Work
+from dspex.workers.frames import Frame, Pipe
+
+if TYPE_CHECKING:
+    from dspex.workers.program import Programs
+
+_PR_SET_PDEATHSIG = 1
+_HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the parent is gone, whatever this process does then (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+class Runner:
+    """Runs the calls that the parent sends, as tasks of one loop."""
+
+    def __init__(self, pipe: Pipe, programs: Programs) -> None:
+        self._pipe, self._programs = pipe, programs
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.stopped = asyncio.Event()
+
+    def handle(self, frame: Frame) -> None:
+        """Act on a frame; called on the loop."""
+        if frame["op"] == "call":
+            task = asyncio.create_task(self._run(frame))
+            self._tasks[frame["id"]] = task
+            task.add_done_callback(lambda _: self._tasks.pop(frame["id"], None))
+        elif frame["op"] == "cancel" and frame["id"] in self._tasks:
+            self._tasks[frame["id"]].cancel()
+        elif frame["op"] == "stop":
+            self.stopped.set()
+
+    async def _run(self, frame: Frame) -> None:
+        number = frame["id"]
+
+        def status(text: str) -> None:
+            self._pipe.send({"op": "status", "id": number, "text": text})
+
+        work = Work.unpack(frame["work"])
+        answer = await self._programs.run(work, frame.get("local"), status)
+        self._pipe.send({"op": "done", "id": number, **answer})
+
+
+def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Any) -> None:
+    while (frame := pipe.receive()) is not None:
+        loop.call_soon_threadsafe(handle, frame)
+    os._exit(0)  # the parent is gone: nobody would read an answer
+
+
+async def _main(pipe: Pipe, config: Frame) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
+    early: list[Frame] = []
+    handle: Any = early.append
+    threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
+    try:
+        programs = _load(config)
+    except DspexError as error:
+        pipe.send({"op": "fatal", "error": error.as_dict()})
+        return
+    runner = Runner(pipe, programs)
+    handle = runner.handle
+    for frame in early:
+        runner.handle(frame)
+    found, failed = programs.scan()
+    pipe.send(
+        {
+            "op": "hello",
+            "pid": os.getpid(),
+            "dspy_version": programs.dspy_version,
+            "python": platform.python_version(),
+            "found": found,
+            "failed": failed,
+        }
+    )
+    await runner.stopped.wait()
+
+
+def _load(config: Frame) -> Programs:
+    try:
+        from dspex.workers.program import Programs
+    except ImportError as error:
+        raise ConfigError(
+            f"pool {config['pool']}: {sys.executable} cannot run DSPy programs: {error}",
+            code="DX115",
+            fix="pip install 'dspex[dspy]' in that environment",
+            node=config["pool"],
+        ) from error
+    return Programs(config)
+
+
+def main() -> None:
+    """Serve until the parent says stop or is gone."""
+    fd = int(sys.argv[1])
+    os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
+    pipe = Pipe(socket.socket(fileno=fd))
+    config = pipe.receive()
+    if config is None:
+        return
+    die_with(config["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _event_first,
+            structlog.processors.JSONRenderer(sort_keys=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(_main(pipe, config))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of programs that cannot be cancelled must not hold the end up
+
+
+def _event_first(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    return {"event": event.pop("event"), **event}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What a pool needs of the settings, resolved once: profiles with defaults, sizes in bytes and seconds, the environment.
+
+The child gets it as data in its first frame. No secret is in it: keys are named, and travel as environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings import LMProfile, Settings
+
+LOCAL = "local/"  # prefix of models that run on this machine
+
+_BASE_VARIABLES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"),
+        *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    }
+)
+_PREFIXES = ("DSPEX_", "COVERAGE_", "LC_", "OTEL_", "XDG_")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input" and "output"."""
+
+    name: str
+    model: str
+    key_env: str | None = None
+    base_url: str | None = None
+    adapter: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    price: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def local(self) -> bool:
+        """Whether its weights run in a model server of ours."""
+        return self.model.startswith(LOCAL)
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile."""
+
+    app: str
+    name: str
+    size: int = 1
+    slots: int = 16
+    lm: str | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    programs: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    memory: int | None = None
+    threads: int = 1
+    recycle_calls: int | None = None
+    recycle_age: float | None = None
+    restart_max: int = 5
+    restart_within: float = 60.0
+    python: str | None = None
+    gpus: int = 0
+    devices: tuple[int, ...] = ()
+
+    def for_child(self) -> dict[str, Any]:
+        """What a child is told, as plain data."""
+        return {
+            "pool": self.name,
+            "slots": self.slots,
+            "lm": self.lm,
+            "profiles": {name: asdict(p) for name, p in self.profiles.items()},
+            "programs": list(self.programs),
+            "path": list(self.path),
+        }
+
+    def profile(self, name: str) -> Profile:
+        """The profile called `name`. Raises ConfigError (DX113)."""
+        if name not in self.profiles:
+            known = ", ".join(sorted(self.profiles)) or "none"
+            raise ConfigError(
+                f"pool {self.name}: there is no profile lm.{name} (there are: {known})",
+                code="DX113",
+                fix=f'add it: lm.{name} = {{ model = "openai/gpt-4.1-mini", key_env = "OPENAI_API_KEY" }}',
+                node=f"lm.{name}",
+            )
+        return self.profiles[name]
+
+    def default_profile(self) -> Profile | None:
+        """The profile of calls that name none: the pool's `lm`, else `main`, else the only one there is."""
+        if self.lm:
+            return self.profile(self.lm)
+        if "main" in self.profiles:
+            return self.profiles["main"]
+        return next(iter(self.profiles.values())) if len(self.profiles) == 1 else None
+
+
+def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: int | None = None) -> PoolConfig:
+    """What the settings say about `pool`; `size` and `slots` from the command line win. Raises ConfigError (DX114)."""
+    if pool not in settings.pools:
+        raise ConfigError(
+            f"there is no pool {pool} (there are: {', '.join(sorted(settings.pools))})",
+            code="DX114",
+            fix=f"add it to dspex.toml: pools.{pool} = {{}}",
+            node=pool,
+        )
+    p = settings.pools[pool]
+    return PoolConfig(
+        app=settings.app,
+        name=pool,
+        size=p.size if size is None else size,
+        slots=p.slots if slots is None else slots,
+        lm=p.lm,
+        profiles={name: _profile(name, lm) for name, lm in settings.lm.items()},
+        programs=p.programs,
+        path=tuple(settings.search_path),
+        env=p.env,
+        memory=p.memory,
+        threads=p.threads,
+        recycle_calls=p.recycle.calls,
+        recycle_age=p.recycle.age,
+        restart_max=p.restart.max,
+        restart_within=p.restart.within,
+        python=p.python,
+        gpus=p.gpus,
+        devices=p.devices,
+    )
+
+
+def _profile(name: str, lm: LMProfile) -> Profile:
+    price = {"input": lm.price.input, "output": lm.price.output} if lm.price else {}
+    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price)
+
+
+def missing_key(profile: Profile, pool: str) -> ConfigError:
+    """The error for a key that is named and not set."""
+    return ConfigError(
+        f"lm.{profile.name}: the variable {profile.key_env}, named by key_env, is not set in pool {pool}'s environment",
+        code="DX112",
+        fix=f'export {profile.key_env}, or use the model that needs no key: lm.{profile.name}.model = "local/smollm2-135m"',
+        node=f"lm.{profile.name}",
+    )
+
+
+def check_keys(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ConfigError (DX112) if the default profile of the pool names a key that its children would not have."""
+    profile = config.default_profile()
+    if profile and profile.key_env and not ({**environ, **config.env}).get(profile.key_env):
+        raise missing_key(profile, config.name)
+
+
+def child_environment(config: PoolConfig, index: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of child `index`: a base set, the keys of the profiles, the pool's own. Nothing else leaks in."""
+    keys = {p.key_env for p in config.profiles.values() if p.key_env}
+    env = {k: v for k, v in environ.items() if k in _BASE_VARIABLES or k in keys or k.startswith(_PREFIXES)}
+    env.update(dict.fromkeys(_THREADS, str(config.threads)))
+    # DSPy would fetch a price list from the network at the first call, and keep a disk cache in the home folder.
+    env["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    env["DSPY_CACHEDIR"] = os.path.join(env.get("TMPDIR", "/tmp"), f"dspex-{config.app}-dspy")
+    env["PYTHONUNBUFFERED"] = "1"
+    if config.gpus and config.devices:
+        first = index * config.gpus % len(config.devices)
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices[first : first + config.gpus]))
+    return {**env, **config.env}

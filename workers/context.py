@@ -1,0 +1,48 @@
+"""What a program may ask about the call that it serves: `dspex.workers.context()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """The call that is running here.
+
+    Attributes:
+        call: id of the call; the same in every attempt, so it can serve as an idempotency key.
+        run: id of the run that caused it; "" where there is none.
+        session: id of its session; None where it has none.
+        attempt: from 1.
+        deadline: when this attempt is stopped (UTC).
+        log: a structlog logger bound to the call; it writes to the pool's log.
+    """
+
+    call: str
+    run: str
+    session: str | None
+    attempt: int
+    deadline: datetime
+    log: Any
+    report: Callable[[str], None]
+
+    def status(self, text: str) -> None:
+        """Tell whoever waits for the answer how it goes, in a few words. Can be called from any thread."""
+        self.report(text)
+
+
+_current: ContextVar[CallContext] = ContextVar("dspex_call")
+
+
+def context() -> CallContext:
+    """The context of the call that this code serves. Raises LookupError outside of a worker's call."""
+    return _current.get()
+
+
+def enter(call: CallContext) -> None:
+    """Make `call` the context of the current task and of what it starts."""
+    _current.set(call)

@@ -1,0 +1,92 @@
+"""Interactive calls: requests over core NATS, answered on the caller's inbox, recorded afterwards (DESIGN.md, 4).
+
+The pool is a member of the class's queue group only while it has a free slot. So the server picks among idle pools, and
+"nobody listens" reaches a caller at once as "saturated or absent". A request that arrives when the last slot has just gone
+is answered `busy`, and the caller asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, DecodeError
+from dspex.bus.event import Message
+from dspex.bus.port import Subscription
+from dspex.bus.wire import ACCEPTED, BUSY, KIND_HEADER, RESULT, Work
+
+if TYPE_CHECKING:
+    from dspex.workers.service import Pool
+
+log: Any = structlog.get_logger("dspex.workers")
+
+PROGRESS = "progress"  # frame between accepted and result: what the program says with status(text)
+
+
+class Interactive:
+    """The door for interactive calls of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._changed = asyncio.Event()
+        pool.children.freed = self._changed.set
+        self._subscription: Subscription | None = None
+
+    async def run(self) -> None:
+        """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                await self._join_or_leave()
+                # a slot is also taken by work from the queue, of which nobody tells: look again soon
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), 0.5)
+        finally:
+            if self._subscription is not None:
+                await self._subscription.close()
+
+    async def _join_or_leave(self) -> None:
+        config, free = self._pool.config, self._pool.free()
+        try:
+            if free > 0 and self._subscription is None:
+                subject = subjects.call(config.app, config.name)
+                self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
+            elif free <= 0 and self._subscription is not None:
+                subscription, self._subscription = self._subscription, None
+                await subscription.close()
+        except BusError as error:
+            log.warning("cannot join the queue group", pool=config.name, error=error.message)
+
+    async def _on_request(self, message: Message) -> None:
+        if self._pool.free() <= 0:
+            self._changed.set()
+            await self._pool.bus.send(message.reply, b"", headers={KIND_HEADER: BUSY})
+            return
+        try:
+            work = Work.unpack(message.data)
+        except DecodeError as error:
+            log.error("unreadable request dropped", pool=self._pool.config.name, why=error.message)
+            return
+        self._pool.unplaced += 1
+        self._changed.set()
+        self._pool.spawn(self._serve(message, work))
+
+    async def _serve(self, message: Message, work: Work) -> None:
+        pool = self._pool
+        await self._send(message, ACCEPTED, {"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
+
+        def progress(text: str) -> None:
+            pool.spawn(self._send(message, PROGRESS, {"kind": PROGRESS, "text": text}))
+
+        outcome = await pool.run(work, message.data, progress)
+        await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
+        await pool.store(subjects.record(pool.config.app, pool.config.name), outcome, work, message.data)
+
+    async def _send(self, message: Message, kind: str, frame: dict[str, Any]) -> None:
+        data: Any = msgpack.packb(frame)
+        await self._pool.bus.send(message.reply, data, headers={KIND_HEADER: kind})

@@ -1,0 +1,282 @@
+"""CallSpec → DSPy program → outputs or an error of our tree. With `models.py`, the only files that import dspy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import importlib
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import dspy
+import structlog
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidOutput, LMUnavailable, ProgramError
+from dspex.bus.wire import CallSpec, Usage, Work
+from dspex.workers import signature as signatures
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.context import CallContext, enter
+from dspex.workers.failure import to_error
+from dspex.workers.frames import Frame
+from dspex.workers.models import Models
+from dspex.workers.refs import Refs, bounded, public
+
+_KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
+
+
+class Programs:
+    """Everything that a child can run. One instance of a program serves all slots of the child, at the same time."""
+
+    dspy_version: str = dspy.__version__
+
+    def __init__(self, config: Frame) -> None:
+        profiles = {name: Profile(**p) for name, p in config["profiles"].items()}
+        pool = PoolConfig(app="", name=config["pool"], lm=config["lm"], profiles=profiles, slots=config["slots"])
+        self._refs = Refs(config["pool"], config["programs"], config["path"])
+        self._models = Models(pool)
+        self._threads = ThreadPoolExecutor(config["slots"], thread_name_prefix="program")
+        self._signatures: dict[tuple[str, str], type[dspy.Signature]] = {}
+        self._programs: dict[str, Any] = {}
+        dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+
+    def scan(self) -> tuple[list[str], dict[str, str]]:
+        """What the allow-list names: (refs found, why the rest failed by pattern). Imports the modules it names in full."""
+        found: list[str] = []
+        failed: dict[str, str] = {}
+        for pattern, module in self._refs.modules():
+            try:
+                found += [r for r in public(importlib.import_module(module), pattern) if r not in found]
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything; the others are served
+                failed[pattern] = f"{type(error).__name__}: {error}"
+        return found, failed
+
+    async def run(self, work: Work, local: str | None, status: Callable[[str], None]) -> Frame:
+        """One attempt: the fields of an Outcome that only this process knows. Never raises."""
+        started = time.time()
+        spec = _spec(work)
+        answer: Frame = {"program": f"{spec.kind}:{spec.target}", "lm": "", "dspy_version": self.dspy_version}
+        answer |= {"outputs": None, "error": None, "usage": {}, "started": started}
+        _enter(work, started, status)
+        try:
+            answer["outputs"] = await self._try(work, spec, local, answer)
+        except asyncio.CancelledError:
+            answer["error"] = Cancelled(f"{work.node}: the call was cancelled").as_dict()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a user's program may raise anything
+            failure = to_error(error, work.node, spec.target)
+            shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
+            answer["error"] = {**failure.as_dict(), "traceback": shown}
+        answer["elapsed"] = time.time() - started
+        return answer
+
+    async def _try(self, work: Work, spec: CallSpec, local: str | None, answer: Frame) -> dict[str, Any]:
+        """The outputs, with the first profile that can be reached. Notes program, profile and tokens in `answer`."""
+        signature = self._signature(spec)
+        inputs = _inputs(signature, work.inputs)
+        program = self._program(spec, signature, answer)
+        names = self._models.names(spec.lm)
+        if not names and spec.kind != "program":
+            raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=work.node)
+        tried = names or ("",)  # a program may need no model at all
+        for name in tried:
+            try:
+                return await self._with(name, program, signature, spec, inputs, local, work.timeout, answer)
+            except dspy.utils.exceptions.DSPyError as error:
+                if name == tried[-1] or not isinstance(to_error(error, work.node, spec.target), LMUnavailable):
+                    raise
+                structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=str(error)[:200])
+        raise AssertionError("unreachable: the last profile returns or raises")
+
+    async def _with(
+        self,
+        name: str,
+        program: Any,
+        signature: type[dspy.Signature],
+        spec: CallSpec,
+        inputs: dict[str, Any],
+        local: str | None,
+        timeout: float,
+        answer: Frame,
+    ) -> dict[str, Any]:
+        lm = self._models.lm(name, local, timeout, spec.config) if name else None
+        answer["lm"] = name
+        with (
+            dspy.context(
+                lm=lm,
+                adapter=self._models.adapter(name or None, spec.adapter),
+                disable_history=True,
+                max_trace_size=0,
+                warn_on_type_mismatch=False,  # the engine has checked the inputs
+            ),
+            dspy.track_usage() as tracker,
+        ):
+            try:
+                result = await self._call(program, inputs)
+            finally:
+                used = _usage(tracker.get_total_tokens(), self._models.profile(name) if name else None)
+                answer["usage"] = _add(answer["usage"], used)
+        return _outputs(result, signature, spec)
+
+    async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
+        """`acall` where there is an asynchronous path, else a thread of ours."""
+        if _is_module(program) and hasattr(program, "aforward"):
+            return await program.acall(**inputs)
+        if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
+            return await program(**inputs)
+        run = partial(contextvars.copy_context().run, partial(program, **inputs))
+        future = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled. To say that it ended would free a slot that is not free; so wait, and let the
+            # parent kill this process if it takes too long.
+            await asyncio.wait([future])
+            raise
+
+    # -- specs -----------------------------------------------------------------------------------------------------
+    def _signature(self, spec: CallSpec) -> type[dspy.Signature]:
+        key = (spec.signature or spec.target, spec.instructions)
+        if key not in self._signatures:
+            names = signatures.check(key[0])
+            try:
+                make: Any = dspy.Signature  # a class whose metaclass makes classes
+                made = make(key[0], spec.instructions or None, custom_types=names or {})
+            except (ValueError, TypeError, SyntaxError) as error:
+                raise ProgramError(f"signature {key[0]!r}: {error}", node=spec.target) from error
+            self._signatures[key] = made
+        return self._signatures[key]
+
+    def _program(self, spec: CallSpec, signature: type[dspy.Signature], answer: Frame) -> Any:
+        if spec.state:
+            raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
+        key = json.dumps([spec.kind, spec.target, spec.signature, spec.instructions, spec.tools, spec.max_iters])
+        if key not in self._programs:
+            self._programs[key] = self._build(spec, signature)
+        program, answer["program"] = self._programs[key]
+        return program
+
+    def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
+        """The program and its name with a digest of what it was made from."""
+        if spec.kind == "program":
+            target = self._load(spec.target)
+            source = getattr(inspect.getmodule(target), "__file__", None) or ""
+            return _instance(target, spec.target), f"{spec.target}#{_digest_file(source)}"
+        text = json.dumps([spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters])
+        name = f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        if spec.kind == "react":
+            tools: Sequence[Any] = [self._load(ref) for ref in spec.tools]
+            return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name
+        if spec.kind not in _KINDS:
+            raise ProgramError(f"there is no kind of call {spec.kind!r}", fix="upgrade the workers: pip install -U dspex")
+        return _KINDS[spec.kind](signature), name
+
+    def _load(self, ref: str) -> Any:
+        try:
+            return self._refs.load(ref)
+        except DspexError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ProgramError(
+                f"{ref} cannot be imported: {type(error).__name__}: {error}",
+                fix="install what it needs in the pool's environment, or put its folder on path in dspex.toml",
+                node=ref,
+            ) from error
+
+
+def _spec(work: Work) -> CallSpec:
+    known = {f.name for f in fields(CallSpec)}
+    raw: dict[str, Any] = {k: v for k, v in work.spec.items() if k in known}
+    raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
+    return CallSpec(**raw)
+
+
+def _enter(work: Work, started: float, status: Callable[[str], None]) -> None:
+    limit = started + work.timeout
+    run = str(work.origin.get("run", ""))
+    enter(
+        CallContext(
+            call=work.call,
+            run=run,
+            session=work.origin.get("session"),
+            attempt=work.attempt,
+            deadline=datetime.fromtimestamp(min(limit, work.deadline or limit), tz=UTC),
+            log=structlog.get_logger("program").bind(call=work.call, run=run, node=work.node, attempt=work.attempt),
+            report=status,
+        )
+    )
+
+
+def _is_module(program: Any) -> bool:
+    return isinstance(program, dspy.Module)
+
+
+def _instance(target: Any, ref: str) -> Any:
+    """What is called: an instance of a class, what a factory returns, or the object itself."""
+    if inspect.isclass(target) or (inspect.isfunction(target) and not inspect.signature(target).parameters):
+        target = target()
+    if not callable(target):
+        raise ProgramError(f"{ref} is neither a class, a function nor a program", node=ref)
+    return target
+
+
+def _digest_file(path: str) -> str:
+    try:
+        with open(path, "rb") as f:
+            return hashlib.sha256(f.read()).hexdigest()[:12]
+    except OSError:
+        return "unknown"
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data."""
+    inputs: dict[str, Any] = {}
+    for name, info in signature.input_fields.items():
+        if name in given:
+            signatures.check_text(given[name], name)
+            kind: Any = info.annotation
+            own = inspect.isclass(kind) and issubclass(kind, (dspy.Type, dspy.History))
+            inputs[name] = TypeAdapter(kind).validate_python(given[name]) if own else given[name]
+    return inputs
+
+
+def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> dict[str, Any]:
+    """The signature's outputs by name as JSON-able data; `reasoning` too for chain_of_thought, as in DSPy."""
+    names = list(signature.output_fields)
+    if spec.kind == "chain_of_thought" and "reasoning" not in names:
+        names.insert(0, "reasoning")
+    if isinstance(result, BaseModel):
+        result = result.model_dump(mode="json")
+    elif isinstance(result, dspy.Example):  # a Prediction is one
+        result = result.toDict()
+    elif not isinstance(result, Mapping) and len(names) == 1:
+        result = {names[0]: result}
+    if not isinstance(result, Mapping):
+        raise ProgramError(f"{spec.target} returned {type(result).__name__}; expected the fields {', '.join(names)}")
+    if missing := [n for n in names if n not in result]:
+        kind = ProgramError if spec.kind == "program" else InvalidOutput
+        raise kind(f"{spec.target} returned no {', '.join(missing)}; it has: {', '.join(map(str, result))}")
+    return {n: to_jsonable_python(result[n]) for n in names}
+
+
+def _usage(tokens: Mapping[str, Mapping[str, Any]], profile: Profile | None) -> Usage:
+    read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in tokens.values())
+    written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in tokens.values())
+    price = profile.price if profile else {}
+    cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
+    return Usage(read, written, cost)
+
+
+def _add(before: Mapping[str, Any], used: Usage) -> dict[str, Any]:
+    total = Usage(**before) + used if before else used
+    return {"input_tokens": total.input_tokens, "output_tokens": total.output_tokens, "cost": total.cost}
