@@ -1,0 +1,47 @@
+"""`Topology.check`: the problems noted while the topology grew, and those of the graph as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from dspex.bus.errors import Problem
+from dspex.engine import check as graph_check
+from dspex.engine.graph import Place
+from dspex.operators.draft import NAME, Draft, Plan
+
+
+def check(plan: Plan, place: Place | None) -> list[Problem]:
+    """Every problem once, errors first, in the order of the file. `place`: where the topology itself was made."""
+    names = plan.names()
+    noted = [replace(p, node=names[d] if d else None) for d, p in plan.problems]
+    of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
+    found = [*_topology_name(plan, place), *noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
+    return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
+
+
+def _anchored(found: list[Problem], place: Place | None) -> Iterator[Problem]:
+    """Problems of no node are shown at the topology."""
+    for p in found:
+        yield replace(p, file=place.file, line=place.line) if p.node is None and place else p
+
+
+def _topology_name(plan: Plan, place: Place | None) -> Iterator[Problem]:
+    if not NAME.fullmatch(plan.topology):
+        file, line = place or (None, None)
+        message = f"{plan.topology!r} is not a name for a topology"
+        rule = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
+        yield Problem("DX202", "error", plan.topology, None, file, line, message, rule)
+
+
+def _suffixed(plan: Plan, names: Mapping[Draft, str]) -> Iterator[Problem]:
+    """DX320: dead letters and their redrive go by the operator's name, and a made-up `_2` moves with its siblings."""
+    for d in plan.drafts:
+        if d.name is None and names[d] != d.automatic and re.search(r"_\d+$", names[d]):
+            file, line = d.place or (None, None)
+            message = (
+                f"the name {names[d]} was made up, and another {d.automatic} before it would take it over; "
+                "dead letters are run again by this name"
+            )
+            yield Problem("DX320", "warning", plan.topology, names[d], file, line, message, 'give it a name: name="..."')

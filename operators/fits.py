@@ -1,0 +1,121 @@
+"""Whether an operator fits the stream that it is put on, as far as the stream's fields are known at build."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, get_args, get_origin
+
+from dspex.bus.errors import TopologyError
+from dspex.operators import expressions
+from dspex.operators.draft import all_of, problem
+from dspex.operators.refs import nearest
+from dspex.operators.specs import Spec
+from dspex.operators.types import Shape, fields_of, required_fields, type_text
+
+
+def fields_exist(text: str, shape: Shape) -> None:
+    """Raise TopologyError (DX207) where an expression wants a field that the stream does not have."""
+    if shape.fields is None:
+        return
+    try:
+        wanted = expressions.compile(text).fields
+    except TopologyError:
+        return  # reported where it is compiled
+    all_of(_no_field(text, name, shape) for name in wanted if name not in shape.fields)
+
+
+def _no_field(text: str, name: str, shape: Shape) -> TopologyError:
+    near = nearest(name, shape.fields or ())
+    return problem(
+        "DX207",
+        f"the expression \"{text}\" wants field '{name}'; the stream has {shape.describe()}",
+        f"did you mean {near}?" if near else f"guard it: has({name}), or add it before: .set({{...}})",
+    )
+
+
+def spec_fits(spec: Spec[Any], shape: Shape) -> None:
+    """Raise one TopologyError with every way in which a spec does not fit the data or its own `into`."""
+    errors = [*_missing_inputs(spec, shape), *_wrong_into(spec, shape)]
+    mapped = spec.options.get("inputs", {})
+    for text in mapped.values():
+        if shape.fields is not None:
+            errors += [_no_field(text, n, shape) for n in expressions.compile(text).fields if n not in shape.fields]
+    all_of(errors)
+
+
+def _missing_inputs(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
+    if shape.fields is None:
+        return
+    mapped = spec.options.get("inputs", {})
+    for name, field in spec.signature.inputs.items():
+        if name in mapped or name in shape.fields or not field.required:
+            continue
+        near = nearest(name, shape.fields) or next(iter(shape.fields), name)
+        yield problem(
+            "DX207",
+            f"the signature wants input '{name}'; the stream has {shape.describe()}",
+            f'write "{near} -> …", or map it: inputs={{"{name}": "{near}"}}',
+        )
+
+
+def _wrong_into(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
+    """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs."""
+    fields = None if spec.into is None else fields_of(spec.into)
+    if fields is None:
+        return
+    into, given = type_text(spec.into), spec.outputs
+    for name, annotation in spec.signature.annotations("outputs").items():
+        if name in fields and not accepts(fields[name], annotation):
+            mine, theirs = type_text(annotation), type_text(fields[name])
+            yield problem(
+                "DX212",
+                f"the signature gives {name}: {mine}, and {into} wants {name}: {theirs}",
+                f'write "{name}: {theirs}" in the signature, or correct {into}',
+            )
+    have = {*given, *(shape.fields or ())}
+    for name in sorted(required_fields(spec.into) - have):
+        near = nearest(name, [g for g in given if g not in fields])
+        if shape.fields is not None or near:
+            yield problem(
+                "DX212",
+                f"{into} needs {name}, which neither the stream nor the signature gives",
+                f"the signature gives {near}: did you mean {name}?" if near else f"add {name} to the signature's outputs",
+            )
+
+
+def accepts(wide: Any, narrow: Any) -> bool:
+    """Whether every value of type `narrow` has type `wide`, as far as builtin types tell; True where they do not."""
+    return all(any(_accepts_one(w, n) for w in _alternatives(wide)) for n in _alternatives(narrow))
+
+
+def _alternatives(tp: Any) -> list[Any]:
+    origin = get_origin(tp)
+    if origin is typing.Annotated:
+        return _alternatives(get_args(tp)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [a for arg in get_args(tp) for a in _alternatives(arg)]
+    if origin is typing.Literal:
+        return [typing.Literal[v] for v in get_args(tp)]  # pyright: ignore[reportInvalidTypeForm]
+    return [tp]
+
+
+_PLAIN = (str, int, float, bool, bytes, list, dict, tuple, set, frozenset, type(None))
+
+
+def _accepts_one(wide: Any, narrow: Any) -> bool:
+    if get_origin(narrow) is typing.Literal:
+        (value,) = get_args(narrow)
+        if get_origin(wide) is typing.Literal:
+            return get_args(wide) == (value,)
+        narrow = type(value)
+    if get_origin(wide) is typing.Literal:
+        return False  # a text that the signature leaves open, and `into` wants one of a few
+    wide, narrow = get_origin(wide) or wide, get_origin(narrow) or narrow
+    if wide not in _PLAIN or narrow not in _PLAIN:
+        return True  # Any, a model, an Enum, a date: pydantic may well convert
+    return issubclass(narrow, wide) or (wide is float and narrow is int) or (wide in _LISTS and narrow in _LISTS)
+
+
+_LISTS = (list, tuple, set, frozenset)
