@@ -25,6 +25,7 @@ _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-
 _TABLE = re.compile(r"\s*\[([^\[\]]+)\]")
 _LONG_TEXT = re.compile(r'"""(?:.|\n)*?"""|' + r"'''(?:.|\n)*?'''")
 _PREFIX = "DSPEX_"
+_NOT_SETTINGS = {"DSPEX_CACHE"}  # where weights of models are kept: of the machine, not of an application
 _NATS = {
     "NATS_URL": "url",
     "NATS_CREDS": "creds",
@@ -101,13 +102,9 @@ def file_layer(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
         data: dict[str, Any] = tomllib.loads(text)
     except OSError as e:
-        raise ConfigError(
-            f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config"
-        ) from e
+        raise ConfigError(f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(
-            f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names"
-        ) from e
+        raise ConfigError(f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names") from e
     table: Key = ("tool", "dspex") if path.name == "pyproject.toml" else ()
     for name in table:
         data = data.get(name, {})
@@ -148,7 +145,7 @@ def _line_of(key: Key, lines: Mapping[Key, int]) -> int:
 def environment_layer(env: Mapping[str, str], known: Mapping[str, Any]) -> Layer:
     """`DSPEX_POOLS__GPU__SIZE=4` is pools.gpu.size. `known`: data so far, whose spelling of a name wins (`my-pool`)."""
     layer = Layer()
-    for name in sorted(n for n in env if n.startswith(_PREFIX)):
+    for name in sorted(n for n in env if n.startswith(_PREFIX) and n not in _NOT_SETTINGS):
         words = name[len(_PREFIX) :].lower().split("__")
         layer.add(_spelled(words, known), _value(env[name]), f"env {name}")
     _without_password(layer)

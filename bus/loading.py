@@ -107,7 +107,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
         said = error["msg"].removeprefix("Value error, ")
         code, message = "DX105", f"{error['input']!r} will not do: {said[:1].lower()}{said[1:]}"
         fix = "correct the value; dspex config show tells where each one came from"
-    return Problem(code, "error", "", ".".join(key), origin, None, message, fix)
+    return _told(code, ".".join(key), origin, message, fix)
 
 
 def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:
@@ -155,7 +155,13 @@ def _unknown_profiles(settings: Settings, origins: Mapping[Key, str]) -> Iterato
             close = difflib.get_close_matches(lm, settings.lm, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.lm)}"
             origin = layers.origin_of(key, origins)
-            yield Problem("DX111", "error", "", ".".join(key), origin, None, f"there is no language model {lm!r}", fix)
+            yield _told("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
+
+
+def _told(code: str, key: str, origin: str, message: str, fix: str) -> Problem:
+    at_line = re.fullmatch(r"(.+):(\d+)", origin)
+    file, line = (at_line[1], int(at_line[2])) if at_line else (origin, None)
+    return Problem(code, "error", "", key, file, line, message, fix)
 
 
 def _all_of(problems: list[Problem]) -> ConfigError:

@@ -83,12 +83,12 @@ async def connect(settings: Settings, found: Found, *, name: str, events: BusEve
 
 
 def tls_context(tls: TLSSettings) -> ssl.SSLContext:
-    """Certificates for the connection. Raises ConfigError (DX117) where a file cannot be used."""
+    """Certificates for the connection. Raises ConfigError (DX122) where a file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.cert:
             context.load_cert_chain(tls.cert, tls.key)
     except (OSError, ssl.SSLError) as e:
         message = f"the certificates of server.tls cannot be used: {e}"
-        raise ConfigError(message, code="DX117", node="server.tls", fix="correct the paths of ca, cert and key") from e
+        raise ConfigError(message, code="DX122", node="server.tls", fix="correct the paths of ca, cert and key") from e
     return context

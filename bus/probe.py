@@ -25,6 +25,16 @@ class Answer:
         return str(self.info.get("version", ""))
 
 
+async def hello(host: str, port: int, *, timeout: float) -> Mapping[str, Any]:
+    """The INFO that a server sends to everyone, before login and TLS. Raises as `ask`."""
+    async with asyncio.timeout(timeout):
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            return await _info(reader)
+        finally:
+            writer.close()
+
+
 async def ask(host: str, port: int, *, user: str | None = None, password: str | None = None, timeout: float) -> Answer:
     """Connect, log in, ask JetStream. Raises OSError, TimeoutError, EOFError, or ValueError with the server's refusal."""
     async with asyncio.timeout(timeout):
@@ -36,7 +46,7 @@ async def ask(host: str, port: int, *, user: str | None = None, password: str | 
 
 
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str | None, password: str | None) -> Answer:
-    info = json.loads((await _line(reader)).removeprefix(b"INFO "))
+    info = await _info(reader)
     login = {"verbose": False, "pedantic": False, "lang": "dspex", "version": "0", "headers": True, "no_responders": True}
     if user:
         login |= {"user": user, "pass": password or ""}
@@ -54,6 +64,11 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user
             raise ValueError(line.removeprefix(b"-ERR ").decode().strip(" '\r\n"))
         if line.startswith(b"PING"):
             writer.write(b"PONG\r\n")
+
+
+async def _info(reader: asyncio.StreamReader) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads((await _line(reader)).removeprefix(b"INFO "))
+    return info
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

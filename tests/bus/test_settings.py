@@ -90,7 +90,7 @@ def problems(**overrides: object) -> dict[str, tuple[str, str, str]]:
     """What load() complains about: {key: (code, where, fix)}."""
     with pytest.raises(ConfigError) as caught:
         Settings.load(**overrides)
-    return {str(p.node): (p.code, str(p.file), p.fix) for p in caught.value.problems}
+    return {str(p.node): (p.code, p.place.removeprefix(f"{p.node} (")[:-1], p.fix) for p in caught.value.problems}
 
 
 def test_without_a_file_there_is_a_local_model_a_pool_and_the_folders_name(folder: Path) -> None:
