@@ -1,0 +1,146 @@
+"""The one place that decides what happens to a failure, and the only one in the engine that catches `Exception`.
+
+    error                                       what happens
+    ------------------------------------------  --------------------------------------------------------------
+    RetryLater                                  the event is run again after `retry_after`, as often as asked
+    CallError, retryable, attempts left         the next attempt, after back-off with jitter or `retry_after`
+    InvalidOutput                               one more attempt
+    CallError, spent, with a fallback           the fallback's outputs stand in
+    any other, on_error="skip"                  nothing: the event ends here
+    any other                                   a dead letter: the event, the reason, a bounded traceback, the run
+
+A dead letter is written in the same commit as the position behind the event, so it is neither lost nor written twice.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, TypeVar
+
+from dspex.bus import subjects
+from dspex.bus.duration import seconds
+from dspex.bus.errors import CallError, DataError, DspexError, InvalidOutput, RetryLater
+from dspex.bus.port import Draft
+from dspex.bus.wire import Letter, Origin, Outcome, Work
+from dspex.engine.graph import Call
+
+TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error and where it happened. `node` is the operator to blame."""
+
+    error: DspexError
+    node: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happens now. `after`: seconds until the next attempt."""
+
+    what: Literal["retry", "fallback", "dead", "skip"]
+    after: float = 0.0
+
+
+def guard(step: Callable[[T, Any], None], data: T, walk: Any) -> Failure | None:
+    """Run a walk. Whatever a user's function raises becomes a Failure: one poison event must not stop its partition."""
+    try:
+        step(data, walk)
+    except DspexError as e:
+        return Failure(e, e.node or walk.node, _excerpt(e))
+    except Exception as e:
+        reason = DataError(
+            f"{walk.node} raised {type(e).__name__}: {e}",
+            code="DX507",
+            node=walk.node,
+            fix="correct the function or the data, then: dspex dlq redrive",
+        )
+        return Failure(reason, walk.node, _excerpt(e))
+    return None
+
+
+def _excerpt(e: BaseException) -> str:
+    return "".join(traceback.format_exception(e))[-TRACEBACK_LIMIT:]
+
+
+def decide(error: DspexError, attempt: int, call: Call, id: str, *, expired: bool = False) -> Verdict:
+    """What happens to a call whose attempt number `attempt` failed. `expired`: its deadline has passed."""
+    if isinstance(error, RetryLater) and not expired:
+        return Verdict("retry", error.retry_after or 1.0)
+    most = min(call.retry.attempts, 2) if isinstance(error, InvalidOutput) else call.retry.attempts
+    if error.retryable and attempt < most and not expired:
+        return Verdict("retry", _back_off(error, attempt, call, id))
+    if isinstance(error, CallError) and call.fallback is not None:
+        return Verdict("fallback")
+    return Verdict("skip" if call.on_error == "skip" else "dead")
+
+
+def _back_off(error: DspexError, attempt: int, call: Call, id: str) -> float:
+    r = call.retry
+    if isinstance(error, InvalidOutput):
+        return 0.0
+    wait = min(seconds(r.backoff) * r.factor ** (attempt - 1), seconds(r.cap))
+    spread = Random(f"{id}:{attempt}").uniform(-r.jitter, r.jitter)  # not the global one: a replay waits as long
+    return max(error.retry_after or 0.0, wait * (1 + spread))
+
+
+def letter(
+    failure: Failure,
+    *,
+    app: str,
+    topology: str,
+    work: Work,
+    entry: str,
+    reply: str,
+    clock: float,
+    limit: int,
+    outputs: Mapping[str, Any] | None = None,
+    stored: tuple[str, int] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Draft:
+    """The dead letter of an event, as a message. Data too large to be kept twice is referred to by `stored`."""
+    origin = dict(work.origin)
+    keep = len(work.data) + 4 * TRACEBACK_LIMIT < limit
+    body = Letter(
+        topology=topology,
+        node=failure.node or entry,
+        origin=origin,
+        data=work.data if keep else b"",
+        content_type=work.content_type,
+        error=failure.error.as_dict() | {"message": failure.error.message[:TRACEBACK_LIMIT]},
+        traceback=failure.traceback,
+        attempts=max(1, work.attempt),
+        time=clock,
+        reply=reply,
+        call=work.call,
+        entry=entry,
+        outputs=outputs,
+        stored=None if keep else stored,
+        headers=dict(headers or {}),
+    ).pack()
+    own = {subjects.EVENT_ID: str(origin.get("id", "")), subjects.RUN: str(origin.get("run", ""))}
+    return Draft(subjects.dead(app, topology, failure.node or entry), body, own)
+
+
+def run_again(
+    work: Work, entry: str, after: float, reply: str, clock: float, outputs: Mapping[str, Any] | None = None
+) -> Draft:
+    """The message that brings an event back to its partition's inbox, where it waits until it is due.
+
+    `outputs`: of the call that it comes from; with them the event goes on behind the call, without asking again.
+    """
+    due = clock + after
+    body = Outcome(work.call, -1, work.attempt, entry, work=work.pack(), kind="resume", due=due, outputs=outputs)
+    return Draft(reply, body.pack(), {subjects.RUN: str(work.origin.get("run", ""))})
+
+
+def source_work(origin: Origin, topology: str, source: str, data: bytes, content_type: str, attempt: int = 1) -> Work:
+    """A source event in the form that dead letters and `run_again` carry."""
+    return Work("", -1, attempt, topology, source, "", {}, {}, data, content_type, origin._asdict())

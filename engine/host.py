@@ -1,0 +1,231 @@
+"""The host: one process's part of an application. Applies topologies, keeps leases, runs stages, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, SubjectTaken
+from dspex.bus.port import Bucket, Bus, StreamConfig
+from dspex.engine import manifest
+from dspex.engine.commit import Committer
+from dspex.engine.compile import compile_stage
+from dspex.engine.graph import Graph
+from dspex.engine.leases import Leases, Slot
+from dspex.engine.manifest import Manifest
+from dspex.engine.services import Services
+from dspex.engine.stage import StageRunner
+
+_log = structlog.get_logger("dspex.engine")
+
+
+class Host:
+    """Runs graphs on a bus.
+
+    Args:
+        bus: connected; the host does not close it.
+        app: name of the application.
+        graphs: frozen topologies.
+        engine: id of this engine, unique among those that live.
+        replicas: of the application stream and its buckets.
+        lease: seconds after which another engine takes over.
+        most_inputs, most_open_calls: see Services.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        graphs: Sequence[Graph],
+        *,
+        engine: str,
+        replicas: int = 1,
+        lease: float = 5.0,
+        most_inputs: int = 500,
+        most_open_calls: int = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bus = bus
+        self.app = app
+        self.graphs = tuple(graphs)
+        self.engine = engine
+        self.replicas = replicas
+        self.lease = lease
+        self.clock = clock
+        self.committer = Committer(bus, clock)
+        self.runners: list[StageRunner] = []
+        self.leases: Leases | None = None
+        self.failure: BaseException | None = None
+        self._most = (most_inputs, most_open_calls)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failed = asyncio.Event()
+
+    # -- applying -------------------------------------------------------------------------------------------------
+    async def apply(self) -> dict[str, Manifest]:
+        """Make what the graphs need: the stream with its subjects, the bucket, the manifests. Removes nothing."""
+        bucket = await self.bus.bucket(subjects.bucket(self.app))
+        wanted = list(subjects.own_subjects(self.app))
+        for graph in self.graphs:
+            for pattern in [n.sink.pattern for n in graph.of_role("sink") if n.sink]:
+                await self._sink_is_ours(graph, pattern)
+                wanted.append(pattern)
+        streams = {s.subject: s.stream or await self._captured(s.subject, wanted) for s in self._sources()}
+        stream = subjects.stream(self.app)
+        wanted += [subject for subject, name in streams.items() if name == stream]
+        await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
+        return {graph.name: await self._manifest(bucket, graph, streams) for graph in self.graphs}
+
+    async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str]) -> Manifest:
+        own = {n.name: streams[n.source.subject] for n in graph.of_role("source") if n.source}
+        return await manifest.write(bucket, graph, own)
+
+    def _sources(self) -> list[Any]:
+        return [n.source for g in self.graphs for n in g.of_role("source")]
+
+    async def _captured(self, subject: str, sinks: Sequence[str]) -> str:
+        """The stream that a source is read from: the one that captures it, else the application's."""
+        if any(subjects.overlap(subject, sink) for sink in sinks):
+            return subjects.stream(self.app)
+        return await self.bus.stream_of(subject) or subjects.stream(self.app)
+
+    async def _sink_is_ours(self, graph: Graph, pattern: str) -> None:
+        holder = await self.bus.stream_of(pattern)
+        if holder not in (None, subjects.stream(self.app)):
+            raise SubjectTaken(
+                f"{graph.name}: sink {pattern!r} is captured by stream {holder}; a commit is kept whole within one stream",
+                node=pattern,
+                fix=f"sink to another subject, or take {pattern!r} out of {holder}",
+            )
+
+    # -- running --------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Apply, and begin to run what this engine gets a lease for."""
+        manifests = await self.apply()
+        bucket = await self.bus.bucket(subjects.bucket(self.app))
+        self.leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
+        services = Services(
+            bus=self.bus,
+            app=self.app,
+            stream=subjects.stream(self.app),
+            engine=self.engine,
+            committer=self.committer,
+            clock=self.clock,
+            lost=self.leases.lost,
+            most_inputs=self._most[0],
+            most_open_calls=self._most[1],
+            limit=self.bus.max_payload,
+        )
+        for graph in self.graphs:
+            self._add_runners(services, graph, manifests[graph.name])
+        await self.leases.once()
+        self._spawn("committer", self.committer.run())
+        self._spawn("leases", self.leases.run())
+        for runner in self.runners:
+            self._spawn(f"{runner.topology}.{runner.stage.id}", runner.run())
+
+    def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
+        assert self.leases is not None
+        for source in graph.of_role("source"):
+            id, count = applied.stages[source.name]
+            stage = compile_stage(graph, source, id)
+            runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version)
+            self.runners.append(runner)
+            self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+
+    def _spawn(self, name: str, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"dspex.{name}")
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = self.failure or error
+            _log.error("a part of the engine failed", part=task.get_name(), why=str(error))
+            self._failed.set()
+
+    async def wait(self) -> None:
+        """Until a part of the engine fails; raises what it raised."""
+        await self._failed.wait()
+        assert self.failure is not None
+        raise self.failure
+
+    # -- stopping -------------------------------------------------------------------------------------------------
+    async def drain(self, timeout: float = 30.0) -> None:
+        """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
+        committer, others = self._tasks[:1], self._tasks[1:]
+        await _cancel(others)
+        try:
+            async with asyncio.timeout(timeout):
+                for runner in self.runners:
+                    await runner.drain()
+                if self.leases:
+                    await self.leases.leave()
+        except (TimeoutError, BusError) as e:
+            _log.warning("drained in part: the next engine goes on from the last commit", why=str(e) or "time is up")
+        await _cancel(committer)
+        self._tasks = []
+
+    async def kill(self) -> None:
+        """Stop at once, as a crash would: nothing is committed, no lease is given back."""
+        await _cancel(self._tasks)
+        self._tasks = []
+
+    # -- looking --------------------------------------------------------------------------------------------------
+    def describe(self) -> dict[str, Any]:
+        """What this engine is and does, as plain data, for `status`."""
+        return {
+            "engine": self.engine,
+            "topologies": [g.name for g in self.graphs],
+            "time": self.clock(),
+            "commits": self.committer.commits,
+            "full": self.committer.full,
+            "stages": [self._describe(r) for r in self.runners],
+            **_process(),
+        }
+
+    @staticmethod
+    def _describe(r: StageRunner) -> dict[str, Any]:
+        return {
+            "topology": r.topology,
+            "stage": r.stage.id,
+            "source": r.stage.source.name,
+            "stopped": r.stopped,
+            **vars(r.counters),
+            "partitions": [
+                {
+                    "index": p.index,
+                    "epoch": p.log.epoch,
+                    "source": p.state.source_sequence,
+                    "inbox": p.state.inbox,
+                    "open_calls": len(p.state.calls),
+                }
+                for p in r.partitions.values()
+            ],
+        }
+
+
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _without_overlap(patterns: Sequence[str]) -> list[str]:
+    """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
+    kept: list[str] = []
+    for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
+        if not any(subjects.matches(k, pattern) for k in kept):
+            kept.append(pattern)
+    return kept
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,115 @@
+"""The manifest of a topology: what was applied, and what must never change by accident.
+
+It fixes the id of each stage by its source and the number of its partitions, so that logs and results find their owner
+whatever else changes. It is written with compare-and-set; a claim carries its version, and an older engine refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.errors import Fenced, TopologyError
+from dspex.bus.port import Bucket
+from dspex.engine.graph import Call, Graph
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Attributes:
+    version: counts changes.
+    digest: of the graph.
+    stages: source subject → (stage id, partitions).
+    streams: source subject → stream that it is read from.
+    calls: recorded operator → {"spec", "pool", "timeout"}, so that a client can ask a deployed node.
+    sinks: subjects (patterns) of sinks.
+    """
+
+    version: int
+    digest: str
+    stages: Mapping[str, tuple[str, int]]
+    streams: Mapping[str, str]
+    calls: Mapping[str, Mapping[str, Any]]
+    sinks: tuple[str, ...]
+
+    def pack(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Manifest:
+        raw: dict[str, Any] = orjson.loads(data)
+        stages = {k: (v[0], v[1]) for k, v in raw.pop("stages").items()}
+        return cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+
+
+async def read(bucket: Bucket) -> dict[str, Manifest]:
+    """The manifests of all topologies of the application."""
+    found = await bucket.items("manifest")
+    return {key.removeprefix("manifest."): Manifest.unpack(value) for key, (value, _) in found.items()}
+
+
+async def write(bucket: Bucket, graph: Graph, streams: Mapping[str, str]) -> Manifest:
+    """The manifest of `graph`, stored if it is new. `streams`: source subject → stream. Raises TopologyError."""
+    key = subjects.manifest_key(graph.name)
+    while True:
+        found = await bucket.get(key)
+        before = Manifest.unpack(found[0]) if found else None
+        after = _next(graph, streams, before)
+        if after == before:
+            return after
+        try:
+            await bucket.put(key, after.pack(), revision=found[1] if found else 0)
+        except Fenced:
+            continue  # another engine applied at the same moment: look at what it wrote
+        return after
+
+
+def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None) -> Manifest:
+    if before is not None:
+        _compare(graph, before)
+    stages = dict(before.stages) if before else {}
+    for node in graph.of_role("source"):
+        assert node.source is not None
+        if node.name not in stages:
+            stages[node.name] = (f"s{len(stages) + 1}", node.source.partitions)
+    new = Manifest(
+        version=before.version if before else 1,
+        digest=graph.digest,
+        stages=stages,
+        streams=dict(streams),
+        calls={n.name: _call(n.call) for n in graph.of_role("call") if n.call},
+        sinks=tuple(n.sink.pattern for n in graph.of_role("sink") if n.sink),
+    )
+    if before is not None and new != before:
+        return Manifest(**{**vars(new), "version": before.version + 1})
+    return new
+
+
+def _call(call: Call) -> dict[str, Any]:
+    spec: dict[str, Any] = orjson.loads(orjson.dumps(call.spec))  # as it will be read back, so that equal stays equal
+    return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
+
+
+def _compare(graph: Graph, before: Manifest) -> None:
+    """Refuse changes that would strand state and were not declared."""
+    for node in graph.of_role("source"):
+        old = before.stages.get(node.name)
+        if old and node.source and node.source.partitions != old[1]:
+            raise TopologyError(
+                f"{graph.name}: {node.name} was applied with {old[1]} partitions and now has {node.source.partitions}",
+                code="DX234",
+                fix=f"keep partitions={old[1]}: a key stays in its partition for good",
+            )
+    now = {n.name for n in graph.of_role("call")}
+    declared = set(graph.renamed_from.values()) | set(graph.drop)
+    gone = [name for name in before.calls if name not in now and name not in declared]
+    if gone:
+        raise TopologyError(
+            f"{graph.name}: node {gone[0]!r} of the applied version is gone, and nothing said about its open calls",
+            code="DX232",
+            fix=f'Topology(…, renamed_from={{"<new name>": "{gone[0]}"}}) if it has another name now, or drop=["{gone[0]}"]',
+        )

@@ -1,0 +1,299 @@
+"""Runs as a client sees them: is everything that an event caused finished, and what did it bring?
+
+A run is done when every event of it lies behind its stage's position and no call of it is open (ADR-0004). All of that is in
+the commit logs, so following a run is reading; the engine keeps no index for it and sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dspex.bus import subjects
+from dspex.bus.errors import RunNotFound
+from dspex.bus.event import Message, id_time, message_id, new_id, partition_of
+from dspex.bus.port import Bus
+from dspex.bus.wire import Outcome, Usage, Work
+from dspex.engine.log import unpack
+from dspex.engine.manifest import Manifest
+from dspex.engine.position import sequence_before
+from dspex.engine.state import Row
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run. `status`: "running", "done" or "failed" (it has dead letters). Times in UTC."""
+
+    id: str
+    topology: str
+    digest: str
+    parent: str | None
+    status: str
+    started: datetime
+    finished: datetime | None
+    calls: int
+    usage: Usage
+    dead_letters: int
+
+
+@dataclass
+class Progress:
+    """One run while it is followed."""
+
+    id: str
+    topology: str = ""
+    waiting: dict[tuple[str, str, int], int] = field(default_factory=dict)  # (topology, stage, partition) → sequence
+    open: set[tuple[str, int]] = field(default_factory=set)  # (log subject, ordinal)
+    parked: set[tuple[str, int]] = field(default_factory=set)  # (inbox subject, sequence) to be run again, not read yet
+    delayed: set[tuple[str, int]] = field(default_factory=set)  # read, and due later
+    started: bool = False  # its source event was seen
+    finished: datetime | None = None
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+    dead_letters: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.started and not (self.waiting or self.open or self.parked or self.delayed)
+
+    def info(self, manifests: Mapping[str, Manifest]) -> RunInfo:
+        status = "running" if not self.done else "failed" if self.dead_letters else "done"
+        digest = manifests[self.topology].digest if self.topology in manifests else ""
+        started = id_time(self.id) or datetime.now(UTC)
+        finished = self.finished if self.done else None
+        return RunInfo(
+            self.id, self.topology, digest, None, status, started, finished, self.calls, self.usage, self.dead_letters
+        )
+
+
+class Follower:
+    """Follows some runs of an application through its commit logs."""
+
+    def __init__(self, bus: Bus, app: str, manifests: Mapping[str, Manifest], runs: Iterable[str]) -> None:
+        self.bus = bus
+        self.app = app
+        self.stream = subjects.stream(app)
+        self.manifests = manifests
+        self.runs = {id: Progress(id) for id in runs}
+        self._logs = subjects.log(app, "*", "*", "*")
+        self._inboxes = subjects.result(app, "*", "*", "*")
+        self._dead = subjects.dead_pattern(app)
+        # What a stage has read, with the partition's log in mind: an event may be seen after the entry that covers it.
+        self._read: dict[tuple[str, str, int], int] = {}
+        self._sources = {
+            (m.streams[source], source): [(t, m.stages[source]) for t, m in manifests.items() for s in m.streams if s == source]
+            for m in manifests.values()
+            for source in m.streams
+        }
+
+    async def begin(self) -> int:
+        """The sequence of the application stream behind which all of these runs began."""
+        times = [at for at in map(id_time, self.runs) if at is not None]
+        info = await self.bus.stream(self.stream)
+        if info is None or not times:
+            return 0
+        return await sequence_before(self.bus, info, (min(times) - timedelta(seconds=2)).timestamp())
+
+    async def sources(self) -> None:
+        """Find the source events in streams that are not the application's own."""
+        for (stream, source), readers in self._sources.items():
+            info = await self.bus.stream(stream) if stream != self.stream else None
+            if info is None:
+                continue
+            times = [at for at in map(id_time, self.runs) if at is not None]
+            after = await sequence_before(self.bus, info, (min(times) - timedelta(seconds=2)).timestamp()) if times else 0
+            for message in await self.bus.scan(stream, [source], start=after + 1, stop=info.last):
+                self._arrived(message, readers, info.created)
+
+    def filters(self) -> list[str]:
+        """The subjects that tell about runs."""
+        own = [source for (stream, source) in self._sources if stream == self.stream]
+        return [self._logs, self._inboxes, self._dead, *own]
+
+    def take(self, m: Message) -> None:
+        """Note what one message says."""
+        if subjects.matches(self._logs, m.subject):
+            self._entry(m)
+        elif subjects.matches(self._inboxes, m.subject):
+            self._outcome(m)
+        elif subjects.matches(self._dead, m.subject):
+            if (run := self.runs.get(m.headers.get(subjects.RUN, ""))) is not None:
+                run.dead_letters += 1
+        else:
+            for (stream, source), readers in self._sources.items():
+                if stream == self.stream and subjects.matches(source, m.subject):
+                    self._arrived(m, readers, 0.0)
+
+    def _arrived(self, m: Message, readers: list[tuple[str, tuple[str, int]]], created: float) -> None:
+        """An event of a source: its stage must read past it."""
+        id = message_id(m, created)
+        run = self.runs.get(m.headers.get(subjects.RUN) or id)
+        if run is None:
+            return
+        run.started = True
+        for topology, (stage, count) in readers:
+            spread = m.headers.get(subjects.KEY) or m.headers.get(subjects.SESSION) or m.subject
+            place = (topology, stage, partition_of(spread, count) if count > 1 else 0)
+            run.topology = run.topology or topology
+            if self._read.get(place, 0) < m.sequence:
+                run.waiting[place] = m.sequence
+
+    def _entry(self, m: Message) -> None:
+        entry = unpack(m.data)
+        topology, stage, partition = m.subject.split(".")[-3:]
+        place = (topology, stage, int(partition))
+        for ordinal, raw in entry.get("calls", {}).items():
+            row = Row(*raw)
+            if (run := self.runs.get(row.run)) is not None:
+                run.open.add((m.subject, ordinal))
+        closed = {(m.subject, o) for o in entry.get("closed", ())}
+        inbox = m.subject.replace(".log.", ".result.", 1)
+        read, delayed = entry.get("inbox", 0), entry.get("delayed", {})
+        finished = {(inbox, s) for s in entry.get("done", ())}
+        if "source" in entry:
+            self._read[place] = entry["source"][0]
+        for run in self.runs.values():
+            if run.done:
+                continue
+            run.calls += len(run.open & closed)
+            run.open -= closed
+            here = {p for p in run.parked if p[0] == inbox and p[1] <= read}
+            run.parked -= here
+            run.delayed = (run.delayed | {p for p in here if p[1] in delayed}) - finished
+            if place in run.waiting and self._read.get(place, 0) >= run.waiting[place]:
+                del run.waiting[place]
+            if run.done:
+                run.finished = datetime.fromtimestamp(m.time, tz=UTC)
+
+    def _outcome(self, m: Message) -> None:
+        run = self.runs.get(m.headers.get(subjects.RUN, ""))
+        if run is None:
+            return
+        outcome = Outcome.unpack(m.data)
+        if outcome.kind == "resume":
+            run.parked.add((m.subject, m.sequence))
+        elif outcome.usage:
+            run.usage = run.usage + Usage(**outcome.usage)
+
+    async def follow(self) -> AsyncIterator[list[Progress]]:
+        """The runs that have just finished, as they do, until all have."""
+        if not self.runs:
+            return
+        await self.sources()
+        left = set(self.runs)
+        name = f"dspex-{self.app}-follow-{new_id()}"
+        reader = await self.bus.reader(self.stream, self.filters(), after=await self.begin(), name=name)
+        try:
+            while left:
+                for message in await reader.read(500):
+                    self.take(message)
+                finished = [self.runs[id] for id in left if self.runs[id].done]
+                left -= {run.id for run in finished}
+                if finished:
+                    yield finished
+        finally:
+            await reader.close()
+
+    async def look(self) -> None:
+        """Take what is stored now, and wait for nothing."""
+        await self.sources()
+        info = await self.bus.stream(self.stream)
+        if info is not None:
+            for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
+                self.take(message)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempt at a call, as recorded. `id`: `node#ordinal` within the run; it does not depend on worker or attempt."""
+
+    id: str
+    node: str
+    event: str
+    inputs: Any
+    outputs: Any
+    route: str | None
+    lm: str | None
+    program: str | None
+    worker: str | None
+    started: datetime
+    elapsed: timedelta
+    usage: Usage
+    error: str | None
+    run: str = ""
+    call: str = ""
+    attempt: int = 1
+
+
+def steps(stored: Iterable[Message]) -> list[Step]:
+    """The records among messages of inboxes, in their order."""
+    found: list[Step] = []
+    ordinals: dict[tuple[str, str], list[str]] = {}
+    for message in stored:
+        o = Outcome.unpack(message.data)
+        if o.kind != "result":
+            continue
+        work = Work.unpack(o.work)
+        run = str(work.origin.get("run", ""))
+        calls = ordinals.setdefault((run, o.node), [])
+        if o.call not in calls:
+            calls.append(o.call)
+        found.append(_step(o, work, run, calls.index(o.call)))
+    return found
+
+
+def _step(o: Outcome, work: Work, run: str, ordinal: int) -> Step:
+    return Step(
+        id=f"{o.node}#{ordinal}",
+        node=o.node,
+        event=str(work.origin.get("id", "")),
+        inputs=dict(work.inputs),
+        outputs=None if o.outputs is None else dict(o.outputs),
+        route=o.route,
+        lm=o.lm or None,
+        program=o.program or None,
+        worker=o.worker or None,
+        started=datetime.fromtimestamp(o.started, tz=UTC),
+        elapsed=timedelta(seconds=o.elapsed),
+        usage=Usage(**o.usage),
+        error=None if o.error is None else str(o.error.get("message", "")),
+        run=run,
+        call=o.call,
+        attempt=o.attempt,
+    )
+
+
+async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: str) -> str:
+    """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
+    if len(suffix) < 6:
+        raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
+    found: set[str] = set()
+    for manifest in manifests.values():
+        for source, stream in manifest.streams.items():
+            info = await bus.stream(stream)
+            if info is None:
+                continue
+            for m in await bus.scan(stream, [source], start=info.first, stop=info.last):
+                run = m.headers.get(subjects.RUN) or message_id(m, info.created)
+                if run.endswith(suffix):
+                    found.add(run)
+    if len(found) != 1:
+        how = "no run ends with" if not found else f"{len(found)} runs end with"
+        raise RunNotFound(f"{how} {suffix!r}")
+    return found.pop()
+
+
+async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: str) -> list[Message]:
+    """What a run sent to sinks, in order."""
+    follower = Follower(bus, app, manifests, [run])
+    sinks = sorted({s for m in manifests.values() for s in m.sinks})
+    info = await bus.stream(subjects.stream(app))
+    if info is None or not sinks:
+        return []
+    after = await follower.begin()
+    stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
+    mine = {m.sequence: m for some in stored for m in some if m.headers.get(subjects.RUN) == run}
+    return [mine[s] for s in sorted(mine)]
