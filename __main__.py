@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _ROOMS = ("dspex.bus.cli", "dspex.engine.cli", "dspex.operators.cli", "dspex.workers.cli")
 _WITH_VALUE = ("--config", "--server", "--creds", "--context", "--color")
 _ALONE = ("--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--no-progress")
-_ENDED_BY = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = Terminal(json="--json" in args)
     try:
         return _run(_globals_first(args), terminal)
-    except BrokenPipeError:  # `dspex watch … | head`: whoever read us has enough
+    except SystemExit as e:
+        if not isinstance(e.__context__, BrokenPipeError):
+            raise
+        # `dspex watch … | head`: whoever read us has enough. typer makes an exit with 1 of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _ENDED_BY["SIGINT"]
 
 
 def _run(args: list[str], terminal: "Terminal") -> int:
@@ -58,8 +58,6 @@ def _run(args: list[str], terminal: "Terminal") -> int:
     except usage_error as e:
         terminal.error(ConfigError(_usage(e), code="DX100", fix=_help_of(e)))
         return 2
-    except BrokenPipeError:
-        raise
     except Exception as e:  # noqa: BLE001 - the last stop before the user, who gets a report instead of a traceback
         terminal.error(_bug(e))
         return 1

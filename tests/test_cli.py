@@ -1,0 +1,142 @@
+"""The CLI as a shell sees it: output, exit codes, errors. One subprocess costs 0.3 s, so a test asks much of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dspex import __main__ as cli
+from dspex.bus.server import LocalServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("NATS_", "DSPEX_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def dspex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dspex", *args]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=30)
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in text.splitlines()]
+    assert all(one.pop("v") == 1 for one in found)
+    return found
+
+
+def test_help_lists_the_verbs_and_a_bare_call_helps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    bare = capsys.readouterr().out
+    assert cli.main(["-h"]) == 0
+    assert capsys.readouterr().out == bare
+    for verb in ("server", "doctor", "config"):
+        assert f"\n  {verb} " in bare
+
+
+def test_a_server_is_started_once_found_and_stopped(folder: Path) -> None:
+    start = dspex("server", "start", "--port", "-1", "--json")
+    assert start.returncode == 0, start.stderr
+    (state,) = lines(start.stdout)
+    try:
+        assert LocalServer.find(folder) == state["url"]
+        again = dspex("server", "start")
+        assert (again.returncode, "already running" in again.stdout) == (0, True)
+        status = dspex("--json", "server", "status")
+        assert lines(status.stdout) == [state]
+    finally:
+        stop = dspex("server", "stop")
+    assert (stop.returncode, stop.stdout) == (0, "stopped\n")
+    pid = int(str(state["pid"]))
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 5)
+    assert not psutil.pid_exists(pid)
+    gone = dspex("server", "status")
+    assert (gone.returncode, "no server is running" in gone.stdout) == (1, True)
+
+
+def test_doctor_tells_of_each_check_and_fails_on_a_fault(folder: Path) -> None:
+    (folder / "dspex.toml").write_text(
+        '[lm.main]\nmodel = "openai/x"\nkey_env = "NO_SUCH_KEY"\n'
+        f'[lm.set]\nmodel = "openai/y"\nkey_env = "A_KEY"\n[pools.a]\n[pools.b]\npython = "{folder}/none"\n'
+        "[server.local]\nport = -1\n"
+    )
+    found = dspex("doctor", "--json", A_KEY="sk-secret")
+    assert found.returncode == 1, found.stderr
+    assert "sk-secret" not in found.stdout + found.stderr
+    checks = {str(one["check"]): one for one in lines(found.stdout)}
+    assert {name for name, one in checks.items() if not one["ok"]} == {"lm.main", "pools.b"}
+    assert checks["lm.main"]["fix"] == "export NO_SUCH_KEY"
+    assert "dspy" in str(checks["pools.a"]["message"])
+    assert {"server", "jetstream", "sync_interval", "max_payload", "consumers", "clock", "lm.set"} <= set(checks)
+    assert LocalServer.find(folder) is None  # the server that it started for the checks is gone
+
+
+def test_config_show_tells_where_each_value_comes_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dspex.toml").write_text('app = "shop"\n')
+    assert cli.main(["config", "show", "--json", "--server", "nats://x:1"]) == 0
+    rows = {one["key"]: one for one in lines(capsys.readouterr().out)}
+    assert rows["app"] == {"key": "app", "value": "shop", "origin": "dspex.toml:1"}
+    assert rows["server.url"] == {"key": "server.url", "value": "nats://x:1", "origin": "flag"}
+    assert cli.main(["config", "show"]) == 0
+    assert "dspex.toml:1" in capsys.readouterr().out
+
+
+def test_settings_errors_have_the_shape_of_all_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dspex.toml").write_text('ap = "shop"\n[engine]\nlease = "x"\n')
+    assert cli.main(["config", "show"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "error[DX102] engine.lease (dspex.toml:3): 'x' is not a duration",
+        '  fix: write "10s", "1m", "1h30m", "7d" or seconds',
+        "error[DX104] ap (dspex.toml:1): there is no setting 'ap'",
+        "  fix: did you mean app?",
+    ]
+    assert cli.main(["--json", "config", "show"]) == 2
+    (one,) = lines(capsys.readouterr().err)
+    assert one["error"]["code"] == "DX102"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("args", [["nonsense"], ["server", "start", "--prot", "1"], ["server", "start", "--port", "x"]])
+def test_wrong_usage_exits_2_in_the_same_shape(folder: Path, capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert (out, err[:13]) == ("", "error[DX100] ")
+    assert "\n  fix: see dspex" in err
+
+
+def test_global_options_may_stand_anywhere_but_not_behind_two_dashes() -> None:
+    move = cli._globals_first
+    assert move(["a", "--json", "b", "--server", "x", "-v"]) == ["--json", "--server", "x", "-v", "a", "b"]
+    assert move(["a", "--server=x"]) == ["--server=x", "a"]
+    assert move(["a", "--", "--json"]) == ["a", "--", "--json"]
+
+
+def test_a_bug_is_reported_without_a_traceback_and_with_one_on_v(folder: Path) -> None:
+    """The bug is real: a state file that a user made a folder of."""
+    (folder / ".dspex" / "server.json").mkdir(parents=True)
+    quiet = dspex("server", "start", "--port", "-1")
+    assert (quiet.returncode, quiet.stdout) == (1, "")
+    assert quiet.stderr.startswith("error[DX900] IsADirectoryError")
+    assert "please report it" in quiet.stderr
+    assert "Traceback" not in quiet.stderr
+    loud = dspex("server", "start", "--port", "-1", "-v")
+    assert "Traceback" in loud.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m dspex config show --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(lines(done.stdout)) == 1
