@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from dspex.bus.errors import Saturated, Unreachable
+from dspex.bus.errors import BusError, Saturated, Unreachable
 from dspex.bus.event import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.link import Link
@@ -36,14 +36,18 @@ class NatsSubscription:
         self._arrived = asyncio.Event()
         self._closed = False
         self._pump: asyncio.Task[None] | None = None
+        self._refused: BusError | None = None
 
     async def start(self) -> NatsSubscription:
-        """Returns once the server knows: what is published afterwards, by anyone, comes. Raises Unreachable."""
+        """Returns once the server knows: what is published afterwards, by anyone, comes. Raises Unreachable, NotAllowed."""
         self._link.connection()
-        self._interest = self._link.listen(self._subject, self._take, queue=self._queue)
+        self._interest = self._link.listen(self._subject, self._take, queue=self._queue, refused=self._refuse)
         self._link.lost.add(self._lost)
         self._begin()
         await self._link.flush()
+        if self._refused is not None:
+            await self.close()
+            raise self._refused
         return self
 
     async def close(self) -> None:
@@ -60,6 +64,9 @@ class NatsSubscription:
     def _lost(self) -> None:
         if self._link.closed:
             self._end()
+
+    def _refuse(self, error: BusError) -> None:
+        self._refused = error
 
     def _begin(self) -> None:
         self._pump = asyncio.create_task(self._handle(), name=f"dspex-subscription-{self._subject}")

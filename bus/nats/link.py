@@ -79,7 +79,7 @@ class Question:
     async def settled(self, timeout: float) -> list[Answer]:
         """The answers, once the final one is there. Raises TimeoutError, Unreachable (connection lost), NotAllowed."""
         async with asyncio.timeout(timeout):
-            await self.done
+            await asyncio.shield(self.done)
         return self.answers
 
 
@@ -89,7 +89,7 @@ class Link:
     def __init__(self, options: Options, events: BusEvents) -> None:
         self.options, self.events = options, events
         self.id = new_id().replace("-", "")
-        self.max_payload = 1 << 20  # what the last server said
+        self.max_payload = (1 << 20) - protocol.RESERVE  # of the last server
         self.up = asyncio.Event()
         self.lost: set[Callable[[], None]] = set()  # called when the connection ends
         self.closed = False
@@ -129,7 +129,7 @@ class Link:
     def _attach(self, connection: Connection) -> None:
         self._connection = connection
         self._gone.clear()
-        self.max_payload = connection.max_payload
+        self.max_payload = connection.max_payload - protocol.RESERVE
         self._servers += [u for s in connection.discovered_servers if (u := s.geturl()) not in self._servers]
         connection.routes.update({i.sid: i.route for i in self._interests.values()})
         connection.put(b"".join([i.command() for i in self._interests.values()]))

@@ -18,6 +18,8 @@ from dspex.bus.port import Draft
 Route = Callable[[bytes, bytes, bytes, bytes], None]
 """Takes one message: subject, reply (b"" for none), data, header block (b"" for none). Called in the read loop."""
 
+RESERVE: Final = 192
+"""Bytes of each message kept back for the header lines of a commit: what fits in a publish fits in a batch."""
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 _FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT)
 Headers = Mapping[str, str]
@@ -69,23 +71,26 @@ def expectation(draft: Draft) -> str:
     return "" if draft.expect is None else f"{EXPECT}: {draft.expect}\r\n"
 
 
-def _sized(subject: str, size: int, limit: int) -> int:
+def _check_size(subject: str, size: int, limit: int) -> None:
     # Over the limit the server closes the connection, and every other message in flight fails with this one.
     if size > limit:
         raise PayloadTooLarge(f"{size} bytes for {subject}: the server takes {limit} in one message")
-    return size
 
 
 def message(
     subject: str, data: bytes, headers: Mapping[str, str] | None, *, reply: str = "", more: str = "", limit: int
 ) -> bytes:
-    """One message as sent: PUB, or HPUB with headers. Raises PayloadTooLarge, DataError."""
+    """One message as sent: PUB, or HPUB with headers. Raises PayloadTooLarge, DataError.
+
+    `more`: our own header lines, at most RESERVE bytes; they do not count for `limit`.
+    """
     checked_subject(subject)
     if not headers and not more:
-        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), _sized(subject, len(data), limit), data)
+        _check_size(subject, len(data), limit)
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(data), data)
     head = header_block(headers, more)
-    size = _sized(subject, len(head) + len(data), limit)
-    return f"HPUB {subject} {reply} {len(head)} {size}\r\n".encode() + head + data + b"\r\n"
+    _check_size(subject, (len(head) - len(more) if headers else 0) + len(data), limit)
+    return f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode() + head + data + b"\r\n"
 
 
 def batch(drafts: Sequence[Draft], *, id: str, reply: str, limit: int) -> bytes:

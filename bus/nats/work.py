@@ -114,7 +114,7 @@ class NatsWorkQueue:
         self._fail(Unreachable("the work queue is closed"))
         self._link.lost.discard(self._lost)
         self._loop.cancel()
-        self._link.forget(self._interest)
+        await self._link.leave(self._interest)
         while self._waiting and self._link.up.is_set():
             await self._waiting.popleft().nak()  # nobody took it: another process gets it now, not after ack_wait
 

@@ -10,11 +10,12 @@ from typing import Any, Final
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
-from dspex.bus.nats.link import Link
+from dspex.bus.nats.link import Answer, Link, Question
 from dspex.bus.port import COMMIT_LIMIT, Ack, Draft
 
 _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
 _LONGEST_PAUSE: Final = 0.25
+_LAST_WORDS: Final = 0.25  # seconds at the end of a timeout
 
 
 def _settles(data: bytes, head: bytes) -> bool:
@@ -22,9 +23,9 @@ def _settles(data: bytes, head: bytes) -> bool:
     return bool(data or head)
 
 
-async def stream_of(link: Link, subject: str) -> str | None:
+async def stream_of(link: Link, subject: str, timeout: float = 5.0) -> str | None:
     """The stream that captures the subject (or pattern). Raises Unreachable."""
-    names = (await link.api("STREAM.NAMES", {"subject": subject})).get("streams")
+    names = (await link.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)).get("streams")
     return str(names[0]) if names else None
 
 
@@ -45,6 +46,7 @@ async def commit(link: Link, drafts: Sequence[Draft], timeout: float) -> int:
         raise BusError(f"a commit of {len(drafts)} messages: 1 to {COMMIT_LIMIT} are possible", fix="split it")
     if len(drafts) == 1:
         return (await publish(link, drafts[0], timeout)).sequence
+    _check_expectations(drafts)
 
     def render(reply: str) -> bytes:
         return protocol.batch(drafts, id=f"{link.id}.{link.fresh()}", reply=reply, limit=link.max_payload)
@@ -53,6 +55,15 @@ async def commit(link: Link, drafts: Sequence[Draft], timeout: float) -> int:
     if answer.get("count") != len(drafts):
         raise Unsettled(f"{len(drafts)} messages were sent, and the server says it stored {answer.get('count')}")
     return int(answer["seq"])
+
+
+def _check_expectations(drafts: Sequence[Draft]) -> None:
+    # The server would answer "in progress, ask again", for ever.
+    seen: set[str] = set()
+    for draft in drafts:
+        if draft.expect is not None and draft.subject in seen:
+            raise BusError(f"a draft for {draft.subject} expects, and is not the first of its subject", fix="put it first")
+        seen.add(draft.subject)
 
 
 async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], bytes], timeout: float) -> dict[str, Any]:
@@ -82,23 +93,35 @@ async def _answer(link: Link, drafts: Sequence[Draft], render: Callable[[str], b
     with link.question({d.subject for d in drafts}, _settles) as q:
         connection.put(render(q.reply))
         try:
-            data, head = (await q.settled(timeout))[-1]
+            answers = await _settled(link, q, drafts[0].subject, timeout)
         except TimeoutError as e:
-            await _need_stream(link, drafts[0].subject)
             raise Unsettled(f"no answer from the server in {timeout:.3g} s") from e
         except Unreachable as e:
             raise Unsettled(e.message) from e
+    # The first that says something: behind "too many batches" comes "incomplete" for the last message.
+    data, head = next(a for a in answers if _settles(*a))
     if protocol.headers(head).get("Status") == "503":
-        await _need_stream(link, drafts[0].subject)
+        await _need_stream(link, drafts[0].subject, timeout)
         raise Unreachable(f"no leader of the stream answers for {drafts[0].subject}")
     answer: dict[str, Any] = json.loads(data)
     return answer
 
 
-async def _need_stream(link: Link, subject: str) -> None:
+async def _settled(link: Link, question: Question, subject: str, timeout: float) -> list[Answer]:
+    """The answers to a write. Shortly before the time is over, ask whether there is a stream at all: where a subscriber
+    hears the subject and no stream does, nobody answers."""
+    last_words = min(_LAST_WORDS, timeout / 4)
+    try:
+        return await question.settled(timeout - last_words)
+    except TimeoutError:
+        await _need_stream(link, subject, last_words)
+        return await question.settled(0)
+
+
+async def _need_stream(link: Link, subject: str, timeout: float) -> None:
     """Raise NotStored, if it is certain that no stream captures the subject."""
     try:
-        stream = await stream_of(link, subject)
+        stream = await stream_of(link, subject, timeout)
     except BusError:
         return  # cannot tell: the caller says what it knows
     if stream is None:

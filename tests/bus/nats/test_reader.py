@@ -1,0 +1,189 @@
+"""What only a real server can do to a reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
+from dspex.bus.nats import NatsBus
+from dspex.bus.port import BusEvents, Draft, Reader, StreamConfig
+
+Open = Callable[..., Awaitable[NatsBus]]
+
+
+async def take(reader: Reader, count: int) -> list[int]:
+    """The sequences of the next `count` messages."""
+    got: list[int] = []
+    async with asyncio.timeout(9):
+        while len(got) < count:
+            got += [m.sequence for m in await reader.read(count - len(got))]
+    return got
+
+
+async def fill(bus: NatsBus, subject: str, count: int, size: int = 10) -> None:
+    for start in range(0, count, 50):
+        await bus.commit([Draft(subject, b"x" * size)] * min(50, count - start))
+
+
+async def landed(bus: NatsBus, subject: str) -> None:
+    """Publish one message, however often that takes."""
+    while True:
+        try:
+            await bus.publish(Draft(subject, b"", {"Nats-Msg-Id": subject}), timeout=1)
+            return
+        except (Unreachable, Unsettled):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_a_reader_loses_and_doubles_nothing_when_the_server_is_killed(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    reader = await bus.reader("S", ["s.a"], after=0, name="r", window=100)
+    got: list[int] = []
+    for _ in range(3):
+        await fill(bus, "s.a", 500)
+        got += await take(reader, 250)
+        server.kill()
+        server.start()
+        await landed(bus, "s.other")
+        got += await take(reader, 250)
+    want = [m.sequence for m in await bus.scan("S", ["s.a"], start=1, stop=1 << 40)]
+    assert got == want
+    assert reader.caught_up
+
+
+@pytest.mark.asyncio
+async def test_a_reader_goes_on_when_its_consumer_is_deleted(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(bus, "s.a", 300)
+    reader = await bus.reader("S", ["s.a"], after=0, name="r", window=20)
+    got = await take(reader, 90)
+    await bus._link.api("CONSUMER.DELETE.S.r", None)
+    got += await take(reader, 210)
+    waiting = asyncio.create_task(reader.read(1))
+    await bus._link.api("CONSUMER.DELETE.S.r", None)  # while it waits for something new
+    await fill(bus, "s.a", 1)
+    got += [m.sequence for m in await asyncio.wait_for(waiting, 9)]
+    assert got == list(range(1, 302))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_goes_on_when_another_takes_its_name(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(bus, "s.a", 200)
+    one = await bus.reader("S", ["s.a"], after=0, name="r", window=20)
+    got = await take(one, 50)
+    two = await bus.reader("S", ["s.a"], after=0, name="r", window=20)
+    assert await take(two, 200) == list(range(1, 201))
+    await two.close()
+    assert got + await take(one, 150) == list(range(1, 201))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_holds_no_more_than_its_window(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(bus, "s.a", 200)
+    reader = await bus.reader("S", ["s.a"], after=0, name="r", window=50)
+    await take(reader, 10)
+    await bus._link.flush()
+    assert await sent(bus) <= 60
+    assert await take(reader, 190) == list(range(11, 201))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_holds_no_more_than_64_mib(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(bus, "s.a", 100, size=bus.max_payload)
+    reader = await bus.reader("S", ["s.a"], after=0, name="r")
+    await take(reader, 1)
+    await bus._link.flush()
+    assert await sent(bus) <= 64
+    assert await take(reader, 99) == list(range(2, 101))
+
+
+async def sent(bus: NatsBus) -> int:
+    """How many messages the server has sent to the reader."""
+    info = await bus._link.api("CONSUMER.INFO.S.r", None)
+    return int(info["delivered"]["consumer_seq"])
+
+
+@pytest.mark.asyncio
+async def test_a_position_beyond_the_end_waits_for_what_comes_after_it(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    reader = await bus.reader("S", ["s.a"], after=5, name="r")
+    assert reader.caught_up
+    await fill(bus, "s.a", 7)
+    assert await take(reader, 2) == [6, 7]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_says_when_it_may_not_read(server: Any, opened: Open) -> None:
+    server.more = """
+    accounts { A { jetstream: enabled, users: [
+      { user: all, password: p },
+      { user: few, password: p, permissions: { publish: { deny: ["$JS.API.CONSUMER.MSG.NEXT.>"] } } }
+    ] } }
+    """
+    every = await opened(server.start().url, user="all", password="p")
+    await every.ensure_stream(StreamConfig("S", ["s.>"]))
+    few = await opened(server.url, user="few", password="p")
+    reader = await few.reader("S", ["s.a"], after=0, name="r")
+    with pytest.raises(NotAllowed):
+        await asyncio.wait_for(reader.read(1), 5)
+
+
+@pytest.mark.asyncio
+async def test_a_reader_of_a_missing_stream_is_refused(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    with pytest.raises(BusError, match="stream not found"):
+        await bus.reader("S", ["s.a"], after=0, name="r")
+
+
+@pytest.mark.asyncio
+async def test_reading_leaves_no_consumer_behind(server: Any, opened: Open) -> None:
+    errors: list[str] = []
+    bus = await opened(server.start().url, events=BusEvents(error=errors.append))
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(bus, "s.a", 100)
+    bucket = await bus.bucket("B")
+    for n in range(20):
+        await bucket.put(f"k.{n}", b"")
+        assert len(await bucket.items("k")) == n + 1
+        assert len(await bus.scan("S", ["s.a", "s.b"], start=1, stop=100)) == 100
+    reader = await bus.reader("S", ["s.a"], after=0, name="r")
+    await reader.close()
+    for stream in ("S", "KV_B"):
+        assert (await bus._link.api(f"CONSUMER.NAMES.{stream}", {}))["total"] == 0
+    assert errors == []
+
+
+@pytest.mark.asyncio
+async def test_a_scan_over_many_pages_and_filters_misses_nothing(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    for n in range(12):
+        await bus.commit([Draft(f"s.{i % 7}", b"%d" % (n * 1000 + i)) for i in range(1000)])
+    filters = [f"s.{i}" for i in (0, 2, 3, 5)]
+    found = await bus.scan("S", filters, start=100, stop=11_900)
+    want = [s for s in range(100, 11_901) if (s - 1) % 1000 % 7 in (0, 2, 3, 5)]
+    assert [m.sequence for m in found] == want
+    assert all(m.data == b"%d" % (m.sequence - 1) for m in found)
+
+
+@pytest.mark.asyncio
+async def test_a_bucket_lists_more_keys_than_one_answer_takes(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    bucket = await bus.bucket("B")
+    await asyncio.gather(*[bucket.put(f"k.{n}", b"%d" % n) for n in range(1100)])
+    items = await bucket.items("k")
+    assert {k: v for k, (v, _) in items.items()} == {f"k.{n}": b"%d" % n for n in range(1100)}

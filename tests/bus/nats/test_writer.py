@@ -1,0 +1,215 @@
+"""A write that meets a frozen, dead, full or forbidding server: landed, refused or unsettled, and never a wrong one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dspex.bus.errors import (
+    BusError,
+    DataError,
+    Fenced,
+    NotAllowed,
+    NotStored,
+    PayloadTooLarge,
+    StreamFull,
+    Unreachable,
+    Unsettled,
+)
+from dspex.bus.nats import NatsBus
+from dspex.bus.port import BusEvents, Draft, StreamConfig
+
+Open = Callable[..., Awaitable[NatsBus]]
+
+
+async def stream(bus: NatsBus, **options: Any) -> None:
+    await bus.ensure_stream(StreamConfig("S", ["s.>"], **options))
+
+
+async def back(bus: NatsBus) -> None:
+    """Wait until the bus is connected again."""
+    await asyncio.wait_for(bus._link.up.wait(), 9)
+
+
+@pytest.mark.asyncio
+async def test_a_commit_without_an_answer_is_unsettled_and_may_land_later(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+    server.freeze()
+    start = time.monotonic()
+    with pytest.raises(Unsettled):
+        await bus.commit([Draft("s.a", b"1"), Draft("s.log", b"2", expect=0)], timeout=0.3)
+    with pytest.raises(Unsettled):
+        await bus.publish(Draft("s.b", b"3"), timeout=0.3)
+    assert time.monotonic() - start < 2
+    server.thaw()
+    claim = await bus.publish(Draft("s.claim", b""))  # behind them on the connection: after it they cannot land any more
+    assert (await bus.scan("S", ["s.>"], start=1, stop=claim.sequence))[0].data == b"1"
+    with pytest.raises(Fenced):
+        await bus.commit([Draft("s.a", b"1"), Draft("s.log", b"2", expect=0)])
+
+
+@pytest.mark.asyncio
+async def test_a_write_in_flight_when_the_server_dies_is_unsettled_at_once(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+    server.freeze()
+    writes = [
+        asyncio.create_task(bus.commit([Draft("s.a", b"1"), Draft("s.a", b"2")], timeout=60)),
+        asyncio.create_task(bus.publish(Draft("s.a", b"3"), timeout=60)),
+    ]
+    await asyncio.sleep(0)
+    server.kill()
+    for write in writes:
+        with pytest.raises(Unsettled):
+            await asyncio.wait_for(write, 5)
+
+
+@pytest.mark.asyncio
+async def test_nothing_written_while_the_server_is_away_lands_later(server: Any, opened: Open) -> None:
+    gone = asyncio.Event()
+    state = BusEvents(state=lambda state, why: gone.set() if state == "disconnected" else None)
+    bus = await opened(server.start().url, events=state)
+    await stream(bus)
+    server.kill()
+    await asyncio.wait_for(gone.wait(), 5)
+    for write in (
+        bus.publish(Draft("s.a", b"1")),
+        bus.commit([Draft("s.a", b"2"), Draft("s.a", b"3")]),
+        bus.send("s.a", b"4"),
+        bus.request("s.a", b"5"),
+    ):
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(write, 1)
+    server.start()
+    await back(bus)
+    assert (await bus.publish(Draft("s.a", b"6"))).sequence == 1
+
+
+@pytest.mark.asyncio
+async def test_an_oversized_message_is_refused_and_the_connection_lives(server: Any, opened: Open) -> None:
+    states: list[str] = []
+    bus = await opened(server.start().url, events=BusEvents(state=lambda state, why: states.append(state)))
+    await stream(bus)
+    head = {"h": "x" * 500}
+    size = bus.max_payload - 500 - len("NATS/1.0\r\nh: \r\n\r\n")
+    largest = Draft("s.a", b"x" * size, head)
+    await bus.publish(largest)
+    await bus.commit([largest._replace(expect=1), largest])  # what fits in a publish fits in a commit
+    for write in (
+        bus.publish(Draft("s.a", b"x" * (size + 1), head)),
+        bus.commit([Draft("s.a", b""), Draft("s.a", b"x" * (size + 1), head)]),
+        bus.send("s.a", b"x" * (size + 1), headers=head),
+        bus.request("s.a", b"x" * (size + 1), headers=head),
+    ):
+        with pytest.raises(PayloadTooLarge):
+            await write
+    assert (await bus.publish(Draft("s.a", b""))).sequence == 4
+    assert states == ["connected"]
+
+
+@pytest.mark.asyncio
+async def test_a_bad_draft_keeps_its_whole_commit_from_being_sent(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+    for bad in (
+        Draft("s.a b", b""),
+        Draft("s.a\r\nPUB x 0\r\n", b""),
+        Draft("s.*", b""),
+        Draft("", b""),
+        Draft("s.a", b"", {"h": "1\r\nNats-Batch-Commit: 1"}),
+        Draft("s.a", b"", {"h": "1\n2"}),
+        Draft("s.a", b"", {"h:": "1"}),
+        Draft("s.a", b"", {"": "1"}),
+        Draft("s.a", b"", {"h": "\ud800"}),
+    ):
+        with pytest.raises(DataError):
+            await bus.commit([Draft("s.a", b""), bad])
+        with pytest.raises(DataError):
+            await bus.publish(bad)
+    info = await bus.stream("S")
+    assert info is not None
+    assert info.messages == 0
+
+
+@pytest.mark.asyncio
+async def test_a_full_server_of_staged_batches_is_waited_out(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+    for n in range(50):  # so many may be open at once on one stream
+        await bus.send("s.a", b"", headers={"Nats-Batch-Id": f"b{n}", "Nats-Batch-Sequence": "1"})
+    drafts = [Draft("s.b", b"1"), Draft("s.b", b"2")]
+    with pytest.raises(StreamFull):
+        await bus.commit(drafts, timeout=0.2)
+    waiting = asyncio.create_task(bus.commit(drafts, timeout=5))
+    await bus._link.flush()
+    assert not waiting.done()
+    last = {"Nats-Batch-Id": "b7", "Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
+    await bus.send("s.a", b"", headers=last)
+    await asyncio.wait_for(waiting, 5)
+    found = await bus.scan("S", ["s.>"], start=1, stop=99)
+    assert [m.data for m in found] == [b"", b"", b"1", b"2"]
+
+
+@pytest.mark.asyncio
+async def test_a_refused_batch_says_why(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+    await bus.publish(Draft("s.a", b"", {"Nats-Msg-Id": "1"}))
+    with pytest.raises(BusError, match="duplicate") as caught:
+        await bus.commit([Draft("s.a", b""), Draft("s.a", b"", {"Nats-Msg-Id": "1"})])
+    assert type(caught.value).__mro__[1] is BusError
+    with pytest.raises(NotStored):
+        await bus.commit([Draft("t.a", b""), Draft("t.a", b"")])
+
+
+@pytest.mark.asyncio
+async def test_a_full_stream_is_not_a_lost_commit(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus, max_messages=3)
+    await bus.commit([Draft("s.a", b"")] * 2)
+    with pytest.raises(StreamFull):
+        await bus.commit([Draft("s.a", b"")] * 2)
+    await bus.publish(Draft("s.a", b""))
+    with pytest.raises(StreamFull):
+        await bus.publish(Draft("s.a", b""))
+    await bus.purge("S", "s.a", below=3)
+    await bus.commit([Draft("s.a", b"")] * 2)
+
+
+@pytest.mark.asyncio
+async def test_a_subject_that_only_a_subscriber_hears_is_not_stored(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+
+    async def deaf(message: object) -> None: ...
+
+    await bus.subscribe("s.>", deaf)
+    with pytest.raises(NotStored):
+        await bus.publish(Draft("s.a", b""), timeout=0.2)
+
+
+@pytest.mark.asyncio
+async def test_a_write_that_is_not_permitted_says_so_at_once(server: Any, opened: Open) -> None:
+    server.more = """
+    accounts { A { jetstream: enabled, users: [
+      { user: all, password: p },
+      { user: few, password: p, permissions: { publish: { deny: ["s.no"] } } }
+    ] } }
+    """
+    every = await opened(server.start().url, user="all", password="p")
+    await stream(every)
+    few = await opened(server.url, user="few", password="p")
+    assert (await few.publish(Draft("s.yes", b""))).sequence == 1
+    for write in (
+        few.publish(Draft("s.no", b""), timeout=60),
+        few.commit([Draft("s.yes", b""), Draft("s.no", b"")], timeout=60),
+        few.commit([Draft("s.yes", b""), Draft("s.no", b""), Draft("s.yes", b"")], timeout=60),
+        few.request("s.no", b"", timeout=60),
+    ):
+        with pytest.raises(NotAllowed):
+            await asyncio.wait_for(write, 5)
+    assert [m.subject for m in await every.scan("S", ["s.>"], start=1, stop=99)] == ["s.yes"]
