@@ -30,7 +30,6 @@ def is_columnar(data: Any) -> bool:
 def _pyarrow() -> ModuleType:
     try:
         import pyarrow
-        import pyarrow.ipc
     except ImportError as e:
         raise ConfigError("Arrow needs the package pyarrow", code="DX105", fix=_INSTALL) from e
     return pyarrow

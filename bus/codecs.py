@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import msgpack
 import orjson
@@ -214,8 +214,7 @@ def _dump_msgpack(data: Any) -> bytes:
 
 def _pack(data: Any) -> bytes:
     # strict: else a named tuple would be packed as a list, and an enum of text by its own str()
-    packed: bytes = msgpack.packb(data, default=_simpler, strict_types=True)
-    return packed
+    return cast(bytes, msgpack.packb(data, default=_simpler, strict_types=True))
 
 
 def _load_msgpack(data: bytes) -> Any:
