@@ -52,6 +52,8 @@ def answer(type_: str, name: str, text: str) -> Any:
         return number % 2 == 0
     if type_.startswith("list"):
         return text.split()[:3]
+    if type_.startswith("dict"):
+        return {}
     return f"{name} of {text[:60]}"
 
 

@@ -110,7 +110,7 @@ def _load(config: Frame) -> Programs:
     except ImportError as error:
         raise ConfigError(
             f"pool {config['pool']}: {sys.executable} cannot run DSPy programs: {error}",
-            code="DX115",
+            code="DX134",
             fix="pip install 'dspex[dspy]' in that environment",
             node=config["pool"],
         ) from error

@@ -101,11 +101,11 @@ class PoolConfig:
 
 
 def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: int | None = None) -> PoolConfig:
-    """What the settings say about `pool`; `size` and `slots` from the command line win. Raises ConfigError (DX114)."""
+    """What the settings say about `pool`; `size` and `slots` from the command line win. Raises ConfigError (DX133)."""
     if pool not in settings.pools:
         raise ConfigError(
             f"there is no pool {pool} (there are: {', '.join(sorted(settings.pools))})",
-            code="DX114",
+            code="DX133",
             fix=f"add it to dspex.toml: pools.{pool} = {{}}",
             node=pool,
         )

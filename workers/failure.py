@@ -31,7 +31,7 @@ TABLE: Mapping[type[BaseException], type[DspexError]] = {
     dspy_errors.LMUnsupportedFeatureError: errors.LMRefused,
     dspy_errors.LMConfigurationError: errors.LMRefused,
     dspy_errors.LMNotConfiguredError: errors.LMRefused,
-    dspy_errors.LMProviderError: errors.LMRefused,  # answered with an error that has no class of its own
+    dspy_errors.LMProviderError: errors.LMRefused,  # a status that has no class of its own
     dspy_errors.LMError: errors.LMUnavailable,
     dspy_errors.DSPyError: ProgramError,
     CodeInterpreterError: ProgramError,
@@ -44,6 +44,8 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
     if isinstance(error, DspexError):
         return error
     cls = next((TABLE[c] for c in type(error).__mro__ if c in TABLE), ProgramError)
+    if type(error) is dspy_errors.LMProviderError and not 400 <= (error.status or 0) < 500:
+        cls = errors.LMUnavailable  # it answered, but not with what its API says: a proxy's page, half a body
     retry_after = getattr(error, "retry_after", None)
     if cls is errors.InvalidOutput:
         return errors.InvalidOutput(f"{node}: {_unparsed(error)}", node=node)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger("dspex.workers")
 
-PROGRESS = "progress"  # frame between accepted and result: what the program says with status(text)
-
 
 class Interactive:
     """The door for interactive calls of one pool."""
@@ -78,15 +76,8 @@ class Interactive:
 
     async def _serve(self, message: Message, work: Work) -> None:
         pool = self._pool
-        await self._send(message, ACCEPTED, {"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
-
-        def progress(text: str) -> None:
-            pool.spawn(self._send(message, PROGRESS, {"kind": PROGRESS, "text": text}))
-
-        outcome = await pool.run(work, message.data, progress)
+        data: Any = msgpack.packb({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
+        await pool.bus.send(message.reply, data, headers={KIND_HEADER: ACCEPTED})
+        outcome = await pool.run(work, message.data)
         await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
         await pool.store(subjects.record(pool.config.app, pool.config.name), outcome, work, message.data)
-
-    async def _send(self, message: Message, kind: str, frame: dict[str, Any]) -> None:
-        data: Any = msgpack.packb(frame)
-        await self._pool.bus.send(message.reply, data, headers={KIND_HEADER: kind})

@@ -32,6 +32,7 @@ from dspex.workers.frames import Frame
 from dspex.workers.models import Models
 from dspex.workers.refs import Refs, bounded, public
 
+_REASONED = ("chain_of_thought", "react")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
@@ -251,9 +252,9 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[s
 
 
 def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> dict[str, Any]:
-    """The signature's outputs by name as JSON-able data; `reasoning` too for chain_of_thought, as in DSPy."""
+    """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
     names = list(signature.output_fields)
-    if spec.kind == "chain_of_thought" and "reasoning" not in names:
+    if spec.kind in _REASONED and "reasoning" not in names:
         names.insert(0, "reasoning")
     if isinstance(result, BaseModel):
         result = result.model_dump(mode="json")

@@ -15,9 +15,12 @@ TRACEBACK_LIMIT = 8192  # bytes
 
 
 def bounded(text: str, limit: int = TRACEBACK_LIMIT) -> str:
-    """The last `limit` bytes of a text: of a traceback, the end tells most."""
+    """At most `limit` bytes of a text: its first quarter and its end. A traceback has the frames there, and the error."""
     raw = text.encode(errors="replace")
-    return text if len(raw) <= limit else "…" + raw[3 - limit :].decode(errors="ignore")
+    if len(raw) <= limit:
+        return text
+    head, tail = raw[: limit // 4], raw[len(raw) - (limit - limit // 4 - 8) :]
+    return f"{head.decode(errors='ignore')}\n…\n{tail.decode(errors='ignore')}"
 
 
 class Refs:

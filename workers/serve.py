@@ -1,0 +1,95 @@
+"""`dspex worker`: the pools of one process, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from dspex.bus.open import open_bus
+from dspex.bus.port import BusEvents
+from dspex.bus.settings import Settings
+from dspex.workers.config import resolve
+from dspex.workers.service import Pool
+
+log = structlog.get_logger("dspex.workers")
+
+
+async def serve(
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    size: int | None = None,
+    slots: int | None = None,
+    grace: float = 30.0,
+    with_parent: bool = False,
+    ready: Callable[[Pool], None] = lambda pool: None,
+) -> None:
+    """Run the pools until SIGTERM or SIGINT, then drain; a second signal ends the process at once with 143 or 130.
+
+    Args:
+        names: of the pools.
+        size, slots: instead of those in the settings.
+        grace: seconds that running calls have to finish.
+        with_parent: drain when stdin ends too, so that no pool outlives the process that started it.
+        ready: called for each pool that takes work.
+
+    Raises:
+        ConfigError, BusError.
+    """
+    configs = [resolve(settings, name, size=size, slots=slots) for name in names]
+    stopped = _on_signals()
+    if with_parent:
+        _on_stdin_end(stopped)
+    events = BusEvents(
+        state=lambda state, why: log.info("bus", state=state, why=why), error=lambda text: log.warning("bus", error=text)
+    )
+    async with open_bus(settings, name=f"dspex-worker-{'-'.join(names)}", events=events) as bus:
+        pools = [Pool(bus, config) for config in configs]
+        try:
+            for pool in pools:
+                start = asyncio.ensure_future(pool.start())
+                stop = asyncio.ensure_future(stopped.wait())
+                await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+                if not start.done():
+                    start.cancel()
+                    await asyncio.gather(start, return_exceptions=True)
+                    return
+                start.result()
+                ready(pool)
+            await stopped.wait()
+        finally:
+            await asyncio.gather(*(pool.drain(grace) for pool in pools))
+
+
+def _on_signals() -> asyncio.Event:
+    """An event that the first signal sets; the second one ends the process. The children end with it."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)
+        log.info("stopping", signal=signal.Signals(number).name)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle, number)
+    return stopped
+
+
+def _on_stdin_end(stopped: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        loop.call_soon_threadsafe(stopped.set)
+
+    threading.Thread(target=wait, daemon=True, name="stdin").start()
