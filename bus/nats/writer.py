@@ -81,7 +81,7 @@ async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], 
         number = error.get("err_code")
         if number not in (IN_PROGRESS, TOO_MANY_BATCHES):
             raise refused(error, drafts[-1].subject)
-        if clock() + pause >= end:
+        if clock() + 2 * pause >= end:  # another try would have no time for its answer, and end as unsettled
             raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(f"{error['description']} for {timeout:g} s")
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)

@@ -144,7 +144,7 @@ async def test_a_full_server_of_staged_batches_is_waited_out(server: Any, opened
         await bus.send("s.a", b"", headers={"Nats-Batch-Id": f"b{n}", "Nats-Batch-Sequence": "1"})
     drafts = [Draft("s.b", b"1"), Draft("s.b", b"2")]
     with pytest.raises(StreamFull):
-        await bus.commit(drafts, timeout=0.2)
+        await bus.commit(drafts, timeout=1)
     waiting = asyncio.create_task(bus.commit(drafts, timeout=5))
     await bus._link.flush()
     assert not waiting.done()
