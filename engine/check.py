@@ -27,9 +27,8 @@ Finding = tuple[Node | None, str, str, str]
 
 def _problem(topology: str, node: Node | None, code: str, message: str, fix: str) -> Problem:
     file, line = (node.place if node else None) or (None, None)
-    return Problem(
-        code, "warning" if code.startswith("DX3") else "error", topology, node.name if node else None, file, line, message, fix
-    )
+    name = node.name if node else None
+    return Problem(code, "warning" if code.startswith("DX3") else "error", topology, name, file, line, message, fix)
 
 
 def _names(nodes: Sequence[Node]) -> Iterator[Finding]:
@@ -40,7 +39,7 @@ def _names(nodes: Sequence[Node]) -> Iterator[Finding]:
             yield n, "DX202", f"{n.name!r} is not a name for an operator" if n.name else f"{n.op} needs a name", rule
         # "/" becomes "-" in subjects, so a/b and a-b would share theirs
         other = first.setdefault(n.name.replace("/", "-"), n)
-        if other is not n and not (n.role == other.role == "sink"):
+        if other is not n and not (n.sink and (other.sink or other.source)):  # sinks have rules of their own
             where = f" ({other.place.file}:{other.place.line})" if other.place else ""
             what = "subject" if n.role == "source" else "name"
             yield n, "DX201", f"the {what} {n.name!r} is taken by {other.op} {other.name!r}{where}", _rename(n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 from dspex.bus.duration import seconds
@@ -54,8 +55,8 @@ def _normal(name: str, value: Any) -> Any:
             raise wrong(name, value, f"one of: {', '.join(_CHOICES[name])}")
         return value
     readers: Mapping[str, Callable[[Any], Any]] = {
-        "pool": _pool, "lm": _lm, "inputs": _inputs, "config": _config, "timeout": _duration, "deadline": _duration,
-        "retry": _retry, "fallback": _fallback,
+        "pool": _pool, "lm": _lm, "inputs": _inputs, "config": _config, "timeout": partial(_duration, "timeout"),
+        "deadline": partial(_duration, "deadline"), "retry": _retry, "fallback": _fallback,
     }  # fmt: skip
     return readers[name](value)
 
@@ -104,13 +105,13 @@ def _config(value: Any) -> dict[str, Any]:
     return {n: list(v) if isinstance(v, tuple) else v for n, v in config.items()}
 
 
-def _duration(value: Any) -> int | float:
+def _duration(name: str, value: Any) -> int | float:
     try:
         found = seconds(value)
     except ConfigError as e:
-        raise problem("DX205", e.message, e.fix) from e
-    if found == 0:
-        raise problem("DX205", "a timeout of 0 fails every call", 'write "10s", "1m" or seconds')
+        raise wrong(name, value, e.fix) from e
+    if found == 0 and name in ("timeout", "deadline"):
+        raise wrong(name, value, "more than 0: every call would fail")
     return int(found) if found.is_integer() else found
 
 
@@ -127,7 +128,7 @@ def _retry(value: Any) -> dict[str, Any]:
             raise wrong("retry.attempts", v, "a whole number from 1 (the first attempt counts)")
         if name in ("factor", "jitter") and (not isinstance(v, (int, float)) or v < 0):
             raise wrong(f"retry.{name}", v, "a number from 0")
-    return {**fields, **given, **{n: _duration({**fields, **given}[n]) for n in ("backoff", "cap")}}
+    return {**fields, **given, **{n: _duration(f"retry.{n}", {**fields, **given}[n]) for n in ("backoff", "cap")}}
 
 
 def _fallback(value: Any) -> Any:

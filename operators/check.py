@@ -12,10 +12,10 @@ from dspex.engine.graph import Place
 from dspex.operators.draft import NAME, Draft, Plan
 
 
-def check(plan: Plan, place: Place | None) -> list[Problem]:
-    """Every problem once, errors first, in the order of the file. `place`: where the topology itself was made."""
-    names = plan.names()
-    noted = [replace(p, node=names[d] if d else None) for d, p in plan.problems]
+def check(plan: Plan) -> list[Problem]:
+    """Every problem once, errors first, in the order of the file."""
+    names, place = plan.names(), plan.place
+    noted = [replace(p, node=names[d]) if d else p for d, p in plan.problems]
     of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
     found = [*_topology_name(plan, place), *noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))

@@ -65,6 +65,7 @@ class Plan:
 
     topology: str
     codec: str = "json"
+    place: Place | None = None
     drafts: list[Draft] = field(default_factory=list)
     problems: list[tuple[Draft | None, Problem]] = field(default_factory=list)
     prefix: str = ""
@@ -95,11 +96,12 @@ class Plan:
         *,
         level: Literal["error", "warning"] = "error",
         place: Place | None = None,
+        node: str | None = None,
     ) -> None:
-        """Note a problem of a node (None: of the topology)."""
+        """Note a problem of a draft; or, without one, of `node` or of the topology."""
         where = place or (draft.place if draft else self.at or caller())
         file, line = where or (None, None)
-        self.problems.append((draft, Problem(code, level, self.topology, None, file, line, message, fix)))
+        self.problems.append((draft, Problem(code, level, self.topology, node, file, line, message, fix)))
 
     @contextmanager
     def collecting(self, draft: Draft | None) -> Generator[None]:
@@ -133,7 +135,8 @@ def _numbered(name: str) -> Iterator[str]:
 
 def caller() -> Place | None:
     """Where the user's code called into dspex: the first frame outside the operators."""
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # inspect.stack() reads source files for every frame: 1000 times slower
+    # inspect.stack() would read the source file of every frame
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if not module.startswith("dspex.operators") and module != "contextlib":

@@ -65,12 +65,15 @@ class Expression:
         return f"Expression({self.text!r})"
 
 
-@lru_cache(maxsize=1024)
 def compile(text: str) -> Expression:
     """Compile an expression. Raises TopologyError (DX208) with the column of what is wrong."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users of YAML have no type checker
         raise problem("DX208", f"an expression is text, and this is {text!r}", 'write it in quotes: "urgency >= 4"')
-    text = text.strip()
+    return _compile(text.strip())
+
+
+@lru_cache(maxsize=1024)
+def _compile(text: str) -> Expression:
     if len(text) > MAX_LENGTH:
         raise _error(text, 0, f"is longer than {MAX_LENGTH} characters", "move it to a function: .map(fn)")
     try:

@@ -51,6 +51,7 @@ NAMES: Mapping[str, Any] = {
     **{f"datetime.{n}": getattr(datetime, n) for n in _DATETIME},
     "NoneType": type(None),
 }
+_ARITY: Mapping[Any, int] = {str: 0, int: 0, float: 0, bool: 0, bytes: 0, dict: 2, list: 1, set: 1, frozenset: 1}
 CONSTRAINTS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
 
 # DSPy's signature classes are pydantic models and its predictors take keyword arguments: fields of these names hide
@@ -189,7 +190,7 @@ class Signature:
     @cached_property
     def foreign_types(self) -> list[str]:
         """Names of types that only this process knows: text cannot carry them to a worker."""
-        names = {n for p in self._fields for n in _foreign(p.annotation)}
+        names = {n for p in self._fields for n in foreign(p.annotation)}
         return sorted(names)
 
     def check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,13 +345,11 @@ class _TypeReader:
             raise self.bad(node, "Annotated only around a whole field's type")
         if base is typing.Literal:
             return typing.Literal[tuple(self.literal(p) for p in parts)]  # pyright: ignore[reportInvalidTypeForm]
-        if isinstance(node.slice, ast.Tuple) and not parts:
-            return cast("Any", tuple)[()]
         inner = tuple(Ellipsis if self.is_dots(p) else self.read(p) for p in parts)
         try:
-            if base in (str, int, float, bool, bytes) or (base is dict and len(inner) != 2):
+            if len(inner) != _ARITY.get(base, len(inner)) or not inner:
                 raise TypeError("wrong number of parameters")
-            return base[inner if len(inner) > 1 else inner[0]]
+            return base[inner[0] if len(inner) == 1 else inner]
         except TypeError as e:
             raise self.bad(node, f"{ast.unparse(node)} is not a type: {e}") from e
 
@@ -396,19 +395,28 @@ class _Expand(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         known = self.types.get(node.id)
-        if known is None or any(_foreign(known)):
+        if known is None or any(foreign(known)):
             return node
         return ast.parse(type_text(known), mode="eval").body
 
 
-def _foreign(annotation: Any) -> Iterator[str]:
+def parse_type(text: str, types: Mapping[str, Any]) -> Any:
+    """A type by its text, under the rules of signatures. Raises TopologyError (DX209, DX210)."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise problem("DX210", f"{text!r} is not a type", 'write "pkg.module:Name", or a builtin type') from e
+    return _TypeReader(text, types).read(node)
+
+
+def foreign(annotation: Any) -> Iterator[str]:
     """Names of the classes in a type that are neither builtin nor of datetime."""
     args = typing.get_args(annotation)
     if typing.get_origin(annotation) is Literal:
         return
     if args:
         for a in args:
-            yield from _foreign(a)
+            yield from foreign(a)
     elif isinstance(annotation, type) and annotation not in (
         *_BUILTINS,
         type(None),

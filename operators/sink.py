@@ -19,6 +19,8 @@ def make(subject: str, *, stream: str | None, codec: str) -> Sink:
     """The sink of a subject. Raises TopologyError: DX217 for a bad subject, DX205 for a bad option."""
     if codec not in CODECS:
         raise wrong("codec", codec, f"one of: {', '.join(CODECS)}")
+    if stream is not None and not isinstance(stream, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise wrong("stream", stream, "the name of a JetStream stream")
     pattern = pattern_of(subject)
     if not subjects.is_pattern(pattern) or "*" in subject or ">" in subject:
         raise problem(

@@ -21,8 +21,8 @@ from dspex.operators import call_options, expressions
 from dspex.operators.draft import all_of, problem
 from dspex.operators.options import UNSET, CallOptions, T_co, V
 from dspex.operators.refs import Local, is_ref, ref_of, resolve
-from dspex.operators.signature import Signature, as_signature
-from dspex.operators.types import Shape, fields_of, record_of, shape_of, validator
+from dspex.operators.signature import Signature, as_signature, foreign
+from dspex.operators.types import Shape, fields_of, record_of, shape_of, type_text, validator
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
 Outputs: TypeAlias = Mapping[str, Any]
@@ -118,11 +118,11 @@ class Spec(Generic[T_co]):
 
 def type_option(tp: Any) -> Any:
     """A type as it stands in a node's options: its ref, or its text for one of builtins."""
-    from dspex.operators.types import type_text
-
     if isinstance(tp, Mapping):
         return dict(cast("Mapping[str, Any]", tp))
-    return ref_of(tp) if isinstance(tp, type) and tp.__module__ != "builtins" else type_text(tp)
+    if isinstance(tp, type) and any(foreign(tp)):
+        return ref_of(tp)
+    return Local(f"<{type_text(tp)}>") if any(foreign(tp)) else type_text(tp)
 
 
 def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[Any], Outputs]:
@@ -245,6 +245,8 @@ def react(
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
     """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker."""
+    if isinstance(tools, str) or not isinstance(tools, Sequence) or not tools:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise call_options.wrong("tools", tools, 'a list of refs: tools=["shop:find_order"]')
     refs = tuple(worker_ref(t, "a tool") for t in tools)
     if not isinstance(max_iters, int) or max_iters < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise call_options.wrong("max_iters", max_iters, "a whole number from 1")
@@ -260,6 +262,8 @@ def program(
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
     """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
+    if state is not None and not isinstance(state, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise call_options.wrong("state", state, 'the name of a stored program: "draft@3"')
     target = worker_ref(ref, "a program")
     return _make("program", signature, into, cast("Mapping[str, Any]", o), target=target, state=state)
 

@@ -52,15 +52,19 @@ class Topology:
         drop: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._plan = Plan(name, codec)
-        self._place = caller()
-        self._renamed_from, self._drop = dict(renamed_from), tuple(drop)
+        self._plan = Plan(name, codec, caller())
+        self._renamed_from, self._drop = renamed_from, drop
         self._graph: Graph | None = None
         self._retention = 0.0
         with self._plan.collecting(None):
             self._retention = seconds(retention)
             if codec not in CODECS:
                 raise wrong("codec", codec, f"one of: {', '.join(CODECS)}")
+            # YAML has no type checker
+            if not isinstance(renamed_from, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise wrong("renamed_from", renamed_from, '{"new": "old"}')
+            if isinstance(drop, str) or not isinstance(drop, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise wrong("drop", drop, 'a list of names: ["draft"]')
 
     def source(self, subject: str, type: type[V] = UNSET, **o: Unpack[SourceOptions]) -> Stream[V]:
         """The events of a subject, which may have wildcards. `type`: checks and types their data.
@@ -80,7 +84,7 @@ class Topology:
 
     def check(self) -> list[Problem]:
         """Every problem: code, node, file:line, message, fix. Errors first, then warnings."""
-        return check(self._plan, self._place)
+        return check(self._plan)
 
     def freeze(self) -> Self:
         """End the growing. Raises one TopologyError that carries all problems."""
@@ -100,9 +104,9 @@ class Topology:
             nodes={names[d]: d.node(names) for d in self._plan.drafts},
             codec=self._plan.codec,
             retention=self._retention,
-            renamed_from=self._renamed_from,
-            drop=self._drop,
-            file=self._place.file if self._place else None,
+            renamed_from=dict(self._renamed_from),
+            drop=tuple(self._drop),
+            file=self._plan.place.file if self._plan.place else None,
         )
 
     @property
@@ -161,14 +165,16 @@ def _source(subject: str, accept: Callable[[Any], Any] | None, given: Mapping[st
         if name not in SourceOptions.__annotations__:
             raise problem("DX204", f"a source has no option {name!r}", did_you_mean(name, SourceOptions.__annotations__))
     partitions, on_gap = given.get("partitions", 1), given.get("on_gap", "stop")
-    if not isinstance(partitions, int) or not 1 <= partitions <= 1024:
+    if not isinstance(partitions, int) or isinstance(partitions, bool) or not 1 <= partitions <= 1024:
         raise wrong("partitions", partitions, "a whole number from 1 to 1024")
     if on_gap not in ("stop", "skip"):
         raise wrong("on_gap", on_gap, "one of: stop, skip")
-    time = given.get("time")
+    time, stream = given.get("time"), given.get("stream")
+    if stream is not None and not isinstance(stream, str):
+        raise wrong("stream", stream, "the name of a JetStream stream")
     return Source(
         subject,
-        given.get("stream"),
+        stream,
         _start(given.get("start", "all")),
         partitions,
         on_gap,

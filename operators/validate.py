@@ -7,12 +7,15 @@ from typing import Any
 
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph import Build, Context, Step
+from dspex.operators.call_options import wrong
 from dspex.operators.draft import problem
 from dspex.operators.types import is_record, record_of, validator
 
 
 def build(schema: Any, on_error: str = "dead_letter") -> Build:
     """The step hands on the typed value (of a type), or the data as it is (of a JSON Schema)."""
+    if on_error not in ("dead_letter", "skip"):
+        raise wrong("on_error", on_error, "one of: dead_letter, skip")
     accept = schema_validator(schema) if isinstance(schema, Mapping) else validator(schema)
 
     def make(outlets: Sequence[Step]) -> Step:

@@ -1,0 +1,119 @@
+"""YAML text as plain data that remembers its lines.
+
+Aliases are refused: a few lines of them can stand for a billion nodes, and a topology has no use for them. So are tags,
+duplicate keys (YAML's last one wins without a word), and nesting deeper than any topology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import yaml
+
+from dspex.bus.errors import Problem, TopologyError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+
+class Mapped(dict[str, Any]):
+    """A mapping with the line of each of its keys."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[str, int] = {}
+
+    def at(self, key: str) -> int:
+        """The line of a key; of the mapping where it has none."""
+        return self.lines.get(key, self.line)
+
+
+def read(text: str, file: str) -> Mapped:
+    """The document. Raises one TopologyError (DX222) with every problem."""
+    if len(text) > MAX_BYTES:
+        raise _error(file, [(1, f"{len(text)} characters are more than a topology may have ({MAX_BYTES})", "split it up")])
+    try:
+        found = list(_refused(text))
+        if found:
+            raise _error(file, found)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        what = (mark.line + 1 if mark else 1, f"this is not YAML: {e.problem or e.context}", "correct the syntax")
+        raise _error(file, [what]) from e
+    except yaml.YAMLError as e:
+        raise _error(file, [(1, f"this is not YAML: {e}", "correct the syntax")]) from e
+    reader = _Reader()
+    data = reader.value(node) if node is not None else None
+    if not isinstance(data, Mapped):
+        reader.problems.append((1, "a topology is a mapping", "begin with:  dspex: 1"))
+    if reader.problems:
+        raise _error(file, reader.problems)
+    return cast("Mapped", data)
+
+
+Finding = tuple[int, str, str]
+
+
+def _error(file: str, found: list[Finding]) -> TopologyError:
+    problems = [Problem("DX222", "error", file, None, file, line, message, fix) for line, message, fix in found]
+    text = "; ".join(f"{file}:{p.line}: {p.message}" for p in problems)
+    return TopologyError(text, code="DX222", fix=problems[0].fix, problems=problems)
+
+
+def _refused(text: str) -> Iterator[Finding]:
+    """What is refused, from the stream of events: before anything is built that could be large."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            yield line, "anchors and aliases (& and *) are not allowed", "write it out"
+        if str(getattr(event, "tag", None) or "").startswith("tag:yaml.org,2002:python") or _custom_tag(event):
+            yield line, "tags (!) are not allowed", "write plain values"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            yield line, f"this is nested deeper than {MAX_DEPTH}", "flatten it"
+            return
+
+
+def _custom_tag(event: Any) -> bool:
+    tag = getattr(event, "tag", None)
+    return bool(tag) and not isinstance(event, yaml.DocumentStartEvent) and tag != "!"
+
+
+class _Reader:
+    """Builds values from YAML nodes, and notes duplicate keys and keys that are not text."""
+
+    def __init__(self) -> None:
+        self.problems: list[Finding] = []
+        self.scalars = yaml.constructor.SafeConstructor()
+
+    def value(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(n) for n in node.value]
+        return self.scalar(node)
+
+    def mapping(self, node: yaml.MappingNode) -> Mapped:
+        found = Mapped(node.start_mark.line + 1)
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = self.scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                self.problems.append((line, f"the key {key!r} is not text", "write it in quotes"))
+            elif key in found:
+                self.problems.append((line, f"the key {key!r} is here twice (first in line {found.at(key)})", "remove one"))
+            else:
+                found[key] = self.value(value_node)
+                found.lines[key] = line
+        return found
+
+    def scalar(self, node: yaml.Node) -> Any:
+        try:
+            return self.scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError) as e:
+            self.problems.append((node.start_mark.line + 1, f"{node.value!r} cannot be read: {e}", "write it in quotes"))
+            return None
