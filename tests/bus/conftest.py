@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
 import pytest
 import pytest_asyncio
 
+from dspex.bus import nats
 from dspex.bus.memory import MemoryServer
 from dspex.bus.port import Bus
 
@@ -26,9 +26,6 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
             opened.append(server.connect())
             return opened[-1]
     else:
-        nats = importlib.import_module("dspex.bus.nats")
-        if not hasattr(nats, "connect"):
-            pytest.skip("dspex.bus.nats is not there yet")
         url: str = request.getfixturevalue("nats_url")
 
         async def open_one() -> Bus:
