@@ -1,0 +1,122 @@
+"""Rules about the code itself that no other tool checks: budgets, and who may do what where."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("bus", "engine", "operators", "workers", "topologies")
+FILES = [*(f for room in ROOMS for f in sorted((ROOT / room).rglob("*.py"))), ROOT / "__init__.py", ROOT / "__main__.py"]
+NAMES = [f.relative_to(ROOT).as_posix() for f in FILES]
+
+MOST_LINES = 400
+MOST_FUNCTION_LINES = 60
+
+# Every exception stands here with its reason.
+LONG_FILES = {
+    "bus/errors.py": "one tree of errors, one place; a class is four lines of text",
+}
+LONG_FUNCTIONS: dict[str, str] = {}
+CATCHES_ALL = {
+    "engine/failure.py": "the one place that decides what happens to a failed event",
+    "workers/program.py": "runs the user's program, which may raise anything",
+    "__main__.py": "the last stop before the user",
+}
+WRITES_TO_STDOUT = {
+    "bus/terminal.py": "the terminal",
+    "__main__.py": "--version before anything is imported",
+    "workers/model_server.py": "a process whose parent reads one line",
+}
+ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/", "litellm": "workers/", "xllamacpp": "workers/"}
+
+
+@lru_cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text())
+
+
+def functions(name: str) -> dict[str, int]:
+    """Lines of each function's body. Long parameter lists and their types are not what makes a function long."""
+    found = (n for n in ast.walk(tree(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {f"{name}:{f.name}": (f.end_lineno or 0) - f.body[0].lineno + 1 for f in found}
+
+
+def imported(name: str) -> set[str]:
+    """Top-level packages that the file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def found_in_files(faults: Callable[[str], Iterable[object]], allowed: Collection[str] = ()) -> dict[str, list[object]]:
+    """What `faults` says of each file, without the files of which it says nothing and those that are allowed it."""
+    return {name: found for name in NAMES if name not in allowed and (found := list(faults(name)))}
+
+
+def test_a_file_can_be_read_at_a_sitting() -> None:
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in NAMES}
+    assert {name for name, n in lines.items() if n > MOST_LINES} == set(LONG_FILES)
+
+
+def test_a_function_fits_a_screen() -> None:
+    lines = {place: n for name in NAMES for place, n in functions(name).items()}
+    assert {place for place, n in lines.items() if n > MOST_FUNCTION_LINES} == set(LONG_FUNCTIONS)
+
+
+def test_only_the_named_places_catch_everything() -> None:
+    """Cleaning up and raising again is not catching."""
+
+    def wide(name: str) -> Iterator[int]:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.ExceptHandler):
+                text = ast.unparse(node.type) if node.type else "Exception"
+                again = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+                if re.search(r"\b(Base)?Exception\b", text) and not again:
+                    yield node.lineno
+
+    assert found_in_files(wide, CATCHES_ALL) == {}
+
+
+def test_only_the_terminal_writes_to_the_terminal() -> None:
+    def prints(name: str) -> Iterator[int]:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write"):
+                yield node.lineno
+
+    assert found_in_files(prints, WRITES_TO_STDOUT) == {}
+
+
+def test_a_foreign_library_is_imported_in_its_room_only() -> None:
+    def strangers(name: str) -> Iterator[str]:
+        return (lib for lib, room in ROOM_OF_LIBRARY.items() if lib in imported(name) and not name.startswith(room))
+
+    assert found_in_files(strangers) == {}
+
+
+def test_subjects_and_streams_are_formed_in_one_file() -> None:
+    def formed(name: str) -> Iterator[int]:
+        nodes = list(ast.walk(tree(name)))
+        labels = {id(k.value) for k in nodes if isinstance(k, ast.keyword) and k.arg == "name"}  # of tasks and connections
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr) and id(node) not in labels:
+                first = node.values[0]
+                if isinstance(first, ast.Constant) and re.match(r"DSPEX_|dspex\.", str(first.value)):
+                    yield node.lineno
+
+    assert found_in_files(formed, ["bus/subjects.py"]) == {}
+
+
+def test_no_type_error_is_ignored_without_saying_which() -> None:
+    def bare(name: str) -> Iterator[int]:
+        lines = enumerate((ROOT / name).read_text().splitlines(), 1)
+        return (number for number, line in lines if re.search(r"# type: ignore(?!\[)", line))
+
+    assert found_in_files(bare) == {}
