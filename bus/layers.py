@@ -25,7 +25,8 @@ _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-
 _TABLE = re.compile(r"\s*\[([^\[\]]+)\]")
 _LONG_TEXT = re.compile(r'"""(?:.|\n)*?"""|' + r"'''(?:.|\n)*?'''")
 _PREFIX = "DSPEX_"
-_NOT_SETTINGS = {"DSPEX_CACHE"}  # where weights of models are kept: of the machine, not of an application
+# Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
+_NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON"}
 _NATS = {
     "NATS_URL": "url",
     "NATS_CREDS": "creds",

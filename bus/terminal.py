@@ -71,7 +71,8 @@ class Terminal:
         if self._settings is None:
             from dspex.bus.settings import Settings
 
-            self._settings = Settings.load(self.config, **self.flags)
+            handed = os.environ.get("DSPEX_SETTINGS_JSON")  # from the engine that started this pool
+            self._settings = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
         return self._settings
 
     def run(self, verb: Coroutine[Any, Any, T]) -> T:

@@ -42,8 +42,7 @@ def connect(url: str | None = None, *, settings: Any = None) -> Client:
     """
     from dspex.bus.settings import Settings  # pydantic: only who connects pays for it
 
-    loaded = settings or Settings.load(**({"server": {"url": url}} if url else {}))
-    return Client(loaded)
+    return Client(settings or Settings.load(server__url=url))
 
 
 class Client:

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, TypeVar
 from dspex.bus import subjects
 from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import DspexError, NoAnswer, ProgramError
-from dspex.bus.event import Event, Message
+from dspex.bus.event import Event, Message, derived_id, new_id
 from dspex.bus.memory import Faults, MemoryBus, MemoryServer
 from dspex.bus.port import Delivery, Draft
 from dspex.bus.virtual import VirtualLoop
@@ -41,6 +41,7 @@ T = TypeVar("T")
 Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 APP = "test"
 ACK_WAIT = 15.0
+START = 1_767_225_600.0  # 2026-01-01: when every driver's clock begins
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Driver:
 
     def _open(self) -> None:
         self._loop = VirtualLoop()
-        self._server = MemoryServer(seed=self._seed, faults=self._faults)
+        self._server = MemoryServer(seed=self._seed, faults=self._faults, epoch=START)
         self._client = Client(bus=self._server.connect(), app=APP)
         self._run(self._start_engine())
         self._start_workers()
@@ -148,8 +149,10 @@ class Driver:
 
         Raises NoAnswer where it reached a recorded node that has none.
         """
-        run = self._do(self._client.publish(subject, data, id=id, key=key, session=session, time=at))
-        return str(run.id)
+        self._published += 1
+        run = id or derived_id(new_id(START), f"driver/{self._seed}", self._published)
+        self._do(self._client.publish(subject, data, id=run, key=key, session=session, time=at))
+        return run
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""

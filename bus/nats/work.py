@@ -28,7 +28,7 @@ _CONSUMER_EXISTS: Final = {10105, 10148}
 _LONGEST_PAUSE: Final = 2.0
 
 
-@dataclass
+@dataclass(eq=False)
 class NatsDelivery:
     """`dspex.bus.port.Delivery` on JetStream."""
 
