@@ -40,7 +40,6 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     last = _for_people() if (sys.stderr.isatty() if people is None else people) else _as_json()

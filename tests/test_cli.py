@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 from dspex import __main__ as cli
 from dspex.bus.server import LocalServer
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, an environment without settings, and logging as it was at the end."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("NATS_", "DSPEX_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 def dspex(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
