@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Session, Chunk, StateContext, gather, enrich, asgi and metrics of the design come with later versions.
+# Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich, asgi and metrics of the design come later.
 _HOMES = {
     "Client": "engine.client",
     "Context": "engine.graph",
@@ -18,7 +18,7 @@ _HOMES = {
     "Field": "operators.signature",
     "KeyedStream": "operators.stream",
     "Record": "operators.stream",
-    "Result": "engine.client",
+    "Result": "engine.interactive",
     "Retry": "engine.graph",
     "Run": "engine.client",
     "Settings": "bus.settings",
@@ -26,8 +26,6 @@ _HOMES = {
     "Spec": "operators.specs",
     "Stream": "operators.stream",
     "Topology": "operators.topology",
-    "Windowed": "operators.stream",
-    "WindowedStream": "operators.stream",
     "chain_of_thought": "operators.specs",
     "connect": "engine.client",
     "predict": "operators.specs",
@@ -53,13 +51,13 @@ if TYPE_CHECKING:
     from dspex.engine import sync as sync
     from dspex.engine import testing as testing
     from dspex.engine.client import Client as Client
-    from dspex.engine.client import Result as Result
     from dspex.engine.client import Run as Run
     from dspex.engine.client import connect as connect
     from dspex.engine.engine import Engine as Engine
     from dspex.engine.engine import run as run
     from dspex.engine.graph import Context as Context
     from dspex.engine.graph import Retry as Retry
+    from dspex.engine.interactive import Result as Result
     from dspex.operators.signature import Field as Field
     from dspex.operators.signature import Signature as Signature
     from dspex.operators.specs import Spec as Spec
@@ -70,8 +68,6 @@ if TYPE_CHECKING:
     from dspex.operators.stream import KeyedStream as KeyedStream
     from dspex.operators.stream import Record as Record
     from dspex.operators.stream import Stream as Stream
-    from dspex.operators.stream import Windowed as Windowed
-    from dspex.operators.stream import WindowedStream as WindowedStream
     from dspex.operators.topology import Topology as Topology
 
 __all__ = [
@@ -91,8 +87,6 @@ __all__ = [
     "Spec",
     "Stream",
     "Topology",
-    "Windowed",
-    "WindowedStream",
     "chain_of_thought",
     "connect",
     "predict",

@@ -28,8 +28,6 @@ PUBLIC = [
     "Spec",
     "Stream",
     "Topology",
-    "Windowed",
-    "WindowedStream",
     "chain_of_thought",
     "connect",
     "predict",
