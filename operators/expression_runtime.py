@@ -10,11 +10,19 @@ from dspex.bus.errors import DataError, ExpressionError
 from dspex.operators.refs import nearest
 from dspex.operators.types import is_record, record_of
 
-ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
+ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class MissingField(LookupError):
     """A field that the data does not have; (the record, the field)."""
+
+
+def record(data: Any) -> Mapping[str, Any]:
+    """The fields of data, to be read only: a model's own dictionary where it has no others."""
+    if getattr(data, "__pydantic_extra__", data) is None:
+        fields: Mapping[str, Any] = data.__dict__  # record_of would copy it
+        return fields
+    return record_of(data)
 
 
 def field(data: Any, name: str) -> Any:
@@ -23,10 +31,10 @@ def field(data: Any, name: str) -> Any:
         return data[name]
     if not is_record(data):
         raise TypeError(f"{type(data).__name__} has no fields, so no {name!r}")
-    record = record_of(data)
-    if name not in record:
-        raise MissingField(record, name)
-    return record[name]
+    found = record(data)
+    if name not in found:
+        raise MissingField(found, name)
+    return found[name]
 
 
 def item(data: Any, index: Any) -> Any:
@@ -120,14 +128,14 @@ def explain(source: str, data: Any, error: Exception) -> DataError:
     if isinstance(error, MissingField):
         return _missing(source, *error.args)
     if isinstance(error, KeyError) and error.args and is_record(data) and isinstance(error.args[0], str):
-        return _missing(source, record_of(data), error.args[0])
+        return _missing(source, record(data), error.args[0])
     what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
     return ExpressionError(f'"{source}": {what or type(error).__name__}')
 
 
-def _missing(source: str, record: Mapping[str, Any], name: str) -> ExpressionError:
-    have = ", ".join(sorted(map(str, record))) or "none"
-    near = nearest(name, map(str, record))
+def _missing(source: str, data: Mapping[str, Any], name: str) -> ExpressionError:
+    have = ", ".join(sorted(map(str, data))) or "none"
+    near = nearest(name, map(str, data))
     return ExpressionError(
         f'"{source}": the data has no field {name!r}; it has: {have}',
         fix=f"did you mean {near!r}?" if near else None,
@@ -135,7 +143,7 @@ def _missing(source: str, record: Mapping[str, Any], name: str) -> ExpressionErr
 
 
 NAMES: Mapping[str, Any] = {
-    "dict": dict, "_record": record_of, "_field": field, "_item": item, "_event": event, "_has": has,
+    "dict": dict, "_record": record, "_field": field, "_item": item, "_event": event, "_has": has,
     "_coalesce": coalesce, "_times": times, "_modulo": modulo, "_matches": matches, "_contains": contains,
     "_len": len, "_str": str, "_int": int, "_float": float, "_bool": bool, "_round": round_, "_abs": abs,
     "_min": min, "_max": max, "_inf": float("inf"), "_ERRORS": ERRORS, "_explain": explain,

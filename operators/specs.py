@@ -21,7 +21,8 @@ from dspex.operators import call_options, expressions
 from dspex.operators.draft import all_of, problem
 from dspex.operators.options import UNSET, CallOptions, T_co, V
 from dspex.operators.refs import Local, is_ref, ref_of, resolve
-from dspex.operators.signature import Signature, as_signature, foreign
+from dspex.operators.signature import Signature, as_signature
+from dspex.operators.signature_parser import foreign
 from dspex.operators.types import Shape, fields_of, record_of, shape_of, type_text, validator
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"

@@ -12,7 +12,8 @@ from typing import Any, cast
 from dspex.operators.draft import problem
 from dspex.operators.options import UNSET, CallOptions
 from dspex.operators.refs import is_ref, resolve
-from dspex.operators.signature import Signature, parse_type
+from dspex.operators.signature import Signature
+from dspex.operators.signature_parser import parse_type
 from dspex.operators.stream import Stream
 
 Types = Mapping[str, Any]
