@@ -25,7 +25,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import msgpack
 import orjson
-from pydantic import BaseModel
 
 from dspex.bus import arrow
 from dspex.bus.errors import ConfigError, DecodeError, InvalidInput
@@ -50,7 +49,7 @@ class _Known(NamedTuple):
 # -- what becomes of a value -----------------------------------------------------------------------------------------
 def _simpler(value: Any) -> Any:
     """`value` one step nearer to plain data. Raises TypeError where there is no such step."""
-    if isinstance(value, BaseModel):
+    if hasattr(type(value), "model_dump"):  # pydantic; importing it to ask would cost every process 50 ms
         return value.model_dump()
     if isinstance(value, Enum):
         return value.value
@@ -201,7 +200,8 @@ def _load_json(data: bytes) -> Any:
 
 
 # -- MessagePack -----------------------------------------------------------------------------------------------------
-def _dump_msgpack(data: Any) -> bytes:
+def msgpack_bytes(data: Any) -> bytes:
+    """`data` as MessagePack. Raises InvalidInput naming the type and the place of what cannot be encoded."""
     try:
         return _pack(data)
     except (TypeError, ValueError, OverflowError):
@@ -232,7 +232,7 @@ def _no_extension(code: int, data: bytes) -> Any:
 # -- by content type -------------------------------------------------------------------------------------------------
 _BUILT_IN = {
     JSON: _Known(JSON, json_bytes, _load_json),
-    MSGPACK: _Known(MSGPACK, _dump_msgpack, _load_msgpack),
+    MSGPACK: _Known(MSGPACK, msgpack_bytes, _load_msgpack),
     ARROW: _Known(ARROW, arrow.encode, arrow.decode),
 }
 _BY_NAME: dict[str, _Known] = {"json": _BUILT_IN[JSON], "msgpack": _BUILT_IN[MSGPACK], "arrow": _BUILT_IN[ARROW]}

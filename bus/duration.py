@@ -1,7 +1,8 @@
-"""Durations, sizes and rates as users write them: `"1m30s"`, `"256KiB"`, `"10/s"`."""
+"""Durations and sizes as users write them: `"1m30s"`, `"256KiB"`."""
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 from typing import TypeAlias
@@ -29,8 +30,8 @@ def seconds(value: Duration) -> float:
         result = sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
     else:
         raise ConfigError(f"{value!r} is not a duration", code="DX102", fix='write "10s", "1m", "1h30m", "7d" or seconds')
-    if result < 0:
-        raise ConfigError(f"{value!r} is negative", code="DX102", fix="a duration is zero or more")
+    if not 0 <= result < math.inf:  # not a number is neither
+        raise ConfigError(f"{value!r} is negative or endless", code="DX102", fix="a duration is zero or more seconds")
     return result
 
 
@@ -45,9 +46,9 @@ def size(value: str | int) -> int:
 
 def human(value: float) -> str:
     """Seconds as people read them: `0.4 s`, `3 m 20 s`, `2 h 5 m`."""
-    if value < 60:
-        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-    minutes, rest = divmod(int(value), 60)
+    if round(value) < 60:
+        return f"{value:.1f} s" if round(value, 1) < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} m {rest} s"
     return f"{minutes // 60} h {minutes % 60} m"

@@ -12,9 +12,10 @@
     │   ├── Unsettled                a write may or may not have landed: claim, then look      (retryable)
     │   ├── StreamFull               JetStream limit reached: backpressure                     (retryable)
     │   ├── SubjectTaken             another stream captures the subject
-    │   └── NotStored                no stream captures the subject
+    │   ├── NotStored                no stream captures the subject
+    │   └── SourceGap                events were lost before dspex read them
     ├── DataError                    → dead letter, never retried
-    │   ├── DecodeError · InvalidInput · ExpressionError · LateEvent · Reject
+    │   └── DecodeError · InvalidInput · ExpressionError · LateEvent · Reject · OutputTooLarge
     ├── CallError                    → retried if .retryable, then fallback, then dead letter
     │   ├── Saturated · RateLimited · CallTimeout · LMUnavailable · CircuitOpen · WorkerLost    (retryable)
     │   ├── InvalidOutput            retried once
@@ -79,9 +80,13 @@ class DspexError(Exception):
         return self._exit
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as plain data: the `--json` object and the wire form."""
+        """The error as plain data: the `--json` object and the wire form.
+
+        `type` is the class in this tree: a user's own `class TooShort(Reject)` is a Reject to those who do not have it.
+        """
+        known = next(c for c in type(self).__mro__ if c.__module__ == __name__)
         return {
-            "type": type(self).__name__,
+            "type": known.__name__,
             "code": self.code,
             "message": self.message,
             "fix": self.fix,
@@ -433,18 +438,24 @@ class RetryLater(DspexError):
 
 
 def _walk(cls: type[DspexError]) -> list[type[DspexError]]:
-    return [cls, *(c for s in cls.__subclasses__() for c in _walk(s))]
+    return [cls, *(c for s in cls.__subclasses__() if s.__module__ == __name__ for c in _walk(s))]
 
 
 def by_name(name: str) -> type[DspexError]:
-    """The class called `name` in this tree; `CallError` for a name from a newer version."""
+    """The class called `name` in this tree; `CallError` for a name from a newer version.
+
+    A user's own class is not found, or one called Saturated would take the place of ours and its policy with it.
+    """
     return {c.__name__: c for c in _walk(DspexError)}.get(name, CallError)
 
 
 def from_dict(data: Mapping[str, Any]) -> DspexError:
     """The error that `as_dict` described, rebuilt on this side of the wire."""
     kw = {k: data.get(k) for k in ("code", "fix", "node", "run", "retry_after")}
-    cls = by_name(str(data.get("type", "")))
-    if cls is RetryLater:
-        return RetryLater(str(data.get("message", "")), after=float(kw.pop("retry_after") or 1.0), **kw)
-    return cls(str(data.get("message", "")), **kw)
+    cls, message = by_name(str(data.get("type", ""))), str(data.get("message", ""))
+    if cls is RetryLater:  # the delay is its argument
+        after = kw.pop("retry_after")
+        return RetryLater(message, after=1.0 if after is None else float(after), **kw)
+    error = cls(message, **kw)
+    error.retryable = bool(data.get("retryable", cls.retryable))  # a class that we do not know may be
+    return error

@@ -8,6 +8,7 @@ would make every recovery look like new events.
 from __future__ import annotations
 
 import os
+import re
 import time as _time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,36 +76,45 @@ class Event(Generic[T]):
         }
 
 
-def _uuid(milliseconds: int, tail: str) -> str:
-    """A UUIDv7 (RFC 9562, 5.7) of 48 bits of time and 74 bits taken from 19 hex digits of `tail`."""
-    head = f"{milliseconds:012x}"
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def _uuid(head: str, tail: str, version: int = 7) -> str:
+    """A UUID (RFC 9562) of 12 hex digits `head`, for version 7 the time in milliseconds, and 74 bits of `tail`."""
     variant = "89ab"[int(tail[3], 16) & 3]
-    return f"{head[:8]}-{head[8:]}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+    return f"{head[:8]}-{head[8:12]}-{version}{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
 
 
 def new_id(now: float | None = None) -> str:
     """A new random UUIDv7. `now`: seconds since the epoch, the wall clock by default."""
-    return _uuid(int((_time.time() if now is None else now) * 1000), os.urandom(10).hex())
+    return _uuid(f"{int((_time.time() if now is None else now) * 1000):012x}", os.urandom(10).hex())
 
 
 def derived_id(parent: str, operator: str, ordinal: int) -> str:
-    """The id of what `operator` derived from event `parent`: the same at every walk, a UUIDv7 of the parent's time."""
-    tail = blake2b(f"{parent}/{operator}/{ordinal}".encode(), digest_size=10).hexdigest()
-    return f"{parent[:13]}-7{tail[:3]}-{'89ab'[int(tail[3], 16) & 3]}{tail[4:7]}-{tail[7:19]}"
+    """The id of what `operator` derived from event `parent`: the same at every walk, a UUIDv7 of the parent's time.
+
+    A parent with another kind of id (a publisher may choose `order-17`) has no time in it: the child's is a UUIDv8.
+    """
+    digest = blake2b(f"{parent}/{operator}/{ordinal}".encode(), digest_size=16).hexdigest()
+    if _UUID7.fullmatch(parent):
+        return _uuid(parent[:8] + parent[9:13], digest)
+    return _uuid(digest[20:], digest, version=8)
 
 
 def foreign_id(stream_created: float, message: Message) -> str:
     """The id of an event that came without one (`nats pub`): the same whenever it is read again."""
     tail = blake2b(f"{stream_created}/{message.subject}/{message.sequence}".encode(), digest_size=10).hexdigest()
-    return _uuid(int(message.time * 1000), tail)
+    return _uuid(f"{int(message.time * 1000):012x}", tail)
 
 
 def id_time(id: str) -> datetime | None:
     """When a UUIDv7 was made; None for another kind of id."""
-    hexes = id.replace("-", "")
-    if len(hexes) != 32 or hexes[12] != "7":
+    if not _UUID7.fullmatch(id):
         return None
-    return datetime.fromtimestamp(int(hexes[:12], 16) / 1000, tz=UTC)
+    try:
+        return datetime.fromtimestamp(int(id[:8] + id[9:13], 16) / 1000, tz=UTC)
+    except (ValueError, OverflowError):  # after the year 9999
+        return None
 
 
 def message_id(message: Message, stream_created: float = 0.0) -> str:
@@ -119,8 +129,8 @@ def event_time(message: Message) -> datetime:
     if text:
         try:
             at = datetime.fromisoformat(text)
-            return at if at.tzinfo else at.replace(tzinfo=UTC)
-        except ValueError:
+            return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):  # not a time, or none that UTC has
             pass
     return datetime.fromtimestamp(message.time, tz=UTC)
 

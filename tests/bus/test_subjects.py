@@ -1,0 +1,140 @@
+"""Subjects: patterns against a brute force, names of low cardinality that a server accepts."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError
+from dspex.bus.subjects import covers, is_pattern, is_subject, matches, overlap
+
+ALL = [".".join(tokens) for n in range(1, 5) for tokens in product("ab", repeat=n)]  # every subject of up to four tokens
+tokens = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3)
+patterns = st.one_of(tokens.map(".".join), tokens.map(lambda t: ".".join([*t, ">"])), st.just(">"))
+
+
+def brute(pattern: str, subject: str) -> bool:
+    """The rule of NATS, by recursion: `*` is one token, `>` one or more at the end."""
+
+    def go(want: list[str], have: list[str]) -> bool:
+        if not want or not have:
+            return not want and not have
+        if want == [">"]:
+            return True
+        return want[0] in ("*", have[0]) and go(want[1:], have[1:])
+
+    return go(pattern.split("."), subject.split("."))
+
+
+def taken(pattern: str) -> set[str]:
+    return {s for s in ALL if brute(pattern, s)}
+
+
+@given(patterns, st.sampled_from(ALL))
+def test_matches_is_the_rule_of_nats(pattern: str, subject: str) -> None:
+    assert matches(pattern, subject) == brute(pattern, subject)
+
+
+@settings(max_examples=300)
+@given(patterns, patterns)
+def test_overlap_is_a_subject_that_both_take(a: str, b: str) -> None:
+    assert overlap(a, b) == bool(taken(a) & taken(b))
+    assert overlap(a, b) == overlap(b, a)
+
+
+@settings(max_examples=300)
+@given(patterns, patterns)
+def test_covers_is_to_take_all_that_the_other_takes(wide: str, narrow: str) -> None:
+    # one pattern alone may take "one a or b" as "*" does, because there are only these two here: no such pair is drawn
+    assert covers(wide, narrow) == (taken(narrow) <= taken(wide))
+
+
+@given(patterns)
+def test_what_is_drawn_here_is_a_pattern(pattern: str) -> None:
+    assert is_pattern(pattern)
+    assert is_subject(pattern) == ("*" not in pattern and ">" not in pattern)
+
+
+@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a\r\nPUB", "a\tb", "$JS.API", "$KV.x"])
+def test_what_cannot_be_published_to_is_no_subject(text: str) -> None:
+    assert not is_subject(text)
+    assert not is_pattern(text)
+
+
+@pytest.mark.parametrize("text", ["a.>.b", ">.a", "a*", "a.*b", "a.b>", "**"])
+def test_wildcards_stand_alone_and_the_last_one_last(text: str) -> None:
+    assert not is_pattern(text)
+    assert not is_subject(text)
+
+
+@pytest.mark.parametrize("name", ["a", "support-triage", "A_1", "9lives", "x" * 64])
+def test_a_name_of_letters_digits_and_dashes_is_a_token(name: str) -> None:
+    assert subjects.token(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "-a", "_a", "ä", "a/b", "a\n", "x" * 65, "$a"])
+def test_another_name_is_refused_with_the_fix(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be part of a subject") as caught:
+        subjects.token(name, "pool")
+    assert caught.value.code == "DX101"
+    assert "pool" in caught.value.message
+
+
+def test_the_application_stream_takes_its_own_subjects_and_no_calls() -> None:
+    own = subjects.own_subjects("shop")
+    stored = [
+        subjects.log("shop", "t", "s", 3),
+        subjects.edge("shop", "t", "s", 3),
+        subjects.work("shop", "gpu", "t", "draft"),
+        subjects.result("shop", "t", "s", 3),
+        subjects.record("shop", "gpu"),
+        subjects.dead("shop", "t", "draft"),
+    ]
+    for subject in stored:
+        assert is_subject(subject)
+        assert [matches(p, subject) for p in own].count(True) == 1
+    for core in (subjects.call("shop", "gpu"), subjects.control("shop", "gpu")):
+        assert is_subject(core)
+        assert not any(matches(p, core) for p in own)
+    assert not any(overlap(a, b) for a in own for b in own if a != b)
+
+
+def test_the_subjects_of_two_applications_never_meet() -> None:
+    pairs = product(subjects.own_subjects("a"), subjects.own_subjects("b"))
+    assert not any(overlap(x, y) for x, y in pairs)
+    assert len({subjects.stream("a"), subjects.stream("b"), subjects.objects("a"), subjects.bucket("b") + "x"}) == 4
+
+
+def test_workers_of_a_class_get_the_work_of_that_class_only() -> None:
+    mine = subjects.work("shop", "gpu", "t", "draft")
+    assert matches(subjects.work_pattern("shop", "gpu"), mine)
+    assert not matches(subjects.work_pattern("shop", "gpu2"), mine)
+    assert not matches(subjects.work_pattern("shop", "gp"), mine)
+
+
+def test_the_work_of_an_operator_in_a_group_is_still_one_token() -> None:
+    assert subjects.work("a", "p", "t", "group/draft") == "dspex.a.work.p.t.group-draft"
+
+
+@pytest.mark.parametrize("node", ["classify", "group/draft", "support.messages", "orders.*.new", "orders.>", "a b", "ä"])
+def test_dead_letters_of_any_node_have_a_subject_below_their_topology(node: str) -> None:
+    subject = subjects.dead("a", "t", node)
+    assert is_subject(subject)
+    assert matches(subjects.dead_pattern("a", "t"), subject)
+    assert matches(subjects.dead_pattern("a"), subject)
+    assert not matches(subjects.dead_pattern("a", "t2"), subject)
+
+
+def test_keys_are_below_their_prefix() -> None:
+    assert subjects.manifest_key("t") == "manifest.t"
+    assert subjects.lease_key("t", "s", 3) == "lease.t.s.3"
+    assert subjects.member_key("engine", "x") == "engine.x"
+
+
+def test_ids_of_repeats_are_the_same_each_time() -> None:
+    assert subjects.attempt_id("call", 2) == subjects.attempt_id("call", 2) != subjects.attempt_id("call", 3)
+    assert subjects.redrive_id(17) == "redrive:17"
