@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dspex.bus.errors import ConfigError, Unreachable
+import structlog
+
+from dspex.bus.errors import BusError, ConfigError, Unreachable
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.server import LocalServer, running
 from dspex.bus.settings import Settings, TLSSettings
+
+_log = structlog.get_logger(__name__)
+_PAUSE = 1.0  # seconds between two starts of a server that does not start
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
     """The server to use, for as long as the block runs.
 
     Args:
-        start: start one in `settings.store` where settings name none and none is running; it stops at the end.
+        start: start one in `settings.store` where settings name none and none is running. It is started again
+            when it dies, and stops at the end.
 
     Raises:
         Unreachable: there is none, and none may be started.
@@ -47,7 +54,25 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
     local = settings.server.local
     sync = "always" if isinstance(local.sync_interval, str) else local.sync_interval
     async with LocalServer(settings.store, port=local.port, sync_interval=sync) as server:
-        yield Found(server.url, started=True, local=True)
+        keeper = asyncio.create_task(_keep(server), name="nats-server")
+        try:
+            yield Found(server.url, started=True, local=True)
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
+
+
+async def _keep(server: LocalServer) -> None:
+    """Start the server again whenever it died: on the same port, so that every connection finds it by itself."""
+    while True:
+        await server.died()
+        _log.warning("the local nats-server died and is started again", store=str(server.store))
+        try:
+            await server.start()
+        except (BusError, ConfigError) as e:
+            _log.error("the local nats-server does not start", reason=e.message, fix=e.fix)
+            await asyncio.sleep(_PAUSE)
 
 
 @asynccontextmanager

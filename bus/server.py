@@ -150,6 +150,7 @@ class LocalServer:
     async def start(self) -> None:
         """Start, and return once JetStream answers."""
         binary = find_binary()
+        await self._end(signal.SIGTERM)
         self.store.mkdir(parents=True, exist_ok=True)
         lock = await _lock(self.store, STOP_TIMEOUT if self._port else 0.0)
         try:
@@ -171,6 +172,11 @@ class LocalServer:
     async def kill(self) -> None:
         """SIGKILL, as a crash does it. `start()` brings it back on the same port and store."""
         await self._end(signal.SIGKILL)
+
+    async def died(self) -> None:
+        """Returns when the server is not running any more, whatever ended it."""
+        while self.running:  # noqa: ASYNC110  waiting for a process in a thread could not be cancelled
+            await asyncio.sleep(0.1)
 
     async def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -83,6 +83,30 @@ async def test_no_server_is_left_when_its_parent_is_sigkilled(store: Path) -> No
 
 
 @pytest.mark.asyncio
+async def test_a_frozen_server_is_not_left_either(store: Path) -> None:
+    """It does not hear a SIGTERM, so after 5 s it gets a SIGKILL."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(store)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    await gone(pid)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_lost_its_supervisor_is_stopped_and_started_all_the_same(store: Path) -> None:
+    async with LocalServer(store, port=None) as s:
+        pid, url = s.pid, s.url
+        os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
+        await asyncio.wait_for(s.died(), 5)
+        await s.start()
+        assert (s.url, s.pid != pid) == (url, True)
+        await gone(pid)
+
+
+@pytest.mark.asyncio
 async def test_a_control_c_at_the_terminal_does_not_reach_the_server(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
         assert os.getsid(s.pid) != os.getsid(0)
@@ -161,8 +185,13 @@ async def test_settings_lead_to_the_named_then_the_running_then_a_new_server(
         assert (mine.started, mine.local) == (True, True)
         async with server_of(settings, start=True) as again:
             assert (again.url, again.started) == (mine.url, False)
+        state = server.running(settings.store.parent)
+        assert state is not None
+        os.kill(int(state["pid"]), signal.SIGKILL)
+        async with asyncio.timeout(5):
+            while (new := server.running(settings.store.parent)) is None or new["pid"] == state["pid"]:
+                await asyncio.sleep(0.02)
+        assert new["url"] == mine.url  # it was started again, where everybody looks for it
         async with server_of(Settings.load(server__url="nats://far:1")) as far:
             assert (far.url, far.local) == ("nats://far:1", False)
     assert LocalServer.find(tmp_path) is None
-
-
