@@ -152,18 +152,20 @@ class LocalServer:
         binary = find_binary()
         await self._end(signal.SIGTERM)
         self.store.mkdir(parents=True, exist_ok=True)
-        lock = await _lock(self.store, STOP_TIMEOUT if self._port else 0.0)
+        lock = await _lock(self.store, STOP_TIMEOUT if self._port else 0.5)
         try:
             for tries_left in (2, 1, 0):
                 port = self._port or _free_port(self._wanted)
                 self._launch(binary, port, lock)
                 if await self._ready(port, again=tries_left > 0 and self._port is None):
                     break
+            state = {"url": self.url, "pid": self.pid, "version": self.version, "store": str(self.store)}
+            _state_file(self.store.parent).write_text(json.dumps(state))
+        except BaseException:  # cancelled, or the disk is full: nobody would know of the server
+            await self.kill()
+            raise
         finally:
             lock.close()  # the server holds it now, or nobody
-        _state_file(self.store.parent).write_text(
-            json.dumps({"url": self.url, "pid": self.pid, "version": self.version, "store": str(self.store)})
-        )
 
     async def stop(self) -> None:
         """SIGTERM, and return once it is gone. Nothing to do where it is not running."""
@@ -193,7 +195,8 @@ class LocalServer:
         if process.stdin:
             process.stdin.close()
         self._pid = None
-        _state_file(self.store.parent).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what it says is not believed without the lock (see `running`)
+            _state_file(self.store.parent).unlink()
 
     def _launch(self, binary: str, port: int, lock: IO[str]) -> None:
         self._config.touch(mode=0o600)  # there may be a password in it

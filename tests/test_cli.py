@@ -142,6 +142,8 @@ def test_a_bug_is_reported_without_a_traceback_and_with_one_on_v(folder: Path) -
     assert "Traceback" not in quiet.stderr
     loud = dspex("server", "start", "--port", "-1", "-v")
     assert "Traceback" in loud.stderr
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
+    assert mine == []  # nor is the server left that was started for nothing
 
 
 def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
