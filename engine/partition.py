@@ -66,6 +66,7 @@ class Partition:
         self.settled = asyncio.Event()
         self.settled.set()
         self._changes = Delta()  # rows that the event now handled has changed: they go with its last part
+        self._changed = False
 
     # -- taking events in -----------------------------------------------------------------------------------------
     @property
@@ -80,7 +81,7 @@ class Partition:
         `which`: "source", "inbox", or "clock" with a negative number of its own. Outputs that one commit
         cannot hold go into several; each but the last pins event, output offset and clock.
         """
-        done = self.done(which, sequence)
+        done = self.done(which, sequence) if self.state.part else 0
         rest = outputs[done:] if done else outputs
         while rest and not self._fits(rest):
             batch = self.batches[-1]
@@ -94,8 +95,9 @@ class Partition:
             self.state.part = self.batches[-1].delta.part = (which, sequence, done, clock)
             self.batches.append(Batch())
         self._append(rest)
-        self.batches[-1].delta.merge(self._changes)
-        self._changes = Delta()
+        if self._changed:
+            self.batches[-1].delta.merge(self._changes)
+            self._changes, self._changed = Delta(), False
         self._read(which, sequence, id)
         if self.careful:
             self.batches.append(Batch())
@@ -182,21 +184,26 @@ class Partition:
     def put(self, ordinal: int, row: Row, delta: Delta | None = None) -> None:
         """Open a call, or change its row."""
         self.state.put(ordinal, row, ordered=row.node in self.ordered)
-        (delta or self._changes).calls[ordinal] = row
+        if delta is None:
+            delta, self._changed = self._changes, True
+        delta.calls[ordinal] = row
 
     def close(self, ordinal: int) -> None:
         """A call is finished."""
         self.state.close(ordinal)
         self._changes.closed.append(ordinal)
+        self._changed = True
 
     def delay(self, inbox_sequence: int, until: float) -> None:
         """Look at a message of the inbox again at `until`."""
         self.state.delayed[inbox_sequence] = self._changes.delayed[inbox_sequence] = until
+        self._changed = True
 
     def undelay(self, inbox_sequence: int) -> None:
         """It is looked at now."""
         self.state.delayed.pop(inbox_sequence, None)
         self._changes.done.append(inbox_sequence)
+        self._changed = True
 
     # -- committing -----------------------------------------------------------------------------------------------
     @property

@@ -329,14 +329,8 @@ class StageRunner:
 
     # -- one source event -----------------------------------------------------------------------------------------
     def _walk_source(self, p: Partition, m: Message, clock: float) -> list[Output]:
-        h = m.headers
-        id = message_id(m, self._created)
-        key, session, trace = h.get(subjects.KEY), h.get(subjects.SESSION), h.get(subjects.TRACEPARENT)
-        at = event_time(m).timestamp() if subjects.TIME in h else m.time
-        run = h.get(subjects.RUN) or id
-        origin = Origin(id, m.subject, run, h.get(subjects.CAUSE), key, session, at, m.sequence, trace)
         walk = self.walk
-        walk.begin(origin, self._pinned(p, "source", m.sequence, clock))
+        walk.begin(self._origin(m), self._pinned(p, "source", m.sequence, clock) if p.state.part else clock)
         walk.node = self.stage.source.name
         self.counters.events += 1
         if self._poison.get(p.index) == ("source", m.sequence):
@@ -345,6 +339,16 @@ class StageRunner:
         else:
             failure = guard(self._enter, m, walk)
         return walk.outputs if failure is None else [self._failed_source(p, m, failure, clock)]
+
+    def _origin(self, m: Message) -> Origin:
+        h = m.headers
+        id = message_id(m, self._created)
+        if len(h) == 1 and subjects.MESSAGE_ID in h:  # a source event as most are: nothing to look for
+            return Origin(id, m.subject, id, None, None, None, m.time, m.sequence)
+        at = event_time(m).timestamp() if subjects.TIME in h else m.time
+        run, cause = h.get(subjects.RUN) or id, h.get(subjects.CAUSE)
+        key, session, trace = h.get(subjects.KEY), h.get(subjects.SESSION), h.get(subjects.TRACEPARENT)
+        return Origin(id, m.subject, run, cause, key, session, at, m.sequence, trace)
 
     def _enter(self, m: Message, walk: Any) -> None:
         data = codecs.decode(m.data, m.headers.get(subjects.CONTENT_TYPE))

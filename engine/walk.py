@@ -15,10 +15,12 @@ from uuid import UUID
 
 import structlog
 
-from dspex.bus import codecs, subjects
+from dspex.bus import subjects
+from dspex.bus.codecs import JSON, encode
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.event import Event, derived_id
 from dspex.bus.port import Draft
+from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
 from dspex.bus.wire import Origin, Work
 from dspex.engine.graph import Call, Node, Sink, Step
 
@@ -56,11 +58,11 @@ class Walk:
     One object serves one event after another (`begin`), because making one for each would cost as much as a short walk.
     """
 
-    __slots__ = ("__dict__", "_counts", "_ids", "clock", "limit", "node", "origin", "outputs", "topology")
+    __slots__ = ("__dict__", "_counts", "_ids", "_most", "clock", "node", "origin", "outputs", "topology")
 
     def __init__(self, topology: str, limit: int) -> None:
         self.topology = topology
-        self.limit = limit  # bytes of headers and data that one message may have
+        self._most = limit - 1024  # bytes of data that one message may have, with room for headers
         self.origin: Origin = _NOWHERE
         self.node = ""  # the operator that runs now: whom an exception is blamed on
         self.clock = 0.0
@@ -118,44 +120,36 @@ class Walk:
 
     def emit(self, node: str, sink: Sink, codec: Any, data: Any) -> None:
         """Send `data` to a sink."""
-        body, content_type = codecs.encode(data, codec)
-        subject = sink.subject if sink.address is None else _addressed(sink, data)
+        body, content_type = encode(data, codec)
+        if len(body) > self._most:
+            self._too_large(len(body))
         o = self.origin
-        headers = {
-            subjects.EVENT_ID: derived_id(o.id, node, self._ordinal(node)),
-            subjects.RUN: o.run,
-            subjects.CAUSE: o.id,
-        }
-        _inherit(headers, o)
-        if content_type != codecs.JSON:
-            headers[subjects.CONTENT_TYPE] = content_type
-        self._sized(len(body))
-        self.outputs.append(Draft(subject, body, headers))
+        headers = {EVENT_ID: derived_id(o.id, node, self._ordinal(node)), RUN: o.run, CAUSE: o.id}
+        if o.key is not None:
+            headers[KEY] = o.key
+        if o.session is not None:
+            headers[SESSION] = o.session
+        if o.trace is not None:
+            headers[TRACEPARENT] = o.trace
+        if content_type != JSON:
+            headers[CONTENT_TYPE] = content_type
+        self.outputs.append(Draft(sink.subject if sink.address is None else _addressed(sink, data), body, headers))
 
     def ask(self, node: str, call: Call, codec: Any, data: Any) -> None:
         """Open a call with `data`."""
         inputs = call.inputs(data)
-        body, content_type = codecs.encode(data, codec)
-        self._sized(2 * len(body))  # the inputs travel beside the data
+        body, content_type = encode(data, codec)
+        if 2 * len(body) > self._most:  # the inputs travel beside the data
+            self._too_large(2 * len(body))
         o = self.origin
         id = derived_id(o.id, node, self._ordinal(node))
         self.outputs.append(Opened(node, call, id, o, inputs, body, content_type, self.clock))
 
-    def _sized(self, size: int) -> None:
-        if size + 1024 > self.limit:
-            raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {self.limit:,}", node=self.node)
+    def _too_large(self, size: int) -> None:
+        raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {self._most:,}", node=self.node)
 
 
 _NOWHERE = Origin(id="", subject="", run="")
-
-
-def _inherit(headers: dict[str, str], o: Origin) -> None:
-    if o.key is not None:
-        headers[subjects.KEY] = o.key
-    if o.session is not None:
-        headers[subjects.SESSION] = o.session
-    if o.trace is not None:
-        headers[subjects.TRACEPARENT] = o.trace
 
 
 def _addressed(sink: Sink, data: Any) -> str:

@@ -54,14 +54,18 @@ def _prefix(name: str) -> str:
     return f"{name}: "
 
 
-def header_block(headers: Mapping[str, str] | None, more: str = "") -> bytes:
-    """The header block, with `more` finished lines at its end. Raises DataError for a value with a line break."""
+def _header_text(headers: Mapping[str, str] | None, more: str) -> str:
     text = "".join([_prefix(name) + value + "\r\n" for name, value in headers.items()]) if headers else ""
     lines = len(headers) if headers else 0
     if text.count("\n") != lines or text.count("\r") != lines:
         raise DataError("a header value has a line break", fix="put it in the data, or encode it")
+    return f"NATS/1.0\r\n{text}{more}\r\n"
+
+
+def header_block(headers: Mapping[str, str] | None, more: str = "") -> bytes:
+    """The header block, with `more` finished lines at its end. Raises DataError for a value with a line break."""
     try:
-        return f"NATS/1.0\r\n{text}{more}\r\n".encode()
+        return _header_text(headers, more).encode()
     except UnicodeEncodeError as e:
         raise DataError(f"a header value is not text: {e.reason}", fix="put it in the data, or encode it") from e
 
@@ -88,6 +92,11 @@ def message(
     if not headers and not more:
         _check_size(subject, len(data), limit)
         return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(data), data)
+    text = _header_text(headers, more)
+    if text.isascii():  # then its length in bytes is known before it is encoded, and all of it is encoded at once
+        size, total = len(text), len(text) + len(data)
+        _check_size(subject, (size - len(more) if headers else 0) + len(data), limit)
+        return b"%b%b\r\n" % (f"HPUB {subject} {reply} {size} {total}\r\n{text}".encode(), data)
     head = header_block(headers, more)
     _check_size(subject, (len(head) - len(more) if headers else 0) + len(data), limit)
     return f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode() + head + data + b"\r\n"
