@@ -101,6 +101,16 @@ def test_config_show_tells_where_each_value_comes_from(folder: Path, capsys: pyt
     assert "dspex.toml:1" in capsys.readouterr().out
 
 
+def test_logging_is_as_the_settings_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dspex.toml").write_text('[telemetry]\nlog = "info,dspex.engine=error"\n')
+    assert cli.main(["config", "show", "--json"]) == 0
+    assert logging.getLogger("dspex.bus").getEffectiveLevel() == logging.INFO
+    assert logging.getLogger("dspex.engine.host").getEffectiveLevel() == logging.ERROR
+    (folder / "dspex.toml").write_text('[telemetry]\nlog = "loud"\n')
+    assert cli.main(["config", "show"]) == 2
+    assert "error[DX121] telemetry.log: there is no log level 'loud'" in capsys.readouterr().err
+
+
 def test_settings_errors_have_the_shape_of_all_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "dspex.toml").write_text('ap = "shop"\n[engine]\nlease = "x"\n')
     assert cli.main(["config", "show"]) == 2
