@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from typing_extensions import TypeVar
 
+from dspex.bus.codecs import Codec as Codec
 from dspex.bus.duration import Duration
 from dspex.engine.graph import Retry
 
@@ -19,7 +20,6 @@ K_co = TypeVar("K_co", covariant=True, default=None)
 V = TypeVar("V", default=Record)
 """What `into=` names; a Record where it is left out."""
 
-Codec: TypeAlias = Literal["json", "msgpack", "arrow", "auto"]
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 OnError: TypeAlias = Literal["dead_letter", "skip"]
 Name: TypeAlias = str | None

@@ -20,10 +20,10 @@ class Local(str):
     """Stands for a function or type that no ref can name: a lambda, a closure, a local class. Never exported."""
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The word that was probably meant."""
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The word that was probably meant. `cutoff`: how alike they must be, 0 to 1."""
     known = {w.lower(): w for w in words}
-    return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)), None)
+    return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

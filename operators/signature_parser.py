@@ -236,7 +236,7 @@ class _TypeReader:
         for known in (self.types, NAMES):
             if name in known:
                 return known[name]
-        near = nearest(name, [*self.types, *NAMES]) if name else None
+        near = nearest(name, [*self.types, *NAMES], 0.8) if name else None  # `Intent` is not a misspelt `int`
         shown = name or ast.unparse(node)
         fix = f'Signature("{self.spec}", types={{"{shown}": {shown}}}), or Literal[...] in place'
         raise problem(

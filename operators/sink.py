@@ -11,12 +11,19 @@ from dspex.engine.graph import Sink
 from dspex.operators import template
 from dspex.operators.call_options import wrong
 from dspex.operators.draft import problem
+from dspex.operators.types import UNKNOWN, Shape
 
 CODECS = ("json", "msgpack", "arrow", "auto")
 
 
-def make(subject: str, *, stream: str | None, codec: str) -> Sink:
-    """The sink of a subject. Raises TopologyError: DX217 for a bad subject, DX205 for a bad option."""
+def make(subject: str, *, stream: str | None, codec: str, shape: Shape = UNKNOWN) -> Sink:
+    """The sink of a subject for data of this shape.
+
+    Raises TopologyError: DX217 for a bad subject, DX205 for a bad option, DX229 for Arrow where records come.
+    """
+    if codec == "arrow" and (shape.fields is not None or shape.type == dict[str, Any]):
+        what = f"codec arrow is for arrays and tables, and what comes to {subject} are records"
+        raise problem("DX229", what, 'codec="json", or "auto", which takes Arrow for arrays and tables only')
     if codec not in CODECS:
         raise wrong("codec", codec, f"one of: {', '.join(CODECS)}")
     if stream is not None and not isinstance(stream, str):  # pyright: ignore[reportUnnecessaryIsInstance]

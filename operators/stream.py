@@ -285,7 +285,7 @@ class Stream(Generic[T_co, K_co]):
         self._plan.add(draft)
         draft.sink = Sink(subject, subject)
         with self._plan.collecting(draft):
-            draft.sink = sink.make(subject, stream=stream, codec=codec or self._plan.codec)
+            draft.sink = sink.make(subject, stream=stream, codec=codec or self._plan.codec, shape=self._shape)
         self._reads(draft, template_fields(subject))
 
 

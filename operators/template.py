@@ -12,13 +12,11 @@ from collections.abc import Callable
 from string import Formatter
 from typing import Any, NamedTuple
 
-import orjson
-
+from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph import Context
 from dspex.operators import expressions
 from dspex.operators.draft import problem
-from dspex.operators.types import is_record, record_of
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*|\[\d{1,9}\])*")
 
@@ -71,8 +69,4 @@ def renderer(parts: list[Part], encode: Callable[[Any], str]) -> Callable[[Any, 
 
 def as_text(value: Any) -> str:
     """Text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else orjson.dumps(value, default=_plain).decode()
-
-
-def _plain(value: Any) -> Any:
-    return record_of(value) if is_record(value) else str(value)
+    return value if isinstance(value, str) else json_bytes(value).decode()

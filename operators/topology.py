@@ -58,9 +58,11 @@ class Topology:
         self._retention = 0.0
         with self._plan.collecting(None):
             self._retention = seconds(retention)
+        with self._plan.collecting(None):
             if codec not in CODECS:
+                self._plan.codec = "json"
                 raise wrong("codec", codec, f"one of: {', '.join(CODECS)}")
-            # YAML has no type checker
+        with self._plan.collecting(None):  # YAML has no type checker
             if not isinstance(renamed_from, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise wrong("renamed_from", renamed_from, '{"new": "old"}')
             if isinstance(drop, str) or not isinstance(drop, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]

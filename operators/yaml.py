@@ -65,6 +65,7 @@ class _Loader:
     parents: tuple[str, ...] = ()  # files that include this one
     done: dict[str, Outlets] = field(default_factory=dict)
     building: list[str] = field(default_factory=list)
+    about: str | None = None  # the node, source or sink that is being read: problems are told of it
 
     def __post_init__(self) -> None:
         self.here(self.document.line)
@@ -81,9 +82,8 @@ class _Loader:
         self.plan.at = Place(shorten(os.path.abspath(self.path)), line)
         return self.plan.at
 
-    def report(self, code: str, message: str, fix: str, line: int, node: str | None = None) -> None:
-        node = node or next(reversed(self.building), None)  # the node that is being built, where there is one
-        self.plan.report(None, code, message, fix, place=self.here(line), node=node)
+    def report(self, code: str, message: str, fix: str, line: int) -> None:
+        self.plan.report(None, code, message, fix, place=self.here(line), node=self.about)
 
     def section(self, key: str) -> Mapped:
         """A mapping of the document; empty where it is missing or something else."""
@@ -106,7 +106,7 @@ class _Loader:
         section = self.section("sources")
         for subject, value in section.items():
             self.here(section.at(subject))
-            self.building = [subject]
+            self.about = subject
             o = self.options(value, ("type", *SourceOptions.__annotations__), f"source {subject}", section.at(subject))
             tp: Any = None
             with self.plan.collecting(None):
@@ -114,7 +114,7 @@ class _Loader:
             o.pop("type", None)
             given = {} if tp is None else {"type": tp}
             self.done[subject] = (cast("Any", topology).source(subject, **given, **o),)
-        self.building = []
+        self.about = None
 
     def build(self) -> None:
         for name in self.section("nodes"):
@@ -122,7 +122,7 @@ class _Loader:
         section = self.section("sinks")
         for subject, value in section.items():
             line = section.at(subject)
-            self.building.append(subject)
+            self.about = subject
             o = self.options(value, ("from", "stream", "codec"), f"sink {subject}", line)
             streams = self.inlets(o.pop("from", None), f"sink {subject}", value, line)
             self.here(line)
@@ -130,7 +130,7 @@ class _Loader:
                 stream.sink(subject, **o)
             if len(streams) > 1:
                 self.report("DX206", f"sink {subject} has several inputs", _MERGE, line)
-            self.building.pop()
+        self.about = None
 
     def options(self, value: Any, allowed: tuple[str, ...], what: str, line: int) -> dict[str, Any]:
         """A mapping's known keys; unknown ones are reported."""
@@ -149,6 +149,7 @@ class _Loader:
             return self.done[name]
         section = self.section("nodes")
         line = section.at(name)
+        outer, self.about = self.about, name
         self.building.append(name)
         value = section[name]
         if isinstance(value, Mapped):
@@ -156,7 +157,8 @@ class _Loader:
         else:
             self.report("DX204", f"node {name} is a mapping, and this is {value!r}", "{ from: ..., map: ... }", line)
             self.done[name] = self.stand_in(name, [], line)
-        self.building.remove(name)
+        self.building.pop()
+        self.about = outer
         return self.done[name]
 
     def operator(self, name: str, value: Mapped, line: int) -> Outlets:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -27,7 +28,8 @@ class Point:
     x: int
 
 
-DATA = {"n": 4, "text": "Hello", "list": [1, 2], "a": {"b": {"c": 5}}, "none": None, "customer": Customer(name="Ann", address=Address(city="Ulm"))}
+ANN = Customer(name="Ann", address=Address(city="Ulm"))
+DATA = {"n": 4, "text": "Hello", "list": [1, 2], "a": {"b": {"c": 5}}, "none": None, "customer": ANN}
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,17 @@ def test_fields_are_those_that_must_be_there():
 
 
 def test_a_missing_field_is_told_with_those_that_exist_and_the_nearest():
-    with pytest.raises(ExpressionError, match='"urgncy >= 4": the data has no field \'urgncy\'; it has: text, urgency') as e:
+    with pytest.raises(ExpressionError, match="\"urgncy >= 4\": the data has no field 'urgncy'; it has: text, urgency") as e:
         expressions.compile("urgncy >= 4")({"urgency": 5, "text": ""})
     assert e.value.fix == "did you mean 'urgency'?"
     with pytest.raises(ExpressionError, match="no field 'z'; it has: b"):
         expressions.compile("a.z")(DATA)
 
 
-@pytest.mark.parametrize("text", ["n < text", "n.x", "text.upper", "list[9]", "1 / (n - 4)", "int(text)", "lower(n)", "len(n)", "none + 1"])
+@pytest.mark.parametrize(
+    "text",
+    ["n < text", "n.x", "text.upper", "list[9]", "1 / (n - 4)", "int(text)", "lower(n)", "len(n)", "none + 1", "text['n']"],
+)
 def test_what_cannot_be_computed_is_an_expression_error(text):
     with pytest.raises(ExpressionError, match="^" + '"'):
         expressions.compile(text)(DATA)
@@ -168,14 +173,15 @@ def test_a_pattern_that_makes_backtracking_engines_hang_is_quick():
     assert time.monotonic() - begin < 1
 
 
-PIECES = st.sampled_from(
-    "a n text list it event event.key __class__ __import__('os') __builtins__ eval exec open globals() getattr len str has "
-    "coalesce matches ( ) [ ] { } . , : + - * ** / // % == < in not and or is None if else for lambda import "
-    "'x' \"y\" 1 9999999999 1e999 0x1 ; := @ ~ ^ << _it _ctx _record _ERRORS \\ \n # f'{a}' True await yield *a".split(" ")
-)
+WORDS = """
+a n text list it event event.key __class__ __import__('os') __builtins__ eval exec open globals() getattr len str has
+coalesce matches ( ) [ ] { } . , : + - * ** / // % == < in not and or is None if else for lambda import 'x' "y" 1
+9999999999 1e999 0x1 ; := @ ~ ^ << _it _ctx _record _ERRORS \\ # f'{a}' True await yield *a
+"""
+PIECES = st.sampled_from(WORDS.split())
 
 
-@given(st.one_of(st.lists(PIECES, max_size=12).map("".join), st.lists(PIECES, max_size=12).map(" ".join), st.text(max_size=60)))
+@given(st.lists(PIECES, max_size=12).map("".join) | st.lists(PIECES, max_size=12).map(" ".join) | st.text(max_size=60))
 @example("().__class__.__bases__[0].__subclasses__()")
 @example("__import__('os').system('true')")
 @example("it.__init__.__globals__")
@@ -186,14 +192,7 @@ PIECES = st.sampled_from(
 @example("_record(it)")
 @example("it['x'] + _explain")
 def test_no_text_ever_gets_out_of_the_language(text):
-    try:
-        expression = expressions.compile(text)
-    except TopologyError as e:
-        assert e.code == "DX208"
-        return
-    try:
-        result = expression({"a": 1, "n": 2, "text": "t", "list": [1]})
-    except DataError:
-        return
-    # only plain data can come out: no function, no class, no module
-    assert type(result) in (int, float, str, bool, type(None), list, tuple, dict)
+    with suppress(TopologyError, DataError):  # any other exception fails the test
+        result = expressions.compile(text)({"a": 1, "n": 2, "text": "t", "list": [1]})
+        # only plain data can come out: no function, no class, no module
+        assert type(result) in (int, float, str, bool, type(None), list, tuple, dict)

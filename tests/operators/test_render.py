@@ -39,7 +39,9 @@ def test_a_missing_field_is_named(run):
     assert "did you mean 'name'" in e.value.fix
 
 
-@pytest.mark.parametrize("text", ["{a!r}", "{a:>1000000000}", "{}", "{0}", "{a.__class__}", "{a.b()}", "{a", "a}", "{a[x]}", "{a b}"])
+@pytest.mark.parametrize(
+    "text", ["{a!r}", "{a:>1000000000}", "{}", "{0}", "{a.__class__}", "{a.b()}", "{a", "a}", "{a[x]}", "{a b}"]
+)
 def test_anything_but_field_names_is_refused_at_build(text):
     with pytest.raises(TopologyError) as e:
         render.build(text, "t")
