@@ -132,9 +132,7 @@ def test_the_nearest_file_upwards_is_read_and_pyproject_counts(folder: Path, mon
 
 
 def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "dspex.toml").write_text(
-        'app = "file"\n[pools.my-pool]\nsize = 2\nslots = 3\n[server]\nurl = "nats://file:1"\n'
-    )
+    (folder / "dspex.toml").write_text('app = "file"\n[pools.my-pool]\nsize = 2\nslots = 3\n[server]\nurl = "nats://file:1"\n')
     monkeypatch.setenv("DSPEX_POOLS__MY_POOL__SIZE", "5")
     monkeypatch.setenv("DSPEX_SERVER__URL", "nats://env:1")
     monkeypatch.setenv("NATS_URL", "nats://nats:1")
@@ -211,9 +209,7 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(folder: Path, text: st
     assert "sk-SECRET" not in repr(caught.value.problems) + str(caught.value)
 
 
-def test_a_password_in_a_variables_url_reaches_the_login_but_no_setting(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_in_a_variables_url_reaches_the_login_but_no_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@h1:4222,nats://h2:4222")
     settings = Settings.load()
     assert settings.server.url == "nats://h1:4222,nats://h2:4222"
