@@ -114,9 +114,7 @@ class NatsBus:
         return await core.request(self._link, subject, data, headers, timeout)
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        connection = self._link.connection()
-        connection.put(protocol.message(subject, data, headers, reply=reply, limit=self._link.max_payload))
-        await connection.drained()
+        await self._link.send(protocol.message(subject, data, headers, reply=reply, limit=self._link.max_payload))
 
     async def subscribe(
         self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Connection(Client):
         self._parser = Parser(self.routes)
         self._ended, self._complained = ended, complained
         self._over = False
+        self._echoes: set[asyncio.Future[Any]] = set()
 
     def put(self, data: bytes) -> None:
         """Hand bytes to the socket at once: nothing waits in nats-py's buffer."""
@@ -86,6 +88,17 @@ class Connection(Client):
     async def drained(self) -> None:
         """Wait until the socket has taken most of what was put."""
         await self._transport.drain()  # type: ignore[union-attr]
+
+    async def echo(self) -> None:
+        """Wait until the server has seen all that was put. Raises OSError when the connection ends."""
+        pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._echoes.add(pong)
+        self._pongs.append(pong)
+        try:
+            self.put(b"PING\r\n")
+            await pong
+        finally:
+            self._echoes.discard(pong)
 
     @property
     def server_info(self) -> Mapping[str, Any]:
@@ -114,7 +127,10 @@ class Connection(Client):
         if line == b"PING":
             self.put(b"PONG\r\n")
         elif line == b"PONG":
-            await self._process_pong()
+            # nats-py's own fails at a PONG that comes when nobody waits for it any more.
+            self._pings_outstanding = 0
+            if self._pongs and not (pong := self._pongs.pop(0)).done():
+                pong.set_result(True)
         elif line.startswith(b"INFO "):
             await self._process_info(json.loads(line[5:]))
         elif line.startswith(b"-ERR"):
@@ -126,6 +142,9 @@ class Connection(Client):
     def _tell(self, reason: str) -> None:
         if not self._over:
             self._over = True
+            for echo in self._echoes:
+                if not echo.done():
+                    echo.set_exception(ConnectionResetError(reason))
             self._ended(reason)
 
     async def _process_op_err(self, e: Exception) -> None:
@@ -134,6 +153,8 @@ class Connection(Client):
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         # abort, not close: a graceful close waits until a frozen server has taken what it will never take.
+        if self._flush_queue is None:  # credentials could not be read: nothing was opened
+            return
         self._pending, self._pending_data_size = [], 0
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
@@ -149,22 +170,25 @@ async def dial(options: Options, url: str, ended: Callable[[str], None], complai
     """
     parts = urlparse(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
-    connection, o = Connection(ended, complained), options
+    connection, o, good = Connection(ended, complained), options, False
     try:
         async with asyncio.timeout(o.timeout):
             await connection.connect(
                 [url], name=o.name, user=o.user, password=o.password, token=o.token, user_credentials=o.creds,
                 nkeys_seed=o.nkey, tls=o.tls, allow_reconnect=False, connect_timeout=max(1, int(o.timeout)),
-                ping_interval=5, max_outstanding_pings=2, error_cb=_raised_as_well,
+                ping_interval=3, max_outstanding_pings=2, error_cb=_raised_as_well,
             )  # fmt: skip
+        version = str(connection.server_info.get("version", ""))
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
+            raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
+        good = True
+        return connection
     except (OSError, TimeoutError, ValueError, nats_errors.Error) as e:
-        await connection.close()
         raise translated(e, f"cannot connect to {shown}") from e
-    version = str(connection.server_info.get("version", "0"))
-    if tuple(int(n) for n in version.split("-")[0].split(".")[:2]) < OLDEST:
-        await connection.close()
-        raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
-    return connection
+    finally:  # also when cancelled half way: the socket must not stay open
+        if not good:
+            await connection.close()
 
 
 async def _raised_as_well(error: Exception) -> None:

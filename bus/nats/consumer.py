@@ -71,3 +71,13 @@ def pull(subject: str, reply: str, **request: Any) -> bytes:
     """A pull request as sent to `subject`; its messages and its end go to `reply`."""
     body = json.dumps(request).encode()
     return protocol.message(subject, body, None, reply=reply, limit=len(body))
+
+
+def rest(headers: protocol.Headers) -> int | None:
+    """How many messages of a pull will not come any more, at its ordinary end; None when the consumer may be gone.
+
+    A deleted consumer says how many, too; but a pull that follows at once could still reach it, and wait for nothing.
+    """
+    status, why = headers.get("Status"), headers.get("Description", "")
+    ordinary = status == "408" or (status == "409" and ("MaxBytes" in why or why == "Batch Completed"))
+    return int(headers.get("Nats-Pending-Messages", 0)) if ordinary else None

@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-
-from nats import errors as nats_errors
 
 from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
 from dspex.bus.event import new_id
@@ -112,7 +110,7 @@ class Link:
         except DspexError:
             await self.close()
             raise
-        self._keeper = asyncio.create_task(self._keep(), name="dspex-nats-link")
+        self._keeper = self.spawn(self._keep(), "link", self._broken)
 
     # -- the connection
     async def _connect(self) -> Connection:
@@ -145,9 +143,11 @@ class Link:
             raise BusError("the server has no JetStream", fix=JETSTREAM_OFF) from e
 
     def _ended(self, reason: str) -> None:
-        if self._connection is None:
-            return  # a try to connect that failed
-        self._connection = None
+        if self._connection is not None:  # else a try to connect that failed
+            self._connection = None
+            self._over(reason)
+
+    def _over(self, reason: str) -> None:
         self.up.clear()
         self._why = Unreachable("the bus is closed" if self.closed else f"the connection is lost: {reason}")
         for question in list(self._questions.values()):
@@ -158,10 +158,10 @@ class Link:
         self.events.state(*(("closed", "closed by this process") if self.closed else ("disconnected", reason)))
 
     async def _keep(self) -> None:
-        while True:
+        while not self.closed:  # wait_for, which nats-py connects with, may swallow the cancellation of close()
             await self._gone.wait()
             pause = 0.02
-            while self._connection is None:
+            while self._connection is None and not self.closed:
                 try:
                     self._attach(await self._connect())
                 except (BusError, ConfigError) as e:
@@ -191,13 +191,11 @@ class Link:
         self.closed = True
         if self._keeper is not None:
             self._keeper.cancel()
+            await asyncio.wait([self._keeper])
         if self._connection is not None:
             await self._connection.close()
         else:
-            self._why = Unreachable("the bus is closed")
-            for tell in list(self.lost):
-                tell()
-            self.events.state("closed", "closed by this process")
+            self._over("")
 
     def connection(self) -> Connection:
         """The connection. Raises Unreachable, or NotAllowed when the server does not let us in any more."""
@@ -210,15 +208,39 @@ class Link:
         """Send, now or not at all: raises Unreachable without a connection, and keeps nothing for later."""
         self.connection().put(data)
 
+    async def send(self, data: bytes, timeout: float = 5.0) -> None:
+        """`put`, and wait while the socket takes no more. Raises Unreachable."""
+        connection = self.connection()
+        connection.put(data)
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.drained()
+        except (OSError, TimeoutError) as e:
+            raise translated(e, "the server takes nothing") from e
+
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has seen all that was put. Raises Unreachable."""
         connection = self.connection()
         try:
             async with asyncio.timeout(timeout):
-                await connection.drained()
-                await connection.rtt(timeout=max(1, int(timeout)))
-        except (OSError, TimeoutError, nats_errors.Error) as e:
+                await connection.echo()
+        except (OSError, TimeoutError) as e:
             raise translated(e, "no answer from the server") from e
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str, failed: Callable[[BusError], None]) -> asyncio.Task[None]:
+        """Run a task of the bus. One that ends with an error of ours (a bug) is told to `failed`, not kept silent."""
+
+        def over(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.events.error(f"{name} ended: {error!r}")
+                failed(BusError(f"{name} ended: {error!r}", code="DX900", fix=DspexError.fix))
+
+        task = asyncio.create_task(work, name=f"dspex-nats-{name}")
+        task.add_done_callback(over)
+        return task
+
+    def _broken(self, error: BusError) -> None:
+        self._why = error
 
     def fresh(self) -> str:
         """A token that this link never gave before."""

@@ -14,7 +14,7 @@ from typing import Final
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.event import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.consumer import NANOSECONDS, create, drop, ordered, place, pull, pulls
+from dspex.bus.nats.consumer import NANOSECONDS, create, drop, ordered, place, pull, pulls, rest
 from dspex.bus.nats.link import Interest, Link
 
 HEARTBEAT: Final = 2.0  # seconds; two missed ones are trouble
@@ -52,7 +52,7 @@ class NatsReader:
         except BaseException:
             self._stop()
             raise
-        self._watch = asyncio.create_task(self._supervise(), name=f"dspex-reader-{self._name}")
+        self._watch = self._link.spawn(self._supervise(), f"reader {self._name}", self._fail)
         return self
 
     async def read(self, limit: int) -> list[Message]:
@@ -176,12 +176,11 @@ class NatsReader:
             self._arrived.set()
 
     def _status(self, headers: protocol.Headers) -> None:
-        status = headers.get("Status")
-        if status == "100":
+        if headers.get("Status") == "100":
             return  # heartbeat
-        rest = headers.get("Nats-Pending-Messages")
-        if status in ("408", "409") and rest is not None:  # the pull is over: expired, or its bytes are used up
-            self._asked = max(0, self._asked - int(rest))
-            self._pull()
-        else:  # 404, 409 Consumer Deleted, 409 Leadership Change, 503
+        left = rest(headers)
+        if left is None:
             self._trouble.set()
+        else:  # expired, or its bytes are used up
+            self._asked = max(0, self._asked - left)
+            self._pull()

@@ -71,6 +71,7 @@ class NatsBucket:
 
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         wanted = [self._subject(prefix), self._subject(f"{prefix}.>")] if prefix else [self._subject(">")]
+        # Of any replica, so it may lag a little where there are several: enough to see who is alive, and one round trip.
         messages = await stored.direct(self._link, self._stream, {"multi_last": wanted})
         if messages is None:  # over 1024 keys
             info = await streams.info(self._link, self._stream)
@@ -152,8 +153,10 @@ class NatsObjects:
         parts: list[bytes] = []
         count, position = int(json.loads(info.data)["chunks"]), 1
         while len(parts) < count:
-            request = {"batch": _CHUNKS_A_PAGE, "seq": position, "next_by_subj": self._chunks(name)}
-            page = await stored.direct(self._link, self._stream, request)
+            where = {"seq": position, "next_by_subj": self._chunks(name)}
+            page = await stored.direct(self._link, self._stream, {"batch": _CHUNKS_A_PAGE, **where})
+            if not page:  # that replica may lag behind the leader
+                page = [m] if (m := await stored.message(self._link, self._stream, where)) else []
             if not page:
                 raise BusError(f"object {name} has {len(parts)} of {count} chunks", fix="it was purged, or put again")
             parts += [m.data for m in page]

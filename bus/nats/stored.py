@@ -66,10 +66,9 @@ async def scan(link: Link, stream: str, filters: Sequence[str], start: int, stop
     # leader whether there is one more.
     if not found or found[-1].sequence < stop:
         behind = found[-1].sequence + 1 if found else max(start, 1)
-        for pattern in filters:
-            more = await message(link, stream, {"seq": behind, "next_by_subj": pattern})
-            if more is not None and more.sequence <= stop:
-                raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
+        more = await asyncio.gather(*[message(link, stream, {"seq": behind, "next_by_subj": f}) for f in filters])
+        if any(m is not None and m.sequence <= stop for m in more):
+            raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
 from dspex.bus.event import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.consumer import NANOSECONDS, create, place, pull, pulls
+from dspex.bus.nats.consumer import NANOSECONDS, create, place, pull, pulls, rest
 from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
 from dspex.bus.nats.link import Link
 
@@ -94,7 +94,7 @@ class NatsWorkQueue:
         asks = pulls(self._stream, self._name)
         self._interest = self._link.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         self._link.lost.add(self._lost)
-        self._loop = asyncio.create_task(self._run(), name=f"dspex-work-{self._name}")
+        self._loop = self._link.spawn(self._run(), f"work queue {self._name}", self._fail)
         return self
 
     async def next(self) -> NatsDelivery:
@@ -206,12 +206,12 @@ class NatsWorkQueue:
         self._arrived.set()
 
     def _status(self, subject: bytes, headers: protocol.Headers) -> None:
-        status, rest = headers.get("Status"), headers.get("Nats-Pending-Messages")
-        if status == "100" or int(subject.rpartition(b".")[2]) != self._round:
+        if headers.get("Status") == "100" or int(subject.rpartition(b".")[2]) != self._round:
             return
-        if status in ("408", "409") and rest is not None:  # the pull is over
-            self._asked = max(0, self._asked - int(rest))
-            self._wake.set()
-        else:  # 409 Consumer Deleted, 409 Leadership Change, 503: nobody serves it
+        left = rest(headers)
+        if left is None:  # consumer deleted, leadership change, nobody serves it
             self._lost()
             self._missing = True
+        else:
+            self._asked = max(0, self._asked - left)
+            self._wake.set()

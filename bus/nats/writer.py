@@ -19,8 +19,8 @@ _LAST_WORDS: Final = 0.25  # seconds at the end of a timeout
 
 
 def _settles(data: bytes, head: bytes) -> bool:
-    """Whether an answer to a write is its last: all are, but the empty one that says "batch begun"."""
-    return bool(data or head)
+    """Whether an answer to a write decides it: the server's, and not "batch begun" or the reply of some subscriber."""
+    return head.startswith(b"NATS/1.0 ") or (data[:1] == b"{" and (b'"seq":' in data or b'"error":' in data))
 
 
 async def stream_of(link: Link, subject: str, timeout: float = 5.0) -> str | None:

@@ -210,6 +210,24 @@ async def test_closing_does_not_wait_for_a_frozen_server(server: Any, opened: Op
 
 
 @pytest.mark.asyncio
+async def test_a_server_that_answers_late_keeps_its_connection(server: Any, opened: Open) -> None:
+    states: list[str] = []
+    bus = await opened(server.start().url, events=BusEvents(state=lambda state, why: states.append(state)))
+    server.freeze()
+
+    async def nothing(message: Message) -> None: ...
+
+    with pytest.raises(Unreachable):
+        await bus._link.flush(0.1)
+    with pytest.raises(Unreachable):
+        await bus.request("a", b"", timeout=0.1)
+    server.thaw()
+    await bus.subscribe("a", nothing)
+    assert await bus.stream("S") is None
+    assert states == ["connected"]
+
+
+@pytest.mark.asyncio
 async def test_what_was_sent_before_closing_arrives(server: Any, opened: Open) -> None:
     bus, other = await opened(server.start().url), await opened(server.url)
     got: list[bytes] = []
@@ -317,7 +335,6 @@ def test_the_private_members_of_nats_py_are_what_we_think() -> None:
         "_connect_to_server": ["self", "s"],
         "_read_loop": ["self"],
         "_process_op_err": ["self", "e"],
-        "_process_pong": ["self"],
         "_process_info": ["self", "info", "initial_connection"],
         "_close": ["self", "status", "do_cbs"],
     }.items():
@@ -326,7 +343,8 @@ def test_the_private_members_of_nats_py_are_what_we_think() -> None:
         assert list(inspect.signature(method).parameters) == parameters, name
     fresh = vars(client())
     for name in (
-        "_transport", "_pending", "_pending_data_size", "_server_pool", "_current_server", "_server_info"
+        "_transport", "_pending", "_pending_data_size", "_server_pool", "_current_server", "_server_info", "_flush_queue",
+        "_pongs", "_pings_outstanding"
     ):  # fmt: skip
         assert name in fresh
     assert "_io_writer" in vars(nats.aio.client.TcpTransport())

@@ -20,6 +20,7 @@ from dspex.bus.errors import (
     Unreachable,
     Unsettled,
 )
+from dspex.bus.event import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import BusEvents, Draft, StreamConfig
 
@@ -213,3 +214,18 @@ async def test_a_write_that_is_not_permitted_says_so_at_once(server: Any, opened
         with pytest.raises(NotAllowed):
             await asyncio.wait_for(write, 5)
     assert [m.subject for m in await every.scan("S", ["s.>"], start=1, stop=99)] == ["s.yes"]
+
+
+@pytest.mark.asyncio
+async def test_the_reply_of_a_subscriber_is_not_taken_for_the_answer(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await stream(bus)
+
+    async def eager(message: Message) -> None:
+        if message.reply:
+            await bus.send(message.reply, b"thank you", headers={"from": "me"})
+
+    await bus.subscribe("s.>", eager)
+    for n in range(50):
+        assert (await bus.publish(Draft("s.a", b""))).sequence == n * 3 + 1
+        assert await bus.commit([Draft("s.a", b""), Draft("s.b", b"")]) == n * 3 + 3
