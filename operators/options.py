@@ -24,8 +24,6 @@ Adapter: TypeAlias = Literal["chat", "json", "xml"]
 OnError: TypeAlias = Literal["dead_letter", "skip"]
 Name: TypeAlias = str | None
 
-UNSET: Any = None  # the default of `into=`: `type[V]` for the type checker, so that V falls back to Record
-
 
 class ModuleConfig(TypedDict, total=False):
     """Parameters of a DSPy module; they reach the language model."""

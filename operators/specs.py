@@ -19,7 +19,7 @@ from dspex.bus.wire import CallSpec
 from dspex.engine.graph import Call, Retry
 from dspex.operators import call_options, expressions
 from dspex.operators.draft import all_of, problem
-from dspex.operators.options import UNSET, CallOptions, T_co, V
+from dspex.operators.options import CallOptions, T_co, V
 from dspex.operators.refs import Local, is_ref, ref_of, resolve
 from dspex.operators.signature import Signature, as_signature
 from dspex.operators.signature_parser import foreign
@@ -227,12 +227,12 @@ def _joined(errors: Sequence[TopologyError]) -> TopologyError:
     return TopologyError("; ".join(p.message for p in problems), code=problems[0].code, problems=problems)
 
 
-def predict(signature: SignatureLike, *, into: type[V] = UNSET, **o: Unpack[CallOptions]) -> Spec[V]:
+def predict(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
     """One call of the model with the signature (`dspy.Predict`)."""
     return _make("predict", signature, into, cast("Mapping[str, Any]", o))
 
 
-def chain_of_thought(signature: SignatureLike, *, into: type[V] = UNSET, **o: Unpack[CallOptions]) -> Spec[V]:
+def chain_of_thought(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
     """The model reasons before it answers (`dspy.ChainOfThought`); the result has the field `reasoning` too."""
     return _make("chain_of_thought", signature, into, cast("Mapping[str, Any]", o))
 
@@ -242,7 +242,7 @@ def react(
     *,
     tools: Sequence[str],
     max_iters: int = 10,
-    into: type[V] = UNSET,
+    into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
     """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker."""
@@ -259,7 +259,7 @@ def program(
     signature: SignatureLike,
     *,
     state: str | None = None,
-    into: type[V] = UNSET,
+    into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
     """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""

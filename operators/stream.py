@@ -14,7 +14,7 @@ from dspex.operators import map as map_
 from dspex.operators import set as set_
 from dspex.operators.draft import Draft, Plan
 from dspex.operators.functions import automatic_name
-from dspex.operators.options import UNSET, CallOptions, Codec, K_co, Name, OnError, T_co, V
+from dspex.operators.options import CallOptions, Codec, K_co, Name, OnError, T_co, V
 from dspex.operators.options import Record as Record
 from dspex.operators.predicate import option
 from dspex.operators.refs import ref_of
@@ -176,16 +176,16 @@ class Stream(Generic[T_co, K_co]):
             )
         return self._next(draft)
 
-    def set(self, fields: Mapping[str, str], /, *, into: type[V] = UNSET, name: Name = None) -> Stream[V, K_co]:
+    def set(self, fields: Mapping[str, str], /, *, into: type[V] | None = None, name: Name = None) -> Stream[V, K_co]:
         """Add or replace fields: {field: expression over the data as it came in}."""
-        options = {"set": dict(fields), "into": None if into is UNSET else type_option(into)}
+        options = {"set": dict(fields), "into": None if into is None else type_option(into)}
         shape = self._into(into, dict.fromkeys(fields, Any))
         draft = self._native("set", options, lambda: set_.build(fields, into), name=name, shape=shape)
         self._reads(draft, fields.values())
         return self._next(draft)
 
     def _into(self, into: Any, added: Mapping[str, Any]) -> Shape:
-        return self._shape.plus(added) if into is UNSET else shape_of(into)
+        return self._shape.plus(added) if into is None else shape_of(into)
 
     def validate(
         self, schema: type[V] | Mapping[str, Any], *, on_error: OnError = "dead_letter", name: Name = None
@@ -195,9 +195,9 @@ class Stream(Generic[T_co, K_co]):
         shape = self._shape if isinstance(schema, Mapping) else shape_of(schema)
         return self._next(self._native("validate", options, lambda: validate.build(schema, on_error), name=name, shape=shape))
 
-    def render(self, template: str, *, field: str, into: type[V] = UNSET, name: Name = None) -> Stream[V, K_co]:
+    def render(self, template: str, *, field: str, into: type[V] | None = None, name: Name = None) -> Stream[V, K_co]:
         """Fill in a template, `"Dear {customer.name}"`, and put the text in `field`. `{{` and `}}` are braces."""
-        options = {"render": template, "field": field, "into": None if into is UNSET else type_option(into)}
+        options = {"render": template, "field": field, "into": None if into is None else type_option(into)}
         shape = self._into(into, {field: str})
         draft = self._native("render", options, lambda: render.build(template, field, into), name=name, shape=shape)
         self._reads(draft, template_fields(template))
@@ -217,13 +217,13 @@ class Stream(Generic[T_co, K_co]):
         return self._next(draft)
 
     def predict(
-        self, signature: SignatureLike, *, name: str, into: type[V] = UNSET, **o: Unpack[CallOptions]
+        self, signature: SignatureLike, *, name: str, into: type[V] | None = None, **o: Unpack[CallOptions]
     ) -> Stream[V, K_co]:
         """One call of the model with the signature (`dspy.Predict`)."""
         return self._call("predict", lambda: specs.predict(signature, into=into, **o), name)
 
     def chain_of_thought(
-        self, signature: SignatureLike, *, name: str, into: type[V] = UNSET, **o: Unpack[CallOptions]
+        self, signature: SignatureLike, *, name: str, into: type[V] | None = None, **o: Unpack[CallOptions]
     ) -> Stream[V, K_co]:
         """The model reasons before it answers (`dspy.ChainOfThought`); adds the field `reasoning` too."""
         return self._call("chain_of_thought", lambda: specs.chain_of_thought(signature, into=into, **o), name)
@@ -235,7 +235,7 @@ class Stream(Generic[T_co, K_co]):
         tools: Sequence[str],
         max_iters: int = 10,
         name: str,
-        into: type[V] = UNSET,
+        into: type[V] | None = None,
         **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
         """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs, run in the worker."""
@@ -249,7 +249,7 @@ class Stream(Generic[T_co, K_co]):
         *,
         state: str | None = None,
         name: str,
-        into: type[V] = UNSET,
+        into: type[V] | None = None,
         **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
         """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""

@@ -19,7 +19,7 @@ from dspex.operators.call_options import wrong
 from dspex.operators.check import check
 from dspex.operators.describe import TopologyInfo, describe, mermaid
 from dspex.operators.draft import Draft, Plan, caller, problem
-from dspex.operators.options import UNSET, Codec, SourceOptions, V
+from dspex.operators.options import Codec, SourceOptions, V
 from dspex.operators.refs import did_you_mean, resolve
 from dspex.operators.sink import CODECS
 from dspex.operators.specs import type_option
@@ -68,18 +68,18 @@ class Topology:
             if isinstance(drop, str) or not isinstance(drop, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise wrong("drop", drop, 'a list of names: ["draft"]')
 
-    def source(self, subject: str, type: type[V] = UNSET, **o: Unpack[SourceOptions]) -> Stream[V]:
+    def source(self, subject: str, type: type[V] | None = None, **o: Unpack[SourceOptions]) -> Stream[V]:
         """The events of a subject, which may have wildcards. `type`: checks and types their data.
 
         An event whose data does not fit the type goes to the dead letters.
         """
         given = cast("Mapping[str, Any]", o)
-        options = {**({} if type is UNSET else {"type": type_option(type)}), **_plain_source(given)}
+        options = {**({} if type is None else {"type": type_option(type)}), **_plain_source(given)}
         draft = Draft("source", "source", subject, subject, options=options, shape=shape_of(type))
         self._plan.add(draft)
         draft.source = Source(subject)
         with self._plan.collecting(draft):
-            draft.source = _source(subject, None if type is UNSET else validator(type), given)
+            draft.source = _source(subject, None if type is None else validator(type), given)
             if isinstance(given.get("time"), str):
                 fits.fields_exist(given["time"], draft.shape)
         return Stream(self._plan, draft)

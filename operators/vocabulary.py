@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dspex.operators.draft import problem
-from dspex.operators.options import UNSET, CallOptions
+from dspex.operators.options import CallOptions
 from dspex.operators.refs import is_ref, resolve
 from dspex.operators.signature import Signature
 from dspex.operators.signature_parser import parse_type
@@ -51,7 +51,7 @@ def _test(value: Any) -> Any:
 
 
 def _typed(o: dict[str, Any], types: Types) -> dict[str, Any]:
-    return {**o, "into": type_of(o["into"], types) if "into" in o else UNSET}
+    return {**o, "into": type_of(o["into"], types) if "into" in o else None}
 
 
 def _map(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, types: Types) -> Any:

@@ -280,7 +280,7 @@ HEAD = "dspex topology codec retention renamed_from drop types sources nodes sin
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(
-    st.dictionaries(st.sampled_from(KEYS.split()), VALUES | st.sampled_from(["in", "a -> b", "x > 1", "triage:clean"])),
+    st.dictionaries(st.sampled_from(KEYS.split()), VALUES | st.sampled_from(["in", "a -> b", "x > 1", "triage:polite"])),
     st.dictionaries(st.sampled_from(HEAD.split()), VALUES),
 )
 def test_no_value_anywhere_gives_anything_but_problems(folder, node, head):

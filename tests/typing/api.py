@@ -1,0 +1,150 @@
+"""User code that must type-check under mypy --strict and pyright strict: the quick start, and each operator once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypedDict, assert_type
+
+from pydantic import BaseModel, Field
+from typing_extensions import TypeIs
+
+from dspex import (
+    Context,
+    KeyedStream,
+    Record,
+    Retry,
+    Signature,
+    Spec,
+    Stream,
+    Topology,
+    chain_of_thought,
+    errors,
+    predict,
+    program,
+    react,
+)
+
+
+class Message(BaseModel):
+    customer: str
+    text: str = Field(min_length=1, max_length=4000)
+
+
+class Triaged(Message):
+    intent: Literal["card_arrival", "lost_card", "exchange_rate", "other"]
+    urgency: int = Field(ge=1, le=5)
+
+
+class Typed(TypedDict):
+    text: str
+
+
+@dataclass
+class Point:
+    x: int
+
+
+def clean(m: Record) -> Record:
+    return {**m, "text": " ".join(m["text"].split())}
+
+
+# -- the quick start
+topology = Topology("support-triage")
+triaged = (
+    topology.source("support.messages")
+    .map(clean)
+    .validate(Message)
+    .predict(
+        "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int",
+        name="classify",
+        pool="lightweight",
+        into=Triaged,
+    )
+)
+urgent, routine = triaged.branch("urgency >= 4")
+urgent.program("programs:DraftReply", "text, intent -> reply", name="draft", pool="writers").sink("support.replies")
+routine.sink("support.queue")
+assert_type(triaged, Stream[Triaged])
+assert_type(urgent, Stream[Triaged])
+
+
+# -- each operator
+def word(m: Message, ctx: Context) -> str:
+    return f"{m.text} {ctx.now} {ctx.random.random()} {ctx.uuid()}"
+
+
+def words(m: Message) -> Iterator[str]:
+    yield from m.text.split()
+
+
+def is_triaged(m: Message) -> TypeIs[Triaged]:
+    return isinstance(m, Triaged)
+
+
+def kyc(s: Stream[Message]) -> tuple[Stream[Message], Stream[Record]]:
+    return s, s.set({"ok": "true"})
+
+
+def keyed(s: KeyedStream[Message]) -> Stream[Message, str]:
+    return s.filter(lambda m: bool(m.text))
+
+
+messages = topology.source("m", Message, start=datetime(2026, 1, 1), partitions=4, on_gap="skip", time="at")
+assert_type(topology.source("r"), Stream[Record])
+assert_type(messages, Stream[Message])
+assert_type(messages.map(word), Stream[str])
+assert_type(messages.map(lambda m: m.customer, name="c"), Stream[str])
+assert_type(messages.flat_map(words), Stream[str])
+assert_type(messages.filter("urgency > 1"), Stream[Message])
+assert_type(messages.filter(lambda m: m.text == ""), Stream[Message])
+assert_type(messages.filter(is_triaged), Stream[Triaged])
+one, two, rest = messages.branch("a", lambda m: m.text == "")
+a, b, c, d, e, f = messages.branch("a", "b", "c", "d", "e")
+assert_type(rest, Stream[Message])
+assert_type(f, Stream[Message])
+assert_type(messages.merge(messages.map(word)), Stream[Message | str])
+assert_type(messages.set({"n": "len(text)"}), Stream[Record])
+assert_type(messages.set({"n": "len(text)"}, into=Point), Stream[Point])
+assert_type(messages.validate(Typed, on_error="skip"), Stream[Typed])
+assert_type(messages.validate({"type": "object"}), Stream[Record])
+assert_type(messages.render("Dear {customer}", field="mail"), Stream[Record])
+assert_type(messages.through(kyc, name="kyc"), tuple[Stream[Message], Stream[Record]])
+messages.sink("replies.{intent}", stream="COPY", codec="msgpack")
+
+# -- recorded operators and specs
+assert_type(messages.predict("text -> lang", name="p"), Stream[Record])
+messages.chain_of_thought(
+    Signature("text -> lang", instructions="Be brief."),
+    name="cot",
+    lm=["big", "main"],
+    inputs={"text": "upper(text)"},
+    config={"temperature": 0.0, "max_tokens": 10},
+    adapter="json",
+    timeout="30s",
+    deadline=600,
+    retry=Retry(attempts=2, backoff="500ms"),
+    fallback=lambda data: {"lang": "en"},
+    on_error="skip",
+    order="key",
+)
+messages.react("text -> reply", tools=["shop:find"], max_iters=3, name="r", fallback={"reply": "Sorry"})
+messages.program(Message, "text -> reply", state="draft@3", name="prog", into=Triaged)
+specs: tuple[Spec[Record], Spec[Triaged], Spec[Record], Spec[Record]] = (
+    predict("text -> lang"),
+    chain_of_thought("text -> lang", into=Triaged),
+    react("text -> reply", tools=["shop:find"]),
+    program("programs:Draft", "text -> reply", pool="writers"),
+)
+assert_type(messages.call(specs[1], name="called"), Stream[Triaged])
+assert_type(specs[1].with_options(pool="x"), Spec[Triaged])
+
+# -- the topology
+problems: list[errors.Problem] = topology.check()
+digest: str = topology.freeze().digest
+text: str = topology.to_yaml() + topology.to_mermaid()
+names: list[str] = [n.name for n in topology.describe().nodes]
+loaded: Topology = Topology.load("triage.yaml")
+signature = Signature.of(Message, Triaged)
+outputs: dict[str, Any] = signature.check_outputs({"urgency": 1})

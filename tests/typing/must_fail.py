@@ -1,0 +1,61 @@
+"""What both type checkers must refuse (API.md, 2.9): each line marked `# error`, and no other."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from dspex import Record, Stream, Topology, predict
+
+
+class Message(BaseModel):
+    customer: str
+    text: str
+
+
+def three(a: Message, b: int, c: int) -> Message:
+    return a
+
+
+def of_text(t: str) -> str:
+    return t
+
+
+def of_record(s: Stream[Record]) -> Stream[Record]:
+    return s
+
+
+messages = Topology("t").source("m", Message)
+
+# a recorded operator without a name
+messages.predict("text -> lang")  # error
+messages.call(predict("text -> lang"))  # error
+# a misspelt option
+messages.predict("text -> lang", name="p", pol="x")  # error
+predict("text -> lang", pol="x")  # error
+Topology("t").source("s", partitons=3)  # error
+# a wrong option value
+messages.predict("text -> lang", name="p", on_error="stop")  # error
+messages.predict("text -> lang", name="p", order="serial")  # error
+messages.validate(Message, on_error="drop")  # error
+messages.sink("out", codec="pickle")  # error
+Topology("t", codec="xml")  # error
+messages.predict("text -> lang", name="p", config={"temprature": 1.0})  # error
+# a branch unpacked into the wrong number
+one, two, three_ = messages.branch("a")  # error
+only, other = messages.branch("a", "b")  # error
+# a filter that is not bool
+messages.filter(lambda m: m.text)  # error
+messages.branch(lambda m: m.text)  # error
+# a missing model field in a lambda
+messages.map(lambda m: m.txt)  # error
+messages.filter(lambda m: m.txt == "")  # error
+# a map of the wrong arity or input type
+messages.map(three)  # error
+messages.map(of_text)  # error
+messages.flat_map(lambda m: 5)  # error
+messages.through(of_record, name="part")  # error
+# anything after sink
+messages.sink("out").map(of_text)  # error
+# an expression where fields are wanted
+messages.set("text")  # error
+messages.react("text -> a", name="r")  # error
