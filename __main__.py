@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dspex.bus.errors import DspexError
     from dspex.bus.terminal import Terminal
 
-_ROOMS = ("dspex.bus.cli", "dspex.engine.cli", "dspex.operators.cli", "dspex.workers.cli")
+_ROOMS = ("dspex.bus.cli", "dspex.engine.cli", "dspex.operators.cli", "dspex.workers.cli", "dspex.topologies.cli")
 _WITH_VALUE = ("--config", "--server", "--creds", "--context", "--color")
 _ALONE = ("--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--no-progress")
 
@@ -50,8 +50,8 @@ def _run(args: list[str], terminal: "Terminal") -> int:
     try:
         code = _assemble(terminal)(args, prog_name="dspex", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except typer.Abort:
-        return 1
+    except typer.Abort as e:
+        return 130 if isinstance(e.__context__, KeyboardInterrupt) else 1
     except DspexError as e:
         terminal.error(e)
         return e.exit_code
@@ -76,11 +76,14 @@ def _help_of(error: Any) -> str:
 def _bug(error: Exception) -> "DspexError":
     from dspex.bus.errors import DspexError
 
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    found = DspexError(f"{type(error).__name__}: {error}{where}")
+    found = DspexError(f"{type(error).__name__}: {error}{_where(error)}")
     found.__cause__ = error
     return found
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 
 
 def _globals_first(args: list[str]) -> list[str]:
@@ -150,14 +153,27 @@ def _apply(terminal: "Terminal", json: bool, quiet: bool, verbose: int, color: A
 
     terminal.json, terminal.quiet, terminal.verbosity = json, quiet, verbose
     terminal.color, terminal.bars = color, not no_progress
-    terminal.load_topology, terminal.require_model = _load_topology, _require_model
+    terminal.load_topology, terminal.compile_test, terminal.require_model = _load_topology, _compile_test, _require_model
     log.configure(verbosity=verbose, quiet=quiet)
 
 
 def _load_topology(target: str) -> Any:
+    from dspex.bus.errors import DspexError, TopologyError
     from dspex.operators.topology import Topology
 
-    return Topology.load(target)
+    try:
+        return Topology.load(target)
+    except DspexError:
+        raise
+    except Exception as e:  # noqa: BLE001 - the user's module runs while it is imported, and may raise anything
+        message = f"{target!r} cannot be imported: {type(e).__name__}: {e}{_where(e)}"
+        raise TopologyError(message, code="DX221", fix="correct the module; -v shows where") from e
+
+
+def _compile_test(expression: str) -> Any:
+    from dspex.operators import expressions
+
+    return expressions.compile(expression).function
 
 
 def _require_model(model: str) -> object:

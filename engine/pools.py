@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import structlog
 
+from dspex.bus.errors import DspexError, WorkerLost, from_dict
 from dspex.bus.settings import Settings
 
 _log = structlog.get_logger("dspex.engine")
@@ -31,23 +32,23 @@ class PoolProcess:
         self.told = told  # what the pool says about itself when it is ready
         self.ready = asyncio.Event()
         self.process: Process | None = None
-        self.error: str | None = None
+        self.failure: DspexError | None = None  # why it does not run; None while it does
         self._task = asyncio.create_task(self._keep(), name=f"dspex.pool.{name}")
 
     async def _keep(self) -> None:
         for deaths in range(1_000_000):
             code = await self._live()
-            self.error = f"pool {self.name} ended with exit code {code}"
+            self.failure = self.failure or WorkerLost(f"pool {self.name} ended with exit code {code}", node=self.name)
             if code == 2:  # its settings are wrong: starting it again would not help
-                _log.error("pool cannot start", pool=self.name)
+                _log.error("pool cannot start", pool=self.name, why=self.failure.message)
                 self.ready.set()
                 return
             pause = BACK_OFF[min(deaths, len(BACK_OFF) - 1)]
-            _log.error("pool died, starting it again", pool=self.name, code=code, pause=pause)
+            _log.error("pool died, starting it again", pool=self.name, why=self.failure.message, pause=pause)
             await asyncio.sleep(pause)
 
     async def _live(self) -> int:
-        command = [sys.executable, "-m", "dspex", "--json", "worker", self.name, "--with-parent"]
+        command = [sys.executable, "-m", "dspex", "--json", "--no-progress", "worker", self.name, "--with-parent"]
         env = {**os.environ, "DSPEX_SETTINGS_JSON": self.settings.to_json()}
         # A session of its own: ^C goes to the engine alone, which drains the pool when it has drained itself.
         self.process = await asyncio.create_subprocess_exec(
@@ -56,8 +57,10 @@ class PoolProcess:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             said = orjson.loads(line)
-            if said.get("event") == "pool ready":
-                self.error = None
+            if said.get("event") == "pool failed":
+                self.failure = from_dict(said["error"])
+            elif said.get("event") == "pool ready":
+                self.failure = None
                 self.told(said)
                 self.ready.set()
         return await self.process.wait()
@@ -83,6 +86,7 @@ class Pools:
     """The pools that an engine started."""
 
     def __init__(self, names: Sequence[str], settings: Settings, told: Callable[[dict[str, Any]], None]) -> None:
+        self.names = tuple(names)
         self._all = [PoolProcess(name, settings, told) for name in names]
 
     async def ready(self) -> None:
@@ -90,9 +94,9 @@ class Pools:
         await asyncio.gather(*(p.ready.wait() for p in self._all))
 
     @property
-    def errors(self) -> list[str]:
-        """What is wrong with pools that do not run."""
-        return [p.error for p in self._all if p.error]
+    def failures(self) -> list[DspexError]:
+        """Why pools do not run; empty where all do."""
+        return [p.failure for p in self._all if p.failure]
 
     async def stop(self, grace: float = 30.0) -> None:
         """Drain all of them."""
