@@ -24,6 +24,7 @@ from dspex.operators.signature_parser import (
     Role,
     foreign,
     parse,
+    parse_cached,
     refuse_duplicates,
     refuse_name,
     takes_none,
@@ -50,7 +51,7 @@ class Signature:
     def __init__(self, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = pytypes.MappingProxyType({})):
         self.instructions = instructions
         self.types = dict(types)
-        self._fields = parse(spec, self.types)
+        self._fields = parse(spec, self.types) if types else parse_cached(spec)
 
     @classmethod
     def of(cls, inputs: type[Any], outputs: type[Any], *, instructions: str = "") -> Signature:

@@ -12,7 +12,8 @@ import keyword
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, cast
 
 from dspex.bus.errors import TopologyError
 from dspex.operators.draft import problem
@@ -122,6 +123,12 @@ def parse(spec: str, types: Mapping[str, Any]) -> tuple[Parsed, ...]:
     return fields
 
 
+@lru_cache(maxsize=1024)
+def parse_cached(spec: str) -> tuple[Parsed, ...]:
+    """The fields of a signature that uses no types of its own."""
+    return parse(spec, {})
+
+
 def _parse_side(spec: str, side: str, role: Role, types: Mapping[str, Any]) -> Iterator[Parsed]:
     for arg in _arguments(spec, side):
         name, node = arg.arg, arg.annotation
@@ -131,7 +138,8 @@ def _parse_side(spec: str, side: str, role: Role, types: Mapping[str, Any]) -> I
             continue
         reader = _TypeReader(spec, types)
         annotation, constraints = reader.read_field(node)
-        text = ast.unparse(_Expand(types).visit(node))
+        plain = isinstance(node, ast.Name) and node.id not in types
+        text = cast("ast.Name", node).id if plain else ast.unparse(_Expand(types).visit(node))  # unparse takes 10 µs
         required = not takes_none(annotation)
         yield Parsed(Field(name, role, text, "", constraints, required), annotation, f"{name}: {text}")
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 import typing_extensions
@@ -102,11 +104,34 @@ def test_skip_does_not_hide_an_error_of_a_later_operator(run):
         validate.build(Model, "skip")([later])({"text": "a", "n": 1}, None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("schema", [{"type": "strin"}, {"$ref": "http://127.0.0.1:1/schema.json"}])
-def test_a_bad_schema_and_one_from_the_network_are_refused_at_build(schema):
+def test_a_bad_schema_is_refused_at_build():
     with pytest.raises(TopologyError, match="not a JSON Schema") as e:
-        validate.build(schema)
+        validate.build({"type": "strin"})
     assert e.value.code == "DX226"
+
+
+def test_a_schema_is_never_fetched_from_the_network():
+    asked: list[str] = []
+
+    class Schemas(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "object"}')
+
+        def log_message(self, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Schemas) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(TopologyError, match="not a JSON Schema"):
+                validate.build({"$ref": f"http://127.0.0.1:{server.server_port}/schema.json"})
+        finally:
+            server.shutdown()
+            thread.join()
+    assert asked == []
 
 
 def test_a_type_that_cannot_be_checked_is_refused_at_build():
