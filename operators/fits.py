@@ -12,7 +12,7 @@ from dspex.operators import expressions
 from dspex.operators.draft import all_of, problem
 from dspex.operators.refs import nearest
 from dspex.operators.specs import Spec
-from dspex.operators.types import Shape, fields_of, required_fields, type_text
+from dspex.operators.types import Shape, declared_fields, required_fields, type_text
 
 
 def fields_exist(text: str, shape: Shape) -> None:
@@ -62,7 +62,7 @@ def _missing_inputs(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
 
 def _wrong_into(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
     """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs."""
-    fields = None if spec.into is None else fields_of(spec.into)
+    fields = None if spec.into is None else declared_fields(spec.into)
     if fields is None:
         return
     into, given = type_text(spec.into), spec.outputs

@@ -214,6 +214,7 @@ class Stream(Generic[T_co, K_co]):
             spec = make()
             draft.options, draft.shape, draft.call = spec.plain(), spec.shape(self._shape), spec.to_call()
             fits.spec_fits(spec, self._shape)
+            purity.lint(self._plan, draft, spec.options.get("fallback"))
         return self._next(draft)
 
     def predict(

@@ -63,10 +63,13 @@ def _is_dataclass(tp: Any) -> bool:
 
 
 def fields_of(tp: Any) -> dict[str, Any] | None:
-    """Fields of a record type with their annotations; None for another type, and for one that takes any field."""
+    """All fields that data of this type can have; None for a type that takes any, and for one that is no record."""
+    return None if is_model(tp) and tp.model_config.get("extra") == "allow" else declared_fields(tp)
+
+
+def declared_fields(tp: Any) -> dict[str, Any] | None:
+    """Fields that a record type declares, with their annotations; None for another type."""
     if is_model(tp):
-        if tp.model_config.get("extra") == "allow":
-            return None
         return {n: f.annotation for n, f in tp.model_fields.items()}
     if _is_dataclass(tp):
         hints = _hints(tp)

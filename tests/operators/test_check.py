@@ -144,6 +144,13 @@ def test_into_that_contradicts_the_signature():
     assert 'write "urgency: str" in the signature' in found.fix
 
 
+def test_into_that_takes_any_other_field_is_held_to_those_it_declares():
+    class Open(Wrong, extra="allow"): ...
+
+    found = only(lambda t, s: s.predict("text -> urgency: int", name="p", into=Open).sink("out"), "DX212")
+    assert "Open wants urgency: str" in found.message
+
+
 def test_an_untyped_output_is_text_and_takes_no_type_from_into():
     t = Topology("small")
     t.source("in", Message).predict("text -> intent, urgency", name="p", into=Triaged).sink("out")
@@ -357,6 +364,14 @@ def test_a_native_function_that_is_not_pure_is_a_warning(fn, name, fix):
     found = only(lambda t, s: s.map(fn).sink("out"), "DX310", "warning")
     assert f"{fn.__name__} uses {name}: it may run again" in found.message
     assert fix in found.fix
+
+
+def test_a_fallback_is_a_native_function_too():
+    def fallback(data):
+        return {"a": str(time.time())}
+
+    found = only(lambda t, s: s.predict("text -> a", name="p", fallback=fallback).sink("out"), "DX310", "warning")
+    assert (found.node, "fallback uses time.time" in found.message) == ("p", True)
 
 
 def pure(x: Any, ctx: Any) -> Any:
