@@ -97,10 +97,8 @@ class MemoryServer:
         stream = self.stream_of(draft.subject)
         if stream is None:
             raise NotStored(f"nothing stores {draft.subject!r}, so the event would be lost")
-        ack = stream.publish(draft, self.now)
-        if not ack.duplicate:
-            self.route(Message(draft.subject, draft.data, draft.headers or {}))
-        return ack
+        self._show([draft])
+        return stream.publish(draft, self.now)
 
     def commit(self, drafts: Sequence[Draft]) -> int:
         if len(drafts) == 1:
@@ -109,10 +107,13 @@ class MemoryServer:
         name = streams.pop()
         if name is None or streams:
             raise NotStored("a commit needs one stream that stores all of its subjects")
-        last = self.streams[name].commit(drafts, self.now)
+        self._show(drafts)
+        return self.streams[name].commit(drafts, self.now)
+
+    def _show(self, drafts: Sequence[Draft]) -> None:
+        # Before it is stored, as NATS does: a core subscriber sees what is then refused, and a repeat again.
         for draft in drafts:
             self.route(Message(draft.subject, draft.data, draft.headers or {}))
-        return last
 
     def route(self, message: Message) -> int:
         """Give a message to all who listen, and to one of each queue group; how many got it."""

@@ -722,11 +722,18 @@ async def test_no_more_work_is_taken_than_there_is_room_for(buses: Buses, unique
 @pytest.mark.asyncio
 async def test_room_that_is_made_without_an_ack_is_noticed(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    room = 0
-    queue = await work(bus, unique, free=lambda: room)
+    room, asked = 0, asyncio.Event()
+
+    def free() -> int:
+        asked.set()
+        return room
+
+    queue = await work(bus, unique, free=free)
     await put(bus, f"{unique}.x", 1)
     waiting = asyncio.create_task(queue.next())
     await bus.stream(unique)
+    asked.clear()
+    await soon(asked.wait())
     assert not waiting.done()
     room = 1
     assert (await soon(waiting)).message.data == b"1"

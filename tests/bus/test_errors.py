@@ -18,6 +18,7 @@ from dspex.bus.errors import (
     Problem,
     Reject,
     RetryLater,
+    RunError,
     Saturated,
     TopologyError,
     by_name,
@@ -122,9 +123,9 @@ def test_a_users_own_class_goes_over_the_wire_as_the_one_it_is_made_from() -> No
 
 
 def test_a_users_class_does_not_take_the_place_of_ours() -> None:
-    impostor = type("Saturated", (DataError,), {})
+    impostor = type("Saturated", (RunError,), {})
     assert by_name("Saturated") is Saturated
-    assert type(from_dict(impostor("x").as_dict())) is DataError
+    assert type(from_dict(impostor("x").as_dict())) is RunError
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,19 @@ def test_work_comes_again_exactly_after_ack_wait_and_nak_delay(loop: VirtualLoop
     assert not task.done()
 
 
+def test_an_ack_counts_while_the_work_waits_to_come_again(loop: VirtualLoop) -> None:
+    async def main() -> bytes:
+        bus = await opened(MemoryServer())
+        await bus.commit([Draft("s.a", b"late"), Draft("s.a", b"next")])
+        queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
+        late = await queue.next()
+        await asyncio.sleep(20)
+        await late.ack()
+        return (await queue.next()).message.data
+
+    assert loop.run(main(), advance=True) == b"next"
+
+
 def test_a_message_id_is_known_for_the_window_only(loop: VirtualLoop) -> None:
     async def main() -> list[bool]:
         bus = await opened(MemoryServer(), duplicate_window=120)
@@ -132,6 +145,25 @@ def test_a_connection_tells_when_it_opens_and_closes(loop: VirtualLoop) -> None:
 
     loop.run(main())
     assert states == ["connected", "closed"]
+
+
+def test_a_core_subscriber_also_sees_what_is_refused_and_what_is_repeated(loop: VirtualLoop) -> None:
+    got: list[bytes] = []
+
+    async def handle(message: Message) -> None:
+        got.append(message.data)
+
+    async def main() -> None:
+        bus = await opened(MemoryServer())
+        await bus.subscribe("s.a", handle)
+        for _ in range(2):
+            await bus.publish(Draft("s.a", b"repeat", {MESSAGE_ID: "x"}))
+        with pytest.raises(Fenced):
+            await bus.commit([Draft("s.a", b"refused"), Draft("s.b", b"", expect=9)])
+
+    loop.run(main())
+    loop.settle()
+    assert got == [b"repeat", b"repeat", b"refused"]
 
 
 def test_a_handler_that_fails_is_reported_and_the_next_message_handled(loop: VirtualLoop) -> None:
