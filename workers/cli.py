@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
 
+from dspex.bus.errors import DspexError
 from dspex.bus.terminal import Terminal, terminal
 
 
@@ -29,11 +31,29 @@ def worker(
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
 ) -> None:
     """Run worker processes for POOL until SIGTERM, which drains them."""
+    t = terminal(context)
+    if with_parent:
+        _told_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
+    else:
+        _serve(t, pools, size, slots, grace)
+
+
+def _told_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
+    """An error is for the parent, which shows it as its own; stderr is shared with it and belongs to logs."""
+    try:
+        serve()
+    except DspexError as e:
+        t.emit({"event": "pool failed", "error": e.as_dict()})
+        raise typer.Exit(e.exit_code) from e
+
+
+def _serve(
+    t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool = False
+) -> None:
     from dspex.bus.duration import seconds
     from dspex.workers.config import resolve
     from dspex.workers.serve import serve
 
-    t = terminal(context)
     settings, wait = t.settings(), seconds(grace)
     waiting = {name: resolve(settings, name, size=size, slots=slots).size for name in pools}
     with ExitStack() as stack:

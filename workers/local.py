@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ import structlog
 from dspex.bus.errors import LMUnavailable
 from dspex.workers import weights
 from dspex.workers.config import Profile
+from dspex.workers.process import kill
 
 log: Any = structlog.get_logger("dspex.workers")
 
@@ -48,8 +48,7 @@ class LocalModel:
     async def stop(self) -> None:
         """End the server."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            kill(self._process)
             await self._process.wait()
         if self._log_task is not None:
             await self._log_task
@@ -82,8 +81,7 @@ class LocalModel:
         except TimeoutError:
             line = b""
         if not line:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            kill(process)
             await process.wait()
             raise LMUnavailable(
                 f"the model server of {self.profile.model} did not start (exit code {process.returncode})",

@@ -35,6 +35,7 @@ def main() -> None:
     params.n_parallel = slots
     params.n_ctx = CONTEXT * slots
     params.cpuparams.n_threads = threads
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # sleep while there is nothing to do, do not spin
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.verbosity = 1  # errors only

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -23,6 +24,7 @@ from dspex.workers.frames import Frame
 
 log: Any = structlog.get_logger("dspex.workers")
 
+CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end of the child
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
 
 
@@ -120,8 +122,7 @@ class Child:
     # -- end -------------------------------------------------------------------------------------------------------
     def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        kill(self._process)
 
     async def stop(self) -> None:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
@@ -144,9 +145,11 @@ class Child:
     async def _read(self) -> None:
         while (frame := await frames.read(self._reader)) is not None:
             self._handle(frame)
-        # A socket at its end is not yet a dead process: one that closed it by accident is of no use any more.
-        self.kill()
-        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), CLOSED_WITHIN)
+        except TimeoutError:
+            self.kill()  # its socket is closed and it lives: it is of no use any more
+            await self._process.wait()
         self._writer.close()
         if not self._greeting.done():
             self._greeting.set_exception(self._lost())
@@ -191,6 +194,17 @@ class Child:
                     continue
             if line.strip():
                 log.info("program output", pool=self.pool, pid=self.pid, stream=name, line=line.rstrip())
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """SIGKILL, if it still runs.
+
+    Not `process.kill()`: that looks first whether the process has ended, which takes its exit code away from asyncio's own
+    watcher, and then every such death looks like exit code 255.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 async def _line(stream: asyncio.StreamReader) -> str:

@@ -59,11 +59,11 @@ class Bench:
                 await self.arrived.wait()
         return self.seen
 
-    async def ask(self, *items: Work) -> list[Outcome]:
+    async def ask(self, *items: Work, timeout: float = 9.0) -> list[Outcome]:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
         before = len(self.seen)
         await self.put(*items)
-        found = {o.call: o for o in (await self.outcomes(before + len(items)))[before:]}
+        found = {o.call: o for o in (await self.outcomes(before + len(items), timeout))[before:]}
         return [found[i.call] for i in items]
 
     async def until(self, test: Any, timeout: float = 9.0) -> None:

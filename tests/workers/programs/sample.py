@@ -91,11 +91,13 @@ def status(text: str) -> dict[str, Any]:
 
 
 async def sleeps(text: str) -> dict[str, Any]:
+    context().status("running")
     await asyncio.sleep(60)
     return {}
 
 
 def blocks(text: str) -> dict[str, Any]:
+    context().status("running")
     time.sleep(60)
     return {}
 
@@ -107,6 +109,7 @@ async def blocks_the_loop(text: str) -> dict[str, Any]:
 
 async def holds_the_gil(text: str) -> dict[str, Any]:
     """Sleeps in C without giving the GIL up: no thread of the process runs any more."""
+    context().status("running")
     ctypes.PyDLL(None).sleep(60)
     return {}
 

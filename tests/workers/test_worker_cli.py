@@ -1,0 +1,173 @@
+"""`dspex worker` as a process of its own on a real nats-server: started, used, drained, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+from pool_bench import APP, CLASS, HERE, Bench, program, work
+
+from dspex.bus import nats, subjects
+from dspex.bus.port import StreamConfig
+
+CONFIG = """
+app = "{app}"
+path = ["{path}"]
+lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
+pools.{pool} = {{ programs = ["sample:*"], slots = 4 }}
+pools.local = {{ lm = "small" }}
+lm.small = {{ model = "local/smollm2-135m" }}
+"""
+
+
+class Worker:
+    """A running `dspex worker`."""
+
+    def __init__(self, folder: Path, nats_url: str, *options: str) -> None:
+        arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "--json", "worker", CLASS, *options]
+        self.log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            arguments, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """Its first line of output."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.log.seek(0)
+        assert line, self.log.read()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            assert stream is not None
+            stream.close()
+
+
+@pytest_asyncio.fixture
+async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A real bus with the application's stream, and a folder with settings for the worker."""
+    (tmp_path / "dspex.toml").write_text(
+        CONFIG.format(app=APP, path=HERE / "programs", url=model.url, pool=CLASS), encoding="utf-8"
+    )
+    bus = await nats.connect(nats_url)
+    await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    info = await bus.stream(subjects.stream(APP))
+    assert info is not None
+    await bus.purge(info.name, ">", below=info.last + 1)
+    found = Bench(None, bus)  # type: ignore[arg-type]
+    pump = asyncio.create_task(found.pump())
+    yield found
+    pump.cancel()
+    await asyncio.gather(pump, return_exceptions=True)
+    await bus.close()
+
+
+async def gone(processes: list[psutil.Process]) -> None:
+    end = time.monotonic() + 8
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        assert time.monotonic() < end, "left behind"
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.asyncio
+async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, nats_url, "--size", "2", "--slots", "3")
+    try:
+        ready = await asyncio.to_thread(worker.ready)
+        assert (ready["event"], ready["pool"], ready["size"], ready["slots"]) == ("pool ready", CLASS, 2, 3)
+        assert "sample:echo" in ready["programs"]
+        outcomes = await bench.ask(work(), work(spec=program("echo")))
+        assert [o.error for o in outcomes] == [None, None]
+        children = worker.children()
+        assert len(children) == 2
+        worker.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, 8) == 0
+        await gone(children)
+    finally:
+        worker.end()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["holds_the_gil", "blocks", "sleeps"])
+async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_program_does(
+    bench: Bench, nats_url: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(tmp_path, nats_url)
+    try:
+        await asyncio.to_thread(worker.ready)
+        await bench.put(work(spec=program(name), timeout=60))
+        await bench.until(lambda: '"running"' in (tmp_path / "log").read_text())
+        children = worker.children()
+        worker.process.kill()
+        await gone(children)
+    finally:
+        worker.end()
+
+
+@pytest.mark.asyncio
+async def test_a_second_signal_ends_it_at_once(bench: Bench, model: Any, nats_url: str, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, nats_url, "--grace", "30s")
+    try:
+        await asyncio.to_thread(worker.ready)
+        await bench.put(work("standin:hang", timeout=60))
+        await bench.until(lambda: model.running == 1)
+        children = worker.children()
+        worker.process.send_signal(signal.SIGTERM)
+        await bench.until(lambda: '"SIGTERM"' in (tmp_path / "log").read_text())
+        worker.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, 5) == 143
+        await gone(children)
+    finally:
+        worker.end()
+
+
+@pytest.mark.asyncio
+async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, nats_url, "--with-parent")
+    try:
+        await asyncio.to_thread(worker.ready)
+        children = worker.children()
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        assert await asyncio.to_thread(worker.process.wait, 8) == 0
+        await gone(children)
+    finally:
+        worker.end()
+
+
+@pytest.mark.parametrize(
+    ("pool", "code", "fix"),
+    [("nothing", "DX133", "pools.nothing"), ("local", "DX131", "dspex model install smollm2")],
+)
+@pytest.mark.asyncio
+async def test_a_worker_that_cannot_start_says_why_and_exits_with_2(
+    bench: Bench, nats_url: str, tmp_path: Path, pool: str, code: str, fix: str
+) -> None:
+    arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "worker", pool]
+    environment = {**os.environ, "DSPEX_CACHE": str(tmp_path)}
+    done = await asyncio.to_thread(
+        subprocess.run, arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=9
+    )
+    assert done.returncode == 2
+    assert code in done.stderr
+    assert fix in done.stderr
+    assert "Traceback" not in done.stderr
