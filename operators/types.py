@@ -17,7 +17,7 @@ import typing_extensions
 from dspex.bus.errors import DspexError, InvalidInput, TopologyError
 
 _RECORDS = (dict, dict[str, Any], Mapping, Mapping[str, Any])
-_ITERABLES = (Iterable, typing.Sequence)
+_MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,21 @@ def required_fields(tp: Any) -> set[str]:
     if _is_dataclass(tp):
         missing = dataclasses.MISSING
         return {f.name for f in dataclasses.fields(tp) if f.default is missing and f.default_factory is missing}
-    return set(getattr(tp, "__required_keys__", ()))
+    return {n for n in _hints(tp) if n not in _optional_keys(tp)}
 
 
-def _hints(thing: Any) -> dict[str, Any]:
+def _optional_keys(tp: Any) -> set[str]:
+    """Keys that a TypedDict may lack. Its own list is wrong below `from __future__ import annotations`."""
+    marks = {n: get_origin(t) for n, t in _hints(tp, include_extras=True).items()}
+    optional = {n for n, mark in marks.items() if mark in (typing.NotRequired, typing_extensions.NotRequired)}
+    required = {n for n, mark in marks.items() if mark in (typing.Required, typing_extensions.Required)}
+    return (set(getattr(tp, "__optional_keys__", ())) | optional) - required
+
+
+def _hints(thing: Any, *, include_extras: bool = False) -> dict[str, Any]:
     """Annotations of a class or function, resolved; {} where a name is only there for the type checker."""
     try:
-        return typing_extensions.get_type_hints(thing)
+        return typing_extensions.get_type_hints(thing, include_extras=include_extras)
     except (NameError, TypeError, AttributeError):
         return {}
 
@@ -141,7 +149,7 @@ def type_text(tp: Any) -> str:
     origin, args = get_origin(tp), get_args(tp)
     if origin is typing.Annotated:
         return type_text(args[0])
-    if origin in (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired):
+    if origin in _MARKS:
         return type_text(args[0])
     if origin is typing.Literal:
         return f"Literal[{', '.join(map(repr, args))}]"
@@ -244,11 +252,15 @@ def _validate_function(tp: Any) -> Accept:
 def _modern(tp: Any) -> Any:
     """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former below Python 3.12."""
     if typing.is_typeddict(tp) and type(tp).__module__ == "typing":
-        hints: dict[str, Any] = typing_extensions.get_type_hints(tp, include_extras=True)
-        optional = set(tp.__optional_keys__)
-        marked = {n: typing_extensions.NotRequired[t] if n in optional else t for n, t in hints.items()}
+        optional = _optional_keys(tp)
+        bare = {n: _unmarked(t) for n, t in _hints(tp, include_extras=True).items()}
+        marked = {n: typing_extensions.NotRequired[t] if n in optional else t for n, t in bare.items()}
         return typing_extensions.TypedDict(tp.__name__, marked)  # type: ignore[operator]
     return tp
+
+
+def _unmarked(tp: Any) -> Any:
+    return get_args(tp)[0] if get_origin(tp) in _MARKS else tp
 
 
 def explain(e: Any) -> str:

@@ -274,6 +274,37 @@ def test_a_misspelt_option_of_a_source():
     assert found.fix == "did you mean partitions?"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"partitions": 0}, "partitions cannot be 0"),
+        ({"partitions": True}, "partitions cannot be True"),
+        ({"on_gap": "wait"}, "on_gap cannot be 'wait'"),
+        ({"start": "yesterday"}, "start cannot be 'yesterday'"),
+        ({"stream": 5}, "stream cannot be 5"),
+    ],
+)
+def test_a_wrong_value_of_a_source(options, message):
+    found = only(lambda t, s: t.source("b", **options).merge(s).sink("out"), "DX205")
+    assert message in found.message
+
+
+def test_event_time_of_a_field_that_there_is_not():
+    def build(t, s):
+        t.source("b", Message, time="at").merge(s).sink("out")
+
+    assert "the expression \"at\" wants field 'at'" in only(build, "DX207").message
+
+
+def test_annotations_that_are_there_for_the_type_checker_only_say_nothing():
+    def shout(m: NotImported) -> NotImported:  # noqa: F821  # type: ignore[name-defined]
+        return m
+
+    t = Topology("small")
+    t.source("in", Message).map(shout).filter("anything").sink("out")
+    assert t.check() == []
+
+
 def test_a_function_of_the_wrong_arity():
     def three(a, b, c):
         return a

@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, Optional
+from typing import Any, Literal, NotRequired, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.operators.signature import Signature, as_signature
@@ -144,6 +146,25 @@ def test_a_signature_can_be_made_of_two_types():
     assert (s.inputs["lang"].required, s.instructions) == (False, "Be brief.")
     with pytest.raises(InvalidOutput):
         s.check_outputs({"urgency": 6})
+
+
+def test_dataclasses_and_typed_dicts_make_a_signature_too():
+    @dataclass
+    class In:
+        text: str
+        lang: str = "en"
+
+    class Out(TypedDict):
+        urgency: int
+        note: NotRequired[str]
+
+    s = Signature.of(In, Out)
+    assert str(s) == "text: str, lang: str -> urgency: int, note: str"
+    assert [f.required for f in (*s.inputs.values(), *s.outputs.values())] == [True, False, True, False]
+    with pytest.raises(TopologyError, match="int has no fields"):
+        Signature.of(In, int)
+    with pytest.raises(TopologyError, match="has lang, text twice"):
+        Signature.of(In, In)
 
 
 def test_parsing_and_checking_import_neither_dspy_nor_pydantic_before_the_first_check():

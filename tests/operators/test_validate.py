@@ -35,6 +35,7 @@ class Typed(typing_extensions.TypedDict):
 
 class OldTyped(typing.TypedDict):
     text: str
+    n: typing.NotRequired[typing.Annotated[int, Field(ge=1)]]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,7 @@ def test_data_that_fits_becomes_the_typed_value(run, tp, data, value):
         (Model, {"text": ""}, "does not fit Model: text: String should have at least 1 character; n: Field required"),
         (Data, {"text": 1, "n": "x"}, "does not fit Data: text: .*; n: "),
         (Typed, {}, "does not fit Typed: text: Field required"),
+        (OldTyped, {"text": "a", "n": 0}, "does not fit OldTyped: n: Input should be greater than or equal to 1"),
         (str, 5, "should be str, and is int"),
         (dict, "x", "should be dict, and is str"),
         (list[int], ["x"], r"does not fit list\[int\]: 0: "),
