@@ -15,7 +15,7 @@ import msgpack
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DecodeError
+from dspex.bus.errors import BusError, DecodeError, WorkerLost
 from dspex.bus.event import Message
 from dspex.bus.port import Subscription
 from dspex.bus.wire import ACCEPTED, BUSY, KIND_HEADER, RESULT, Work
@@ -78,6 +78,11 @@ class Interactive:
         pool = self._pool
         data: Any = msgpack.packb({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
         await pool.bus.send(message.reply, data, headers={KIND_HEADER: ACCEPTED})
-        outcome = await pool.run(work, message.data)
+        try:
+            outcome = await pool.run(work, message.data)
+        except asyncio.CancelledError:
+            outcome = pool.refusal(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
+            await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
+            raise
         await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
-        await pool.store(subjects.record(pool.config.app, pool.config.name), outcome, work, message.data)
+        await pool.records.store(subjects.record(pool.config.app, pool.config.name), outcome, work, message.data)

@@ -17,16 +17,17 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import errors, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, CallTimeout, DecodeError, DspexError, WorkerLost
 from dspex.bus.event import Message, new_id
-from dspex.bus.port import Bus, Delivery, Draft, Subscription, WorkQueue
+from dspex.bus.port import Bus, Delivery, Subscription, WorkQueue
 from dspex.bus.wire import Outcome, Work
 from dspex.workers import weights
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.local import LocalModel
 from dspex.workers.pool import Supervisor, resident
 from dspex.workers.process import Child
+from dspex.workers.records import Records
 
 log: Any = structlog.get_logger("dspex.workers")
 
@@ -36,7 +37,6 @@ DELIVERIES = 10  # a piece of work that was delivered more often has killed its 
 OPEN_AGAIN = 1.0  # seconds between two tries to open the work queue
 STORE_AGAIN = 10.0  # seconds until work whose record could not be stored is delivered again
 LOCAL_SLOTS = 1  # requests that a local model serves at once: more share the same cores, and each prompt cache is cold
-MESSAGE_ROOM = 4096  # bytes of a message kept for headers
 
 
 class Pool:
@@ -58,6 +58,7 @@ class Pool:
         self.draining = False
         self.served = 0
         self.unplaced = 0  # calls accepted that have not asked for a slot yet
+        self.records = Records(bus, config.name)
         self._models: dict[str, LocalModel] = {}
         self._held: set[Delivery] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,11 +105,11 @@ class Pool:
     async def drain(self, grace: float) -> None:
         """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, end the children."""
         self.draining = True
-        if self._queue is not None:
-            await self._queue.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self._queue is not None:
+            await self._queue.close()
         beat = asyncio.create_task(self._signs_of_life())
         if self._tasks:
             log.info("pool drains", pool=self.config.name, calls=len(self._tasks), grace=grace)
@@ -137,8 +138,10 @@ class Pool:
 
     # -- work ------------------------------------------------------------------------------------------------------
     def free(self) -> int:
-        """How many more calls could start now."""
-        return 0 if self.draining else max(0, self.children.free - self.unplaced)
+        """How many more calls could start now. None while records pile up, as before a full stream: they are all kept."""
+        if self.draining or self.records.pending > self.config.size * self.config.slots:
+            return 0
+        return max(0, self.children.free - self.unplaced)
 
     async def _take(self) -> None:
         """Take work for ever. A pool may be there before its application is: then it waits for the stream."""
@@ -189,7 +192,7 @@ class Pool:
         packed = delivery.message.data
         try:
             outcome = await self.run(work, packed, delivery.delivered)
-            if await self.store(work.reply, outcome, work, packed):
+            if await self.records.store(work.reply, outcome, work, packed):
                 await delivery.ack()
                 self.served += 1
             else:
@@ -308,35 +311,6 @@ class Pool:
             elapsed=frame.get("elapsed", 0.0),
             usage=frame.get("usage") or {},
         )
-
-    async def store(self, subject: str, outcome: Outcome, work: Work, packed: bytes) -> bool:
-        """Store the record under the attempt's id; waits out what may pass. False: the bus refuses it for good."""
-        headers = {subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt)}
-        if run := work.origin.get("run"):
-            headers[subjects.RUN] = str(run)
-        data = self._sized(replace(outcome, work=packed), work)
-        pause = 0.1
-        while True:
-            try:
-                await self.bus.publish(Draft(subject, data, headers))
-                return True
-            except BusError as error:
-                log.warning("record not stored", pool=self.config.name, call=work.call, error=error.message)
-                if not error.retryable:
-                    return False
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
-
-    def _sized(self, outcome: Outcome, work: Work) -> bytes:
-        """The packed record; outputs that no message can hold become an error that says so."""
-        data = outcome.pack()
-        room = self.bus.max_payload - MESSAGE_ROOM
-        if len(data) <= room or outcome.outputs is None:
-            return data
-        error = errors.OutputTooLarge(
-            f"{work.node}: the answer has {len(data)} bytes, and a message holds {room}", node=work.node
-        )
-        return replace(outcome, outputs=None, error={**error.as_dict(), "traceback": ""}).pack()
 
     # -- questions -------------------------------------------------------------------------------------------------
     async def _control(self, message: Message) -> None:

@@ -19,8 +19,9 @@ from dspex.bus import subjects
 from dspex.bus.errors import Saturated
 from dspex.bus.event import Message
 from dspex.bus.memory import MemoryServer
-from dspex.bus.port import Draft
+from dspex.bus.port import Draft, StreamConfig
 from dspex.bus.wire import ACCEPTED, BUSY, KIND_HEADER, RESULT, Outcome, Work
+from dspex.workers.service import Pool
 
 
 def children(bench: Bench) -> list[int]:
@@ -191,10 +192,21 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
 
 
 @pytest.mark.asyncio
-async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any) -> None:
-    from dspex.bus.port import StreamConfig
-    from dspex.workers.service import Pool
+async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(model: Any) -> None:
+    bus = MemoryServer().connect()
+    await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
+    async with running(config(model.url, slots=2), bus) as bench:
+        await bench.put(*[work(f"t{i}") for i in range(40)])
+        await bench.until(lambda: bench.pool.free() == 0 and bench.pool.children.busy == 0)
+        assert len(await bench.outcomes(2)) == 2
+        assert model.requests < 12, "it does not call models for records that it cannot store"
+        await bus.purge(subjects.stream(APP), subjects.work_pattern(APP, CLASS), below=38)
+        calls = [o.call for o in await bench.outcomes(6)]
+        assert len(set(calls)) == len(calls)
 
+
+@pytest.mark.asyncio
+async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any) -> None:
     bus = MemoryServer().connect()
     pool = Pool(bus, config(model.url))
     await pool.start()
@@ -263,6 +275,19 @@ async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model
             *[call(bench, work(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
         )
         assert sorted([first[-1][0], second[-1][0]]) == sorted([BUSY, RESULT])
+
+
+@pytest.mark.asyncio
+async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -> None:
+    async with running(config(model.url)) as bench:
+        await bench.until(lambda: bench.pool.interactive._subscription is not None)
+        asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
+        await bench.until(lambda: model.running == 1)
+        await bench.pool.drain(0.1)
+        frames = await asked
+        error = Outcome.unpack(frames[-1][1].data).error
+        assert error is not None
+        assert (error["type"], error["retryable"]) == ("WorkerLost", True)
 
 
 @pytest.mark.asyncio
