@@ -243,6 +243,11 @@ class MemoryBus:
         found = self._stream(stream)
         return found.messages.get(found.last_of(subject))
 
+    async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
+        await self.trip()
+        found = self._stream(stream)
+        return found.messages.get(found.find([subject], sequence, found.last))
+
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         await self.trip()
         found, got = self._stream(stream), list[Message]()

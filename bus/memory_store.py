@@ -141,7 +141,9 @@ class MemoryStream:
 
     # -- read
     def last_of(self, subject: str) -> int:
-        """The last sequence of a subject; 0 where it has none."""
+        """The last sequence of a subject (or pattern); 0 where it has none."""
+        if "*" in subject or ">" in subject:
+            return max((self.last_of(s) for s in self._of_subject if matches(subject, s)), default=0)
         return next(reversed(self._of_subject.get(subject) or {0: None}))
 
     def find(self, filters: Sequence[str], start: int, stop: int) -> int:
@@ -177,7 +179,8 @@ class MemoryStream:
             self.first += 1
 
     def purge(self, subject: str, below: int) -> None:
-        for sequence in [s for s in self._of_subject.get(subject, ()) if s < below]:
+        gone = [s for name, sequences in self._of_subject.items() if matches(subject, name) for s in sequences if s < below]
+        for sequence in gone:
             self.remove(sequence)
 
 

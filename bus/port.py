@@ -186,9 +186,7 @@ class Bus(Protocol):
         ...
 
     # -- read
-    async def reader(
-        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000
-    ) -> Reader:
+    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> Reader:
         """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer."""
         ...
 
@@ -197,7 +195,11 @@ class Bus(Protocol):
         ...
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        """The last message of a subject, asked of the leader."""
+        """The last message of a subject (or pattern), asked of the leader."""
+        ...
+
+    async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
+        """The first message of a subject (or pattern) from `sequence` on; None where there is none."""
         ...
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
@@ -205,7 +207,7 @@ class Bus(Protocol):
         ...
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
-        """Remove the messages of a subject whose sequence is under `below`."""
+        """Remove the messages of a subject (or pattern) whose sequence is under `below`."""
         ...
 
     async def delete(self, stream: str, sequence: int) -> None:
@@ -213,9 +215,7 @@ class Bus(Protocol):
         ...
 
     # -- work
-    async def work(
-        self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]
-    ) -> WorkQueue:
+    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> WorkQueue:
         """Share the durable consumer `name` (made if missing): explicit ack, delivered again for ever.
 
         `free`: how many more deliveries this process can hold now; asked before each pull.
@@ -233,9 +233,7 @@ class Bus(Protocol):
         """Publish without storing and without an answer."""
         ...
 
-    async def subscribe(
-        self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
-    ) -> Subscription:
+    async def subscribe(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Subscription:
         """Call `handler` for each message, one at a time, in order; in a `queue` group one member gets each."""
         ...
 
@@ -262,4 +260,3 @@ class BusEvents:
 
     state: Callable[[BusState, str], None] = field(default=lambda state, why: None)
     error: Callable[[str], None] = field(default=lambda text: None)
-

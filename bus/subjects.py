@@ -129,6 +129,11 @@ def log(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.log.{topology}.{stage}.{partition}"
 
 
+def snapshot(app: str, topology: str, stage: str, partition: int) -> str:
+    """The pieces of a snapshot that one log entry cannot hold."""
+    return f"{log(app, topology, stage, partition)}.snapshot"
+
+
 def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 

@@ -32,7 +32,10 @@ class _Packed:
 
 
 class Origin(NamedTuple):
-    """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch."""
+    """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch.
+
+    `headers`: the publisher's own, for functions that look at them; children do not inherit those.
+    """
 
     id: str
     subject: str
@@ -43,6 +46,7 @@ class Origin(NamedTuple):
     time: float = 0.0
     sequence: int = 0
     trace: str | None = None
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import structlog
 
-from dspex.bus.errors import BusError, StreamFull
+from dspex.bus.errors import DspexError, StreamFull
 from dspex.bus.port import COMMIT_LIMIT, Bus, Draft
-from dspex.engine.partition import Partition
+from dspex.engine.partition import MOST_BYTES, Partition
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -23,7 +23,7 @@ _log = structlog.get_logger("dspex.engine")
 class Owner(Protocol):
     """Who is told when a commit of its partition failed."""
 
-    def failed(self, partition: Partition, error: BusError) -> None: ...
+    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 
 class Committer:
@@ -53,12 +53,13 @@ class Committer:
     def _gather(self) -> list[tuple[Partition, Owner, list[Draft]]]:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
         taken: list[tuple[Partition, Owner, list[Draft]]] = []
-        room = COMMIT_LIMIT
+        room, size = COMMIT_LIMIT, 0
         for partition, owner in list(self._waiting.items()):
-            if partition.pending >= room:
+            size += partition.weight
+            if partition.pending >= room or (taken and size > MOST_BYTES):
                 continue
             del self._waiting[partition]
-            drafts = partition.take(self.clock())
+            drafts = partition.take(self.clock(), room)
             if drafts:
                 taken.append((partition, owner, drafts))
                 room -= len(drafts)
@@ -69,7 +70,7 @@ class Committer:
             return
         try:
             last = await self._write([d for _, _, drafts in taken for d in drafts])
-        except BusError as e:
+        except DspexError as e:  # a DataError too: a subject or header that no server would take
             if len(taken) > 1 and not e.retryable:  # refused: find out whose fault it is
                 for one in taken:
                     await self._commit([one])

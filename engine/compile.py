@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dspex.bus import codecs
 from dspex.engine.graph import Context, Graph, Node, Source, Step
 from dspex.engine.walk import call_step, named_step, sink_step
 
@@ -42,6 +43,17 @@ class Stage:
     def settings(self) -> Source:
         assert self.source.source is not None
         return self.source.source
+
+    def walk(self, data: bytes, content_type: str | None, walk: Any) -> None:
+        """Walk a source event from its bytes. Raises what decoding, the source's type and the operators raise."""
+        source = self.settings
+        walk.node = self.source.name
+        decoded = codecs.decode(data, content_type)
+        if source.accept:
+            decoded = source.accept(decoded)
+        if source.time:
+            walk.origin = walk.origin._replace(time=source.time(decoded).timestamp())
+        self.enter(decoded, walk)
 
 
 def _fan_out(steps: Sequence[Step]) -> Step:

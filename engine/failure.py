@@ -5,7 +5,8 @@
     RetryLater                                  the event is run again after `retry_after`, as often as asked
     CallError, retryable, attempts left         the next attempt, after back-off with jitter or `retry_after`
     InvalidOutput                               one more attempt
-    CallError, spent, with a fallback           the fallback's outputs stand in
+    CallError, spent, with a fallback           the fallback's outputs stand in ("spent": no attempt left, or the next
+                                                one would begin after the call's deadline)
     any other, on_error="skip"                  nothing: the event ends here
     any other                                   a dead letter: the event, the reason, a bounded traceback, the run
 
@@ -15,14 +16,15 @@ A dead letter is written in the same commit as the position behind the event, so
 from __future__ import annotations
 
 import traceback
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.duration import seconds
-from dspex.bus.errors import CallError, DataError, DspexError, InvalidOutput, RetryLater
+from dspex.bus.errors import BusError, CallError, DataError, DspexError, InvalidOutput, RetryLater
 from dspex.bus.port import Draft
 from dspex.bus.wire import Letter, Origin, Outcome, Work
 from dspex.engine.graph import Call
@@ -55,9 +57,9 @@ def guard(step: Callable[[T, Any], None], data: T, walk: Any) -> Failure | None:
         step(data, walk)
     except DspexError as e:
         return Failure(e, e.node or walk.node, _excerpt(e))
-    except Exception as e:
+    except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the last two are its own
         reason = DataError(
-            f"{walk.node} raised {type(e).__name__}: {e}",
+            f"{walk.node} raised {''.join(traceback.format_exception_only(e)).strip()}",
             code="DX507",
             node=walk.node,
             fix="correct the function or the data, then: dspex dlq redrive",
@@ -70,16 +72,31 @@ def _excerpt(e: BaseException) -> str:
     return "".join(traceback.format_exception(e))[-TRACEBACK_LIMIT:]
 
 
-def decide(error: DspexError, attempt: int, call: Call, id: str, *, expired: bool = False) -> Verdict:
-    """What happens to a call whose attempt number `attempt` failed. `expired`: its deadline has passed."""
-    if isinstance(error, RetryLater) and not expired:
-        return Verdict("retry", error.retry_after or 1.0)
-    most = min(call.retry.attempts, 2) if isinstance(error, InvalidOutput) else call.retry.attempts
-    if error.retryable and attempt < most and not expired:
-        return Verdict("retry", _back_off(error, attempt, call, id))
+def refusal(why: str, node: str) -> BusError:
+    """The reason of a dead letter for an event of which the bus takes no commit."""
+    return BusError(
+        f"the server refuses what {node} emits: {why}",
+        node=node,
+        fix="look at what follows from the event, then: dspex dlq redrive",
+    )
+
+
+def decide(error: DspexError, attempt: int, call: Call, id: str, *, left: float) -> Verdict:
+    """What happens to a call whose attempt number `attempt` failed. `left`: seconds until its deadline."""
+    after = _next_attempt(error, attempt, call, id)
+    if after is not None and after < left:
+        return Verdict("retry", after)
     if isinstance(error, CallError) and call.fallback is not None:
         return Verdict("fallback")
     return Verdict("skip" if call.on_error == "skip" else "dead")
+
+
+def _next_attempt(error: DspexError, attempt: int, call: Call, id: str) -> float | None:
+    """Seconds until the next attempt; None for no more."""
+    if isinstance(error, RetryLater):
+        return error.retry_after or 1.0
+    most = min(call.retry.attempts, 2) if isinstance(error, InvalidOutput) else call.retry.attempts
+    return _back_off(error, attempt, call, id) if error.retryable and attempt < most else None
 
 
 def _back_off(error: DspexError, attempt: int, call: Call, id: str) -> float:
@@ -106,27 +123,48 @@ def letter(
     headers: Mapping[str, str] | None = None,
 ) -> Draft:
     """The dead letter of an event, as a message. Data too large to be kept twice is referred to by `stored`."""
-    origin = dict(work.origin)
-    keep = len(work.data) + 4 * TRACEBACK_LIMIT < limit
-    body = Letter(
+    whole = Letter(
         topology=topology,
         node=failure.node or entry,
-        origin=origin,
-        data=work.data if keep else b"",
+        origin=dict(work.origin),
+        data=work.data,
         content_type=work.content_type,
-        error=failure.error.as_dict() | {"message": failure.error.message[:TRACEBACK_LIMIT]},
-        traceback=failure.traceback,
+        error={k: _text(v[:TRACEBACK_LIMIT]) if isinstance(v, str) else v for k, v in failure.error.as_dict().items()},
+        traceback=_text(failure.traceback[-TRACEBACK_LIMIT:]),
         attempts=max(1, work.attempt),
         time=clock,
         reply=reply,
         call=work.call,
         entry=entry,
         outputs=outputs,
-        stored=None if keep else stored,
         headers=dict(headers or {}),
-    ).pack()
+    )
+    origin = whole.origin
     own = {subjects.EVENT_ID: str(origin.get("id", "")), subjects.RUN: str(origin.get("run", ""))}
-    return Draft(subjects.dead(app, topology, failure.node or entry), body, own)
+    return Draft(subjects.dead(app, topology, whole.node), _fitting(whole, limit - 1024, stored), own)
+
+
+def _text(text: str) -> str:
+    """`text` without what no encoding has (half a character): a letter must always be possible."""
+    return text.encode(errors="replace").decode()
+
+
+def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> bytes:
+    """The letter as bytes that one message can hold: it gives up what can be had elsewhere, or matters least.
+
+    A letter that the server refused would stop its partition for good.
+    """
+    body = letter.pack()
+    if len(body) > limit and stored:
+        letter = replace(letter, data=b"", stored=stored)
+        body = letter.pack()
+    if len(body) > limit:
+        short = {k: v[:500] if isinstance(v, str) else v for k, v in letter.error.items()}
+        letter = replace(letter, error=short, traceback=letter.traceback[-500:], headers={})
+        body = letter.pack()
+    if len(body) > limit:  # of a call: its data fits twice, and a redrive asks again
+        body = replace(letter, outputs=None).pack()
+    return body
 
 
 def run_again(

@@ -20,6 +20,7 @@ from dspex.engine.compile import compile_stage
 from dspex.engine.graph import Graph
 from dspex.engine.leases import Leases, Slot
 from dspex.engine.manifest import Manifest
+from dspex.engine.position import first_position
 from dspex.engine.services import Services
 from dspex.engine.stage import StageRunner
 
@@ -64,6 +65,7 @@ class Host:
         self.runners: list[StageRunner] = []
         self.leases: Leases | None = None
         self.failure: BaseException | None = None
+        self.applied: dict[str, str] = {}  # the stream and each topology: "created", "changed" or "unchanged"
         self._most = (most_inputs, most_open_calls)
         self._tasks: list[asyncio.Task[None]] = []
         self._failed = asyncio.Event()
@@ -80,12 +82,20 @@ class Host:
         streams = {s.subject: s.stream or await self._captured(s.subject, wanted) for s in self._sources()}
         stream = subjects.stream(self.app)
         wanted += [subject for subject, name in streams.items() if name == stream]
-        await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
-        return {graph.name: await self._manifest(bucket, graph, streams) for graph in self.graphs}
+        before = await self.bus.stream(stream)
+        after = await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
+        known = await manifest.read(bucket)
+        written = {g.name: await self._manifest(bucket, g, streams, known.get(g.name)) for g in self.graphs}
+        self.applied = {stream: _change(before and set(before.subjects), set(after.subjects))}
+        self.applied |= {name: _change(known.get(name), new) for name, new in written.items()}
+        return written
 
-    async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str]) -> Manifest:
-        own = {n.name: streams[n.source.subject] for n in graph.of_role("source") if n.source}
-        return await manifest.write(bucket, graph, own)
+    async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str], before: Manifest | None) -> Manifest:
+        sources = {n.name: n.source for n in graph.of_role("source") if n.source}
+        own = {name: streams[source.subject] for name, source in sources.items()}
+        new = {name: source for name, source in sources.items() if before is None or name not in before.stages}
+        starts = {name: await first_position(self.bus, own[name], source) for name, source in new.items()}
+        return await manifest.write(bucket, graph, own, starts)
 
     def _sources(self) -> list[Any]:
         return [n.source for g in self.graphs for n in g.of_role("source")]
@@ -136,7 +146,8 @@ class Host:
         for source in graph.of_role("source"):
             id, count = applied.stages[source.name]
             stage = compile_stage(graph, source, id)
-            runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version)
+            start = applied.starts.get(source.name, 0)
+            runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
             self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
 
@@ -162,6 +173,9 @@ class Host:
         """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
         committer, others = self._tasks[:1], self._tasks[1:]
         await _cancel(others)
+        if any(task.done() for task in committer):
+            await self.kill()  # nobody would ever commit what the drain waits for
+            return
         try:
             async with asyncio.timeout(timeout):
                 for runner in self.runners:
@@ -212,6 +226,10 @@ class Host:
         }
 
 
+def _change(before: Any, after: Any) -> str:
+    return "created" if before is None else "unchanged" if before == after else "changed"
+
+
 def _process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
@@ -220,7 +238,7 @@ def _without_overlap(patterns: Sequence[str]) -> list[str]:
     """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
     kept: list[str] = []
     for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
-        if not any(subjects.matches(k, pattern) for k in kept):
+        if not any(subjects.covers(k, pattern) for k in kept):
             kept.append(pattern)
     return kept
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, NamedTuple
 
 import structlog
@@ -17,7 +18,7 @@ from dspex.bus.errors import CallTimeout, DecodeError, InvalidOutput, RetryLater
 from dspex.bus.event import Message
 from dspex.bus.wire import Origin, Outcome, Work
 from dspex.engine.compile import Stage
-from dspex.engine.failure import Failure, Verdict, decide, guard, letter, run_again
+from dspex.engine.failure import Failure, Verdict, decide, guard, letter, refusal, run_again
 from dspex.engine.graph import Call
 from dspex.engine.partition import Partition
 from dspex.engine.state import Row
@@ -32,6 +33,10 @@ class _Landing(NamedTuple):
     node: str
     work: Work
     outputs: Mapping[str, Any]
+
+
+def _gone(node: str) -> TopologyError:
+    return TopologyError(f"operator {node} is gone", code="DX232", fix="bring it back, or drop its letters")
 
 
 @dataclass
@@ -55,26 +60,53 @@ class Inbox:
         self.limit = limit
         self.counters = counters
         self.walk = Walk(self.topology, limit)
+        # (partition, "inbox", sequence) or (partition, "clock", -1 - ordinal) → why the server refuses what follows
+        self.poison: dict[tuple[int, str, int], str] = {}
         self._freed: list[int] = []
-        self._new_names = {old: new for new, old in stage.graph.renamed_from.items()}
+        self.new_names = {old: new for new, old in stage.graph.renamed_from.items()}
 
     def take(self, p: Partition, message: Message, clock: float, *, due: bool = False) -> list[Output]:
         """Handle one message. `due`: it was delayed, or held back for order, and its time has come."""
-        try:
-            outcome = Outcome.unpack(message.data)
-        except DecodeError as e:  # not an event of anybody's: only dspex writes here
-            _log.error("dropped a message that is no result", subject=message.subject, why=e.message)
-            self.counters.dropped += 1
+        if self.poison and (why := self.poison.get((p.index, "inbox", message.sequence))):
+            return self._refuse(p, message, clock, why)
+        outcome = self._unpacked(message)
+        if outcome is None:
             return []
         if outcome.kind == "resume":
             return self._resume(p, outcome, message, clock, due)
-        row = p.state.calls.get(outcome.ordinal)
-        if row is None or row.id != outcome.call or outcome.attempt != row.attempt or (row.held and not due):
+        row = self._open(p, outcome)
+        if row is None or (row.held and not due):
             self.counters.dropped += 1
             return []
         if not due:
             self.counters.results += 1
         return self._settle(p, outcome, row, message.sequence, clock, due)
+
+    def _refuse(self, p: Partition, message: Message, clock: float, why: str) -> list[Output]:
+        """Give up a message because no bus takes what follows from it: a dead letter, and its call is closed."""
+        outcome = self._unpacked(message)
+        row = self._open(p, outcome) if outcome else None
+        if outcome is None or (row is None and outcome.kind == "result"):
+            return []
+        if row is not None:
+            self._close(p, outcome.ordinal, row, [])
+        node = row.node if row else self._name(outcome.node)
+        failure = Failure(refusal(why, node), node)
+        return [self._letter(p, failure, Work.unpack(outcome.work), node, clock, outcome.outputs)]
+
+    def _unpacked(self, message: Message) -> Outcome | None:
+        try:
+            return Outcome.unpack(message.data)
+        except DecodeError as e:  # not an event of anybody's: only dspex writes here
+            _log.error("dropped a message that is no result", subject=message.subject, why=e.message)
+            self.counters.dropped += 1
+            return None
+
+    @staticmethod
+    def _open(p: Partition, o: Outcome) -> Row | None:
+        """The row of the call that an outcome answers; None where that attempt is not open."""
+        row = p.state.calls.get(o.ordinal) if o.kind == "result" else None
+        return row if row is not None and row.id == o.call and row.attempt == o.attempt else None
 
     def freed(self) -> list[int]:
         """Inbox sequences of results that waited for the one just handled; asked once."""
@@ -83,7 +115,6 @@ class Inbox:
 
     # -- results --------------------------------------------------------------------------------------------------
     def _settle(self, p: Partition, o: Outcome, row: Row, sequence: int, clock: float, due: bool) -> list[Output]:
-        row = row._replace(node=self._name(row.node))
         call = self._call(row.node)
         if call is None:
             return self._gone(p, o, row, clock)
@@ -92,10 +123,10 @@ class Inbox:
                 return []
             return self._answered(p, o, row, call, o.outputs, clock)
         error = from_dict(o.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"})
-        verdict = decide(error, o.attempt, call, o.call)
+        waited = due and not row.held  # for its next attempt, which was before the deadline when that was decided
+        verdict = decide(error, row.tries, call, o.call, left=inf if waited else row.deadline - clock)
         if verdict.what == "retry":
-            self.counters.retries += 1
-            if verdict.after > 0 and not due:
+            if verdict.after > 0 and not waited:
                 p.delay(sequence, clock + verdict.after)
                 return []
             return [self._again(o.ordinal, Work.unpack(o.work), call)]
@@ -109,16 +140,22 @@ class Inbox:
     ) -> list[Output]:
         work = Work.unpack(o.work)
         failure = self._land(row.node, work, outputs, clock)
-        if failure is None:
-            return self._close(p, o.ordinal, row, call, self.walk.outputs)
-        if isinstance(failure.error, InvalidOutput) and decide(failure.error, o.attempt, call, o.call).what == "retry":
-            self.counters.retries += 1
+        if failure is None or not isinstance(failure.error, InvalidOutput):
+            return self._close(p, o.ordinal, row, self._landed(p, failure, work, row.node, outputs, clock))
+        verdict = decide(failure.error, row.tries, call, o.call, left=row.deadline - clock)
+        if verdict.what == "retry":
             return [self._again(o.ordinal, work, call)]
-        if isinstance(failure.error, RetryLater):
-            again = run_again(work, row.node, failure.error.retry_after or 1.0, p.reply, clock, outputs)
-            return self._close(p, o.ordinal, row, call, [again])
-        verdict = Verdict("skip" if call.on_error == "skip" and isinstance(failure.error, InvalidOutput) else "dead")
         return self._spent(p, o.ordinal, row, work, call, failure, verdict, clock, outputs)
+
+    def _landed(
+        self, p: Partition, failure: Failure | None, work: Work, node: str, outputs: Mapping[str, Any] | None, clock: float
+    ) -> list[Output]:
+        """What becomes of an event that went on from `node`: what it emitted, or the same again later, or a dead letter."""
+        if failure is None:
+            return self.walk.outputs
+        if isinstance(failure.error, RetryLater):
+            return [run_again(work, node, failure.error.retry_after or 1.0, p.reply, clock, outputs)]
+        return [self._letter(p, failure, work, node, clock, outputs)]
 
     def _spent(
         self,
@@ -133,31 +170,29 @@ class Inbox:
         outputs: Mapping[str, Any] | None = None,
     ) -> list[Output]:
         if verdict.what == "fallback":
-            failed = self._fall_back(row.node, work, call, clock)
-            if failed is None:
-                return self._close(p, ordinal, row, call, self.walk.outputs)
-            failure = failed
+            return self._close(p, ordinal, row, self._fall_back(p, row.node, work, call, clock))
         if verdict.what == "skip":
-            return self._close(p, ordinal, row, call, [])
-        return self._close(p, ordinal, row, call, [self._letter(p, failure, work, row.node, clock, outputs)])
+            return self._close(p, ordinal, row, [])
+        return self._close(p, ordinal, row, [self._letter(p, failure, work, row.node, clock, outputs)])
 
-    def _fall_back(self, node: str, work: Work, call: Call, clock: float) -> Failure | None:
-        fallback = call.fallback
+    def _fall_back(self, p: Partition, node: str, work: Work, call: Call, clock: float) -> list[Output]:
+        fallback, outputs = call.fallback, dict[str, Any]()
         assert fallback is not None
 
         def stand_in(landing: _Landing, walk: Walk) -> None:
-            data = codecs.decode(work.data, work.content_type)
-            self._go_on(landing._replace(outputs=fallback(data)), walk)
+            outputs.update(fallback(codecs.decode(work.data, work.content_type)))
 
-        return self._begin(node, work, {}, clock, stand_in)
+        failure = self._begin(node, work, {}, clock, stand_in)
+        if failure is not None:
+            return [self._letter(p, failure, work, node, clock)]
+        return self._landed(p, self._land(node, work, outputs, clock), work, node, outputs, clock)
 
-    def _close(self, p: Partition, ordinal: int, row: Row, call: Call, outputs: list[Output]) -> list[Output]:
+    def _close(self, p: Partition, ordinal: int, row: Row, outputs: list[Output]) -> list[Output]:
         p.close(ordinal)
-        if call.order == "key":
-            following = p.state.first_open(row.node, row.key)
-            held = p.state.calls[following].held if following is not None else 0
-            if held:
-                self._freed.append(held)
+        following = p.state.first_open(row.node, row.key)  # None where the order of results does not matter
+        held = p.state.calls[following].held if following is not None else 0
+        if held:
+            self._freed.append(held)
         return outputs
 
     def _must_wait(self, p: Partition, call: Call, row: Row, ordinal: int, sequence: int) -> bool:
@@ -168,24 +203,26 @@ class Inbox:
         return True
 
     def _again(self, ordinal: int, work: Work, call: Call) -> Again:
+        self.counters.retries += 1
         return Again(ordinal, replace(work, attempt=work.attempt + 1), call.pool)
 
     def _gone(self, p: Partition, o: Outcome, row: Row, clock: float) -> list[Output]:
         """The operator is not in the topology any more."""
         p.close(o.ordinal)
-        error = TopologyError(f"operator {row.node} is gone", code="DX232", fix="bring it back, or drop its letters")
-        return [self._letter(p, Failure(error, row.node), Work.unpack(o.work), row.node, clock, o.outputs)]
+        return [self._letter(p, Failure(_gone(row.node), row.node), Work.unpack(o.work), row.node, clock, o.outputs)]
 
     # -- deadlines ------------------------------------------------------------------------------------------------
-    def expire(self, p: Partition, ordinal: int, row: Row, work: Work | None, clock: float) -> list[Output]:
-        """The deadline of an open call has passed and no result came."""
-        row = row._replace(node=self._name(row.node))
+    def expire(self, p: Partition, ordinal: int, row: Row, work: Work | None, clock: float, refused: str = "") -> list[Output]:
+        """The deadline of an open call has passed and no result came. `refused`: why no bus takes what its fallback emits."""
         call = self._call(row.node)
         error = CallTimeout(f"{row.node} had no answer within its deadline, after {row.attempt} attempt(s)", node=row.node)
         work = work or Work(row.id, ordinal, row.attempt, self.topology, row.node, p.reply, {}, {}, origin={"run": row.run})
         if call is None:
             return self._gone(p, Outcome(row.id, ordinal, row.attempt, row.node, work=work.pack()), row, clock)
-        verdict = decide(error, row.attempt, call, row.id, expired=True)
+        if self.poison and (why := self.poison.get((p.index, "clock", -1 - ordinal))):  # of what its fallback emits
+            failure = Failure(refusal(why, row.node), row.node)
+            return self._spent(p, ordinal, row, work, call, failure, Verdict("dead"), clock)
+        verdict = decide(error, row.tries, call, row.id, left=0.0)
         return self._spent(p, ordinal, row, work, call, Failure(error, row.node), verdict, clock)
 
     # -- events that are run again --------------------------------------------------------------------------------
@@ -193,18 +230,18 @@ class Inbox:
         if o.due > clock and not due:
             p.delay(message.sequence, o.due)
             return []
-        work, node = Work.unpack(o.work), self._name(o.node)
+        node = self._name(o.node)
+        work = Work.unpack(o.work)
+        work = replace(work, attempt=work.attempt + 1)
         if o.outputs is not None:
             failure = self._land(node, work, o.outputs, clock)
         elif node in self.stage.calls:
             failure = self._begin(node, work, {}, clock, self._ask_anew(node, work))
-        else:
+        elif node == self.stage.source.name:
             failure = self._begin(node, work, {}, clock, self._enter)
-        if failure is None:
-            return self.walk.outputs
-        if isinstance(failure.error, RetryLater):
-            return [run_again(work, node, failure.error.retry_after or 1.0, p.reply, clock, o.outputs)]
-        return [self._letter(p, failure, work, node, clock, o.outputs)]
+        else:
+            failure = Failure(_gone(node), node)
+        return self._landed(p, failure, work, node, o.outputs, clock)
 
     def _ask_anew(self, node: str, work: Work) -> Callable[[_Landing, Walk], None]:
         call = self.stage.calls[node].call
@@ -222,23 +259,20 @@ class Inbox:
                     work.data,
                     work.content_type,
                     walk.clock,
-                    work.attempt + 1,
+                    work.attempt,
                 )
             )
 
         return step
 
-    def _enter(self, landing: _Landing, walk: Walk) -> None:
-        data = codecs.decode(landing.work.data, landing.work.content_type)
-        accept = self.stage.settings.accept
-        walk.node = self.stage.source.name
-        self.stage.enter(accept(data) if accept else data, walk)
+    def _enter(self, landing: _Landing, walk: Any) -> None:
+        self.stage.walk(landing.work.data, landing.work.content_type, walk)
 
     # -- walks ----------------------------------------------------------------------------------------------------
     def _land(self, node: str, work: Work, outputs: Mapping[str, Any], clock: float) -> Failure | None:
         return self._begin(node, work, outputs, clock, self._go_on)
 
-    def _go_on(self, landing: _Landing, walk: Walk) -> None:
+    def _go_on(self, landing: _Landing, walk: Any) -> None:
         node, work, outputs = landing
         call = self.stage.calls[node].call
         assert call is not None
@@ -259,7 +293,7 @@ class Inbox:
 
     def _name(self, node: str) -> str:
         """What an operator is called now (`renamed_from`)."""
-        return self._new_names.get(node, node)
+        return self.new_names.get(node, node)
 
     def _letter(
         self,
@@ -272,6 +306,8 @@ class Inbox:
     ) -> Output:
         self.counters.dead_letters += 1
         _log.warning("dead letter", node=failure.node, why=failure.error.message[:500], run=work.origin.get("run"))
+        if isinstance(failure.error, InvalidOutput):  # a redrive must ask again: these outputs would fail again
+            outputs = None
         return letter(
             failure,
             app=self.app,

@@ -16,7 +16,7 @@ from dspex.bus import subjects
 from dspex.bus.port import COMMIT_LIMIT, Draft
 from dspex.bus.wire import Work
 from dspex.engine.log import CommitLog, Entry
-from dspex.engine.state import Delta, Row, State
+from dspex.engine.state import Delta, Event, Row, State
 from dspex.engine.walk import Opened, Output
 
 MOST_OUTPUTS = COMMIT_LIMIT - 1  # one place is the log entry's
@@ -31,6 +31,7 @@ class Batch:
     delta: Delta = field(default_factory=Delta)
     works: dict[int, int] = field(default_factory=dict)  # ordinal → index of its work in drafts
     inputs: int = 0
+    event: Event = ("", 0)  # the last one in it
     size: int = 0
 
 
@@ -43,7 +44,6 @@ class Partition:
         log: CommitLog,
         state: State,
         *,
-        ordered: frozenset[str],
         app: str,
         topology: str,
         reply: str,
@@ -52,12 +52,12 @@ class Partition:
         self.index = index
         self.log = log
         self.state = state
-        self.ordered = ordered
         self.app = app
         self.topology = topology
         self.reply = reply
         self.most_inputs = most
-        self.careful = False  # one event a commit, while a refused commit is narrowed down
+        self.created = 0.0  # when the source stream was made
+        self.careful = 0  # so many events get a commit each, while a refused commit is narrowed down
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: tuple[Batch, Entry] | None = None
         self.lost = False  # fenced, recovered or released: nothing of this object may be committed any more
@@ -81,7 +81,10 @@ class Partition:
         `which`: "source", "inbox", or "clock" with a negative number of its own. Outputs that one commit
         cannot hold go into several; each but the last pins event, output offset and clock.
         """
-        done = self.done(which, sequence) if self.state.part else 0
+        event = (which, sequence)
+        done = self.state.parts[event][0] if event in self.state.parts else 0
+        if done >= len(outputs):  # it ended in another way before the crash: a function that failed now, or did then
+            done = 0
         rest = outputs[done:] if done else outputs
         while rest and not self._fits(rest):
             batch = self.batches[-1]
@@ -92,20 +95,27 @@ class Partition:
             count = self._most(rest)
             self._append(rest[:count])
             rest, done = rest[count:], done + count
-            self.state.part = self.batches[-1].delta.part = (which, sequence, done, clock)
-            self.batches.append(Batch())
+            self._part(event, done, clock)
         self._append(rest)
         if self._changed:
             self.batches[-1].delta.merge(self._changes)
             self._changes, self._changed = Delta(), False
-        self._read(which, sequence, id)
+        self._read(event, id)
         if self.careful:
+            self.careful -= 1
             self.batches.append(Batch())
 
-    def done(self, which: str, sequence: int) -> int:
-        """How many outputs of this event are committed already: a part of it was, before a crash."""
-        part = self.state.part
-        return part[2] if part and part[:2] == (which, sequence) else 0
+    def _part(self, event: Event, done: int, clock: float) -> None:
+        """End a commit that holds some of the event's outputs, and not yet its position."""
+        batch = self.batches[-1]
+        self.state.parts[event] = batch.delta.parts[event] = (done, clock)
+        batch.inputs, batch.event = 1, event
+        self.batches.append(Batch())
+
+    def clock(self, which: str, sequence: int, now: float) -> float:
+        """The clock of an event: the recorded one, where a part of its outputs is committed already; else `now`."""
+        part = self.state.parts.get((which, sequence))
+        return part[1] if part else now
 
     def _fits(self, outputs: Sequence[Output]) -> bool:
         b = self.batches[-1]
@@ -154,36 +164,37 @@ class Partition:
             timeout=o.call.timeout,
             deadline=deadline,
         )
-        key = o.origin.key if o.node in self.ordered else None
-        self.put(ordinal, Row(o.node, o.id, o.origin.run, deadline, o.attempt, key=key), batch.delta)
+        key = o.origin.key if o.node in self.state.ordered else None
+        self.put(ordinal, Row(o.node, o.id, o.origin.run, deadline, o.attempt, key=key, first=o.attempt), batch.delta)
         return self._send(ordinal, work, o.call.pool, batch)
 
     def _send(self, ordinal: int, work: Work, pool: str, batch: Batch) -> Draft:
         """The message that asks a worker of `pool`, about to be appended to the batch."""
         row = self.state.calls[ordinal]
         if row.attempt != work.attempt:
-            self.put(ordinal, row._replace(attempt=work.attempt, work=0), batch.delta)
+            self.put(ordinal, row._replace(attempt=work.attempt, work=0, held=0), batch.delta)
         batch.works[ordinal] = len(batch.drafts)
         subject = subjects.work(self.app, pool, work.topology, work.node)
         return Draft(subject, work.pack(), {subjects.RUN: str(work.origin.get("run", "")), subjects.CAUSE: work.call})
 
-    def _read(self, which: str, sequence: int, id: str) -> None:
-        state, batch = self.state, self.batches[-1]
+    def _read(self, event: Event, id: str) -> None:
+        (which, sequence), state, batch = event, self.state, self.batches[-1]
         if which == "source":
-            state.source_sequence, state.source_id = sequence, id
-            batch.delta.source = (sequence, id)
+            state.source_sequence, state.source_id, state.source_created = sequence, id, self.created
+            batch.delta.source = (sequence, id, self.created)
         elif which == "inbox" and sequence > state.inbox:
             state.inbox = batch.delta.inbox = sequence
         batch.inputs += 1
+        batch.event = event
         self.settled.clear()
-        if state.part and state.part[:2] == (which, sequence):
-            state.part = None
-            batch.delta.unparted = True
+        if event in state.parts:
+            del state.parts[event]
+            batch.delta.unparted.append(event)
 
     # -- rows, changed by the event that is handled now; `add` ends it -----------------------------------------------
     def put(self, ordinal: int, row: Row, delta: Delta | None = None) -> None:
         """Open a call, or change its row."""
-        self.state.put(ordinal, row, ordered=row.node in self.ordered)
+        self.state.put(ordinal, row)
         if delta is None:
             delta, self._changed = self._changes, True
         delta.calls[ordinal] = row
@@ -201,9 +212,9 @@ class Partition:
 
     def undelay(self, inbox_sequence: int) -> None:
         """It is looked at now."""
-        self.state.delayed.pop(inbox_sequence, None)
-        self._changes.done.append(inbox_sequence)
-        self._changed = True
+        if self.state.delayed.pop(inbox_sequence, None) is not None:
+            self._changes.done.append(inbox_sequence)
+            self._changed = True
 
     # -- committing -----------------------------------------------------------------------------------------------
     @property
@@ -211,8 +222,13 @@ class Partition:
         """Messages that the next commit would have besides its entry."""
         return len(self.batches[0].drafts)
 
-    def take(self, at: float) -> list[Draft] | None:
-        """The next commit: its messages, the log entry last. None if there is nothing, or one flies."""
+    @property
+    def weight(self) -> int:
+        """Bytes of the next commit, about."""
+        return self.batches[0].size
+
+    def take(self, at: float, room: int = COMMIT_LIMIT) -> list[Draft] | None:
+        """The next commit, of at most `room` messages, the log entry last. None if there is nothing, or one flies."""
         if self.flying or self.settled.is_set() or self.lost:
             return None
         batch = self.batches.popleft()
@@ -226,9 +242,15 @@ class Partition:
             if row is not None:
                 batch.delta.calls[ordinal] = row._replace(work=index - count)
         # A snapshot is of the state after this commit, so there may be nothing walked beyond it.
-        entry = self.log.entry(batch.delta, self.state if alone else None, covers=count, at=at)
+        state = self.state if alone else None
+        entry = self.log.entry(batch.delta, state, covers=count, at=at, room=room - count - 1)
         self.flying = (batch, entry)
-        return [*batch.drafts, entry.draft]
+        return [*entry.pieces, *batch.drafts, entry.draft]
+
+    @property
+    def unsure(self) -> int:
+        """Events that were walked and are not known to be committed."""
+        return (self.flying[0].inputs if self.flying else 0) + sum(b.inputs for b in self.batches)
 
     def landed(self, sequence: int) -> None:
         """The commit that was taken is stored; its entry has `sequence`."""

@@ -20,15 +20,15 @@ _log = structlog.get_logger("dspex.engine")
 
 
 async def first_position(bus: Bus, stream: str, source: Source) -> int:
-    """The sequence behind which a stage starts when it runs for the first time."""
-    info = await _info(bus, stream)
+    """The sequence behind which a stage starts when its topology is applied for the first time."""
     if source.start == "all":
         return 0
-    if source.start == "new":
-        return info.last
     if isinstance(source.start, int):
         return max(0, source.start - 1)
-    return await sequence_before(bus, info, source.start)
+    info = await bus.stream(stream)
+    if info is None:  # all that will be in it is new
+        return 0
+    return info.last if source.start == "new" else await sequence_before(bus, info, source.start)
 
 
 async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
@@ -36,13 +36,9 @@ async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
     low, high = info.first, info.last + 1
     while low < high:
         middle = (low + high) // 2
-        found = middle
-        message = await bus.get(info.name, found)
-        while message is None and found + 1 < high:  # deleted: the next one that is there
-            found += 1
-            message = await bus.get(info.name, found)
-        if message is not None and message.time < at:
-            low = found + 1
+        message = await bus.next(info.name, ">", middle)  # what was removed in between is passed over
+        if message is not None and message.sequence < high and message.time < at:
+            low = message.sequence + 1
         else:
             high = middle
     return low - 1
@@ -52,7 +48,8 @@ async def check_source(bus: Bus, stream: str, source: Source, partitions: Sequen
     """When the source stream was made. Raises SourceGap where events were lost behind a position (`on_gap="stop"`)."""
     info = await _info(bus, stream)
     for p in partitions:
-        hole = await _hole(bus, info, p)
+        p.created = info.created
+        hole = await _hole(bus, info, source.subject, p)
         if hole is None:
             continue
         why = f"{stream} was {hole[2]}: partition {p.index} had read up to {hole[0]}, the stream begins at {info.first}"
@@ -64,19 +61,51 @@ async def check_source(bus: Bus, stream: str, source: Source, partitions: Sequen
     return info.created
 
 
-async def _hole(bus: Bus, info: StreamInfo, p: Partition) -> tuple[int, int, str] | None:
+class Watched:
+    """A source stream that is looked at now and then, while a stage reads it.
+
+    Attributes:
+        foreign: not made by dspex, so that it may be trimmed at any time.
+        quiet_up_to: up to this sequence, all that is the source's has been read, as of the last look.
+    """
+
+    def __init__(self, bus: Bus, stream: str, source: Source) -> None:
+        self.bus, self.stream, self.source = bus, stream, source
+        self.foreign = False
+        self.quiet_up_to = 0
+
+    async def look(self, created: float, read: int) -> str | None:
+        """What happened to the stream since it was `created`; None for nothing. `read`: what the stage has handled."""
+        info = await _info(self.bus, self.stream)
+        if info.created != created or info.last < read:
+            return "the source stream was made anew or truncated"
+        self.foreign = not info.own
+        if not self.foreign:
+            return None
+        last = await self.bus.last(self.stream, self.source.subject)
+        if last is None or last.sequence <= read:
+            self.quiet_up_to = info.last
+        elif info.first > read + 1:
+            return "the source stream was trimmed before it was read"
+        return None
+
+
+async def _hole(bus: Bus, info: StreamInfo, subject: str, p: Partition) -> tuple[int, int, str] | None:
     """(read up to, go on behind, what happened), or None where nothing is missing."""
     at, id = p.state.source_sequence, p.state.source_id
-    if at == 0:
+    if not p.state.source_created:  # nothing was read up to there: it is only where to begin
         return None
     if at > info.last:
         return at, max(0, info.first - 1), "made anew or truncated"
+    there = await bus.get(info.name, at) if id else None
+    if there is not None and message_id(there, info.created) != id:
+        return at, max(0, info.first - 1), "made anew"
+    if there is None and info.created != p.state.source_created:
+        return at, max(0, info.first - 1), "made anew"
     if not info.own and info.first > at + 1:
-        return at, info.first - 1, "trimmed"
-    if id:
-        there = await bus.get(info.name, at)
-        if there is not None and message_id(there, info.created) != id:
-            return at, max(0, info.first - 1), "made anew"
+        last = await bus.last(info.name, subject)
+        if last is not None and last.sequence > at:  # else all of ours was read, and others' events were trimmed
+            return at, info.first - 1, "trimmed"
     return None
 
 

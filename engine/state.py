@@ -8,9 +8,15 @@ the finished needs no memory at all.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+Event: TypeAlias = tuple[str, int]  # which ("source", "inbox", or "clock" with a negative number of its own), sequence
+Part: TypeAlias = tuple[int, float]  # outputs already committed, clock
+
+
+NONE = 1 << 62  # a sequence behind all others
 
 
 class Row(NamedTuple):
@@ -24,6 +30,12 @@ class Row(NamedTuple):
     work: int = 0
     key: str | None = None
     held: int = 0  # sequence of its result, which waits for an earlier call of its key; 0: no result yet
+    first: int = 1  # number of its first attempt: after a redrive, attempts go on counting and `Retry` starts anew
+
+    @property
+    def tries(self) -> int:
+        """Attempts so far, as `Retry.attempts` counts them."""
+        return self.attempt - self.first + 1
 
 
 @dataclass
@@ -31,25 +43,25 @@ class Delta:
     """The change that one commit makes, as it stands in the log entry.
 
     Attributes:
-        source: (sequence, event id) read up to; None: not moved.
+        source: (sequence, event id, when its stream was made) read up to; None: not moved.
         inbox: sequence read up to; None: not moved.
         calls: rows opened or changed, by ordinal. A row whose `work` is negative counts back from the entry's sequence.
         closed: ordinals of finished calls.
         delayed: inbox sequence → seconds since the epoch at which that message is due.
         done: inbox sequences no longer delayed.
-        part: [which ("source" or "inbox"), sequence, outputs already committed, clock]: an event too large for one commit.
-        unparted: the event in `part` is finished.
+        parts: (which, sequence) → (outputs already committed, clock) of events too large for one commit.
+        unparted: those events of `parts` that are finished.
         hole: a trimmed source was skipped: (from, to).
     """
 
-    source: tuple[int, str] | None = None
+    source: tuple[int, str, float] | None = None
     inbox: int | None = None
     calls: dict[int, Row] = field(default_factory=dict)
     closed: list[int] = field(default_factory=list)
     delayed: dict[int, float] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
-    part: tuple[str, int, int, float] | None = None
-    unparted: bool = False
+    parts: dict[Event, Part] = field(default_factory=dict)
+    unparted: list[Event] = field(default_factory=list)
     hole: tuple[int, int] | None = None
 
     def merge(self, later: Delta) -> None:
@@ -74,33 +86,49 @@ class Delta:
             "closed": self.closed or None,
             "delayed": self.delayed or None,
             "done": self.done or None,
-            "part": self.part,
+            "parts": [(*event, *part) for event, part in self.parts.items()] or None,
             "unparted": self.unparted or None,
             "hole": self.hole,
         }
         return {k: v for k, v in pairs.items() if v is not None}
 
 
-class State:
-    """The state of one stage partition."""
+class Needed(NamedTuple):
+    """The first sequences that are still needed: of the source, of the inbox, of work. Everything below may go."""
 
-    def __init__(self) -> None:
+    source: int
+    inbox: int
+    work: int
+
+
+class State:
+    """The state of one stage partition.
+
+    Args:
+        ordered: names of the call nodes with `order="key"`.
+        names: old name → new name of operators that were renamed (`renamed_from`).
+    """
+
+    def __init__(self, ordered: frozenset[str] = frozenset(), names: Mapping[str, str] | None = None) -> None:
+        self.ordered = ordered
+        self.names = names or {}
         self.source_sequence = 0
         self.source_id = ""
+        self.source_created = 0.0  # when the stream was made that it was read from; 0: nothing was read yet
         self.inbox = 0
         self.next_ordinal = 0
         self.calls: dict[int, Row] = {}
         self.delayed: dict[int, float] = {}
-        self.part: tuple[str, int, int, float] | None = None
+        self.parts: dict[Event, Part] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._keys: dict[tuple[str, str | None], list[int]] = {}
 
     # -- changes while walking ------------------------------------------------------------------------------------
-    def put(self, ordinal: int, row: Row, *, ordered: bool = False) -> None:
+    def put(self, ordinal: int, row: Row) -> None:
         """Open a call, or change its row."""
         if ordinal not in self.calls:
             heapq.heappush(self._deadlines, (row.deadline, ordinal))
-            if ordered:
+            if row.node in self.ordered:
                 heapq.heappush(self._keys.setdefault((row.node, row.key), []), ordinal)
         self.calls[ordinal] = row
         self.next_ordinal = max(self.next_ordinal, ordinal + 1)
@@ -144,46 +172,52 @@ class State:
         return min(times, default=None)
 
     # -- from the log ---------------------------------------------------------------------------------------------
-    def apply(self, entry: Mapping[str, Any], sequence: int, ordered: frozenset[str]) -> None:
-        """Take a log entry over. `ordered`: names of call nodes with `order="key"`."""
-        if "snapshot" in entry:
-            self._restore(entry["snapshot"], ordered)
+    def apply(self, entry: Mapping[str, Any], sequence: int) -> None:
+        """Take over the changes of a log entry."""
         if "source" in entry:
-            self.source_sequence, self.source_id = entry["source"]
+            self.source_sequence, self.source_id, self.source_created = entry["source"]
         if "inbox" in entry:
             self.inbox = entry["inbox"]
         for ordinal, raw in entry.get("calls", {}).items():
-            row = Row(*raw)
-            if row.work < 0:
-                row = row._replace(work=sequence + row.work)
-            self.put(ordinal, row, ordered=row.node in ordered)
+            row = self._row(raw)
+            self.put(ordinal, row._replace(work=sequence + row.work) if row.work < 0 else row)
         for ordinal in entry.get("closed", ()):
             self.close(ordinal)
         self.delayed.update(entry.get("delayed", {}))
         for message in entry.get("done", ()):
             self.delayed.pop(message, None)
-        if entry.get("unparted"):
-            self.part = None
-        if "part" in entry:
-            self.part = tuple(entry["part"])
+        for which, number, done, clock in entry.get("parts", ()):
+            self.parts[which, number] = (done, clock)
+        for which, number in entry.get("unparted", ()):
+            self.parts.pop((which, number), None)
+
+    def _row(self, raw: Sequence[Any]) -> Row:
+        row = Row(*raw)
+        return row._replace(node=self.names.get(row.node, row.node))
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as plain data. Rows whose work is not settled yet must not be in it: take it before walking on."""
+        """All of it as plain data. What was walked and is not in a commit yet must not be in it: take it before walking on."""
         return {
-            "source": (self.source_sequence, self.source_id),
+            "source": (self.source_sequence, self.source_id, self.source_created),
             "inbox": self.inbox,
             "next": self.next_ordinal,
             "calls": {o: tuple(r) for o, r in self.calls.items()},
             "delayed": self.delayed,
-            "part": self.part,
+            "parts": [(*event, *part) for event, part in self.parts.items()],
         }
 
-    def _restore(self, raw: Mapping[str, Any], ordered: frozenset[str]) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.source_sequence, self.source_id = raw["source"]
+    def restore(self, raw: Mapping[str, Any]) -> None:
+        """Take over what `snapshot` gave. The state must be new."""
+        self.source_sequence, self.source_id, self.source_created = raw["source"]
         self.inbox = raw["inbox"]
-        self.next_ordinal = raw["next"]
         for ordinal, row in raw["calls"].items():
-            self.put(ordinal, Row(*row), ordered=Row(*row).node in ordered)
+            self.put(ordinal, self._row(row))
+        self.next_ordinal = raw["next"]
         self.delayed = dict(raw["delayed"])
-        self.part = tuple(raw["part"]) if raw["part"] else None
+        self.parts = {(which, number): (done, clock) for which, number, done, clock in raw["parts"]}
+
+    def needed(self) -> Needed:
+        """What a recovery from here may still read. `work` is 0 while a row's work has no known sequence."""
+        held = [row.held for row in self.calls.values() if row.held]
+        work = min((row.work for row in self.calls.values()), default=NONE)
+        return Needed(self.source_sequence + 1, min([self.inbox + 1, *self.delayed, *held]), work)

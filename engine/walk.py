@@ -25,6 +25,7 @@ from dspex.bus.wire import Origin, Work
 from dspex.engine.graph import Call, Node, Sink, Step
 
 _log = structlog.get_logger("dspex.engine")
+MOST_SUBJECT = 512  # characters of a subject; a server takes 4096 bytes with all that stands beside it
 
 
 class Opened(NamedTuple):
@@ -58,11 +59,12 @@ class Walk:
     One object serves one event after another (`begin`), because making one for each would cost as much as a short walk.
     """
 
-    __slots__ = ("__dict__", "_counts", "_ids", "_most", "clock", "node", "origin", "outputs", "topology")
+    __slots__ = ("__dict__", "_counts", "_ids", "_most", "_most_asked", "clock", "node", "origin", "outputs", "topology")
 
     def __init__(self, topology: str, limit: int) -> None:
         self.topology = topology
         self._most = limit - 1024  # bytes of data that one message may have, with room for headers
+        self._most_asked = limit - limit // 8  # bytes of data and inputs of a call, with room for the answer beside them
         self.origin: Origin = _NOWHERE
         self.node = ""  # the operator that runs now: whom an exception is blamed on
         self.clock = 0.0
@@ -86,7 +88,7 @@ class Walk:
     def event(self) -> Event[Any]:
         o = self.origin
         at = datetime.fromtimestamp(o.time, tz=UTC)
-        return Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, sequence=o.sequence or None)
+        return Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, o.headers or {}, o.sequence or None)
 
     @property
     def now(self) -> datetime:
@@ -122,7 +124,7 @@ class Walk:
         """Send `data` to a sink."""
         body, content_type = encode(data, codec)
         if len(body) > self._most:
-            self._too_large(len(body))
+            self._too_large(len(body), self._most)
         o = self.origin
         headers = {EVENT_ID: derived_id(o.id, node, self._ordinal(node)), RUN: o.run, CAUSE: o.id}
         if o.key is not None:
@@ -139,14 +141,14 @@ class Walk:
         """Open a call with `data`."""
         inputs = call.inputs(data)
         body, content_type = encode(data, codec)
-        if 2 * len(body) > self._most:  # the inputs travel beside the data
-            self._too_large(2 * len(body))
+        if 2 * len(body) > self._most_asked:  # the inputs travel beside the data
+            self._too_large(2 * len(body), self._most_asked)
         o = self.origin
         id = derived_id(o.id, node, self._ordinal(node))
         self.outputs.append(Opened(node, call, id, o, inputs, body, content_type, self.clock))
 
-    def _too_large(self, size: int) -> None:
-        raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {self._most:,}", node=self.node)
+    def _too_large(self, size: int, most: int) -> None:
+        raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {most:,}", node=self.node)
 
 
 _NOWHERE = Origin(id="", subject="", run="")
@@ -155,11 +157,12 @@ _NOWHERE = Origin(id="", subject="", run="")
 def _addressed(sink: Sink, data: Any) -> str:
     assert sink.address is not None
     subject = sink.address(data)
-    if not subjects.is_subject(subject) or not subjects.matches(sink.pattern, subject):
+    # The server closes the connection over a longer one: the commit would never get an answer, for ever.
+    if not subjects.is_subject(subject) or len(subject) > MOST_SUBJECT or not subjects.matches(sink.pattern, subject):
         raise InvalidInput(
-            f"{sink.subject} gives {subject!r}, which is no subject of {sink.pattern}",
+            f"{sink.subject} gives {subject[:200]!r}, which is no subject of {sink.pattern}",
             node=sink.subject,
-            fix="fields in a sink's subject must be single words without '.', '*', '>' or spaces",
+            fix="fields in a sink's subject must be single short words without '.', '*', '>' or spaces",
         )
     return subject
 

@@ -94,6 +94,9 @@ class NatsBus:
     async def last(self, stream: str, subject: str) -> Message | None:
         return await stored.message(self._link, stream, {"last_by_subj": subject})
 
+    async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
+        return await stored.message(self._link, stream, {"seq": max(sequence, 1), "next_by_subj": subject})
+
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         return await stored.scan(self._link, stream, filters, start, stop)
 
