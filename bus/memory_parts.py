@@ -111,6 +111,9 @@ class MemoryWorkQueue:
                 self._consumer.pulls.remove(pull)
 
 
+_running: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly: one that nobody else holds may vanish
+
+
 class MemorySubscription:
     """Hands messages to a handler, one after the other."""
 
@@ -124,6 +127,7 @@ class MemorySubscription:
     def _start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"subscription {self.pattern}")
         self._task.add_done_callback(self._ended)
+        _running.add(self._task)
 
     async def _run(self) -> None:
         while not self._closed:
@@ -131,6 +135,7 @@ class MemorySubscription:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A handler that fails is reported, and the next message is handled all the same."""
+        _running.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
         self.bus.events.error(f"handler of {self.pattern}: {type(error).__name__}: {error}")
