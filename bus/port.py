@@ -1,7 +1,8 @@
 """The port: what dspex asks of a bus, and the one place where that is written down.
 
 Two buses keep it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory` (same promises, in process). Both pass
-`tests/bus/test_contract.py`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be kept by two.
+`tests/bus/test_contract.py`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be
+kept by two.
 
 A write has three outcomes, never two: it landed (you get a sequence), it did not (you get the reason), or nobody knows
 (`Unsettled`). Pretending that the third is the second is how duplicates are made.
@@ -180,7 +181,8 @@ class Bus(Protocol):
     async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
         """Store all messages or none, in order, with consecutive sequences; the sequence of the last.
 
-        At most COMMIT_LIMIT, all in one stream; one alone is a plain publish. Only one draft a subject may have `expect`.
+        At most COMMIT_LIMIT, all in one stream; one alone is a plain publish. Only one draft a subject may have `expect`,
+        and it must be the first of its subject: behind another one of the same batch the server refuses any number.
         Raises: `Fenced`, `StreamFull`, `Unsettled`, `BusError` (refused for another reason: nothing was stored).
         """
         ...
