@@ -48,6 +48,7 @@ class Supervisor:
         self.failed = False
         self.hello: Frame = {}
         self.freed: Callable[[], None] = lambda: None  # called when there may be a free slot again
+        self.failed_with: Callable[[BaseException], None] = lambda error: None  # called when a task of ours dies
         self._deaths: deque[float] = deque()
         self._waiting: deque[asyncio.Future[Child]] = deque()
         self._keepers: list[asyncio.Task[None]] = []
@@ -60,12 +61,18 @@ class Supervisor:
     async def start(self) -> None:
         """Start the children and wait until each is ready. Raises ConfigError if they cannot run at all."""
         self._keepers = [asyncio.create_task(self._keep(i)) for i in range(self.config.size)]
+        for keeper in self._keepers:
+            keeper.add_done_callback(self._ended)
         while len(self._ready()) < self.config.size and not self.failed:
             if self._fatal:
                 await self.stop()
                 raise self._fatal
             self._settled.clear()
             await self._settled.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed_with(error)
 
     async def stop(self) -> None:
         """End every child: asked first, then killed."""
@@ -162,6 +169,7 @@ class Supervisor:
         task = asyncio.create_task(self._finish(child))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(self._ended)
 
     async def _finish(self, child: Child) -> None:
         try:

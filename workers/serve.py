@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 
@@ -40,7 +41,7 @@ async def serve(
         ready: called for each pool that takes work.
 
     Raises:
-        ConfigError, BusError.
+        ConfigError, BusError; WorkerLost where a part of a pool failed, so that the process ends and is started anew.
     """
     configs = [resolve(settings, name, size=size, slots=slots) for name in names]
     stopped = _on_signals()
@@ -53,19 +54,26 @@ async def serve(
         pools = [Pool(bus, config) for config in configs]
         try:
             for pool in pools:
-                start = asyncio.ensure_future(pool.start())
-                stop = asyncio.ensure_future(stopped.wait())
-                await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
-                stop.cancel()
-                if not start.done():
-                    start.cancel()
-                    await asyncio.gather(start, return_exceptions=True)
+                if not await _first(pool.start(), pool.failed(), stopped.wait()):
                     return
-                start.result()
                 ready(pool)
-            await stopped.wait()
+            await _first(stopped.wait(), *(pool.failed() for pool in pools))
         finally:
             await asyncio.gather(*(pool.drain(grace) for pool in pools))
+
+
+async def _first(wanted: Coroutine[Any, Any, Any], *others: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for the first of all to end, and cancel the rest. Raises what it raised. Whether it was the wanted one."""
+    tasks = [asyncio.ensure_future(c) for c in (wanted, *others)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks[0] in done
 
 
 def _on_signals() -> asyncio.Event:

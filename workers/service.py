@@ -66,6 +66,8 @@ class Pool:
         self._subscriptions: list[Subscription] = []
         self._queue: WorkQueue | None = None
         self._started = time.time()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.children.failed_with = self._fail
 
     # -- life ------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -87,7 +89,26 @@ class Pool:
             asyncio.create_task(self._signs_of_life()),
             asyncio.create_task(self.interactive.run()),
         ]
+        for task in self._background:
+            task.add_done_callback(self._ended)
         log.info("pool ready", **self.summary())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A task that the pool cannot do without has died: a process that only looks healthy must not go on."""
+        log.error("a part of the pool failed", pool=self.config.name, exc_info=error)
+        if not self._failed.done():
+            failure = WorkerLost(f"pool {self.config.name}: a part of it failed: {error!r}", node=self.config.name)
+            failure.__cause__ = error
+            self._failed.set_exception(failure)
+            self._failed.exception()  # seen: asyncio need not warn where nobody waits
+
+    async def failed(self) -> None:
+        """Until a part of the pool fails, which is a bug of dspex. Raises WorkerLost: whoever runs the pool starts it anew."""
+        await asyncio.shield(self._failed)
 
     def summary(self) -> dict[str, Any]:
         """What a log line and the CLI say about a ready pool."""
