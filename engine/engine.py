@@ -85,24 +85,26 @@ class Engine:
                 told = s.model_copy(update={"server": here}).placed(s.root, s.origins())
                 self.pools = Pools(needed, told, self._told)
         except BaseException:
+            if self.host is not None:
+                await self.host.kill()
             await self._stack.aclose()
             raise
         return self
 
     def _pool_names(self) -> list[str]:
         used = sorted({n.call.pool for g in self.graphs for n in g.of_role("call") if n.call})
-        unknown = [p for p in used if p not in self.settings.pools]
+        wanted = [] if isinstance(self._wanted, str) else list(self._wanted)
+        unknown = [p for p in (*used, *wanted) if p not in self.settings.pools]
         if unknown:
             known = ", ".join(self.settings.pools)
+            who = "a topology uses" if unknown[0] in used else "asked for"
             raise ConfigError(
-                f"a topology uses pool {unknown[0]!r}; the settings have: {known}",
-                code="DX114",
+                f"{who} pool {unknown[0]!r}; the settings have: {known}",
+                code="DX133",
                 node=unknown[0],
                 fix=f"add it to dspex.toml: pools.{unknown[0]} = {{}}",
             )
-        if self._wanted == "all":
-            return used
-        return [] if self._wanted == "none" else list(self._wanted)
+        return used if self._wanted == "all" else wanted
 
     async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         await self.drain()
@@ -110,7 +112,16 @@ class Engine:
     async def wait(self) -> None:
         """Until the engine fails; raises what it failed with."""
         assert self.host is not None
-        await self.host.wait()
+        keepers = self.pools.processes if self.pools else ()
+        watches = [asyncio.ensure_future(watch) for watch in (self.host.wait(), *(k.failed() for k in keepers))]
+        try:
+            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+            for watch in done:
+                watch.result()
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
 
     async def drain(self, timeout: Duration = "30s") -> None:
         """Sources first, then what was walked is committed, then the pools finish what they run, then all is closed."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +16,7 @@ from dspex.engine import manifest
 from dspex.engine.commit import Committer
 from dspex.engine.compile import compile_stage
 from dspex.engine.graph import Graph
-from dspex.engine.leases import Leases, Slot
+from dspex.engine.leases import Leases, Slot, process
 from dspex.engine.manifest import Manifest
 from dspex.engine.position import first_position
 from dspex.engine.services import Services
@@ -202,7 +200,7 @@ class Host:
             "commits": self.committer.commits,
             "full": self.committer.full,
             "stages": [self._describe(r) for r in self.runners],
-            **_process(),
+            **process(),
         }
 
     @staticmethod
@@ -228,10 +226,6 @@ class Host:
 
 def _change(before: Any, after: Any) -> str:
     return "created" if before is None else "unchanged" if before == after else "changed"
-
-
-def _process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _without_overlap(patterns: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,8 @@ class Leases:
         leases = await self.bucket.items("lease")
         members = await self.bucket.items("engine")
         alive = [orjson.loads(v) for k, (v, r) in members.items() if self._lives(k, v, r)]
+        for key in [k for k, (v, _) in members.items() if is_dead(orjson.loads(v))]:
+            await self.bucket.delete(key)
         for topology in {s.topology for s in self.slots}:
             slots = [s for s in self.slots if s.topology == topology]
             engines = sum(topology in member.get("topologies", ()) for member in alive)
@@ -99,7 +101,7 @@ class Leases:
 
     def _abandoned(self, key: str, value: bytes, revision: int) -> bool:
         holder = orjson.loads(value)
-        if holder["engine"] == self.engine or _is_dead(holder):
+        if holder["engine"] == self.engine or is_dead(holder):
             return True
         seen = self._seen.get(key)
         if seen is None or seen.revision != revision:
@@ -134,12 +136,22 @@ class Leases:
         await self.bucket.delete(subjects.member_key("engine", self.engine))
 
     def _value(self) -> bytes:
-        return orjson.dumps({"engine": self.engine, "host": socket.gethostname(), "pid": os.getpid()})
+        return orjson.dumps({"engine": self.engine, **process()})
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is gone: then there is nothing to wait for."""
-    if holder.get("host") != socket.gethostname():
+def process() -> dict[str, Any]:
+    """This process as leases and members name it. `pids`: who gives the numbers; containers may share a host's name."""
+    try:
+        pids = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        pids = ""
+    return {"host": socket.gethostname(), "pids": pids, "pid": os.getpid()}
+
+
+def is_dead(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder (of a lease, or a member) was a process of this machine that is gone: nothing to wait for."""
+    here = process()
+    if (holder.get("host"), holder.get("pids")) != (here["host"], here["pids"]):
         return False
     try:
         os.kill(int(holder.get("pid", 0)) or os.getpid(), 0)

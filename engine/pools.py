@@ -56,7 +56,11 @@ class PoolProcess:
         )
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            said = orjson.loads(line)
+            try:
+                said = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                _log.warning("a pool printed what is no JSON", pool=self.name, line=line[:200].decode(errors="replace"))
+                continue
             if said.get("event") == "pool failed":
                 self.failure = from_dict(said["error"])
             elif said.get("event") == "pool ready":
@@ -64,6 +68,13 @@ class PoolProcess:
                 self.told(said)
                 self.ready.set()
         return await self.process.wait()
+
+    async def failed(self) -> None:
+        """Until it is not kept running any more because of a bug of ours, which this raises."""
+        await asyncio.wait([self._task])
+        if self._task.cancelled() or self._task.exception() is None:  # stopped, or told that it cannot start
+            await asyncio.Event().wait()
+        self._task.result()
 
     async def stop(self, grace: float) -> None:
         """End its stdin, which drains it; kill it when `grace` seconds were not enough."""
@@ -87,17 +98,17 @@ class Pools:
 
     def __init__(self, names: Sequence[str], settings: Settings, told: Callable[[dict[str, Any]], None]) -> None:
         self.names = tuple(names)
-        self._all = [PoolProcess(name, settings, told) for name in names]
+        self.processes = [PoolProcess(name, settings, told) for name in names]
 
     async def ready(self) -> None:
         """Until every pool is ready, or has said that it never will be."""
-        await asyncio.gather(*(p.ready.wait() for p in self._all))
+        await asyncio.gather(*(p.ready.wait() for p in self.processes))
 
     @property
     def failures(self) -> list[DspexError]:
         """Why pools do not run; empty where all do."""
-        return [p.failure for p in self._all if p.failure]
+        return [p.failure for p in self.processes if p.failure]
 
     async def stop(self, grace: float = 30.0) -> None:
         """Drain all of them."""
-        await asyncio.gather(*(p.stop(grace) for p in self._all))
+        await asyncio.gather(*(p.stop(grace) for p in self.processes))
