@@ -148,6 +148,11 @@ def work_pattern(app: str, resource_class: str) -> str:
     return f"{prefix(app)}.work.{token(resource_class, 'pool')}.>"
 
 
+def work_of(app: str, topology: str) -> str:
+    """All work of a topology, of every resource class."""
+    return f"{prefix(app)}.work.*.{topology}.*"
+
+
 def result(app: str, topology: str, stage: str, partition: int | str) -> str:
     """The inbox of a stage partition: results of its calls, events to run again."""
     return f"{prefix(app)}.result.{topology}.{stage}.{partition}"
@@ -156,6 +161,11 @@ def result(app: str, topology: str, stage: str, partition: int | str) -> str:
 def record(app: str, resource_class: str) -> str:
     """Records of interactive calls, which no stage asked for."""
     return f"{prefix(app)}.record.{token(resource_class, 'pool')}"
+
+
+def records(app: str) -> str:
+    """All records of interactive calls."""
+    return f"{prefix(app)}.record.*"
 
 
 def dead(app: str, topology: str, operator: str) -> str:

@@ -76,6 +76,7 @@ class Engine:
                 engine=self.id,
                 replicas=s.server.replicas,
                 lease=s.engine.lease,
+                records=s.engine.records,
                 most_inputs=s.engine.commit.max_events,
                 most_open_calls=s.engine.max_open_calls,
             )

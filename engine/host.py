@@ -12,7 +12,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.port import Bucket, Bus, StreamConfig
-from dspex.engine import manifest
+from dspex.engine import housekeeping, manifest
 from dspex.engine.commit import Committer
 from dspex.engine.compile import compile_stage
 from dspex.engine.graph import Graph
@@ -35,6 +35,7 @@ class Host:
         engine: id of this engine, unique among those that live.
         replicas: of the application stream and its buckets.
         lease: seconds after which another engine takes over.
+        records: seconds that records of calls are kept.
         most_inputs, most_open_calls: see Services.
         clock: seconds since the epoch.
     """
@@ -48,6 +49,7 @@ class Host:
         engine: str,
         replicas: int = 1,
         lease: float = 5.0,
+        records: float = 30 * 86400.0,
         most_inputs: int = 500,
         most_open_calls: int = 10_000,
         clock: Callable[[], float] = time.time,
@@ -58,6 +60,7 @@ class Host:
         self.engine = engine
         self.replicas = replicas
         self.lease = lease
+        self.records = records
         self.clock = clock
         self.committer = Committer(bus, clock)
         self.runners: list[StageRunner] = []
@@ -136,6 +139,8 @@ class Host:
         await self.leases.once()
         self._spawn("committer", self.committer.run())
         self._spawn("leases", self.leases.run())
+        house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
+        self._spawn("housekeeping", house)
         for runner in self.runners:
             self._spawn(f"{runner.topology}.{runner.stage.id}", runner.run())
 
@@ -148,6 +153,11 @@ class Host:
             runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
             self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+
+    def _first_of(self) -> list[str]:
+        """The topologies whose first partition runs here: one engine keeps house for all."""
+        firsts = {(graph.name, graph.of_role("source")[0].name) for graph in self.graphs}
+        return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
 
     def _spawn(self, name: str, coroutine: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"dspex.{name}")

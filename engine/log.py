@@ -194,6 +194,18 @@ async def _restore(bus: Bus, place: Place, sequence: int, state: State) -> bool:
     return True
 
 
+async def restored(bus: Bus, place: Place, sequence: int) -> State | None:
+    """The state right after the entry at `sequence`, which holds a snapshot; None where that is damaged or gone."""
+    state = State()
+    if not await _restore(bus, place, sequence, state):
+        return None
+    message = await bus.get(place.stream, sequence)
+    if message is None:
+        return None
+    state.apply(unpack(message.data), sequence)
+    return state
+
+
 async def look(bus: Bus, app: str, topology: str, stage: str, partition: int) -> State:
     """The state of a partition as far as its log says now, for those who only want to know. A claim may move it at once."""
     place, state = Place.of(app, topology, stage, partition), State()

@@ -79,6 +79,7 @@ class _Scan:
         self._link, self._stream, self._name = link, stream, name
         self._found: list[Message] = []
         self._page = 0  # messages that came for this pull
+        self._round = 0  # number of this pull
         self._pending = 0  # messages behind the last one
         self._gap = False
         self._over = asyncio.Event()  # the pull has ended
@@ -87,7 +88,7 @@ class _Scan:
         """The messages with start <= sequence <= stop. Raises BusError."""
         link, inbox = self._link, f"_INBOX.{self._link.id}.{self._link.fresh()}"
         config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
-        interest = link.listen(inbox, self._take)
+        interest = link.listen(f"{inbox}.*", self._take)
         link.lost.add(self._over.set)
         try:
             self._pending = await create(link, self._stream, config)
@@ -102,10 +103,11 @@ class _Scan:
 
     async def _pull(self, inbox: str) -> None:
         self._page = 0
+        self._round += 1
         self._over.clear()
         size = max(_PAGE_BYTES, 2 * self._link.max_payload)
         subject = pulls(self._stream, self._name)
-        self._link.put(pull(subject, inbox, batch=_PAGE, max_bytes=size, no_wait=True))
+        self._link.put(pull(subject, f"{inbox}.{self._round}", batch=_PAGE, max_bytes=size, no_wait=True))
         try:
             async with asyncio.timeout(_PAGE_TIMEOUT):
                 await self._over.wait()
@@ -119,9 +121,12 @@ class _Scan:
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         headers = protocol.headers(head)
-        if not reply:  # 404 or 408: nothing more now; 409: the bytes are used up, or the consumer is gone
-            self._gap |= "Consumer Deleted" in headers.get("Description", "") or headers.get("Status") == "503"
-            self._over.set()
+        if not reply:
+            # The end of a pull that was filled comes behind its last message, and must not end the next pull.
+            if int(subject.rpartition(b".")[2]) == self._round:
+                # 404 or 408: nothing more now; 409: the bytes are used up, or the consumer is gone
+                self._gap |= "Consumer Deleted" in headers.get("Description", "") or headers.get("Status") == "503"
+                self._over.set()
             return
         _, sequence, number, time, self._pending = place(reply)
         self._found.append(Message(subject.decode(), data, headers, sequence, time))
@@ -133,6 +138,8 @@ class _Scan:
 
 async def purge(link: Link, stream: str, subject: str, below: int) -> None:
     """`Bus.purge`."""
+    if below < 1:  # to the server, 0 is no sequence at all: it would remove every message of the subject
+        return
     await link.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": below})
 
 
