@@ -12,6 +12,7 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dspex.bus.nats.protocol import Parser, Route
 
 OLDEST = (2, 12)  # the first with atomic batches
 _CHUNK = 1 << 18
+_CLOSING = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ class Connection(Client):
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        await super()._close(status, do_cbs)
+        with suppress(TimeoutError):  # after a TLS handshake that failed, asyncio never says that it is closed
+            async with asyncio.timeout(_CLOSING):
+                await super()._close(status, do_cbs)
         self._tell("closed")
 
 

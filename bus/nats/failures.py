@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -81,6 +82,8 @@ _REFUSALS: Final = ("authorization violation", "authentication", "permissions vi
 def translated(error: Exception, what: str) -> DspexError:
     """`error` of nats-py, or of the socket below it, as one of ours; `what` was being tried."""
     text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        return NotAllowed(f"{what}: {text}", fix="give the certificate authority of the server (tls)")
     if isinstance(error, (OSError, TimeoutError, EOFError)) and not isinstance(error, nats.Error):
         return Unreachable(f"{what}: {text}")
     if type(error) is nats.Error:  # what the server said, as text

@@ -57,6 +57,8 @@ class Server:
 
     def freeze(self) -> None:
         self.signal(signal.SIGSTOP)
+        assert self.process is not None
+        os.waitpid(self.process.pid, os.WUNTRACED)  # until it has really stopped
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)

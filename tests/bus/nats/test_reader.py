@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
+from dspex.bus.event import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import BusEvents, Draft, Reader, StreamConfig
 
@@ -67,6 +68,9 @@ async def test_a_reader_goes_on_when_its_consumer_is_deleted(server: Any, opened
     await bus._link.api("CONSUMER.DELETE.S.r", None)
     got += await take(reader, 210)
     waiting = asyncio.create_task(reader.read(1))
+    async with asyncio.timeout(5):  # a pull that meets the deletion on its way gets no answer at all
+        while (await bus._link.api("CONSUMER.INFO.S.r", None))["num_waiting"] == 0:
+            await asyncio.sleep(0)
     await bus._link.api("CONSUMER.DELETE.S.r", None)  # while it waits for something new
     await fill(bus, "s.a", 1)
     got += [m.sequence for m in await asyncio.wait_for(waiting, 9)]
@@ -84,6 +88,40 @@ async def test_a_reader_goes_on_when_another_takes_its_name(server: Any, opened:
     assert await take(two, 200) == list(range(1, 201))
     await two.close()
     assert got + await take(one, 150) == list(range(1, 201))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_misses_nothing_when_a_delivery_is_lost(server: Any, opened: Open) -> None:
+    bus, thief = await opened(server.start().url), await opened(server.url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    reader = await bus.reader("S", ["s.a"], after=0, name="r")
+    stolen: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        stolen.append(message)
+
+    inbox = thief.inbox()
+    await thief.subscribe(inbox, keep)
+    pull = b'{"batch": 30, "expires": 5000000000}'  # shares the consumer's messages with the reader
+    await thief.send("$JS.API.CONSUMER.MSG.NEXT.S.r", pull, reply=inbox)
+    await thief._link.flush()
+    for _ in range(100):
+        await bus.publish(Draft("s.a", b""))
+    assert await take(reader, 100) == list(range(1, 101))
+    assert stolen
+
+
+@pytest.mark.asyncio
+async def test_an_idle_reader_is_back_soon_after_the_server_was_killed(server: Any, opened: Open) -> None:
+    bus = await opened(server.start().url)
+    await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+    reader = await bus.reader("S", ["s.a"], after=0, name="r")
+    waiting = asyncio.create_task(reader.read(1))
+    await bus._link.flush()
+    server.kill()
+    server.start()
+    await landed(bus, "s.a")
+    assert len(await asyncio.wait_for(waiting, 3)) == 1  # two missed heartbeats would be over 4 s
 
 
 @pytest.mark.asyncio
