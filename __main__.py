@@ -165,7 +165,7 @@ def _load_topology(target: str) -> Any:
         return Topology.load(target)
     except DspexError:
         raise
-    except Exception as e:  # noqa: BLE001 - the user's module runs while it is imported, and may raise anything
+    except Exception as e:  # the user's module runs while it is imported, and may raise anything
         message = f"{target!r} cannot be imported: {type(e).__name__}: {e}{_where(e)}"
         raise TopologyError(message, code="DX221", fix="correct the module; -v shows where") from e
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
+_UNLIMITED = 10_000  # columns
 
 
 class Bar(Protocol):
@@ -52,6 +53,7 @@ class Terminal:
         config: the settings file; None: the nearest.
         flags: settings given as options, by key.
         load_topology: target → topology; the CLI's assembly knows how, the rooms below do not.
+        compile_test: expression → function of data and context; likewise.
         require_model: raises ConfigError where a local model cannot be used; likewise.
     """
 
@@ -63,16 +65,22 @@ class Terminal:
     config: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     load_topology: Callable[[str], Any] | None = None
+    compile_test: Callable[[str], Callable[[Any, Any], Any]] | None = None
     require_model: Callable[[str], object] | None = None
     _settings: Settings | None = None
 
     def settings(self) -> Settings:
-        """The settings, read once. Raises ConfigError."""
+        """The settings, read once; from then on logging is as they say. Raises ConfigError."""
         if self._settings is None:
+            from dspex.bus import log
             from dspex.bus.settings import Settings
 
             handed = os.environ.get("DSPEX_SETTINGS_JSON")  # from the engine that started this pool
-            self._settings = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
+            self._settings = found = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
+            asked_for = found.origins().get("telemetry.log") != "default"
+            # for people the verbs tell what happens; the lines for log collectors would say it twice
+            level = found.telemetry.log if asked_for or not sys.stderr.isatty() else "warning"
+            log.configure(level, verbosity=self.verbosity, quiet=self.quiet)
         return self._settings
 
     def run(self, verb: Coroutine[Any, Any, T]) -> T:
@@ -87,8 +95,20 @@ class Terminal:
         elif text is not None:
             _write(sys.stdout, text)
 
-    def table(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str = "") -> None:
-        """Rows as a table, or as one object each with --json. `columns`: key → heading, for people only."""
+    def line(self, text: str) -> None:
+        """One line of a result that only people get; with --json the result is another one."""
+        if not self.json:
+            _write(sys.stdout, text)
+
+    def table(
+        self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str = "", *, wrap: str | None = None
+    ) -> None:
+        """Rows as a table, or as one object each with --json.
+
+        Args:
+            columns: key → heading, for people only.
+            wrap: the column that goes over several lines where the terminal is narrow; None: any.
+        """
         if self.json:
             for row in rows:
                 self.emit(row)
@@ -97,10 +117,13 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns.values(), title=title or None, box=None, pad_edge=False, title_justify="left")
+        table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+        for key, heading in columns.items():
+            table.add_column(heading, no_wrap=wrap not in (None, key))
         for row in rows:
             table.add_row(*(Text(_cell(row.get(key))) for key in columns))
-        Console(file=sys.stdout, no_color=not self.colored(sys.stdout), soft_wrap=not sys.stdout.isatty()).print(table)
+        width = None if sys.stdout.isatty() else _UNLIMITED  # whoever reads a file or a pipe wants a row on a line
+        Console(file=sys.stdout, no_color=not self.colored(sys.stdout), width=width).print(table)
 
     # -- the rest
     def note(self, text: str) -> None:

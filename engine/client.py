@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
-import orjson
-
 from dspex.bus import codecs, subjects
 from dspex.bus.duration import Duration, human, seconds
-from dspex.bus.errors import CallTimeout, ConfigError, NotStored, RunFailed, RunNotFound, Saturated, TopologyError
+from dspex.bus.errors import CallTimeout, ConfigError, NotStored, RunFailed, RunNotFound, TopologyError
 from dspex.bus.event import Event, Message, new_id, to_event
 from dspex.bus.port import Bus, Draft
 from dspex.bus.wire import CallSpec, Usage
-from dspex.engine import interactive, letters, manifest, runs, watch
+from dspex.engine import interactive, letters, manifest, runs, status, watch
 from dspex.engine.graph import Call
 from dspex.engine.interactive import Result
 from dspex.engine.letters import DeadLetter
@@ -151,7 +149,7 @@ class Client:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
         """
         limit = seconds(timeout)
-        spec, pool, call = await self._resolve(what)
+        spec, pool, call = await self.resolve(what)
         inputs = dict(call.inputs(data)) if call else dict(data)
         outcome, elapsed = await interactive.ask(self.bus, self.app, pool, spec, inputs, timeout=limit, session=session)
         outputs = outcome.outputs or {}
@@ -168,8 +166,8 @@ class Client:
             dspy_version=outcome.dspy_version,
         )
 
-    async def _resolve(self, what: HasCall[Any] | str) -> tuple[CallSpec, str, Call | None]:
-        """What a worker needs, the pool, and the call where its code is here."""
+    async def resolve(self, what: HasCall[Any] | str) -> tuple[CallSpec, str, Call | None]:
+        """What `call` asks: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
         if not isinstance(what, str):
             call = what.to_call()
             return call.spec, call.pool, call
@@ -215,6 +213,11 @@ class Client:
                 fix="wait longer, or see what they wait for: dspex status",
             ) from None
 
+    async def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
+        """What each of these runs sent to sinks so far, in order."""
+        stored = await runs.outputs(self.bus, self.app, await self.manifests(), ids)
+        return {id: [read_event(m) for m in messages] for id, messages in stored.items()}
+
     # -- dead letters ---------------------------------------------------------------------------------------------
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:
         """The dead letters stored now, oldest first; `"*"` for all topologies. `reason`: an error class or code."""
@@ -225,36 +228,9 @@ class Client:
         return await letters.redrive(self.bus, self.app, letters_)
 
     # -- looking --------------------------------------------------------------------------------------------------
-    async def status(self) -> dict[str, Any]:
-        """Server, engines with their stages, and pools, as plain data."""
-        bucket = await self.bus.bucket(subjects.bucket(self.app))
-        engines = [orjson.loads(v) for v, _ in (await bucket.items("engine")).values()]
-        info = await self.bus.stream(subjects.stream(self.app))
-        applied = await self.manifests()
-        classes = sorted({str(c["pool"]) for m in applied.values() for c in m.calls.values()})
-        return {
-            "server": {
-                "url": self.bus.url,
-                "stream": info.name if info else None,
-                "messages": info.messages if info else 0,
-                "bytes": info.bytes if info else 0,
-            },
-            "engines": engines,
-            "stages": [s | {"engine": e["engine"]} for e in engines for s in e.get("stages", [])],
-            "pools": [await self._pool(c) for c in classes],
-            "lms": [],
-            "routes": [],
-        }
-
-    async def _pool(self, resource_class: str) -> dict[str, Any]:
-        try:
-            answer = await self.bus.request(
-                subjects.control(self.app, resource_class), orjson.dumps({"kind": "status"}), timeout=2.0
-            )
-        except Saturated:
-            return {"class": resource_class, "workers": 0}
-        found: dict[str, Any] = orjson.loads(answer.data)
-        return found
+    async def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+        """Server, engines, stages, and pools, as plain data. `pools`: more of them to ask than the topologies use."""
+        return await status.status(self.bus, self.app, await self.manifests(), pools)
 
 
 class Run:
@@ -303,8 +279,7 @@ class Run:
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
         id = await self._full()
-        stored = await runs.outputs(self._client.bus, self._client.app, await self._client.manifests(), id)
-        return [read_event(m) for m in stored]
+        return (await self._client.outputs([id]))[id]
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"

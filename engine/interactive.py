@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallTimeout, Saturated, from_dict
+from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.event import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.wire import ACCEPTED, BUSY, KIND_HEADER, CallSpec, Outcome, Usage, Work
@@ -81,14 +81,13 @@ async def ask(
         timeout=timeout,
         deadline=time.time() + timeout,
     )
-    frames: asyncio.Queue[Message] = asyncio.Queue()
-    inbox = bus.inbox()
-    subscription = await bus.subscribe(inbox, frames.put)
+    asking = _Asking(bus, app, pool, work)
+    subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):
-            outcome = await _until_answered(bus, app, pool, work, inbox, frames)
+            outcome = await asking.outcome()
     except TimeoutError:
-        raise CallTimeout(f"no answer from pool {pool} within {timeout:g} s", node=pool, run=id) from None
+        raise asking.gave_up(timeout) from None
     finally:
         await subscription.close()
     if outcome.error is not None:
@@ -96,16 +95,40 @@ async def ask(
     return outcome, time.monotonic() - began
 
 
-async def _until_answered(bus: Bus, app: str, pool: str, work: Work, inbox: str, frames: asyncio.Queue[Message]) -> Outcome:
-    pause = 0.05
-    while True:
-        await bus.send(subjects.call(app, pool), work.pack(), reply=inbox)
-        first = await _accepted(frames)
-        if first is not None:
-            return await _result(frames)
-        await _someone_there(bus, app, pool)
-        await asyncio.sleep(pause)
-        pause = min(1.0, pause * 2)
+class _Asking:
+    """One call on its way to a worker."""
+
+    def __init__(self, bus: Bus, app: str, pool: str, work: Work) -> None:
+        self.bus, self.app, self.pool, self.work = bus, app, pool, work
+        self.inbox = bus.inbox()
+        self.frames: asyncio.Queue[Message] = asyncio.Queue()
+        self.taken = False  # a worker has accepted it
+        self.seen: dict[str, Any] = {}  # what a pool said of itself when nobody took it
+
+    async def outcome(self) -> Outcome:
+        """Ask until a worker takes it, then wait for the result."""
+        pause = 0.05
+        while True:
+            await self.bus.send(subjects.call(self.app, self.pool), self.work.pack(), reply=self.inbox)
+            if await _accepted(self.frames) is not None:
+                self.taken = True
+                return await _result(self.frames)
+            self.seen = await _someone_there(self.bus, self.app, self.pool)
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    def gave_up(self, timeout: float) -> CallError:
+        """The error for a call that got no result in time."""
+        run = self.work.call
+        if self.taken or not self.seen:
+            return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
+        slots = self.seen.get("slots", 0) * self.seen.get("ready", 0)
+        return Saturated(
+            f"pool {self.pool} is saturated ({self.seen.get('busy', 0)} of {slots} slots busy); gave up after {timeout:g} s",
+            node=self.pool,
+            run=run,
+            fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
+        )
 
 
 async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
@@ -123,10 +146,12 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         return None
 
 
-async def _someone_there(bus: Bus, app: str, pool: str) -> None:
-    """Raises Saturated where the pool has no worker at all: waiting would not help."""
+async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
+    """What a pool says of itself. Raises Saturated where there is no worker at all: waiting would not help."""
     try:
-        await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
+        answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
+        found: dict[str, Any] = orjson.loads(answer.data)
+        return found
     except Saturated:
         raise Saturated(
             f"pool {pool} has no worker",

@@ -91,11 +91,15 @@ class Follower:
 
     async def begin(self) -> int:
         """The sequence of the application stream behind which all of these runs began."""
-        times = [at for at in map(id_time, self.runs) if at is not None]
         info = await self.bus.stream(self.stream)
-        if info is None or not times:
-            return 0
-        return await sequence_before(self.bus, info, (min(times) - timedelta(seconds=2)).timestamp())
+        since = self._since()
+        return 0 if info is None or since is None else await sequence_before(self.bus, info, since)
+
+    def _since(self) -> float | None:
+        """Before all of these runs; None where an id does not say when it was made."""
+        times = [id_time(id) for id in self.runs]
+        known = [at for at in times if at is not None]
+        return (min(known) - timedelta(seconds=2)).timestamp() if known and len(known) == len(times) else None
 
     async def sources(self) -> None:
         """Find the source events in streams that are not the application's own."""
@@ -103,8 +107,8 @@ class Follower:
             info = await self.bus.stream(stream) if stream != self.stream else None
             if info is None:
                 continue
-            times = [at for at in map(id_time, self.runs) if at is not None]
-            after = await sequence_before(self.bus, info, (min(times) - timedelta(seconds=2)).timestamp()) if times else 0
+            since = self._since()
+            after = 0 if since is None else await sequence_before(self.bus, info, since)
             for message in await self.bus.scan(stream, [source], start=after + 1, stop=info.last):
                 self._arrived(message, readers, info.created)
 
@@ -286,14 +290,17 @@ async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: st
     return found.pop()
 
 
-async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: str) -> list[Message]:
-    """What a run sent to sinks, in order."""
-    follower = Follower(bus, app, manifests, [run])
+async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str]) -> dict[str, list[Message]]:
+    """What each run sent to sinks, in order."""
+    follower = Follower(bus, app, manifests, ids)
+    found: dict[str, list[Message]] = {id: [] for id in follower.runs}
     sinks = sorted({s for m in manifests.values() for s in m.sinks})
     info = await bus.stream(subjects.stream(app))
     if info is None or not sinks:
-        return []
+        return found
     after = await follower.begin()
     stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
-    mine = {m.sequence: m for some in stored for m in some if m.headers.get(subjects.RUN) == run}
-    return [mine[s] for s in sorted(mine)]
+    for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
+        if (run := m.headers.get(subjects.RUN, "")) in found:
+            found[run].append(m)
+    return found
