@@ -18,7 +18,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
+from dspex.bus import codecs
 
 Frame = dict[str, Any]
 _HEAD = struct.Struct(">I")
@@ -26,18 +26,22 @@ _HEAD = struct.Struct(">I")
 
 def pack(frame: Mapping[str, Any]) -> bytes:
     """A frame as it goes over the socket."""
-    body: bytes = msgpack.packb(dict(frame), default=str)  # type: ignore[call-overload]
+    body = codecs.msgpack_bytes(dict(frame))
     return _HEAD.pack(len(body)) + body
+
+
+def _unpack(body: bytes) -> Frame:
+    frame: Frame = codecs.decode(body, codecs.MSGPACK)
+    return frame
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
     """The next frame; None when the other side is gone."""
     try:
         (size,) = _HEAD.unpack(await stream.readexactly(_HEAD.size))
-        frame: Frame = msgpack.unpackb(await stream.readexactly(size))
+        return _unpack(await stream.readexactly(size))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    return frame
 
 
 class Pipe:
@@ -59,8 +63,7 @@ class Pipe:
         body = self._exactly(_HEAD.unpack(head)[0]) if head else None
         if body is None:
             return None
-        frame: Frame = msgpack.unpackb(body)
-        return frame
+        return _unpack(body)
 
     def _exactly(self, size: int) -> bytes | None:
         data = bytearray()
