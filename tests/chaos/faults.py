@@ -1,0 +1,114 @@
+"""What goes wrong in a chaos run on the real server: each fault is a function of the world and of a seeded random.
+
+A fault returns when it is over; who supervises the processes starts again what was killed. To add one, write the function and
+name it in FAULTS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from random import Random
+
+from world import Process, World
+
+Fault = Callable[[World, Random], Awaitable[None]]
+
+
+async def _one(world: World, random: Random, kind: str) -> Process:
+    """One process of a kind that lives."""
+    while not (those := world.of(kind)):
+        await asyncio.sleep(0.05)
+    return random.choice(those)
+
+
+async def kill_engine(world: World, random: Random) -> None:
+    """SIGKILL an engine."""
+    (await _one(world, random, "engine")).signal(signal.SIGKILL)
+
+
+async def kill_pool(world: World, random: Random) -> None:
+    """SIGKILL the parent of a pool; the kernel takes its children."""
+    (await _one(world, random, "pool")).signal(signal.SIGKILL)
+
+
+async def kill_child(world: World, random: Random) -> None:
+    """SIGKILL one worker of a pool."""
+    while not (children := (await _one(world, random, "pool")).children()):
+        await asyncio.sleep(0.05)
+    with suppress(ProcessLookupError):  # it had just ended by itself
+        os.kill(random.choice(children), signal.SIGKILL)
+
+
+async def kill_worker(world: World, random: Random) -> None:
+    """SIGKILL a pool's parent or one of its children."""
+    await random.choice([kill_pool, kill_child])(world, random)
+
+
+async def kill_server(world: World, random: Random) -> None:
+    """SIGKILL the server; it comes back on the same port and store."""
+    await world.restart_server()
+
+
+async def freeze_engine(world: World, random: Random) -> None:
+    """SIGSTOP an engine for longer than its lease, then SIGCONT: it wakes up as one who was taken over."""
+    await _freeze(await _one(world, random, "engine"), random.uniform(2.0, 5.0))
+
+
+async def freeze_pool(world: World, random: Random) -> None:
+    """SIGSTOP the parent of a pool for a while, then SIGCONT."""
+    await _freeze(await _one(world, random, "pool"), random.uniform(1.0, 8.0))
+
+
+async def _freeze(process: Process, seconds: float) -> None:
+    process.signal(signal.SIGSTOP)
+    await asyncio.sleep(seconds)
+    process.signal(signal.SIGCONT)
+
+
+async def freeze_server(world: World, random: Random) -> None:
+    """SIGSTOP the server for longer than a client waits for an answer (5 s), then SIGCONT: what was sent lands late."""
+    os.kill(world.server.pid, signal.SIGSTOP)
+    await asyncio.sleep(random.uniform(5.5, 8.0))
+    os.kill(world.server.pid, signal.SIGCONT)
+
+
+async def cut_wires(world: World, random: Random) -> None:
+    """Abort every connection, wherever a message stands. Needs `World(wire=True)`."""
+    world.cutter.cut()
+
+
+async def hold_wires(world: World, random: Random) -> None:
+    """Nothing gets through for a while, then all of it. Needs `World(wire=True)`."""
+    world.cutter.hold()
+    await asyncio.sleep(random.uniform(0.5, 7.0))
+    world.cutter.let_go()
+
+
+FAULTS: dict[str, Fault] = {
+    f.__name__.replace("_", "-"): f
+    for f in (
+        kill_engine,
+        kill_pool,
+        kill_child,
+        kill_worker,
+        kill_server,
+        freeze_engine,
+        freeze_pool,
+        freeze_server,
+        cut_wires,
+        hold_wires,
+    )
+}
+TARGETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "engine": ("kill-engine",),
+    "worker": ("kill-worker",),
+    "server": ("kill-server",),
+    "all": ("kill-engine", "kill-worker", "kill-server"),
+    "freeze": ("freeze-engine", "freeze-pool", "freeze-server"),
+    "wire": ("cut-wires", "hold-wires"),
+}

@@ -1,0 +1,241 @@
+"""A chaos run on a real server: real processes, a stand-in for the model's server, deaths at random, then the oracle.
+
+    python tests/chaos/run.py --events 3000 --kills 10 --target all --seed 1 [--json]
+    python tests/chaos/run.py --banking --target engine --kills 10
+    python tests/chaos/run.py --banking --model --events 300        the real local model
+
+Prints a report; exit code 1 on any violation. Targets: none, engine, worker, server, all, freeze, wire, or a fault by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import workload
+from faults import FAULTS, TARGETS
+from oracle import Ledger, Report, Violation, judge
+from standin import StandIn
+from workload import SINKS, SOURCE, Given
+from world import APP, World, profile
+
+from dspex.bus import codecs, nats, subjects
+from dspex.bus.errors import BusError
+from dspex.bus.event import Message
+from dspex.bus.port import Draft, Reader
+
+BANKING = Path(__file__).parents[2].parent / "shared" / "data" / "banking77" / "test.csv"
+QUIET = 2.0  # seconds without a new message after which nothing more will come
+PUBLISHERS = 64  # publishes in flight
+
+
+def banking() -> list[str]:
+    """The texts of the banking77 test set, each on one line."""
+    with BANKING.open(newline="", encoding="utf-8") as file:
+        return [" ".join(row["text"].split()) for row in csv.DictReader(file)]
+
+
+@dataclass
+class Run:
+    """One run. `faults`: names, each happens `kills` times at random moments of the run. `timeout`: seconds for all of it."""
+
+    events: list[Given]
+    faults: Sequence[str] = ()
+    kills: int = 0
+    seed: int = 0
+    timeout: float = 600.0
+    engines: int = 2
+    pools: int = 1
+    size: int = 2
+    latency: float = 0.0
+    lm: str = ""  # instead of the stand-in
+    folder: Path | None = None
+    heard: list[Message] = field(default_factory=list)
+
+    async def go(self) -> Report:
+        """Everything, from an empty store to the oracle's report. No process is left behind."""
+        async with AsyncExitStack() as stack:
+            folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dspex-chaos-")))
+            self.model = await stack.enter_async_context(StandIn(latency=self.latency))
+            lm = self.lm or profile(model="openai/stand-in", base_url=self.model.url, key_env="OPENAI_API_KEY")
+            wire = any("wire" in f for f in self.faults)
+            self.world = World(folder, lm, self.engines, self.pools, self.size, wire)
+            async with self.world:
+                self.bus = await nats.connect(self.world.server.url, name="oracle")
+                stack.push_async_callback(self.bus.close)
+                return await self._run()
+
+    async def _run(self) -> Report:
+        self.ledger, random = Ledger(APP, self.events), Random(self.seed)
+        self.wanted, began = self.ledger.missing, time.monotonic()
+        late: list[Violation] = []
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._applied()
+                tasks = [asyncio.create_task(t) for t in (self._publish(), self._count(), self._trouble(random))]
+                await self._all_there(tasks)
+                self.took = time.monotonic() - began
+                await self._quiet()
+        except TimeoutError:
+            self.took = time.monotonic() - began
+            late.append(
+                Violation(
+                    "a run comes to its end", f"{self.ledger.missing} of {self.wanted} are missing after {self.took:.0f} s"
+                )
+            )
+        await self.world.drain(40.0)
+        report = await self._judge()
+        report.violations += late + [Violation("processes live and drain", p) for p in self.world.problems]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return report
+
+    async def _applied(self) -> None:
+        """Until an engine has made the stream; and hear its sinks from then on."""
+        await self.bus.subscribe("chaos.>", self._hear)
+        while await self.bus.stream(subjects.stream(APP)) is None:
+            await asyncio.sleep(0.05)
+
+    async def _hear(self, m: Message) -> None:
+        if m.subject in SINKS:
+            self.heard.append(m)
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+    async def _publish(self) -> None:
+        """Publish all events, keys in order, each until it is stored."""
+        lanes: dict[str, list[Given]] = {}
+        for event in self.events:
+            lanes.setdefault(event.key, []).append(event)
+        room = asyncio.Semaphore(PUBLISHERS)
+        await asyncio.gather(*(self._lane(events, room) for events in lanes.values()))
+
+    async def _lane(self, events: list[Given], room: asyncio.Semaphore) -> None:
+        for event in events:
+            body = codecs.encode(event.data)[0] if event.raw is None else event.raw
+            draft = Draft(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            while True:
+                try:
+                    async with room:
+                        await self.bus.publish(draft, timeout=2.0)
+                    break
+                except BusError as e:
+                    if not e.retryable:
+                        raise
+                await asyncio.sleep(0.1)
+
+    async def _count(self) -> None:
+        reader: Reader = await self._reader([*SINKS, subjects.dead_pattern(APP)], "ledger")
+        while True:
+            for message in await reader.read(1000):
+                self.ledger.take(message)
+
+    async def _reader(self, filters: list[str], name: str) -> Reader:
+        return await self.bus.reader(subjects.stream(APP), filters, after=0, name=f"oracle-{name}")
+
+    async def _trouble(self, random: Random) -> None:
+        """Every fault `kills` times, each when a random share of the events is finished."""
+        plan = sorted((random.uniform(0, 0.95), f) for f in self.faults for _ in range(self.kills))
+        for share, name in plan:
+            while self.ledger.open > len(self.events) * (1 - share):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(random.uniform(0, 0.2))
+            await FAULTS[name](self.world, random)
+            self.world.done[name] += 1
+
+    async def _all_there(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Until nothing is missing and all faults have happened. Raises what one of the tasks raised."""
+        while self.ledger.missing or not (tasks[0].done() and tasks[2].done()):
+            for task in tasks:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.02)
+
+    async def _quiet(self) -> None:
+        """Until nothing is stored any more."""
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < QUIET:
+            try:
+                info = await self.bus.stream(subjects.stream(APP))
+            except BusError:
+                info = None
+            if info is None or info.last != last:
+                last, since = info.last if info else -1, time.monotonic()
+            await asyncio.sleep(0.1)
+
+    # -- at the end ----------------------------------------------------------------------------------------------------
+    async def _judge(self) -> Report:
+        report = judge(APP, self.events, await self._stored(), self.heard)
+        model = self.model.stats()
+        lives = {kind: sum(p.lives for p in self.world.processes if p.name.startswith(kind)) for kind in ("engine", "pool")}
+        report.numbers |= {
+            "seconds": round(self.took, 1),
+            "events a second": round(len(self.events) / self.took),
+            "faults": dict(self.world.done),
+            "starts": lives,
+            "requests to the model": model["requests"],
+            "repeated model requests": model["requests"] - model["distinct"],
+        }
+        return report
+
+    async def _stored(self) -> list[Message]:
+        """The whole application stream, as a durable reader gets it."""
+        stream = subjects.stream(APP)
+        info = await self.bus.stream(stream)
+        last = info.last if info else 0
+        reader, found = await self._reader(list(info.subjects if info else ()), "judge"), list[Message]()
+        while last and (not found or found[-1].sequence < last):
+            found += await reader.read(5000)
+        return found
+
+
+def options(o: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says, as arguments of Run."""
+    faults = TARGETS.get(o.target) or ((o.target,) if o.target in FAULTS else ())
+    texts = banking()[: o.events] if o.banking else None
+    given = workload.events(o.events, o.seed, keys=o.keys, big=o.big, texts=texts)
+    known = {"events": given, "faults": faults, "kills": o.kills, "seed": o.seed, "timeout": o.timeout}
+    return known | {"engines": o.engines, "pools": o.pools, "size": o.size, "latency": o.latency, "folder": o.folder}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--events", type=int, default=300)
+    p.add_argument("--target", choices=[*TARGETS, *FAULTS], default="all")
+    p.add_argument("--kills", type=int, default=3, help="of each kind")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--keys", type=int, default=20)
+    p.add_argument("--big", type=int, default=1, help="events of 2,500 outputs")
+    p.add_argument(
+        "--banking", action="store_true", help="the texts of banking77, each to be classified, and others beside them"
+    )
+    p.add_argument("--engines", type=int, default=2)
+    p.add_argument("--pools", type=int, default=1)
+    p.add_argument("--size", type=int, default=2)
+    p.add_argument("--latency", type=float, default=0.0, help="seconds that the model takes")
+    p.add_argument("--timeout", type=float, default=600.0)
+    p.add_argument("--folder", type=Path, help="keeps store and logs")
+    p.add_argument("--json", action="store_true")
+    return p
+
+
+def main() -> int:
+    o = parser().parse_args()
+    report = asyncio.run(Run(**options(o)).go())
+    sys.stdout.write((json.dumps(report.as_dict()) if o.json else str(report)) + "\n")
+    return 0 if report.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

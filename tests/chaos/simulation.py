@@ -1,0 +1,305 @@
+"""The chaos topology on the in-memory bus: engines, workers and a model on a virtual clock, with seeded faults and deaths.
+
+    python tests/chaos/simulation.py --seeds 200 [--first 0] [--events 120] [--json]
+
+Thousands of minutes a minute, and a seed that fails fails again. An engine may be killed, or frozen until another one has
+taken over; workers are killed in the middle of calls; the bus delays, cuts, repeats, and leaves writes unanswered. What it
+cannot show is what a real server does when it dies: that is what run.py is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, TypeVar
+
+import structlog
+import workload
+from oracle import Ledger, Report, Violation, judge
+from workload import POOL, SOURCE
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable
+from dspex.bus.event import Message
+from dspex.bus.memory import Faults, MemoryBus, MemoryServer
+from dspex.bus.port import BusEvents, Delivery, Draft, StreamConfig
+from dspex.bus.virtual import VirtualLoop
+from dspex.bus.wire import Outcome, Work
+from dspex.engine.host import Host
+
+APP = "sim"
+ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
+PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost
+ACK_WAIT = 15.0
+
+T = TypeVar("T")
+
+
+class Bus(MemoryBus):
+    """A connection of a process that can be frozen: then nothing that it does reaches the server, nor comes back.
+
+    `deadly`: how likely a commit is the last thing that the process does; half of these land first.
+    """
+
+    def __init__(self, server: MemoryServer, random: Random, deadly: float = 0.0) -> None:
+        super().__init__(server, BusEvents())
+        self.random, self.deadly = random, deadly
+        self.thawed, self.dead = asyncio.Event(), asyncio.Event()
+        self.thawed.set()
+
+    async def trip(self) -> None:
+        await self.thawed.wait()
+        await super().trip()
+        await self.thawed.wait()
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        fate = self.random.random()
+        if fate < self.deadly / 2:
+            await self._die()
+        sequence = await super().commit(drafts, timeout=timeout)
+        if fate < self.deadly:
+            await self._die()
+        return sequence
+
+    async def _die(self) -> None:
+        self.thawed.clear()
+        self.dead.set()
+        await asyncio.Event().wait()
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Do it until the bus lets it pass, as a publisher does with one id."""
+    while True:
+        try:
+            return await call()
+        except BusError as e:
+            if not e.retryable:
+                raise
+        await asyncio.sleep(0.1)
+
+
+@dataclass
+class Simulation:
+    """One run. `engines`, `workers`: processes at a time. `kills`: of each kind, at random moments of the run."""
+
+    seed: int
+    count: int = 120
+    engines: int = 2
+    workers: int = 2
+    kills: int = 4
+    keys: int = 6
+    deadly: float = 0.03
+    slots: int = 8
+    freezes: bool = True
+    faults: Faults = ROUGH
+    model_calls: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    failures: list[Violation] = field(default_factory=list)
+
+    def run(self) -> Report:
+        """Everything, from an empty server to the oracle's report."""
+        loop = VirtualLoop()
+        asyncio.set_event_loop(loop)
+        try:
+            return loop.run(self._main(), advance=True)
+        finally:
+            loop.close()
+            asyncio.set_event_loop(None)
+
+    async def _main(self) -> Report:
+        self.random = Random(self.seed)
+        self.server = MemoryServer(seed=self.seed, faults=self.faults)
+        self.events = workload.events(
+            self.count, self.seed, keys=self.keys, big=min(self.count, self.random.randrange(5)), start=self.server.now
+        )
+        self.ledger, self.heard = Ledger(APP, self.events), list[Message]()
+        self.bus = self.server.connect()
+        if self.random.random() < 0.5:  # a stream of somebody else
+            self.server.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
+        tasks = [
+            *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
+            *(asyncio.create_task(self._worker(i)) for i in range(self.workers)),
+            asyncio.create_task(self._listen()),
+        ]
+        publishing = asyncio.create_task(self._publish())
+        started = self.server.now
+        await self._finish(publishing)
+        took = self.server.now - started
+        report = await self._judge(took)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return report
+
+    async def _finish(self, publishing: asyncio.Task[None]) -> None:
+        """Until nothing is missing, then long enough for whatever would come too much."""
+        end = self.server.now + PATIENCE
+        await publishing
+        while self.ledger.missing and self.server.now < end:
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(60.0)
+
+    async def _judge(self, took: float) -> Report:
+        self.stored = list(self.server.streams[subjects.stream(APP)].messages.values())
+        report = judge(APP, self.events, self.stored, self.heard)
+        report.violations += self.failures
+        calls = sum(1 for n in self.model_calls.values() if n > 1)
+        report.numbers |= {"seed": self.seed, "virtual seconds": round(took), "repeated model calls": calls, **self.done}
+        return report
+
+    # -- who takes part ----------------------------------------------------------------------------------------------
+    async def _publish(self) -> None:
+        gap = self.random.choice([0.0, 0.02, 0.2])
+        for event in self.events:
+            body = codecs.encode(event.data)[0] if event.raw is None else event.raw
+            draft = Draft(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            while self.server.stream_of(SOURCE) is None:  # no engine has applied the topology yet
+                await asyncio.sleep(0.1)
+            await insist(lambda draft=draft: self.bus.publish(draft))
+            await asyncio.sleep(self.random.uniform(0, 2 * gap))
+
+    async def _listen(self) -> None:
+        async def hear(m: Message) -> None:
+            if m.subject in workload.SINKS:
+                self.heard.append(m)
+
+        await insist(lambda: self.bus.subscribe("chaos.>", hear))
+        while subjects.stream(APP) not in self.server.streams:
+            await asyncio.sleep(0.1)
+        wanted = [*workload.SINKS, subjects.dead_pattern(APP)]
+        reader = await insist(lambda: self.bus.reader(subjects.stream(APP), wanted, after=0, name="oracle"))
+        while True:
+            for message in await insist(lambda: reader.read(500)):
+                self.ledger.take(message)
+
+    def _fates(self) -> list[float]:
+        """Seconds of life before each death."""
+        return [self.random.expovariate(1 / 4.0) for _ in range(self.kills)]
+
+    async def _engine(self, index: int) -> None:
+        """An engine process under a supervisor: it dies some times, and is started again."""
+        for life, fate in enumerate([*self._fates(), PATIENCE]):
+            bus = Bus(self.server, self.random, self.deadly if fate != PATIENCE else 0.0)
+            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", lease=3.0, clock=lambda: self.server.now)
+            try:
+                await asyncio.wait_for(insist(host.start), 10.0)
+                await self._live(host, bus, fate)
+            except TimeoutError:
+                self.done["engines killed"] += 1
+            await host.kill()
+            await bus.close()
+            await asyncio.sleep(self.random.uniform(0.1, 3.0))
+
+    async def _live(self, host: Host, bus: Bus, fate: float) -> None:
+        if self.freezes and self.random.random() < 0.4:
+            await asyncio.sleep(self.random.uniform(0, fate))
+            bus.thawed.clear()
+            self.done["engines frozen"] += 1
+            await asyncio.sleep(self.random.uniform(1.0, 12.0))
+            bus.thawed.set()
+        wait = [asyncio.ensure_future(host.wait()), asyncio.ensure_future(bus.dead.wait())]
+        await asyncio.wait(wait, timeout=fate, return_when=asyncio.FIRST_COMPLETED)
+        if wait[0].done() and (error := wait[0].exception()):
+            self.failures.append(Violation("an engine does not fail", f"{type(error).__name__}: {error}"))
+        self.done["engines killed in a commit" if bus.dead.is_set() else "engines killed"] += 1
+        for task in wait:
+            task.cancel()
+        await asyncio.gather(*wait, return_exceptions=True)
+
+    @property
+    def topology(self) -> Any:
+        return workload.build(partitions=1 + 3 * (self.seed % 2)).graph
+
+    async def _worker(self, index: int) -> None:
+        for fate in [*self._fates(), PATIENCE]:
+            bus = Bus(self.server, self.random)
+            work = asyncio.create_task(self._serve(bus))
+            await asyncio.wait([work], timeout=fate)
+            self.done["workers killed"] += not work.done()
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await bus.close()
+            await asyncio.sleep(self.random.uniform(0.1, 3.0))
+
+    async def _serve(self, bus: Bus) -> None:
+        pattern, name = subjects.work_pattern(APP, POOL), subjects.work_consumer(POOL)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if subjects.stream(APP) in self.server.streams:
+                    queue = await insist(
+                        lambda: bus.work(subjects.stream(APP), pattern, name=name, ack_wait=ACK_WAIT, free=lambda: self.slots)
+                    )
+                    while True:
+                        group.create_task(self._answer(bus, await insist(queue.next)))
+                await asyncio.sleep(0.2)
+
+    async def _answer(self, bus: Bus, delivery: Delivery) -> None:
+        work = Work.unpack(delivery.message.data)
+        await asyncio.sleep(self.random.expovariate(1 / 0.3))
+        self.model_calls[subjects.attempt_id(work.call, work.attempt)] += 1
+        outcome = Outcome(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), **self._model(work))
+        headers = {
+            subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
+            subjects.RUN: str(work.origin.get("run", "")),
+        }
+        await insist(lambda: bus.publish(Draft(work.reply, outcome.pack(), headers)))
+        try:
+            await delivery.ack()
+        except BusError:
+            return  # it comes again, and its record is there
+
+    def _model(self, work: Work) -> dict[str, Any]:
+        text = str(work.inputs["text"])
+        if text.endswith("standin:nonsense"):
+            return {"error": InvalidOutput("nonsense").as_dict()}
+        if "standin:500x1" in text and work.attempt == 1:
+            return {"error": LMUnavailable("500").as_dict()}
+        if "standin:nonsensex1" in text and work.attempt == 1:
+            return {"outputs": {"intent": "card", "urgency": "very"}}
+        return {"outputs": workload.model(work.inputs, str(work.spec["signature"]))}
+
+
+def sweep(seeds: Sequence[int], **options: Any) -> list[Report]:
+    """One run a seed."""
+    return [Simulation(seed, **options).run() for seed in seeds]
+
+
+def main() -> int:
+    """The command: prints what each bad seed shows, and the sums; 1 if there is a bad one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--events", type=int, default=120)
+    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--keys", type=int, default=6)
+    parser.add_argument("--deadly", type=float, default=0.03)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    o = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    sums, bad, began = Counter[str](), list[Report](), time.monotonic()
+    for seed in range(o.first, o.first + o.seeds):
+        report = Simulation(seed, count=o.events, kills=o.kills, keys=o.keys, deadly=o.deadly, slots=o.slots).run()
+        sums.update({k: v for k, v in report.numbers.items() if k != "seed"})
+        if not report.good:
+            bad.append(report)
+            if not o.json:
+                sys.stdout.write(f"{report}\n\n")
+    sums["wall seconds"] = round(time.monotonic() - began)
+    sums["runs"], sums["bad runs"] = o.seeds, len(bad)
+    if o.json:
+        sys.stdout.write(json.dumps({**sums, "bad": [r.as_dict() for r in bad]}) + "\n")
+    else:
+        sys.stdout.write("".join(f"{name:<28} {value}\n" for name, value in sums.items()))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

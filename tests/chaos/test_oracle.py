@@ -1,0 +1,143 @@
+"""The oracle is believed only because it sees each of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgpack
+import pytest
+from oracle import Case, judge
+from simulation import APP, Simulation
+
+from dspex.bus import subjects
+from dspex.bus.event import Message
+from dspex.bus.memory import Faults
+from dspex.engine.log import unpack
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """A run without faults, with everything in it."""
+    simulation = Simulation(5, count=80, kills=0, deadly=0.0, faults=Faults(), freezes=False)
+    report = simulation.run()
+    assert report.good, str(report)
+    return Case(APP, simulation.events, simulation.stored, simulation.heard)
+
+
+def _first(case: Case, of: Callable[[Message], bool]) -> int:
+    return next(i for i, m in enumerate(case.stored) if of(m))
+
+
+def _verdict(case: Case, stored: list[Message], heard: list[Message] | None = None) -> set[str]:
+    return {v.promise for v in judge(APP, case.events, stored, case.heard if heard is None else heard).violations}
+
+
+def _sink(m: Message) -> bool:
+    return m.subject == "chaos.plain"
+
+
+def _commit(m: Message) -> bool:
+    return ".log." in m.subject and unpack(m.data)["kind"] == "commit"
+
+
+def _result(m: Message) -> bool:
+    return ".result." in m.subject
+
+
+def _changed(case: Case, at: int, message: Message) -> list[Message]:
+    return [*case.stored[:at], message, *case.stored[at + 1 :]]
+
+
+def _entry(case: Case, at: int, **changes: object) -> list[Message]:
+    m = case.stored[at]
+    return _changed(case, at, m._replace(data=msgpack.packb({**unpack(m.data), **changes})))
+
+
+@pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
+def test_it_sees_what_is_lost(case: Case, of: Callable[[Message], bool]) -> None:
+    at = _first(case, of)
+    assert "nothing is lost" in _verdict(case, [*case.stored[:at], *case.stored[at + 1 :]])
+
+
+@pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
+def test_it_sees_what_is_doubled(case: Case, of: Callable[[Message], bool]) -> None:
+    again = case.stored[_first(case, of)]._replace(sequence=case.stored[-1].sequence + 1)
+    assert {"nothing is doubled", "commits are whole"} <= _verdict(case, [*case.stored, again])
+
+
+def test_it_sees_one_content_under_two_ids(case: Case) -> None:
+    m = case.stored[_first(case, _sink)]
+    again = m._replace(headers={**m.headers, subjects.EVENT_ID: "another"})
+    found = _verdict(case, [*case.stored, again])
+    assert "nothing is doubled" in found
+    assert "event ids are unique" not in found
+
+
+def test_it_sees_a_changed_content(case: Case) -> None:
+    at = _first(case, _sink)
+    changed = case.stored[at]._replace(data=case.stored[at].data.replace(b"MESSAGE", b"MASSAGE"))
+    assert {"nothing is lost", "nothing is doubled", "a repeat is the same event"} <= _verdict(
+        case, _changed(case, at, changed)
+    )
+
+
+def test_it_sees_a_key_out_of_order(case: Case) -> None:
+    outputs = [i for i, m in enumerate(case.stored) if m.subject == "chaos.pieces"]
+    stored = list(case.stored)
+    stored[outputs[0]], stored[outputs[1]] = (
+        stored[outputs[1]]._replace(sequence=stored[outputs[0]].sequence),
+        stored[outputs[0]]._replace(sequence=stored[outputs[1]].sequence),
+    )
+    assert "a key keeps its order" in _verdict(case, stored)
+
+
+def test_it_sees_two_clocks_in_one_event(case: Case) -> None:
+    at = _first(case, lambda m: m.subject == "chaos.big")
+    m = case.stored[at]
+    assert _verdict(case, _changed(case, at, m._replace(data=m.data.replace(b'"at":1', b'"at":2')))) == {
+        "an event has one clock"
+    }
+
+
+def test_it_sees_a_second_owner(case: Case) -> None:
+    assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), owner="somebody"))
+
+
+def test_it_sees_an_epoch_that_is_left_out(case: Case) -> None:
+    claim = _first(case, lambda m: ".log." in m.subject)
+    assert "epochs are dense" in _verdict(case, _entry(case, claim, epoch=7))
+
+
+def test_it_sees_an_output_outside_of_every_commit(case: Case) -> None:
+    at = _first(case, lambda m: _commit(m) and unpack(m.data)["covers"] > 0)
+    assert "commits are whole" in _verdict(case, _entry(case, at, covers=0))
+
+
+def test_it_sees_a_position_that_goes_back(case: Case) -> None:
+    last = len(case.stored) - 1 - next(i for i, m in enumerate(reversed(case.stored)) if _commit(m))
+    assert "positions go forward" in _verdict(case, _entry(case, last, inbox=-1))
+
+
+def test_it_sees_a_call_that_is_never_closed(case: Case) -> None:
+    at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
+    assert _verdict(case, _entry(case, at, closed=[])) == {"no call stays open"}
+
+
+def test_it_sees_a_call_that_is_closed_twice(case: Case) -> None:
+    at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
+    closed = unpack(case.stored[at].data)["closed"]
+    assert _verdict(case, _entry(case, at, closed=closed * 2)) == {"a call is closed once"}
+
+
+def test_it_sees_a_second_record(case: Case) -> None:
+    again = case.stored[_first(case, _result)]._replace(sequence=case.stored[-1].sequence + 1)
+    assert "an attempt is recorded once" in _verdict(case, [*case.stored, again])
+
+
+def test_it_sees_what_was_heard_and_is_not_stored(case: Case) -> None:
+    ghost = case.heard[0]._replace(headers={**case.heard[0].headers, subjects.EVENT_ID: "ghost"})
+    assert _verdict(case, list(case.stored), [*case.heard, ghost]) == {"what is heard is stored"}
+
+
+def test_a_repeat_that_was_heard_is_allowed(case: Case) -> None:
+    assert _verdict(case, list(case.stored), [*case.heard, case.heard[0]]) == set()
