@@ -100,6 +100,10 @@ class Terminal:
         if not self.json:
             _write(sys.stdout, text)
 
+    def document(self, text: str) -> None:
+        """A result that has a form of its own, whatever --json says: YAML, a drawing, a schema."""
+        _write(sys.stdout, text.rstrip("\n"))
+
     def table(
         self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str = "", *, wrap: str | None = None
     ) -> None:
