@@ -23,6 +23,7 @@ KEY: Final = "Dspex-Key"
 SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
+STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
 OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, CONTENT_TYPE})

@@ -53,9 +53,10 @@ class Counters:
 class Inbox:
     """The inbox of the partitions of one stage."""
 
-    def __init__(self, app: str, stage: Stage, limit: int, counters: Counters) -> None:
+    def __init__(self, app: str, stage: Stage, stream: str, limit: int, counters: Counters) -> None:
         self.app = app
         self.stage = stage
+        self.stream = stream  # of its source
         self.topology = stage.graph.name
         self.limit = limit
         self.counters = counters
@@ -65,15 +66,20 @@ class Inbox:
         self._freed: list[int] = []
         self.new_names = {old: new for new, old in stage.graph.renamed_from.items()}
 
-    def take(self, p: Partition, message: Message, clock: float, *, due: bool = False) -> list[Output]:
-        """Handle one message. `due`: it was delayed, or held back for order, and its time has come."""
+    def take(
+        self, p: Partition, message: Message, clock: float, *, due: bool = False, stored: Message | None = None
+    ) -> list[Output]:
+        """Handle one message.
+
+        `due`: it was delayed, or held back for order, and its time has come. `stored`: the event that it refers to.
+        """
         if self.poison and (why := self.poison.get((p.index, "inbox", message.sequence))):
             return self._refuse(p, message, clock, why)
         outcome = self._unpacked(message)
         if outcome is None:
             return []
         if outcome.kind == "resume":
-            return self._resume(p, outcome, message, clock, due)
+            return self._resume(p, outcome, message, clock, due, stored)
         row = self._open(p, outcome)
         if row is None or (row.held and not due):
             self.counters.dropped += 1
@@ -226,13 +232,15 @@ class Inbox:
         return self._spent(p, ordinal, row, work, call, Failure(error, row.node), verdict, clock)
 
     # -- events that are run again --------------------------------------------------------------------------------
-    def _resume(self, p: Partition, o: Outcome, message: Message, clock: float, due: bool) -> list[Output]:
+    def _resume(
+        self, p: Partition, o: Outcome, message: Message, clock: float, due: bool, stored: Message | None
+    ) -> list[Output]:
         if o.due > clock and not due:
             p.delay(message.sequence, o.due)
             return []
         node = self._name(o.node)
         work = Work.unpack(o.work)
-        work = replace(work, attempt=work.attempt + 1)
+        work = replace(work, attempt=work.attempt + 1, data=stored.data if stored else work.data)
         if o.outputs is not None:
             failure = self._land(node, work, o.outputs, clock)
         elif node in self.stage.calls:
@@ -318,4 +326,5 @@ class Inbox:
             clock=clock,
             limit=self.limit,
             outputs=outputs,
+            stored=(self.stream, work.origin.get("sequence", 0)) if entry == self.stage.source.name else None,
         )

@@ -125,17 +125,16 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
 
 async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> Draft:
     body, content_type = letter.data, letter.content_type
+    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: str(letter.origin.get("run", ""))}
     if data is not None:
         body, content_type = codecs.encode(data)
     elif letter.stored:
-        message = await bus.get(*letter.stored)
-        if message is None:
+        if await bus.get(*letter.stored) is None:
             raise RunError(f"the event of this letter is not in {letter.stored[0]} any more", run=letter.origin.get("run"))
-        body = message.data
+        headers[subjects.STORED] = f"{letter.stored[0]}:{letter.stored[1]}"
     work = Work(letter.call, -1, letter.attempts, letter.topology, letter.entry, "", {}, {}, body, content_type, letter.origin)
     outputs = None if data is not None else letter.outputs
     again = Outcome(letter.call, -1, letter.attempts, letter.entry, work.pack(), "resume", outputs=outputs)
-    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: str(letter.origin.get("run", ""))}
     return Draft(letter.reply, again.pack(), headers)
 
 

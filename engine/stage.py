@@ -8,6 +8,7 @@ A pump that dies of anything but a `DspexError` ends the runner with it, and so 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -61,7 +62,7 @@ class StageRunner:
         self.partitions: dict[int, Partition] = {}
         self.stopped: str | None = None  # why this stage does not run: a gap in its source
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call and c.call.order == "key")
-        self.inbox = Inbox(services.app, stage, services.limit, self.counters)
+        self.inbox = Inbox(services.app, stage, source_stream, services.limit, self.counters)
         self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters)
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._pumps: list[asyncio.Task[None]] = []
@@ -280,7 +281,16 @@ class StageRunner:
             self._listening = None
             await reader.close()
 
-    async def _handle(self, p: Partition, message: Message, *, due: bool = False) -> None:
+    async def _handle(self, p: Partition, message: Message) -> None:
+        await self._take(p, message)
+        await self._release_held(p, self.inbox.freed())
+
+    async def _take(self, p: Partition, message: Message, *, due: bool = False) -> None:
+        """Handle one message. Nothing is awaited at its end: what it freed is still the last that was freed."""
+        stored: Message | None = None
+        if place := message.headers.get(subjects.STORED):
+            stream, _, sequence = place.rpartition(":")
+            stored = await self.s.bus.get(stream, int(sequence))
         while p.crowded:
             p.room.clear()
             self.s.committer.kick(p, self)
@@ -288,20 +298,24 @@ class StageRunner:
         clock = p.clock("inbox", message.sequence, self.s.clock())
         if due:
             p.undelay(message.sequence)
-        p.add(self.inbox.take(p, message, clock, due=due), "inbox", message.sequence, clock=clock)
+        p.add(self.inbox.take(p, message, clock, due=due, stored=stored), "inbox", message.sequence, clock=clock)
         p.room.set()  # a call may have finished, and the source may have waited for that
-        await self._release_held(p, self.inbox.freed())
 
     async def _release_held(self, p: Partition, held: Sequence[int]) -> None:
-        """Results that waited for an earlier call of their key, one after another."""
-        for sequence in held:
-            await self._again(p, sequence)
+        """Results that waited for an earlier call of their key, and those that wait for them, one after another.
+
+        A loop, and not each releasing the next: thousands may wait for one slow call, more than Python's stack holds.
+        """
+        waiting = deque(held)
+        while waiting:
+            await self._again(p, waiting.popleft())
+            waiting += self.inbox.freed()
 
     async def _again(self, p: Partition, sequence: int) -> None:
         """Handle a message of the inbox that was put off."""
         message = await self.s.bus.get(self.s.stream, sequence)
         if message is not None:
-            await self._handle(p, message, due=True)
+            await self._take(p, message, due=True)
             return
         _log.error("a message that was put off is gone: somebody purged it", stream=self.s.stream, sequence=sequence)
         p.undelay(sequence)
@@ -320,7 +334,7 @@ class StageRunner:
     async def _ring(self, p: Partition) -> None:
         for sequence in p.state.due(self.s.clock()):
             if sequence in p.state.delayed:
-                await self._again(p, sequence)
+                await self._release_held(p, [sequence])
         # A result that is stored already beats the deadline: after a long stop, all of them are read first.
         if self._listening is not None and self._listening.caught_up:
             for ordinal in list(p.state.expired(self.s.clock())):

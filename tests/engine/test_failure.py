@@ -39,7 +39,9 @@ AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.CallErr
 
 
 @pytest.mark.parametrize("cls", sorted(RETRIED, key=lambda c: c.__name__))
-def test_a_passing_error_is_retried_until_attempts_are_spent_then_falls_back_then_is_a_dead_letter(cls: type[e.CallError]) -> None:
+def test_a_passing_error_is_retried_until_attempts_are_spent_then_falls_back_then_is_a_dead_letter(
+    cls: type[e.CallError],
+) -> None:
     spent = 2 if cls is e.InvalidOutput else 3
     for attempt in range(1, spent):
         assert decide(cls("x"), attempt, call(fallback=True), "id", left=FOREVER).what == "retry"
