@@ -93,7 +93,12 @@ class Engine:
         return self
 
     def _pool_names(self) -> list[str]:
-        used = sorted({n.call.pool for g in self.graphs for n in g.of_role("call") if n.call})
+        calls = [n.call for g in self.graphs for n in g.of_role("call") if n.call]
+        for lm in [lm for c in calls for lm in c.spec.lm if lm not in self.settings.lm]:
+            known = ", ".join(self.settings.lm)
+            message = f"a topology uses language model {lm!r}; the settings have: {known}"
+            raise ConfigError(message, code="DX111", node=lm, fix=f"add it to dspex.toml: lm.{lm} = {{ model = … }}")
+        used = sorted({c.pool for c in calls})
         wanted = [] if isinstance(self._wanted, str) else list(self._wanted)
         unknown = [p for p in (*used, *wanted) if p not in self.settings.pools]
         if unknown:
@@ -161,7 +166,7 @@ def stop_on_signals() -> asyncio.Future[int]:
     return stopped
 
 
-async def until_stopped(engine: Engine, stopped: asyncio.Future[int]) -> None:
+async def until_stopped(engine: Engine, stopped: asyncio.Future[Any]) -> None:
     """Until a signal, or until the engine fails; then it raises what the engine failed with."""
     failed = asyncio.create_task(engine.wait())
     both: set[asyncio.Future[Any]] = {stopped, failed}

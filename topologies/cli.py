@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,18 +14,23 @@ import orjson
 import typer
 
 from dspex.bus import log, subjects
-from dspex.bus.duration import human
+from dspex.bus.duration import human, seconds
+from dspex.bus.errors import CallTimeout
+from dspex.bus.event import Event
 from dspex.bus.settings import LOCAL_MODEL, Settings
 from dspex.bus.terminal import Terminal, terminal
-from dspex.engine.client import Client, read_event
-from dspex.engine.engine import Engine
+from dspex.engine.cli_client import count, shown
+from dspex.engine.client import Client
+from dspex.engine.engine import Engine, until_stopped
+from dspex.engine.letters import DeadLetter
 from dspex.engine.runs import Step, steps
 
 APP, SOURCE = "demo", "support.messages"
 URGENT, TRIAGED = "support.urgent", "support.triaged"
-STORE = ".dspex/demo/jetstream"
-COLUMNS = {"customer": "customer", "text": "text", "went_to": "went to", "intent": "intent", "urgency": "urgency"}
-COLUMNS |= {"ms": "ms", "tokens": "tokens"}
+DEAD = "dead letter"
+STORE = Path(".dspex/demo/jetstream")
+COLUMNS = {"text": "message", "to": "went to", "intent": "intent", "urgency": "urgency", "ms": "ms", "tokens": "tokens"}
+WIDTH = 42  # of the message in the table, which then fits 100 columns
 
 
 def register(app: typer.Typer) -> None:
@@ -35,15 +40,14 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first so many messages.")] = None,
-    wait: Annotated[str, typer.Option("--timeout", help="Give up after this long.")] = "10m",
+    number: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="Only the first N messages.")] = None,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Give up after this long.")] = "10m",
 ) -> None:
     """Triage sample messages with a language model that runs on this machine: no key, no network."""
-    t = terminal(context)
-    if t.require_model is not None:
-        t.require_model(LOCAL_MODEL)
-    sample = samples()[:count]
-    result = t.run(_run(t, sample, wait))
+    t, limit = terminal(context), seconds(timeout)
+    assert t.require_model is not None
+    t.require_model(LOCAL_MODEL)
+    result = t.run(_run(t, samples()[:number], limit))
     _tell(t, result)
     if result.missing:
         raise typer.Exit(1)
@@ -55,146 +59,161 @@ def samples() -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in text.splitlines()]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Demo:
     """What the demo brought. `rows`: one for each message, in order."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    calls: int = 0
-    tokens: int = 0
-    missing: int = 0
+    rows: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def missing(self) -> int:
+        """Messages that are neither at a sink nor among the dead letters."""
+        return self.went(None)
+
+    def went(self, place: str | None) -> int:
+        """How many messages ended there."""
+        return sum(row["went_to"] == place for row in self.rows)
+
+    def total(self, key: str) -> int:
+        return sum(row[key] or 0 for row in self.rows)
 
 
-async def _run(t: Terminal, sample: list[dict[str, Any]], wait: str) -> _Demo:
+# -- run -----------------------------------------------------------------------------------------------------------
+def _settings(t: Terminal) -> Settings:
+    """Settings of its own, so that the demo is the same in every folder: no file and no variable has a say in it."""
+    demo = {
+        "app": APP,
+        "server": {"url": t.flags.get("server__url"), "local": {"store": STORE}},
+        "lm": {"local": {"model": LOCAL_MODEL}},
+        "pools": {"lightweight": {"size": 1, "slots": 2}},
+        "telemetry": {"log": "debug" if t.verbosity else "error"},  # the table says what went wrong
+    }
+    return Settings.model_validate(demo).placed(Path.cwd(), {"telemetry.log": "flag"})
+
+
+async def _run(t: Terminal, sample: Sequence[dict[str, Any]], limit: float) -> _Demo:
     from dspex.topologies.support_triage import topology
 
-    settings = Settings.load(
-        app=APP,
-        topologies=(),
-        telemetry__log=None if t.verbosity else "error",  # the table says what went wrong
-        server__local__store=STORE,
-        lm={"local": {"model": LOCAL_MODEL}},
-        pools={"lightweight": {"size": 1, "slots": 2, "lm": "local"}},
-    )
-    log.configure(settings.telemetry.log, verbosity=t.verbosity)
-    t.note(f"topology  {topology.graph.name} {topology.digest}   {SOURCE} → classify → {URGENT}, {TRIAGED}")
+    settings = _settings(t)
+    log.configure(settings.telemetry.log, quiet=t.quiet)
+    t.note(f"topology  {topology.name} {topology.digest[:8]}  {SOURCE} → classify → {URGENT}, {TRIAGED}")
     async with Engine(topology, settings=settings, told=lambda said: _pool_line(t, said)) as engine:
         assert engine.server is not None
-        assert engine.pools is not None
-        t.note(f"server    {engine.server.url}   data in {_near(settings.store)}")
-        await engine.pools.ready()
+        assert engine.bus is not None
+        where = f"started, data in {shown(settings.store)}" if engine.server.started else "yours"
+        t.note(f"server    {engine.server.url}  {where}")
         async with Client(bus=engine.bus, app=APP) as client:
-            return await _triage(t, client, sample, wait)
+            work = asyncio.create_task(_triage(t, engine, client, sample, limit))
+            try:
+                await until_stopped(engine, work)  # an engine that fails ends the demo, not its time limit
+                return await work
+            finally:
+                work.cancel()
+                t.note("draining")
 
 
 def _pool_line(t: Terminal, said: Mapping[str, Any]) -> None:
-    t.note(f"pool      {said['pool']} ready, dspy {said['dspy_version']}, {LOCAL_MODEL} on this machine's cores")
+    t.note(f"pool      {said['pool']} {said['size']}/{said['size']} ready, dspy {said['dspy_version']}, {LOCAL_MODEL}")
 
 
-def _near(path: Path) -> str:
-    with suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
-
-
-async def _triage(t: Terminal, client: Client, sample: list[dict[str, Any]], wait: str) -> _Demo:
+async def _triage(t: Terminal, engine: Engine, client: Client, sample: Sequence[dict[str, Any]], limit: float) -> _Demo:
+    assert engine.pools is not None
+    await engine.pools.ready()
+    if engine.pools.failures:
+        raise engine.pools.failures[0]
     info = await client.bus.stream(subjects.stream(APP))
     before, began = info.last if info else 0, time.monotonic()
-    runs = [await client.publish(SOURCE, message, key=message["customer"]) for message in sample]
-    with t.progress("triaged", len(runs)) as bar:
-        async for finished in client.follow([r.id for r in runs], wait):
-            bar.advance(len(finished))
-    result = _Demo(seconds=time.monotonic() - began)
-    places = await _places(client, before)
-    records = await _records(client, before)
-    for run, message in zip(runs, sample, strict=True):
-        result.rows.append(_row(run.id, message, places, records))
-    result.calls = sum(len(r) for r in records.values())
-    result.tokens = sum(row["tokens"] or 0 for row in result.rows)
-    result.missing = sum(row["went_to"] is None for row in result.rows)
-    return result
-
-
-async def _places(client: Client, before: int) -> dict[str, tuple[str, Any]]:
-    """Where each run ended, by its id: (subject, data) of what reached a sink, or ("dead letter", why)."""
-    info = await client.bus.stream(subjects.stream(APP))
-    assert info is not None
-    found: dict[str, tuple[str, Any]] = {}
-    for message in await client.bus.scan(info.name, [URGENT, TRIAGED], start=before + 1, stop=info.last):
-        event = read_event(message)
-        found[event.run] = (event.subject, event.data)
-    async for letter in client.dead_letters("*"):
-        found.setdefault(letter.run, ("dead letter", f"{letter.node}: {letter.message}"))
-    return found
+    ids = [(await client.publish(SOURCE, message, key=message["customer"])).id for message in sample]
+    with t.progress("triaged", len(ids)) as bar:
+        try:
+            async for finished in client.follow(ids, limit):
+                bar.advance(len(finished))
+        except CallTimeout as e:
+            t.error(e)  # and show how far it came
+    took = time.monotonic() - began
+    outputs, records = await client.outputs(ids), await _records(client, before)
+    letters = {letter.run: letter async for letter in client.dead_letters("*")}
+    rows = [_row(id, m, outputs[id], letters.get(id), records.get(id, [])) for id, m in zip(ids, sample, strict=True)]
+    return _Demo(rows, took)
 
 
 async def _records(client: Client, before: int) -> dict[str, list[Step]]:
-    """The recorded calls of each run."""
+    """The recorded calls of each run that was published behind the sequence `before`."""
     info = await client.bus.stream(subjects.stream(APP))
     assert info is not None
-    inboxes = subjects.result(APP, "*", "*", "*")
     found: dict[str, list[Step]] = {}
+    inboxes = subjects.result(APP, "*", "*", "*")
     for step in steps(await client.bus.scan(info.name, [inboxes], start=before + 1, stop=info.last)):
         found.setdefault(step.run, []).append(step)
     return found
 
 
 def _row(
-    run: str, message: dict[str, Any], places: Mapping[str, tuple[str, Any]], records: Mapping[str, list[Step]]
+    run: str, message: Mapping[str, Any], outputs: Sequence[Event[Any]], letter: DeadLetter | None, calls: Sequence[Step]
 ) -> dict[str, Any]:
-    place, data = places.get(run, (None, None))
-    mine = records.get(run, [])
-    fields: dict[str, Any] = data if isinstance(data, dict) else {}
+    data: Mapping[str, Any] = outputs[0].data if outputs else {}
     return {
         "run": run,
         "customer": message["customer"],
         "text": str(message.get("text", "")),
-        "went_to": place,
-        "intent": fields.get("intent"),
-        "urgency": fields.get("urgency"),
-        "ms": round(sum(s.elapsed.total_seconds() for s in mine) * 1000) if mine else None,
-        "tokens": sum(s.usage.input_tokens + s.usage.output_tokens for s in mine) if mine else None,
-        "why": None if fields else data,
+        "went_to": outputs[0].subject if outputs else DEAD if letter else None,
+        "intent": data.get("intent"),
+        "urgency": data.get("urgency"),
+        "calls": len(calls),
+        "ms": round(sum(c.elapsed.total_seconds() for c in calls) * 1000) if calls else None,
+        "tokens": sum(c.usage.input_tokens + c.usage.output_tokens for c in calls) if calls else None,
+        "why": f"{letter.node}: {letter.message}" if letter else None,
     }
 
 
+# -- tell ----------------------------------------------------------------------------------------------------------
 def _tell(t: Terminal, result: _Demo) -> None:
+    figures = {
+        "messages": len(result.rows),
+        "urgent": result.went(URGENT),
+        "triaged": result.went(TRIAGED),
+        "dead_letters": result.went(DEAD),
+        "missing": result.missing,
+        "calls": result.total("calls"),
+        "tokens": result.total("tokens"),
+        "seconds": round(result.seconds, 3),
+    }
     if t.json:
         for row in result.rows:
             t.emit(row)
-        summary = {k: v for k, v in vars(result).items() if k != "rows"}
-        t.emit({"summary": summary | {"messages": len(result.rows), **_counts(result)}})
+        t.emit({"summary": figures})
         return
-    shown = [row | {"text": _short(row["text"], 48), "intent": row["intent"] or _short(row["why"], 30)} for row in result.rows]
-    t.table(shown, COLUMNS)
-    counts = _counts(result)
-    rate = len(result.rows) / result.seconds
-    t.emit({}, "")
-    t.emit(
-        {},
-        f"{len(result.rows)} messages in {human(result.seconds)} ({rate:.1f}/s): "
-        f"{counts['urgent']} urgent, {counts['triaged']} triaged, {counts['dead_letters']} dead letters, "
-        f"{result.missing} missing; {result.calls} calls, {result.tokens:,} tokens, $0.00",
+    t.line("")
+    t.table([_shown(row) for row in result.rows], COLUMNS, wrap="text")
+    t.line("")
+    for row in result.rows:
+        if row["why"]:
+            t.line(f"{DEAD}  {row['customer']}  {row['why']}")
+    rate = len(result.rows) / max(result.seconds, 1e-3)
+    t.line(
+        f"{count(len(result.rows), 'message')} in {human(round(result.seconds, 1))} ({rate:.1f}/s): "
+        f"{figures['urgent']} urgent, {figures['triaged']} triaged, {count(result.went(DEAD), DEAD)}, "
+        f"{result.missing} missing; {count(result.total('calls'), 'call')}, {count(result.total('tokens'), 'token')}, no cost"
     )
-    t.emit({}, NEXT)
+    t.line(NEXT)
 
 
-def _counts(result: _Demo) -> dict[str, int]:
-    went = [row["went_to"] for row in result.rows]
-    return {"urgent": went.count(URGENT), "triaged": went.count(TRIAGED), "dead_letters": went.count("dead letter")}
-
-
-def _short(text: Any, most: int) -> str:
-    flat = " ".join(str(text or "").split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as people read it."""
+    text = " ".join(row["text"].split())
+    return {
+        **row,
+        "text": text if len(text) <= WIDTH else f"{text[: WIDTH - 1].rstrip()}…",
+        "to": "MISSING" if row["went_to"] is None else row["went_to"].removeprefix("support."),
+    }
 
 
 NEXT = """
-The model has 135 million parameters and is often wrong; nothing was lost, and every answer is on record.
+The model has 135 million parameters and is often wrong; every answer is on record, and every message is accounted for.
 Where to look next:
-  dspex init my-pipeline        a project of your own, with this topology in it
-  dspex run                     its server, engine and workers; ^C drains
-  dspex publish support.messages text="My card was stolen!" --wait
-  dspex watch support.urgent    live, from another shell
-  docs/design.md                how it works, and what is promised"""
+  dspex init my-pipeline --no-key   a project of your own; it tells the commands to type next
+  dspex run                         there: its server, engine and workers; ^C drains
+  dspex publish support.messages customer=c1 text="My card was stolen!" --wait
+  dspex watch support.urgent        live, from another terminal
+  docs/getting-started.md           all of this, step by step"""

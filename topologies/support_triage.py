@@ -4,7 +4,8 @@
                                                             ↘ support.triaged
 
 `classify` is a DSPy program in a worker; the rest runs in the engine. What cannot be read, is empty, or cannot be classified
-becomes a dead letter. The same graph stands in support_triage.yaml.
+becomes a dead letter. What is urgent is not left to the model alone: a rule over the text beside its answer catches theft and
+fraud whatever the model thinks. The same graph stands in support_triage.yaml.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ SIGNATURE = (
     "text -> intent: Literal['card_arrival', 'lost_or_stolen_card', 'card_payment', 'cash_withdrawal', 'transfer', 'top_up', "
     "'exchange_rate', 'identity', 'account', 'other'], urgency: Literal['low', 'normal', 'high']"
 )
+
+URGENT = "urgency == 'high' or matches(lower(text), 'stole|thief|fraud|lost my|was not me')"
 
 
 class Message(BaseModel):
@@ -50,6 +53,6 @@ _triaged = (
     .validate(Message)
     .predict(SIGNATURE, name="classify", pool="lightweight", into=Triaged)
 )
-_urgent, _routine = _triaged.branch("urgency == 'high'")
+_urgent, _routine = _triaged.branch(URGENT)
 _urgent.sink("support.urgent")
 _routine.sink("support.triaged")

@@ -15,11 +15,17 @@ YAML = Path(support_triage.__file__).with_suffix(".yaml")
 SOURCE, URGENT, TRIAGED = "support.messages", "support.urgent", "support.triaged"
 
 
+THEFT = ("stole", "thief", "fraud", "lost my", "was not me")
+
+
 def answer(inputs: Mapping[str, Any]) -> dict[str, str]:
     """What stands in for the model: the same for the same text."""
-    text = str(inputs["text"]).lower()
-    stolen = any(word in text for word in ("stolen", "lost", "taken", "thief"))
-    return {"intent": "lost_or_stolen_card" if stolen else "other", "urgency": "high" if stolen or "!" in text else "low"}
+    return {"intent": "other", "urgency": "high" if "!" in str(inputs["text"]) else "low"}
+
+
+def urgent(message: Mapping[str, Any]) -> bool:
+    """Where the message has to go: by the answer, or by the rule beside it."""
+    return answer(message)["urgency"] == "high" or any(words in message["text"].lower() for words in THEFT)
 
 
 @pytest.fixture(params=["python", "yaml"])
@@ -53,9 +59,12 @@ def test_white_space_is_cleaned_and_other_fields_are_kept(driver: testing.Driver
 
 
 def test_urgent_messages_and_the_rest_part(driver: testing.Driver) -> None:
-    driver.publish(SOURCE, {"text": "My card was stolen"})
-    driver.publish(SOURCE, {"text": "How do I top up?"})
-    assert [m["text"] for m in driver.outputs(URGENT)] == ["My card was stolen"]
+    for text in ("Answer me!", "How do I top up?", "A Thief has my card"):
+        driver.publish(SOURCE, {"text": text})
+    assert [(m["text"], m["urgency"]) for m in driver.outputs(URGENT)] == [
+        ("Answer me!", "high"),
+        ("A Thief has my card", "low"),
+    ]
     assert [m["text"] for m in driver.outputs(TRIAGED)] == ["How do I top up?"]
 
 
@@ -87,9 +96,9 @@ def test_every_message_of_the_sample_is_somewhere_exactly_once(driver: testing.D
     letters = driver.dead_letters()
     assert len(letters) == 2  # the sample has two that nobody can read
     assert sorted([*ended, *(letter.run for letter in letters)]) == sorted(runs)
-    urgent = {m["text"] for m in driver.outputs(URGENT)}
-    assert urgent == {m["text"] for m in map(support_triage.clean, sample) if answer(m)["urgency"] == "high"}
-    assert 0 < len(urgent) < len(sample) / 2
+    expected = {m["text"] for m in map(support_triage.clean, sample) if urgent(m)}
+    assert {m["text"] for m in driver.outputs(URGENT)} == expected
+    assert 0 < len(expected) < len(sample) / 2
 
 
 def test_a_crash_in_the_middle_of_the_sample_changes_nothing(driver: testing.Driver) -> None:
