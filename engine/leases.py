@@ -96,8 +96,10 @@ class Leases:
                 slot.revision = await self.bucket.put(slot.key, self._value(), revision=slot.revision)
             else:
                 slot.revision = 0  # taken over while we were away; our next commit will be fenced
-        elif may_take and (found is None or self._abandoned(slot.key, *found)):
-            await self._take(slot, found[1] if found else 0)
+        else:
+            free = found is None or self._abandoned(slot.key, *found)  # asked each time: that is how silence is measured
+            if may_take and free:
+                await self._take(slot, found[1] if found else 0)
 
     def _abandoned(self, key: str, value: bytes, revision: int) -> bool:
         holder = orjson.loads(value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError, ProgramError
-from dspex.bus.event import Message
+from dspex.bus.errors import BusError, DspexError, ProgramError
+from dspex.bus.event import Message, new_id
 from dspex.bus.memory import Faults, MemoryBus, MemoryServer
 from dspex.bus.port import BusEvents, Draft
 from dspex.bus.virtual import VirtualLoop
@@ -21,7 +21,17 @@ from dspex.engine.letters import DeadLetter
 
 APP = "lab"
 STREAM = subjects.stream(APP)
+T = TypeVar("T")
 Answer = Callable[[dict[str, Any], Work], Mapping[str, Any]]
+
+
+async def insist(do: Callable[[], Awaitable[T]]) -> T:
+    """Do something until the bus lets it."""
+    while True:
+        try:
+            return await do()
+        except BusError:
+            await asyncio.sleep(0.1)
 
 
 class Cut(MemoryBus):
@@ -110,13 +120,14 @@ class Lab:
     async def _work(self, pool: str) -> None:
         bus = self.server.connect()
         name, pattern = subjects.work_consumer(pool), subjects.work_pattern(APP, pool)
-        queue = await bus.work(STREAM, pattern, name=name, ack_wait=15.0, free=lambda: 1000)
+        queue = await insist(lambda: bus.work(STREAM, pattern, name=name, ack_wait=15.0, free=lambda: 1000))
         while True:
-            delivery = await queue.next()
+            delivery = await insist(queue.next)
             work = Work.unpack(delivery.message.data)
             self.asked.append(work)
-            await bus.publish(self.result(work))
-            await delivery.ack()
+            result = self.result(work)
+            await insist(lambda: bus.publish(result))  # noqa: B023  it is over before the next turn
+            await insist(delivery.ack)
 
     def result(self, work: Work, **changes: Any) -> Draft:
         """What a worker stores for this work."""
@@ -127,7 +138,7 @@ class Lab:
             outputs = dict(answer(dict(work.inputs), work))
         except DspexError as e:
             error = e.as_dict()
-        except Exception as e:
+        except ArithmeticError as e:
             error = ProgramError(str(e)).as_dict()
         values: dict[str, Any] = {
             "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
@@ -142,7 +153,8 @@ class Lab:
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
-        run = self.run(self.client.publish(subject, data, **options))
+        id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event
+        run = self.run(insist(lambda: self.client.publish(subject, data, id=id, **options)))
         self.loop.settle()
         return str(run.id)
 

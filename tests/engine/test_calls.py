@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine_lab import Lab
+from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import InvalidOutput, LMUnavailable, ProgramError, RateLimited, RetryLater
+from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
+from dspex.bus.wire import Work
 from dspex.engine.graph import Retry
 from dspex.engine.testing import Driver
 from dspex.operators.topology import Topology
@@ -189,9 +190,7 @@ def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) 
     one.start()
     for n in range(6):
         one.publish("in", {"text": str(n)}, key="k")
-    works = [m for m in one.messages(subjects.work(APP_, "lightweight", "asking", "ask"))]
-    from dspex.bus.wire import Work
-
+    works = one.messages(subjects.work(APP, "lightweight", "asking", "ask"))
     for m in reversed(works[2:]):
         one.store(one.result(Work.unpack(m.data)))
     one.kill()
@@ -226,9 +225,6 @@ def test_an_answer_that_does_not_fit_when_its_turn_comes_is_asked_again_and_the_
         one.publish("in", {"text": n}, key="k")
     one.advance(70)
     assert [o["text"] for o in one.outputs("out")] == ["1", "2", "3"]
-
-
-APP_ = "lab"
 
 
 def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: MakeLab) -> None:
@@ -288,4 +284,3 @@ def test_open_calls_are_bounded_and_the_source_waits(lab: MakeLab) -> None:
     one.work()
     one.advance(1)
     assert len(one.outputs("out")) == 12
-    assert InvalidOutput.retryable

@@ -39,7 +39,7 @@ AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.CallErr
 
 
 @pytest.mark.parametrize("cls", sorted(RETRIED, key=lambda c: c.__name__))
-def test_a_passing_error_is_retried_until_attempts_are_spent_then_falls_back_then_is_a_dead_letter(
+def test_a_passing_error_is_retried_until_attempts_are_spent_then_it_falls_back_or_dies(
     cls: type[e.CallError],
 ) -> None:
     spent = 2 if cls is e.InvalidOutput else 3
