@@ -98,6 +98,7 @@ class Simulation:
     deadly: float = 0.03
     slots: int = 8
     freezes: bool = True
+    big: int | None = None  # events of 2,500 outputs; None: by the seed
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -116,9 +117,8 @@ class Simulation:
     async def _main(self) -> Report:
         self.random = Random(self.seed)
         self.server = MemoryServer(seed=self.seed, faults=self.faults)
-        self.events = workload.events(
-            self.count, self.seed, keys=self.keys, big=min(self.count, self.random.randrange(5)), start=self.server.now
-        )
+        big = self.random.randrange(5) if self.big is None else self.big
+        self.events = workload.events(self.count, self.seed, keys=self.keys, big=big, start=self.server.now)
         self.ledger, self.heard = Ledger(APP, self.events), list[Message]()
         self.bus = self.server.connect()
         if self.random.random() < 0.5:  # a stream of somebody else

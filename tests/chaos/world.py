@@ -154,7 +154,8 @@ class World:
             await asyncio.sleep(0.1)
             for p in self.processes:
                 if p.wanted and not p.alive:
-                    if (code := p.process and p.process.returncode) not in (-signal.SIGKILL, None):
+                    # 4: it was started while the server was down
+                    if (code := p.process and p.process.returncode) not in (-signal.SIGKILL, 4, None):
                         self.problems.append(f"{p.name} ended with {code}; its last words: {last_words(p.log)}")
                     p.start()
 
