@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -51,13 +52,13 @@ def change(data: dict[str, object]) -> dict[str, object]:
     return {**data, "seen": True}
 
 
-async def preload(url: str, count: int) -> None:
-    """Store `count` events in the source stream, once for all peers and rounds."""
+async def preload(url: str, count: int, *, bare: bool = False) -> None:
+    """Store `count` events in the source stream, once for all peers and rounds. `bare`: without ids, so without headers."""
     nc = await nats.connect(url)
     js = nc.jetstream()
     await js.add_stream(name=SOURCE, subjects=["bench.in"], allow_direct=True)
     for i in range(count):
-        await nc.publish("bench.in", event(i), headers={"Nats-Msg-Id": new_id()})
+        await nc.publish("bench.in", event(i), headers=None if bare else {"Nats-Msg-Id": new_id()})
         if i % 5000 == 4999:
             await nc.flush()
     await nc.flush()
@@ -89,11 +90,12 @@ async def limit(url: str, count: int) -> float:
     """Raw pulls, atomic batches of 1,000 with the position under compare-and-set; the next batch is made while one flies."""
     nc = await nats.connect(url, pending_size=64 << 20)
     await fresh_target(nc, allow_atomic=True)
-    inbox = nc.new_inbox()
-    queue: asyncio.Queue[nats.aio.msg.Msg] = asyncio.Queue()
+    inbox, waiting, arrived = nc.new_inbox(), deque[nats.aio.msg.Msg](), asyncio.Event()
 
     async def take(m: nats.aio.msg.Msg) -> None:
-        queue.put_nowait(m)
+        if m.reply:  # else a status
+            waiting.append(m)
+            arrived.set()
 
     await nc.subscribe(inbox, cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
     name = f"limit{uuid.uuid4().hex[:6]}"
@@ -102,26 +104,21 @@ async def limit(url: str, count: int) -> float:
     await nc.request(f"$JS.API.CONSUMER.CREATE.{SOURCE}.{name}.bench.in", json.dumps(body).encode(), timeout=5)
     pull = json.dumps({"batch": 4000, "expires": 30_000_000_000}).encode()
     began = time.perf_counter()
-    await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{SOURCE}.{name}", pull, reply=inbox)
-    asked, got, position, sequence = 4000, 0, 0, 0
+    asked, got, position = 0, 0, 0
     flying: asyncio.Task[int] | None = None
     while got < count:
-        batch: list[bytes] = []
-        while len(batch) < 999 and got < count:
-            m = await queue.get()
-            if not m.reply.startswith("$JS.ACK"):
-                continue
-            got += 1
-            sequence = int(m.reply.rsplit(".", 4)[1])
-            batch.append(orjson.dumps(change(orjson.loads(m.data))))
-            if asked - got < 2000 and asked < count + 4000:
-                await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{SOURCE}.{name}", pull, reply=inbox)
-                asked += 4000
-            if queue.empty() and flying is None and len(batch) > 200:
-                break
+        if asked - got < 4000:
+            await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{SOURCE}.{name}", pull, reply=inbox)
+            asked += 4000
+        while not waiting:
+            arrived.clear()
+            await arrived.wait()
+        taken = [waiting.popleft() for _ in range(min(len(waiting), 999, count - got))]
+        batch = [orjson.dumps(change(orjson.loads(m.data))) for m in taken]
+        got += len(batch)
         if flying is not None:
             position = await flying
-        flying = asyncio.create_task(_commit(nc, batch, sequence, position))
+        flying = asyncio.create_task(_commit(nc, batch, int(taken[-1].reply.split(".")[5]), position))
     if flying is not None:
         await flying
     took = time.perf_counter() - began
@@ -224,12 +221,12 @@ PEERS: dict[str, tuple[Callable[[str, int], Awaitable[float]], float]] = {
 }
 
 
-async def measure(events: int, rounds: int, peers: list[str]) -> dict[str, list[float]]:
+async def measure(events: int, rounds: int, peers: list[str], *, bare: bool) -> dict[str, list[float]]:
     """Events a second of each peer, by round. Slow peers get fewer events."""
     rates: dict[str, list[float]] = {p: [] for p in peers}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalServer(Path(folder) / "jetstream", port=None) as server:
-            await preload(server.url, events)
+            await preload(server.url, events, bare=bare)
             for _ in range(rounds):
                 for peer in peers:
                     run, share = PEERS[peer]
@@ -254,6 +251,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--bare", action="store_true", help="events without ids, as nobody should publish them")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--url")
@@ -261,7 +259,7 @@ def main() -> None:
     if args.one:
         print(asyncio.run(PEERS[args.one][0](args.url, args.events)))
         return
-    rates = asyncio.run(measure(args.events, args.rounds, args.peers.split(",")))
+    rates = asyncio.run(measure(args.events, args.rounds, args.peers.split(","), bare=args.bare))
     medians = {p: statistics.median(r) for p, r in rates.items()}
     base = medians.get("dspex", 1.0)
     print(f"{'peer':<12}{'events/s':>12}{'dspex is':>12}   (median of {args.rounds}, {args.events:,} events of 220 B)")

@@ -133,6 +133,11 @@ def message_id(message: Message, stream_created: float = 0.0) -> str:
     return h.get(subjects.EVENT_ID) or h.get(subjects.MESSAGE_ID) or foreign_id(stream_created, message)
 
 
+def cause_of(headers: Mapping[str, str]) -> str | None:
+    """The id of the event that this one was derived from; None for a source event."""
+    return headers.get(subjects.CAUSE) or (headers.get(subjects.RUN) if subjects.EVENT_ID in headers else None)
+
+
 def event_time(message: Message) -> datetime:
     """Event time of a stored message: its own, if it says one that can be read, else when it was stored."""
     text = message.headers.get(subjects.TIME)
@@ -154,7 +159,7 @@ def to_event(message: Message, data: Any, stream_created: float = 0.0) -> Event[
         data=data,
         time=event_time(message),
         run=h.get(subjects.RUN) or id,
-        cause=h.get(subjects.CAUSE),
+        cause=cause_of(h),
         key=h.get(subjects.KEY),
         session=h.get(subjects.SESSION),
         headers=h,

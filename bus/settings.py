@@ -146,7 +146,7 @@ def _secret(variable: str | None, setting: str) -> str | None:
 class CommitSettings(Table):
     """How much one commit may hold, and how long it may wait to grow."""
 
-    max_events: Annotated[int, Field(ge=1, le=1000)] = 500
+    max_events: Annotated[int, Field(ge=1, le=1000)] = 1000
     max_wait: Seconds = 0.02
 
 

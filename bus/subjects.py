@@ -18,7 +18,7 @@ from dspex.bus.errors import ConfigError
 EVENT_ID: Final = "Dspex-Id"  # id of an event that dspex wrote; outside publishers use Nats-Msg-Id
 MESSAGE_ID: Final = "Nats-Msg-Id"  # id of a published event, and JetStream's own deduplication
 RUN: Final = "Dspex-Run"
-CAUSE: Final = "Dspex-Cause"
+CAUSE: Final = "Dspex-Cause"  # absent on an event that dspex wrote: the run's first event
 KEY: Final = "Dspex-Key"
 SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time

@@ -8,7 +8,7 @@ import structlog
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import RetryLater
-from dspex.bus.event import Message, event_time, message_id
+from dspex.bus.event import Message, cause_of, event_time, message_id
 from dspex.bus.wire import Origin
 from dspex.engine.compile import Stage
 from dspex.engine.failure import Failure, guard, letter, refusal, run_again, source_work
@@ -63,7 +63,7 @@ class Intake:
         if len(h) == 1 and subjects.MESSAGE_ID in h:  # a source event as most are: nothing to look for
             return Origin(id, m.subject, id, None, None, None, m.time, m.sequence)
         at = event_time(m).timestamp() if subjects.TIME in h else m.time
-        run, cause = h.get(subjects.RUN) or id, h.get(subjects.CAUSE)
+        run, cause = h.get(subjects.RUN) or id, cause_of(h)
         key, session, trace = h.get(subjects.KEY), h.get(subjects.SESSION), h.get(subjects.TRACEPARENT)
         own = {k: v for k, v in h.items() if k not in subjects.OWN_HEADERS and k != subjects.TRACEPARENT and k[:5] != "Nats-"}
         return Origin(id, m.subject, run, cause, key, session, at, m.sequence, trace, own or None)

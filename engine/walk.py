@@ -126,7 +126,9 @@ class Walk:
         if len(body) > self._most:
             self._too_large(len(body), self._most)
         o = self.origin
-        headers = {EVENT_ID: derived_id(o.id, node, self._ordinal(node)), RUN: o.run, CAUSE: o.id}
+        headers = {EVENT_ID: derived_id(o.id, node, self._ordinal(node)), RUN: o.run}
+        if o.id != o.run:  # else the run's first event is the cause, and the header would say it twice
+            headers[CAUSE] = o.id
         if o.key is not None:
             headers[KEY] = o.key
         if o.session is not None:

@@ -49,7 +49,12 @@ async def commit(link: Link, drafts: Sequence[Draft], timeout: float) -> int:
     _check_expectations(drafts)
 
     def render(reply: str) -> bytes:
-        return protocol.batch(drafts, id=f"{link.id}.{link.fresh()}", reply=reply, limit=link.max_payload)
+        return protocol.batch(
+            drafts,
+            id=f"{link.id[-12:]}{link.fresh()}",  # short: each message of the batch carries it
+            reply=reply,
+            limit=link.max_payload,
+        )
 
     answer = await _written(link, drafts, render, timeout)
     if answer.get("count") != len(drafts):
