@@ -7,10 +7,11 @@ the commit logs, so following a run is reading; the engine keeps no index for it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
@@ -37,6 +38,10 @@ class RunInfo:
     calls: int
     usage: Usage
     dead_letters: int
+
+
+Place: TypeAlias = tuple[str, str, int]  # topology, stage, partition
+Spot: TypeAlias = tuple[str, int]  # subject, ordinal or sequence
 
 
 @dataclass
@@ -81,22 +86,51 @@ class Follower:
         self._logs = subjects.log(app, "*", "*", "*")
         self._inboxes = subjects.result(app, "*", "*", "*")
         self._dead = subjects.dead_pattern(app)
-        # What a stage has read, with the partition's log in mind: an event may be seen after the entry that covers it.
-        self._read: dict[tuple[str, str, int], int] = {}
+        self._created = 0.0  # when the application stream was made
+        self._everything = False  # whether to look at all that is stored: an id's time is its publisher's, who may be ahead
+        self._forget()
         self._sources = {
             (m.streams[source], source): [(t, m.stages[source]) for t, m in manifests.items() for s in m.streams if s == source]
             for m in manifests.values()
             for source in m.streams
         }
 
+    def _forget(self) -> None:
+        """Begin anew with the runs that are not done."""
+        self.runs = {id: run if run.done else Progress(id) for id, run in self.runs.items()}
+        # What a stage has read, with the partition's log in mind: an event may be seen after the entry that covers it.
+        self._read: dict[Place, int] = {}
+        # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
+        self._waiting: dict[Place, deque[tuple[int, Progress]]] = {}
+        self._open: dict[Spot, Progress] = {}
+        self._parked: dict[str, dict[int, Progress]] = {}
+        self._delayed: dict[Spot, Progress] = {}
+
     async def begin(self) -> int:
         """The sequence of the application stream behind which all of these runs began."""
         info = await self.bus.stream(self.stream)
         since = self._since()
-        return 0 if info is None or since is None else await sequence_before(self.bus, info, since)
+        if info is None:
+            return 0
+        self._created = info.created
+        return 0 if since is None else await sequence_before(self.bus, info, since)
+
+    def look_at_everything(self) -> bool:
+        """Whether there is more to look at than there was: then begin anew, with all that is stored."""
+        if self._everything or self._since() is None:
+            return False
+        self._everything = True
+        self._forget()
+        return True
+
+    @property
+    def _unseen(self) -> bool:
+        return any(not run.started for run in self.runs.values())
 
     def _since(self) -> float | None:
-        """Before all of these runs; None where an id does not say when it was made."""
+        """Before all of these runs; None where an id does not say when it was made, or cannot be trusted to."""
+        if self._everything:
+            return None
         times = [id_time(id) for id in self.runs]
         known = [at for at in times if at is not None]
         return (min(known) - timedelta(seconds=2)).timestamp() if known and len(known) == len(times) else None
@@ -129,7 +163,7 @@ class Follower:
         else:
             for (stream, source), readers in self._sources.items():
                 if stream == self.stream and subjects.matches(source, m.subject):
-                    self._arrived(m, readers, 0.0)
+                    self._arrived(m, readers, self._created)
 
     def _arrived(self, m: Message, readers: list[tuple[str, tuple[str, int]]], created: float) -> None:
         """An event of a source: its stage must read past it."""
@@ -144,33 +178,54 @@ class Follower:
             run.topology = run.topology or topology
             if self._read.get(place, 0) < m.sequence:
                 run.waiting[place] = m.sequence
+                self._waiting.setdefault(place, deque()).append((m.sequence, run))
 
     def _entry(self, m: Message) -> None:
         entry = unpack(m.data)
         topology, stage, partition = m.subject.split(".")[-3:]
         place = (topology, stage, int(partition))
-        for ordinal, raw in entry.get("calls", {}).items():
-            row = Row(*raw)
-            if (run := self.runs.get(row.run)) is not None:
-                run.open.add((m.subject, ordinal))
-        closed = {(m.subject, o) for o in entry.get("closed", ())}
-        inbox = m.subject.replace(".log.", ".result.", 1)
-        read, delayed = entry.get("inbox", 0), entry.get("delayed", {})
-        finished = {(inbox, s) for s in entry.get("done", ())}
+        touched = [*self._calls(m.subject, entry), *self._resumed(m.subject.replace(".log.", ".result.", 1), entry)]
         if "source" in entry:
-            self._read[place] = entry["source"][0]
-        for run in self.runs.values():
-            if run.done:
-                continue
-            run.calls += len(run.open & closed)
-            run.open -= closed
-            here = {p for p in run.parked if p[0] == inbox and p[1] <= read}
-            run.parked -= here
-            run.delayed = (run.delayed | {p for p in here if p[1] in delayed}) - finished
-            if place in run.waiting and self._read.get(place, 0) >= run.waiting[place]:
-                del run.waiting[place]
-            if run.done:
+            read = self._read[place] = entry["source"][0]
+            waiting = self._waiting.get(place, deque())
+            while waiting and waiting[0][0] <= read:
+                sequence, run = waiting.popleft()
+                if run.waiting.get(place) == sequence:
+                    del run.waiting[place]
+                    touched.append(run)
+        for run in touched:
+            if run.done and run.finished is None:
                 run.finished = datetime.fromtimestamp(m.time, tz=UTC)
+
+    def _calls(self, log: str, entry: Mapping[str, Any]) -> Iterator[Progress]:
+        """Calls that the entry opened and closed."""
+        for ordinal, raw in entry.get("calls", {}).items():
+            if (run := self.runs.get(Row(*raw).run)) is not None:
+                run.open.add((log, ordinal))
+                self._open[log, ordinal] = run
+        for ordinal in entry.get("closed", ()):
+            if (run := self._open.pop((log, ordinal), None)) is not None:
+                run.open.discard((log, ordinal))
+                run.calls += 1
+                yield run
+
+    def _resumed(self, inbox: str, entry: Mapping[str, Any]) -> Iterator[Progress]:
+        """Events to be run again that were read, and those of them that are done."""
+        read, delayed = entry.get("inbox", 0), entry.get("delayed", {})
+        parked = self._parked.get(inbox, {})
+        for sequence in [s for s in parked if s <= read]:
+            run = parked.pop(sequence)
+            run.parked.discard((inbox, sequence))
+            if sequence in delayed:
+                run.delayed.add((inbox, sequence))
+                self._delayed[inbox, sequence] = run
+            yield run
+        for sequence in entry.get("done", ()):
+            spot = (inbox, sequence)
+            if spot in self._delayed:
+                run = self._delayed.pop(spot)
+                run.delayed.discard((inbox, sequence))
+                yield run
 
     def _outcome(self, m: Message) -> None:
         run = self.runs.get(m.headers.get(subjects.RUN, ""))
@@ -179,27 +234,28 @@ class Follower:
         outcome = Outcome.unpack(m.data)
         if outcome.kind == "resume":
             run.parked.add((m.subject, m.sequence))
+            self._parked.setdefault(m.subject, {})[m.sequence] = run
+            run.finished = None
         elif outcome.usage:
             run.usage = run.usage + Usage(**outcome.usage)
 
     async def follow(self) -> AsyncIterator[list[Progress]]:
         """The runs that have just finished, as they do, until all have."""
-        if not self.runs:
-            return
-        await self.sources()
         left = set(self.runs)
-        name = f"dspex-{self.app}-follow-{new_id()}"
-        reader = await self.bus.reader(self.stream, self.filters(), after=await self.begin(), name=name)
-        try:
-            while left:
-                for message in await reader.read(500):
-                    self.take(message)
-                finished = [self.runs[id] for id in left if self.runs[id].done]
-                left -= {run.id for run in finished}
-                if finished:
-                    yield finished
-        finally:
-            await reader.close()
+        while left:
+            await self.sources()
+            name = f"dspex-{self.app}-follow-{new_id()}"
+            reader = await self.bus.reader(self.stream, self.filters(), after=await self.begin(), name=name)
+            try:
+                while left and not (self._unseen and reader.caught_up and self.look_at_everything()):
+                    for message in await reader.read(500):
+                        self.take(message)
+                    finished = [self.runs[id] for id in left if self.runs[id].done]
+                    left -= {run.id for run in finished}
+                    if finished:
+                        yield finished
+            finally:
+                await reader.close()
 
     async def look(self) -> None:
         """Take what is stored now, and wait for nothing."""
@@ -208,6 +264,8 @@ class Follower:
         if info is not None:
             for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
                 self.take(message)
+        if self._unseen and self.look_at_everything():
+            await self.look()
 
 
 @dataclass(frozen=True)
@@ -298,9 +356,12 @@ async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: It
     info = await bus.stream(subjects.stream(app))
     if info is None or not sinks:
         return found
-    after = await follower.begin()
-    stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
-    for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
-        if (run := m.headers.get(subjects.RUN, "")) in found:
-            found[run].append(m)
-    return found
+    while True:
+        after = await follower.begin()
+        stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
+        for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
+            if (run := m.headers.get(subjects.RUN, "")) in found:
+                found[run].append(m)
+        if all(found.values()) or not follower.look_at_everything():
+            return found
+        found = {id: [] for id in found}
