@@ -193,9 +193,9 @@ def _tell(t: Terminal, result: _Demo) -> None:
     rate = len(result.rows) / max(result.seconds, 1e-3)
     t.line(
         f"{count(len(result.rows), 'message')} in {human(round(result.seconds, 1))} ({rate:.1f}/s): "
-        f"{figures['urgent']} urgent, {figures['triaged']} triaged, {count(result.went(DEAD), DEAD)}, "
-        f"{result.missing} missing; {count(result.total('calls'), 'call')}, {count(result.total('tokens'), 'token')}, no cost"
+        f"{figures['urgent']} urgent, {figures['triaged']} triaged, {count(result.went(DEAD), DEAD)}, {result.missing} missing"
     )
+    t.line(f"{count(result.total('calls'), 'call')} of the model, {count(result.total('tokens'), 'token')}, no cost")
     t.line(NEXT)
 
 
@@ -210,9 +210,9 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NEXT = """
-The model has 135 million parameters and is often wrong; every answer is on record, and every message is accounted for.
+The model has 135 million parameters and is often wrong. Every answer is on record, no message is lost.
 Where to look next:
-  dspex init my-pipeline --no-key   a project of your own; it tells the commands to type next
+  dspex init my-pipeline --no-key   a project of your own; it tells what to type next
   dspex run                         there: its server, engine and workers; ^C drains
   dspex publish support.messages customer=c1 text="My card was stolen!" --wait
   dspex watch support.urgent        live, from another terminal
