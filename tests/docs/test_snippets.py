@@ -33,7 +33,7 @@ from dspex import __main__ as cli
 from dspex.bus.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)[ ]*(\w*)\n(.*?)^```$", re.S | re.M)
 NAMED = re.compile(r"# ([\w.]+\.(?:py|yaml|toml))\n")
 OTHER_PROGRAMS = {"cd", "git", ".", "docker", "nats"}  # commands of others: not ours to check
@@ -123,7 +123,7 @@ def application() -> Iterator[Application]:
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_the_blocks_of_a_page_do_what_it_says(page: Path, folder: Path, application: Application) -> None:
     space: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
@@ -211,7 +211,7 @@ def test_every_page_is_reached_from_the_index() -> None:
     assert {f.name for f in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(re.findall(r"\]\(([\w-]+\.md)\)", index))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
         if not target.startswith("http"):
