@@ -13,7 +13,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
 
-from world import Process, World
+from workload import PARTITIONS
+from world import APP, Process, World
+
+from dspex.bus import subjects
+from dspex.engine.log import unpack
 
 Fault = Callable[[World, Random], Awaitable[None]]
 
@@ -28,6 +32,18 @@ async def _one(world: World, random: Random, kind: str) -> Process:
 async def kill_engine(world: World, random: Random) -> None:
     """SIGKILL an engine."""
     (await _one(world, random, "engine")).signal(signal.SIGKILL)
+
+
+async def kill_between_parts(world: World, random: Random) -> None:
+    """SIGKILL every engine right when the first of an event's 2,500 outputs are heard: most of them have not been written."""
+    world.bursting.clear()
+    while not world.bursting.is_set():
+        if world.over:
+            return
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(random.uniform(0, 0.03))
+    for engine in world.of("engine"):
+        engine.signal(signal.SIGKILL)
 
 
 async def kill_pool(world: World, random: Random) -> None:
@@ -56,6 +72,29 @@ async def kill_server(world: World, random: Random) -> None:
 async def freeze_engine(world: World, random: Random) -> None:
     """SIGSTOP an engine for longer than its lease, then SIGCONT: it wakes up as one who was taken over."""
     await _freeze(await _one(world, random, "engine"), random.uniform(2.0, 5.0))
+
+
+async def take_over(world: World, random: Random) -> None:
+    """SIGSTOP an engine that owns something until others own all of it, then SIGCONT. What it had under way is late by then."""
+    process = await _one(world, random, "engine")
+    while not (held := {s for s, owner in (await owners(world)).items() if owner == process.pid}):
+        process = await _one(world, random, "engine")
+        await asyncio.sleep(0.05)
+    process.signal(signal.SIGSTOP)
+    while process.pid in [(await owners(world))[s] for s in held]:
+        await asyncio.sleep(0.1)
+    process.signal(signal.SIGCONT)
+
+
+async def owners(world: World) -> dict[str, int]:
+    """Log subject → process that wrote its last entry."""
+    found: dict[str, int] = {}
+    for partition in range(PARTITIONS):
+        subject = subjects.log(APP, "chaos", "s1", partition)
+        last = await world.bus.last(subjects.stream(APP), subject)
+        if last is not None:
+            found[subject] = int(unpack(last.data)["owner"].split("-")[-2])  # host-pid-random
+    return found
 
 
 async def freeze_pool(world: World, random: Random) -> None:
@@ -92,23 +131,27 @@ FAULTS: dict[str, Fault] = {
     f.__name__.replace("_", "-"): f
     for f in (
         kill_engine,
+        kill_between_parts,
         kill_pool,
         kill_child,
         kill_worker,
         kill_server,
         freeze_engine,
+        take_over,
         freeze_pool,
         freeze_server,
         cut_wires,
         hold_wires,
     )
 }
+AT_ONCE = {"kill-between-parts"}  # it waits for its moment itself
 TARGETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "engine": ("kill-engine",),
     "worker": ("kill-worker",),
     "server": ("kill-server",),
     "all": ("kill-engine", "kill-worker", "kill-server"),
+    "parts": ("kill-between-parts",),
     "freeze": ("freeze-engine", "freeze-pool", "freeze-server"),
     "wire": ("cut-wires", "hold-wires"),
 }

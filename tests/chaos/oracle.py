@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import orjson
-from workload import ORDERED, SINKS, Given, is_good
+from workload import INTENTS, ORDERED, SINKS, Given, is_good
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
@@ -26,6 +26,7 @@ from dspex.engine import letters
 from dspex.engine.log import unpack
 from dspex.engine.state import Row
 
+ANY = "one output, or a dead letter"  # of an event that a real model answers
 VOLATILE = ("at",)  # fields that hold the engine's clock: they need not be a given value, but one value per event
 
 
@@ -53,26 +54,31 @@ class Ledger:
 
     def __init__(self, app: str, events: Sequence[Given]) -> None:
         self._dead = subjects.dead_pattern(app)
-        self.wanted = {e.id: Counter(content(*o) for o in e.outputs) for e in events}
+        self.wanted = {e.id: Counter([ANY] if e.loose else [content(*o) for o in e.outputs]) for e in events}
         self.dead = {e.id: e.dead for e in events}
         self._letters: Counter[str] = Counter()
         self.extra: list[str] = []
-        self._left = {e.id: len(e.outputs) + (e.dead is not None) for e in events}
+        self._left = {e.id: self.wanted[e.id].total() + (e.dead is not None) for e in events}
         self.missing = sum(self._left.values())
         self.open = len(self._left)
 
     def take(self, m: Message) -> None:
         """Count one message of a sink or of the dead letters."""
         run = m.headers.get(subjects.RUN, "")
-        if subjects.matches(self._dead, m.subject):
+        if ANY in self.wanted.get(run, ()):
+            self._counted(run, ANY, m)
+        elif subjects.matches(self._dead, m.subject):
             self._letters[run] += 1
             good = self.dead.get(run) is not None and self._letters[run] == 1
             self._count(good, run, f"dead letter {m.subject} of run {run}, sequence {m.sequence}")
         elif m.subject in SINKS:
-            what, wanted = content(m.subject, orjson.loads(m.data)), self.wanted.get(run, Counter())
-            good = wanted[what] > 0
-            wanted[what] -= 1
-            self._count(good, run, f"{what} of run {run}, sequence {m.sequence}")
+            self._counted(run, content(m.subject, orjson.loads(m.data)), m)
+
+    def _counted(self, run: str, what: str, m: Message) -> None:
+        wanted = self.wanted.get(run, Counter())
+        good = wanted[what] > 0
+        wanted[what] -= 1
+        self._count(good, run, f"{what} of run {run}, {m.subject} {m.sequence}")
 
     def _count(self, good: bool, run: str, what: str) -> None:
         if not good:
@@ -153,10 +159,19 @@ def right_letters(case: Case) -> Iterator[Violation]:
     for m in case.dead:
         letter = letters.read(m)
         event = given.get(letter.run)
-        if event is None or event.dead != letter.node:
+        if event is None or letter.node != ("classify" if event.loose else event.dead):
             yield Violation("dead letters are right", f"{letter.node}: {letter.message} of run {letter.run}")
         elif letter.event.data != (event.raw or event.data):
             yield Violation("dead letters are right", f"run {letter.run} holds {letter.event.data!r}")
+
+
+def right_answers(case: Case) -> Iterator[Violation]:
+    """What a real model answered is at least of the types that were asked for."""
+    real = {e.id for e in case.events if e.loose}
+    for m in case.outputs if real else ():
+        data = orjson.loads(m.data)
+        if m.headers.get(subjects.RUN) in real and (data["intent"] not in INTENTS or type(data["urgency"]) is not int):
+            yield Violation("answers have their types", f"{data['intent']!r}, {data['urgency']!r}")
 
 
 def in_order(case: Case) -> Iterator[Violation]:
@@ -263,6 +278,7 @@ CHECKS: list[Check] = [
     accounted,
     unique,
     right_letters,
+    right_answers,
     in_order,
     one_clock,
     one_owner,
@@ -322,6 +338,20 @@ def _numbers(case: Case) -> dict[str, Any]:
         "records of errors": sum(o.error is not None for _, o in case.results),
         "commits": sum(e["kind"] == "commit" for e in entries),
         "claims": sum(e["kind"] == "claim" for e in entries),
+        "events split over owners": _split(case),
         "heard by core subscriber": len(case.heard),
         "heard again (same id)": sum(n - 1 for n in heard.values()),
     }
+
+
+def _split(case: Case) -> int:
+    """Events of which one owner committed a part, and a later one the rest."""
+    found = 0
+    for entries in case.logs.values():
+        open_: dict[tuple[str, int], int] = {}
+        for _, entry in entries:
+            for which, sequence, *_ in entry.get("parts", ()):
+                open_.setdefault((which, sequence), entry["epoch"])
+            for which, sequence in entry.get("unparted", ()):
+                found += open_.pop((which, sequence), entry["epoch"]) != entry["epoch"]
+    return found

@@ -22,6 +22,7 @@ from typing import Any, Self
 import psutil
 from wire_cutter import WireCutter
 
+from dspex.bus import nats
 from dspex.bus.server import LocalServer
 
 HERE = Path(__file__).parent
@@ -101,7 +102,6 @@ class World:
     lm: the language model profile, as an inline TOML table.
     engines, pools: processes of each. size: workers of a pool.
     wire: put a proxy between them and the server, whose connections can be cut.
-    partitions: of the topology's source.
     """
 
     folder: Path
@@ -114,10 +114,13 @@ class World:
     done: Counter[str] = field(default_factory=Counter)  # faults, by name
     problems: list[str] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
+    bursting: asyncio.Event = field(default_factory=asyncio.Event)  # an output of a big event was heard
+    over: bool = False  # nothing is missing any more
 
     async def __aenter__(self) -> Self:
         self.server = LocalServer(self.folder / "nats" / "jetstream", port=None)
         await self.server.start()
+        self.bus = await nats.connect(self.server.url, name="oracle")
         self.cutter = WireCutter(self.server.url)
         await self.cutter.start()
         self._write_settings()
@@ -169,6 +172,7 @@ class World:
         for p in self.processes:
             p.wanted = False
         await self.drain(5.0 if e else 40.0)
+        await self.bus.close()
         await self.cutter.stop()
         await self.server.stop()
 

@@ -1,0 +1,104 @@
+"""All scenarios at full length: what `scripts/chaos` runs.
+
+    scripts/chaos [NAME…] [--json]
+
+Prints a report for each scenario and a table at the end; 1 if any of them found a violation. One that cannot run here is
+skipped, with the reason. Takes about ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import driven
+import run
+import simulation
+import structlog
+from oracle import Report
+
+from dspex.workers import weights
+
+ALL = "--banking --events 3080 --timeout 900"
+SCENARIOS: dict[str, tuple[str, str]] = {
+    "no faults": (f"{ALL} --target none", "every message of banking77, as fast as it goes"),
+    "engines killed": (f"{ALL} --target engine --kills 10 --seed 1", "SIGKILL of an engine, ten times"),
+    "workers killed": (f"{ALL} --target worker --kills 10 --seed 2", "SIGKILL of a pool's parent or of a child, ten times"),
+    "server killed": (f"{ALL} --target server --kills 10 --seed 3", "SIGKILL of the NATS server, ten times"),
+    "all killed": (f"{ALL} --target all --kills 10 --seed 4", "each of them ten times in one run"),
+    "taken over": (f"{ALL} --target take-over --kills 5 --seed 5", "an engine frozen until it was taken over, then thawed"),
+    "late commits": ("--events 2000 --target freeze-server --kills 5 --seed 6", "the server frozen past the client's patience"),
+    "all frozen": ("--events 2000 --target freeze --kills 3 --seed 7", "engines, pools and server frozen"),
+    "wires cut": ("--events 2000 --target wire --kills 10 --seed 8", "connections cut in a message, or held up"),
+    "large events": ("--events 60 --big 20 --target parts --kills 10 --seed 9", "engines killed between parts of an event"),
+    "real model": ("--banking --model --events 300 --target none --timeout 1800", "the first 300 by the real local model"),
+}
+SEEDS = 200
+
+
+def _process(arguments: str) -> Report:
+    return asyncio.run(run.planned(run.parser().parse_args(arguments.split())).go())
+
+
+def _swept(reports: Iterable[Report]) -> Report:
+    """Many reports as one."""
+    total, numbers = Report(), Counter[str]()
+    for report in reports:
+        numbers.update({k: v for k, v in report.numbers.items() if k != "seed"})
+        seed = report.numbers["seed"]
+        total.violations += [v._replace(what=f"seed {seed}: {v.what}") for v in report.violations]
+    total.numbers = {"runs": SEEDS, **numbers}
+    return total
+
+
+def _missing(name: str) -> str | None:
+    """Why a scenario cannot run here."""
+    arguments = SCENARIOS.get(name, ("", ""))[0]
+    if "--banking" in arguments and not run.BANKING.is_file():
+        return f"there is no {run.BANKING}"
+    if "--model" in arguments and not weights.installed(weights.find("smollm2")):
+        return "the model is not installed: dspex model install smollm2"
+    return None
+
+
+def scenarios() -> dict[str, Callable[[], Report]]:
+    """Each scenario by name."""
+    found: dict[str, Callable[[], Report]] = {
+        "simulation": lambda: _swept(simulation.Simulation(seed, kills=8).run() for seed in range(SEEDS)),
+        "driver": lambda: _swept(map(driven.drive, range(SEEDS))),
+    }
+    return found | {name: lambda a=a: _process(a) for name, (a, _) in SCENARIOS.items()}
+
+
+def main() -> int:
+    """The command."""
+    known = scenarios()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    parser.add_argument("--json", action="store_true")
+    o = parser.parse_args()
+    if unknown := set(o.names) - set(known):
+        parser.error(f"no scenario {unknown.pop()!r}; there are: {', '.join(known)}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    lines, bad = list[str](), 0
+    for name in o.names or known:
+        if why := _missing(name):
+            lines.append(f"{name:<16} skipped: {why}")
+            continue
+        report = known[name]()
+        bad += not report.good
+        text = json.dumps({"scenario": name, **report.as_dict()}) if o.json else f"\n== {name}\n{report}"
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+        lines.append(f"{name:<16} {report.numbers['events']:>7} events  {len(report.violations):>3} violations")
+    if not o.json:
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
