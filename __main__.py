@@ -166,7 +166,8 @@ def _load_topology(target: str) -> Any:
     except DspexError:
         raise
     except Exception as e:  # the user's module runs while it is imported, and may raise anything
-        message = f"{target!r} cannot be imported: {type(e).__name__}: {e}{_where(e)}"
+        where = "" if isinstance(e, SyntaxError) else _where(e)  # it says so itself
+        message = f"{target!r} cannot be imported: {type(e).__name__}: {e}{where}"
         raise TopologyError(message, code="DX221", fix="correct the module; -v shows where") from e
 
 

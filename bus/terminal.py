@@ -190,7 +190,7 @@ def error_lines(error: DspexError, *, colored: bool = False) -> list[str]:
     problems = error.problems if isinstance(error, ConfigError | TopologyError) else ()
     if problems:
         return [line for p in problems for line in problem_lines(p, colored=colored)]
-    node = f"{error.node}: " if error.node else ""
+    node = f"{error.node}: " if error.node and not error.message.startswith(f"{error.node}:") else ""
     return _lines("error", error.code, f"{node}{error.message}", error.fix, colored)
 
 

@@ -101,9 +101,8 @@ class _Publish:
 
     async def main(self, wait: bool, limit: float | None) -> None:
         self.wait = wait
-        began = time.monotonic()
+        total, began = self.source.total(), time.monotonic()
         async with client(self.t, "publish") as c:
-            total = self.source.total()
             try:
                 if self.source.many:
                     with self.t.progress("publish", total) as bar:

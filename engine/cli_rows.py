@@ -66,11 +66,13 @@ class Source:
         return self.live or self.file is not None
 
     def check(self) -> None:
-        """Raises ConfigError (DX120) where nothing is to be published, or two things are."""
+        """Raises ConfigError (DX120) where nothing is to be published, two things are, or a field is none."""
         if not self.data and self.file is None:
             raise ConfigError("there is no data", code="DX120", fix="field=text, field:=json, @file.json, -, or -f rows.csv")
         if self.file is not None and any(d == "-" or d.startswith("@") for d in self.data):
             raise ConfigError("the rows come from one place", code="DX120", fix="-f FILE, - or @file, and only one of them")
+        if self.many:
+            self._fields()
 
     def rows(self) -> Iterator[Row]:
         """The rows. Raises ConfigError (DX120) where they cannot be read as a whole."""
@@ -78,9 +80,13 @@ class Source:
             (datum,) = arguments.records(self.data, os.devnull)  # type: ignore[arg-type]
             yield Row("", 1, datum)
             return
-        fields = arguments.pairs([d for d in self.data if d != "-"])
+        fields = self._fields()
         rows = lines(_stdin(), "stdin") if self.file is None else of_file(self.file)
         yield from (row.laid_under(fields) for row in rows)
+
+    def _fields(self) -> dict[str, Any]:
+        """Fields that are laid over each row."""
+        return arguments.pairs([d for d in self.data if d != "-"])
 
     def total(self) -> int | None:
         """How many rows there are, as far as that can be known."""

@@ -73,14 +73,15 @@ def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
     rows = [
         {
             "engine": e["engine"],
-            "state": "running" if e["alive"] else f"silent for {e['age']:.0f} s",
+            "state": "running" if e["alive"] else "silent",
+            "seen": f"{e['age']:.0f} s ago",
             "topologies": ", ".join(e["topologies"]),
             "commits": e["commits"],
             "waits": e["full"],
         }
         for e in engines
     ]
-    columns = {"engine": "engine", "state": "state", "topologies": "topologies", "commits": "commits"}
+    columns = {"engine": "engine", "state": "state", "seen": "seen", "topologies": "topologies", "commits": "commits"}
     _block(t, rows, columns | ({"waits": "waits for"} if any(r["waits"] for r in rows) else {}))
 
 

@@ -125,7 +125,7 @@ class Client:
         fix = "apply a topology that reads it: dspex run"
         if close:
             fix = f"did you mean {close[0]} (source of {known[close[0]]})?  or {fix}"
-        return NotStored(f"publish: nothing stores {subject!r}, so the event would be lost", code=e.code, fix=fix, node=subject)
+        return NotStored(f"nothing stores {subject!r}, so the event would be lost", code=e.code, fix=fix, node="publish")
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
         """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.

@@ -30,31 +30,34 @@ def check(
 ) -> None:
     """Check topologies and print every problem; exit 3 where there is an error."""
     t = terminal(context)
-    valid = True
-    for target in named(t, targets):
-        found = list(_problems(t, target))
-        for problem in found:
-            t.problem(problem)
-        valid = valid and not any(p.level == "error" or strict for p in found)
-    if not valid:
+    valid = [_valid(t, target, strict) for target in named(t, targets)]
+    if not all(valid):
         raise typer.Exit(3)
 
 
-def _problems(t: Terminal, target: str) -> Iterator[Problem]:
-    """The problems of a topology; says "ok" where none of them is an error."""
+def _valid(t: Terminal, target: str, strict: bool) -> bool:
+    """Print the problems of a target, or that it has none worth an error."""
+    topology, found = _problems(t, target)
+    for problem in found:
+        t.problem(problem)
+    if topology is None or any(strict or p.level == "error" for p in found):
+        return False
+    warnings = f", {count(len(found), 'warning')}" if found else ""
+    t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
+    return True
+
+
+def _problems(t: Terminal, target: str) -> tuple[Any, list[Problem]]:
+    """The topology, None where it cannot be loaded, and its problems."""
     assert t.load_topology is not None
     try:
         topology = t.load_topology(target)
     except TopologyError as e:
-        yield from e.problems or [Problem(e.code, "error", "", e.node or target, None, None, e.message, e.fix)]
-        return
-    found = [*topology.check()]
+        return None, list(e.problems) or [Problem(e.code, "error", "", e.node or target, None, None, e.message, e.fix)]
+    found: list[Problem] = topology.check()
     if not any(p.level == "error" for p in found):
         found += _unknown_to_settings(t, topology.graph)
-    yield from found
-    if not any(p.level == "error" for p in found):
-        warnings = f", {count(len(found), 'warning')}" if found else ""
-        t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
+    return topology, found
 
 
 def _unknown_to_settings(t: Terminal, graph: Any) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from dspex.bus.terminal import to_json
@@ -52,10 +52,7 @@ def _tree(graph: Graph, node: Node, before: str, below: str, seen: set[str]) -> 
 
 def _detail(node: Node) -> str:
     main = node.options.get(node.op)
-    words = (
-        main if isinstance(main, str) else ", ".join(map(str, main)) if isinstance(main, list | tuple) else to_json(main or {})
-    )
-    words = "" if words == "{}" else words
+    words = to_json(main) if isinstance(main, Mapping) else ", ".join([main] if isinstance(main, str) else map(str, main or ()))
     short = words if len(words) <= _WIDEST else f"{words[: _WIDEST - 1]}…"
     pool = f"pool {node.call.pool}" if node.call else ""
     lm = f"lm {', '.join(node.call.spec.lm)}" if node.call and node.call.spec.lm else ""

@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import dspy
 import structlog
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidOutput, LMUnavailable, ProgramError
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidInput, InvalidOutput, LMUnavailable, ProgramError
 from dspex.bus.wire import CallSpec, Usage, Work
 from dspex.workers import signature as signatures
 from dspex.workers.config import PoolConfig, Profile
@@ -240,7 +240,15 @@ def _digest_file(path: str) -> str:
 
 # -- data ----------------------------------------------------------------------------------------------------------
 def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data."""
+    """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data.
+
+    Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
+    """
+    fields = signature.input_fields
+    optional = [n for n, info in fields.items() if not info.is_required() or type(None) in get_args(info.annotation)]
+    if missing := [n for n in fields if n not in given and n not in optional]:
+        has = ", ".join(given) or "nothing"
+        raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
     inputs: dict[str, Any] = {}
     for name, info in signature.input_fields.items():
         if name in given:

@@ -1,0 +1,102 @@
+"""`dspex call`, and `run` with a pool: a real worker, DSPy's real path, and a stand-in for the model's server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_bench import CLASSIFY, TRIAGE, Project, objects, stand_in
+
+RESULT = ["id", "data", "route", "lm", "worker", "attempts", "elapsed_ms", "dspy_version", "usage"]
+SETTINGS = """
+topologies = ["triage.yaml"]
+lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
+lm.other = {{ model = "openai/stand-in", base_url = "{url}" }}
+pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
+"""
+PROGRAMS = """
+import dspy
+class Shout(dspy.Module):
+    def forward(self, text):
+        return dspy.Prediction(reply=text.upper())
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Project]:
+    """A project whose topology and pool run."""
+    with stand_in() as url:
+        name = f"c{os.urandom(5).hex()}"
+        made = Project(tmp_path_factory.mktemp("call"), name, SETTINGS.format(url=url), NATS_URL=nats_url)
+        made.write("triage.yaml", TRIAGE.format(u=made.u, signature=CLASSIFY))
+        made.write("programs.py", PROGRAMS)
+        made.write("broken.py", "raise RuntimeError('no')\n")
+        with made.start("--json", "run") as run:
+            run.until('"ready"')
+            told = objects("\n".join(run.lines))
+            (pool,) = [o for o in told if o["event"] == "pool ready"]
+            assert (pool["pool"], pool["programs"]) == ("lightweight", ["programs:Shout"])
+            assert "RuntimeError" in pool["failed"]["broken:*"]
+            yield made
+            assert run.end() == 0, run.errors()
+
+
+def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
+    found = project.dspex("--json", "call", "text -> reply", "text=hello")
+    assert found.code == 0, found.err
+    (result,) = found.objects()
+    assert list(result) == RESULT
+    assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "worker", "main")
+    assert list(result["usage"]) == ["input_tokens", "output_tokens", "cost"]
+    human = project.dspex("call", "triage/classify", "text=hello", "--lm", "other")
+    assert [line.split()[0] for line in human.out.splitlines()] == ["intent", "urgency"]
+    assert "  lm other  lightweight-" in human.err
+    many = project.dspex(
+        "--json", "call", "programs:Shout", "--signature", "text -> reply", "-", stdin='{"text":"a"}\n{"text":"b"}\n'
+    )
+    assert [r["data"]["reply"] for r in many.objects()] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "error"),
+    [
+        (["text -> reply", "text=x", "--pool", "gpu"], 5, "DX601"),
+        (["text -> reply", "text=standin:hang", "--timeout", "300ms"], 5, "DX603"),
+        (["text -> reply", "text=standin:nonsense"], 1, "DX607"),
+        (["text -> reply", "txt=x"], 1, "DX502"),
+        (["programs:Shout", "text=x"], 2, "DX106"),
+        (["secret:Thing", "text=x", "--signature", "text -> reply"], 1, "DX608"),
+        (["triage/clasify", "text=x"], 3, "DX235"),
+        (["nothing", "text=x"], 2, "DX106"),
+    ],
+)
+def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
+    found = project.dspex("--json", "call", *args)
+    assert (found.code, found.error()["code"], found.out) == (code, error, ""), found.err
+
+
+def test_runs_with_calls_tell_their_usage(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\n" + "".join(f"message {i}\n" for i in range(40)))
+    published = project.publish("-f", str(tmp_path / "rows.csv"))
+    assert published.code == 0, published.err
+    runs = published.objects()
+    assert [(r["status"], r["calls"], len(r["outputs"])) for r in runs] == [("done", 1, 1)] * 40
+    assert all(r["usage"]["cost"] > 0 for r in runs)
+    with project.start("--json", "status", "--watch") as status:  # an engine says how it is now and then
+        (found,) = objects(status.until('"lag":0,"open_calls":0,', timeout=9))
+    (pool,) = found["pools"]
+    assert (pool["class"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
+    (seen,) = project.dspex("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()
+    assert set(seen["data"]) == {"intent", "urgency"}
+
+
+def test_a_model_that_answers_nonsense_ends_in_a_dead_letter_and_not_in_silence(project: Project) -> None:
+    found = project.publish("text=standin:nonsense")
+    assert (found.code, found.objects()[0]["status"]) == (1, "failed")
+    (letter,) = project.dspex("--json", "dlq", "ls", "--node", "classify").objects()
+    assert (letter["reason"], letter["event"]["data"]) == ("InvalidOutput", {"text": "standin:nonsense"})
+    assert project.dspex("--json", "dlq", "redrive", "--reason", "InvalidOutput", "--set", "text=fine").code == 0
+    (event,) = project.dspex("--json", "watch", project.output, "--start", str(letter["sequence"]), "--count", "1").objects()
+    assert (event["run"], event["data"]["text"]) == (letter["run"], "fine")

@@ -1,0 +1,183 @@
+"""`dspex dlq`, `watch` and `status` as a shell sees them, on a real server with a running engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_bench import NATIVE, Done, Project
+
+LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
+EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
+
+
+def fail(project: Project, *texts: str) -> list[dict[str, Any]]:
+    """Publish texts that are too short; the letters that come of it."""
+    found = project.publish("-", stdin="".join(f'{{"text":"{t}"}}\n' for t in texts))
+    assert (found.code, [r["status"] for r in found.objects()]) == (1, ["failed"] * len(texts))
+    runs = {r["run"] for r in found.objects()}
+    return [d for d in project.dspex("--json", "dlq", "ls").objects() if d["run"] in runs]
+
+
+def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -> None:
+    (letter,) = fail(native, "x")
+    assert list(letter) == LETTER
+    assert list(letter["event"]) == EVENT
+    assert (letter["topology"], letter["node"], letter["reason"], letter["code"]) == (
+        "native",
+        "check",
+        "InvalidInput",
+        "DX502",
+    )
+    assert letter["event"]["data"] == {"text": "x"}
+    sequence = str(letter["sequence"])
+    (shown,) = native.dspex("--json", "dlq", "show", sequence).objects()
+    assert list(shown) == [*LETTER, "traceback"]
+    human = native.dspex("dlq", "show", sequence).out
+    assert 'data   {"text":"x"}' in human
+    assert "  fix: correct the fields" in human
+    assert human.rstrip().splitlines()[-1].startswith("dspex.bus.errors.InvalidInput")
+    table = native.dspex("dlq", "ls", "--node", "check", "--reason", "InvalidInput", "--since", "1h").out.splitlines()
+    assert table[0].split() == ["seq", "time", "node", "reason", "attempts", "run", "message"]
+    assert [line for line in table if line.startswith(sequence)]
+    for nothing in (["--node", "count"], ["--since", "0s"]):
+        assert native.dspex("dlq", "ls", *nothing).out == ""
+
+
+def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> None:
+    letter, other = fail(native, "a", "b")
+    sequence = str(letter["sequence"])
+    dry = native.dspex("--json", "dlq", "redrive", sequence, "--dry-run")
+    assert [d["sequence"] for d in dry.objects()] == [letter["sequence"]]
+    done = native.dspex("--json", "dlq", "redrive", sequence, "--set", "text=long enough", "--set", "n:=1")
+    assert (done.code, done.objects()) == (0, [{"redriven": 1}]), done.err
+    (event,) = native.dspex("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
+    assert (event["run"], event["data"]) == (letter["run"], {"text": "long enough", "n": 1, "size": 11})
+    again = native.dspex("--json", "dlq", "redrive", sequence)
+    assert (again.code, again.error()["code"]) == (1, "DX623")
+    assert native.dspex("--json", "dlq", "drop", str(other["sequence"])).objects() == [{"dropped": 1}]
+
+
+def test_an_editor_changes_the_data(native: Project, tmp_path: Path) -> None:
+    (letter,) = fail(native, "c")
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i \'s/"c"/"changed"/\' $1\n')
+    editor.chmod(0o755)
+    sequence = str(letter["sequence"])
+    failed = native.dspex("dlq", "redrive", sequence, "--edit", EDITOR="false")
+    assert (failed.code, "nothing was redriven" in failed.err) == (2, True)
+    broken = native.dspex("dlq", "redrive", sequence, "--edit", EDITOR="sh -c 'echo nonsense > $0'")
+    assert (broken.code, "not JSON" in broken.err) == (2, True)
+    assert native.dspex("dlq", "redrive", sequence, "--edit", VISUAL=str(editor)).code == 0
+    (event,) = native.dspex("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
+    assert event["data"] == {"text": "changed", "size": 7}
+
+
+@pytest.mark.parametrize("verb", ["redrive", "drop"])
+def test_all_letters_are_taken_only_when_all_are_asked_for(
+    native: Project,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    from dspex import __main__ as cli
+
+    monkeypatch.chdir(native.folder)
+    assert cli.main(["dlq", verb]) == 2
+    assert f"error[DX136] dlq {verb} without a selection would take every dead letter\n  fix: " in capsys.readouterr().err
+
+
+def test_watching_tests_and_cuts_events(native: Project) -> None:
+    runs = native.publish("-", stdin='{"text":"one","n":1}\n{"text":"two"}\n{"text":"three","n":3}\n').objects()
+    first = str(runs[0]["seq"])
+
+    def watch(*args: str) -> Done:
+        return native.dspex("watch", native.output, "--start", first, *args)
+
+    every = watch("--json", "--count", "3").objects()
+    assert list(every[0]) == EVENT
+    assert [e["run"] for e in every] == [r["run"] for r in runs]
+    some = watch("--json", "--where", "n > 1 and event.subject != ''", "--count", "1", "--fields", "n,size,none")
+    assert [e["data"] for e in some.objects()] == [{"n": 3, "size": 5}]
+    assert "--where cannot be evaluated" in some.err
+    assert watch("--count", "1").out.rstrip().endswith('{"text":"one","n":1,"size":3}')
+    wrong = watch("--where", "n >", "--json")
+    assert (wrong.code, wrong.error()["code"]) == (3, "DX208")
+    assert native.dspex("watch", native.output, "--start", "soon").code == 2
+    node = native.dspex("--json", "watch", "native/check")
+    assert (node.code, node.error()["code"]) == (3, "DX235")
+
+
+def test_an_interrupt_is_the_way_to_end_watching(native: Project) -> None:
+    with native.start("--json", "watch", native.output) as watch:
+        with native.start("--json", "status", "--watch") as status:
+            status.until('"stages"')
+            assert status.end(signal.SIGINT) == 0, status.errors()
+        native.publish("-", stdin='{"text":"seen"}\n')  # again, until the watch has begun
+        while not watch.lines:
+            native.publish("text=seen")
+        assert json.loads(watch.lines[0])["data"]["text"] == "seen"
+        assert watch.end(signal.SIGINT) == 0
+        assert watch.errors() == ""
+
+
+def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_url: str) -> None:
+    native.publish("text=hello")
+    (found,) = native.dspex("--json", "status").objects()
+    assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes"]
+    (engine,), (stage,) = found["engines"], found["stages"]
+    assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
+    assert list(stage) == [
+        *("topology", "stage", "source", "stream", "lag", "open_calls", "owners", "partitions", "unowned"),
+        *("events", "retries", "dead_letters", "stopped", "rate"),
+    ]
+    assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)
+    assert stage["owners"] == [engine["engine"]]
+    assert [(p["class"], p["ready"]) for p in found["pools"]] == [("lightweight", 0)]
+    text = native.dspex("status").out
+    assert f"native/s1  {native.input}  0" in text
+    assert "not running" in text
+
+
+def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path, unique: str, nats_url: str) -> None:
+    project = Project(tmp_path, unique, 'topologies = ["native.yaml"]', NATS_URL=nats_url)
+    project.write("native.yaml", NATIVE.format(u=unique))
+    with project.start("run", "--pools", "none") as run:
+        run.until("ready")
+        project.publish("text=hello")
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+    receipt = project.dspex("--json", "publish", project.input, "text=waits")
+    assert receipt.code == 0
+    (found,) = project.dspex("--json", "status").objects()
+    assert (found["engines"], found["stages"][0]["owners"]) == ([], [])
+    assert found["stages"][0]["lag"] > 0
+    limited = project.dspex("--json", "publish", project.input, "text=waits", "--wait", "200ms")
+    assert (limited.code, limited.error()["code"]) == (5, "DX603")
+    assert "no engine is running" in limited.err
+
+
+def test_without_a_server_one_is_started_and_said(tmp_path: Path, unique: str) -> None:
+    project = Project(tmp_path, unique, "server.local = { port = -1 }")
+    found = project.dspex("--json", "status")
+    assert found.code == 0
+    assert found.objects()[0]["engines"] == []
+    assert "no server was running: started one at nats://127.0.0.1:" in found.err
+    assert not list(tmp_path.glob(".dspex/server.json"))
+    lost = project.dspex("--json", "publish", "a.b", "x=y")
+    assert (lost.code, lost.error()["code"]) == (4, "DX404")
+
+
+def test_a_reader_that_has_enough_ends_the_watch(native: Project) -> None:
+    native.publish("-", stdin='{"text":"one"}\n{"text":"two"}\n')
+    command = " ".join(native._command(("watch", native.output, "--start", "all", "--count", "2"))) + " | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=native.folder, env=native.env, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
