@@ -229,6 +229,8 @@ class Inbox:
             failure = Failure(refusal(why, row.node), row.node)
             return self._spent(p, ordinal, row, work, call, failure, Verdict("dead"), clock)
         verdict = decide(error, row.tries, call, row.id, left=0.0)
+        if verdict.what == "fallback" and p.state.first_open(row.node, row.key) not in (None, ordinal):
+            return []  # an earlier call of its key comes first, though its deadline is later (clocks differ): looked at again
         return self._spent(p, ordinal, row, work, call, Failure(error, row.node), verdict, clock)
 
     # -- events that are run again --------------------------------------------------------------------------------
