@@ -14,7 +14,7 @@ from contextlib import suppress
 from random import Random
 
 from workload import PARTITIONS
-from world import APP, Process, World
+from world import APP, Process, World, last_words
 
 from dspex.bus import subjects
 from dspex.engine.log import unpack
@@ -67,6 +67,24 @@ async def kill_worker(world: World, random: Random) -> None:
 async def kill_server(world: World, random: Random) -> None:
     """SIGKILL the server; it comes back on the same port and store."""
     await world.restart_server()
+
+
+async def drain_engine(world: World, random: Random) -> None:
+    """SIGTERM an engine, as an update does: it commits what it has walked, gives its leases back, and ends with 0."""
+    await _drain(world, await _one(world, random, "engine"))
+
+
+async def drain_pool(world: World, random: Random) -> None:
+    """SIGTERM a pool: its calls finish, or go to another one."""
+    await _drain(world, await _one(world, random, "pool"))
+
+
+async def _drain(world: World, process: Process) -> None:
+    process.wanted = False
+    process.signal(signal.SIGTERM)
+    if (code := await process.ended(40.0)) != 0:
+        world.problems.append(f"{process.name} did not drain: exit code {code}; its last words: {last_words(process.log)}")
+    process.wanted = True
 
 
 async def freeze_engine(world: World, random: Random) -> None:
@@ -136,6 +154,8 @@ FAULTS: dict[str, Fault] = {
         kill_child,
         kill_worker,
         kill_server,
+        drain_engine,
+        drain_pool,
         freeze_engine,
         take_over,
         freeze_pool,
@@ -151,6 +171,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "worker": ("kill-worker",),
     "server": ("kill-server",),
     "all": ("kill-engine", "kill-worker", "kill-server"),
+    "drain": ("drain-engine", "drain-pool"),
     "parts": ("kill-between-parts",),
     "freeze": ("freeze-engine", "freeze-pool", "freeze-server"),
     "wire": ("cut-wires", "hold-wires"),

@@ -60,6 +60,7 @@ class Run:
     latency: float = 0.0
     lm: str = ""  # instead of the stand-in
     folder: Path | None = None
+    foreign: bool = False
     heard: list[Message] = field(default_factory=list)
 
     async def go(self) -> Report:
@@ -69,7 +70,7 @@ class Run:
             self.model = await stack.enter_async_context(StandIn(latency=self.latency))
             lm = self.lm or profile(model="openai/stand-in", base_url=self.model.url, key_env="OPENAI_API_KEY")
             wire = any("wire" in f for f in self.faults)
-            self.world = World(folder, lm, self.engines, self.pools, self.size, wire)
+            self.world = World(folder, lm, self.engines, self.pools, self.size, wire, self.foreign)
             async with self.world:
                 self.bus = self.world.bus
                 return await self._run()
@@ -77,7 +78,7 @@ class Run:
     async def _run(self) -> Report:
         self.ledger, random = Ledger(APP, self.events), Random(self.seed)
         self.wanted, began = self.ledger.missing, time.monotonic()
-        late: list[Violation] = []
+        late, tasks = list[Violation](), list[asyncio.Task[None]]()
         try:
             async with asyncio.timeout(self.timeout):
                 await self._applied()
@@ -210,7 +211,7 @@ def planned(o: argparse.Namespace) -> Run:
     lm, size = "", o.size
     if o.model:
         events, lm, size = workload.loose(events), profile(model="local/smollm2-135m"), 1
-    return Run(events, faults, o.kills, o.seed, o.timeout, o.engines, o.pools, size, o.latency, lm, o.folder)
+    return Run(events, faults, o.kills, o.seed, o.timeout, o.engines, o.pools, size, o.latency, lm, o.folder, o.foreign)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -231,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--latency", type=float, default=0.0, help="seconds that the model takes")
     p.add_argument("--timeout", type=float, default=600.0)
     p.add_argument("--folder", type=Path, help="keeps store and logs")
+    p.add_argument("--foreign", action="store_true", help="the source is a stream of its own")
     p.add_argument("--json", action="store_true")
     return p
 

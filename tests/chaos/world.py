@@ -21,8 +21,10 @@ from typing import Any, Self
 
 import psutil
 from wire_cutter import WireCutter
+from workload import SOURCE
 
 from dspex.bus import nats
+from dspex.bus.port import StreamConfig
 from dspex.bus.server import LocalServer
 
 HERE = Path(__file__).parent
@@ -102,6 +104,7 @@ class World:
     lm: the language model profile, as an inline TOML table.
     engines, pools: processes of each. size: workers of a pool.
     wire: put a proxy between them and the server, whose connections can be cut.
+    foreign: the source is a stream of somebody else, and not in the application's own.
     """
 
     folder: Path
@@ -110,6 +113,7 @@ class World:
     pools: int = 1
     size: int = 2
     wire: bool = False
+    foreign: bool = False
     topology: str = "workload:topology"
     done: Counter[str] = field(default_factory=Counter)  # faults, by name
     problems: list[str] = field(default_factory=list)
@@ -121,6 +125,8 @@ class World:
         self.server = LocalServer(self.folder / "nats" / "jetstream", port=None)
         await self.server.start()
         self.bus = await nats.connect(self.server.url, name="oracle")
+        if self.foreign:
+            await self.bus.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
         self.cutter = WireCutter(self.server.url)
         await self.cutter.start()
         self._write_settings()
@@ -158,7 +164,7 @@ class World:
             for p in self.processes:
                 if p.wanted and not p.alive:
                     # 4: it was started while the server was down
-                    if (code := p.process and p.process.returncode) not in (-signal.SIGKILL, 4, None):
+                    if (code := p.process and p.process.returncode) not in (0, -signal.SIGKILL, 4, None):
                         self.problems.append(f"{p.name} ended with {code}; its last words: {last_words(p.log)}")
                     p.start()
 
