@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -18,6 +19,7 @@ from dspex.bus.settings import Settings, TLSSettings
 
 _log = structlog.get_logger(__name__)
 _PAUSE = 1.0  # seconds between two starts of a server that does not start
+_LOOK = 0.2  # seconds between two looks for a server of another process
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
 
     Args:
         start: start one in `settings.store` where settings name none and none is running. It is started again
-            when it dies, and stops at the end.
+            when it dies, and stops at the end. One that another process started and takes down with itself is taken
+            over: `dspex run` goes on when the `dspex publish` that was there first has ended.
 
     Raises:
         Unreachable: there is none, and none may be started.
@@ -44,23 +47,51 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
         yield Found(settings.server.url, started=False, local=False)
         return
     if state := running(settings.store.parent):
-        yield Found(str(state["url"]), started=False, local=True)
+        found = Found(str(state["url"]), started=False, local=True)
+        stays = not start or state.get("detached")
+        async with _while(asyncio.sleep(0) if stays else _take_over(settings, found.url)):
+            yield found
         return
     if not start:
         raise Unreachable(
             f"no NATS server: none is named, and none is running in {settings.store.parent}",
             fix="start one (dspex server start, or dspex run), or name one: --server nats://host:4222",
         )
+    async with _server(settings, settings.server.local.port) as server, _while(_keep(server)):
+        yield Found(server.url, started=True, local=True)
+
+
+def _server(settings: Settings, port: int) -> LocalServer:
     local = settings.server.local
-    sync = "always" if isinstance(local.sync_interval, str) else local.sync_interval
-    async with LocalServer(settings.store, port=local.port, sync_interval=sync) as server:
-        keeper = asyncio.create_task(_keep(server), name="nats-server")
+    return LocalServer(
+        settings.store, port=port, sync_interval="always" if isinstance(local.sync_interval, str) else local.sync_interval
+    )
+
+
+@asynccontextmanager
+async def _while(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Run `work` until the block ends."""
+    task = asyncio.create_task(work, name="nats-server")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _take_over(settings: Settings, url: str) -> None:
+    """Start the server of another process again when it is gone, on the same port, and keep it from then on."""
+    while True:
+        while running(settings.store.parent):  # noqa: ASYNC110  another process tells of its end by its lock alone
+            await asyncio.sleep(_LOOK)
         try:
-            yield Found(server.url, started=True, local=True)
-        finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            async with _server(settings, urlsplit(url).port or -1) as server:
+                _log.info("the local nats-server stopped with whoever had started it: taken over", url=server.url)
+                await _keep(server)
+        except (BusError, ConfigError) as e:
+            _log.debug("not taken over", reason=e.message)  # another process may have been quicker
+            await asyncio.sleep(_PAUSE)
 
 
 async def _keep(server: LocalServer) -> None:

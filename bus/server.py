@@ -194,9 +194,11 @@ class LocalServer:
             await asyncio.to_thread(process.wait)
         if process.stdin:
             process.stdin.close()
-        self._pid = None
-        with contextlib.suppress(OSError):  # what it says is not believed without the lock (see `running`)
-            _state_file(self.store.parent).unlink()
+        pid, self._pid = self._pid, None
+        file = _state_file(self.store.parent)
+        with contextlib.suppress(OSError, ValueError):  # what it says is not believed without the lock (see `running`)
+            if json.loads(file.read_text())["pid"] == pid:  # another process may have started one on the store meanwhile
+                file.unlink()
 
     def _launch(self, binary: str, port: int, lock: IO[str]) -> None:
         self._config.touch(mode=0o600)  # there may be a password in it
@@ -295,8 +297,8 @@ async def stop_running(home: Path) -> bool:
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(state["pid"]), signal.SIGTERM)
-    (await _lock(Path(state["store"]), STOP_TIMEOUT)).close()
-    _state_file(home).unlink(missing_ok=True)
+    with await _lock(Path(state["store"]), STOP_TIMEOUT):
+        _state_file(home).unlink(missing_ok=True)
     return True
 
 

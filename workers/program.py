@@ -244,9 +244,9 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[s
 
     Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
     """
-    fields = signature.input_fields
-    optional = [n for n, info in fields.items() if not info.is_required() or type(None) in get_args(info.annotation)]
-    if missing := [n for n in fields if n not in given and n not in optional]:
+    wanted = signature.input_fields
+    optional = [n for n, info in wanted.items() if not info.is_required() or type(None) in get_args(info.annotation)]
+    if missing := [n for n in wanted if n not in given and n not in optional]:
         has = ", ".join(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
     inputs: dict[str, Any] = {}
