@@ -32,7 +32,8 @@ def _pyarrow() -> ModuleType:
         import pyarrow
     except ImportError as e:
         raise ConfigError("Arrow needs the package pyarrow", code="DX105", fix=_INSTALL) from e
-    return pyarrow
+    module: ModuleType = pyarrow
+    return module
 
 
 def _numpy() -> ModuleType:

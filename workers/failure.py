@@ -44,7 +44,7 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
     if isinstance(error, DspexError):
         return error
     cls = next((TABLE[c] for c in type(error).__mro__ if c in TABLE), ProgramError)
-    if type(error) is dspy_errors.LMProviderError and not 400 <= (error.status or 0) < 500:
+    if type(error) is dspy_errors.LMProviderError and not 400 <= (getattr(error, "status", None) or 0) < 500:
         cls = errors.LMUnavailable  # it answered, but not with what its API says: a proxy's page, half a body
     retry_after = getattr(error, "retry_after", None)
     if cls is errors.InvalidOutput:
