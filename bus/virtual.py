@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         why = "for time to pass" if self._next is not None else "for something that nobody will do"
         task.cancel()
         self.settle()
-        raise RuntimeError(f"{task.get_coro()!r} waits {why}")
+        raise RuntimeError(f"{getattr(main, '__qualname__', 'it')} waits {why}")
 
     def close(self) -> None:
         """Cancel what still runs, and close."""
