@@ -87,7 +87,8 @@ def test_the_demo_accounts_for_every_message_and_leaves_no_process_twice(
 def test_a_demo_that_is_stopped_leaves_no_process(
     tmp_path: Path, environment: dict[str, str], nothing_left: None, number: signal.Signals
 ) -> None:
-    demo = subprocess.Popen(DEMO, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    long = [*DEMO, "--count", "40"]  # the last one counts: it must not be through when the signal comes
+    demo = subprocess.Popen(long, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert demo.stderr is not None
     for line in demo.stderr:
         if line.startswith("pool "):
