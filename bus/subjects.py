@@ -130,7 +130,7 @@ def log(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.log.{topology}.{stage}.{partition}"
 
 
-def snapshot(app: str, topology: str, stage: str, partition: int) -> str:
+def snapshot(app: str, topology: str, stage: str, partition: int | str) -> str:
     """The pieces of a snapshot that one log entry cannot hold."""
     return f"{log(app, topology, stage, partition)}.snapshot"
 

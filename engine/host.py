@@ -19,6 +19,7 @@ from dspex.engine.graph import Graph
 from dspex.engine.leases import Leases, Slot, process
 from dspex.engine.manifest import Manifest
 from dspex.engine.position import first_position
+from dspex.engine.repair import Repair
 from dspex.engine.services import Services
 from dspex.engine.stage import StageRunner
 
@@ -130,6 +131,7 @@ class Host:
             committer=self.committer,
             clock=self.clock,
             lost=self.leases.lost,
+            repair=Repair(self.bus, self.app, self.graphs),
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=self.bus.max_payload,

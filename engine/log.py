@@ -11,7 +11,7 @@ the last two (`base`, `older`), and a damaged one is passed over for the one bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import msgpack
@@ -63,8 +63,10 @@ class CommitLog:
         self.older = 0  # the entry with the snapshot before that
         self.since = 0  # entries after the latest
 
-    async def claim(self, state: State, *, at: float) -> State:
+    async def claim(self, state: State, *, at: float, repair: Callable[[int, int], Awaitable[None]]) -> State:
         """Become the owner, and bring `state`, which is new, up to date.
+
+        `repair(claim, entry)` removes what a torn commit left between the two (repair.py).
 
         Raises Unreachable; TopologyError where a newer manifest claimed it; BusError where the log cannot be read.
         """
@@ -81,12 +83,14 @@ class CommitLog:
                 )
             self.base, self.older = bases(last.sequence, before) if last else (0, 0)
             self.epoch = before.get("epoch", 0) + 1
-            claim = {"kind": "claim", "id": new_id(at), **self._frame(at)}
+            after = before.get("after", last.sequence) if last else 0  # the last commit: others may have claimed and died
+            claim = {"kind": "claim", "id": new_id(at), "after": after, **self._frame(at)}
             draft = Draft(subject, _packed(claim), expect=last.sequence if last else 0)
             try:
                 self.sequence = await self.bus.commit([draft])
             except (Fenced, Unsettled):
                 continue  # someone wrote in between, perhaps this very claim: look again
+            await repair(self.sequence, after)
             self.since, good = await read_back(self.bus, self.place, self.base, self.older, self.sequence, state)
             if good != self.base:  # the next snapshot must have a sound one before it
                 self.base, self.older = good, 0

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dspex.bus.port import Bus
 from dspex.engine.commit import Committer
+from dspex.engine.repair import Repair
 
 
 class Lost(Protocol):
@@ -24,6 +25,7 @@ class Services:
     committer: the one writer of this process.
     clock: seconds since the epoch.
     lost: told when a partition is not this engine's any more.
+    repair: removes what a torn commit left before a claim.
     most_inputs: events of one partition in one commit.
     most_open_calls: of one partition; over it the source waits.
     limit: bytes of headers and data of one message.
@@ -36,6 +38,7 @@ class Services:
     committer: Committer
     clock: Callable[[], float]
     lost: Lost
+    repair: Repair
     most_inputs: int = 500
     most_open_calls: int = 10_000
     limit: int = 1 << 20

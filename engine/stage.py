@@ -16,7 +16,7 @@ from typing import Literal
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DspexError, Fenced
+from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
 from dspex.bus.event import Message, message_id, partition_of
 from dspex.bus.port import Reader
 from dspex.bus.wire import Work
@@ -158,6 +158,8 @@ class StageRunner:
             except BusError as e:
                 if not e.retryable:
                     raise
+                if isinstance(e, StreamFull):
+                    self.s.committer.full = e.message
                 _log.warning("cannot claim yet", partition=index, why=e.message)
             await asyncio.sleep(pause)
             pause = min(SLOWEST, pause * 2)
@@ -165,7 +167,7 @@ class StageRunner:
     async def _claimed(self, index: int) -> Partition:
         s = self.s
         log = CommitLog(s.bus, s.app, self.topology, self.stage.id, index, s.engine, self.manifest)
-        state = await log.claim(State(self.ordered, self.inbox.new_names), at=s.clock())
+        state = await log.claim(State(self.ordered, self.inbox.new_names), at=s.clock(), repair=s.repair.before)
         state.source_sequence = state.source_sequence or self.start
         reply = subjects.result(s.app, self.topology, self.stage.id, index)
         p = Partition(index, log, state, app=s.app, topology=self.topology, reply=reply, most=s.most_inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from engine_lab import Cut, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited, RetryLater
 from dspex.bus.memory import Faults
+from dspex.bus.port import Draft
 from dspex.engine.testing import Driver
 from dspex.operators.topology import Topology
 
@@ -118,6 +119,37 @@ def test_a_bus_that_fails_and_repeats_itself_changes_nothing(lab: MakeLab, undis
     assert seen["many"] == undisturbed["many"]
     assert seen["letters"] == undisturbed["letters"]
     assert seen["answers"] == undisturbed["answers"]
+
+
+class Torn(Cut):
+    """A server that stores a part of a commit and answers nobody, as one without room or power does."""
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        if self.left == 1:
+            for draft in drafts[: len(drafts) // 2]:
+                await self.publish(draft)
+        return await super().commit(drafts, timeout=timeout)
+
+
+@pytest.mark.parametrize("at", range(2, 10))
+def test_what_a_torn_commit_left_is_removed_by_the_next_claim(lab: MakeLab, undisturbed: dict[str, Any], at: int) -> None:
+    one = lab(everything())
+    one.answers["ask"] = answer
+    one.start()
+    one.drain()
+    torn = Torn(one.server, at, landed=False)
+    one.start(bus=torn)
+    publish(one, range(10))
+    one.advance(3)
+    one.kill()
+    one.start(bus=Cut(one.server, 1, landed=True))  # claims, and dies before it could look
+    one.advance(1)
+    one.kill()
+    one.start()
+    one.work()
+    publish(one, range(10, 20))
+    one.advance(40)
+    assert results(one) == undisturbed
 
 
 def test_a_recovered_engine_asks_no_model_again() -> None:
