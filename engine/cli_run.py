@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,10 +74,7 @@ class _Run:
         if pools is not None:
             sizes = [self.engine.settings.pools[name].size for name in pools.names]
             with self.t.progress("warming up", sum(sizes)) as self.bar:
-                ready = asyncio.create_task(pools.ready())
-                both: set[asyncio.Future[Any]] = {ready, stopped}
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                ready.cancel()
+                await _first(stopped, pools.ready(), self.engine.wait())
             self.bar = None
             if stopped.done():
                 return
@@ -160,7 +158,7 @@ class _Run:
     async def _drain(self, stopped: asyncio.Future[int]) -> None:
         name = signal.Signals(stopped.result()).name if stopped.done() else None
         self.t.emit({"event": "draining", "signal": name})
-        if not self.t.json:
+        if not self.t.json and name:
             self.t.note("draining: what runs is finished and committed; once more to stop at once")
         began = time.monotonic()
         await self.engine.drain(self.grace)
@@ -168,6 +166,17 @@ class _Run:
         self.t.emit({"event": "stopped", "seconds": round(took, 3)})
         if not self.t.json:
             self.t.note(f"stopped after {took:.1f} s; dspex run goes on from here")
+
+
+async def _first(stopped: asyncio.Future[int], *others: Awaitable[None]) -> None:
+    """Until one of them is done; raises what it raised."""
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(o) for o in others]
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def _server_words(settings: Settings, server: Any) -> str:
