@@ -201,7 +201,7 @@ def _tell(t: Terminal, result: _Demo) -> None:
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as people read it."""
-    text = " ".join(row["text"].split())
+    text = " ".join(row["text"].split()) or "(no text)"
     return {
         **row,
         "text": text if len(text) <= WIDTH else f"{text[: WIDTH - 1].rstrip()}…",

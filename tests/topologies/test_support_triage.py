@@ -20,7 +20,7 @@ THEFT = ("stole", "thief", "fraud", "lost my", "was not me")
 
 def answer(inputs: Mapping[str, Any]) -> dict[str, str]:
     """What stands in for the model: the same for the same text."""
-    return {"intent": "other", "urgency": "high" if "!" in str(inputs["text"]) else "low"}
+    return {"topic": "money", "intent": "other", "urgency": "high" if "!" in str(inputs["text"]) else "low"}
 
 
 def urgent(message: Mapping[str, Any]) -> bool:
@@ -53,7 +53,7 @@ def _described(topology: Topology) -> dict[str, Any]:
 def test_white_space_is_cleaned_and_other_fields_are_kept(driver: testing.Driver) -> None:
     driver.publish(SOURCE, {"text": "  My rent\n is   late ", "customer": "c7", "channel": "app"})
     assert driver.outputs(TRIAGED) == [
-        {"text": "My rent is late", "customer": "c7", "channel": "app", "intent": "other", "urgency": "low"}
+        {"text": "My rent is late", "customer": "c7", "channel": "app", "topic": "money", "intent": "other", "urgency": "low"}
     ]
     assert [c.inputs for c in driver.calls("classify")] == [{"text": "My rent is late"}]
 
@@ -80,7 +80,7 @@ def test_what_has_no_usable_text_becomes_a_dead_letter_and_reaches_no_model(
 
 
 def test_an_urgency_that_does_not_exist_becomes_a_dead_letter(driver: testing.Driver) -> None:
-    driver.answer("classify", {"intent": "other", "urgency": "apocalyptic"})
+    driver.answer("classify", {"topic": "money", "intent": "other", "urgency": "apocalyptic"})
     driver.publish(SOURCE, {"text": "Hello"})
     (letter,) = driver.dead_letters()
     assert (letter.node, letter.reason) == ("classify", "InvalidOutput")
