@@ -77,7 +77,8 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
 
 
 def _of(message: Message, node: str) -> bool:
-    return Outcome.unpack(message.data).node == node
+    outcome = Outcome.unpack(message.data)
+    return outcome.kind == "result" and outcome.node == node  # and not an event that is to go on behind the node
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:

@@ -50,7 +50,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     assert list(result) == RESULT
     assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "worker", "main")
     assert list(result["usage"]) == ["input_tokens", "output_tokens", "cost"]
-    human = project.dspex("call", "triage/classify", "text=hello", "--lm", "other")
+    human = project.here("call", "triage/classify", "text=hello", "--lm", "other")
     assert [line.split()[0] for line in human.out.splitlines()] == ["intent", "urgency"]
     assert "  lm other  lightweight-" in human.err
     many = project.dspex(
@@ -73,7 +73,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     ],
 )
 def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
-    found = project.dspex("--json", "call", *args)
+    found = project.here("--json", "call", *args)
     assert (found.code, found.error()["code"], found.out) == (code, error, ""), found.err
 
 
@@ -88,15 +88,15 @@ def test_runs_with_calls_tell_their_usage(project: Project, tmp_path: Path) -> N
         (found,) = objects(status.until('"lag":0,"open_calls":0,', timeout=9))
     (pool,) = found["pools"]
     assert (pool["class"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
-    (seen,) = project.dspex("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()
+    (seen,) = project.here("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()
     assert set(seen["data"]) == {"intent", "urgency"}
 
 
 def test_a_model_that_answers_nonsense_ends_in_a_dead_letter_and_not_in_silence(project: Project) -> None:
     found = project.publish("text=standin:nonsense")
     assert (found.code, found.objects()[0]["status"]) == (1, "failed")
-    (letter,) = project.dspex("--json", "dlq", "ls", "--node", "classify").objects()
+    (letter,) = project.here("--json", "dlq", "ls", "--node", "classify").objects()
     assert (letter["reason"], letter["event"]["data"]) == ("InvalidOutput", {"text": "standin:nonsense"})
-    assert project.dspex("--json", "dlq", "redrive", "--reason", "InvalidOutput", "--set", "text=fine").code == 0
-    (event,) = project.dspex("--json", "watch", project.output, "--start", str(letter["sequence"]), "--count", "1").objects()
+    assert project.here("--json", "dlq", "redrive", "--reason", "InvalidOutput", "--set", "text=fine").code == 0
+    (event,) = project.here("--json", "watch", project.output, "--start", str(letter["sequence"]), "--count", "1").objects()
     assert (event["run"], event["data"]["text"]) == (letter["run"], "fine")

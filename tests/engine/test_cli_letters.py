@@ -37,31 +37,31 @@ def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -
     )
     assert letter["event"]["data"] == {"text": "x"}
     sequence = str(letter["sequence"])
-    (shown,) = native.dspex("--json", "dlq", "show", sequence).objects()
+    (shown,) = native.here("--json", "dlq", "show", sequence).objects()
     assert list(shown) == [*LETTER, "traceback"]
     human = native.dspex("dlq", "show", sequence).out
     assert 'data   {"text":"x"}' in human
     assert "  fix: correct the fields" in human
     assert human.rstrip().splitlines()[-1].startswith("dspex.bus.errors.InvalidInput")
-    table = native.dspex("dlq", "ls", "--node", "check", "--reason", "InvalidInput", "--since", "1h").out.splitlines()
+    table = native.here("dlq", "ls", "--node", "check", "--reason", "InvalidInput", "--since", "1h").out.splitlines()
     assert table[0].split() == ["seq", "time", "node", "reason", "attempts", "run", "message"]
     assert [line for line in table if line.startswith(sequence)]
     for nothing in (["--node", "count"], ["--since", "0s"]):
-        assert native.dspex("dlq", "ls", *nothing).out == ""
+        assert native.here("dlq", "ls", *nothing).out == ""
 
 
 def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> None:
     letter, other = fail(native, "a", "b")
     sequence = str(letter["sequence"])
-    dry = native.dspex("--json", "dlq", "redrive", sequence, "--dry-run")
+    dry = native.here("--json", "dlq", "redrive", sequence, "--dry-run")
     assert [d["sequence"] for d in dry.objects()] == [letter["sequence"]]
     done = native.dspex("--json", "dlq", "redrive", sequence, "--set", "text=long enough", "--set", "n:=1")
     assert (done.code, done.objects()) == (0, [{"redriven": 1}]), done.err
-    (event,) = native.dspex("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
+    (event,) = native.here("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
     assert (event["run"], event["data"]) == (letter["run"], {"text": "long enough", "n": 1, "size": 11})
-    again = native.dspex("--json", "dlq", "redrive", sequence)
+    again = native.here("--json", "dlq", "redrive", sequence)
     assert (again.code, again.error()["code"]) == (1, "DX623")
-    assert native.dspex("--json", "dlq", "drop", str(other["sequence"])).objects() == [{"dropped": 1}]
+    assert native.here("--json", "dlq", "drop", str(other["sequence"])).objects() == [{"dropped": 1}]
 
 
 def test_an_editor_changes_the_data(native: Project, tmp_path: Path) -> None:
@@ -70,27 +70,20 @@ def test_an_editor_changes_the_data(native: Project, tmp_path: Path) -> None:
     editor.write_text('#!/bin/sh\nsed -i \'s/"c"/"changed"/\' $1\n')
     editor.chmod(0o755)
     sequence = str(letter["sequence"])
-    failed = native.dspex("dlq", "redrive", sequence, "--edit", EDITOR="false")
+    failed = native.here("dlq", "redrive", sequence, "--edit", EDITOR="false")
     assert (failed.code, "nothing was redriven" in failed.err) == (2, True)
-    broken = native.dspex("dlq", "redrive", sequence, "--edit", EDITOR="sh -c 'echo nonsense > $0'")
+    broken = native.here("dlq", "redrive", sequence, "--edit", EDITOR="sh -c 'echo nonsense > $0'")
     assert (broken.code, "not JSON" in broken.err) == (2, True)
-    assert native.dspex("dlq", "redrive", sequence, "--edit", VISUAL=str(editor)).code == 0
-    (event,) = native.dspex("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
+    assert native.here("dlq", "redrive", sequence, "--edit", VISUAL=str(editor)).code == 0
+    (event,) = native.here("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
     assert event["data"] == {"text": "changed", "size": 7}
 
 
 @pytest.mark.parametrize("verb", ["redrive", "drop"])
-def test_all_letters_are_taken_only_when_all_are_asked_for(
-    native: Project,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    verb: str,
-) -> None:
-    from dspex import __main__ as cli
-
-    monkeypatch.chdir(native.folder)
-    assert cli.main(["dlq", verb]) == 2
-    assert f"error[DX136] dlq {verb} without a selection would take every dead letter\n  fix: " in capsys.readouterr().err
+def test_all_letters_are_taken_only_when_all_are_asked_for(native: Project, verb: str) -> None:
+    refused = native.here("dlq", verb)
+    assert refused.code == 2
+    assert f"error[DX136] dlq {verb} without a selection would take every dead letter\n  fix: " in refused.err
 
 
 def test_watching_tests_and_cuts_events(native: Project) -> None:
@@ -98,7 +91,7 @@ def test_watching_tests_and_cuts_events(native: Project) -> None:
     first = str(runs[0]["seq"])
 
     def watch(*args: str) -> Done:
-        return native.dspex("watch", native.output, "--start", first, *args)
+        return native.here("watch", native.output, "--start", first, *args)
 
     every = watch("--json", "--count", "3").objects()
     assert list(every[0]) == EVENT
@@ -109,8 +102,8 @@ def test_watching_tests_and_cuts_events(native: Project) -> None:
     assert watch("--count", "1").out.rstrip().endswith('{"text":"one","n":1,"size":3}')
     wrong = watch("--where", "n >", "--json")
     assert (wrong.code, wrong.error()["code"]) == (3, "DX208")
-    assert native.dspex("watch", native.output, "--start", "soon").code == 2
-    node = native.dspex("--json", "watch", "native/check")
+    assert native.here("watch", native.output, "--start", "soon").code == 2
+    node = native.here("--json", "watch", "native/check")
     assert (node.code, node.error()["code"]) == (3, "DX235")
 
 
@@ -119,8 +112,7 @@ def test_an_interrupt_is_the_way_to_end_watching(native: Project) -> None:
         with native.start("--json", "status", "--watch") as status:
             status.until('"stages"')
             assert status.end(signal.SIGINT) == 0, status.errors()
-        native.publish("-", stdin='{"text":"seen"}\n')  # again, until the watch has begun
-        while not watch.lines:
+        while not watch.lines:  # it may not have begun yet
             native.publish("text=seen")
         assert json.loads(watch.lines[0])["data"]["text"] == "seen"
         assert watch.end(signal.SIGINT) == 0
@@ -140,7 +132,7 @@ def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_u
     assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)
     assert stage["owners"] == [engine["engine"]]
     assert [(p["class"], p["ready"]) for p in found["pools"]] == [("lightweight", 0)]
-    text = native.dspex("status").out
+    text = native.here("status").out
     assert f"native/s1  {native.input}  0" in text
     assert "not running" in text
 
@@ -153,12 +145,12 @@ def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path,
         project.publish("text=hello")
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
-    receipt = project.dspex("--json", "publish", project.input, "text=waits")
+    receipt = project.here("--json", "publish", project.input, "text=waits")
     assert receipt.code == 0
-    (found,) = project.dspex("--json", "status").objects()
+    (found,) = project.here("--json", "status").objects()
     assert (found["engines"], found["stages"][0]["owners"]) == ([], [])
     assert found["stages"][0]["lag"] > 0
-    limited = project.dspex("--json", "publish", project.input, "text=waits", "--wait", "200ms")
+    limited = project.here("--json", "publish", project.input, "text=waits", "--wait", "200ms")
     assert (limited.code, limited.error()["code"]) == (5, "DX603")
     assert "no engine is running" in limited.err
 
@@ -170,7 +162,7 @@ def test_without_a_server_one_is_started_and_said(tmp_path: Path, unique: str) -
     assert found.objects()[0]["engines"] == []
     assert "no server was running: started one at nats://127.0.0.1:" in found.err
     assert not list(tmp_path.glob(".dspex/server.json"))
-    lost = project.dspex("--json", "publish", "a.b", "x=y")
+    lost = project.here("--json", "publish", "a.b", "x=y")
     assert (lost.code, lost.error()["code"]) == (4, "DX404")
 
 

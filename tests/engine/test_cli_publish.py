@@ -17,7 +17,7 @@ RECEIPT = ["run", "subject", "stream", "seq", "duplicate"]
 
 
 def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Project) -> None:
-    first, second = (native.dspex("--json", "publish", native.input, "text=hello", "--id", "order-1") for _ in range(2))
+    first, second = (native.here("--json", "publish", native.input, "text=hello", "--id", "order-1") for _ in range(2))
     assert (first.code, second.code) == (0, 0), first.err
     (a,), (b,) = first.objects(), second.objects()
     assert list(a) == RECEIPT
@@ -25,7 +25,7 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert b == a | {"duplicate": True}
     human = native.dspex("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
     assert human.out.startswith("run ")
-    (seen,) = native.dspex("--json", "watch", native.input, "--start", str(a["seq"] + 1), "--count", "1").objects()
+    (seen,) = native.here("--json", "watch", native.input, "--start", str(a["seq"] + 1), "--count", "1").objects()
     assert (seen["key"], seen["session"], seen["headers"]["Tenant"]) == ("k", "s", "acme")
 
 
@@ -52,7 +52,7 @@ def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) 
     assert [r["seq"] for r in runs] == sorted(r["seq"] for r in runs)
     outputs = [o["data"] for r in runs for o in r["outputs"]]
     assert outputs == [{"text": f"row, {i}", "n": str(i), "source": "test", "size": len(f"row, {i}")} for i in range(1000)]
-    again = native.dspex("publish", native.input, "-f", str(file), "source=test")
+    again = native.here("publish", native.input, "-f", str(file), "source=test")
     assert (again.code, again.out.split(" in ")[0]) == (0, f"0 published to {native.input}, 1,000 duplicates,")
     assert "publish  1000/1000" in again.err
 
@@ -77,12 +77,12 @@ def test_lines_of_stdin_are_published_as_they_are(native: Project) -> None:
 
 def test_a_rate_is_kept(native: Project, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('[{"text":"one"},{"text":"two"},{"text":"three"},{"text":"four"}]')
-    found = native.dspex("publish", native.input, "-f", str(tmp_path / "r.json"), "--rate", "10/s")
+    found = native.here("publish", native.input, "-f", str(tmp_path / "r.json"), "--rate", "10/s")
     assert float(found.out.split(" in ")[1].split()[0]) >= 0.3
 
 
 def test_what_nothing_stores_is_refused_with_a_suggestion(native: Project) -> None:
-    found = native.dspex("--json", "publish", f"{native.u}.inn", "text=hello")
+    found = native.here("--json", "publish", f"{native.u}.inn", "text=hello")
     assert (found.code, found.error()["code"], found.out) == (4, "DX404", "")
     assert found.error()["fix"].startswith(f"did you mean {native.input} (source of native)?")
 
@@ -103,22 +103,10 @@ def test_what_nothing_stores_is_refused_with_a_suggestion(native: Project) -> No
         (["a=b", "--wait=soon"], "'soon' is not a duration"),
     ],
 )
-def test_wrong_usage_is_refused_and_publishes_nothing(
-    native: Project,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    args: list[str],
-    why: str,
-) -> None:
-    """In this process: nothing is sent, so a subprocess each would only cost time."""
-    from dspex import __main__ as cli
-
-    monkeypatch.chdir(native.folder)
-    monkeypatch.setenv("NATS_URL", native.env["NATS_URL"])
-    assert cli.main(["publish", native.input, *args]) == 2
-    out, err = capsys.readouterr()
-    assert (out, why in err) == ("", True), err
-    assert "\n  fix: " in err
+def test_wrong_usage_is_refused_and_publishes_nothing(native: Project, args: list[str], why: str) -> None:
+    refused = native.here("publish", native.input, *args)
+    assert (refused.code, refused.out, why in refused.err) == (2, "", True), refused.err
+    assert "\n  fix: " in refused.err
 
 
 def test_rows_are_the_same_whatever_the_format(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_pool_that_cannot_start_stops_the_run_with_its_error(project: Project)
     )
     found = project.dspex("--json", "run")
     assert (found.code, found.error()["code"], found.error()["node"]) == (2, "DX112", "lm.main")
-    human = project.dspex("run")
+    human = project.here("run")
     assert "error[DX112] lm.main: the variable NO_KEY, named by key_env" in human.err
     assert '"v":1' not in human.err
 
@@ -113,22 +113,10 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),
     ],
 )
-def test_what_cannot_run_is_refused_with_the_code_of_its_kind(
-    project: Project,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    args: list[str],
-    code: int,
-    error: str,
-) -> None:
-    """In this process: no server is started, so a subprocess each would only cost time."""
-    from dspex import __main__ as cli
-
-    monkeypatch.chdir(project.folder)
+def test_what_cannot_run_is_refused_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
     project.write("copy.yaml", NATIVE.format(u="copy" + project.u))
     project.write("raises.py", "1 / 0\n")
     project.write("empty.toml", "")
-    assert cli.main(["--json", *args]) == code
-    (told,) = [o["error"] for o in objects(capsys.readouterr().err) if "error" in o]
-    assert told["code"] == error
+    found = project.here("--json", *args)
+    assert (found.code, found.error()["code"]) == (code, error)
     assert LocalServer.find(project.folder) is None
