@@ -96,6 +96,7 @@ class Work(_Packed):
         origin: Origin as a map.
         timeout: seconds for this attempt.
         deadline: seconds since the epoch; a worker that gets it later answers CallTimeout without running it.
+        invalid: earlier attempts that ended in InvalidOutput.
     """
 
     call: str
@@ -111,6 +112,7 @@ class Work(_Packed):
     origin: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 60.0
     deadline: float = 0.0
+    invalid: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     ------------------------------------------  --------------------------------------------------------------
     RetryLater                                  the event is run again after `retry_after`, as often as asked
     CallError, retryable, attempts left         the next attempt, after back-off with jitter or `retry_after`
-    InvalidOutput                               one more attempt
+    InvalidOutput, for the first time           one more attempt, if one is left
     CallError, spent, with a fallback           the fallback's outputs stand in ("spent": no attempt left, or the next
                                                 one would begin after the call's deadline)
     any other, on_error="skip"                  nothing: the event ends here
@@ -81,9 +81,13 @@ def refusal(why: str, node: str) -> BusError:
     )
 
 
-def decide(error: DspexError, attempt: int, call: Call, id: str, *, left: float) -> Verdict:
-    """What happens to a call whose attempt number `attempt` failed. `left`: seconds until its deadline."""
-    after = _next_attempt(error, attempt, call, id)
+def decide(error: DspexError, attempt: int, call: Call, id: str, *, left: float, invalid: int = 0) -> Verdict:
+    """What happens to a call whose attempt number `attempt` failed.
+
+    `left`: seconds until its deadline. `invalid`: earlier attempts that ended in InvalidOutput: not those that a dead
+    worker spent, or the event would end in another way because a process was killed.
+    """
+    after = _next_attempt(error, attempt, call, id, invalid)
     if after is not None and after < left:
         return Verdict("retry", after)
     if isinstance(error, CallError) and call.fallback is not None:
@@ -91,12 +95,13 @@ def decide(error: DspexError, attempt: int, call: Call, id: str, *, left: float)
     return Verdict("skip" if call.on_error == "skip" else "dead")
 
 
-def _next_attempt(error: DspexError, attempt: int, call: Call, id: str) -> float | None:
+def _next_attempt(error: DspexError, attempt: int, call: Call, id: str, invalid: int) -> float | None:
     """Seconds until the next attempt; None for no more."""
     if isinstance(error, RetryLater):
         return error.retry_after or 1.0
-    most = min(call.retry.attempts, 2) if isinstance(error, InvalidOutput) else call.retry.attempts
-    return _back_off(error, attempt, call, id) if error.retryable and attempt < most else None
+    if not error.retryable or attempt >= call.retry.attempts or (isinstance(error, InvalidOutput) and invalid):
+        return None
+    return _back_off(error, attempt, call, id)
 
 
 def _back_off(error: DspexError, attempt: int, call: Call, id: str) -> float:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from dspex.bus import codecs
-from dspex.bus.errors import CallTimeout, DecodeError, InvalidOutput, RetryLater, TopologyError, from_dict
+from dspex.bus.errors import CallTimeout, DecodeError, DspexError, InvalidOutput, RetryLater, TopologyError, from_dict
 from dspex.bus.event import Message
 from dspex.bus.wire import Origin, Outcome, Work
 from dspex.engine.compile import Stage
@@ -130,16 +130,18 @@ class Inbox:
             return self._answered(p, o, row, call, o.outputs, clock)
         error = from_dict(o.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"})
         waited = due and not row.held  # for its next attempt, which was before the deadline when that was decided
-        verdict = decide(error, row.tries, call, o.call, left=inf if waited else row.deadline - clock)
+        work = Work.unpack(o.work)
+        left = inf if waited else row.deadline - clock
+        verdict = decide(error, row.tries, call, o.call, left=left, invalid=work.invalid)
         if verdict.what == "retry":
             if verdict.after > 0 and not waited:
                 p.delay(sequence, clock + verdict.after)
                 return []
-            return [self._again(o.ordinal, Work.unpack(o.work), call)]
+            return [self._again(o.ordinal, work, call, error)]
         if verdict.what == "fallback" and self._must_wait(p, call, row, o.ordinal, sequence):
             return []
         trace = str((o.error or {}).get("traceback", ""))
-        return self._spent(p, o.ordinal, row, Work.unpack(o.work), call, Failure(error, row.node, trace), verdict, clock)
+        return self._spent(p, o.ordinal, row, work, call, Failure(error, row.node, trace), verdict, clock)
 
     def _answered(
         self, p: Partition, o: Outcome, row: Row, call: Call, outputs: Mapping[str, Any], clock: float
@@ -148,9 +150,9 @@ class Inbox:
         failure = self._land(row.node, work, outputs, clock)
         if failure is None or not isinstance(failure.error, InvalidOutput):
             return self._close(p, o.ordinal, row, self._landed(p, failure, work, row.node, outputs, clock))
-        verdict = decide(failure.error, row.tries, call, o.call, left=row.deadline - clock)
+        verdict = decide(failure.error, row.tries, call, o.call, left=row.deadline - clock, invalid=work.invalid)
         if verdict.what == "retry":
-            return [self._again(o.ordinal, work, call)]
+            return [self._again(o.ordinal, work, call, failure.error)]
         return self._spent(p, o.ordinal, row, work, call, failure, verdict, clock, outputs)
 
     def _landed(
@@ -208,9 +210,10 @@ class Inbox:
         p.put(ordinal, row._replace(held=sequence))
         return True
 
-    def _again(self, ordinal: int, work: Work, call: Call) -> Again:
+    def _again(self, ordinal: int, work: Work, call: Call, error: DspexError) -> Again:
         self.counters.retries += 1
-        return Again(ordinal, replace(work, attempt=work.attempt + 1), call.pool)
+        invalid = work.invalid + isinstance(error, InvalidOutput)
+        return Again(ordinal, replace(work, attempt=work.attempt + 1, invalid=invalid), call.pool)
 
     def _gone(self, p: Partition, o: Outcome, row: Row, clock: float) -> list[Output]:
         """The operator is not in the topology any more."""

@@ -42,12 +42,17 @@ AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.CallErr
 def test_a_passing_error_is_retried_until_attempts_are_spent_then_it_falls_back_or_dies(
     cls: type[e.CallError],
 ) -> None:
-    spent = 2 if cls is e.InvalidOutput else 3
-    for attempt in range(1, spent):
+    for attempt in (1, 2):
         assert decide(cls("x"), attempt, call(fallback=True), "id", left=FOREVER).what == "retry"
-    assert decide(cls("x"), spent, call(fallback=True), "id", left=FOREVER).what == "fallback"
-    assert decide(cls("x"), spent, call(skip=True), "id", left=FOREVER).what == "skip"
-    assert decide(cls("x"), spent, call(), "id", left=FOREVER).what == "dead"
+    assert decide(cls("x"), 3, call(fallback=True), "id", left=FOREVER).what == "fallback"
+    assert decide(cls("x"), 3, call(skip=True), "id", left=FOREVER).what == "skip"
+    assert decide(cls("x"), 3, call(), "id", left=FOREVER).what == "dead"
+
+
+def test_an_answer_that_does_not_fit_is_asked_for_once_more_whatever_else_failed_before() -> None:
+    assert decide(e.InvalidOutput("x"), 2, call(), "id", left=FOREVER).what == "retry"  # the first one: a worker died before
+    assert decide(e.InvalidOutput("x"), 2, call(), "id", left=FOREVER, invalid=1).what == "dead"
+    assert decide(e.WorkerLost("x"), 2, call(), "id", left=FOREVER, invalid=1).what == "retry"
 
 
 @pytest.mark.parametrize("cls", sorted(AT_ONCE, key=lambda c: c.__name__))
