@@ -336,6 +336,7 @@ def _numbers(case: Case) -> dict[str, Any]:
         "calls closed": sum(len(e.get("closed", ())) for e in entries),
         "records": len(case.results),
         "records of errors": sum(o.error is not None for _, o in case.results),
+        "records of lost workers": sum((o.error or {}).get("type") == "WorkerLost" for _, o in case.results),
         "commits": sum(e["kind"] == "commit" for e in entries),
         "claims": sum(e["kind"] == "claim" for e in entries),
         "events split over owners": _split(case),

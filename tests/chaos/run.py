@@ -82,17 +82,14 @@ class Run:
         try:
             async with asyncio.timeout(self.timeout):
                 await self._applied()
-                tasks = [asyncio.create_task(t) for t in (self._publish(), self._count(), self._trouble(random))]
+                work = {"publish": self._publish(), "count": self._count(), "trouble": self._trouble(random)}
+                tasks = [asyncio.create_task(job, name=name) for name, job in work.items()]
                 await self._all_there(tasks)
                 self.took = time.monotonic() - began
                 await self._quiet()
         except TimeoutError:
             self.took = time.monotonic() - began
-            late.append(
-                Violation(
-                    "a run comes to its end", f"{self.ledger.missing} of {self.wanted} are missing after {self.took:.0f} s"
-                )
-            )
+            late.append(Violation("a run comes to its end", self._unfinished(tasks)))
         await self.world.drain(40.0)
         report = await self._judge()
         report.violations += late + [Violation("processes live and drain", p) for p in self.world.problems]
@@ -100,6 +97,11 @@ class Run:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return report
+
+    def _unfinished(self, tasks: Sequence[asyncio.Task[None]]) -> str:
+        waits = [t.get_name() for t in tasks if not t.done()]
+        lost = list(self.ledger.lost())
+        return f"after {self.took:.0f} s {waits} still run, and {self.ledger.missing} of {self.wanted} are missing: {lost[:3]}"
 
     async def _applied(self) -> None:
         """Until an engine has made the stream; and hear its sinks from then on."""
@@ -188,7 +190,8 @@ class Run:
             "starts": lives,
             "fenced, and said so": sum(len(self.world.logged(p, "fenced:")) for p in self.world.processes),
             "requests to the model": model["requests"],
-            "repeated model requests": model["requests"] - model["distinct"],
+            # every other record stands for one request
+            "repeated model calls": model["requests"] - report.numbers["records"] + report.numbers["records of lost workers"],
         }
         return report
 
