@@ -32,6 +32,7 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "all killed": (f"{ALL} --target all --kills 10 --seed 4", "each of them ten times in one run"),
     "taken over": (f"{ALL} --target take-over --kills 5 --seed 5", "an engine frozen until it was taken over, then thawed"),
     "late commits": ("--events 2000 --target freeze-server --kills 5 --seed 6", "the server frozen past the client's patience"),
+    "drained": ("--events 2000 --foreign --target drain --kills 5 --seed 10", "SIGTERM of engines and pools, one by one"),
     "all frozen": ("--events 2000 --target freeze --kills 3 --seed 7", "engines, pools and server frozen"),
     "wires cut": ("--events 2000 --target wire --kills 10 --seed 8", "connections cut in a message, or held up"),
     "large events": ("--events 60 --big 20 --target parts --kills 10 --seed 9", "engines killed between parts of an event"),
