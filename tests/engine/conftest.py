@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-sys.path[:0] = [
-    str(Path(__file__).parent)
-]  # pytest's importlib mode puts no folder of tests on the path
+sys.path[:0] = [str(Path(__file__).parent)]  # pytest's importlib mode puts no folder of tests on the path
 
 from cli_bench import native  # noqa: E402, F401 - a fixture of the tests of the CLI
 from engine_lab import Lab  # noqa: E402

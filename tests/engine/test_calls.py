@@ -9,6 +9,7 @@ from engine_lab import APP, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
+from dspex.bus.memory import Faults
 from dspex.bus.wire import Work
 from dspex.engine.graph import Retry
 from dspex.engine.testing import Driver
@@ -135,8 +136,9 @@ def test_a_result_that_was_stored_in_time_beats_the_deadline_however_long_the_en
     one.kill()
     one.work()
     one.advance(7200)
+    one.server.luck.faults = Faults(delay=1.0)  # reading them takes a while
     one.start()
-    one.advance(5)
+    one.advance(60)
     assert len(one.outputs("out")) == 700
     assert one.letters() == []
 
@@ -204,6 +206,26 @@ def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) 
     one.store(one.result(Work.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
     assert [o["text"] for o in one.outputs("out")] == ["0", "2", "3", "4", "5"]
     assert [letter.event.data["text"] for letter in one.letters()] == ["1"]
+
+
+def test_a_fallback_waits_for_the_earlier_calls_of_its_key_too(lab: MakeLab) -> None:
+    one = lab(asking(order="key", fallback={"answer": "perhaps"}))
+
+    def answer(inputs: dict[str, Any], work: Any) -> Any:
+        if inputs["text"] == "1" and work.attempt == 1:
+            raise RateLimited("wait", retry_after=60.0)
+        if inputs["text"] == "2":
+            raise ProgramError("no")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start()
+    one.work()
+    for n in "123":
+        one.publish("in", {"text": n}, key="k")
+    assert one.outputs("out") == []
+    one.advance(70)
+    assert [(o["text"], o["answer"]) for o in one.outputs("out")] == [("1", "yes"), ("2", "perhaps"), ("3", "yes")]
 
 
 def test_an_answer_that_does_not_fit_when_its_turn_comes_is_asked_again_and_the_key_goes_on(lab: MakeLab) -> None:

@@ -9,9 +9,10 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import ProgramError, RetryLater
+from dspex.bus.errors import LMUnavailable, ProgramError, RetryLater
 from dspex.bus.port import Draft
 from dspex.engine import letters
+from dspex.engine.graph import Retry
 from dspex.engine.testing import Driver
 from dspex.operators.topology import Topology
 
@@ -84,6 +85,22 @@ def test_a_redrive_of_a_call_makes_its_next_attempt_under_the_same_id_with_all_i
         assert [e.run for e in d.events("out")] == [run]
         assert [s.attempt for s in d.calls("ask")] == [1, 2, 3]
         assert len({s.call for s in d.calls("ask")}) == 1
+
+
+def test_a_redriven_call_is_retried_as_a_new_one_is() -> None:
+    topology = Topology("retrying")
+    topology.source("in").predict("text -> answer", name="ask", retry=Retry(attempts=2, backoff="1s")).sink("out")
+    with Driver(topology) as d:
+        d.fail("ask", LMUnavailable("down"), times=3)
+        d.publish("in", {"text": "a"})
+        d.advance("5s")
+        (letter,) = d.dead_letters()
+        assert letter.attempts == 2
+        d.answer("ask", {"answer": "yes"})
+        d.redrive()
+        d.advance("5s")
+        assert d.dead_letters() == []
+        assert [s.attempt for s in d.calls("ask")] == [1, 2, 3, 4]
 
 
 def test_a_redrive_behind_a_call_asks_no_model_again() -> None:
