@@ -169,11 +169,11 @@ def test_sinks_encode_as_the_topology_says_unless_they_say_it_themselves():
     t = Topology("t", codec="msgpack", retention="2d", renamed_from={"new": "old"}, drop=["gone"])
     s = t.source("in")
     s.sink("a")
-    s.sink("b", codec="json", stream="COPY")
+    s.sink("b", codec="json")
     a, b = t.graph.nodes["a"].sink, t.graph.nodes["b"].sink
     assert a is not None
     assert b is not None
-    assert (a.codec, b.codec, b.stream) == ("msgpack", "json", "COPY")
+    assert (a.codec, b.codec) == ("msgpack", "json")
     assert (t.graph.codec, t.graph.retention, t.graph.renamed_from, t.graph.drop) == (
         "msgpack", 172800.0, {"new": "old"}, ("gone",),
     )  # fmt: skip

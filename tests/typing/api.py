@@ -111,7 +111,7 @@ assert_type(messages.validate(Typed, on_error="skip"), Stream[Typed])
 assert_type(messages.validate({"type": "object"}), Stream[Record])
 assert_type(messages.render("Dear {customer}", field="mail"), Stream[Record])
 assert_type(messages.through(kyc, name="kyc"), tuple[Stream[Message], Stream[Record]])
-messages.sink("replies.{intent}", stream="COPY", codec="msgpack")
+messages.sink("replies.{intent}", codec="msgpack")
 
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])
