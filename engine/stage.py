@@ -218,8 +218,10 @@ class StageRunner:
 
     async def _from_source(self) -> None:
         bus, settings = self.s.bus, self.stage.settings
-        self.intake.created = await check_source(bus, self.source_stream, settings, list(self.partitions.values()))
-        after = min(p.state.source_sequence for p in self.partitions.values())
+        mine = list(self.partitions.values())
+        self.intake.created = await check_source(bus, self.source_stream, settings, mine)
+        # of those that were there: one may be fenced while we ask, and with the last one goes all that there is to read
+        after = min((p.state.source_sequence for p in mine), default=0)
         self._source_read = (after, "")
         reader = await bus.reader(self.source_stream, [settings.subject], after=after, name=self._name("source"))
         try:
@@ -264,6 +266,8 @@ class StageRunner:
     async def _from_inbox(self) -> None:
         bus = self.s.bus
         mine = {p.reply: p for p in self.partitions.values()}
+        if not mine:
+            return  # the last one was fenced before this pump began
         after = self._inbox_read = min(p.state.inbox for p in mine.values())
         reader = await bus.reader(self.s.stream, list(mine), after=after, name=self._name("inbox"))
         try:
