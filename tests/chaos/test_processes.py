@@ -22,12 +22,17 @@ pytestmark = [
 
 def chaos(*arguments: str) -> Report:
     """A run with these arguments of run.py. Nothing is left behind."""
+    before = running()  # a server that other tests of this session share
     planned = run.planned(run.parser().parse_args(["--timeout", "150", *arguments]))
     report = asyncio.run(planned.go())
-    left = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     assert report.good, str(report)
-    assert left == []
+    assert [p.cmdline() for p in running() - before] == []
     return report
+
+
+def running() -> set[psutil.Process]:
+    """The processes below this one."""
+    return {p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
 
 
 @pytest.mark.parametrize("target", ["none", "engine", "worker", "server", "all"])
