@@ -81,6 +81,8 @@ async def drain_pool(world: World, random: Random) -> None:
 
 async def _drain(world: World, process: Process) -> None:
     process.wanted = False
+    while process.alive and not process.handles(signal.SIGTERM):  # else it dies of it, as any program that just starts
+        await asyncio.sleep(0.02)
     process.signal(signal.SIGTERM)
     if (code := await process.ended(40.0)) != 0:
         world.problems.append(f"{process.name} did not drain: exit code {code}; its last words: {last_words(process.log)}")

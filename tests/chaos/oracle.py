@@ -65,9 +65,10 @@ class Ledger:
     def take(self, m: Message) -> None:
         """Count one message of a sink or of the dead letters."""
         run = m.headers.get(subjects.RUN, "")
-        if ANY in self.wanted.get(run, ()):
+        letter = subjects.matches(self._dead, m.subject)
+        if ANY in self.wanted.get(run, ()) and (letter or m.subject in SINKS):
             self._counted(run, ANY, m)
-        elif subjects.matches(self._dead, m.subject):
+        elif letter:
             self._letters[run] += 1
             good = self.dead.get(run) is not None and self._letters[run] == 1
             self._count(good, run, f"dead letter {m.subject} of run {run}, sequence {m.sequence}")

@@ -189,10 +189,10 @@ class Run:
             "faults": dict(self.world.done),
             "starts": lives,
             "fenced, and said so": sum(len(self.world.logged(p, "fenced:")) for p in self.world.processes),
-            "requests to the model": model["requests"],
-            # every other record stands for one request
-            "repeated model calls": model["requests"] - report.numbers["records"] + report.numbers["records of lost workers"],
         }
+        if not self.lm:  # every record but those of lost workers stands for one request
+            asked = report.numbers["records"] - report.numbers["records of lost workers"]
+            report.numbers |= {"requests to the model": model["requests"], "repeated model calls": model["requests"] - asked}
         return report
 
     async def _stored(self) -> list[Message]:

@@ -135,7 +135,7 @@ def events(
     random, numbers = Random(seed), dict[str, int]()
     root = f"{new_id(start)[:15]}000-8000-000000000000"  # the time, and nothing by chance: a seed must give the same run
     kinds = random.choices(list(SHARES), list(SHARES.values()), k=count)
-    for place in random.sample(range(count), big):
+    for place in random.sample(range(count), min(big, count)):
         kinds[place] = "big"
     what = [(kind, f"message {seed} {number}") for number, kind in enumerate(kinds)]
     if texts is not None:

@@ -55,6 +55,7 @@ class Process:
     env: dict[str, str]
     wanted: bool = True
     lives: int = 0
+    begins: int = 0  # where the log of this life begins
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,6 +73,7 @@ class Process:
 
     def start(self) -> None:
         self.lives += 1
+        self.begins = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -88,6 +90,20 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         if self.alive:
             os.kill(self.pid, number)
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether it has said in this life that it is ready."""
+        return b'ready","' in self.log.read_bytes()[self.begins :]
+
+    def handles(self, number: signal.Signals) -> bool:
+        """Whether it has a handler for a signal by now."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
     async def ended(self, timeout: float) -> int | None:
         """Its exit code; None where it still runs."""
@@ -163,10 +179,14 @@ class World:
             await asyncio.sleep(0.1)
             for p in self.processes:
                 if p.wanted and not p.alive:
-                    # 4: it was started while the server was down
-                    if (code := p.process and p.process.returncode) not in (0, -signal.SIGKILL, 4, None):
-                        self.problems.append(f"{p.name} ended with {code}; its last words: {last_words(p.log)}")
+                    self._ended(p)
                     p.start()
+
+    def _ended(self, p: Process) -> None:
+        code = p.process.returncode if p.process else None
+        found_no_server = code == 4 and not p.was_ready
+        if code not in (0, -signal.SIGKILL) and not found_no_server:
+            self.problems.append(f"{p.name} ended with {code}; its last words: {last_words(p.log)}")
 
     async def restart_server(self) -> None:
         """SIGKILL, and back on the same port and store."""
