@@ -3,7 +3,7 @@
     scripts/chaos [NAME…] [--json]
 
 Prints a report for each scenario and a table at the end; 1 if any of them found a violation. One that cannot run here is
-skipped, with the reason. Takes about ten minutes on two cores.
+skipped, with the reason. Takes about fifteen minutes on two idle cores, six of them for the real model.
 """
 
 from __future__ import annotations
