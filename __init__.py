@@ -15,14 +15,14 @@ _HOMES = {
     "Duration": "bus.duration",
     "Engine": "engine.engine",
     "Event": "bus.event",
-    "Field": "operators.signature",
+    "Field": "operators.native.signature",
     "KeyedStream": "operators.stream",
     "Record": "operators.stream",
     "Result": "engine.interactive",
     "Retry": "engine.graph",
     "Run": "engine.client",
     "Settings": "bus.settings",
-    "Signature": "operators.signature",
+    "Signature": "operators.native.signature",
     "Spec": "operators.specs",
     "Stream": "operators.stream",
     "Topology": "operators.topology",
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from dspex.engine.graph import Context as Context
     from dspex.engine.graph import Retry as Retry
     from dspex.engine.interactive import Result as Result
-    from dspex.operators.signature import Field as Field
-    from dspex.operators.signature import Signature as Signature
+    from dspex.operators.native.signature import Field as Field
+    from dspex.operators.native.signature import Signature as Signature
     from dspex.operators.specs import Spec as Spec
     from dspex.operators.specs import chain_of_thought as chain_of_thought
     from dspex.operators.specs import predict as predict

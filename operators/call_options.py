@@ -13,8 +13,9 @@ from dspex.bus.subjects import token
 from dspex.engine.graph import Retry
 from dspex.operators import expressions
 from dspex.operators.draft import all_of, problem
+from dspex.operators.native.words import did_you_mean
 from dspex.operators.options import CallOptions, ModuleConfig
-from dspex.operators.refs import did_you_mean, ref_of, resolve
+from dspex.operators.refs import ref_of, resolve
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "adapter": ("chat", "json", "xml"),

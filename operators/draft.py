@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
 from dspex.engine.graph import Build, Call, Inlet, Node, Place, Role, Sink, Source
+from dspex.operators.native.words import problem as problem
 from dspex.operators.types import UNKNOWN, Shape
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
@@ -149,11 +150,6 @@ def shorten(file: str) -> str:
     """The path as people write it: relative, where it is below the working directory."""
     here = os.getcwd() + os.sep
     return file[len(here) :] if file.startswith(here) else file
-
-
-def problem(code: str, message: str, fix: str) -> TopologyError:
-    """An error about the user's words, to be raised inside `Plan.collecting`."""
-    return TopologyError(message, code=code, fix=fix)
 
 
 def all_of(errors: Iterable[DspexError]) -> None:

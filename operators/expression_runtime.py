@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from dspex.bus.errors import DataError, ExpressionError
-from dspex.operators.refs import nearest
+from dspex.operators.native.words import nearest
 from dspex.operators.types import is_record, record_of
 
 ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)

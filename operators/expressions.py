@@ -25,7 +25,7 @@ from typing import Any
 from dspex.bus.errors import TopologyError
 from dspex.operators import expression_runtime as runtime
 from dspex.operators.draft import problem
-from dspex.operators.refs import nearest
+from dspex.operators.native.words import nearest
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 40

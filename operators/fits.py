@@ -10,9 +10,10 @@ from typing import Any, get_args, get_origin
 from dspex.bus.errors import TopologyError
 from dspex.operators import expressions
 from dspex.operators.draft import all_of, problem
-from dspex.operators.refs import nearest
+from dspex.operators.native.types import declared_fields, required_fields, type_text
+from dspex.operators.native.words import nearest
 from dspex.operators.specs import Spec
-from dspex.operators.types import Shape, declared_fields, required_fields, type_text
+from dspex.operators.types import Shape
 
 
 def fields_exist(text: str, shape: Shape) -> None:

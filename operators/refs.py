@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from dspex.operators.draft import problem
+from dspex.operators.native.words import did_you_mean
 
 REF = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class Local(str):
     """Stands for a function or type that no ref can name: a lambda, a closure, a local class. Never exported."""
-
-
-def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The word that was probably meant. `cutoff`: how alike they must be, 0 to 1."""
-    known = {w.lower(): w for w in words}
-    return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)), None)
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`did you mean map?`, or all words where none is near."""
-    known = list(words)
-    near = nearest(word, known)
-    return f"did you mean {near}?" if near else f"one of: {', '.join(known)}"
 
 
 def ref_of(thing: Any) -> str:

@@ -19,11 +19,12 @@ from dspex.bus.wire import CallSpec
 from dspex.engine.graph import Call, Retry
 from dspex.operators import call_options, expressions
 from dspex.operators.draft import all_of, problem
+from dspex.operators.native.grammar import foreign
+from dspex.operators.native.signature import Signature, as_signature
+from dspex.operators.native.types import fields_of, type_text
 from dspex.operators.options import CallOptions, T_co, V
 from dspex.operators.refs import Local, is_ref, ref_of, resolve
-from dspex.operators.signature import Signature, as_signature
-from dspex.operators.signature_parser import foreign
-from dspex.operators.types import Shape, fields_of, record_of, shape_of, type_text, validator
+from dspex.operators.types import Shape, record_of, shape_of, validator
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
 Outputs: TypeAlias = Mapping[str, Any]

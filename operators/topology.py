@@ -19,8 +19,9 @@ from dspex.operators.call_options import wrong
 from dspex.operators.check import check
 from dspex.operators.describe import TopologyInfo, describe, mermaid
 from dspex.operators.draft import Draft, Plan, caller, problem
+from dspex.operators.native.words import did_you_mean
 from dspex.operators.options import Codec, SourceOptions, V
-from dspex.operators.refs import did_you_mean, resolve
+from dspex.operators.refs import resolve
 from dspex.operators.sink import CODECS
 from dspex.operators.specs import type_option
 from dspex.operators.stream import Stream

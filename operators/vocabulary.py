@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dspex.operators.draft import problem
+from dspex.operators.native.grammar import parse_type
+from dspex.operators.native.signature import Signature
 from dspex.operators.options import CallOptions
 from dspex.operators.refs import is_ref, resolve
-from dspex.operators.signature import Signature
-from dspex.operators.signature_parser import parse_type
 from dspex.operators.stream import Stream
 
 Types = Mapping[str, Any]

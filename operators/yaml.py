@@ -13,8 +13,9 @@ from dspex.bus.errors import TopologyError
 from dspex.engine.graph import Graph, Place
 from dspex.operators.describe import outlet_name
 from dspex.operators.draft import Draft, Plan, problem, shorten
+from dspex.operators.native.words import did_you_mean
 from dspex.operators.options import SourceOptions
-from dspex.operators.refs import Local, did_you_mean, is_ref, resolve
+from dspex.operators.refs import Local, is_ref, resolve
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
 from dspex.operators.vocabulary import OPERATORS, type_of

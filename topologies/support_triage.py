@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dspex.operators.signature import Signature
+from dspex.operators.native.signature import Signature
 from dspex.operators.stream import Record
 from dspex.operators.topology import Topology
 

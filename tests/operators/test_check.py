@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from dspex.bus.errors import Problem
-from dspex.operators.signature import Signature
+from dspex.operators.native.signature import Signature
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
 

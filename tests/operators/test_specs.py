@@ -172,7 +172,7 @@ def test_a_worker_must_be_able_to_import_what_it_shall_run():
 
 
 def test_a_type_that_a_worker_cannot_know_is_refused():
-    from dspex.operators.signature import Signature
+    from dspex.operators.native.signature import Signature
 
     with pytest.raises(TopologyError, match="the worker cannot know the type Message") as e:
         predict(Signature("a -> b: Message", types={"Message": Message}))

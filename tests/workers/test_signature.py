@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dspex.bus.errors import InvalidInput, ProgramError
-from dspex.operators.signature import Signature
+from dspex.operators.native.signature import Signature
 from dspex.workers import signature
 
 

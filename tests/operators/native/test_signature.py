@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
-from dspex.operators.signature import Signature, as_signature
+from dspex.operators.native.signature import Signature, as_signature
 
 TRIAGE = "text -> intent: Literal['lost_card', 'other'], urgency: Annotated[int, Field(ge=1, le=5)], note: str | None"
 
@@ -169,7 +169,7 @@ def test_dataclasses_and_typed_dicts_make_a_signature_too():
 
 def test_parsing_and_checking_import_neither_dspy_nor_pydantic_before_the_first_check():
     code = (
-        "import sys; from dspex.operators.signature import Signature; s = Signature('a: int -> b: list[str]')\n"
+        "import sys; from dspex.operators.native.signature import Signature; s = Signature('a: int -> b: list[str]')\n"
         "assert 'pydantic' not in sys.modules; s.check_outputs({'b': ['x']}); assert 'dspy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

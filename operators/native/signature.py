@@ -12,16 +12,15 @@ import types as pytypes
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, NotRequired, cast
+from typing import Any, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput
-from dspex.operators.draft import problem
-from dspex.operators.signature_parser import (
+from dspex.operators.native.fields import NOTHING, Role, Side
+from dspex.operators.native.fields import Field as Field
+from dspex.operators.native.grammar import (
     CONSTRAINTS,
-    Parsed,
-    Role,
     foreign,
     parse,
     parse_cached,
@@ -29,10 +28,8 @@ from dspex.operators.signature_parser import (
     refuse_name,
     takes_none,
 )
-from dspex.operators.signature_parser import Field as Field
-from dspex.operators.types import explain, fields_of, is_model, required_fields, type_text
-
-Side = Literal["inputs", "outputs"]
+from dspex.operators.native.types import explain, fields_of, is_model, required_fields, type_text
+from dspex.operators.native.words import problem
 
 
 class Signature:
@@ -46,38 +43,38 @@ class Signature:
     Raises TopologyError: DX209 for an unknown type, DX210 for everything else.
     """
 
-    __slots__ = ("__dict__", "_fields", "instructions", "types")
+    __slots__ = ("__dict__", "fields", "instructions", "types")
 
     def __init__(self, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = pytypes.MappingProxyType({})):
         self.instructions = instructions
         self.types = dict(types)
-        self._fields = parse(spec, self.types) if types else parse_cached(spec)
+        self.fields = parse(spec, self.types) if types else parse_cached(spec)
 
     @classmethod
     def of(cls, inputs: type[Any], outputs: type[Any], *, instructions: str = "") -> Signature:
         """The signature whose fields are those of two record types (pydantic models, dataclasses, TypedDicts)."""
         made = cls.__new__(cls)
         made.instructions, made.types = instructions, {}
-        made._fields = (*_fields_of_type(inputs, "input"), *_fields_of_type(outputs, "output"))
-        refuse_duplicates(made._fields, str(made))
+        made.fields = (*_fields_of_type(inputs, "input"), *_fields_of_type(outputs, "output"))
+        refuse_duplicates(made.fields, str(made))
         return made
 
     @cached_property
     def inputs(self) -> Mapping[str, Field]:
         """Input fields by name, in order."""
-        return {p.field.name: p.field for p in self._side("inputs")}
+        return {p.name: p for p in self._side("inputs")}
 
     @cached_property
     def outputs(self) -> Mapping[str, Field]:
         """Output fields by name, in order."""
-        return {p.field.name: p.field for p in self._side("outputs")}
+        return {p.name: p for p in self._side("outputs")}
 
-    def _side(self, side: Side) -> list[Parsed]:
-        return [p for p in self._fields if p.field.role == side[:-1]]
+    def _side(self, side: Side) -> list[Field]:
+        return [p for p in self.fields if p.role == side[:-1]]
 
     def annotations(self, side: Side) -> dict[str, Any]:
         """Types by field name; `str` where the text gave none."""
-        return {p.field.name: p.annotation for p in self._side(side)}
+        return {p.name: p.annotation for p in self._side(side)}
 
     @cached_property
     def _text(self) -> str:
@@ -101,13 +98,13 @@ class Signature:
     @cached_property
     def digest(self) -> str:
         """12 hex digits over fields, types, descriptions and instructions."""
-        described = [[p.text, p.field.role, p.field.description] for p in self._fields]
+        described = [[p.text, p.role, p.description] for p in self.fields]
         return hashlib.sha256(json.dumps([described, self.instructions]).encode()).hexdigest()[:12]
 
     @cached_property
     def foreign_types(self) -> list[str]:
         """Names of types that only this process knows: text cannot carry them to a worker."""
-        names = {n for p in self._fields for n in foreign(p.annotation)}
+        names = {n for p in self.fields for n in foreign(p.annotation)}
         return sorted(names)
 
     def check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,9 +131,7 @@ class Signature:
     @cached_property
     def _adapters(self) -> dict[Side, tuple[Any, list[str]]]:
         sides: tuple[Side, Side] = ("inputs", "outputs")
-        return {
-            s: (_adapter(self._side(s), untyped_is_any=s == "inputs"), [p.field.name for p in self._side(s)]) for s in sides
-        }
+        return {s: (_adapter(self._side(s), untyped_is_any=s == "inputs"), [p.name for p in self._side(s)]) for s in sides}
 
     def json_schema(self, side: Side) -> dict[str, Any]:
         """The JSON Schema (2020-12) of one side."""
@@ -160,12 +155,12 @@ def _of_dspy(value: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) 
     made = Signature.__new__(Signature)
     made.instructions, made.types = str(getattr(value, "instructions", "")), {}
     roles: list[tuple[Mapping[str, Any], Role]] = [(inputs, "input"), (outputs, "output")]
-    made._fields = tuple(_from_info(n, f, role) for fields, role in roles for n, f in fields.items())  # pyright: ignore[reportPrivateUsage]
+    made.fields = tuple(_from_info(n, f, role) for fields, role in roles for n, f in fields.items())  # pyright: ignore[reportPrivateUsage]
     return made
 
 
 # -- from types, and to pydantic ----------------------------------------------------------------------------------
-def _fields_of_type(tp: type[Any], role: Role) -> Iterator[Parsed]:
+def _fields_of_type(tp: type[Any], role: Role) -> Iterator[Field]:
     if is_model(tp):
         for name, info in cast("Any", tp).model_fields.items():
             yield _from_info(name, info, role)
@@ -177,10 +172,10 @@ def _fields_of_type(tp: type[Any], role: Role) -> Iterator[Parsed]:
     for name, annotation in fields.items():
         refuse_name(type_text(tp), name)
         text = type_text(annotation)
-        yield Parsed(Field(name, role, text, "", {}, name in required), annotation, f"{name}: {text}")
+        yield Field(name, role, text, "", NOTHING, name in required, annotation)
 
 
-def _from_info(name: str, info: Any, role: Role) -> Parsed:
+def _from_info(name: str, info: Any, role: Role) -> Field:
     """A field of a pydantic model or of a DSPy signature."""
     refuse_name(name, name)
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
@@ -192,10 +187,10 @@ def _from_info(name: str, info: Any, role: Role) -> Parsed:
     if constraints:
         text = f"Annotated[{text}, Field({', '.join(f'{k}={v!r}' for k, v in constraints.items())})]"
     required = info.is_required() and not takes_none(info.annotation)
-    return Parsed(Field(name, role, text, description, constraints, required), info.annotation, f"{name}: {text}")
+    return Field(name, role, text, description, constraints, required, info.annotation)
 
 
-def _adapter(fields: list[Parsed], *, untyped_is_any: bool) -> Any:
+def _adapter(fields: list[Field], *, untyped_is_any: bool) -> Any:
     """A pydantic adapter for one side. A TypedDict, because in a model a field name could hide a method."""
     from pydantic import Field as Constraint
     from pydantic import TypeAdapter
@@ -203,7 +198,7 @@ def _adapter(fields: list[Parsed], *, untyped_is_any: bool) -> Any:
     hints: dict[str, Any] = {}
     for p in fields:
         hint: Any = Any if untyped_is_any and not p.typed else p.annotation
-        if p.field.constraints:
-            hint = typing.Annotated[hint, Constraint(**p.field.constraints)]
-        hints[p.field.name] = hint if p.field.required else NotRequired[hint]
+        if p.constraints:
+            hint = typing.Annotated[hint, Constraint(**p.constraints)]
+        hints[p.name] = hint if p.required else NotRequired[hint]
     return TypeAdapter(TypedDict("Fields", hints))  # type: ignore[operator]  # made at run time

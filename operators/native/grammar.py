@@ -11,16 +11,13 @@ import datetime
 import keyword
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, cast
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.draft import problem
-from dspex.operators.refs import nearest
-from dspex.operators.types import type_text
-
-Role = Literal["input", "output"]
+from dspex.operators.native.fields import NOTHING, Field, Role
+from dspex.operators.native.types import type_text
+from dspex.operators.native.words import nearest, problem
 
 _BUILTINS = (str, int, float, bool, bytes, list, dict, tuple, set, frozenset)
 _TYPING = (
@@ -90,58 +87,36 @@ _SHADOWING = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Field:
-    """One field of a signature. `type`: as written; "str" where it has none. `required`: None will not do."""
-
-    name: str
-    role: Role
-    type: str
-    description: str = ""
-    constraints: Mapping[str, Any] = field(default_factory=dict)
-    required: bool = True
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A field with its type as an object. `typed`: False where the text gave no type."""
-
-    field: Field
-    annotation: Any
-    text: str
-    typed: bool = True
-
-
-def parse(spec: str, types: Mapping[str, Any]) -> tuple[Parsed, ...]:
+def parse(spec: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
     if not isinstance(spec, str) or spec.count("->") != 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise problem("DX210", f"the signature {spec!r} needs exactly one '->'", 'write "inputs -> outputs": "text -> answer"')
     left, right = spec.split("->")
     fields = (*_parse_side(spec, left, "input", types), *_parse_side(spec, right, "output", types))
     refuse_duplicates(fields, spec)
-    if not any(p.field.role == "output" for p in fields):
+    if not any(p.role == "output" for p in fields):
         raise problem("DX210", f'the signature "{spec}" has no output', 'write "inputs -> outputs": "text -> answer"')
     return fields
 
 
 @lru_cache(maxsize=1024)
-def parse_cached(spec: str) -> tuple[Parsed, ...]:
+def parse_cached(spec: str) -> tuple[Field, ...]:
     """The fields of a signature that uses no types of its own."""
     return parse(spec, {})
 
 
-def _parse_side(spec: str, side: str, role: Role, types: Mapping[str, Any]) -> Iterator[Parsed]:
+def _parse_side(spec: str, side: str, role: Role, types: Mapping[str, Any]) -> Iterator[Field]:
     for arg in _arguments(spec, side):
         name, node = arg.arg, arg.annotation
         refuse_name(spec, name)
         if node is None:
-            yield Parsed(Field(name, role, "str"), str, name, typed=False)
+            yield Field(name, role, "str", typed=False)
             continue
         reader = _TypeReader(spec, types)
         annotation, constraints = reader.read_field(node)
         plain = isinstance(node, ast.Name) and node.id not in types
         text = cast("ast.Name", node).id if plain else ast.unparse(_Expand(types).visit(node))  # unparse takes 10 µs
         required = not takes_none(annotation)
-        yield Parsed(Field(name, role, text, "", constraints, required), annotation, f"{name}: {text}")
+        yield Field(name, role, text, "", constraints or NOTHING, required, annotation)
 
 
 def _arguments(spec: str, side: str) -> list[ast.arg]:
@@ -170,8 +145,8 @@ def refuse_name(spec: str, name: str) -> None:
         raise problem("DX210", f'the signature "{spec}": the name {name!r} {why}', f"use another name: {name.strip('_')}_text")
 
 
-def refuse_duplicates(fields: Sequence[Parsed], spec: str) -> None:
-    names = [p.field.name for p in fields]
+def refuse_duplicates(fields: Sequence[Field], spec: str) -> None:
+    names = [p.name for p in fields]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise problem("DX210", f'the signature "{spec}" has {", ".join(twice)} twice', "give each field a name of its own")

@@ -1,0 +1,26 @@
+"""Words of errors: what was probably meant, and an error about the user's words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from dspex.bus.errors import TopologyError
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The word that was probably meant. `cutoff`: how alike they must be, 0 to 1."""
+    known = {w.lower(): w for w in words}
+    return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`did you mean map?`, or all words where none is near."""
+    known = list(words)
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else f"one of: {', '.join(known)}"
+
+
+def problem(code: str, message: str, fix: str) -> TopologyError:
+    """An error about the user's words. `code`: DX2xx; `fix`: what to write instead."""
+    return TopologyError(message, code=code, fix=fix)
