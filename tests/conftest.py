@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -11,12 +12,19 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # A suite that a shell runs in the background inherits SIGINT as ignored, and so would every process that it starts: the
 # tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How many cases a property is tried on. The nightly profile is run by scripts/fidelity.
+_QUIET = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True, suppress_health_check=_QUIET)
+hypothesis.settings.register_profile("nightly", max_examples=20_000, deadline=None, suppress_health_check=_QUIET)
+hypothesis.settings.load_profile(os.environ.get("DSPEX_PROFILE", "ci"))
 
 CONFIG = """
 listen: "127.0.0.1:-1"
