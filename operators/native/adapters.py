@@ -1,0 +1,48 @@
+"""The three adapters by name: how a signature and its data become messages, and how a reply becomes fields.
+
+Each is written after DSPy's adapter of the same name and gives the same bytes and the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from dspex.operators.native.words import did_you_mean, problem
+
+if TYPE_CHECKING:
+    from dspex.operators.native.signature import Signature
+
+Adapter: TypeAlias = Literal["chat", "json", "xml"]
+ADAPTERS: tuple[Adapter, ...] = ("chat", "json", "xml")
+
+
+def messages(
+    signature: Signature,
+    data: Mapping[str, Any],
+    *,
+    adapter: Adapter = "chat",
+    demos: Sequence[Mapping[str, Any]] = (),
+    version: str | None = None,
+) -> list[dict[str, Any]]:
+    """What DSPy would send: a system message, two for each demo, and the request.
+
+    Args:
+        data: inputs by name. demos: examples with inputs and outputs; one that lacks some is marked as incomplete.
+        version: of DSPy, "3.4"; None: the newest that is known.
+
+    Raises TopologyError (DX205) for an unknown adapter or version.
+    """
+    return _module("format", adapter).messages(signature, data, demos, version)  # type: ignore[no-any-return]
+
+
+def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
+    """The outputs in a model's reply, typed as DSPy types them. Raises InvalidOutput that lists what is missing or wrong."""
+    return _module("parse", adapter).parse(signature, text)  # type: ignore[no-any-return]
+
+
+def _module(what: str, adapter: str) -> Any:
+    if adapter not in ADAPTERS:
+        raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
+    return import_module(f"dspex.operators.native.{what}_{adapter}")
