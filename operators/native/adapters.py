@@ -6,6 +6,7 @@ Each is written after DSPy's adapter of the same name and gives the same bytes a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -29,10 +30,12 @@ def messages(
     """What DSPy would send: a system message, two for each demo, and the request.
 
     Args:
-        data: inputs by name. demos: examples with inputs and outputs; one that lacks some is marked as incomplete.
+        data: inputs by name; one that is missing is left out, as are names that the signature does not have.
+        demos: examples with inputs and outputs; one that lacks some is marked as incomplete, and comes first.
         version: of DSPy, "3.4"; None: the newest that is known.
 
-    Raises TopologyError (DX205) for an unknown adapter or version.
+    Raises TopologyError (DX205, DX210) for an unknown adapter or version, and for types that cannot be put into a prompt;
+    InvalidInput for a value that cannot, or that holds DSPy's marker for content of other kinds.
     """
     return _module("format", adapter).messages(signature, data, demos, version)  # type: ignore[no-any-return]
 
@@ -42,6 +45,7 @@ def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict
     return _module("parse", adapter).parse(signature, text)  # type: ignore[no-any-return]
 
 
+@lru_cache(maxsize=8)
 def _module(what: str, adapter: str) -> Any:
     if adapter not in ADAPTERS:
         raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
