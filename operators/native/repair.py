@@ -1,0 +1,156 @@
+"""JSON in a model's text, broken or not, read as DSPy reads it (json_repair, then Python literals), with a bound on the work.
+
+json_repair takes quadratic time and more on text like `["{"{"{"…`, and Python's parser of literals runs out of stack. So
+work is counted, not timed: a text is read on every machine or on none.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any, SupportsIndex
+
+import orjson
+
+MAX_WORK = 2_000_000  # characters that json_repair looks at: broken JSON of about 200 KB
+MAX_DEPTH = 200  # lists and objects in each other; orjson writes 254, and an event has some of its own
+MAX_LITERAL = 20_000  # characters of a Python literal
+_UNCOUNTED = 200  # characters; counting doubles the time, and a text this short has no time to waste
+
+_STRUCTURE = re.compile(r"[{}\[(#/]")
+_NO_LITERAL = re.compile(r"[ \t]*(?!(?:True|False|None|set)\b)[A-Za-z_]\w*+(?!['\"])")
+_BRACE = re.compile(r"[{}]")
+_LONG = 9e18  # beyond it orjson turns whole numbers to floats
+
+
+class TooHard(Exception):
+    """The text is nested too deep, or too broken, to be read within bounds. No ValueError: json_repair swallows those."""
+
+
+class _Counted(str):
+    """Text that counts how often it is looked at."""
+
+    __slots__ = ("left",)
+    left: int
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        self.left -= 1
+        if self.left < 0:
+            raise TooHard("the text is too broken to be repaired")
+        return str.__getitem__(self, key)
+
+
+def loads(text: str) -> Any:
+    """What `json_repair.loads` gives: the value of the JSON in `text`, repaired; "" where there is none.
+
+    Raises TooHard or ValueError for a text that is nested too deep or takes too long.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _repaired(text)
+    return value if is_exact(value) else _checked(json.loads(text))
+
+
+def is_exact(value: Any) -> bool:
+    """Whether every number in what orjson read is what Python reads: orjson makes floats of whole numbers over 64 bits.
+
+    Raises TooHard where lists and objects are nested too deep.
+    """
+    kind = type(value)
+    if kind is dict or kind is list:
+        return _all_exact(value, 1)
+    return kind is not float or -_LONG < value < _LONG
+
+
+def _all_exact(value: Any, depth: int) -> bool:
+    if depth > MAX_DEPTH:
+        raise TooHard(f"the JSON is nested over {MAX_DEPTH} deep")
+    for item in value.values() if type(value) is dict else value:
+        kind = type(item)
+        if kind is str or kind is int:
+            continue
+        if kind is float:
+            if not -_LONG < item < _LONG:
+                return False
+        elif (kind is dict or kind is list) and not _all_exact(item, depth + 1):
+            return False
+    return True
+
+
+def _checked(value: Any) -> Any:
+    """The value, if it is not nested too deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [x for v in level if isinstance(v, (dict, list)) for x in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return value
+    raise TooHard(f"the JSON is nested over {MAX_DEPTH} deep")
+
+
+def _repaired(text: str) -> Any:
+    inner = only_object(text)
+    if inner is not None:
+        try:
+            value = orjson.loads(inner)
+            if is_exact(value):
+                return value
+        except orjson.JSONDecodeError:
+            pass
+    try:
+        return _checked(json.loads(text))
+    except RecursionError as e:
+        raise TooHard(f"the JSON is nested over {MAX_DEPTH} deep") from e
+    except ValueError:
+        pass
+    if not _STRUCTURE.search(text):
+        return ""
+    import json_repair
+
+    if len(text) > _UNCOUNTED:
+        text = _Counted(text)
+        text.left = MAX_WORK
+    return _checked(json_repair.loads(text, skip_json_loads=True))
+
+
+_BEFORE = re.compile(r"[^{\[(#/\"'“”]*+\{")
+_AFTER = re.compile(r"[{\[(#/]")
+
+
+def only_object(text: str) -> str | None:
+    """The `{…}` of a text that has nothing else that json_repair would look at: in a fence, or with words around."""
+    start = _BEFORE.match(text)
+    end = text.rfind("}") + 1
+    if not start or end <= start.end() or _AFTER.search(text, end) or text[end:].lstrip()[:1] == ",":
+        return None
+    return text[start.end() - 1 : end]
+
+
+def first_object(text: str) -> str | None:
+    """The first `{…}` with balanced braces; braces in strings count too, as in DSPy."""
+    opened: list[int] = []
+    first: tuple[int, int] | None = None
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            opened.append(brace.start())
+        elif opened:
+            start = opened.pop()
+            if first is None or start < first[0]:
+                first = start, brace.end()
+            if not opened:
+                break
+    return text[slice(*first)] if first else None
+
+
+def value_of(text: str) -> Any:
+    """What DSPy takes a text for: JSON, else a Python literal, else the text itself. Raises as `loads`."""
+    candidate = loads(text)
+    if candidate != "" or text == "" or len(text) > MAX_LITERAL or _NO_LITERAL.match(text):
+        return text if candidate == "" else candidate
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    except (RecursionError, MemoryError) as e:
+        raise TooHard("the text is nested too deep") from e
