@@ -23,7 +23,8 @@ def parse(signature: Signature, text: str) -> dict[str, Any]:
     A header stands alone at the start of a line; the first of a name counts; text before the first header, and below headers
     of other names, is left out. Raises InvalidOutput that lists all that is missing or does not fit.
     """
-    return signature.compiled(X
+    run: Callable[[str], dict[str, Any]] = signature.compiled("parse.chat", _compile)
+    return run(text)
 
 
 def _compile(signature: Signature) -> Callable[[str], dict[str, Any]]:

@@ -21,7 +21,8 @@ def parse(signature: Signature, text: str) -> dict[str, Any]:
     Broken JSON is repaired; fences and words around it are left out; of several objects the last counts, of equal keys too.
     Raises InvalidOutput that lists all that is missing or does not fit.
     """
-    return signature.compiled(X
+    run: Callable[[str], dict[str, Any]] = signature.compiled("parse.json", _compile)
+    return run(text)
 
 
 def _compile(signature: Signature) -> Callable[[str], dict[str, Any]]:
