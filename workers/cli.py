@@ -1,4 +1,4 @@
-"""Verbs about workers and local models: `worker`, `model install|ls|rm`."""
+"""Verbs about workers and local models: `worker`, `model install|ls|rm`, and `bench`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import DspexError
 from dspex.bus.terminal import Terminal, terminal
+from dspex.workers import cli_bench
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     model.command("ls")(ls)
     model.command("rm")(rm)
     app.add_typer(model, name="model")
+    cli_bench.register(app)
 
 
 def worker(

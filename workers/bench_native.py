@@ -1,0 +1,92 @@
+"""The operations of `dspex bench native` as dspex does them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from dspex.operators.native.signature import Signature
+from dspex.workers.bench_cases import SHORT, TYPED, TYPES, Case
+
+Run = Callable[[Any], Any]
+_DISTINCT = 5000  # texts in turn: more than any cache of ours holds
+
+
+def build(case: Case) -> Run:
+    """What does the operation once, from its data. Raises ImportError where an optional package is missing."""
+    return _BUILD[case.kind](case)
+
+
+def plain(case: Case, result: Any) -> Any:
+    """A result in the form that both sides share."""
+    if case.kind not in ("signature", "cached signature"):
+        return result
+    sides = {"inputs": result.inputs, "outputs": result.outputs}
+    types = {side: [[name, str(field.annotation)] for name, field in fields.items()] for side, fields in sides.items()}
+    return {**types, "instructions": result.objective}
+
+
+def _signature(spec: str) -> Signature:
+    return Signature(spec, types=TYPES) if "Report" in spec else Signature(spec)
+
+
+def _cold_signature(case: Case) -> Run:
+    """Each time a text that was not seen for long: no cache helps."""
+    instructions, spec = case.options.get("instructions", ""), _distinct(case.data)
+    return lambda _: Signature(spec(), instructions=instructions)
+
+
+def _distinct(spec: str) -> Callable[[], str]:
+    """The text, and from the second time on others like it."""
+    return itertools.cycle([spec, *(spec.replace("score", f"score_{i}") for i in range(_DISTINCT))]).__next__
+
+
+def _all_new(case: Case) -> Run:
+    spec = _distinct(TYPED)
+
+    def run(data: Any) -> Any:
+        signature = Signature(spec())
+        text = data["text"]
+        if (name := [*signature.outputs][-1]) != "score":
+            text = text.replace("score", name)
+        return [signature.messages(data["inputs"]), signature.parse(text)]
+
+    return run
+
+
+def _format(case: Case) -> Run:
+    signature = _signature(case.options["signature"])
+    adapter, demos = case.options["adapter"], case.options["demos"]
+    return partial(signature.messages, adapter=adapter, demos=demos)
+
+
+def _parse(case: Case) -> Run:
+    signature, adapter = _signature(case.options["signature"]), case.options["adapter"]
+    return partial(signature.parse, adapter=adapter)
+
+
+@asynccontextmanager
+async def predict(kind: str, url: str, model: str) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    """Our own call of a model: outputs from inputs. For as long as the block runs its connections are kept."""
+    from dspex.operators.native.endpoint import Endpoint
+    from dspex.operators.native.predict import KINDS
+
+    async with Endpoint(url, "none") as endpoint:
+        program = KINDS[kind](SHORT, endpoint, model=f"openai/{model}")
+
+        async def call(inputs: Any) -> Any:
+            return (await program(**inputs)).outputs
+
+        yield call
+
+
+_BUILD: dict[str, Callable[[Case], Run]] = {
+    "signature": _cold_signature,
+    "cached signature": lambda case: Signature,
+    "all new": _all_new,
+    "format": _format,
+    "parse": _parse,
+}
