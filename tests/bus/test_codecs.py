@@ -104,6 +104,7 @@ CONVERTED: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
+@settings(max_examples=100)
 @given(plain)
 def test_plain_data_comes_back_from_json(data: Any) -> None:
     encoded, content_type = encode(data)
@@ -113,6 +114,7 @@ def test_plain_data_comes_back_from_json(data: Any) -> None:
     json.loads(encoded)
 
 
+@settings(max_examples=100)
 @given(with_bytes)
 def test_plain_data_and_bytes_come_back_from_messagepack(data: Any) -> None:
     encoded, content_type = encode(data, "msgpack")
@@ -120,6 +122,7 @@ def test_plain_data_and_bytes_come_back_from_messagepack(data: Any) -> None:
     assert decode(encoded, content_type) == data
 
 
+@settings(max_examples=100)
 @given(with_bytes)
 def test_auto_takes_messagepack_only_where_there_are_bytes(data: Any) -> None:
     encoded, content_type = encode(data, "auto")
@@ -171,6 +174,7 @@ def test_json_says_where_the_number_is_that_is_none() -> None:
         json_bytes({"rows": [{"score": None}, {"score": math.nan}]})
 
 
+@settings(max_examples=100)
 @given(plain)
 def test_none_and_the_word_null_are_fine(data: Any) -> None:
     wrapped = {"null": data, "none": None, "text": "null"}

@@ -34,6 +34,7 @@ def taken(pattern: str) -> set[str]:
     return {s for s in ALL if brute(pattern, s)}
 
 
+@settings(max_examples=100)
 @given(patterns, st.sampled_from(ALL))
 def test_matches_is_the_rule_of_nats(pattern: str, subject: str) -> None:
     assert matches(pattern, subject) == brute(pattern, subject)
@@ -53,6 +54,7 @@ def test_covers_is_to_take_all_that_the_other_takes(wide: str, narrow: str) -> N
     assert covers(wide, narrow) == (taken(narrow) <= taken(wide))
 
 
+@settings(max_examples=100)
 @given(patterns)
 def test_what_is_drawn_here_is_a_pattern(pattern: str) -> None:
     assert is_pattern(pattern)

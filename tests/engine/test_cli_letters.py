@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_bench import NATIVE, Done, Project
+from cli_bench import NATIVE, Done, Project, eventually
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
@@ -121,7 +121,12 @@ def test_an_interrupt_is_the_way_to_end_watching(native: Project) -> None:
 
 def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_url: str) -> None:
     native.publish("text=hello")
-    (found,) = native.dspex("--json", "status").objects()
+
+    def read() -> Any:  # engines say how far they are every second, and no output tells when
+        (said,) = native.dspex("--json", "status").objects()
+        return said["stages"][0]["lag"] == 0 and said
+
+    found = eventually(read)
     assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes"]
     (engine,), (stage,) = found["engines"], found["stages"]
     assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
