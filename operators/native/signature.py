@@ -7,16 +7,19 @@ that DSPy would drop or take for something else are refused.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import types as pytypes
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput
+from dspex.operators.native import adapters
+from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.fields import NOTHING, Role, Side
 from dspex.operators.native.fields import Field as Field
 from dspex.operators.native.grammar import (
@@ -58,6 +61,44 @@ class Signature:
         made.fields = (*_fields_of_type(inputs, "input"), *_fields_of_type(outputs, "output"))
         refuse_duplicates(made.fields, str(made))
         return made
+
+    @cached_property
+    def objective(self) -> str:
+        """The instructions that a prompt shows: the given ones without their indent, or a sentence that names the fields."""
+        return inspect.cleandoc(self.instructions) if self.instructions else self.default_instructions
+
+    @property
+    def default_instructions(self) -> str:
+        """What DSPy says where no instructions are given."""
+        takes, gives = (", ".join(f"`{n}`" for n in side) for side in (self.inputs, self.outputs))
+        return f"Given the fields {takes}, produce the fields {gives}."
+
+    def compiled(self, key: Hashable, make: Callable[[Signature], Any]) -> Any:
+        """What `make` makes of this signature, made once for each `key`: parsers, prompts, schemas."""
+        try:
+            return self._compiled[key]
+        except KeyError:
+            return self._compiled.setdefault(key, make(self))
+
+    @cached_property
+    def _compiled(self) -> dict[Hashable, Any]:
+        return {}
+
+    def messages(
+        self,
+        data: Mapping[str, Any],
+        *,
+        adapter: Adapter = "chat",
+        demos: Sequence[Mapping[str, Any]] = (),
+        version: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The messages that DSPy would send to a model, see `adapters.messages`."""
+        return adapters.messages(self, data, adapter=adapter, demos=demos, version=version)
+
+    def parse(self, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
+        """The outputs in a model's reply; constraints count. Raises InvalidOutput that lists every field."""
+        outputs = adapters.parse(self, text, adapter=adapter)
+        return self.check_outputs(outputs) if any(f.constraints for f in self.outputs.values()) else outputs
 
     @cached_property
     def inputs(self) -> Mapping[str, Field]:
