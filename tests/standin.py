@@ -3,9 +3,9 @@
     python tests/standin.py --port 0 [--latency 0.02]        prints {"url": "http://127.0.0.1:PORT/v1"}
     async with StandIn() as server: server.url, server.stats()
 
-It answers in the format that DSPy's adapter asks for (`[[ ## field ## ]]` or JSON). The value of each output field is a
-function of its type and of the text alone (`answer`), so that an oracle can say beforehand what must come out. `text` is the
-input field of that name, else the first one.
+It answers in the format that DSPy's adapter asks for (`[[ ## field ## ]]`, JSON or XML), in pieces if asked to. The value of
+each output field is a function of its type and of the text alone (`answer`), so that an oracle can say beforehand what must
+come out. `text` is the input field of that name, else the first one.
 
 Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by POST /faults {"text": "429=1x2"}:
 
@@ -13,6 +13,7 @@ Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by P
     standin:500  standin:503=2  standin:400  standin:401      that status
     standin:nonsense  text that no adapter can parse      standin:garbage  a body that is no JSON
     standin:slow=0.5  answer after half a second          standin:hang     never      standin:drop  close the connection
+    standin:cut  (in pieces only) close the connection in the middle
 
 GET /stats: requests, answers by kind, distinct texts, texts asked more than once, most requests at a time.
 """
@@ -28,11 +29,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from xml.sax.saxutils import escape
 from zlib import crc32
 
 _FAULT = re.compile(r"standin:(\w+?)(?:=([\d.]+))?(?:x(\d+))?(?=\W|$)")
 _OUTPUTS = re.compile(r"Your output fields are:\n(.*?)\nAll interactions", re.S)
 _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):", re.M)
+_ELEMENT = re.compile(r"^<(\w+)>\n(.*?)\n</\1>", re.S | re.M)
 _SECTION = re.compile(r"^\[\[ ## (\w+) ## \]\]\n(.*?)(?=\n\n\[\[ ## |\n\nRespond with|\Z)", re.S | re.M)
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 
@@ -87,6 +90,7 @@ class StandIn:
     running: int = 0
     peak: int = 0
     last_key: str = ""
+    bodies: list[dict[str, Any]] | None = None  # a list: every request is kept in it
 
     async def __aenter__(self) -> StandIn:
         loop = asyncio.get_running_loop()
@@ -142,10 +146,12 @@ class StandIn:
             self.running -= 1
 
     async def _complete(self, request: dict[str, Any]) -> tuple[int, bytes, dict[str, str]] | None:
+        if self.bodies is not None:
+            self.bodies.append(request)
         messages = [(m["role"], _text(m["content"])) for m in request["messages"]]
         system = next((t for r, t in messages if r in ("system", "developer")), "")
         user = messages[-1][1]
-        sections = dict(_SECTION.findall(user))
+        sections = dict((_ELEMENT if "[[ ## " not in system else _SECTION).findall(user))
         text = (sections.get("text") or next(iter(sections.values()), user)).strip()
         self.texts[text] += 1
         kind, value = self._fault(text)
@@ -164,7 +170,8 @@ class StandIn:
         if kind == "garbage":
             return 200, b"<html>this is no answer</html>", {}
         content = "I would rather talk about the weather." if kind == "nonsense" else _content(system, user, text)
-        return 200, _completion(request.get("model", ""), content, system + user), {}
+        done = _completion(request.get("model", ""), content, system + user)
+        return (200, _pieces(content, done, cut=kind == "cut"), _EVENTS) if request.get("stream") else (200, done, {})
 
     def _fault(self, text: str) -> tuple[str, str]:
         match = _FAULT.search(self.faults.get(text, text))
@@ -184,6 +191,8 @@ def _content(system: str, user: str, text: str) -> str:
     values = {name: answer(type_, name, text) for name, type_ in output_fields(system)}
     if "Respond with a JSON object" in user:
         return json.dumps(values)
+    if "[[ ## " not in system:
+        return "\n".join(f"<{n}>\n{escape(v if isinstance(v, str) else json.dumps(v))}\n</{n}>" for n, v in values.items())
     parts = [f"[[ ## {n} ## ]]\n{v if isinstance(v, str) else json.dumps(v)}" for n, v in values.items()]
     return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
@@ -200,6 +209,23 @@ def _completion(model: str, content: str, prompt: str) -> bytes:
             "usage": {**tokens, "total_tokens": sum(tokens.values())},
         }
     ).encode()
+
+
+_EVENTS = {"Content-Type": "text/event-stream"}
+
+
+def _pieces(content: str, done: bytes, *, cut: bool) -> bytes:
+    """An answer as server-sent events, seven characters at a time, and its usage last. `cut`: only the first half."""
+    head = {"id": "standin", "object": "chat.completion.chunk", "model": json.loads(done)["model"]}
+    texts = [content[i : i + 7] for i in range(0, len(content), 7)]
+    events: list[Any] = [{**head, "choices": [{"index": 0, "delta": {"content": t}}]} for t in texts]
+    if cut:
+        events = events[: len(events) // 2]
+    else:
+        events.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        events.append({**head, "choices": [], "usage": json.loads(done)["usage"]})
+    lines = [f"data: {json.dumps(e)}\n\n" for e in events]
+    return "".join([*lines, "" if cut else "data: [DONE]\n\n"]).encode()
 
 
 class _Connection(asyncio.Protocol):
@@ -249,12 +275,8 @@ class _Connection(asyncio.Protocol):
             return
         status, data, headers = response
         reason = _REASONS.get(status, "Error")
-        more = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
-        self.transport.write(
-            f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(data)}\r\n{more}\r\n".encode()
-            + data
-        )
+        more = "".join(f"{k}: {v}\r\n" for k, v in {"Content-Type": "application/json", **headers}.items())
+        self.transport.write(f"HTTP/1.1 {status} {reason}\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         self._task = None
         if self._buffer:
             self._next()

@@ -1,0 +1,132 @@
+"""An answer of a chat-completions server, whole or in pieces, as the text of a model and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
+from dspex.bus.wire import Usage
+from dspex.operators.native.provider_errors import of_body, short
+
+_NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model said.
+
+    Attributes:
+        text: "" where it said nothing (a refusal, a call of a tool).
+        usage: tokens; the cost is not known here.
+        model: as the server names it. finish: why it stopped ("stop", "length", …), "" where the server does not say.
+    """
+
+    text: str
+    usage: Usage = _NO_USAGE
+    model: str = ""
+    finish: str = ""
+
+
+def read(body: bytes, where: str) -> Completion:
+    """The completion in the body of an answer. Raises LMUnavailable for what is none, and the error that it holds."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        shown = short(body[:200].decode(errors="replace"))
+        raise LMUnavailable(f"{where} answered with something that is not JSON: {shown!r}") from None
+    if not isinstance(data, dict):
+        raise LMUnavailable(f"{where} answered with JSON that is no completion: {short(repr(data))}")
+    choice = _choice(data, where)
+    message = choice.get("message")
+    text = _text(message.get("content")) if isinstance(message, dict) else ""
+    return Completion(text, _usage(data.get("usage")), str(data.get("model") or ""), str(choice.get("finish_reason") or ""))
+
+
+def _choice(data: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if data.get("error"):
+        raise of_body(data["error"], where)
+    choices = data.get("choices") or [{}]
+    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        raise LMUnavailable(f"{where} answered with JSON that is no completion: {short(repr(data))}")
+    if len(choices) > 1:
+        raise LMRefused(f"{where} gave {len(choices)} answers to a request for one")
+    return choices[0]
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):  # in parts, as some servers do
+        return "".join(str(p.get("text") or "") for p in content if isinstance(p, dict) and p.get("type") == "text")
+    return ""
+
+
+def _usage(data: Any) -> Usage:
+    if not isinstance(data, dict):
+        return _NO_USAGE
+    return Usage(_tokens(data.get("prompt_tokens")), _tokens(data.get("completion_tokens")))
+
+
+def _tokens(value: Any) -> int:
+    """A number of tokens; 0 for nonsense, which must not cost us the answer beside it."""
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+class Pieces:
+    """Reads an answer that comes in pieces (server-sent events). Feed it bytes as they come; `end` gives the whole."""
+
+    def __init__(self, where: str, limit: int) -> None:
+        self._where, self._limit = where, limit
+        self._buffer = b""
+        self._said: list[str] = []
+        self._size = 0
+        self._usage, self._model, self._finish = _NO_USAGE, "", ""
+        self.done = False  # the server said that nothing follows
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The pieces of text in these bytes. Raises the error that a server sends in the middle of a stream."""
+        self._size += len(data)
+        if self._size > self._limit:
+            raise too_large(self._where, self._limit)
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:") and not self.done:
+                yield from self._event(line[5:].strip())
+
+    def _event(self, data: bytes) -> Iterator[str]:
+        if data == b"[DONE]":
+            self.done = True
+            return
+        try:
+            event = orjson.loads(data)
+        except ValueError:
+            raise self._broken(data) from None
+        if not isinstance(event, dict):
+            raise self._broken(data)
+        choice = _choice(event, self._where)
+        self._model = str(event.get("model") or self._model)
+        self._finish = str(choice.get("finish_reason") or self._finish)
+        if event.get("usage"):
+            self._usage = _usage(event["usage"])
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and (text := _text(delta.get("content"))):
+            self._said.append(text)
+            yield text
+
+    def _broken(self, data: bytes) -> CallError:
+        return LMUnavailable(f"{self._where} sent a piece that is none: {short(data[:200].decode(errors='replace'))!r}")
+
+    def end(self) -> Completion:
+        """The whole. Raises LMUnavailable where the server broke off."""
+        if not self.done and not self._finish:
+            raise LMUnavailable(f"{self._where} broke off in the middle of its answer")
+        return Completion("".join(self._said), self._usage, self._model, self._finish)
+
+
+def too_large(where: str, limit: int) -> InvalidOutput:
+    """The error for an answer of more than `limit` bytes."""
+    return InvalidOutput(f"{where}: the answer is larger than {limit >> 20} MiB")

@@ -1,0 +1,93 @@
+"""What a model's server says when it does not answer → our errors, as DSPy classes them. No error holds the key."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from dspex.bus.errors import CallError, CallTimeout, LMRefused, LMUnavailable, RateLimited
+
+_SHOWN = 600  # characters of a server's text in a message
+
+# Codes and types that say more than the status beside them: "no money left" comes as 429 too, and is not worth a retry.
+_REFUSALS = (
+    "context_length_exceeded model_not_found model_not_available unsupported_model DeploymentNotFound "
+    "insufficient_quota 1113 exceeded_current_quota_error invalid_api_key authentication_error"
+)
+_REFUSED_CODES = frozenset(_REFUSALS.split())
+_RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error"})
+# Those of an error that came with status 200, or in a stream.
+_LATE_REFUSED = _REFUSED_CODES | {"invalid_prompt"}
+_LATE_RATE = _RATE_CODES | {"no_capacity", "too_many_requests"}
+
+
+def of_status(status: int, body: bytes, headers: Mapping[str, str], where: str) -> CallError:
+    """The error for an answer whose status is not 200. `where`: the server, as the message names it."""
+    message, codes = _said(body)
+    text = short(f"{where} answered {status}: {message}" if message else f"{where} answered {status}")
+    return _class(status, codes)(text, retry_after=_retry_after(headers))
+
+
+def of_body(error: Any, where: str) -> CallError:
+    """The error for an `error` object in an answer whose status was 200, or in the middle of a stream."""
+    found: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+    codes = {str(found.get(k) or "") for k in ("code", "type")}
+    text = short(f"{where} answered with an error: {found.get('message') or found.get('code') or 'no reason given'}")
+    if codes & _LATE_RATE:
+        return RateLimited(text)
+    return LMRefused(text) if codes & _LATE_REFUSED else LMUnavailable(text)
+
+
+def short(text: str) -> str:
+    """A text of a server's, cut to what a message needs."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def _class(status: int, codes: set[str]) -> type[CallError]:
+    if codes & _REFUSED_CODES:
+        return LMRefused
+    if status == 429 or codes & _RATE_CODES:
+        return RateLimited
+    if status in (408, 504):
+        return CallTimeout
+    return LMRefused if 400 <= status < 500 else LMUnavailable
+
+
+def _said(body: bytes) -> tuple[str, set[str]]:
+    """(message, codes) of an error's body; the body itself where it is not in OpenAI's form."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        return body[:_SHOWN].decode(errors="replace").strip(), set()
+    error = data.get("error") if isinstance(data, dict) else None
+    if not isinstance(error, dict):
+        return str(error or body[:_SHOWN].decode(errors="replace").strip()), set()
+    return str(error.get("message") or ""), {str(error.get(k) or "") for k in ("code", "type")}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: a number or a date, or milliseconds in a header of its own."""
+    value = headers.get("Retry-After", "")
+    if (seconds := _number(value)) is not None:
+        return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        pass  # no date either
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        if (milliseconds := _number(headers.get(name, ""))) is not None:
+            return milliseconds / 1000
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) and found >= 0 else None
