@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin
 
 from dspex.bus.errors import TopologyError
 from dspex.operators import expressions
 from dspex.operators.draft import all_of, problem
+from dspex.operators.native.signature import Signature
 from dspex.operators.native.types import declared_fields, required_fields, type_text
 from dspex.operators.native.words import nearest
 from dspex.operators.specs import Spec
@@ -38,19 +39,44 @@ def _no_field(text: str, name: str, shape: Shape) -> TopologyError:
 
 def spec_fits(spec: Spec[Any], shape: Shape) -> None:
     """Raise one TopologyError with every way in which a spec does not fit the data or its own `into`."""
-    errors = [*_missing_inputs(spec, shape), *_wrong_into(spec, shape)]
     mapped = spec.options.get("inputs", {})
+    errors = [*_missing_inputs(spec.signature, mapped, shape), *_wrong_into(spec.signature, spec.into, spec.outputs, shape)]
     for text in mapped.values():
         if shape.fields is not None:
             errors += [_no_field(text, n, shape) for n in expressions.compile(text).fields if n not in shape.fields]
     all_of(errors)
 
 
-def _missing_inputs(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
+def inputs_exist(signature: Signature, shape: Shape) -> None:
+    """Raise TopologyError (DX207) where a signature wants an input that the stream does not have."""
+    all_of(_missing_inputs(signature, {}, shape))
+
+
+def outputs_fit(signature: Signature | None, into: Any, shape: Shape) -> None:
+    """Raise TopologyError (DX212) where `into` and the outputs of a signature say different things."""
+    if signature is not None:
+        all_of(_wrong_into(signature, into, signature.annotations("outputs"), shape))
+
+
+def field_is(field: str, kind: type, what: str, shape: Shape) -> None:
+    """Raise TopologyError (DX207) where the stream is known to have no such field, or one of another type."""
+    if shape.fields is None or not isinstance(field, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # of YAML
+        return
+    if field not in shape.fields:
+        near = nearest(field, shape.fields)
+        fix = f"did you mean {near}?" if near else f'add it before: .set({{"{field}": ...}})'
+        raise problem("DX207", f"{what} wants field '{field}'; the stream has {shape.describe()}", fix)
+    if not any(accepts(a, kind) or accepts(kind, a) for a in _alternatives(shape.fields[field])):
+        is_now = type_text(shape.fields[field])
+        raise problem(
+            "DX207", f"{what} wants {type_text(kind)} in '{field}', which is {is_now}", "name the field that holds it"
+        )
+
+
+def _missing_inputs(signature: Signature, mapped: Mapping[str, Any], shape: Shape) -> Iterable[TopologyError]:
     if shape.fields is None:
         return
-    mapped = spec.options.get("inputs", {})
-    for name, field in spec.signature.inputs.items():
+    for name, field in signature.inputs.items():
         if name in mapped or name in shape.fields or not field.required:
             continue
         near = nearest(name, shape.fields) or next(iter(shape.fields), name)
@@ -61,27 +87,27 @@ def _missing_inputs(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
         )
 
 
-def _wrong_into(spec: Spec[Any], shape: Shape) -> Iterable[TopologyError]:
+def _wrong_into(signature: Signature, into: Any, given: Mapping[str, Any], shape: Shape) -> Iterable[TopologyError]:
     """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs."""
-    fields = None if spec.into is None else declared_fields(spec.into)
+    fields = None if into is None else declared_fields(into)
     if fields is None:
         return
-    into, given = type_text(spec.into), spec.outputs
-    for name, annotation in spec.signature.annotations("outputs").items():
+    wanted = type_text(into)
+    for name, annotation in signature.annotations("outputs").items():
         if name in fields and not accepts(fields[name], annotation):
             mine, theirs = type_text(annotation), type_text(fields[name])
             yield problem(
                 "DX212",
-                f"the signature gives {name}: {mine}, and {into} wants {name}: {theirs}",
-                f'write "{name}: {theirs}" in the signature, or correct {into}',
+                f"the signature gives {name}: {mine}, and {wanted} wants {name}: {theirs}",
+                f'write "{name}: {theirs}" in the signature, or correct {wanted}',
             )
     have = {*given, *(shape.fields or ())}
-    for name in sorted(required_fields(spec.into) - have):
+    for name in sorted(required_fields(into) - have):
         near = nearest(name, [g for g in given if g not in fields])
         if shape.fields is not None or near:
             yield problem(
                 "DX212",
-                f"{into} needs {name}, which neither the stream nor the signature gives",
+                f"{wanted} needs {name}, which neither the stream nor the signature gives",
                 f"the signature gives {near}: did you mean {name}?" if near else f"add {name} to the signature's outputs",
             )
 

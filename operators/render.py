@@ -1,21 +1,33 @@
-"""render: fill a template with the data and put the text in a field."""
+"""render: fill a template with the data and put the text in a field; or a signature, and put the messages there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dspex.bus.errors import TopologyError
 from dspex.engine.graph import Build, Context, Step
 from dspex.operators import template
 from dspex.operators.call_options import wrong
+from dspex.operators.native.adapters import ADAPTERS
+from dspex.operators.native.signature import Signature
+from dspex.operators.native.templates import Template
+from dspex.operators.parse import signature_option
 from dspex.operators.types import record_of, validator
 
+SYNTAXES = ("fields", "jinja")
+Fill = Callable[[Any, Context], Any]
 
-def build(text: str, field: str, into: Any = None) -> Build:
-    """The step makes `{**data, field: rendered text}`, typed by `into` where that is given."""
+
+def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = "fields", adapter: str = "chat") -> Build:
+    """The step makes `{**data, field: what was rendered}`, typed by `into` where that is given."""
     if not isinstance(field, str) or not field:  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
         raise wrong("field", field, "the name of the field that takes the text")
-    fill = template.renderer(template.parse(text), template.as_text)
+    if syntax not in SYNTAXES:
+        raise wrong("syntax", syntax, f"one of: {', '.join(SYNTAXES)}")
+    if adapter not in ADAPTERS:
+        raise wrong("adapter", adapter, f"one of: {', '.join(ADAPTERS)}")
+    fill = _fill(what, syntax, adapter)
     accept = None if into is None else validator(into)
 
     def make(outlets: Sequence[Step]) -> Step:
@@ -28,3 +40,33 @@ def build(text: str, field: str, into: Any = None) -> Build:
         return step
 
     return make
+
+
+def _fill(what: Any, syntax: str, adapter: Any) -> Fill:
+    if isinstance(what, Signature):
+        signature = what
+        return lambda data, ctx: signature.messages(record_of(data), adapter=adapter)
+    if syntax == "jinja":
+        jinja = Template(what).render
+        return lambda data, ctx: jinja(record_of(data))
+    return template.renderer(template.parse(what), template.as_text)
+
+
+def fields(what: Any, syntax: str) -> list[str]:
+    """What a template reads, as expressions over the data; none where it cannot be read (`build` tells why)."""
+    if isinstance(what, Signature):
+        return []
+    if syntax != "jinja":
+        return template.fields(what)
+    try:
+        return sorted(Template(what).required)
+    except TopologyError:
+        return []
+
+
+def option(what: Any, adapter: str) -> Any:
+    """A template as it stands in a node's options."""
+    if not isinstance(what, Signature):
+        return what
+    extra: Mapping[str, Any] = {"instructions": what.instructions, "adapter": "" if adapter == "chat" else adapter}
+    return {"signature": signature_option(what), **{k: v for k, v in extra.items() if v}}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from typing_extensions import TypeIs, Unpack
 
 from dspex.engine.graph import Build, Context, Sink
-from dspex.operators import branch, fits, flat_map, merge, purity, render, sink, specs, validate
+from dspex.operators import branch, fits, flat_map, merge, parse, purity, render, score, sink, specs, validate
 from dspex.operators import filter as filter_
 from dspex.operators import map as map_
 from dspex.operators import set as set_
 from dspex.operators.draft import Draft, Plan
 from dspex.operators.functions import automatic_name
-from dspex.operators.options import CallOptions, Codec, K_co, Name, OnError, T_co, V
+from dspex.operators.native.signature import Signature
+from dspex.operators.options import Adapter, CallOptions, Codec, K_co, Name, OnError, T_co, V
 from dspex.operators.options import Record as Record
+from dspex.operators.parse import ParseAs
 from dspex.operators.predicate import option
 from dspex.operators.refs import ref_of
 from dspex.operators.specs import SignatureLike, Spec, type_option
@@ -195,12 +197,111 @@ class Stream(Generic[T_co, K_co]):
         shape = self._shape if isinstance(schema, Mapping) else shape_of(schema)
         return self._next(self._native("validate", options, lambda: validate.build(schema, on_error), name=name, shape=shape))
 
-    def render(self, template: str, *, field: str, into: type[V] | None = None, name: Name = None) -> Stream[V, K_co]:
-        """Fill in a template, `"Dear {customer.name}"`, and put the text in `field`. `{{` and `}}` are braces."""
-        options = {"render": template, "field": field, "into": None if into is None else type_option(into)}
-        shape = self._into(into, {field: str})
-        draft = self._native("render", options, lambda: render.build(template, field, into), name=name, shape=shape)
-        self._reads(draft, template_fields(template))
+    @overload
+    def render(
+        self,
+        template: str,
+        *,
+        field: str,
+        syntax: Literal["fields", "jinja"] = "fields",
+        into: type[V] | None = None,
+        name: Name = None,
+    ) -> Stream[V, K_co]: ...
+    @overload
+    def render(
+        self, template: Signature, *, field: str, adapter: Adapter = "chat", into: type[V] | None = None, name: Name = None
+    ) -> Stream[V, K_co]: ...
+    def render(
+        self,
+        template: str | Signature,
+        *,
+        field: str,
+        syntax: Literal["fields", "jinja"] = "fields",
+        adapter: Adapter = "chat",
+        into: Any = None,
+        name: Name = None,
+    ) -> Stream[Any, Any]:
+        """Fill in a template, and put the text in `field`; or put the messages there that DSPy makes of a signature.
+
+        Args:
+            template: `"Dear {customer.name}"`, where `{{` and `}}` are braces; or Jinja; or a Signature, whose inputs are
+                fields of the data.
+            syntax: "fields" or "jinja".
+            adapter: of a signature: "chat", "json" or "xml".
+        """
+        options = {
+            "render": render.option(template, adapter),
+            "field": field,
+            "syntax": None if syntax == "fields" else syntax,
+            "into": None if into is None else type_option(into),
+        }
+        make = lambda: render.build(template, field, into, syntax=syntax, adapter=adapter)  # noqa: E731
+        added = {field: list[dict[str, Any]] if isinstance(template, Signature) else str}
+        draft = self._native("render", options, make, name=name, shape=self._into(into, added))
+        self._reads(draft, render.fields(template, syntax))
+        if isinstance(template, Signature):
+            with self._plan.collecting(draft):
+                fits.inputs_exist(template, self._shape)
+        return self._next(draft)
+
+    def parse(
+        self,
+        signature: SignatureLike,
+        *,
+        field: str,
+        adapter: ParseAs = "chat",
+        into: type[V] | None = None,
+        name: Name = None,
+    ) -> Stream[V, K_co]:
+        """Read the reply of a model, the text in `field`, and add the outputs of the signature.
+
+        Args:
+            signature: what is in the text; its inputs do not matter.
+            adapter: how it is written: as DSPy's adapters ask for it ("chat", "json", "xml"), or "code", "pairs", "numbers"
+                or "list": see docs/topologies.md.
+        """
+        read = parse.readable(signature)
+        options = {
+            "parse": None if read is None else parse.signature_option(read),
+            "field": field,
+            "adapter": None if adapter == "chat" else adapter,
+            "into": None if into is None else type_option(into),
+        }
+        shape = self._into(into, {} if read is None else read.annotations("outputs"))
+        draft = self._native("parse", options, lambda: parse.build(signature, field, adapter, into), name=name, shape=shape)
+        with self._plan.collecting(draft):
+            fits.field_is(field, str, "parse", self._shape)
+        with self._plan.collecting(draft):
+            fits.outputs_fit(read, into, self._shape)
+        return self._next(draft)
+
+    def score(
+        self,
+        metric: str | Callable[[Any, Any], float],
+        *,
+        expected: str,
+        actual: str,
+        field: str = "score",
+        into: type[V] | None = None,
+        name: Name = None,
+    ) -> Stream[V, K_co]:
+        """Say in `field` how well `actual` answers, from 0 to 1.
+
+        Args:
+            metric: a name of `dspex.metrics`, or a function of (actual, expected) that gives a number.
+            expected: expression for the reference, or a list of them. actual: expression for the answer.
+        """
+        options = {
+            "score": metric if isinstance(metric, str) else ref_of(metric),
+            "expected": expected,
+            "actual": actual,
+            "field": None if field == "score" else field,
+            "into": None if into is None else type_option(into),
+        }
+        make = lambda: score.build(metric, expected=expected, actual=actual, field=field, into=into)  # noqa: E731
+        draft = self._native("score", options, make, name=name, shape=self._into(into, {field: float}))
+        self._reads(draft, [expected, actual])
+        purity.lint(self._plan, draft, metric)
         return self._next(draft)
 
     # -- recorded

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dspex.operators.draft import problem
+from dspex.operators.native.adapters import ADAPTERS
 from dspex.operators.native.grammar import parse_type
 from dspex.operators.native.signature import Signature
 from dspex.operators.options import CallOptions
@@ -88,7 +89,23 @@ def _validate(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, type
 
 
 def _render(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, types: Types) -> Any:
-    return s.render(main, name=name, **_typed(o, types))
+    if not isinstance(main, dict):
+        return s.render(main, name=name, **_typed(o, types))
+    main = cast("dict[str, Any]", main)
+    unknown = next((k for k in main if k not in _RENDER_SIGNATURE), None)
+    if unknown is not None or not isinstance(main.get("signature"), str):
+        what = "needs a signature" if unknown is None else f"has no key {unknown!r}"
+        raise problem("DX204", f"render {what}: {main!r}", 'render: { signature: "text -> answer", adapter: chat }')
+    signature = Signature(main["signature"], instructions=str(main.get("instructions", "")), types=types)
+    return s.render(signature, adapter=main.get("adapter", "chat"), name=name, **_typed(o, types))
+
+
+def _parse(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, types: Types) -> Any:
+    return s.parse(_signature(main, o, types), name=name, **_typed(o, types))
+
+
+def _score(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, types: Types) -> Any:
+    return s.score(_test(main), name=name, **_typed(o, types))
 
 
 def _signature(text: Any, o: dict[str, Any], types: Types) -> Any:
@@ -114,6 +131,14 @@ def _program(s: Stream[Any, Any], main: Any, o: dict[str, Any], name: str, types
 _TEXT = {"type": "string"}
 _REF = {"type": "string", "description": "pkg.module:name"}
 _TEST = {"type": "string", "description": "an expression, or the ref of a function"}
+_METRIC = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
+_RENDER_SIGNATURE: Mapping[str, Any] = {"signature": _TEXT, "instructions": _TEXT, "adapter": {"enum": list(ADAPTERS)}}
+_RENDER = {
+    "type": "object",
+    "properties": dict(_RENDER_SIGNATURE),
+    "required": ["signature"],
+    "additionalProperties": False,
+}
 _CALL = (*CallOptions.__annotations__, "into", "instructions")
 
 OPERATORS: Mapping[str, Operator] = {
@@ -124,7 +149,9 @@ OPERATORS: Mapping[str, Operator] = {
     "merge": Operator(_merge, {"type": "object", "maxProperties": 0}),
     "set": Operator(_set, {"type": "object", "additionalProperties": _TEXT}, ("into",)),
     "validate": Operator(_validate, {"type": ["string", "object"]}, ("on_error",)),
-    "render": Operator(_render, _TEXT, ("field", "into"), ("field",)),
+    "render": Operator(_render, {"oneOf": [_TEXT, _RENDER]}, ("field", "syntax", "into"), ("field",)),
+    "parse": Operator(_parse, _TEXT, ("field", "adapter", "into"), ("field",)),
+    "score": Operator(_score, _METRIC, ("expected", "actual", "field", "into"), ("expected", "actual")),
     "predict": Operator(_model_call("predict"), _TEXT, _CALL),
     "chain_of_thought": Operator(_model_call("chain_of_thought"), _TEXT, _CALL),
     "react": Operator(_model_call("react"), _TEXT, (*_CALL, "tools", "max_iters"), ("tools",)),

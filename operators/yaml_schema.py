@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from dspex.operators.options import CallOptions, ModuleConfig, SourceOptions
+from dspex.operators.parse import ParseAs
 from dspex.operators.vocabulary import OPERATORS
 
 _TEXT = {"type": "string"}
@@ -24,14 +25,19 @@ _OPTIONS: Mapping[str, Any] = {
     "fallback": {"type": ["string", "object"]},
     "on_error": _ON_ERROR,
     "order": {"enum": ["any", "key"]},
+    "route": {"enum": ["auto", "worker", "native"]},
     "into": _TYPE,
     "instructions": _TEXT,
     "field": _TEXT,
+    "syntax": {"enum": ["fields", "jinja"]},
+    "expected": _TEXT,
+    "actual": _TEXT,
     "tools": {"type": "array", "items": _TEXT},
     "max_iters": {"type": "integer", "minimum": 1},
     "signature": _TEXT,
     "state": _TEXT,
 }
+_OWN: Mapping[tuple[str, str], Any] = {("parse", "adapter"): {"enum": list(get_args(ParseAs))}}  # options of one operator
 _SOURCE: Mapping[str, Any] = {
     "type": _TYPE,
     "stream": _TEXT,
@@ -44,7 +50,7 @@ _FROM = {"type": ["string", "array"], "items": _TEXT, "description": "a source, 
 
 
 def _node(op: str, main: Mapping[str, Any], options: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
-    properties = {"from": _FROM, op: main, **{o: _OPTIONS[o] for o in options}}
+    properties = {"from": _FROM, op: main, **{o: _OWN.get((op, o), _OPTIONS[o]) for o in options}}
     return {"type": "object", "properties": properties, "required": ["from", op, *required], "additionalProperties": False}
 
 

@@ -1,0 +1,84 @@
+"""JSON Schema (2020-12): checked by jsonschema-rs, all errors at once.
+
+    Schema({"type": "object", "required": ["id"]}).check({"id": 1})
+
+Nothing is fetched: references lead into the schema itself, and nowhere else. Patterns run on an engine of linear time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import orjson
+
+from dspex.bus.codecs import json_bytes
+from dspex.bus.errors import InvalidInput
+from dspex.operators.native.schema_cost import cost
+from dspex.operators.native.words import problem
+
+MAX_LENGTH = 256 * 1024  # bytes of a schema as JSON
+MAX_ERRORS = 20
+_MAX_MESSAGE = 200
+
+
+class Schema:
+    """A compiled JSON Schema. Frozen; may be used from several threads.
+
+    A `$schema` of an older draft is followed. Raises TopologyError (DX226) for what is no schema, is too large, or uses what
+    would not run in linear time: look-around and back references in a pattern.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        import jsonschema_rs  # here: most topologies need not pay for it
+
+        self.schema = _plain(schema)
+        self._deepest = cost(self.schema).deepest
+        options: Any = jsonschema_rs.RegexOptions()  # not the default engine, which goes back and can take for ever
+        try:
+            self._compiled: Any = jsonschema_rs.validator_for(self.schema, offline=True, pattern_options=options)
+        except ValueError as e:
+            what = str(e).splitlines()[0]
+            fix = (
+                "patterns have no look-around and no \\1 here" if 'is not a "regex"' in what else "correct the schema (2020-12)"
+            )
+            raise problem("DX226", f"not a JSON Schema: {what[:_MAX_MESSAGE]}", fix) from e
+
+    def check(self, data: Any) -> None:
+        """Raise InvalidInput unless the data fits: with the path and the message of each error, 20 of them at most."""
+        try:
+            errors = self._errors(data)
+        except ValueError:  # dates, models, and what else JSON writes as something simpler
+            errors = self._errors(orjson.loads(json_bytes(data)))
+        if errors:
+            found = [_told(e) for e in errors[:MAX_ERRORS]]
+            more = [f"and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
+            raise InvalidInput(f"the data does not fit the schema: {'; '.join([*found, *more])}")
+
+    def _errors(self, data: Any) -> list[Any]:
+        if self._deepest is not None and not _shallow(data, self._deepest):
+            what = f"the data is nested deeper than {self._deepest}, too deep for a schema that refers to itself several times"
+            raise InvalidInput(what, fix="flatten the data, or let the schema refer to itself once for each field")
+        return [] if self._compiled.is_valid(data) else list(self._compiled.iter_errors(data))
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema as JSON has it: a copy, which nobody changes after it was examined."""
+    try:
+        raw = json_bytes(schema)
+    except InvalidInput as e:
+        raise problem("DX226", f"not a JSON Schema: {e.message}", "correct the schema (2020-12)") from e
+    if len(raw) > MAX_LENGTH:
+        raise problem("DX226", f"the JSON Schema has more than {MAX_LENGTH} bytes", "split it, or use a type")
+    return cast("dict[str, Any]", orjson.loads(raw))
+
+
+def _told(e: Any) -> str:
+    where = ".".join(map(str, e.instance_path)) or "data"
+    message = str(e.message)
+    return f"{where[:_MAX_MESSAGE]}: {message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + '…'}"
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    inner: Any = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return levels >= 0 and all(_shallow(v, levels - 1) for v in cast("Any", inner))
