@@ -64,7 +64,7 @@ class CallSpec:
         tools: refs, for react.
         max_iters: for react.
         state: name of a stored compiled program; None for none.
-        options: the rest, as plain data.
+        route: who answers: "auto", "worker" (DSPy) or "native". Work that does not say is of an engine that knew DSPy alone.
     """
 
     kind: str
@@ -77,6 +77,7 @@ class CallSpec:
     tools: tuple[str, ...] = ()
     max_iters: int = 10
     state: str | None = None
+    route: str = "worker"
 
 
 @dataclass(frozen=True)
@@ -208,4 +209,5 @@ class Letter(_Packed):
 ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
 BUSY = "busy"  # the member filled up in the race: ask again
 RESULT = "result"  # last frame: a packed Outcome
+ROUTES = ("auto", "worker", "native")  # of CallSpec
 KIND_HEADER = "Dspex-Kind"  # which of the three a reply to an interactive call is

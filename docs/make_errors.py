@@ -105,6 +105,7 @@ MORE = {
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
     "DX234": ("The number of a source's partitions changed.", "keep it: a key stays in its partition for good"),
     "DX235": ("Nothing of this name is applied.", "the message names what is; `dspex run` applies"),
+    "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",
         "take it from the context, or do it in a worker",

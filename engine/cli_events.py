@@ -113,17 +113,23 @@ def call(
     session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG", help="Of a program.")] = None,
+    route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
     """Ask a worker and print the answer. WHAT is a signature, a node that is applied, or a program."""
     from dspex.bus.arguments import records
     from dspex.bus.duration import seconds
+    from dspex.bus.wire import ROUTES
 
     t, limit = terminal(context), seconds(timeout)
-    profiles = tuple(p.strip() for p in lm.split(",") if p.strip()) if lm else None
+    more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
+    if route is not None:
+        if route not in ROUTES:
+            raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(ROUTES)}")
+        more["route"] = route
 
     async def ask() -> None:
         async with client(t, "call") as c:
-            asked = await _asked(c, what, signature, profiles, pool)
+            asked = await _asked(c, what, signature, pool, more)
             for inputs in records(data or [], sys.stdin):
                 _tell_result(t, await c.call(asked, inputs, timeout=limit, session=session))
 
@@ -140,7 +146,7 @@ class _Asked:
         return self.call
 
 
-async def _asked(c: Client, what: str, signature: str | None, lm: tuple[str, ...] | None, pool: str | None) -> _Asked:
+async def _asked(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Asked:
     from dspex.bus.settings import DEFAULT_POOL
     from dspex.bus.wire import CallSpec
     from dspex.engine.graph import Call
@@ -152,7 +158,7 @@ async def _asked(c: Client, what: str, signature: str | None, lm: tuple[str, ...
         raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX106", fix=fix)
     else:
         spec, its_pool, _ = await c.resolve(what)
-    return _Asked(Call(replace(spec, lm=lm) if lm else spec, pool or its_pool, _inputs, _outputs))
+    return _Asked(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
 
 
 def _inputs(data: Any) -> Mapping[str, Any]:

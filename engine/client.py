@@ -172,7 +172,7 @@ class Client:
             call = what.to_call()
             return call.spec, call.pool, call
         if "->" in what:
-            return CallSpec(kind="predict", target=what, signature=what), "lightweight", None
+            return CallSpec(kind="predict", target=what, signature=what, route="auto"), "lightweight", None
         if "/" not in what:
             raise ConfigError(
                 f"{what!r} is neither a signature nor a node",

@@ -30,7 +30,7 @@ class Result(Generic[T]):
 
     Attributes:
         data: the outputs, with the inputs beside them where `into` was given.
-        id: of the call. route: who answered ("worker", …). usage: tokens and money. lm: profile.
+        id: of the call. route: who answered: "native" or "worker" (DSPy). usage: tokens and money. lm: profile.
         worker: which one. attempts: from 1. elapsed: as the caller saw it. dspy_version: of the worker.
     """
 

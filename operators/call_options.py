@@ -21,6 +21,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "adapter": ("chat", "json", "xml"),
     "on_error": ("dead_letter", "skip"),
     "order": ("any", "key"),
+    "route": ("auto", "worker", "native"),
 }
 _CONFIG: Mapping[str, tuple[type, ...]] = {
     "temperature": (int, float),

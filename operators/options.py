@@ -21,6 +21,7 @@ V = TypeVar("V", default=Record)
 """What `into=` names; a Record where it is left out."""
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
+Route: TypeAlias = Literal["auto", "worker", "native"]
 OnError: TypeAlias = Literal["dead_letter", "skip"]
 Name: TypeAlias = str | None
 
@@ -51,6 +52,8 @@ class CallOptions(TypedDict, total=False):
         fallback: a native function of the data, constant outputs, or a ref; used when the attempts are spent.
         on_error: after retry and fallback; default "dead_letter".
         order: "any" (default): as they finish; "key": released in the order of their key.
+        route: who answers in the worker. "auto" (default): native Predict where it gives what DSPy gives, else DSPy;
+            "worker": always DSPy; "native": never DSPy.
     """
 
     pool: str
@@ -64,6 +67,7 @@ class CallOptions(TypedDict, total=False):
     fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
     on_error: OnError
     order: Literal["any", "key"]
+    route: Route
 
 
 class SourceOptions(TypedDict, total=False):

@@ -105,6 +105,7 @@ class Spec(Generic[T_co]):
                 tools=self.tools,
                 max_iters=self.max_iters,
                 state=self.state,
+                route=o.get("route", "auto"),
             ),
             pool=o.get("pool", "lightweight"),
             inputs=_inputs(self.signature, o.get("inputs", {})),
@@ -186,6 +187,8 @@ def _checked(spec: Spec[Any]) -> Spec[Any]:
         if name not in spec.signature.inputs:
             wanted = ", ".join(spec.signature.inputs)
             errors.append(problem("DX207", f"inputs= maps {name!r}, which is no input of the signature", f"inputs: {wanted}"))
+    if spec.options.get("route") == "native" and not foreign:
+        errors += _uncovered(spec)
     constant = spec.options.get("fallback")
     if isinstance(constant, Mapping) and not foreign:
         try:
@@ -194,6 +197,15 @@ def _checked(spec: Spec[Any]) -> Spec[Any]:
             errors.append(problem("DX205", f"fallback: {e.message}", "give every output of the signature"))
     all_of(errors)
     return spec
+
+
+def _uncovered(spec: Spec[Any]) -> list[TopologyError]:
+    """The error where native Predict cannot answer, as far as that is known without a model."""
+    from dspex.operators.native.covers import covers_signature
+
+    why = covers_signature(spec.kind, spec.signature)
+    fix = 'leave it out, or route="worker": DSPy answers'
+    return [problem("DX236", f'route="native" cannot be: {why}', fix)] if why else []
 
 
 def _make(

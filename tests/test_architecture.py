@@ -23,7 +23,8 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 CATCHES_ALL = {
     "engine/failure.py": "the one place that decides what happens to a failed event",
-    "workers/program.py": "runs the user's program, which may raise anything",
+    "workers/program.py": "imports the user's program, which may raise anything",
+    "workers/router.py": "runs the user's program, which may raise anything",
     "__main__.py": "the last stop before the user",
 }
 WRITES_TO_STDOUT = {

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dspex.bus.errors import ConfigError, DspexError
+from dspex.bus.errors import DspexError
 from dspex.bus.wire import Work
 from dspex.workers.frames import Frame, Pipe
 
 if TYPE_CHECKING:
-    from dspex.workers.program import Programs
+    from dspex.workers.router import Router
 
 _PR_SET_PDEATHSIG = 1
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
@@ -42,8 +42,8 @@ def die_with(parent: int) -> None:
 class Runner:
     """Runs the calls that the parent sends, as tasks of one loop."""
 
-    def __init__(self, pipe: Pipe, programs: Programs) -> None:
-        self._pipe, self._programs = pipe, programs
+    def __init__(self, pipe: Pipe, router: Router) -> None:
+        self._pipe, self._router = pipe, router
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.stopped = asyncio.Event()
 
@@ -65,7 +65,7 @@ class Runner:
             self._pipe.send({"op": "status", "id": number, "text": text})
 
         work = Work.unpack(frame["work"])
-        answer = await self._programs.run(work, frame.get("local"), status)
+        answer = await self._router.run(work, frame.get("local"), status)
         self._pipe.send({"op": "done", "id": number, **answer})
 
 
@@ -82,39 +82,33 @@ async def _main(pipe: Pipe, config: Frame) -> None:
     handle: Any = early.append
     threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
     try:
-        programs = _load(config)
+        router = _load(config)
     except DspexError as error:
         pipe.send({"op": "fatal", "error": error.as_dict()})
         return
-    runner = Runner(pipe, programs)
+    runner = Runner(pipe, router)
     handle = runner.handle
     for frame in early:
         runner.handle(frame)
-    found, failed = programs.scan()
+    found, failed = router.scan()
     pipe.send(
         {
             "op": "hello",
             "pid": os.getpid(),
-            "dspy_version": programs.dspy_version,
+            "dspy_version": router.dspy_version,
             "python": platform.python_version(),
             "found": found,
             "failed": failed,
         }
     )
     await runner.stopped.wait()
+    await router.close()
 
 
-def _load(config: Frame) -> Programs:
-    try:
-        from dspex.workers.program import Programs
-    except ImportError as error:
-        raise ConfigError(
-            f"pool {config['pool']}: {sys.executable} cannot run DSPy programs: {error}",
-            code="DX134",
-            fix="pip install 'dspex[dspy]' in that environment",
-            node=config["pool"],
-        ) from error
-    return Programs(config)
+def _load(config: Frame) -> Router:
+    from dspex.workers.router import Router  # here, so that the socket is read while it is imported
+
+    return Router(config)
 
 
 def main() -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import LMProfile, Settings
+from dspex.operators.native.adapters import ADAPTERS, Adapter
 
 LOCAL = "local/"  # prefix of models that run on this machine
+LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
+SPARE = 1.0  # seconds that HTTP may take over the attempt's timeout: the parent's limit comes first
 
 _BASE_VARIABLES = frozenset(
     {
@@ -145,6 +148,32 @@ def missing_key(profile: Profile, pool: str) -> ConfigError:
         fix=f'export {profile.key_env}, or use the model that needs no key: lm.{profile.name}.model = "local/smollm2-135m"',
         node=f"lm.{profile.name}",
     )
+
+
+def key_of(profile: Profile, pool: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The profile's key; None where it names none. Raises ConfigError (DX112) for one that is named and not set."""
+    key = environ.get(profile.key_env) if profile.key_env else None
+    if profile.key_env and not key:
+        raise missing_key(profile, pool)
+    return key
+
+
+def need_local(profile: Profile, url: str | None) -> str:
+    """Where the profile's model server listens. Raises ConfigError where it does not run."""
+    if url is None:
+        raise ConfigError(f"lm.{profile.name}: its model server does not run", fix="dspex model ls", node=profile.name)
+    return url
+
+
+def adapter_of(profile: Profile | None, wanted: str | None) -> Adapter:
+    """The adapter of a call: its own, else the profile's, else chat; always json for a local model. Raises ConfigError (DX116).
+
+    A local model follows a format only while its decoding is held to a schema, which the JSON adapter asks for.
+    """
+    kind = "json" if profile and profile.local else wanted or (profile and profile.adapter) or "chat"
+    if kind not in ADAPTERS:
+        raise ConfigError(f"there is no adapter {kind!r}", code="DX116", fix="use chat, json or xml")
+    return kind
 
 
 def check_keys(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> None:

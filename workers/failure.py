@@ -10,8 +10,7 @@ from dspy.utils import exceptions as dspy_errors
 
 from dspex.bus import errors
 from dspex.bus.errors import DspexError, ProgramError
-
-_SHOWN = 600  # characters of a model's or provider's text in a message
+from dspex.workers.attempt import as_error, short
 
 TABLE: Mapping[type[BaseException], type[DspexError]] = {
     dspy_errors.LMRateLimitError: errors.RateLimited,
@@ -50,22 +49,17 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
     if cls is errors.InvalidOutput:
         return errors.InvalidOutput(f"{node}: {_unparsed(error)}", node=node)
     if issubclass(cls, errors.CallError) and cls is not ProgramError:
-        return cls(f"{node}: {_short(str(error))}", node=node, retry_after=_seconds(retry_after))
-    return ProgramError(f"{target} raised {type(error).__name__}: {_short(str(error))}", node=node)
+        return cls(f"{node}: {short(str(error))}", node=node, retry_after=_seconds(retry_after))
+    return as_error(error, node, target)
 
 
 def _unparsed(error: BaseException) -> str:
     """What the model said instead of an answer, without the prompt-sized rest of DSPy's own message."""
     signature, said = getattr(error, "signature", None), getattr(error, "lm_response", None)
     if signature is None:
-        return _short(str(error))
+        return short(str(error))
     wanted = ", ".join(signature.output_fields)
-    return f"the model's answer has not the fields {wanted} as the signature wants them: {_short(said)!r}"
-
-
-def _short(text: Any) -> str:
-    text = str(text)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+    return f"the model's answer has not the fields {wanted} as the signature wants them: {short(said)!r}"
 
 
 def _seconds(value: Any) -> float | None:

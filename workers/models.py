@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import dspy
 from dspy import lm15
 
-from dspex.bus.errors import ConfigError
-from dspex.workers.config import PoolConfig, Profile, missing_key
+from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
 _ADAPTERS: Mapping[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
-_LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
-_SPARE = 1.0  # seconds that HTTP may take over the attempt's timeout: the parent's limit comes first
 
 
 class Models:
@@ -23,11 +19,6 @@ class Models:
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
         self._made: dict[tuple[str, str | None], dspy.LM] = {}
-
-    def names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        """The profiles that a call tries, in order: those that it names, else the pool's default. May be empty."""
-        default = self._config.default_profile()
-        return wanted or ((default.name,) if default else ())
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`. Raises ConfigError."""
@@ -38,30 +29,22 @@ class Models:
         key = (name, local if self.profile(name).local else None)
         if key not in self._made:
             self._made[key] = self._make(self.profile(name), local)
-        return self._made[key].copy(timeout=timeout + _SPARE, **params)
+        return self._made[key].copy(timeout=timeout + SPARE, **params)
 
     def adapter(self, name: str | None, wanted: str | None) -> dspy.Adapter:
-        """The adapter of a call: its own, else the profile's, else chat; always json for a local model.
+        """The adapter of a call (`adapter_of`).
 
-        A local model follows a format only while its decoding is held to a schema, which the JSON adapter asks for.
         The chat adapter's own second try with JSON is off: retries belong to the engine, which counts and records them.
         """
-        profile = self.profile(name) if name else None
-        kind = "json" if profile and profile.local else wanted or (profile and profile.adapter) or "chat"
-        if kind not in _ADAPTERS:
-            raise ConfigError(f"there is no adapter {kind!r}", code="DX116", fix="use chat, json or xml")
+        kind = adapter_of(self.profile(name) if name else None, wanted)
         return _ADAPTERS[kind]() if kind == "json" else _ADAPTERS[kind](use_json_adapter_fallback=False)
 
     def _make(self, profile: Profile, local: str | None) -> dspy.LM:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
         if profile.local:
-            if local is None:
-                raise ConfigError(f"lm.{profile.name}: its model server does not run", fix="dspex model ls", node=profile.name)
             _declare_local()
-            return dspy.LM(profile.model, api_base=local, **{**_LOCAL_DEFAULTS, **profile.params, **shared})
-        key = os.environ.get(profile.key_env) if profile.key_env else None
-        if profile.key_env and not key:
-            raise missing_key(profile, self._config.name)
+            return dspy.LM(profile.model, api_base=need_local(profile, local), **{**LOCAL_DEFAULTS, **profile.params, **shared})
+        key = key_of(profile, self._config.name)
         if profile.base_url:
             # a server that wants no key still gets one: without it the client refuses to call
             shared |= {"api_base": profile.base_url, "api_key": key or "none"}

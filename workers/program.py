@@ -1,4 +1,4 @@
-"""CallSpec → DSPy program → outputs or an error of our tree. With `models.py`, the only files that import dspy."""
+"""CallSpec → DSPy program → outputs: DSPy's half of a worker. With `models.py` and `failure.py`, what imports dspy."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ import hashlib
 import importlib
 import inspect
 import json
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, get_args
 
 import dspy
-import structlog
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidInput, InvalidOutput, LMUnavailable, ProgramError
-from dspex.bus.wire import CallSpec, Usage, Work
+from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
+from dspex.bus.wire import CallSpec
 from dspex.workers import signature as signatures
-from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.context import CallContext, enter
+from dspex.workers.attempt import Attempt, program_name
+from dspex.workers.config import PoolConfig
 from dspex.workers.failure import to_error
 from dspex.workers.frames import Frame
 from dspex.workers.models import Models
-from dspex.workers.refs import Refs, bounded, public
+from dspex.workers.refs import Refs, public
 
 _REASONED = ("chain_of_thought", "react")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
@@ -39,11 +34,10 @@ _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 class Programs:
     """Everything that a child can run. One instance of a program serves all slots of the child, at the same time."""
 
+    route = "worker"
     dspy_version: str = dspy.__version__
 
-    def __init__(self, config: Frame) -> None:
-        profiles = {name: Profile(**p) for name, p in config["profiles"].items()}
-        pool = PoolConfig(app="", name=config["pool"], lm=config["lm"], profiles=profiles, slots=config["slots"])
+    def __init__(self, pool: PoolConfig, config: Frame) -> None:
         self._refs = Refs(config["pool"], config["programs"], config["path"])
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(config["slots"], thread_name_prefix="program")
@@ -62,70 +56,34 @@ class Programs:
                 failed[pattern] = f"{type(error).__name__}: {error}"
         return found, failed
 
-    async def run(self, work: Work, local: str | None, status: Callable[[str], None]) -> Frame:
-        """One attempt: the fields of an Outcome that only this process knows. Never raises."""
-        started = time.time()
-        spec = _spec(work)
-        answer: Frame = {"program": f"{spec.kind}:{spec.target}", "lm": "", "dspy_version": self.dspy_version}
-        answer |= {"outputs": None, "error": None, "usage": {}, "started": started}
-        _enter(work, started, status)
-        try:
-            answer["outputs"] = await self._try(work, spec, local, answer)
-        except asyncio.CancelledError:
-            answer["error"] = Cancelled(f"{work.node}: the call was cancelled").as_dict()
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a user's program may raise anything
-            failure = to_error(error, work.node, spec.target)
-            shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
-            answer["error"] = {**failure.as_dict(), "traceback": shown}
-        answer["elapsed"] = time.time() - started
-        return answer
+    async def ask(self, attempt: Attempt, name: str) -> dict[str, Any]:
+        """The outputs, with the profile called `name` ("": with none). Notes program and tokens in `attempt`.
 
-    async def _try(self, work: Work, spec: CallSpec, local: str | None, answer: Frame) -> dict[str, Any]:
-        """The outputs, with the first profile that can be reached. Notes program, profile and tokens in `answer`."""
+        Raises errors of our tree for those of DSPy, and whatever the user's program raises.
+        """
+        spec, work = attempt.spec, attempt.work
         signature = self._signature(spec)
         inputs = _inputs(signature, work.inputs)
-        program = self._program(spec, signature, answer)
-        names = self._models.names(spec.lm)
-        if not names and spec.kind != "program":
-            raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=work.node)
-        tried = names or ("",)  # a program may need no model at all
-        for name in tried:
-            try:
-                return await self._with(name, program, signature, spec, inputs, local, work.timeout, answer)
-            except dspy.utils.exceptions.DSPyError as error:
-                if name == tried[-1] or not isinstance(to_error(error, work.node, spec.target), LMUnavailable):
-                    raise
-                structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=str(error)[:200])
-        raise AssertionError("unreachable: the last profile returns or raises")
-
-    async def _with(
-        self,
-        name: str,
-        program: Any,
-        signature: type[dspy.Signature],
-        spec: CallSpec,
-        inputs: dict[str, Any],
-        local: str | None,
-        timeout: float,
-        answer: Frame,
-    ) -> dict[str, Any]:
-        lm = self._models.lm(name, local, timeout, spec.config) if name else None
-        answer["lm"] = name
-        with (
-            dspy.context(
-                lm=lm,
-                adapter=self._models.adapter(name or None, spec.adapter),
-                disable_history=True,
-                max_trace_size=0,
-                warn_on_type_mismatch=False,  # the engine has checked the inputs
-            ),
-            dspy.track_usage() as tracker,
-        ):
-            try:
-                result = await self._call(program, inputs)
-            finally:
-                used = _usage(tracker.get_total_tokens(), self._models.profile(name) if name else None)
-                answer["usage"] = _add(answer["usage"], used)
+        program = self._program(spec, signature, attempt.answer)
+        lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
+        try:
+            with (
+                dspy.context(
+                    lm=lm,
+                    adapter=self._models.adapter(name or None, spec.adapter),
+                    disable_history=True,
+                    max_trace_size=0,
+                    warn_on_type_mismatch=False,  # the engine has checked the inputs
+                ),
+                dspy.track_usage() as tracker,
+            ):
+                try:
+                    result = await self._call(program, inputs)
+                finally:
+                    profile = self._models.profile(name) if name else None
+                    attempt.spend(*_tokens(tracker.get_total_tokens()), profile)
+        except dspy.utils.exceptions.DSPyError as error:
+            raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 
     async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
@@ -172,8 +130,7 @@ class Programs:
             target = self._load(spec.target)
             source = getattr(inspect.getmodule(target), "__file__", None) or ""
             return _instance(target, spec.target), f"{spec.target}#{_digest_file(source)}"
-        text = json.dumps([spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters])
-        name = f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        name = program_name(spec)
         if spec.kind == "react":
             tools: Sequence[Any] = [self._load(ref) for ref in spec.tools]
             return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name
@@ -192,29 +149,6 @@ class Programs:
                 fix="install what it needs in the pool's environment, or put its folder on path in dspex.toml",
                 node=ref,
             ) from error
-
-
-def _spec(work: Work) -> CallSpec:
-    known = {f.name for f in fields(CallSpec)}
-    raw: dict[str, Any] = {k: v for k, v in work.spec.items() if k in known}
-    raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
-    return CallSpec(**raw)
-
-
-def _enter(work: Work, started: float, status: Callable[[str], None]) -> None:
-    limit = started + work.timeout
-    run = str(work.origin.get("run", ""))
-    enter(
-        CallContext(
-            call=work.call,
-            run=run,
-            session=work.origin.get("session"),
-            attempt=work.attempt,
-            deadline=datetime.fromtimestamp(min(limit, work.deadline or limit), tz=UTC),
-            log=structlog.get_logger("program").bind(call=work.call, run=run, node=work.node, attempt=work.attempt),
-            report=status,
-        )
-    )
 
 
 def _is_module(program: Any) -> bool:
@@ -278,14 +212,8 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> di
     return {n: to_jsonable_python(result[n]) for n in names}
 
 
-def _usage(tokens: Mapping[str, Mapping[str, Any]], profile: Profile | None) -> Usage:
-    read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in tokens.values())
-    written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in tokens.values())
-    price = profile.price if profile else {}
-    cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
-    return Usage(read, written, cost)
-
-
-def _add(before: Mapping[str, Any], used: Usage) -> dict[str, Any]:
-    total = Usage(**before) + used if before else used
-    return {"input_tokens": total.input_tokens, "output_tokens": total.output_tokens, "cost": total.cost}
+def _tokens(found: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """Tokens read and written, over all models that a program called."""
+    read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
+    written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
+    return read, written

@@ -324,6 +324,7 @@ class Pool:
             node=work.node,
             outputs=frame.get("outputs"),
             error=frame.get("error"),
+            route=frame.get("route", "worker"),
             lm=frame.get("lm", ""),
             worker=self.worker,
             program=frame.get("program", ""),

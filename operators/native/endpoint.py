@@ -164,9 +164,9 @@ def _payload(data: bytes) -> bytes | io.BytesIO:
 
 def proxy_for(url: URL) -> str | None:
     """The proxy that the environment names for this URL (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY; NO_PROXY excepts)."""
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib.request import getproxies, proxy_bypass
 
-    proxies = getproxies_environment()
-    if proxy_bypass_environment(url.host or "", proxies):
+    proxies = getproxies()
+    if proxy_bypass(url.host or ""):
         return None
     return proxies.get(url.scheme) or proxies.get("all")

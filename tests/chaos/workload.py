@@ -62,7 +62,7 @@ def burst(event: dict[str, Any], ctx: Context) -> list[dict[str, Any]]:
 
 
 def build(partitions: int = PARTITIONS) -> Topology:
-    """The topology."""
+    """The topology. Where workers are real, native Predict answers `label`, and DSPy `classify`."""
     t = Topology("chaos")
     retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
     checked = t.source(SOURCE, partitions=partitions).map(check)
@@ -73,7 +73,7 @@ def build(partitions: int = PARTITIONS) -> Topology:
     cut.predict("text -> label: str", name="label", retry=retry).sink("chaos.labels")
     big.flat_map(burst).sink("chaos.big")
     signature = f"text -> intent: Literal{INTENTS!r}, urgency: int"
-    urgent, normal = ask.predict(signature, name="classify", order="key", retry=retry).branch("urgency >= 4")
+    urgent, normal = ask.predict(signature, name="classify", order="key", retry=retry, route="worker").branch("urgency >= 4")
     urgent.sink("chaos.urgent")
     normal.sink("chaos.normal")
     return t

@@ -1,4 +1,4 @@
-"""`dspex call`, and `run` with a pool: a real worker, DSPy's real path, and a stand-in for the model's server."""
+"""`dspex call`, and `run` with a pool: a real worker, and a stand-in for the model's server."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     assert found.code == 0, found.err
     (result,) = found.objects()
     assert list(result) == RESULT
-    assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "worker", "main")
+    assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "native", "main")
     assert list(result["usage"]) == ["input_tokens", "output_tokens", "cost"]
+    (by_dspy,) = project.here("--json", "call", "text -> reply", "text=hello", "--route", "worker").objects()
+    assert (by_dspy["data"], by_dspy["route"]) == (result["data"], "worker")
     human = project.here("call", "triage/classify", "text=hello", "--lm", "other")
     assert [line.split()[0] for line in human.out.splitlines()] == ["intent", "urgency"]
     assert "  lm other  lightweight-" in human.err
@@ -70,6 +72,8 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
         (["secret:Thing", "text=x", "--signature", "text -> reply"], 1, "DX608"),
         (["triage/clasify", "text=x"], 3, "DX235"),
         (["nothing", "text=x"], 2, "DX106"),
+        (["text -> reply", "text=x", "--route", "dspy"], 2, "DX105"),
+        (["programs:Shout", "text=x", "--signature", "text -> reply", "--route", "native"], 1, "DX608"),
     ],
 )
 def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:

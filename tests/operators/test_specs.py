@@ -99,6 +99,30 @@ def test_options_reach_the_call():
     )  # fmt: skip
 
 
+def test_the_route_is_auto_and_leaving_it_out_changes_no_digest():
+    assert predict("q -> a").to_call().spec.route == "auto"
+    assert "route" not in predict("q -> a").plain()
+    native = predict("q -> a", route="native")
+    assert native.to_call().spec.route == "native"
+    assert native.digest != predict("q -> a").digest
+    assert react("q -> a", tools=["shop:find"], route="worker").to_call().spec.route == "worker"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: react("q -> a", tools=["shop:find"], route="native"), "react runs in DSPy only"),
+        (lambda: program("shop:Draft", "q -> a", route="native"), "program runs in DSPy only"),
+        (lambda: chain_of_thought("q -> reasoning", route="native"), "a field reasoning of its own"),
+        (lambda: react("q -> a", tools=["shop:find"]).with_options(route="native"), "react runs in DSPy only"),
+    ],
+)
+def test_a_native_route_for_what_only_dspy_can_answer_is_refused_at_once(make, why):
+    with pytest.raises(TopologyError) as e:
+        make()
+    assert (e.value.code, why in e.value.message) == ("DX236", True), e.value.message
+
+
 def test_a_fallback_may_be_a_function_of_the_data():
     call = predict("q -> a", fallback=lambda data: {"a": data["q"]}).to_call()
     assert call.fallback is not None
@@ -130,6 +154,7 @@ def test_a_program_is_a_name_and_is_not_imported():
         ({"lm": []}, "DX205", "lm cannot be", "profile"),
         ({"order": "serial"}, "DX205", "order cannot be 'serial'", "any, key"),
         ({"on_error": "stop"}, "DX205", "on_error cannot be 'stop'", "dead_letter, skip"),
+        ({"route": "dspy"}, "DX205", "route cannot be 'dspy'", "auto, worker, native"),
         ({"adapter": "yaml"}, "DX205", "adapter cannot be 'yaml'", "chat, json, xml"),
         ({"timeout": "soon"}, "DX205", "timeout cannot be 'soon'", "1h30m"),
         ({"timeout": 0}, "DX205", "timeout cannot be 0", "more than 0"),

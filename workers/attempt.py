@@ -1,0 +1,94 @@
+"""One attempt at a call, as both halves of a worker see it: the native one and DSPy. Nothing here imports dspy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from dspex.bus.errors import DspexError, ProgramError
+from dspex.bus.wire import CallSpec, Usage, Work
+from dspex.workers.config import Profile
+from dspex.workers.context import CallContext, enter
+from dspex.workers.frames import Frame
+
+_SHOWN = 600  # characters of a model's or provider's text in a message
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is asked, and what is known so far of the answer.
+
+    Attributes:
+        local: where the local model's server is; None where there is none.
+        answer: the fields of an Outcome that only this process knows.
+    """
+
+    work: Work
+    spec: CallSpec
+    local: str | None
+    answer: Frame
+
+    @property
+    def signature(self) -> str:
+        """The text of the signature."""
+        return self.spec.signature or self.spec.target
+
+    def spend(self, read: int, written: int, profile: Profile | None) -> None:
+        """Add tokens to what the attempt has cost, an answer that is of no use too."""
+        price = profile.price if profile else {}
+        cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
+        before, used = self.answer["usage"], Usage(read, written, cost)
+        total = Usage(**before) + used if before else used
+        self.answer["usage"] = {"input_tokens": total.input_tokens, "output_tokens": total.output_tokens, "cost": total.cost}
+
+
+def spec_of(work: Work) -> CallSpec:
+    """The spec of a piece of work; keys of a newer version are left out."""
+    raw: dict[str, Any] = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
+    raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
+    return CallSpec(**raw)
+
+
+_SPEC_FIELDS = frozenset(f.name for f in fields(CallSpec))
+
+
+def program_name(spec: CallSpec) -> str:
+    """`predict#…`: the kind, and a digest of what the program is made from. The same whoever answers."""
+    text = json.dumps([spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters])
+    return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def enter_context(work: Work, started: float, status: Callable[[str], None]) -> None:
+    """Make this attempt what `dspex.workers.context()` tells a program."""
+    limit = started + work.timeout
+    run = str(work.origin.get("run", ""))
+    enter(
+        CallContext(
+            call=work.call,
+            run=run,
+            session=work.origin.get("session"),
+            attempt=work.attempt,
+            deadline=datetime.fromtimestamp(min(limit, work.deadline or limit), tz=UTC),
+            log=structlog.get_logger("program").bind(call=work.call, run=run, node=work.node, attempt=work.attempt),
+            report=status,
+        )
+    )
+
+
+def as_error(error: BaseException, node: str, target: str) -> DspexError:
+    """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
+    if isinstance(error, DspexError):
+        return error
+    return ProgramError(f"{target} raised {type(error).__name__}: {short(str(error))}", node=node)
+
+
+def short(text: Any) -> str:
+    """A text of a model's or a program's, cut to what a message needs."""
+    text = str(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
