@@ -9,6 +9,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from dspex.bus.errors import InvalidInput
 from dspex.operators.native.format_chat import INTRODUCTION, MISSING, ChatPrompt, Message, note, type_hint
 from dspex.operators.native.format_values import PLAIN, jsonable
 from dspex.operators.native.versions import version_of
@@ -45,14 +46,12 @@ class JsonPrompt(ChatPrompt):
 
     def answer(self, demo: Mapping[str, Any]) -> str:
         values = {name: demo.get(name, MISSING) for name, *_ in self._outputs}
-        if all(type(v) in _WRITTEN_AS_THEY_ARE for v in values.values()):
-            return _indented(values, self._quote)
-        plain = jsonable(values, self.version)
-        return _indented(plain, self._quote)
-
-    @property
-    def _quote(self) -> Callable[[str], str]:
-        return encode_basestring if self.version.letters else encode_basestring_ascii
+        quote = encode_basestring if self.version.letters else encode_basestring_ascii
+        try:
+            plain = all(type(v) in _WRITTEN_AS_THEY_ARE for v in values.values())
+            return _indented(values if plain else jsonable(values, self.version), quote)
+        except (ValueError, RecursionError) as e:
+            raise InvalidInput(f"an example's {', '.join(values)} cannot be shown to a model: {e}") from e
 
 
 def _indented(value: Any, quote: Callable[[str], str], margin: str = "\n") -> str:

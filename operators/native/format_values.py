@@ -61,7 +61,8 @@ def jsonable(value: Any, version: Version = NEWEST) -> Any:
     Not `pydantic_core.to_jsonable_python`: it takes a subclass of list for a list, where a TypeAdapter of that type, which
     is what DSPy makes for each value, fails and the text is shown.
     """
-    adapter = _adapter(type(value))
+    kind: Any = type(value)
+    adapter = _adapter(kind)
     if adapter is None:
         return str(value)
     try:

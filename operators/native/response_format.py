@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 _NAME = "DSPyProgramOutputs"
 _JSON_MODE: Mapping[str, Any] = {"type": "json_object"}
-_LISTS = ("anyOf", "allOf")
 
 
 def response_format(signature: Signature) -> dict[str, Any]:
@@ -32,10 +31,13 @@ def _make(signature: Signature) -> dict[str, Any]:
         return dict(_JSON_MODE)
     try:
         schema = _schema(signature)
+        _require_all(schema)
+        strict = _strict(schema, schema)
     except (ValueError, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
         return dict(_JSON_MODE)
-    _require_all(schema)
-    return {"type": "json_schema", "json_schema": {"name": _NAME, "schema": _strict(schema, schema), "strict": True}}
+    except RecursionError:  # a reference to itself beside a description; DSPy fails with this very error
+        return dict(_JSON_MODE)
+    return {"type": "json_schema", "json_schema": {"name": _NAME, "schema": strict, "strict": True}}
 
 
 def _schema(signature: Signature) -> dict[str, Any]:
@@ -78,9 +80,8 @@ def _strict(part: Any, root: Mapping[str, Any]) -> Any:
         made["properties"] = {name: _strict(inner, root) for name, inner in made["properties"].items()}
     if "items" in made:
         made["items"] = _strict(made["items"], root)
-    for key in _LISTS:
-        if key in made:
-            made[key] = [_strict(inner, root) for inner in made[key]]
+    if "anyOf" in made:
+        made["anyOf"] = [_strict(inner, root) for inner in made["anyOf"]]
     if made.get("default", ...) is None:
         del made["default"]
     reference = made.get("$ref")
