@@ -170,6 +170,11 @@ def cases() -> list[Case]:
     return [*_signatures(), *_formats(), *_parses(), *_templates(), *_schemas(), *_metrics()]
 
 
+def places(errors: str) -> list[str]:
+    """Where the errors of `place: message; place: message` are: the words differ between libraries."""
+    return sorted(error.partition(": ")[0] for error in errors.split("; ") if error)
+
+
 def same(ours: Any, theirs: Any) -> bool:
     """Whether two results are equal to the last bit: 5 is not 5.0."""
     return _text(ours) == _text(theirs)

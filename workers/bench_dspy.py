@@ -16,7 +16,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy
 from dspy.evaluate import metrics
 
-from dspex.workers.bench_cases import SHORT, TYPED, TYPES, Case
+from dspex.workers.bench_cases import SHORT, TYPED, TYPES, Case, places
 
 Run = Callable[[Any], Any]
 _ADAPTERS: dict[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
@@ -31,6 +31,12 @@ def build(case: Case) -> Run:
 
 def plain(case: Case, result: Any) -> Any:
     """A result in the form that both sides share."""
+    if case.group == "schema":
+        return places(result)
+    if case.kind == "metric":
+        return float(result)  # DSPy's may be bools
+    if case.kind == "batch":
+        return list(map(float, result))
     if case.kind not in ("signature", "cached signature"):
         return result
     sides = {"inputs": result.input_fields, "outputs": result.output_fields}
@@ -106,8 +112,8 @@ def _validator(schema: Any) -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-def _errors(validator: Any, data: Any) -> list[str]:
-    return sorted("/".join(map(str, e.absolute_path)) for e in validator.iter_errors(data))
+def _errors(validator: Any, data: Any) -> str:
+    return "; ".join(f"{'.'.join(map(str, e.absolute_path)) or 'data'}: {e.message}" for e in validator.iter_errors(data))
 
 
 def _schema(case: Case) -> Run:

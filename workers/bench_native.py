@@ -8,8 +8,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from dspex.bus.errors import InvalidInput
+from dspex.operators.native.metrics import METRICS, batch, normalize_text
+from dspex.operators.native.schema import Schema
 from dspex.operators.native.signature import Signature
-from dspex.workers.bench_cases import SHORT, TYPED, TYPES, Case
+from dspex.operators.native.templates import Template
+from dspex.workers.bench_cases import SHORT, TYPED, TYPES, Case, places
 
 Run = Callable[[Any], Any]
 _DISTINCT = 5000  # texts in turn: more than any cache of ours holds
@@ -22,6 +26,10 @@ def build(case: Case) -> Run:
 
 def plain(case: Case, result: Any) -> Any:
     """A result in the form that both sides share."""
+    if case.group == "schema":
+        return places(result.removeprefix("the data does not fit the schema: "))
+    if case.kind == "batch":
+        return result.to_pylist()
     if case.kind not in ("signature", "cached signature"):
         return result
     sides = {"inputs": result.inputs, "outputs": result.outputs}
@@ -68,6 +76,44 @@ def _parse(case: Case) -> Run:
     return partial(signature.parse, adapter=adapter)
 
 
+def _metric(case: Case) -> Run:
+    score = METRICS[case.options["metric"]]
+    return lambda d: score(d["actual"], d["expected"])
+
+
+def _batch(case: Case) -> Run:
+    import pyarrow as pa
+
+    columns = [pa.array(case.data[side]) for side in ("actual", "expected")]  # where one has columns, one has them before
+    return lambda _: batch(case.options["metric"], *columns)
+
+
+def _template(case: Case) -> Run:
+    return Template(case.options["text"]).render
+
+
+def _new_template(case: Case) -> Run:
+    text = case.options["text"]
+    return lambda data: Template(text).render(data)
+
+
+def _errors(schema: Schema, data: Any) -> str:
+    try:
+        schema.check(data)
+    except InvalidInput as error:
+        return error.message
+    return ""
+
+
+def _schema(case: Case) -> Run:
+    return partial(_errors, Schema(case.options["schema"]))
+
+
+def _new_schema(case: Case) -> Run:
+    schema = case.options["schema"]
+    return lambda data: _errors(Schema(schema), data)
+
+
 @asynccontextmanager
 async def predict(kind: str, url: str, model: str) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
     """Our own call of a model: outputs from inputs. For as long as the block runs its connections are kept."""
@@ -89,4 +135,11 @@ _BUILD: dict[str, Callable[[Case], Run]] = {
     "all new": _all_new,
     "format": _format,
     "parse": _parse,
+    "metric": _metric,
+    "normalize": lambda case: normalize_text,
+    "batch": _batch,
+    "template": _template,
+    "new template": _new_template,
+    "schema": _schema,
+    "new schema": _new_schema,
 }

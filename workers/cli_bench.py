@@ -110,7 +110,7 @@ def _tell(t: Terminal, rows: Sequence[Row]) -> None:
     for note, names in _notes(rows).items():
         t.line(f"note    {', '.join(names)}: {note}")
     found = versions()
-    verdict = f"{len(goals) - len(missed)} of {len(goals)} goals met" if goals else "measured without a peer: no goal is judged"
+    verdict = f"{len(goals) - len(missed)} of {len(goals)} goals met" if goals else "no goal is judged"
     t.emit(
         {"goals": len(goals), "met": len(goals) - len(missed), "missed": [row.name for row in missed], "versions": found},
         f"{verdict} ({', '.join(f'{name} {version}' for name, version in found.items())})",
