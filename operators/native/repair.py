@@ -18,6 +18,8 @@ MAX_DEPTH = 200  # lists and objects in each other; orjson writes 254, and an ev
 MAX_LITERAL = 20_000  # characters of a Python literal
 _UNCOUNTED = 200  # characters; counting doubles the time, and a text this short has no time to waste
 
+_BUGS = (AssertionError, AttributeError, IndexError, KeyError, TypeError)  # json_repair's, on text like '{"```json\n[1]'
+
 _STRUCTURE = re.compile(r"[{}\[(#/]")
 _NO_LITERAL = re.compile(r"[ \t]*(?!(?:True|False|None|set)\b)[A-Za-z_]\w*+(?!['\"])")
 _BRACE = re.compile(r"[{}]")
@@ -35,10 +37,11 @@ class _Counted(str):
     left: int
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
-        self.left -= 1
+        found = str.__getitem__(self, key)
+        self.left -= 1 + len(found) // 16  # a long slice takes time too
         if self.left < 0:
             raise TooHard("the text is too broken to be repaired")
-        return str.__getitem__(self, key)
+        return found
 
 
 def loads(text: str) -> Any:
@@ -111,7 +114,10 @@ def _repaired(text: str) -> Any:
     if len(text) > _UNCOUNTED:
         text = _Counted(text)
         text.left = MAX_WORK
-    return _checked(json_repair.loads(text, skip_json_loads=True))
+    try:
+        return _checked(json_repair.loads(text, skip_json_loads=True))
+    except _BUGS as e:
+        raise TooHard("the text is too broken to be repaired") from e
 
 
 _BEFORE = re.compile(r"[^{\[(#/\"'“”]*+\{")
