@@ -149,8 +149,17 @@ def _metrics() -> list[Case]:
     short = {"actual": "The Eiffel Tower!", "expected": "eiffel tower of paris"}
     kilobyte = {"actual": _SENTENCE * 9, "expected": f"{_SENTENCE * 8} It was built in 1889."}
     passages = {"actual": [_SENTENCE * 5, _SENTENCE[:60] * 8, "Nothing of the kind. " * 24], "expected": "Gustave Eiffel"}
-    singles: list[tuple[str, Any, str]] = [("exact_match", short, ""), ("f1", short, ""), ("hotpot_f1", short, "")]
-    singles += [("exact_match", kilobyte, ", 1 KB"), ("f1", kilobyte, ", 1 KB"), ("passage_match", passages, ", 3 × 500 B")]
+    equal = {"actual": short["actual"], "expected": "eiffel  tower"}  # a match takes longest: all has to be looked at
+    long_equal = {"actual": kilobyte["actual"], "expected": kilobyte["actual"].upper()}
+    singles: list[tuple[str, Any, str]] = [
+        ("exact_match", equal, ", same"),
+        ("exact_match", short, ", not the same"),
+        ("exact_match", long_equal, ", same, 1 KB"),
+        ("f1", short, ""),
+        ("f1", kilobyte, ", 1 KB"),
+        ("hotpot_f1", short, ""),
+        ("passage_match", passages, ", 3 × 500 B"),
+    ]
     cases = [Case(f"{name}{size}", "metrics", "metric", data, 4, options={"metric": name}) for name, data, size in singles]
     cases += [
         Case("normalize_text, 17 B", "metrics", "normalize", short["actual"], 4),
