@@ -182,7 +182,8 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Che
     except ConfigError as e:
         return _fault(key, e)
     versions = ", ".join(f"{package} {version or 'missing'}" for package, version in answer.items())
-    missing = [package for package in ("dspex", "dspy") if not answer[package]]
+    needed = ("dspex", "dspy") if settings.pools[name].programs else ("dspex",)  # native calls need no DSPy
+    missing = [package for package in needed if not answer[package]]
     fix = f"install it for that interpreter: pip install 'dspex[dspy]' ({', '.join(missing)} missing)" if missing else None
     return Check(key, not missing, f"{versions}; language model {lm}", fix)
 

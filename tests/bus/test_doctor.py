@@ -79,16 +79,21 @@ async def test_a_server_that_is_not_there_is_a_fault(folder: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_interpreter_without_dspy_is_a_fault_of_its_pool(folder: Path) -> None:
+async def test_an_interpreter_without_dspy_is_a_fault_of_a_pool_with_programs(folder: Path) -> None:
     bare = folder / "python"
     bare.write_text('#!/bin/sh\necho \'{"python": "3.11.0", "dspy": null, "dspex": "0.1.0"}\'\n')
     broken = folder / "broken"
     broken.write_text("#!/bin/sh\necho no such library >&2; exit 1\n")
     bare.chmod(0o755)
     broken.chmod(0o755)
-    pools = {"bare": {"python": str(bare)}, "broken": {"python": str(broken)}}
+    pools = {
+        "bare": {"python": str(bare), "programs": ["p:*"]},
+        "native": {"python": str(bare)},
+        "broken": {"python": str(broken)},
+    }
     checked = await found(Settings.load(pools=pools, server__local__port=-1))
     assert (checked["pools.bare"].ok, "dspy missing" in checked["pools.bare"].message) == (False, True)
+    assert (checked["pools.native"].ok, "dspy missing" in checked["pools.native"].message) == (True, True)
     assert (checked["pools.broken"].ok, "no such library" in checked["pools.broken"].message) == (False, True)
 
 
