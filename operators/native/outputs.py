@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspex.bus.errors import InvalidOutput
 from dspex.operators.native.fields import MISSING
-from dspex.operators.native.parse_values import REFUSED, converter_of, excerpt, fallback, why
+from dspex.operators.native.parse_values import REFUSED, constrained, converter, excerpt, fallback, why
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -23,7 +23,7 @@ class Outputs:
 
     def __init__(self, signature: Signature) -> None:
         fields = signature.outputs.values()
-        self.converters = {f.name: converter_of(f) for f in fields}
+        self.converters = {f.name: constrained(f, converter(f.annotation)) for f in fields}
         self.fallbacks = {f.name: x for f in fields if (x := fallback(f)) is not MISSING}
 
     @classmethod

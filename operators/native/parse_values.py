@@ -57,16 +57,15 @@ def converter(annotation: Any) -> Converter:
     return known
 
 
-def converter_of(field: Field) -> Converter:
-    """`parse_value` for one field. Its constraints count, other than in DSPy."""
-    convert = converter(field.annotation)
+def constrained(field: Field, convert: Converter) -> Converter:
+    """`convert`, and then the field's constraints, which count other than in DSPy."""
     if not field.constraints:
         return convert
     from pydantic import Field as Constraint
     from pydantic import TypeAdapter
 
-    constrained: Any = typing.Annotated[field.annotation, Constraint(**field.constraints)]
-    adapter: TypeAdapter[Any] = TypeAdapter(constrained)
+    annotation: Any = typing.Annotated[field.annotation, Constraint(**field.constraints)]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     check = adapter.validator.validate_python
     return lambda value: check(convert(value))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspex.operators.native.outputs import Outputs, unfit
-from dspex.operators.native.parse_values import Converter, converter_of
+from dspex.operators.native.parse_values import Converter, constrained, converter
 from dspex.operators.native.repair import MAX_DEPTH, TooHard
 from dspex.operators.native.types import type_text
 from dspex.operators.native.words import problem
@@ -39,12 +39,13 @@ class _Elements(Outputs):
 
     def __init__(self, signature: Signature) -> None:
         super().__init__(signature)
-        self.converters = {f.name: _converter(f.annotation, converter_of(f)) for f in signature.outputs.values()}
+        self.converters = {f.name: constrained(f, _converter(f.annotation)) for f in signature.outputs.values()}
 
 
-def _converter(annotation: Any, convert: Converter) -> Converter:
+def _converter(annotation: Any) -> Converter:
     from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+    convert = converter(annotation)
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
         reader = _Reader(adapter.json_schema(by_alias=False))

@@ -13,7 +13,8 @@ from typing import Any, SupportsIndex
 
 import orjson
 
-MAX_WORK = 2_000_000  # characters that json_repair looks at: broken JSON of about 200 KB
+MAX_BROKEN = 100_000  # characters of a text that is to be repaired; json_repair joins strings a character at a time
+MAX_WORK = 600_000  # looks at a character; honest text takes 3 or 4 each
 MAX_DEPTH = 200  # lists and objects in each other; orjson writes 254, and an event has some of its own
 MAX_LITERAL = 20_000  # characters of a Python literal
 _UNCOUNTED = 200  # characters; counting doubles the time, and a text this short has no time to waste
@@ -109,6 +110,8 @@ def _repaired(text: str) -> Any:
         pass
     if not _STRUCTURE.search(text):
         return ""
+    if len(text) > MAX_BROKEN:
+        raise TooHard(f"broken JSON of over {MAX_BROKEN} characters is not repaired")
     import json_repair
 
     if len(text) > _UNCOUNTED:
