@@ -49,6 +49,11 @@ class Outputs:
             return self._slowly(found, reply)
         return done
 
+    @staticmethod
+    def shown(value: Any) -> str:
+        """What was found for a field, as an error shows it."""
+        return excerpt(value)
+
     def _slowly(self, found: Mapping[str, Any], reply: str) -> dict[str, Any]:
         done: dict[str, Any] = {}
         problems: list[str] = []
@@ -57,7 +62,7 @@ class Outputs:
                 try:
                     done[name] = convert(found[name])
                 except REFUSED as e:
-                    problems.append(f"{name}: {why(e)} (got {excerpt(found[name])})")
+                    problems.append(f"{name}: {why(e)} (got {self.shown(found[name])})")
             elif name in self.fallbacks:
                 done[name] = copy.deepcopy(self.fallbacks[name])
             else:

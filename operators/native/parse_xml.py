@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspex.operators.native.outputs import Outputs, unfit
-from dspex.operators.native.parse_values import Converter, constrained, converter
+from dspex.operators.native.parse_values import Converter, constrained, converter, excerpt
 from dspex.operators.native.repair import MAX_DEPTH, TooHard
 from dspex.operators.native.types import type_text
 from dspex.operators.native.words import problem
@@ -40,6 +40,10 @@ class _Elements(Outputs):
     def __init__(self, signature: Signature) -> None:
         super().__init__(signature)
         self.converters = {f.name: constrained(f, _converter(f.annotation)) for f in signature.outputs.values()}
+
+    @staticmethod
+    def shown(value: list[ET.Element]) -> str:
+        return excerpt(_text(value[0]) if len(value) == 1 and not len(value[0]) else "elements")
 
 
 def _converter(annotation: Any) -> Converter:

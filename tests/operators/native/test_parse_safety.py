@@ -7,6 +7,7 @@ import contextlib
 import enum
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,12 @@ BITS = [
     "[", "{", "(", "<", "\\", '"', "'", "[[ ## ", "[[ ## a ## ]]\n", "[[ ## a ## ]]", '{"', '["', '{"a":', '{"a": {"b": [', "[{", '{"a" ', "#", "/", "/*", "//x\n",
     "9", "-", "1,", "1+", "not ", "()", "{}", '{"a": 1} ', "<a>", "<a", "&", "&amp;", "<!--", "<![CDATA[", "]]>", "\n", "\r", " ", "\u2028", "```json\n", "“", "a ", "\ud800",
 ]  # fmt: skip
-STARTS = ['["', "[[ ## a ## ]]\n"]
 ANY = Signature("q -> a: list[Any], b: int")
 
 
 @pytest.mark.parametrize("bit", BITS, ids=repr)
 def test_a_megabyte_of_anything_is_read_or_refused_within_seconds(bit: str) -> None:
-    for text in ((bit * MEGABYTE)[:MEGABYTE], *(start + (bit * 20_000)[:20_000] for start in STARTS)):
+    for text in ((bit * MEGABYTE)[:MEGABYTE], '["' + (bit * 20_000)[:20_000]):
         started = time.perf_counter()
         for adapter in ("chat", "json", "xml"):
             with pytest.raises(InvalidOutput) as e:
@@ -142,6 +142,11 @@ def test_constraints_of_outputs_count(adapter: Adapter, reply: str) -> None:
         parse(signature, reply, adapter=adapter)
 
 
+def test_an_error_about_an_element_shows_its_text() -> None:
+    with pytest.raises(InvalidOutput, match=r"got 'many'"):
+        parse(Signature("q -> n: int"), "<n> many </n>", adapter="xml")
+
+
 def test_a_type_without_a_schema_is_refused_by_the_xml_adapter() -> None:
     with pytest.raises(TopologyError, match="no JSON Schema"):
-        parse(Signature("q -> a: C", types={"C": type[int]}), "<a>1</a>", adapter="xml")
+        parse(Signature("q -> a: C", types={"C": Callable}), "<a>1</a>", adapter="xml")
