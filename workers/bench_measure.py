@@ -26,11 +26,6 @@ class Timing:
     p50: float
     p99: float
 
-    @property
-    def rate(self) -> float:
-        """Operations a second, one after the other."""
-        return 1e6 / self.p50 if self.p50 > 0 else 0.0
-
     def less(self, other: Timing) -> Timing:
         """What is left of both when the middle of `other` is taken away; never below zero."""
         return Timing(max(self.p50 - other.p50, 0.0), max(self.p99 - other.p50, 0.0))

@@ -52,6 +52,10 @@ class Wire(asyncio.Protocol):
             answer, self._answer, self._buffer = self._answer, None, b""
             answer.set_result(body)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("the model's server of the benchmark is gone"))
+
     async def send(self, request: bytes) -> bytes:
         """The body of the answer."""
         assert self._transport is not None
