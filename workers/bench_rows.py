@@ -12,7 +12,7 @@ from dspex.workers.bench_measure import Timing
 # Why a goal is missed, from profiles (benchmarks/README.md)
 REASONS: dict[str, str] = {
     "parse json, broken": "json_repair takes four fifths of it, and DSPy calls the same; another repairer would read otherwise",
-    "parse chat, nested pydantic": "orjson and pydantic, which DSPy calls too, take a third; a look at every number the next third",
+    "parse chat, nested pydantic": "pydantic, which DSPy calls too, takes a quarter of it; the rest is spread over many steps",
     "parse chat, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
     "parse json, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
     "f1, 1 KB": "words that repeat are counted one by one, in Python: half of it",
