@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich, asgi and metrics of the design come later.
+# Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich and asgi of the design come later.
 _HOMES = {
     "Client": "engine.client",
     "Context": "engine.graph",
@@ -36,6 +36,7 @@ _HOMES = {
 _MODULES = {
     "codecs": "bus.codecs",
     "errors": "bus.errors",
+    "metrics": "operators.native.metrics",
     "sync": "engine.sync",
     "testing": "engine.testing",
     "workers": "workers",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from dspex.engine.graph import Context as Context
     from dspex.engine.graph import Retry as Retry
     from dspex.engine.interactive import Result as Result
+    from dspex.operators.native import metrics as metrics
     from dspex.operators.native.signature import Field as Field
     from dspex.operators.native.signature import Signature as Signature
     from dspex.operators.specs import Spec as Spec
@@ -95,6 +97,7 @@ __all__ = [
     "run",
     "codecs",
     "errors",
+    "metrics",
     "sync",
     "testing",
     "workers",

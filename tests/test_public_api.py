@@ -36,6 +36,7 @@ PUBLIC = [
     "run",
     "codecs",
     "errors",
+    "metrics",
     "sync",
     "testing",
     "workers",

@@ -1,0 +1,95 @@
+"""Text as the metrics see it: NFD, lower case, no ASCII punctuation, no English article, words between single spaces.
+
+This is the normalisation of SQuAD and DPR, as DSPy does it. It works on the bytes of UTF-8, where a table does most of it
+at once: no byte of another character is ASCII, so deleting ASCII bytes deletes just the punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from functools import cache
+from typing import Any
+
+_SPACES = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "  # the white space of str.split; bytes.split does not know \x1c to \x1f
+_CONTROLS = bytes(c for c in range(128) if not chr(c).isprintable() and c not in _SPACES)
+PUNCTUATION = string.punctuation.encode()
+LOWER = bytes.maketrans(string.ascii_uppercase.encode() + _SPACES, string.ascii_lowercase.encode() + b" " * len(_SPACES))
+# The same, and one look finds all control characters. They end a word: `a\x01` has an article.
+_WATCHED = LOWER.translate(bytes.maketrans(_CONTROLS, bytes(len(_CONTROLS))))
+# What articles and white space are made of, beyond ASCII with all else that is there.
+_NO_EVIDENCE = _SPACES + b"anthe" + bytes(range(128, 256))
+# Both mean `\b(a|an|the)\b`; searches for a space or a letter are several times as fast as one for a boundary.
+_ARTICLE_BETWEEN_SPACES = re.compile(" (?:the|an?)(?= )")
+_ARTICLE = re.compile(r"a\b(?<!\wa)|an\b(?<!\wan)|the\b(?<!\wthe)")
+_SHORT = 64
+
+
+def words(text: str) -> list[str]:
+    """The words that are left of `text`."""
+    if text.isascii():
+        plain = f" {text} ".encode().translate(_WATCHED, PUNCTUATION).decode()
+        if "\0" not in plain:
+            return _without_articles(plain).split()
+    return _words(_plain(text))
+
+
+def words_of_both(one: str, other: str) -> tuple[list[str], list[str]]:
+    """`words` of two texts, with one pass over both."""
+    both = f" {one} \0 {other} "
+    if both.isascii():
+        plain = both.encode().translate(_WATCHED, PUNCTUATION).decode()
+        if plain.count("\0") == 1:
+            left, _, right = _without_articles(plain).partition("\0")
+            return left.split(), right.split()
+    return _words(_plain(one)), _words(_plain(other))
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether `words` of both are the same."""
+    return one == other or same_plain(_plain(one), _plain(other))
+
+
+def same_plain(one: bytes, other: bytes) -> bool:
+    """The same of texts in lower case and without punctuation. Most are told apart by their letters, and never split."""
+    if one == other:
+        return True
+    return one.translate(None, _NO_EVIDENCE) == other.translate(None, _NO_EVIDENCE) and _words(one) == _words(other)
+
+
+def passage(text: str) -> str:
+    """Words as DPR looks for an answer among them, each between spaces: ` eiffel tower `; a space when there are none,
+    which is in every other."""
+    normal = " ".join(words(text))
+    if not (normal.isascii() and normal.isprintable()):  # else DPR's tokens are the words
+        normal = " ".join(_dpr_tokens().findall(unicodedata.normalize("NFD", normal)))
+    return f" {normal} " if normal else " "
+
+
+def _without_articles(plain: str) -> str:
+    """Of lower case words between spaces."""
+    if len(plain) < _SHORT:  # four passes cost less than the start of a search. Two spaces, or `the the` would share one
+        return plain.replace(" ", "  ").replace(" the ", "").replace(" a ", "").replace(" an ", "")
+    return _ARTICLE_BETWEEN_SPACES.sub("", plain)
+
+
+def _plain(text: str) -> bytes:
+    """Lower case, without punctuation, ASCII white space as spaces."""
+    if text.isascii():
+        return text.encode().translate(LOWER, PUNCTUATION)
+    folded = unicodedata.normalize("NFD", text).lower()
+    return folded.encode("utf-8", "surrogatepass").translate(LOWER, PUNCTUATION)
+
+
+def _words(plain: bytes) -> list[str]:
+    # A word ends at everything that is no letter or digit, so at an accent too: in NFD, `thé` has an article.
+    return _ARTICLE.sub(" ", plain.decode("utf-8", "surrogatepass")).split()
+
+
+@cache
+def _dpr_tokens() -> Any:
+    """Runs of letters, marks and digits; any other character that is neither white space nor a control."""
+    import regex  # DPR's tokens are this library's: it knows a newer Unicode than `re` and `unicodedata`
+
+    return regex.compile(r"[\p{L}\p{M}\p{N}]+|[^\p{Z}\p{C}]")
