@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.engine.graph import Build, Context, Step
 from dspex.operators.call_options import wrong
+from dspex.operators.native import free_text
+from dspex.operators.native.adapters import Adapter
+from dspex.operators.native.free_text import FreeText
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.words import nearest
 from dspex.operators.refs import Local
@@ -58,10 +62,14 @@ def reader(signature: Signature, adapter: str) -> Callable[[str], dict[str, Any]
     """text → outputs. It raises InvalidInput: text that is there already does not get better by being read again."""
     if adapter not in get_args(ParseAs):
         raise wrong("adapter", adapter, f"one of: {', '.join(get_args(ParseAs))}")
+    if adapter in get_args(FreeText):
+        parse = free_text.reader(signature, cast("FreeText", adapter))
+    else:
+        parse = partial(signature.parse, adapter=cast("Adapter", adapter))
 
     def read(text: str) -> dict[str, Any]:
         try:
-            return signature.parse(text, adapter=adapter)  # type: ignore[arg-type]
+            return parse(text)
         except InvalidOutput as e:
             raise InvalidInput(e.message, fix="correct the text, or the signature, or name the right adapter") from e
 

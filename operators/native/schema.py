@@ -45,21 +45,27 @@ class Schema:
             raise problem("DX226", f"not a JSON Schema: {what[:_MAX_MESSAGE]}", fix) from e
 
     def check(self, data: Any) -> None:
-        """Raise InvalidInput unless the data fits: with the path and the message of each error, 20 of them at most."""
-        try:
-            errors = self._errors(data)
-        except ValueError:  # dates, models, and what else JSON writes as something simpler
-            errors = self._errors(orjson.loads(json_bytes(data)))
-        if errors:
-            found = [_told(e) for e in errors[:MAX_ERRORS]]
-            more = [f"and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
-            raise InvalidInput(f"the data does not fit the schema: {'; '.join([*found, *more])}")
+        """Raise InvalidInput unless the data fits: with the path and the message of each error, 20 of them at most.
 
-    def _errors(self, data: Any) -> list[Any]:
+        Where one of several schemas should fit (`anyOf`), it says of each why it does not.
+        """
+        try:
+            fits = self._fits(data)
+        except ValueError:  # dates, models, and what else JSON writes as something simpler
+            data = orjson.loads(json_bytes(data))
+            fits = self._fits(data)
+        if not fits:
+            # not iter_errors: it keeps a copy of data and schema for each error, which can end the process
+            errors = self._compiled.evaluate(data).errors()
+            told = list(dict.fromkeys(_told(e) for e in errors[: 10 * MAX_ERRORS]))[:MAX_ERRORS]
+            more = [f"and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
+            raise InvalidInput(f"the data does not fit the schema: {'; '.join([*told, *more])}")
+
+    def _fits(self, data: Any) -> bool:
         if self._deepest is not None and not _shallow(data, self._deepest):
             what = f"the data is nested deeper than {self._deepest}, too deep for a schema that refers to itself several times"
             raise InvalidInput(what, fix="flatten the data, or let the schema refer to itself once for each field")
-        return [] if self._compiled.is_valid(data) else list(self._compiled.iter_errors(data))
+        return bool(self._compiled.is_valid(data))
 
 
 def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +79,9 @@ def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", orjson.loads(raw))
 
 
-def _told(e: Any) -> str:
-    where = ".".join(map(str, e.instance_path)) or "data"
-    message = str(e.message)
+def _told(e: Mapping[str, str]) -> str:
+    parts = (p.replace("~1", "/").replace("~0", "~") for p in e["instanceLocation"].split("/")[1:])
+    where, message = ".".join(parts) or "data", e["error"]
     return f"{where[:_MAX_MESSAGE]}: {message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + '…'}"
 
 

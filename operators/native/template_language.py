@@ -9,7 +9,7 @@ parser: a template that is read in another way here than by minijinja is refused
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.native.words import did_you_mean, problem
 
 MAX_LENGTH = 64 * 1024
+MAX_TOKENS = 500  # of one tag: minijinja reads `- - - - x` by recursion, and one of 60,000 ends the process
 MAX_VALUE = 64 * 2**20  # characters that one value may come to
 
 SPLIT = "write the parts one after the other, {{ a }}{{ b }}: fewer ~ and +, fewer lists, smaller numbers"
@@ -43,7 +44,7 @@ FILTERS = sorted([*_PLAIN_FILTERS, *_LIST_FILTERS, *_LONGER, "indent", "join", "
 METHODS = frozenset(n for kind in (dict, list) for n in dir(kind) if not n.startswith("_"))
 CALLED = ("items", "keys", "values")
 
-_START = re.compile(r"\{\{|\{%|\{#")
+_START = re.compile(r"(\{\{|\{%|\{#)[-+]?")
 _RAW, _ENDRAW = (re.compile(r"\{%[-+]?\s*" + word + r"\s*[-+]?%\}") for word in ("raw", "endraw"))
 _END = {"{{": re.compile(r"[-+]?\}\}"), "{%": re.compile(r"[-+]?%\}")}
 _TOKEN = re.compile(
@@ -52,6 +53,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _WORDS = frozenset(("and", "or", "not", "in", "is", "if", "else", "elif", "for", "set"))
+_CONSTANTS = frozenset(("true", "false", "none", "True", "False", "None"))
 _TIGHTER = frozenset(("*", "/", "//", "%", "**", ".", "|"))  # what a number before `*` may belong to
 _POSTFIX = frozenset(("**", "|", ".", "[", "("))  # what a number behind `*` may begin
 
@@ -90,7 +92,8 @@ class Facts:
         loops: whether it repeats anything.
         careful: whether it may ask a dict or a list for something that is a method in Python.
         indents: spaces a level that it asks of `tojson`.
-        guarded: fields that may be missing: it asks whether they are there, or has a default.
+        names: what it may read of the data. minijinja tells that too, and overlooks what stands in front of a slice.
+        required: those of `names` that have to be there: it neither asks whether they are, nor has a default, nor binds them.
     """
 
     growth: int
@@ -99,7 +102,8 @@ class Facts:
     loops: bool
     careful: bool
     indents: int
-    guarded: frozenset[str]
+    names: frozenset[str]
+    required: frozenset[str]
 
 
 def examine(template: str) -> Facts:
@@ -124,7 +128,8 @@ def examine(template: str) -> Facts:
         loops="for" in words,
         careful=any(_careful(tag) for tag in tags),
         indents=max((_json_indent(tag) for tag in tags), default=0),
-        guarded=frozenset(t.text for tag in tags for i, t in enumerate(tag.tokens) if _is_guarded(tag, i)),
+        names=frozenset(_names(tags, _is_field)),
+        required=frozenset(_names(tags, _is_field) - _names(tags, _is_guarded) - _names(tags, _is_bound)),
     )
 
 
@@ -134,7 +139,7 @@ def _split(template: str) -> Iterator[str | Tag]:
     while start := _START.search(template, at):
         yield template[at : start.start()]
         line += template.count("\n", at, start.start())
-        if start[0] == "{#":
+        if start[1] == "{#":
             end = template.find("#}", start.end())
             stop = len(template) if end < 0 else end + 2
         elif raw := _RAW.match(template, start.start()):
@@ -142,8 +147,8 @@ def _split(template: str) -> Iterator[str | Tag]:
             stop = end_raw.end() if end_raw else len(template)
             yield template[raw.end() : stop]
         else:
-            tokens, stop = _tokens(template, start[0], start.end(), line)
-            yield Tag(start[0], line, tokens)
+            tokens, stop = _tokens(template, start[1], start.end(), line)
+            yield Tag(start[1], line, tokens)
         line += template.count("\n", start.start(), stop)
         at = stop
     yield template[at:]
@@ -163,6 +168,10 @@ def _tokens(template: str, start: str, at: int, line: int) -> tuple[list[Token],
             break
         if token.lastgroup:
             found.append(Token(token.lastgroup, token[0]))
+            if len(found) > MAX_TOKENS:
+                raise _refused(
+                    line, f"a tag has more than {MAX_TOKENS} words and signs", "split it; or compute it before: .map(fn)"
+                )
             depth += (token[0] in "([{") - (token[0] in ")]}") if token.lastgroup == "op" else 0
         at = token.end()
     near = template[max(at - 20, 0) : at + 10]
@@ -306,14 +315,13 @@ def _growth(tags: Sequence[Tag]) -> int:
     characters for one, and a list of that text does it again.
     """
     weights = [(_weight(tag), tag.start == "{%" and tag.at(0).text in ("for", "set")) for tag in tags]
-    bound: int = prod(w for w, binds in weights if binds) * max((w for w, binds in weights if not binds), default=1)
-    return bound * int(6 ** min(sum(map(_lists, tags)), 99))
+    return prod(w for w, binds in weights if binds) * max((w for w, binds in weights if not binds), default=1)
 
 
 def _weight(tag: Tag) -> int:
-    """By what factor a value of this tag can be larger than what goes into the tag, but for its lists."""
+    """By what factor a value of this tag can be larger than what goes into the tag."""
     tokens = tag.tokens
-    weight = 1 + sum(t.kind == "op" and t.text in ("~", "+", ",") for t in tokens)
+    weight: int = (1 + sum(t.kind == "op" and t.text in ("~", "+", ",") for t in tokens)) * 6 ** min(_lists(tag), 99)
     for i, token in enumerate(tokens):
         if token.kind == "name" and tag.at(i - 1).text == "|":
             weight *= _filter_weight(token.text, _arguments(tag, i))
@@ -352,18 +360,23 @@ def _ranges(tag: Tag) -> int:
 
 
 def _lists(tag: Tag) -> int:
-    """How many lists it makes: by a filter, or written out."""
+    """How often it makes a list of what may be a text: written out, or by a filter that does not just follow another such."""
     calls: list[bool] = []
-    found = 0
+    found, is_list = 0, False
     for i, token in enumerate(tag.tokens):
         before = tag.at(i - 1)
-        found += token.text in _LIST_FILTERS and before.text == "|"
-        found += token.kind == "op" and (token.text == "{" or (token.text == "[" and not _is_value(before)))
-        found += token.text == "," and not (calls and calls[-1]) and tag.at(0).text != "for"
-        if token.kind == "op" and token.text in "([{":  # whether commas in it make a tuple: a list has been counted
-            calls.append(token.text != "(" or (before.kind == "name" and before.text not in _WORDS))
-        elif token.kind == "op" and token.text in ")]}":
-            calls = calls[:-1]
+        if token.kind == "name" and before.text == "|":
+            found += token.text in _LIST_FILTERS and not is_list
+            is_list = token.text in _LIST_FILTERS
+        elif token.kind == "op":
+            written = token.text == "{" or (token.text == "[" and not _is_value(before))
+            found += written or (token.text == "," and not (calls and calls[-1]) and tag.at(0).text != "for")
+            if token.text in "([{":  # whether commas in it make a tuple: a list has been counted
+                calls.append(token.text != "(" or (before.kind == "name" and before.text not in _WORDS))
+            elif token.text in ")]}":
+                is_list = is_list and bool(calls) and calls.pop() and token.text == ")"
+            elif token.text not in (",", "|", "."):
+                is_list = False
     return found
 
 
@@ -372,10 +385,29 @@ def _is_value(token: Token) -> bool:
     return token.kind == "string" or token.text in (")", "]", "}") or (token.kind == "name" and token.text not in _WORDS)
 
 
+def _names(tags: Sequence[Tag], test: Callable[[Tag, int], bool]) -> set[str]:
+    return {t.text for tag in tags for i, t in enumerate(tag.tokens) if t.kind == "name" and test(tag, i)}
+
+
+def _is_field(tag: Tag, i: int) -> bool:
+    """Whether the name at `i` can be that of a field of the data."""
+    name, before = tag.at(i).text, tag.at(i - 1).text
+    statement = tag.start == "{%" and i == 0
+    known = name in _WORDS or name in _CONSTANTS or name == "loop" or (name in FUNCTIONS and tag.at(i + 1).text == "(")
+    return not (statement or known or before in (".", "|", "is") or (before == "not" and tag.at(i - 2).text == "is"))
+
+
 def _is_guarded(tag: Tag, i: int) -> bool:
     behind = [t.text for t in tag.tokens[i + 1 : i + 4]]
     asked = behind[:1] == ["is"] and {"defined", "undefined"}.intersection(behind)
     return tag.at(i - 1).text != "." and bool(asked or (behind[:1] == ["|"] and behind[1:2] in (["default"], ["d"])))
+
+
+def _is_bound(tag: Tag, i: int) -> bool:
+    """Whether the name at `i` is one that a loop or a `set` gives a value, or the keyword of an argument."""
+    word = tag.at(0).text if tag.start == "{%" else ""
+    end = next((n for n, t in enumerate(tag.tokens) if t.text == ("in" if word == "for" else "=")), 0)
+    return (word in ("for", "set") and i < end) or (tag.at(i + 1).text == "=" and word != "set")
 
 
 def _careful(tag: Tag) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from threading import Lock
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ import orjson
 
 from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import ExpressionError, InvalidInput
-from dspex.operators.native.template_language import CALLED, FUNCTIONS, MAX_VALUE, METHODS, SPLIT, examine
+from dspex.operators.native.template_language import CALLED, MAX_VALUE, METHODS, SPLIT, examine
 from dspex.operators.native.words import nearest, problem
 
 MAX_OUTPUT = 16 * 2**20  # characters
@@ -50,16 +49,15 @@ class Template:
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
-    @cached_property
+    @property
     def variables(self) -> set[str]:
-        """Fields of the data that it reads."""
-        found = self._environment(1, counted=False).undeclared_variables_in_template(_NAME)
-        return cast("set[str]", found) - set(FUNCTIONS)
+        """Fields of the data that it may read."""
+        return set(self._facts.names)
 
     @property
     def required(self) -> set[str]:
-        """Those of `variables` that the template cannot do without."""
-        return self.variables - self._facts.guarded
+        """Those of `variables` that it cannot do without."""
+        return set(self._facts.required)
 
     def render(self, data: Mapping[str, Any]) -> str:
         """The text for this data.
@@ -67,7 +65,7 @@ class Template:
         Raises ExpressionError where a field is missing, or where a value does not fit what is done with it; InvalidInput
         for data that JSON does not have, or that is too large.
         """
-        raw = json_bytes({n: data[n] for n in self.variables if n in data})
+        raw = json_bytes({n: data[n] for n in self._facts.names if n in data})
         values = orjson.loads(raw)
         size = self._size(raw, values)
         if not self._facts.careful:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
+from dspex import Signature, Topology
 from dspex.bus.errors import ExpressionError, TopologyError
 from dspex.operators import render, template
 
@@ -46,3 +47,131 @@ def test_anything_but_field_names_is_refused_at_build(text):
     with pytest.raises(TopologyError) as e:
         render.build(text, "t")
     assert e.value.code in ("DX225", "DX208")
+
+
+# -- Jinja
+ORDER = {"customer": {"name": "Ann"}, "items": [{"title": "pen"}, {"title": "ink"}]}
+
+
+def test_jinja_has_loops_and_filters(run):
+    text = "{{ customer.name|upper }}:{% for i in items %} {{ i.title }}{% endfor %}"
+    assert run(render.build(text, "mail", syntax="jinja"), ORDER) == [{**ORDER, "mail": "ANN: pen ink"}]
+
+
+def test_jinja_sees_the_fields_of_a_model(run):
+    assert run(render.build("{{ name }}", "t", syntax="jinja"), Customer(name="Ann")) == [{"name": "Ann", "t": "Ann"}]
+
+
+def test_a_field_that_jinja_misses_is_named(run):
+    with pytest.raises(ExpressionError, match=r"wants 'customer\.nam', which is not there in line 1") as e:
+        run(render.build("{{ customer.nam }}", "t", syntax="jinja"), ORDER)
+    assert e.value.fix == "did you mean 'name'?"
+
+
+class Shop(BaseModel):
+    customer: Customer
+    items: list[str]
+
+
+def problems(make) -> list[tuple[str, str]]:
+    topology = Topology("t")
+    make(topology.source("a.b", Shop)).sink("c.d")
+    return [(p.code, p.message) for p in topology.check()]
+
+
+def test_what_a_template_reads_must_be_there():
+    def jinja(text):
+        return problems(lambda s: s.render(text, field="t", syntax="jinja"))
+
+    assert jinja("{{ customer.name }}{% for i in items %}{{ i }}{% endfor %}{{ x|default(1) }}") == []
+    ((code, message),) = jinja("{{ custmer.name }}")
+    assert code == "DX207"
+    assert "'custmer'" in message
+    assert [c for c, _ in jinja("{{ x")] == ["DX225"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"syntax": "mustache"}, "syntax cannot be 'mustache'"),
+        ({"field": 5}, "field cannot be 5"),
+        ({"adapter": "x"}, "adapter"),
+    ],
+)
+def test_a_wrong_option_is_told_at_build(arguments, message):
+    found = problems(lambda s: s.render("{items}", **{"field": "t", **arguments}))
+    assert [(code, message in text) for code, text in found] == [("DX205", True)]
+
+
+# -- signatures
+ASK = Signature("question -> answer, score: float", instructions="Be brief.")
+
+
+@pytest.mark.parametrize("adapter", ["chat", "json", "xml"])
+def test_a_signature_becomes_the_messages_that_dspy_sends(run, adapter):
+    data = {"question": "Why?", "other": 1}
+    (result,) = run(render.build(ASK, "messages", adapter=adapter), data)
+    assert result == {**data, "messages": ASK.messages(data, adapter=adapter)}
+    assert [m["role"] for m in result["messages"]] == ["system", "user"]
+    assert "Be brief." in result["messages"][0]["content"]
+
+
+def test_the_inputs_of_a_signature_must_be_there():
+    found = problems(lambda s: s.render(Signature("question -> answer"), field="m"))
+    assert [code for code, _ in found] == ["DX207"]
+    assert problems(lambda s: s.render(Signature("items: list[str] -> answer"), field="m").set({"n": "len(m)"})) == []
+
+
+YAML = """
+dspex: 1
+topology: t
+sources:
+  a.b: {}
+nodes:
+  mail: { from: a.b, render: "Dear {{ name }}", syntax: jinja, field: mail }
+  ask:  { from: mail, render: { signature: "name -> answer: int", instructions: Be brief., adapter: json }, field: m }
+sinks:
+  c.d: { from: ask }
+"""
+
+
+def test_yaml_and_python_are_the_same_graph(tmp_path):
+    topology = Topology("t")
+    mail = topology.source("a.b").render("Dear {{ name }}", syntax="jinja", field="mail", name="mail")
+    signature = Signature("name -> answer: int", instructions="Be brief.")
+    mail.render(signature, adapter="json", field="m", name="ask").sink("c.d")
+    (tmp_path / "t.yaml").write_text(YAML)
+    loaded = Topology.load(tmp_path / "t.yaml")
+    assert loaded.check() == []
+    assert loaded.digest == topology.digest
+    (tmp_path / "again.yaml").write_text(topology.to_yaml())
+    assert Topology.load(tmp_path / "again.yaml").digest == topology.digest
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ("{ signatur: a }", "has no key 'signatur'"),
+        ("{}", "needs a signature"),
+        ("{ signature: '-> a: Foo' }", "unknown type 'Foo'"),
+    ],
+)
+def test_a_bad_signature_in_yaml_is_told(tmp_path, main, message):
+    (tmp_path / "t.yaml").write_text(YAML.replace('"Dear {{ name }}", syntax: jinja', main))
+    assert [message in p.message for p in Topology.load(tmp_path / "t.yaml").check()] == [True]
+
+
+def test_each_way_of_rendering_is_another_graph():
+    def digest(make):
+        topology = Topology("t")
+        make(topology.source("a.b")).sink("c.d")
+        return topology.digest
+
+    ways = [
+        lambda s: s.render("{a}", field="t"),
+        lambda s: s.render("{a}", field="t", syntax="jinja"),
+        lambda s: s.render(Signature("a -> b"), field="t"),
+        lambda s: s.render(Signature("a -> b"), field="t", adapter="xml"),
+        lambda s: s.render(Signature("a -> b", instructions="x"), field="t"),
+    ]
+    assert len({digest(w) for w in ways}) == len(ways)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from dspex import Record, Stream, Topology, predict
+from dspex import Record, Signature, Stream, Topology, predict
 
 
 class Message(BaseModel):
@@ -56,6 +56,16 @@ messages.flat_map(lambda m: 5)  # error
 messages.through(of_record, name="part")  # error
 # anything after sink
 messages.sink("out").map(of_text)  # error
+# render, parse and score
+messages.render("Dear {customer}")  # error
+messages.render("Dear {customer}", field="mail", syntax="mustache")  # error
+messages.render("Dear {customer}", field="mail", adapter="chat")  # error
+messages.render(Signature("a -> b"), field="m", syntax="jinja")  # error
+messages.parse("a -> b")  # error
+messages.parse("a -> b", field="text", adapter="yaml")  # error
+messages.score("f1", expected="a")  # error
+messages.score(lambda actual, expected: "good", expected="a", actual="b")  # error
+messages.score(lambda actual: 1.0, expected="a", actual="b")  # error
 # an expression where fields are wanted
 messages.set("text")  # error
 messages.react("text -> a", name="r")  # error
