@@ -53,12 +53,11 @@ def test_normalized_text_is_dspys(theirs: Any, text: str) -> None:
     assert metrics.normalize_text(text) == theirs["normalize_text"](text)
 
 
-@pytest.mark.parametrize("metric", OF_ONE)
 @given(pair=hard.pairs())
-def test_a_metric_of_two_texts_is_dspys(theirs: Any, metric: str, pair: tuple[str, str]) -> None:
-    actual, reference = pair
-    assert metrics.METRICS[metric](actual, reference) == theirs[metric](actual, [reference])
-    assert metrics.METRICS[metric](reference, actual) == theirs[metric](reference, [actual])
+def test_a_metric_of_two_texts_is_dspys(theirs: Any, pair: tuple[str, str]) -> None:
+    for actual, reference in (pair, pair[::-1]):
+        for metric in OF_ONE:
+            assert metrics.METRICS[metric](actual, reference) == theirs[metric](actual, [reference]), metric
 
 
 @given(
