@@ -18,7 +18,7 @@ from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.completion import Completion
 from dspex.operators.native.covers import LOCAL, REASONING, body_params, covers, model_name, own_server
 from dspex.operators.native.endpoint import Endpoint
-from dspex.operators.native.fields import NOTHING, Field
+from dspex.operators.native.fields import NOTHING
 from dspex.operators.native.openai_models import json_mode
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.words import problem
@@ -90,7 +90,8 @@ class Predict:
         if why := covers(self.kind, given, adapter, model, params, own_server=own_server(endpoint.base_url)):
             raise problem("DX236", f"native {self.kind} cannot answer: {why}", "ask DSPy")
         self.signature = self._extended(given)
-        self._endpoint, self._adapter, self._version = endpoint, adapter, version
+        self._endpoint, self._version = endpoint, version
+        self._adapter: Adapter = adapter
         self._demos = tuple(demos)
         self._needed = [f.name for f in self.signature.inputs.values() if f.required]
         self._checked = any(f.constraints for f in self.signature.outputs.values())
@@ -190,14 +191,7 @@ class ChainOfThought(Predict):
     kind: ClassVar[str] = "chain_of_thought"
 
     def _extended(self, signature: Signature) -> Signature:
-        return _with_reasoning(signature)
-
-
-def _with_reasoning(signature: Signature) -> Signature:
-    made = Signature.__new__(Signature)
-    made.instructions, made.types = signature.objective, signature.types
-    made.fields = (*signature.inputs.values(), Field(REASONING, "output", "str"), *signature.outputs.values())
-    return made
+        return signature.prepend(REASONING, "output")
 
 
 KINDS: Mapping[str, type[Predict]] = {Predict.kind: Predict, ChainOfThought.kind: ChainOfThought}

@@ -9,58 +9,118 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import types as pytypes
-import typing
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NotRequired, cast
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any, NoReturn, Self, cast
 
-from typing_extensions import TypedDict
-
-from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput
-from dspex.operators.native import adapters
+from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
+from dspex.operators.native import adapters, field_schemas, forms
 from dspex.operators.native.adapters import Adapter
-from dspex.operators.native.fields import NOTHING, Role, Side
+from dspex.operators.native.checks import Check
+from dspex.operators.native.fields import MISSING, NOTHING, Role, Side
 from dspex.operators.native.fields import Field as Field
-from dspex.operators.native.grammar import (
-    CONSTRAINTS,
-    foreign,
-    parse,
-    parse_cached,
-    refuse_duplicates,
-    refuse_name,
-    takes_none,
-)
-from dspex.operators.native.types import explain, fields_of, is_model, required_fields, type_text
-from dspex.operators.native.words import problem
+from dspex.operators.native.grammar import check_fields, parse, parse_field, refuse_name, takes_none
+from dspex.operators.native.types import type_text
+from dspex.operators.native.words import did_you_mean, problem
+
+_SIDES: tuple[Side, Side] = ("inputs", "outputs")
+_CACHED = 4096  # characters: a longer text is not kept
 
 
 class Signature:
-    """What goes into a program and what comes out: names, types, instructions.
+    """What goes into a program and what comes out: names, types, instructions. It never changes: edits make a new one.
 
     Args:
         spec: `"a, b: int -> c: list[str]"`.
         instructions: for the model; "" for DSPy's default.
-        types: names beyond those of builtins, typing and datetime, which the spec may use.
+        types: names beyond those of builtins, typing, datetime, uuid, decimal and dspy, which the spec may use.
 
     Raises TopologyError: DX209 for an unknown type, DX210 for everything else.
     """
 
-    __slots__ = ("__dict__", "fields", "instructions", "types")
+    fields: tuple[Field, ...]
+    instructions: str
 
-    def __init__(self, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = pytypes.MappingProxyType({})):
-        self.instructions = instructions
-        self.types = dict(types)
-        self.fields = parse(spec, self.types) if types else parse_cached(spec)
+    # Not __init__: that would run for a signature that is known already
+    def __new__(cls, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = NOTHING) -> Self:
+        if types or type(spec) is not str or len(spec) > _CACHED:
+            return cls._made(parse(spec, types), instructions)
+        return _known(cls, spec, instructions)  # type: ignore[return-value]
 
     @classmethod
-    def of(cls, inputs: type[Any], outputs: type[Any], *, instructions: str = "") -> Signature:
-        """The signature whose fields are those of two record types (pydantic models, dataclasses, TypedDicts)."""
-        made = cls.__new__(cls)
-        made.instructions, made.types = instructions, {}
-        made.fields = (*_fields_of_type(inputs, "input"), *_fields_of_type(outputs, "output"))
-        refuse_duplicates(made.fields, str(made))
+    def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
+        made = object.__new__(cls)
+        made.__dict__["fields"], made.__dict__["instructions"] = fields, instructions
         return made
+
+    @classmethod
+    def _checked(cls, fields: Iterable[Field], instructions: str) -> Self:
+        """A signature of fields that no text was read for. Raises TopologyError (DX210)."""
+        made = cls._made(tuple(fields), instructions)
+        check_fields(made.fields, str(made))
+        return made
+
+    @classmethod
+    def of(cls, inputs: type[Any], outputs: type[Any], *, instructions: str = "") -> Self:
+        """The signature whose fields are those of two record types (pydantic models, dataclasses, TypedDicts).
+
+        Descriptions, constraints and defaults are kept. Raises TopologyError (DX210).
+        """
+        return cls._checked((*forms.fields_of(inputs, "input"), *forms.fields_of(outputs, "output")), instructions)
+
+    @classmethod
+    def from_json_schema(cls, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, instructions: str = "") -> Self:
+        """The signature whose fields are the properties of two JSON Schemas of objects; `json_schema` is the inverse.
+
+        Raises TopologyError (DX210) for what a signature cannot say: objects with properties of their own, references,
+        `allOf`, `not`, constraints of inner values.
+        """
+        return cls._checked(
+            (*field_schemas.fields_of(inputs, "input"), *field_schemas.fields_of(outputs, "output")), instructions
+        )
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], *, types: Mapping[str, Any] = NOTHING) -> Self:
+        """The signature that `plain()` wrote. Unknown keys are ignored. Raises TopologyError."""
+        made = cls(plain["signature"], instructions=plain.get("instructions", ""), types=types)
+        said: Mapping[str, Mapping[str, Any]] = plain.get("fields") or {}
+        if not said:
+            return made
+        return cls._made(
+            tuple(forms.with_plain(f, said[f.name]) if f.name in said else f for f in made.fields), made.instructions
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """The signature as plain data for another process.
+
+        `signature` and `instructions` are texts; `fields` has, by name, what the text cannot carry: description, default,
+        limits, prefix, and whether the field is required.
+        """
+        try:
+            read = Signature(str(self)).fields
+        except TopologyError:  # a type that only this process knows
+            read = tuple(Field(f.name, f.role, f.type, typed=f.typed) for f in self.fields)
+        said = {f.name: more for f, r in zip(self.fields, read, strict=True) if (more := forms.plain_of(f, r))}
+        return {"signature": str(self), "instructions": self.instructions, "fields": said}
+
+    # -- what it says ----------------------------------------------------------------------------------------------
+    @cached_property
+    def inputs(self) -> Mapping[str, Field]:
+        """Input fields by name, in order."""
+        return {f.name: f for f in self.fields if f.role == "input"}
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Field]:
+        """Output fields by name, in order."""
+        return {f.name: f for f in self.fields if f.role == "output"}
+
+    def _side(self, side: Side) -> Mapping[str, Field]:
+        return self.inputs if side == "inputs" else self.outputs
+
+    def annotations(self, side: Side) -> dict[str, Any]:
+        """Types by field name; `str` where the text gave none."""
+        return {n: f.annotation for n, f in self._side(side).items()}
 
     @cached_property
     def objective(self) -> str:
@@ -73,16 +133,58 @@ class Signature:
         takes, gives = (", ".join(f"`{n}`" for n in side) for side in (self.inputs, self.outputs))
         return f"Given the fields {takes}, produce the fields {gives}."
 
-    def compiled(self, key: Hashable, make: Callable[[Signature], Any]) -> Any:
-        """What `make` makes of this signature, made once for each `key`: parsers, prompts, schemas."""
-        try:
-            return self._compiled[key]
-        except KeyError:
-            return self._compiled.setdefault(key, make(self))
+    @cached_property
+    def _text(self) -> str:
+        return " -> ".join(", ".join(f.text for f in self._side(s).values()) for s in _SIDES)
+
+    def __str__(self) -> str:
+        """The canonical text: what goes over the wire, and what DSPy parses to the same fields."""
+        return self._text
+
+    def __repr__(self) -> str:
+        more = f", instructions={self.instructions!r}" if self.instructions else ""
+        return f"Signature({self._text!r}{more})"
 
     @cached_property
-    def _compiled(self) -> dict[Hashable, Any]:
-        return {}
+    def digest(self) -> str:
+        """12 hex digits over fields, types, descriptions, defaults and instructions."""
+        described = [[f.text, f.role, f.description, *forms.beyond(f)] for f in self.fields]
+        return hashlib.sha256(json.dumps([described, self.instructions]).encode()).hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Signature) and self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def foreign_types(self) -> list[str]:
+        """Types that only this process knows: text cannot carry them to a worker."""
+        return sorted({n for f in self.fields for n in forms.unreadable(f)})
+
+    # -- data ------------------------------------------------------------------------------------------------------
+    def check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs, checked and typed. Raises InvalidInput that lists every field that does not fit.
+
+        An input without a type takes anything, as in DSPy. An input that may be None or has a default may be missing. Others
+        are left out.
+        """
+        return self._check_inputs(data)
+
+    def check_outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs, checked and typed; constraints count. Raises InvalidOutput that lists every field.
+
+        A missing output becomes its default, or None where it may be None, as in DSPy.
+        """
+        return self._check_outputs(data)
+
+    @cached_property
+    def _check_inputs(self) -> Check:
+        return Check(f"the inputs do not fit {self._text!r}", self.inputs.values(), InvalidInput, untyped_is_any=True)
+
+    @cached_property
+    def _check_outputs(self) -> Check:
+        return Check(f"the outputs do not fit {self._text!r}", self.outputs.values(), InvalidOutput)
 
     def messages(
         self,
@@ -100,146 +202,141 @@ class Signature:
         outputs = adapters.parse(self, text, adapter=adapter)
         return self.check_outputs(outputs) if any(f.constraints for f in self.outputs.values()) else outputs
 
-    @cached_property
-    def inputs(self) -> Mapping[str, Field]:
-        """Input fields by name, in order."""
-        return {p.name: p for p in self._side("inputs")}
-
-    @cached_property
-    def outputs(self) -> Mapping[str, Field]:
-        """Output fields by name, in order."""
-        return {p.name: p for p in self._side("outputs")}
-
-    def _side(self, side: Side) -> list[Field]:
-        return [p for p in self.fields if p.role == side[:-1]]
-
-    def annotations(self, side: Side) -> dict[str, Any]:
-        """Types by field name; `str` where the text gave none."""
-        return {p.name: p.annotation for p in self._side(side)}
-
-    @cached_property
-    def _text(self) -> str:
-        sides: tuple[Side, Side] = ("inputs", "outputs")
-        left, right = (", ".join(p.text for p in self._side(s)) for s in sides)
-        return f"{left} -> {right}"
-
-    def __str__(self) -> str:
-        """The canonical text: what goes over the wire, and what DSPy parses to the same fields."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return f"Signature({self._text!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Signature) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    @cached_property
-    def digest(self) -> str:
-        """12 hex digits over fields, types, descriptions and instructions."""
-        described = [[p.text, p.role, p.description] for p in self.fields]
-        return hashlib.sha256(json.dumps([described, self.instructions]).encode()).hexdigest()[:12]
-
-    @cached_property
-    def foreign_types(self) -> list[str]:
-        """Names of types that only this process knows: text cannot carry them to a worker."""
-        names = {n for p in self.fields for n in foreign(p.annotation)}
-        return sorted(names)
-
-    def check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs, checked and typed. Raises InvalidInput that lists every field that does not fit.
-
-        An input without a type takes anything, as in DSPy. An input that may be None may be missing. Others are left out.
-        """
-        return self._check("inputs", data, InvalidInput)
-
-    def check_outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs, checked and typed; constraints count. Raises InvalidOutput that lists every field."""
-        return self._check("outputs", data, InvalidOutput)
-
-    def _check(self, side: Side, data: Mapping[str, Any], error: type[DspexError]) -> dict[str, Any]:
-        from pydantic import ValidationError
-
-        adapter, names = self._adapters[side]
+    def compiled(self, key: Hashable, make: Callable[[Signature], Any]) -> Any:
+        """What `make` makes of this signature, made once for each `key`: parsers, prompts, field_schemas."""
         try:
-            found = adapter.validate_python(data)
-        except ValidationError as e:
-            raise error(f"the {side} do not fit {self._text!r}: {explain(e)}") from e
-        return {n: found.get(n) for n in names}
+            return self._compiled[key]
+        except KeyError:
+            return self._compiled.setdefault(key, make(self))
 
     @cached_property
-    def _adapters(self) -> dict[Side, tuple[Any, list[str]]]:
-        sides: tuple[Side, Side] = ("inputs", "outputs")
-        return {s: (_adapter(self._side(s), untyped_is_any=s == "inputs"), [p.name for p in self._side(s)]) for s in sides}
+    def _compiled(self) -> dict[Hashable, Any]:
+        return {}
 
+    # -- other forms -----------------------------------------------------------------------------------------------
     def json_schema(self, side: Side) -> dict[str, Any]:
         """The JSON Schema (2020-12) of one side."""
-        schema: dict[str, Any] = _adapter(self._side(side), untyped_is_any=False).json_schema()
-        return {k: v for k, v in schema.items() if k != "title"} | {"additionalProperties": False}
+        return field_schemas.json_schema(self._side(side).values())
+
+    def to_model(self, side: Side) -> Any:
+        """One side as a pydantic model; `of` is the inverse. A field that may be None has None for a default."""
+        return forms.to_model(self._side(side).values(), side)
+
+    def to_typed_dict(self, side: Side) -> Any:
+        """One side as a TypedDict; `of` is the inverse, but that a TypedDict has no defaults."""
+        return forms.to_typed_dict(self._side(side).values(), side)
+
+    def to_dataclass(self, side: Side) -> Any:
+        """One side as a dataclass, whose fields are given by name; `of` is the inverse. It checks nothing."""
+        return forms.to_dataclass(self._side(side).values(), side)
+
+    # -- edits: each gives a new signature, whose instructions are the `objective` of this one, as in DSPy ----------
+    def with_instructions(self, instructions: str) -> Self:
+        """The same fields with other instructions; "" for DSPy's default."""
+        return self._made(self.fields, instructions)
+
+    def append_instructions(self, instructions: str) -> Self:
+        """The same fields, and more instructions in a paragraph of their own."""
+        return self._made(self.fields, f"{self.objective}\n\n{instructions}")
+
+    def with_updated_fields(self, name: str, *, description: str | None = None, type: Any = None) -> Self:
+        """One field changed; None keeps what is there.
+
+        Args:
+            type: text, or the type itself. The constraints of the field go, and so does its default.
+
+        Raises TopologyError (DX209, DX210): there is no such field, or no such type.
+        """
+        if name not in self.inputs and name not in self.outputs:
+            raise problem(
+                "DX210", f"there is no field {name!r} in {self._text!r}", did_you_mean(name, [f.name for f in self.fields])
+            )
+        old = self.inputs.get(name) or self.outputs[name]
+        new = old if type is None else _retyped(old, type)
+        new = new if description is None else replace(new, description=description)
+        return self._made(tuple(new if f is old else f for f in self.fields), self.objective)
+
+    def insert(
+        self, index: int, name: str, role: Role, type: Any = None, *, description: str = "", default: Any = MISSING
+    ) -> Self:
+        """One more field.
+
+        Args:
+            index: among the fields of its role; -1 is the end, as in DSPy, not the last but one.
+            type: text, or the type itself; None for text.
+            default: what it becomes when it is missing.
+
+        Raises TopologyError (DX209, DX210): a name that is there already or cannot be one, no such type, no such place.
+        """
+        sides: dict[Role, list[Field]] = {"input": [*self.inputs.values()], "output": [*self.outputs.values()]}
+        fields = sides[role]
+        place = index + len(fields) + 1 if index < 0 else index
+        if not 0 <= place <= len(fields):
+            message = f"there is no place {index} among {len(fields)} {role} fields of {self._text!r}"
+            raise problem("DX210", message, f"from {-len(fields) - 1} to {len(fields)}; -1 is the end")
+        refuse_name(name, name)
+        field = Field(name, role, "str", description)
+        field = field if type is None else _retyped(field, type)
+        if default is not MISSING:
+            field = replace(field, default=default, required=False)
+        fields.insert(place, field)
+        return self._checked((*sides["input"], *sides["output"]), self.objective)
+
+    def prepend(self, name: str, role: Role, type: Any = None, *, description: str = "", default: Any = MISSING) -> Self:
+        """One more field, the first of its role. See `insert`."""
+        return self.insert(0, name, role, type, description=description, default=default)
+
+    def append(self, name: str, role: Role, type: Any = None, *, description: str = "", default: Any = MISSING) -> Self:
+        """One more field, the last of its role. See `insert`."""
+        return self.insert(-1, name, role, type, description=description, default=default)
+
+    def delete(self, name: str) -> Self:
+        """One field less; nothing if there is none of this name, as in DSPy. Raises TopologyError for the last output."""
+        return self._checked((f for f in self.fields if f.name != name), self.objective)
+
+    # -- it never changes ------------------------------------------------------------------------------------------
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a signature never changes; with_instructions and others make a new one (set {name})")
+
+    __delattr__ = cast("Any", __setattr__)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Signature.from_plain, (self.plain(),))
+
+
+@lru_cache(maxsize=1024)
+def _known(cls: type[Signature], spec: str, instructions: str) -> Signature:
+    return cls._made(parse(spec, NOTHING), instructions)  # pyright: ignore[reportPrivateUsage]
+
+
+def _retyped(field: Field, tp: Any) -> Field:
+    """The field with another type, by text or as an object, and without what belonged to the type before."""
+    if isinstance(tp, str):
+        read = parse_field(field.name, field.role, tp)
+        return replace(read, description=read.description or field.description, own_prefix=field.own_prefix)
+    required = not takes_none(tp)
+    return Field(field.name, field.role, type_text(tp), field.description, NOTHING, required, tp, own_prefix=field.own_prefix)
 
 
 def as_signature(value: Any) -> Signature:
-    """What an operator takes for a signature: text, a Signature, or a dspy.Signature class that the user imported."""
+    """What an operator takes for a signature: text, a Signature, or a dspy.Signature class that the user imported.
+
+    Raises TopologyError: DX209, DX210.
+    """
     if isinstance(value, Signature):
         return value
     if isinstance(value, str):
         return Signature(value)
     inputs, outputs = getattr(value, "input_fields", None), getattr(value, "output_fields", None)
     if isinstance(inputs, Mapping) and isinstance(outputs, Mapping):
-        return _of_dspy(value, cast("Mapping[str, Any]", inputs), cast("Mapping[str, Any]", outputs))
+        roles: list[tuple[Mapping[str, Any], Role]] = [(inputs, "input"), (outputs, "output")]
+        fields = (forms.from_info(n, f, role) for side, role in roles for n, f in side.items())
+        made = Signature._checked(fields, str(getattr(value, "instructions", "")))  # pyright: ignore[reportPrivateUsage]
+        return made.with_instructions("") if made.instructions == made.default_instructions else made
     raise problem("DX210", f"{value!r} is not a signature", 'write "text -> answer"')
-
-
-def _of_dspy(value: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Signature:
-    made = Signature.__new__(Signature)
-    made.instructions, made.types = str(getattr(value, "instructions", "")), {}
-    roles: list[tuple[Mapping[str, Any], Role]] = [(inputs, "input"), (outputs, "output")]
-    made.fields = tuple(_from_info(n, f, role) for fields, role in roles for n, f in fields.items())  # pyright: ignore[reportPrivateUsage]
-    return made
-
-
-# -- from types, and to pydantic ----------------------------------------------------------------------------------
-def _fields_of_type(tp: type[Any], role: Role) -> Iterator[Field]:
-    if is_model(tp):
-        for name, info in cast("Any", tp).model_fields.items():
-            yield _from_info(name, info, role)
-        return
-    fields = fields_of(tp)
-    if fields is None:
-        raise problem("DX210", f"{type_text(tp)} has no fields to make a signature of", "use a pydantic model or a dataclass")
-    required = required_fields(tp)
-    for name, annotation in fields.items():
-        refuse_name(type_text(tp), name)
-        text = type_text(annotation)
-        yield Field(name, role, text, "", NOTHING, name in required, annotation)
-
-
-def _from_info(name: str, info: Any, role: Role) -> Field:
-    """A field of a pydantic model or of a DSPy signature."""
-    refuse_name(name, name)
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    description = str(info.description or extra.get("desc") or "")
-    if description == f"${{{name}}}":  # DSPy's own placeholder
-        description = ""
-    constraints = {c: getattr(m, c) for m in info.metadata for c in CONSTRAINTS if getattr(m, c, None) is not None}
-    text = type_text(info.annotation)
-    if constraints:
-        text = f"Annotated[{text}, Field({', '.join(f'{k}={v!r}' for k, v in constraints.items())})]"
-    required = info.is_required() and not takes_none(info.annotation)
-    return Field(name, role, text, description, constraints, required, info.annotation)
-
-
-def _adapter(fields: list[Field], *, untyped_is_any: bool) -> Any:
-    """A pydantic adapter for one side. A TypedDict, because in a model a field name could hide a method."""
-    from pydantic import Field as Constraint
-    from pydantic import TypeAdapter
-
-    hints: dict[str, Any] = {}
-    for p in fields:
-        hint: Any = Any if untyped_is_any and not p.typed else p.annotation
-        if p.constraints:
-            hint = typing.Annotated[hint, Constraint(**p.constraints)]
-        hints[p.name] = hint if p.required else NotRequired[hint]
-    return TypeAdapter(TypedDict("Fields", hints))  # type: ignore[operator]  # made at run time

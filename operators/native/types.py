@@ -5,6 +5,8 @@ pydantic is not imported here: the engine of a topology without types starts wit
 
 from __future__ import annotations
 
+import collections
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -12,6 +14,10 @@ from typing import Any, get_args, get_origin
 
 import typing_extensions
 
+from dspex.operators.native.type_names import TUPLES, text_name
+
+# classes whose names in `typing` are not their own
+_ALIASES = {collections.deque: "Deque", collections.defaultdict: "DefaultDict", collections.abc.Set: "AbstractSet"}
 _MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
 
@@ -74,7 +80,7 @@ def hints_of(thing: Any, *, include_extras: bool = False) -> dict[str, Any]:
 
 def type_text(tp: Any) -> str:
     """A type as users write it: `Triaged`, `list[int]`, `Literal['a', 'b']`, `str | None`."""
-    if tp is None or tp is type(None):
+    if tp is None:
         return "None"
     origin, args = get_origin(tp), get_args(tp)
     if origin is typing.Annotated:
@@ -82,9 +88,11 @@ def type_text(tp: Any) -> str:
     if origin in _MARKS:
         return type_text(args[0])
     if origin is typing.Literal:
-        return f"Literal[{', '.join(map(repr, args))}]"
+        return f"Literal[{', '.join(constant_text(a) for a in args)}]"
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(type_text(a) for a in args)
+        return " | ".join("None" if a is type(None) else type_text(a) for a in args)
+    if origin is tuple and not args and tp not in TUPLES:
+        return "tuple[()]"
     if origin is not None and args:
         inner = ", ".join("..." if a is Ellipsis else type_text(a) for a in args)
         return f"{_bare_name(origin)}[{inner}]"
@@ -92,21 +100,28 @@ def type_text(tp: Any) -> str:
 
 
 def _bare_name(tp: Any) -> str:
-    name = str(getattr(tp, "__name__", None) or tp)
-    return f"datetime.{name}" if getattr(tp, "__module__", "") == "datetime" else name
+    if isinstance(tp, type):
+        return _ALIASES.get(tp) or text_name(tp)
+    return str(getattr(tp, "__name__", None) or tp)
+
+
+def constant_text(value: Any) -> str:
+    """A constant as a signature writes it. An arrow inside would be taken for the one between the sides."""
+    return repr(value).replace("->", r"-\x3e")
 
 
 def modern(tp: Any) -> Any:
     """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former below Python 3.12."""
     if typing.is_typeddict(tp) and type(tp).__module__ == "typing":
         optional = _optional_keys(tp)
-        bare = {n: _unmarked(t) for n, t in hints_of(tp, include_extras=True).items()}
+        bare = {n: unmarked(t) for n, t in hints_of(tp, include_extras=True).items()}
         marked = {n: typing_extensions.NotRequired[t] if n in optional else t for n, t in bare.items()}
         return typing_extensions.TypedDict(tp.__name__, marked)  # type: ignore[operator]
     return tp
 
 
-def _unmarked(tp: Any) -> Any:
+def unmarked(tp: Any) -> Any:
+    """A type without `Required` or `NotRequired` around it."""
     return get_args(tp)[0] if get_origin(tp) in _MARKS else tp
 
 

@@ -1,0 +1,74 @@
+"""Data checked against the fields of one side, by an adapter of pydantic that is made once."""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NotRequired
+
+from dspex.bus.errors import DspexError
+from dspex.operators.native.fields import MISSING, Field
+from dspex.operators.native.types import explain
+from dspex.operators.native.words import problem
+
+
+class Check:
+    """Checks and types the values of one side.
+
+    Args:
+        what: how the error begins. error: its class.
+        untyped_is_any: whether a field without a type takes anything, or text.
+    """
+
+    __slots__ = ("_error", "_fills", "_invalid", "_names", "_validate", "_what")
+
+    def __init__(self, what: str, fields: Iterable[Field], error: type[DspexError], *, untyped_is_any: bool = False) -> None:
+        from pydantic_core import ValidationError
+
+        given = list(fields)
+        self._what, self._error, self._invalid = what, error, ValidationError
+        self._names = [f.name for f in given]
+        self._fills = {f.name: None if f.default is MISSING else f.default for f in given}
+        self._validate: Callable[[Any], dict[str, Any]] = adapter(
+            given, untyped_is_any=untyped_is_any
+        ).validator.validate_python
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            found = self._validate(data)
+        except self._invalid as e:
+            raise self._error(f"{self._what}: {explain(e)}") from e
+        if len(found) == len(self._names):
+            return found
+        return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self._names}
+
+
+def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> Any:
+    """A pydantic adapter for one side. A TypedDict, because in a model a field name could hide a method.
+
+    Raises TopologyError (DX210) for a type that pydantic cannot check.
+    """
+    from pydantic import TypeAdapter
+    from pydantic.errors import PydanticUserError
+    from pydantic_core import SchemaError
+    from typing_extensions import TypedDict
+
+    hints: dict[str, Any] = {}
+    for f in fields:
+        hint: Any = Any if untyped_is_any and not f.typed else hint_of(f)
+        hints[f.name] = hint if f.required else NotRequired[hint]
+    try:
+        return TypeAdapter(TypedDict("Fields", hints))  # type: ignore[operator]  # made at run time
+    except (PydanticUserError, SchemaError, TypeError) as e:
+        raise problem("DX210", f"the fields {', '.join(hints)} cannot be checked: {e}", "use types that pydantic knows") from e
+
+
+def hint_of(field: Field) -> Any:
+    """The type of a field with its constraints and its description around it."""
+    if not field.constraints and not field.description:
+        return field.annotation
+    from pydantic import Field as Info
+
+    info: Any = Info(description=field.description or None, **field.constraints)
+    return typing.Annotated[field.annotation, info]

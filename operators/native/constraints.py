@@ -1,0 +1,90 @@
+"""What a field's values must be beyond their type: pydantic's constraints, as a signature may give them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Any, cast
+
+_BOUNDS = ("gt", "ge", "lt", "le")
+_LENGTHS = ("min_length", "max_length")
+CONSTRAINTS = (*_BOUNDS, "multiple_of", *_LENGTHS, "pattern")
+
+# as DSPy puts them into a prompt; it says nothing of a pattern
+_WORDS: Mapping[str, str] = {
+    "gt": "greater than",
+    "ge": "greater than or equal to",
+    "lt": "less than",
+    "le": "less than or equal to",
+    "min_length": "minimum length",
+    "max_length": "maximum length",
+    "multiple_of": "a multiple of the given number",
+}
+
+
+def in_words(constraints: Mapping[str, Any]) -> str:
+    """The line about constraints in a prompt: `greater than: 0, less than: 9`."""
+    return ", ".join(f"{_WORDS[k]}: {v}" for k, v in constraints.items() if k in _WORDS)
+
+
+def wrong_value(name: str, value: Any) -> str | None:
+    """Why a constraint cannot have this value; None if it can."""
+    if name == "pattern":
+        return "pattern takes text" if not isinstance(value, str) else _wrong_pattern(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{name} takes a number"
+    if name in _LENGTHS and (not isinstance(value, int) or value < 0):
+        return f"{name} takes a whole number from 0"
+    if name == "multiple_of" and value <= 0:
+        return "multiple_of takes a number above 0"
+    return None
+
+
+def _wrong_pattern(pattern: str) -> str | None:
+    from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+    try:
+        SchemaValidator(core_schema.str_schema(pattern=pattern))
+    except SchemaError as e:
+        return f"pattern is no regular expression of pydantic's: {str(e).splitlines()[-1].strip()}"
+    return None
+
+
+def misfit(annotation: Any, constraints: Mapping[str, Any]) -> str | None:
+    """Why constraints of a text do not fit its type, so that every value would fail; None if they fit."""
+    for part in _parts(annotation):
+        for name in constraints:
+            if not _FITS[name](part):
+                return f"{name} does not fit {getattr(part, '__name__', part)}"
+    return None
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The classes that a value may have: those of a union without None, and without parameters."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, UnionType):
+        return [p for a in typing.get_args(annotation) if a is not type(None) for p in _parts(a)]
+    return [origin or annotation]
+
+
+def _class_of(part: Any, classes: tuple[type[Any], ...], *, late: str = "") -> bool:
+    if not isinstance(part, type):
+        return False
+    kind = cast("type[Any]", part)
+    return issubclass(kind, classes) or (bool(late) and late == f"{kind.__module__}.{kind.__name__}")
+
+
+def _is_number(part: Any) -> bool:
+    return _class_of(part, (int, float), late="decimal.Decimal") and part is not bool
+
+
+def _has_length(part: Any) -> bool:
+    return isinstance(part, type) and hasattr(part, "__len__")
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys((*_BOUNDS, "multiple_of"), _is_number),
+    **dict.fromkeys(_LENGTHS, _has_length),
+    "pattern": lambda part: _class_of(part, (str,)),
+}
