@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import isclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from dspex.operators.native.fields import Field
 from dspex.operators.native.format_values import covered, format_value, refuse_marker
@@ -146,7 +146,8 @@ def _descriptions(signature: Signature, version: Version) -> str:
 
 def _description(number: int, field: Field, version: Version) -> str:
     shown = "" if field.description == f"${{{field.name}}}" else field.description  # DSPy's own placeholder
-    return f"{number}. `{field.name}` ({annotation_name(field.annotation, version)}): {shown}"
+    limits = f"\nConstraints: {field.limits}" if field.limits else ""
+    return f"{number}. `{field.name}` ({annotation_name(field.annotation, version)}): {shown}{limits}"
 
 
 def _task(signature: Signature) -> str:
@@ -179,7 +180,7 @@ def _requirement(field: Field, version: Version) -> str:
         members = [m.value for m in kind] if version.enum_values else kind.__members__
         return f"must be one of: {'; '.join(map(str, members))}"
     if get_origin(kind) is Literal:
-        return f"must exactly match (no extra characters) one of: {'; '.join(map(str, kind.__args__))}"
+        return f"must exactly match (no extra characters) one of: {'; '.join(map(str, get_args(kind)))}"
     schema = json.dumps(_type_first(json_schema(field)), ensure_ascii=False)
     return f"must adhere to the JSON schema: {schema}"
 

@@ -69,7 +69,7 @@ class Odd:
 
 class In(BaseModel):
     text: str = Field(description="what the customer wrote")
-    hint: str | None = Field(description="${hint}")
+    hint: str | None = Field(description="${hint}", max_length=9)
     tags: list[str] | None = Field(description="two\nlines")
 
 
@@ -77,6 +77,7 @@ class Out(BaseModel):
     answer: str = Field(description="short, in “English”")
     color: Color = Field(description="of <it>")
     score: int | float = Field(description=" spaces ")
+    stars: int = Field(description="", ge=1, lt=6)
     either: list[int | str] | dict[str, int] | None = Field(description="")
 
 

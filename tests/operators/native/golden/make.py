@@ -26,8 +26,17 @@ def signature(dspy: Any, case: Any, types: dict[str, Any]) -> Any:
     if isinstance(case.signature, str):
         return dspy.Signature(case.signature, case.instructions or None, custom_types=names or None)
     sides = zip(case.signature, (dspy.InputField, dspy.OutputField), strict=True)
-    fields = {n: (f.annotation, make(desc=f.description)) for m, make in sides for n, f in m.model_fields.items()}
+    fields = {
+        n: (f.annotation, kind(desc=f.description, **constraints(f)))
+        for model, kind in sides
+        for n, f in model.model_fields.items()
+    }
     return dspy.Signature(fields, case.instructions or None)
+
+
+def constraints(info: Any) -> dict[str, Any]:
+    """Those of a field of a pydantic model, as DSPy's fields take them."""
+    return {k: getattr(m, k) for m in info.metadata for k in ("ge", "lt", "max_length") if hasattr(m, k)}
 
 
 def prompts(dspy: Any, corpus: Any) -> dict[str, list[list[Any]] | None]:
