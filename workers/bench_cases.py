@@ -165,13 +165,15 @@ def _metrics() -> list[Case]:
         Case("normalize_text, 17 B", "metrics", "normalize", short["actual"], 4),
         Case("normalize_text, 1 KB", "metrics", "normalize", kilobyte["actual"], 4),
     ]
+    return cases + [_batch(name, rows) for name in ("exact_match", "f1") for rows in (1000, 10_000)]
+
+
+def _batch(name: str, rows: int) -> Case:
     words = _SENTENCE.split()
-    actual = [" ".join(words[i % 7 : i % 7 + 3 + i % 5]) + (f" {i}" if i % 3 else "") for i in range(1000)]
-    expected = [" ".join(words[i % 7 : i % 7 + 3 + i % 4]).lower() for i in range(1000)]
-    return cases + [
-        Case(f"{name}, 1,000 rows", "metrics", "batch", {"actual": actual, "expected": expected}, 10, options={"metric": name})
-        for name in ("exact_match", "f1")
-    ]
+    actual = [" ".join(words[i % 7 : i % 7 + 3 + i % 5]) + (f" {i}" if i % 3 else "") for i in range(rows)]
+    expected = [" ".join(words[i % 7 : i % 7 + 3 + i % 4]).lower() for i in range(rows)]
+    data = {"actual": actual, "expected": expected}
+    return Case(f"{name}, {rows:,} rows", "metrics", "batch", data, 10, options={"metric": name})
 
 
 def cases() -> list[Case]:
