@@ -16,9 +16,9 @@ REASONS: dict[str, str] = {
     "parse chat, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
     "parse json, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
     "f1, 1 KB": "words that repeat are counted one by one, in Python: half of it",
-    "exact_match, 1,000 rows": "what a batch costs beside its rows, and two calls of bytes.translate a row",
+    "exact_match, 1,000 rows": "half of it is what a batch costs beside its rows; then two calls of bytes.translate a row",
     "exact_match, 10,000 rows": "two calls of bytes.translate a row, from Python",
-    "f1, 1,000 rows": "what a batch costs beside its rows: some sixty calls of pyarrow and numpy",
+    "f1, 1,000 rows": "half of it is what a batch costs beside its rows: calls of pyarrow and numpy",
     "exact_match, same": "texts that differ in articles or spaces only are split into words, both of them",
 }
 
