@@ -87,4 +87,4 @@ def _told(e: Mapping[str, str]) -> str:
 
 def _shallow(value: Any, levels: int) -> bool:
     inner: Any = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return levels >= 0 and all(_shallow(v, levels - 1) for v in cast("Any", inner))
+    return levels >= 0 and all(_shallow(v, levels - 1) for v in inner)

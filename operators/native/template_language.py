@@ -31,7 +31,7 @@ TESTS = (
 )  # fmt: skip
 _PLAIN_FILTERS = (
     "abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower", "max", "min", "round",
-    "sum", "title", "trim", "truncate", "upper",
+    "sum", "title", "trim", "upper",
 )  # fmt: skip
 _LIST_FILTERS = (
     "batch", "dictsort", "groupby", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
