@@ -64,6 +64,8 @@ class CallSpec:
         tools: refs, for react.
         max_iters: for react.
         state: name of a stored compiled program; None for none.
+        fields: of the signature, what its text cannot say, by field: see `Signature.plain`. A worker that does not know
+            it, and an engine that does not send it, have descriptions and defaults of class forms left out, as ever.
         route: who answers: "auto", "worker" (DSPy) or "native". Work that does not say is of an engine that knew DSPy alone.
     """
 
@@ -78,6 +80,7 @@ class CallSpec:
     max_iters: int = 10
     state: str | None = None
     route: str = "worker"
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,7 @@ class Spec(Generic[T_co]):
             spec=CallSpec(
                 kind=self.kind,
                 target=self.target,
-                signature=str(self.signature),
-                instructions=self.signature.instructions,
+                **self.signature.plain(),
                 lm=tuple(o.get("lm", ())),
                 adapter=o.get("adapter"),
                 config=o.get("config", {}),

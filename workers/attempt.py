@@ -34,11 +34,6 @@ class Attempt:
     local: str | None
     answer: Frame
 
-    @property
-    def signature(self) -> str:
-        """The text of the signature."""
-        return self.spec.signature or self.spec.target
-
     def spend(self, read: int, written: int, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, an answer that is of no use too."""
         price = profile.price if profile else {}
@@ -58,9 +53,16 @@ def spec_of(work: Work) -> CallSpec:
 _SPEC_FIELDS = frozenset(f.name for f in fields(CallSpec))
 
 
+def signature_of(spec: CallSpec) -> str:
+    """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
+    plain = {"signature": spec.signature or spec.target, "instructions": spec.instructions, "fields": spec.fields}
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
 def program_name(spec: CallSpec) -> str:
     """`predict#…`: the kind, and a digest of what the program is made from. The same whoever answers."""
-    text = json.dumps([spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters])
+    made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
+    text = json.dumps([*made_from, *([spec.fields] if spec.fields else [])], default=str)
     return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

@@ -14,7 +14,7 @@ from dspex.operators.native.covers import covers, own_server
 from dspex.operators.native.endpoint import Endpoint
 from dspex.operators.native.predict import KINDS, Predict
 from dspex.operators.native.signature import Signature
-from dspex.workers.attempt import Attempt, program_name
+from dspex.workers.attempt import Attempt, program_name, signature_of
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
 _OPENAI = "https://api.openai.com/v1"
@@ -63,14 +63,12 @@ class Native:
             return f"{spec.kind} runs in DSPy only"
         config = json.dumps(spec.config, sort_keys=True, default=str) if spec.config else ""
         local = attempt.local if self._pool.profile(name).local else None
-        return self._predict(spec.kind, attempt.signature, spec.instructions, spec.adapter, config, name, local)
+        return self._predict(spec.kind, signature_of(spec), spec.adapter, config, name, local)
 
-    def _make(
-        self, kind: str, text: str, instructions: str, adapter: str | None, config: str, name: str, local: str | None
-    ) -> Predict | str:
+    def _make(self, kind: str, plain: str, adapter: str | None, config: str, name: str, local: str | None) -> Predict | str:
         profile = self._pool.profile(name)
         try:
-            signature = Signature(text, instructions=instructions)
+            signature = Signature.from_plain(json.loads(plain))
         except TopologyError as error:
             return error.message.splitlines()[0]
         form = adapter_of(profile, adapter)

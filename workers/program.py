@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.wire import CallSpec
 from dspex.workers import signature as signatures
-from dspex.workers.attempt import Attempt, program_name
+from dspex.workers.attempt import Attempt, program_name, signature_of
 from dspex.workers.config import PoolConfig
 from dspex.workers.failure import to_error
 from dspex.workers.frames import Frame
@@ -41,7 +41,7 @@ class Programs:
         self._refs = Refs(config["pool"], config["programs"], config["path"])
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(config["slots"], thread_name_prefix="program")
-        self._signatures: dict[tuple[str, str], type[dspy.Signature]] = {}
+        self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, Any] = {}
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
@@ -104,21 +104,15 @@ class Programs:
 
     # -- specs -----------------------------------------------------------------------------------------------------
     def _signature(self, spec: CallSpec) -> type[dspy.Signature]:
-        key = (spec.signature or spec.target, spec.instructions)
+        key = signature_of(spec)
         if key not in self._signatures:
-            names = signatures.check(key[0])
-            try:
-                make: Any = dspy.Signature  # a class whose metaclass makes classes
-                made = make(key[0], spec.instructions or None, custom_types=names or {})
-            except (ValueError, TypeError, SyntaxError) as error:
-                raise ProgramError(f"signature {key[0]!r}: {error}", node=spec.target) from error
-            self._signatures[key] = made
+            self._signatures[key] = signatures.to_dspy(signatures.read(json.loads(key)))
         return self._signatures[key]
 
     def _program(self, spec: CallSpec, signature: type[dspy.Signature], answer: Frame) -> Any:
         if spec.state:
             raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
-        key = json.dumps([spec.kind, spec.target, spec.signature, spec.instructions, spec.tools, spec.max_iters])
+        key = json.dumps([spec.kind, spec.target, signature_of(spec), spec.tools, spec.max_iters])
         if key not in self._programs:
             self._programs[key] = self._build(spec, signature)
         program, answer["program"] = self._programs[key]

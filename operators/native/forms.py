@@ -164,8 +164,10 @@ def plain_of(field: Field, read: Field) -> dict[str, Any]:
     return said
 
 
-def with_plain(field: Field, said: Mapping[str, Any]) -> Field:
+def with_plain(field: Field, said: Any) -> Field:
     """A field with what `plain_of` said. Raises TopologyError (DX210) for a default that does not fit."""
+    if not isinstance(said, Mapping):
+        raise problem("DX210", f"{field.name}: {said!r} does not describe a field", "send what Signature.plain() gives")
     default = _typed_default(field, said["default"]) if "default" in said else field.default
     return dataclasses.replace(
         field,

@@ -84,7 +84,7 @@ class Signature:
     def from_plain(cls, plain: Mapping[str, Any], *, types: Mapping[str, Any] = NOTHING) -> Self:
         """The signature that `plain()` wrote. Unknown keys are ignored. Raises TopologyError."""
         made = cls(plain["signature"], instructions=plain.get("instructions", ""), types=types)
-        said: Mapping[str, Mapping[str, Any]] = plain.get("fields") or {}
+        said: Mapping[str, Any] = plain.get("fields") or {}
         if not said:
             return made
         return cls._made(
