@@ -223,6 +223,15 @@ def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adap
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.parametrize(
+    ("adapter", "start", "bit"), [("xml", '<a b="', ">"), ("xml", "<!--", ">"), ("chat", "[[ ## ", "x"), ("json", '{"', "x")]
+)
+def test_a_marker_that_does_not_end_takes_linear_time_in_single_characters(adapter: Adapter, start: str, bit: str) -> None:
+    started = time.perf_counter()
+    assert not split(adapter, start + bit * 300_000)
+    assert time.perf_counter() - started < 4
+
+
 def test_an_adapter_that_is_not_known_is_refused() -> None:
     with pytest.raises(TopologyError, match="chta"):
         Splitter(SIGNATURE, "chta")  # type: ignore[arg-type]
