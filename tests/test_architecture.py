@@ -30,7 +30,7 @@ CATCHES_ALL = {
 WRITES_TO_STDOUT = {
     "bus/terminal.py": "the terminal",
     "__main__.py": "--version before anything is imported",
-    "workers/bench_server.py": "a process whose parent reads one line",
+    "workers/bench/server.py": "a process whose parent reads one line",
     "workers/model_server.py": "a process whose parent reads one line",
 }
 ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/", "litellm": "workers/", "xllamacpp": "workers/"}

@@ -10,7 +10,7 @@ import typer
 
 from dspex.bus.errors import DspexError
 from dspex.bus.terminal import Terminal, terminal
-from dspex.workers import cli_bench
+from dspex.workers.bench import cli as cli_bench
 
 
 def register(app: typer.Typer) -> None:

@@ -17,9 +17,9 @@ import pytest
 from dspex import __main__ as cli
 from dspex.bus.errors import DspexError
 from dspex.bus.memory import MemoryServer
-from dspex.workers import bench, bench_native
-from dspex.workers.bench_cases import GROUPS, Case, cases, same
-from dspex.workers.bench_worker import Worker
+from dspex.workers.bench import native_side, runs
+from dspex.workers.bench.cases import GROUPS, Case, cases, same
+from dspex.workers.bench.worker import Worker
 
 KEYS = [
     *("v", "operation", "group", "p50_us", "p99_us", "rate", "peer", "peer_p50_us", "peer_p99_us"),
@@ -47,13 +47,13 @@ def dspy(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("case", cases(), ids=NAMES)
 def test_both_sides_of_every_operation_give_the_same(dspy: Any, case: Case) -> None:
-    from dspex.workers import bench_dspy
+    from dspex.workers.bench import dspy_side
 
-    ours, expected = bench_native.build(case), bench_dspy.plain(case, bench_dspy.build(case)(case.data))
-    found = bench_native.plain(case, ours(case.data))
+    ours, expected = native_side.build(case), dspy_side.plain(case, dspy_side.build(case)(case.data))
+    found = native_side.plain(case, ours(case.data))
     assert same(found, expected), (found, expected)
     if case.kind not in NEVER_TWICE:
-        assert same(bench_native.plain(case, ours(case.data)), expected), "what comes from a cache is the same"
+        assert same(native_side.plain(case, ours(case.data)), expected), "what comes from a cache is the same"
 
 
 def test_operations_have_names_of_their_own_and_known_groups() -> None:
@@ -67,7 +67,7 @@ async def test_different_results_are_not_compared(dspy: Any) -> None:
     nobody = Worker(MemoryServer().connect())
     differs = Case("1e+20", "template", "template", {"x": 1e20}, peer="jinja2", options={"text": "{{ x }}"})
     with pytest.raises(DspexError, match="not compared"):
-        await bench.row(differs, 0.001, nobody)
+        await runs.row(differs, 0.001, nobody)
     assert not same({"a": 5}, {"a": 5.0})
     assert not same({"a": 1}, {"a": True})
 

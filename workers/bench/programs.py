@@ -1,0 +1,18 @@
+"""What a worker runs for `dspex bench native`: one operation, done by the peer, on data that came over the bus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dspex.workers.bench import dspy_side
+from dspex.workers.bench.cases import cases
+
+_CASES = {case.name: case for case in cases()}
+_BUILT: dict[str, Any] = {}
+
+
+async def operation(name: str, data: Any) -> dict[str, Any]:
+    """`name`: of the case."""
+    if name not in _BUILT:
+        _BUILT[name] = dspy_side.build(_CASES[name])
+    return {"result": dspy_side.plain(_CASES[name], _BUILT[name](data))}

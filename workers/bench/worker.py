@@ -1,0 +1,117 @@
+"""A worker for `dspex bench`: a pool in a process of its own on a server of its own, asked over the bus as clients ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dspex.bus import subjects
+from dspex.bus.errors import DspexError, WorkerLost, from_dict
+from dspex.bus.event import Message, new_id
+from dspex.bus.open import open_bus
+from dspex.bus.port import Bus, StreamConfig
+from dspex.bus.server import LocalServer
+from dspex.bus.settings import Settings
+from dspex.bus.wire import KIND_HEADER, RESULT, CallSpec, Outcome, Work
+from dspex.workers.bench.server import REPLIES
+
+APP, POOL = "bench", "bench"
+LIMIT = 60.0  # seconds for a call; for the start of the pool too
+
+
+class Worker:
+    """What answers."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def call(self, spec: CallSpec, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+        """The outputs of one call, and the seconds from asking to their arrival. Raises the call's error."""
+        began = time.perf_counter()
+        inbox, result = self._bus.inbox(), asyncio.get_running_loop().create_future()
+
+        async def heard(message: Message) -> None:
+            if message.headers.get(KIND_HEADER) == RESULT and not result.done():
+                result.set_result(message.data)
+
+        subscription = await self._bus.subscribe(inbox, heard)
+        try:
+            work = Work(new_id(), -1, 1, "", "bench", "", asdict(spec), inputs, timeout=LIMIT)
+            await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
+            outcome = Outcome.unpack(await asyncio.wait_for(result, LIMIT))
+        finally:
+            await subscription.close()
+        if outcome.error is not None:
+            raise from_dict(outcome.error)
+        return dict(outcome.outputs or {}), time.perf_counter() - began
+
+    async def operation(self, name: str, data: Any) -> tuple[Any, float]:
+        """An operation of `programs.py`: its result, and the seconds of the round trip."""
+        spec = CallSpec("program", "dspex.workers.bench.programs:operation", "name: str, data: Any -> result: Any")
+        outputs, seconds = await self.call(spec, {"name": name, "data": data})
+        return outputs["result"], seconds
+
+
+def by_dspy(kind: str, signature: str, lm: str) -> CallSpec:
+    """A call that DSPy itself answers, in the worker."""
+    return CallSpec(kind, signature, signature, lm=(lm,), route="worker")
+
+
+@asynccontextmanager
+async def worker(url: str) -> AsyncGenerator[Worker, None]:
+    """A worker that is ready, with each model of the server at `url` as a profile. Raises what kept it from starting."""
+    with tempfile.TemporaryDirectory(prefix="dspex-bench-") as folder:
+        async with LocalServer(Path(folder) / "jetstream", port=None) as server:
+            profiles = {model: {"model": f"openai/{model}", "base_url": url} for model in REPLIES}
+            programs = ("dspex.workers.bench.programs:*",)
+            found = Settings.model_validate(
+                {
+                    "app": APP,
+                    "server": {"url": server.url},
+                    "lm": profiles,
+                    "pools": {POOL: {"programs": programs, "lm": next(iter(profiles))}},
+                    "telemetry": {"log": "error"},
+                }
+            ).placed(Path(folder), {})
+            async with open_bus(found, name="dspex-bench") as bus, _pool(found):
+                await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+                yield Worker(bus)
+
+
+@asynccontextmanager
+async def _pool(settings: Settings) -> AsyncGenerator[None, None]:
+    """`dspex worker`, as an engine starts it: it ends when its stdin does."""
+    command = [sys.executable, "-m", "dspex", "--json", "--quiet", "worker", POOL, "--with-parent", "--grace", "0s"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=settings.root,
+        env={**os.environ, "DSPEX_SETTINGS_JSON": settings.to_json()},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(LIMIT):
+            said: dict[str, Any] = json.loads(await process.stdout.readline() or b"{}")
+        if said.get("event") != "pool ready":
+            raise _failure(said)
+        yield
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+def _failure(said: Mapping[str, Any]) -> DspexError:
+    return from_dict(said["error"]) if "error" in said else WorkerLost("the worker of the benchmark did not start", node=POOL)
