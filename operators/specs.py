@@ -19,9 +19,8 @@ from dspex.bus.wire import CallSpec
 from dspex.engine.graph import Call, Retry
 from dspex.operators import call_options, expressions
 from dspex.operators.draft import all_of, problem
-from dspex.operators.native.grammar import foreign
 from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.native.types import fields_of, type_text
+from dspex.operators.native.types import fields_of, foreign, type_text
 from dspex.operators.options import CallOptions, T_co, V
 from dspex.operators.refs import Local, is_ref, ref_of, resolve
 from dspex.operators.types import Shape, record_of, shape_of, validator

@@ -8,7 +8,8 @@ from typing import Any, NoReturn, cast
 
 from dspex.operators.native.checks import adapter
 from dspex.operators.native.fields import MISSING, Field, Role
-from dspex.operators.native.grammar import MAX_DEPTH, parse_field, refuse_name
+from dspex.operators.native.grammar import parse_field, refuse_name
+from dspex.operators.native.type_grammar import MAX_DEPTH
 from dspex.operators.native.types import constant_text
 from dspex.operators.native.words import problem
 

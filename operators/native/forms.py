@@ -15,8 +15,17 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.native.checks import hint_of
 from dspex.operators.native.constraints import CONSTRAINTS, in_words
 from dspex.operators.native.fields import MISSING, NOTHING, Field, Role, Side
-from dspex.operators.native.grammar import foreign, parse_field, refuse_name, takes_none
-from dspex.operators.native.types import constant_text, declared_fields, hints_of, required_fields, type_text, unmarked
+from dspex.operators.native.grammar import parse_field, refuse_name
+from dspex.operators.native.types import (
+    constant_text,
+    declared_fields,
+    foreign,
+    hints_of,
+    required_fields,
+    takes_none,
+    type_text,
+    unmarked,
+)
 from dspex.operators.native.words import problem
 
 

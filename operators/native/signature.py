@@ -20,8 +20,8 @@ from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.checks import Check
 from dspex.operators.native.fields import MISSING, NOTHING, Role, Side
 from dspex.operators.native.fields import Field as Field
-from dspex.operators.native.grammar import check_fields, parse, parse_field, refuse_name, takes_none
-from dspex.operators.native.types import type_text
+from dspex.operators.native.grammar import check_fields, parse, parse_field, refuse_name
+from dspex.operators.native.types import takes_none, type_text
 from dspex.operators.native.words import did_you_mean, problem
 
 _SIDES: tuple[Side, Side] = ("inputs", "outputs")

@@ -10,11 +10,12 @@ import collections.abc
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 import typing_extensions
 
-from dspex.operators.native.type_names import TUPLES, text_name
+from dspex.operators.native.type_names import TUPLES, is_known, text_name
 
 # classes whose names in `typing` are not their own
 _ALIASES = {collections.deque: "Deque", collections.defaultdict: "DefaultDict", collections.abc.Set: "AbstractSet"}
@@ -108,6 +109,22 @@ def _bare_name(tp: Any) -> str:
 def constant_text(value: Any) -> str:
     """A constant as a signature writes it. An arrow inside would be taken for the one between the sides."""
     return repr(value).replace("->", r"-\x3e")
+
+
+def foreign(annotation: Any) -> Iterator[str]:
+    """Names of the classes in a type that are on no list: other processes do not know them."""
+    if get_origin(annotation) is typing.Literal:
+        return
+    args = get_args(annotation)
+    for a in args:
+        yield from foreign(a)
+    if not args and isinstance(annotation, type) and not is_known(annotation):
+        yield annotation.__name__
+
+
+def takes_none(annotation: Any) -> bool:
+    """Whether None is of this type, as DSPy sees it: not of Any."""
+    return annotation is type(None) or type(None) in get_args(annotation)
 
 
 def modern(tp: Any) -> Any:
