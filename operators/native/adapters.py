@@ -49,4 +49,4 @@ def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict
 def _module(what: str, adapter: str) -> Any:
     if adapter not in ADAPTERS:
         raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
-    return import_module(f"dspex.operators.native.{what}_{adapter}")
+    return import_module(f".{what}_{adapter}", __package__)

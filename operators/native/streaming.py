@@ -105,7 +105,7 @@ class Splitter:
         if adapter not in ADAPTERS:
             raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
         self._sink = Sink(signature.outputs)
-        made = import_module(f"dspex.operators.native.streaming_{adapter}")
+        made = import_module(f".streaming_{adapter}", __package__)
         self._scanner: Scanner = made.Scanner(self._sink)
 
     def feed(self, piece: str) -> list[Chunk]:
