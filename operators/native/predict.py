@@ -94,7 +94,6 @@ class Predict:
         self._adapter: Adapter = adapter
         self._demos = tuple(demos)
         self._needed = [f.name for f in self.signature.inputs.values() if f.required]
-        self._checked = any(f.constraints for f in self.signature.outputs.values())
         self._constant = {"model": model_name(model), **body_params(params), **self._format(model)}
         self._end = b"," + orjson.dumps(self._constant)[1:]
 
@@ -181,8 +180,7 @@ class Predict:
         """The outputs in a reply. Raises InvalidOutput for one that does not fit, or breaks a constraint."""
         if not text:
             raise InvalidOutput("the model said nothing")
-        outputs = adapters.parse(self.signature, text, adapter=self._adapter)
-        return self.signature.check_outputs(outputs) if self._checked else outputs
+        return adapters.parse(self.signature, text, adapter=self._adapter)
 
 
 class ChainOfThought(Predict):

@@ -157,7 +157,6 @@ async def test_a_large_request_is_sent_whole() -> None:
         (response(500, b"<html>"), LMUnavailable),
         (response(429, b'{"error": "slow down"}'), RateLimited),
         (response(429, b"[]"), RateLimited),
-        (response(302, b"", Location="http://127.0.0.1:1/elsewhere"), LMUnavailable),
         (response(200, b"<html>"), LMUnavailable),
         (response(200, b"[1]"), LMUnavailable),
         (response(200, b'{"choices": {"a": 1}}'), LMUnavailable),
@@ -175,6 +174,14 @@ async def test_what_is_no_answer_has_its_class(answer: bytes, kind: type[CallErr
         await asked(answer)
     assert type(caught.value) is kind
     assert "127.0.0.1" in caught.value.message
+
+
+@pytest.mark.asyncio
+async def test_a_redirect_is_not_followed_for_it_could_lead_the_key_anywhere() -> None:
+    async with serving(ok("elsewhere")) as (elsewhere, at):
+        with pytest.raises(LMUnavailable, match="answered 307"):
+            await asked(response(307, b"", Location=f"{at.base_url}chat/completions"))
+        assert elsewhere.requests == []
 
 
 @pytest.mark.asyncio

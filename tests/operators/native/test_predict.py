@@ -102,10 +102,21 @@ _VALUES = {
     "Optional[int]": st.none() | st.integers(0, 9),
     "Literal['a', 'b']": st.sampled_from(["a", "b"]),
     "Any": _JSON,
+    "datetime.date": st.sampled_from(["2026-01-31", "today"]),
+    "list[dict[str, Any]]": st.lists(st.dictionaries(st.just("k"), _JSON), max_size=2),
 }
 _OUTPUTS = [
     *("", "str", "int", "float", "bool", "list[str]", "dict[str, int]", "Optional[int]", "str | None", "Literal['yes', 'ß']"),
-    *("Literal[1, 2]", "list[dict[str, int]]", "tuple[int, str]", "list[int] | None", "Any"),
+    *(
+        "Literal[1, 2]",
+        "list[dict[str, int]]",
+        "tuple[int, str]",
+        "list[int] | None",
+        "Any",
+        "set[str]",
+        "datetime.date",
+        "bytes",
+    ),
 ]
 _IN, _OUT = ["text", "question", "weiß", "n", "completed"], ["reply", "answer", "größe", "label"]
 _PARAMS = st.fixed_dictionaries(
