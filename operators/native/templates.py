@@ -100,7 +100,7 @@ class Template:
         except TemplateError as e:
             if e.kind == "OutOfFuel" and not counted:
                 raise _OutOfSteps from None
-            raise _failure(e, {**dict.fromkeys(data), **values}) from e
+            raise _failure(e, self.text, {**dict.fromkeys(data), **values}) from e
 
     def _environment(self, steps: int, *, counted: bool) -> Any:
         """The template, compiled to run at most so many steps (rounded down to a power of two)."""
@@ -140,11 +140,14 @@ class _Counter:
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
-def _failure(e: Any, values: Mapping[str, Any]) -> ExpressionError:
+def _failure(e: Any, text: str, values: Mapping[str, Any]) -> ExpressionError:
     detail = str(e.detail or e.message)[:300]
     if e.kind == "UndefinedError":
         path = re.search(r"`(.*)` is undefined", detail)
-        return _missing(path[1] if path else "a field", values, f" in line {e.line}")
+        start, end = e.range or (0, 0)
+        return _missing(
+            path[1] if path else text.encode()[start:end].decode(errors="replace")[:80], values, f" in line {e.line}"
+        )
     if e.kind == "OutOfFuel":
         return ExpressionError("the template takes too many steps for data of this size", fix="fewer or shorter loops")
     return ExpressionError(f"the template failed in line {e.line}: {detail}", fix="correct the template or the data")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from dspex import Signature, Topology
-from dspex.bus.errors import ExpressionError, TopologyError
+from dspex.bus.errors import ExpressionError, InvalidInput, TopologyError
 from dspex.operators import render, template
+from dspex.operators.native.schema import Schema
+from dspex.operators.show import text as text_of
+from dspex.operators.yaml_schema import yaml_schema
 
 
 class Customer(BaseModel):
@@ -146,6 +150,32 @@ def test_yaml_and_python_are_the_same_graph(tmp_path):
     assert loaded.digest == topology.digest
     (tmp_path / "again.yaml").write_text(topology.to_yaml())
     assert Topology.load(tmp_path / "again.yaml").digest == topology.digest
+
+
+def test_editors_know_the_new_operators(tmp_path):
+    check = Schema(yaml_schema()).check
+    check(yaml.safe_load(YAML))
+    parse = "{ from: a.b, parse: '-> a', field: b, adapter: pairs }"
+    score = "{ from: a.b, score: f1, expected: a, actual: b, field: c }"
+    for node in (parse, score):
+        check(yaml.safe_load(YAML.replace("sinks:", f"  more: {node}\nsinks:")))
+    for wrong in (
+        parse.replace("pairs", "yaml"),
+        score.replace("actual", "actul"),
+        "{ from: a.b, render: x, field: y, syntax: z }",
+    ):
+        with pytest.raises(InvalidInput, match="more"):
+            check(yaml.safe_load(YAML.replace("sinks:", f"  more: {wrong}\nsinks:")))
+
+
+def test_the_topology_is_shown_with_its_templates_and_signatures(tmp_path):
+    (tmp_path / "t.yaml").write_text(YAML)
+    topology = Topology.load(tmp_path / "t.yaml")
+    shown = text_of(topology.graph)
+    assert "Dear {{ name }}" in shown
+    assert '{"signature":"name -> answer: int"' in shown
+    assert {n.name: n.fields for n in topology.describe().nodes}["ask"] is None
+    assert "ask<br/>render" in topology.to_mermaid()
 
 
 @pytest.mark.parametrize(
