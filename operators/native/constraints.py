@@ -53,10 +53,13 @@ def _wrong_pattern(pattern: str) -> str | None:
 
 def misfit(annotation: Any, constraints: Mapping[str, Any]) -> str | None:
     """Why constraints of a text do not fit its type, so that every value would fail; None if they fit."""
-    for part in _parts(annotation):
-        for name in constraints:
+    parts = _parts(annotation)
+    for name, value in constraints.items():
+        for part in parts:
             if not _FITS[name](part):
                 return f"{name} does not fit {getattr(part, '__name__', part)}"
+        if parts == [int] and isinstance(value, float) and not value.is_integer():
+            return f"{name} of an int takes a whole number"
     return None
 
 
@@ -86,5 +89,5 @@ def _has_length(part: Any) -> bool:
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*_BOUNDS, "multiple_of"), _is_number),
     **dict.fromkeys(_LENGTHS, _has_length),
-    "pattern": lambda part: _class_of(part, (str,)),
+    "pattern": lambda part: _class_of(part, (str, bytes)),
 }

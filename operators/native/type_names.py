@@ -17,7 +17,7 @@ from dspex.operators.native.fields import NOTHING
 BUILTINS = (str, int, float, bool, bytes, complex, list, dict, tuple, set, frozenset)
 _FORMS = ("Optional", "Union", "Literal", "Annotated")  # what is a type only with parameters
 _ONE = ("List", "Set", "FrozenSet", "Sequence", "MutableSequence", "AbstractSet", "MutableSet", "Deque", "Counter")
-_TWO = ("Dict", "Mapping", "MutableMapping", "DefaultDict", "OrderedDict")
+_TWO = ("Dict", "Mapping", "MutableMapping", "OrderedDict")
 _TYPING = ("Any", "Text", "Tuple", *_FORMS, *_ONE, *_TWO)
 _DATETIME = ("date", "datetime", "time", "timedelta")
 _LATE = {"uuid.UUID": ("uuid", "UUID"), "decimal.Decimal": ("decimal", "Decimal")}  # imported when a text names them
