@@ -31,12 +31,12 @@ ANY = Signature("q -> a: list[Any], b: int")
 @pytest.mark.parametrize("bit", BITS, ids=repr)
 def test_a_megabyte_of_anything_is_read_or_refused_within_seconds(bit: str) -> None:
     for text in ((bit * MEGABYTE)[:MEGABYTE], '["' + (bit * 20_000)[:20_000]):
-        started = time.perf_counter()
+        started = time.process_time()
         for adapter in ("chat", "json", "xml"):
             with pytest.raises(InvalidOutput) as e:
                 parse(ANY, text, adapter=adapter)
             assert len(str(e.value)) < 2_000
-        assert time.perf_counter() - started < 6
+        assert time.process_time() - started < 6
 
 
 class Color(enum.Enum):
@@ -64,10 +64,10 @@ def test_a_long_value_of_any_type_is_read_or_refused_within_seconds(annotation: 
         "[" + "9" * MEGABYTE + "]",
         "not " * MEGABYTE,
     ):
-        started = time.perf_counter()
+        started = time.process_time()
         with contextlib.suppress(InvalidOutput):
             parse_value(text, annotation)
-        assert time.perf_counter() - started < 3
+        assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("depth", [201, 900, 5_000, 100_000])

@@ -148,7 +148,7 @@ def test_items_are_those_of_lists(text: str, found: list[str]) -> None:
 )
 def test_a_hostile_text_takes_no_long_time(bit: str) -> None:
     text = (bit * 1_000_000)[:1_000_000]
-    started = time.perf_counter()
+    started = time.process_time()
     for read in (code_blocks, key_values, numbers, items):
         read(text)
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4

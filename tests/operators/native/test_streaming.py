@@ -216,20 +216,20 @@ def test_text_that_can_be_no_marker_comes_at_once(adapter: Adapter, start: str) 
 )
 def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adapter, text: str) -> None:
     hostile = (text * (200_000 // len(text)))[:200_000]
-    started = time.perf_counter()
+    started = time.process_time()
     for first in ("", text, "[[ ## a ## ]]\n", '{"a": "', "<a>"):
         split(adapter, first + hostile[:4_000])
         split(adapter, [first, hostile])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
     ("adapter", "start", "bit"), [("xml", '<a b="', ">"), ("xml", "<!--", ">"), ("chat", "[[ ## ", "x"), ("json", '{"', "x")]
 )
 def test_a_marker_that_does_not_end_takes_linear_time_in_single_characters(adapter: Adapter, start: str, bit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert not split(adapter, start + bit * 300_000)
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
 
 
 def test_an_adapter_that_is_not_known_is_refused() -> None:
