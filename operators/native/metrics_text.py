@@ -48,7 +48,12 @@ def words_of_both(one: str, other: str) -> tuple[list[str], list[str]]:
 
 def same_words(one: str, other: str) -> bool:
     """Whether `words` of both are the same."""
-    return one == other or same_plain(_plain(one), _plain(other))
+    if one == other:
+        return True
+    if len(one) + len(other) < _SHORT:
+        ours, theirs = words_of_both(one, other)
+        return ours == theirs
+    return same_plain(_plain(one), _plain(other))
 
 
 def same_plain(one: bytes, other: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from itertools import product
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_an_answer_out_of_the_passage_is_found_where_dspy_finds_it(
 ) -> None:
     passage, answer = " ".join(words), " ".join(words[start : start + size])
     assert metrics.passage_match(passage, answer) == theirs["passage_match"]([passage], answer)
+
+
+@given(seed=st.integers(), distinct=st.integers(1, 200))
+def test_long_texts_that_repeat_their_words_give_dspys_numbers(theirs: Any, seed: int, distinct: int) -> None:
+    chance = random.Random(seed)
+    actual, reference = (
+        " ".join(f"w{chance.randrange(distinct)}" for _ in range(chance.randrange(30, 120))) + chance.choice(["", " the é"])
+        for _ in range(2)
+    )
+    for metric in OF_ONE:
+        assert metrics.METRICS[metric](actual, reference) == theirs[metric](actual, [reference]), metric
+
+
+def test_marks_that_deleting_punctuation_brings_together_are_put_in_order(theirs: Any) -> None:
+    passage, answer = "x\u0301.\u0323y", "x\u0323\u0301y"
+    assert metrics.passage_match(passage, answer) == theirs["passage_match"]([passage], answer) == 1.0
 
 
 def test_the_written_corpus_gives_dspys_numbers(theirs: Any) -> None:
