@@ -28,6 +28,7 @@ from dspex.operators.native.words import nearest, problem
 MAX_OUTPUT = 16 * 2**20  # characters
 _MAX_WORK = 2 * 10**10  # steps times the size of a value
 _MAX_STEPS = 1_000_000
+_INT64 = 2**63
 _NAME = "template"  # without .html, which would escape
 _LONG_NUMBER = re.compile(rb"\de[-+]?\d")
 
@@ -44,7 +45,7 @@ class Template:
         self._counter = _Counter()
         self._compiled: dict[tuple[int, bool], Any] = {}
         self._counting = Lock()
-        self._environment(1, counted=False)  # says what is wrong with it now, not at the first datum
+        self._environment(14, counted=False)  # says what is wrong with it now, not at the first datum
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
@@ -65,59 +66,62 @@ class Template:
         Raises ExpressionError where a field is missing, or where a value does not fit what is done with it; InvalidInput
         for data that JSON does not have, or that is too large.
         """
-        raw = json_bytes({n: data[n] for n in self._facts.names if n in data})
-        values = orjson.loads(raw)
-        size = self._size(raw, values)
+        values, size = self._values(data)
         if not self._facts.careful:
-            steps = min(_MAX_STEPS, MAX_OUTPUT // size)
             try:
-                return self._run(values, steps, data, counted=False)
+                return self._run(values, min(_MAX_STEPS, MAX_OUTPUT // max(size, self._facts.text)), data, counted=False)
             except _OutOfSteps:
                 pass
-        steps = min(_MAX_STEPS, _MAX_WORK // size, 8 * MAX_OUTPUT // max(self._facts.text, 1))
+        steps = min(_MAX_STEPS, _MAX_WORK // size, 2 * MAX_OUTPUT // max(self._facts.text, 1))
         with self._counting:
             self._counter.left = MAX_OUTPUT
             return self._run({n: _hidden(v) for n, v in values.items()}, steps, data, counted=True)
 
-    def _size(self, raw: bytes, values: Any) -> int:
+    def _values(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """The fields that the template may read, as JSON has them; and how large a value can be that it makes of them."""
         facts = self._facts
-        # 1e308 is written out: it prints 309 characters
-        size = (len(raw) + 310 * len(_LONG_NUMBER.findall(raw)) + facts.size) * facts.growth
+        values = {n: data[n] for n in facts.names if n in data}
+        size = 0
+        for value in values.values():
+            kind = value.__class__
+            if kind is str and value.isascii():  # other text may have half characters: JSON finds them
+                size += len(value)
+            elif kind is not bool and value is not None and not (kind is int and -_INT64 <= value < _INT64):
+                raw = json_bytes(values)
+                values = orjson.loads(raw)
+                size = len(raw) + 310 * len(_LONG_NUMBER.findall(raw))  # 1e308 is written out
+                break
+        size = (size + facts.size) * facts.growth
         if facts.indents:
             size *= max(1, _depth(values))
         if size > MAX_VALUE:
-            raise InvalidInput(
-                f"{len(raw)} bytes of data are too much for the template, which can make {facts.growth} times as much of it",
-                fix=SPLIT,
-            )
-        return size
+            what = f"the data is too much for the template, which could make {size} characters of it in one value"
+            raise InvalidInput(what, fix=SPLIT)
+        return values, size
 
     def _run(self, values: Mapping[str, Any], steps: int, data: Mapping[str, Any], *, counted: bool) -> str:
-        from minijinja import TemplateError
-
+        size = steps.bit_length()  # steps are rounded down to a power of two: few environments do for all
+        environment = self._compiled.get((size, counted)) or self._environment(size, counted=counted)
         try:
-            return cast("str", self._environment(steps, counted=counted).render_template(_NAME, **values))
-        except TemplateError as e:
+            return cast("str", environment.render_template(_NAME, **values))
+        except self._template_error as e:
             if e.kind == "OutOfFuel" and not counted:
                 raise _OutOfSteps from None
             raise _failure(e, self.text, {**dict.fromkeys(data), **values}) from e
 
-    def _environment(self, steps: int, *, counted: bool) -> Any:
-        """The template, compiled to run at most so many steps (rounded down to a power of two)."""
-        key = max(steps, 1).bit_length() - 1, counted
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(1 << key[0], counted)
-        return self._compiled[key]
-
-    def _compile(self, fuel: int, counted: bool) -> Any:
+    def _environment(self, size: int, *, counted: bool) -> Any:
+        """The template, compiled to run at most 2 ** (size - 1) steps."""
         from minijinja import Environment, TemplateError
 
+        fuel = 1 << max(size - 1, 0)
         environment = Environment(fuel=fuel, undefined_behavior="strict", finalizer=self._counter if counted else None)
         try:
             environment.add_template(_NAME, self.text)
         except TemplateError as e:
             what = f"the template cannot be read: {e.detail or e.message}, in line {e.line or 1}"
             raise problem("DX225", what, "correct the template") from e
+        self._template_error: Any = TemplateError
+        self._compiled[size, counted] = environment
         return environment
 
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from typing import Any
 
 import jinja2
@@ -116,7 +117,7 @@ def test_a_bad_template_is_refused_with_its_line(text, message, fix):
 
 
 # -- equal to jinja2
-_text = st.text(st.sampled_from("ab é<&>\"'\\\n0_{}%#ß"), max_size=6)
+_text = st.text(st.sampled_from("ab é<&>\"'\\\n0_{}%#ñ"), max_size=6)
 _number = st.integers(-99, 99)
 _scalar = st.one_of(_text, _number, st.booleans(), st.none())
 _data = st.fixed_dictionaries(
@@ -219,7 +220,8 @@ _STRICT.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": Fal
 def of_jinja2(text: str, data: dict[str, Any]) -> str | None:
     """What jinja2 renders; None where it fails."""
     try:
-        return _STRICT.from_string(text).render(data)
+        with warnings.catch_warnings(action="ignore"):  # of Python, about what jinja2 makes of 7[0:2]
+            return _STRICT.from_string(text).render(data)
     except (jinja2.UndefinedError, ZeroDivisionError):
         return None
 
@@ -258,6 +260,7 @@ def test_a_template_renders_as_jinja2_does(text, data):
         ("{{ 1 < 'a' }}", "True", None),
         ("{{ 5|indent }}", "5", None),
         ("{{ '7x'|int }}", None, "0"),
+        ("{{ 'ßa'|capitalize }}", "SSa", "Ssa"),
         ("{{ {'items': 1}.items }}", "1", "<built-in method items of dict object at 0x"),
     ],
 )
@@ -287,6 +290,8 @@ BOMBS = [
     "{% for i in range(999999999) %}a{% endfor %}",
     "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}",
     "{% for i in range(99999) %}" + "text" * 1000 + "{% endfor %}",
+    "{% for i in range(99999) %}" + "text" * 16000 + "{% endfor %}",
+    "{% for i in range(99999) %}" + "text" * 100 + "{% if false %}{{ i }}{% endif %}{% endfor %}",
     "{% set x = x ~ x %}" * 60 + "{{ x }}",
     "{% set x = x + x %}" * 60 + "{{ x }}",
     "{% for x in [x ~ x] %}" * 40 + "{{ x }}" + "{% endfor %}" * 40,
@@ -391,12 +396,13 @@ watched = ("open", "socket.connect", "socket.getaddrinfo", "import", "exec", "co
 sys.addaudithook(lambda event, args: seen.append([event, repr(args)[:200]]) if event in watched else None)
 data = {"x": "abc'!" * 1000, "n": 10**9, "rows": [{"n": i} for i in range(300)], "d": {"k": 1}}
 for text in json.loads(sys.stdin.read()):
-    began, end = time.perf_counter(), "error"
+    began, size = time.perf_counter(), 0
     try:
-        end = Template(text).render(data)[:300]
+        end = Template(text).render(data)
+        end, size = end[:300], len(end)
     except DspexError as e:
         end = e.code
-    print(json.dumps([text[:60], time.perf_counter() - began, end]))
+    print(json.dumps([text[:60], time.perf_counter() - began, end, size]))
 print(json.dumps(seen))
 """
 
@@ -408,7 +414,7 @@ def test_a_hostile_template_ends_soon_and_reaches_nothing():
     *results, seen = [json.loads(line) for line in done.stdout.splitlines()]
     assert seen == []
     assert len(results) == len(BOMBS) + len(ESCAPES)
-    assert [r for r in results if r[1] > 3] == []
+    assert [r for r in results if r[1] > 3 or r[3] > MAX_OUTPUT] == []
     assert [r for r in results if "object at 0x" in r[2] or "<built-in" in r[2] or "<class" in r[2] or "root:" in r[2]] == []
 
 
