@@ -1,4 +1,4 @@
-"""The real thing: llama.cpp and SmolLM2 behind DSPy. Wrong answers are fine, answers that do not fit are not."""
+"""The real thing: llama.cpp and SmolLM2, asked natively and by DSPy. Wrong answers are fine, unfit ones are not."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ LOCAL = {"main": Profile("main", "local/smollm2-135m")}
 
 
 @pytest.mark.asyncio
-async def test_the_local_model_holds_to_a_signature_of_ten_intents() -> None:
-    spec = CallSpec("predict", SIGNATURE, SIGNATURE)
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_the_local_model_holds_to_a_signature_of_ten_intents(route: str) -> None:
+    spec = CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
     async with running(config("", profiles=LOCAL)) as bench:
         outcomes = await bench.ask(*[work(t, spec=spec, timeout=40) for t in TEXTS], timeout=45)
-        assert [o.error for o in outcomes] == [None] * len(TEXTS)
+        assert [(o.error, o.route) for o in outcomes] == [(None, route)] * len(TEXTS)
         for outcome in outcomes:
             assert outcome.outputs is not None
             assert outcome.outputs["intent"] in INTENTS
