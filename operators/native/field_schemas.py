@@ -85,13 +85,17 @@ def _type(where: str, schema: Any, depth: int) -> tuple[str, dict[str, Any]]:
     """The text of a type, and what constrains it."""
     if schema is True or schema == {}:
         return "Any", {}
-    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
-        _refuse(where, repr(schema)[:40])
+    if depth > MAX_DEPTH:
+        _refuse(where, f"more than {MAX_DEPTH} levels")
+    if not isinstance(schema, Mapping):
+        _refuse(where, "a list" if isinstance(schema, list) else repr(schema)[:40])
     part: Mapping[str, Any] = schema
     for key in part:
         if key not in _SILENT and key not in _KNOWN and key not in _CONSTRAINTS:
             _refuse(where, key)
     constraints = {_CONSTRAINTS[k]: v for k, v in part.items() if k in _CONSTRAINTS}
+    if isinstance(part.get("prefixItems"), list) and {*constraints.values()} <= {len(part["prefixItems"])}:
+        constraints = {}  # a tuple says its length itself
     for key, read in _READERS.items():
         if key in part:
             return read(where, part, depth), constraints

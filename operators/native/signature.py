@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, Self
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.operators.native import adapters, field_schemas, forms
@@ -198,9 +198,16 @@ class Signature:
         return adapters.messages(self, data, adapter=adapter, demos=demos, version=version)
 
     def parse(self, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
-        """The outputs in a model's reply; constraints count. Raises InvalidOutput that lists every field."""
-        outputs = adapters.parse(self, text, adapter=adapter)
-        return self.check_outputs(outputs) if any(f.constraints for f in self.outputs.values()) else outputs
+        """The outputs in a model's reply, typed as DSPy types them; constraints count, other than in DSPy.
+
+        Raises InvalidOutput that lists every field that is missing or does not fit; TopologyError (DX205) for no adapter.
+        """
+        return self.parsers[adapter](text)
+
+    @cached_property
+    def parsers(self) -> Mapping[str, Callable[[str], dict[str, Any]]]:
+        """What `parse` uses, by adapter."""
+        return adapters.Parsers(self)
 
     def compiled(self, key: Hashable, make: Callable[[Signature], Any]) -> Any:
         """What `make` makes of this signature, made once for each `key`: parsers, prompts, field_schemas."""
@@ -298,7 +305,8 @@ class Signature:
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a signature never changes; with_instructions and others make a new one (set {name})")
 
-    __delattr__ = cast("Any", __setattr__)
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
 
     def __copy__(self) -> Self:
         return self

@@ -1,0 +1,189 @@
+# lists are read best in long lines
+"""Signatures from an enemy: a clear error in bounded time, and nothing is imported, evaluated or read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspex.bus.errors import TopologyError
+from dspex.operators.native.signature import Signature
+
+BUDGET = 0.5  # seconds of the processor for one text; the longest takes a twentieth of it
+N = 65_000
+HUGE = {
+    "one name": "a" * 1_000_000 + " -> b",
+    "a long name": "a" * N + " -> b",
+    "spaces": "a -> b" + " " * N,
+    "lines": "a -> b" + "\n" * N,
+    "comments": "a -> b" + "#" * N,
+    "comment lines": "a -> b" + "#\n" * (N // 2),
+    "continued lines": "a -> b" + "\\\n" * (N // 2),
+    "backslashes": "a -> b" + "\\" * N,
+    "fields": ", ".join(f"a{i}" for i in range(9_000)) + " -> b",
+    "the same field": "a, " * 20_000 + "a -> b",
+    "commas": "," * N + " -> b",
+    "colons": "a" + ":" * N + " -> b",
+    "opened": "a -> b: " + "list[" * 12_000,
+    "nested": "a -> b: " + "list[" * 9_000 + "int" + "]" * 9_000,
+    "parentheses": "a -> b: " + "(" * 30_000 + "int" + ")" * 30_000,
+    "annotated": "a -> b: " + "Annotated[" * 6_000,
+    "nested literals": "a -> b: " + "Literal[" * 8_000,
+    "quotes": "a -> b: Literal[" + "'" * N,
+    "double quotes": "a -> b: Literal[" + '"' * N,
+    "unclosed": "a -> b: Literal['" + "x" * N,
+    "escapes": "a -> b: Literal['" + "\\" * N,
+    "an unclosed long text": "a -> b: Literal['''" + "x'\\'" * (N // 4),
+    "names of characters": "a -> b: Literal['" + "\\N{X}" * 12_000 + "']",
+    "texts side by side": "a -> b: Literal[" + "'' " * 20_000 + "]",
+    "choices": "a -> b: Literal[" + ", ".join(f"'{i}'" for i in range(7_000)) + "]",
+    "a union": "a -> b: " + " | ".join(["int", "str", "None"] * 3_000),
+    "a union of choices": "a -> b: " + " | ".join(f"Literal['{i}']" for i in range(3_500)),
+    "parameters": "a -> b: tuple[" + "int, " * 12_000 + "int]",
+    "dots": "a -> b: a" + ".a" * 30_000,
+    "digits": "a -> b: Literal[" + "9" * N + "]",
+    "a number and letters": "a -> b: Literal[" + "1e" * 30_000 + "]",
+    "an unknown name": "a -> b: " + "Strin" * 12_000,
+    "many unknown names": "a -> " + ", ".join(f"b{i}: T{i}" for i in range(5_000)),
+    "constraints": "a -> b: Annotated[int, " + "Field(ge=1), " * 4_000 + "]",
+    "letters that are more": "a" + "ﷺ" * 20_000 + " -> b",
+    "marks": "a" + "\u0301" * N + " -> b",
+    "zeros": "a -> b" + "\0" * N,
+    "surrogates": "a -> b: Literal['" + "\ud800" * N + "']",
+    "arrows": "->" * 30_000,
+    "a pattern": "a -> b: Annotated[str, Field(pattern='" + "(a*)*" * 5_000 + "')]",
+    "a pattern that repeats": "a -> b: Annotated[str, Field(pattern='((a{1000}){1000}){1000}')]",
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_text_of_any_size_is_read_or_refused_in_bounded_time(name):
+    began = time.process_time()
+    problem = refusal(HUGE[name])
+    assert time.process_time() - began < BUDGET
+    assert problem is None or (problem.code in ("DX209", "DX210") and len(problem.message + problem.fix) < 2000)
+
+
+def refusal(text: str) -> TopologyError | None:
+    try:
+        made = Signature(text)
+    except TopologyError as e:
+        return e
+    assert Signature(str(made)) == made
+    return None
+
+
+PIECES = [
+    "a",
+    "->",
+    ":",
+    ",",
+    "[",
+    "]",
+    "(",
+    ")",
+    "'",
+    '"',
+    "\\",
+    "#",
+    "\n",
+    "|",
+    "list[",
+    "Literal['x'",
+    "Annotated[",
+    "Field(",
+    "=",
+    "*",
+    "1",
+    ".",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(PIECES), st.integers(1, 400)), max_size=6))
+def test_repeated_pieces_are_read_or_refused_in_bounded_time(parts):
+    text = "".join(piece * times for piece, times in parts)
+    began = time.process_time()
+    with suppress(TopologyError):  # any other exception fails the test
+        Signature(text if "->" in text else f"a -> b: {text}")
+    assert time.process_time() - began < BUDGET
+
+
+def test_no_signature_is_kept_that_is_long_and_not_any_number_of_short_ones():
+    from dspex.operators.native import signature
+
+    kept = signature._known.cache_info()
+    assert kept.maxsize is not None
+    long = "a -> b" + " " * 5_000
+    assert Signature(long) is not Signature(long)
+    assert Signature(long) == Signature("a -> b")
+
+
+NAMES = [
+    "this",
+    "os",
+    "os.system",
+    "antigravity",
+    "typing.sys",
+    "typing.sys.modules",
+    "datetime.sys",
+    "collections.OrderedDict",
+]
+NAMES += [
+    "re.Pattern",
+    "builtins.int",
+    "dspy.LM",
+    "dspy.settings",
+    "int.__class__",
+    "list.__subclasses__",
+    "str.join",
+    "type",
+    "object",
+]
+NAMES += [
+    "T.__class__",
+    "T.method",
+    "T.Inner.__init__",
+    "T._Hidden",
+    "T.alias",
+    "T.x",
+    "__import__('os')",
+    "open('x')",
+    "(lambda: 1)",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_reaches_nothing_but_the_list_and_the_classes_in_the_body_of_a_given_one(name):
+    class T:
+        class Inner:
+            pass
+
+        class _Hidden:
+            pass
+
+        x = 5
+        alias = property(lambda self: 1 / 0)
+
+        def method(self) -> None: ...
+
+    before = set(sys.modules)
+    with pytest.raises(TopologyError):
+        Signature(f"a -> b: {name}", types={"T": T})
+    assert set(sys.modules) == before
+    assert Signature("a -> b: list[T.Inner]", types={"T": T}).outputs["b"].annotation == list[T.Inner]
+
+
+def test_reading_and_checking_import_no_dspy_and_reading_no_pydantic():
+    code = (
+        "import sys; from dspex.operators.native.signature import Signature as S\n"
+        "s = S('a: dspy.Image, n: int -> b: list[uuid.UUID], c: Literal[1]').insert(0, 'x', 'input', 'str'); str(s), s.digest\n"
+        "assert 'pydantic' not in sys.modules; s.plain(); s.check_outputs({'b': [], 'c': 1})\n"
+        "assert 'dspy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
