@@ -5,7 +5,7 @@ Each is written after DSPy's adapter of the same name and gives the same bytes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -41,8 +41,20 @@ def messages(
 
 
 def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
-    """The outputs in a model's reply, typed as DSPy types them. Raises InvalidOutput that lists what is missing or wrong."""
-    return _module("parse", adapter).parse(signature, text)  # type: ignore[no-any-return]
+    """The outputs in a model's reply, see `Signature.parse`."""
+    return signature.parsers[adapter](text)
+
+
+class Parsers(dict[str, Callable[[str], dict[str, Any]]]):
+    """The parsers of one signature by adapter, each made when it is first used: a reply pays a look-up and no more."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self._signature = signature
+
+    def __missing__(self, adapter: str) -> Callable[[str], dict[str, Any]]:
+        made: Callable[[str], dict[str, Any]] = _module("parse", adapter).parser(self._signature)
+        return self.setdefault(adapter, made)
 
 
 @lru_cache(maxsize=8)

@@ -18,18 +18,12 @@ _MARKER = re.compile(re.escape(_OPEN))
 _HEADER = re.compile(r"\[\[ ## (\w+) ## \]\]")
 
 
-def parse(signature: Signature, text: str) -> dict[str, Any]:
-    """The outputs in `text`, as DSPy's ChatAdapter reads them.
+def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
+    """A function that reads a reply's outputs as DSPy's ChatAdapter does. Replies just as asked for take a shorter way.
 
     A header stands alone at the start of a line; the first of a name counts; text before the first header, and below headers
-    of other names, is left out. Raises InvalidOutput that lists all that is missing or does not fit.
+    of other names, is left out. It raises InvalidOutput that lists all that is missing or does not fit.
     """
-    run: Callable[[str], dict[str, Any]] = signature.compiled("parse.chat", _compile)
-    return run(text)
-
-
-def _compile(signature: Signature) -> Callable[[str], dict[str, Any]]:
-    """The parser of one signature: replies that are just as they were asked for take a shorter way."""
     outputs = Outputs.of(signature)
     headers = [(name, f"{_OPEN}{name}{_CLOSE}\n", convert) for name, convert in outputs.converters.items()]
 

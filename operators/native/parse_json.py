@@ -15,18 +15,12 @@ if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
 
-def parse(signature: Signature, text: str) -> dict[str, Any]:
-    """The outputs in `text`, as DSPy's JSONAdapter reads them.
+def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
+    """A function that reads a reply's outputs as DSPy's JSONAdapter does. An object just as asked for takes a shorter way.
 
     Broken JSON is repaired; fences and words around it are left out; of several objects the last counts, of equal keys too.
-    Raises InvalidOutput that lists all that is missing or does not fit.
+    It raises InvalidOutput that lists all that is missing or does not fit.
     """
-    run: Callable[[str], dict[str, Any]] = signature.compiled("parse.json", _compile)
-    return run(text)
-
-
-def _compile(signature: Signature) -> Callable[[str], dict[str, Any]]:
-    """The parser of one signature: an object that is just as it was asked for takes a shorter way."""
     outputs = Outputs.of(signature)
     converters = list(outputs.converters.items())
 

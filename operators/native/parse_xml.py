@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspex.operators.native.outputs import Outputs, unfit
@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 Schema = Mapping[str, Any]
 
 
-def parse(signature: Signature, text: str) -> dict[str, Any]:
-    """The outputs in `text`, as DSPy's XMLAdapter reads them.
+def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
+    """A function that reads a reply's outputs as DSPy's XMLAdapter does.
 
     The reply must be well-formed below a root of its own: `<answer>…</answer>`, in any order, with words between. Elements in
-    an output become objects and lists as its JSON Schema says. Raises InvalidOutput that lists all that is missing or wrong.
+    an output become objects and lists as its JSON Schema says. It raises InvalidOutput that lists all that is missing or wrong.
     """
-    outputs: Outputs = signature.compiled("parse.xml", _Elements)
-    try:
-        root = ET.fromstring(f"<dspy_root>{text}</dspy_root>")  # no DOCTYPE in an element: no entities
-    except (ET.ParseError, ValueError) as e:  # ValueError: a lone surrogate
-        raise unfit(f"it is no XML ({e})", text) from e
-    return outputs.typed(_grouped(root), text)
+    outputs = _Elements(signature)
+
+    def parse_text(text: str) -> dict[str, Any]:
+        try:
+            root = ET.fromstring(f"<dspy_root>{text}</dspy_root>")  # no DOCTYPE in an element: no entities
+        except (ET.ParseError, ValueError) as e:  # ValueError: a lone surrogate
+            raise unfit(f"it is no XML ({e})", text) from e
+        return outputs.typed(_grouped(root), text)
+
+    return parse_text
 
 
 class _Elements(Outputs):

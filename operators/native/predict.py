@@ -180,7 +180,7 @@ class Predict:
         """The outputs in a reply. Raises InvalidOutput for one that does not fit, or breaks a constraint."""
         if not text:
             raise InvalidOutput("the model said nothing")
-        return adapters.parse(self.signature, text, adapter=self._adapter)
+        return self.signature.parse(text, adapter=self._adapter)
 
 
 class ChainOfThought(Predict):

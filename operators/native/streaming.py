@@ -86,7 +86,7 @@ class Scanner(Protocol):
 class Splitter:
     """Splits one reply into its fields while it arrives.
 
-    The pieces of a field, put together, are the text that `adapters.parse` reads the field from, however the reply was cut:
+    The pieces of a field, put together, are the text that `Signature.parse` reads the field from, however the reply was cut:
     for chat exactly that (stripped, lines ended by a line feed); for json the decoded text of a string, the JSON of another
     value; for xml the decoded text (stripped), or the markup where there is some in the field. A field that comes twice
     is given once, as it came first. Broken JSON and XML are given as far as they can be read; what they were meant to be
