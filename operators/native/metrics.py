@@ -223,9 +223,9 @@ def _overlap(ours: list[str], theirs: list[str]) -> int:
         ours, theirs = theirs, ours
     same = 0
     if len(ours) > _MANY:
-        count = Counter(theirs).get
+        of_theirs = Counter(theirs).get
         for word, n in Counter(ours).items():
-            if m := count(word):
+            if m := of_theirs(word):
                 same += n if n < m else m
         return same
     once = set(ours)
@@ -236,8 +236,8 @@ def _overlap(ours: list[str], theirs: list[str]) -> int:
     for word in ours:
         left[word] = count(word, 0) + 1
     for word in theirs:
-        if n := count(word):
-            left[word] = n - 1
+        if seen := count(word):
+            left[word] = seen - 1
             same += 1
     return same
 

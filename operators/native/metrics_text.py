@@ -18,8 +18,8 @@ PUNCTUATION = string.punctuation.encode()
 LOWER = bytes.maketrans(string.ascii_uppercase.encode() + _SPACES, string.ascii_lowercase.encode() + b" " * len(_SPACES))
 # The same, and one look finds all control characters. They end a word: `a\x01` has an article.
 _WATCHED = LOWER.translate(bytes.maketrans(_CONTROLS, bytes(len(_CONTROLS))))
-# What articles and white space are made of, beyond ASCII with all else that is there.
-_NO_EVIDENCE = _SPACES + b"anthe" + bytes(range(128, 256))
+# What articles and white space are made of, beyond ASCII with all else that is there (0xFF is in no UTF-8).
+NO_EVIDENCE = _SPACES + b"anthe" + bytes(range(128, 255))
 # Both mean `\b(a|an|the)\b`; searches for a space or a letter are several times as fast as one for a boundary.
 _ARTICLE_BETWEEN_SPACES = re.compile(" (?:the|an?)(?= )")
 _ARTICLE = re.compile(r"a\b(?<!\wa)|an\b(?<!\wan)|the\b(?<!\wthe)")
@@ -60,7 +60,7 @@ def same_plain(one: bytes, other: bytes) -> bool:
     """The same of texts in lower case and without punctuation. Most are told apart by their letters, and never split."""
     if one == other:
         return True
-    return one.translate(None, _NO_EVIDENCE) == other.translate(None, _NO_EVIDENCE) and _words(one) == _words(other)
+    return one.translate(None, NO_EVIDENCE) == other.translate(None, NO_EVIDENCE) and _words(one) == _words(other)
 
 
 def passage(text: str) -> str:
