@@ -75,6 +75,7 @@ def check_text(value: Any, name: str) -> None:
             raise InvalidInput(f"{name}: the text holds DSPy's marker {_MARKER}, which would become content of its own")
     elif isinstance(value, dict):
         for key, item in value.items():
+            check_text(key, name)  # DSPy expands a marker there too
             check_text(item, f"{name}.{key}")
     elif isinstance(value, (list, tuple)):
         for item in value:

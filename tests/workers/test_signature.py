@@ -121,6 +121,7 @@ def test_what_a_newer_engine_sends_is_left_out_and_nonsense_is_refused() -> None
 
 
 def test_a_marker_is_found_however_deep_it_is() -> None:
-    with pytest.raises(InvalidInput):
-        signature.check_text({"a": [{"b": "x <<CUSTOM-TYPE-START-IDENTIFIER>> y"}]}, "data")
+    for hidden in ({"b": "x <<CUSTOM-TYPE-START-IDENTIFIER>> y"}, {"x <<CUSTOM-TYPE-START-IDENTIFIER>> y": 1}):
+        with pytest.raises(InvalidInput):
+            signature.check_text({"a": [hidden]}, "data")
     signature.check_text({"a": ["ordinary", 1, None]}, "data")
