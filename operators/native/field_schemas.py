@@ -124,7 +124,7 @@ def _literal(where: str, values: Any, depth: int) -> str:
 def _typed(where: str, part: Mapping[str, Any], depth: int) -> str:
     kind = part["type"]
     if isinstance(kind, list):
-        return _union(where, [{**part, "type": k} for k in cast("list[Any]", kind)], depth)
+        return _union(where, [{**part, "type": k} for k in kind], depth)
     if kind == "array":
         return _array(where, part, depth)
     if kind == "object":

@@ -13,6 +13,7 @@ Comments, line ends, and the constants of `Literal` are those of Python.
 from __future__ import annotations
 
 import keyword
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -94,11 +95,9 @@ def check_fields(fields: Sequence[Field], spec: str) -> None:
 
 
 def _refuse_duplicates(fields: Sequence[Field], spec: str) -> None:
-    seen: set[str] = set()
-    twice = sorted({f.name for f in fields if f.name in seen or seen.add(f.name)})
-    if twice:
-        message = f'the signature "{tokens.shown(spec)}" has {", ".join(twice)} twice'
-        raise problem("DX210", message, "give each field a name of its own")
+    twice = ", ".join(sorted(n for n, times in Counter(f.name for f in fields).items() if times > 1))
+    message = f'the signature "{tokens.shown(spec)}" has {tokens.shown(twice)} twice'
+    raise problem("DX210", message, "give each field a name of its own")
 
 
 class _Side(TypeReader):

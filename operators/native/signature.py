@@ -46,7 +46,8 @@ class Signature:
     def __new__(cls, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = NOTHING) -> Self:
         if types or type(spec) is not str or len(spec) > _CACHED:
             return cls._made(parse(spec, types), instructions)
-        return _known(cls, spec, instructions)  # type: ignore[return-value]
+        made: Self = _known(cls, spec, instructions)
+        return made
 
     @classmethod
     def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
@@ -318,9 +319,11 @@ class Signature:
         return (Signature.from_plain, (self.plain(),))
 
 
-@lru_cache(maxsize=1024)
-def _known(cls: type[Signature], spec: str, instructions: str) -> Signature:
+def _read(cls: type[Signature], spec: str, instructions: str) -> Signature:
     return cls._made(parse(spec, NOTHING), instructions)  # pyright: ignore[reportPrivateUsage]
+
+
+_known: Any = lru_cache(maxsize=1024)(_read)
 
 
 def _retyped(field: Field, tp: Any) -> Field:

@@ -36,6 +36,7 @@ _TOKENS = re.compile(
 )
 _ODD = re.compile(r"[\x00\ud800-\udfff]")  # what Python does not take anywhere in a text
 _ESCAPED = re.compile(r"\\([\x00-\U0010ffff])")
+_SIMPLE = re.compile(r"'[^'\\\n\r]*'\Z|\"[^\"\\\n\r]*\"\Z").match
 _KNOWN_ESCAPES = frozenset("\n\r\\'\"abfnrtv01234567xuUN")
 
 FORM = 'write "inputs -> outputs": "text -> answer"'
@@ -120,7 +121,7 @@ def text_of(token: str) -> str | None:
     """The text that a token is; None for another token."""
     if token[-1:] not in ("'", '"'):
         return None
-    if token[0] == token[-1] and len(token) > 1 and token[1:3] != 2 * token[0] and not {"\\", "\r", "\n"} & {*token}:
+    if _SIMPLE(token):
         return token[1:-1]
     known = token if token[0] in "rR" else _ESCAPED.sub(_escaped, token)
     value = _value(known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from dspex.operators.native import tokens
 from dspex.operators.native.tokens import FIELDS, broken
@@ -145,7 +145,7 @@ class TypeReader:
             made = self._literals()
             inner = ", ".join(map(constant_text, typing.get_args(made)))
         elif base in TUPLES and self._tokens[self._at] == "(" and self._tokens[self._at + 1] == ")":
-            made, inner = base[()], "()"
+            made, inner = cast("Any", base)[()], "()"
             self._at += 2
         else:
             found, texts = self._parameters(base in TUPLES)
@@ -180,17 +180,27 @@ class TypeReader:
 
     def _literals(self) -> Any:
         values: list[Any] = []
+        read = self._tokens
         while True:
-            begin = self._at
-            if self._dotted() in ("Literal", "typing.Literal"):  # one in another is flattened
-                self._at = begin
-                values += typing.get_args(self._part()[0])
+            token = read[self._at]
+            text = tokens.text_of(token)
+            if text is not None and read[self._at + 1] in (",", "]"):  # as most are
+                values.append(text)
+                self._at += 1
+            elif token in ("Literal", "typing"):  # one in another is flattened
+                values += self._inner_literals()
             else:
-                self._at = begin
                 values.append(self._value_of_literal())
-            if self._tokens[self._at] != "," or self._tokens[self._at + 1] == "]":
+            if read[self._at] != "," or read[self._at + 1] == "]":
                 return Literal[tuple(values)]  # pyright: ignore[reportInvalidTypeForm]
             self._at += 1
+
+    def _inner_literals(self) -> tuple[Any, ...]:
+        begin = self._at
+        found, _ = self._part()
+        if typing.get_origin(found) is not Literal:
+            self._bad(_LITERAL, begin)
+        return typing.get_args(found)
 
     def _value_of_literal(self) -> Any:
         begin, token = self._at, self._tokens[self._at]

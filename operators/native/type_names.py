@@ -73,7 +73,7 @@ def _inner(name: str, types: Mapping[str, Any]) -> Any:
     outer, _, rest = name.partition(".")
     found = types[outer]
     for part in rest.split("."):
-        found = vars(found)[part] if isinstance(found, type) else {}[part]
+        found = vars(found).get(part) if isinstance(found, type) else None
         if not isinstance(found, type) or part.startswith("_"):
             raise KeyError(name)
     return found

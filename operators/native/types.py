@@ -18,7 +18,7 @@ import typing_extensions
 from dspex.operators.native.type_names import TUPLES, is_known, text_name
 
 # classes whose names in `typing` are not their own
-_ALIASES = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
+_ALIASES: dict[Any, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
 _MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
 

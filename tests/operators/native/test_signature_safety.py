@@ -1,4 +1,3 @@
-# lists are read best in long lines
 """Signatures from an enemy: a clear error in bounded time, and nothing is imported, evaluated or read."""
 
 from __future__ import annotations
