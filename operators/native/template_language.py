@@ -3,22 +3,21 @@
 minijinja bounds the number of steps and nothing else: `x ~ x`, assigned to `x` forty times, is forty steps and a
 terabyte. A method that a template calls is Python's own, so `{{ items.append(1) }}` would change the user's data. So the
 tokens of each tag are held against a list of what is allowed, and what makes text longer is counted. That needs no
-parser: a template that is read in another way here than by minijinja is refused by one of the two.
+parser.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
 
 from dspex.bus.errors import TopologyError
+from dspex.operators.native.template_growth import LIST_FILTERS, LONGER, growth_of, json_indent, multipliers, ranges
+from dspex.operators.native.template_tokens import WORDS, Tag, Token, call_arguments, is_value, refused, split
 from dspex.operators.native.words import did_you_mean, problem
 
 MAX_LENGTH = 64 * 1024
-MAX_TOKENS = 500  # of one tag: minijinja reads `- - - - x` by recursion, and one of 60,000 ends the process
 MAX_VALUE = 64 * 2**20  # characters that one value may come to
 
 SPLIT = "write the parts one after the other, {{ a }}{{ b }}: fewer ~ and +, fewer lists, smaller numbers"
@@ -33,52 +32,15 @@ _PLAIN_FILTERS = (
     "abs", "capitalize", "count", "d", "default", "first", "float", "int", "last", "length", "lower", "max", "min", "round",
     "sum", "title", "trim", "upper",
 )  # fmt: skip
-_LIST_FILTERS = (
-    "batch", "dictsort", "groupby", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
-    "sort", "unique",
-)  # fmt: skip
-_LONGER: Mapping[str, int] = {"e": 6, "escape": 6, "string": 6, "tojson": 6, "urlencode": 3}
-FILTERS = sorted([*_PLAIN_FILTERS, *_LIST_FILTERS, *_LONGER, "indent", "join", "replace"])
+FILTERS = sorted([*_PLAIN_FILTERS, *LIST_FILTERS, *LONGER, "indent", "join", "replace"])
 
 # names that dicts and lists of Python have anyway: without such a field the template would see the method
 METHODS = frozenset(n for kind in (dict, list) for n in dir(kind) if not n.startswith("_"))
 CALLED = ("items", "keys", "values")
 
-_START = re.compile(r"(\{\{|\{%|\{#)[-+]?")
-_RAW, _ENDRAW = (re.compile(r"\{%[-+]?\s*" + word + r"\s*[-+]?%\}") for word in ("raw", "endraw"))
-_END = {"{{": re.compile(r"[-+]?\}\}"), "{%": re.compile(r"[-+]?%\}")}
-_TOKEN = re.compile(
-    r"""\s+ | (?P<name>[^\W\d]\w*) | (?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w))
-    | (?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*') | (?P<op>//|\*\*|[=!<>]=|[-+*/%~|.,:()\[\]{}<>=])""",
-    re.VERBOSE | re.DOTALL,
-)
-_WORDS = frozenset(("and", "or", "not", "in", "is", "if", "else", "elif", "for", "set"))
-_CONSTANTS = frozenset(("true", "false", "none", "True", "False", "None"))
-_TIGHTER = frozenset(("*", "/", "//", "%", "**", ".", "|"))  # what a number before `*` may belong to
-_POSTFIX = frozenset(("**", "|", ".", "[", "("))  # what a number behind `*` may begin
-
-
-class Token(NamedTuple):
-    """`kind`: name, number, string or op."""
-
-    kind: str
-    text: str
-
-
 _ARGUMENTS = (",", "=", "true", "false", "True", "False")
 _LONGEST = {"string": 102, "number": 4}  # of literals that say how much longer a text becomes
-_NONE = Token("", "")
-
-
-class Tag(NamedTuple):
-    """What stands between `{{` and `}}`, or `{%` and `%}`."""
-
-    start: str
-    line: int
-    tokens: list[Token]
-
-    def at(self, i: int) -> Token:
-        return self.tokens[i] if 0 <= i < len(self.tokens) else _NONE
+_CONSTANTS = frozenset(("true", "false", "none", "True", "False", "None"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +51,6 @@ class Facts:
         growth: how many times as large as all that goes in one value can be.
         size: characters of what the template itself brings.
         text: characters of its longest piece of plain text.
-        loops: whether it repeats anything.
         careful: whether it may ask a dict or a list for something that is a method in Python.
         indents: spaces a level that it asks of `tojson`.
         names: what it may read of the data. minijinja tells that too, and overlooks what stands in front of a slice.
@@ -99,7 +60,6 @@ class Facts:
     growth: int
     size: int
     text: int
-    loops: bool
     careful: bool
     indents: int
     names: frozenset[str]
@@ -112,74 +72,24 @@ def examine(template: str) -> Facts:
         raise problem("DX225", f"a template is text, and this is {template!r}", 'write "Dear {{ name }}"')
     if len(template) > MAX_LENGTH:
         raise problem("DX225", f"the template is longer than {MAX_LENGTH} characters", "split it in two operators")
-    pieces = list(_split(template))
+    pieces = list(split(template))
     tags = [p for p in pieces if isinstance(p, Tag)]
     for tag in tags:
         _Check(tag).run()
     words = [tag.at(0).text for tag in tags if tag.start == "{%"]
-    growth = _growth(tags) * (1 + words.count("set"))
-    size = 512 + sum(len(t.text) for tag in tags for t in tag.tokens) + sum(map(_ranges, tags))
+    growth = growth_of(tags) * (1 + words.count("set"))
+    size = 512 + sum(len(t.text) for tag in tags for t in tag.tokens) + sum(map(ranges, tags))
     if growth * size > MAX_VALUE:  # now: minijinja computes what is constant when it compiles
         raise problem("DX225", "the template puts texts together in too many steps: they could grow without bound", SPLIT)
     return Facts(
         growth=growth,
         size=size,
         text=max((len(p) for p in pieces if isinstance(p, str)), default=0),
-        loops="for" in words,
         careful=any(_careful(tag) for tag in tags),
-        indents=max((_json_indent(tag) for tag in tags), default=0),
+        indents=max((json_indent(tag) for tag in tags), default=0),
         names=frozenset(_names(tags, _is_field)),
         required=frozenset(_names(tags, _is_field) - _names(tags, _is_guarded) - _names(tags, _is_bound)),
     )
-
-
-def _split(template: str) -> Iterator[str | Tag]:
-    """Plain text and tags, in order; without comments."""
-    at, line = 0, 1
-    while start := _START.search(template, at):
-        yield template[at : start.start()]
-        line += template.count("\n", at, start.start())
-        if start[1] == "{#":
-            end = template.find("#}", start.end())
-            stop = len(template) if end < 0 else end + 2
-        elif raw := _RAW.match(template, start.start()):
-            end_raw = _ENDRAW.search(template, raw.end())
-            stop = end_raw.end() if end_raw else len(template)
-            yield template[raw.end() : stop]
-        else:
-            tokens, stop = _tokens(template, start[1], start.end(), line)
-            yield Tag(start[1], line, tokens)
-        line += template.count("\n", start.start(), stop)
-        at = stop
-    yield template[at:]
-
-
-def _tokens(template: str, start: str, at: int, line: int) -> tuple[list[Token], int]:
-    found: list[Token] = []
-    depth, end = 0, _END[start]
-    while at < len(template):
-        closing = end.match(template, at)
-        if closing and depth == 0:
-            return found, closing.end()
-        if closing:
-            raise _refused(line, f"{closing[0]!r} stands inside brackets", "put a space between the brackets: } }}")
-        token = _TOKEN.match(template, at)
-        if token is None:
-            break
-        if token.lastgroup:
-            found.append(Token(token.lastgroup, token[0]))
-            if len(found) > MAX_TOKENS:
-                raise _refused(
-                    line, f"a tag has more than {MAX_TOKENS} words and signs", "split it; or compute it before: .map(fn)"
-                )
-            depth += (token[0] in "([{") - (token[0] in ")]}") if token.lastgroup == "op" else 0
-        at = token.end()
-    near = template[max(at - 20, 0) : at + 10]
-    raise _refused(line, f"a tag cannot be read, near {near!r}", f"close it: {'}}' if start == '{{' else '%}'}")
-
-
-def _refused(line: int, what: str, fix: str) -> TopologyError:
-    return problem("DX225", f"in line {line} of the template {what}", fix)
 
 
 class _Check:
@@ -189,7 +99,7 @@ class _Check:
         self.tag = tag
 
     def refuse(self, what: str, fix: str) -> TopologyError:
-        return _refused(self.tag.line, what, fix)
+        return refused(self.tag.line, what, fix)
 
     def run(self) -> None:
         if self.tag.start == "{%":
@@ -203,7 +113,7 @@ class _Check:
                 raise self.refuse(
                     "the result of an expression is called", "functions: range; filters do the rest: {{ x|upper }}"
                 )
-            elif token.text == "*" and not _multipliers(self.tag, i):
+            elif token.text == "*" and not multipliers(self.tag, i):
                 what = "two fields are multiplied, and a text times a number has no bound"
                 raise self.refuse(what, 'compute it before: .set({"total": "price * count"}); a number is fine: {{ x * 100 }}')
 
@@ -227,7 +137,7 @@ class _Check:
                 raise self.refuse(f"there is no test {name!r}", did_you_mean(name, TESTS))
         elif before == "." and after == "(":
             self.method(i, name)
-        elif before != "." and after == "(" and name not in _WORDS and name not in FUNCTIONS:
+        elif before != "." and after == "(" and name not in WORDS and name not in FUNCTIONS:
             raise self.refuse(f"there is no function {name!r}", _call_fix(name, FUNCTIONS))
 
     def method(self, i: int, name: str) -> None:
@@ -238,7 +148,7 @@ class _Check:
     def filter(self, i: int, name: str) -> None:
         if name not in FILTERS:
             raise self.refuse(f"there is no filter {name!r}", did_you_mean(name, FILTERS))
-        arguments = _arguments(self.tag, i)
+        arguments = call_arguments(self.tag, i)
         if name in ("map", "select", "reject", "selectattr", "rejectattr"):
             self.by_name(name, arguments)
         elif name in ("join", "replace", "indent", "batch", "slice", "tojson") and not _literal(name, arguments):
@@ -272,19 +182,6 @@ _LITERALS = {
 }  # fmt: skip
 
 
-def _arguments(tag: Tag, i: int) -> list[Token]:
-    """The tokens between the parentheses behind token `i`; none where there are none."""
-    if tag.at(i + 1).text != "(":
-        return []
-    depth, found = 0, list[Token]()
-    for token in tag.tokens[i + 1 :]:
-        depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
-        if depth == 0:
-            break
-        found.append(token)
-    return found[1:]
-
-
 def _literal(name: str, arguments: Sequence[Token]) -> bool:
     """Whether all arguments are short literals, or keywords with such a literal."""
     if name in ("replace", "batch", "slice") and not arguments:
@@ -299,92 +196,6 @@ def _is_keyword(arguments: Sequence[Token], i: int) -> bool:
     return arguments[i].kind == "name" and arguments[i + 1 : i + 2] == [Token("op", "=")]
 
 
-def _multipliers(tag: Tag, i: int) -> list[int]:
-    """The numbers that the `*` at `i` multiplies by; none where neither side is plainly a number."""
-    left, right = tag.at(i - 1), tag.at(i + 1)
-    found = [left] if left.kind == "number" and tag.at(i - 2).text not in _TIGHTER else []
-    found += [right] if right.kind == "number" and tag.at(i + 2).text not in _POSTFIX else []
-    return [int(min(float(t.text), 1e12)) + 1 for t in found]
-
-
-def _growth(tags: Sequence[Tag]) -> int:
-    """By what factor a value can be larger than all that goes into the template.
-
-    A value passes each place of a template at most once: what a loop sets is gone in its next round. What one tag binds
-    the next may use, so those multiply; of the others the worst counts. A list as text escapes the texts in it, six
-    characters for one, and a list of that text does it again.
-    """
-    weights = [(_weight(tag), tag.start == "{%" and tag.at(0).text in ("for", "set")) for tag in tags]
-    return prod(w for w, binds in weights if binds) * max((w for w, binds in weights if not binds), default=1)
-
-
-def _weight(tag: Tag) -> int:
-    """By what factor a value of this tag can be larger than what goes into the tag."""
-    tokens = tag.tokens
-    weight: int = (1 + sum(t.kind == "op" and t.text in ("~", "+", ",") for t in tokens)) * 6 ** min(_lists(tag), 99)
-    for i, token in enumerate(tokens):
-        if token.kind == "name" and tag.at(i - 1).text == "|":
-            weight *= _filter_weight(token.text, _arguments(tag, i))
-        elif token == Token("op", "*"):
-            weight *= min(_multipliers(tag, i))
-    return weight
-
-
-def _filter_weight(name: str, arguments: Sequence[Token]) -> int:
-    numbers = [int(float(t.text)) for t in arguments if t.kind == "number"]
-    texts = [max(len(t.text) - 2, 0) for t in arguments if t.kind == "string"]
-    if name in ("indent", "slice", "batch"):
-        return 1 + max(numbers, default=4)
-    if name == "tojson":
-        return 6 * (1 + sum(numbers))
-    if name == "join":
-        return 1 + (max(texts, default=0) + 1) // 2
-    if name == "replace" and len(texts) > 1:
-        return texts[1] + 1 if texts[0] == 0 else max(1, -(-texts[1] // texts[0]))
-    return _LONGER.get(name, 1)
-
-
-def _json_indent(tag: Tag) -> int:
-    names = [i for i, t in enumerate(tag.tokens) if t.text == "tojson" and tag.at(i - 1).text == "|"]
-    return max((int(float(t.text)) for i in names for t in _arguments(tag, i) if t.kind == "number"), default=0)
-
-
-def _ranges(tag: Tag) -> int:
-    """Characters that the numbers of its `range` make at most."""
-    calls = [_arguments(tag, i) for i, t in enumerate(tag.tokens) if t == Token("name", "range") and tag.at(i - 1).text != "."]
-    known = [
-        [float(t.text) for t in a if t.kind == "number"] if all(t.kind == "number" or t.text == "," for t in a) else [1e6]
-        for a in calls
-    ]
-    return sum(8 * int(min(max(numbers, default=0), 125_000)) for numbers in known)
-
-
-def _lists(tag: Tag) -> int:
-    """How often it makes a list of what may be a text: written out, or by a filter that does not just follow another such."""
-    calls: list[bool] = []
-    found, is_list = 0, False
-    for i, token in enumerate(tag.tokens):
-        before = tag.at(i - 1)
-        if token.kind == "name" and before.text == "|":
-            found += token.text in _LIST_FILTERS and not is_list
-            is_list = token.text in _LIST_FILTERS
-        elif token.kind == "op":
-            written = token.text == "{" or (token.text == "[" and not _is_value(before))
-            found += written or (token.text == "," and not (calls and calls[-1]) and tag.at(0).text != "for")
-            if token.text in "([{":  # whether commas in it make a tuple: a list has been counted
-                calls.append(token.text != "(" or (before.kind == "name" and before.text not in _WORDS))
-            elif token.text in ")]}":
-                is_list = is_list and bool(calls) and calls.pop() and token.text == ")"
-            elif token.text not in (",", "|", "."):
-                is_list = False
-    return found
-
-
-def _is_value(token: Token) -> bool:
-    """Whether a `[` behind this token is a subscript."""
-    return token.kind == "string" or token.text in (")", "]", "}") or (token.kind == "name" and token.text not in _WORDS)
-
-
 def _names(tags: Sequence[Tag], test: Callable[[Tag, int], bool]) -> set[str]:
     return {t.text for tag in tags for i, t in enumerate(tag.tokens) if t.kind == "name" and test(tag, i)}
 
@@ -393,7 +204,7 @@ def _is_field(tag: Tag, i: int) -> bool:
     """Whether the name at `i` can be that of a field of the data."""
     name, before = tag.at(i).text, tag.at(i - 1).text
     statement = tag.start == "{%" and i == 0
-    known = name in _WORDS or name in _CONSTANTS or name == "loop" or (name in FUNCTIONS and tag.at(i + 1).text == "(")
+    known = name in WORDS or name in _CONSTANTS or name == "loop" or (name in FUNCTIONS and tag.at(i + 1).text == "(")
     return not (statement or known or before in (".", "|", "is") or (before == "not" and tag.at(i - 2).text == "is"))
 
 
@@ -419,7 +230,7 @@ def _careful(tag: Tag) -> bool:
             METHODS.intersection(token.text[1:-1].split(".")) or re.search(r"\\[^nrt\\'\"]", token.text)
         ):
             return True
-        if token == Token("op", "[") and _is_value(before) and not _fixed(tag, i):
+        if token == Token("op", "[") and is_value(before) and not _fixed(tag, i):
             return True
     return False
 
