@@ -16,16 +16,12 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from dspex.bus.errors import DspexError
-from dspex.bus.wire import Work
 from dspex.workers.frames import Frame, Pipe
-
-if TYPE_CHECKING:
-    from dspex.workers.router import Router
 
 _PR_SET_PDEATHSIG = 1
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
@@ -37,36 +33,6 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-
-class Runner:
-    """Runs the calls that the parent sends, as tasks of one loop."""
-
-    def __init__(self, pipe: Pipe, router: Router) -> None:
-        self._pipe, self._router = pipe, router
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self.stopped = asyncio.Event()
-
-    def handle(self, frame: Frame) -> None:
-        """Act on a frame; called on the loop."""
-        if frame["op"] == "call":
-            task = asyncio.create_task(self._run(frame))
-            self._tasks[frame["id"]] = task
-            task.add_done_callback(lambda _: self._tasks.pop(frame["id"], None))
-        elif frame["op"] == "cancel" and frame["id"] in self._tasks:
-            self._tasks[frame["id"]].cancel()
-        elif frame["op"] == "stop":
-            self.stopped.set()
-
-    async def _run(self, frame: Frame) -> None:
-        number = frame["id"]
-
-        def status(text: str) -> None:
-            self._pipe.send({"op": "status", "id": number, "text": text})
-
-        work = Work.unpack(frame["work"])
-        answer = await self._router.run(work, frame.get("local"), status)
-        self._pipe.send({"op": "done", "id": number, **answer})
 
 
 def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Any) -> None:
@@ -82,7 +48,9 @@ async def _main(pipe: Pipe, config: Frame) -> None:
     handle: Any = early.append
     threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
     try:
-        router = _load(config)
+        from dspex.workers.router import Router, Runner  # here, so that the socket is read while they are imported
+
+        router = Router(config)
     except DspexError as error:
         pipe.send({"op": "fatal", "error": error.as_dict()})
         return
@@ -103,12 +71,6 @@ async def _main(pipe: Pipe, config: Frame) -> None:
     )
     await runner.stopped.wait()
     await router.close()
-
-
-def _load(config: Frame) -> Router:
-    from dspex.workers.router import Router  # here, so that the socket is read while it is imported
-
-    return Router(config)
 
 
 def main() -> None:

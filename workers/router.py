@@ -21,7 +21,7 @@ from dspex.bus.wire import Work
 from dspex.operators.native import versions
 from dspex.workers.attempt import Attempt, as_error, enter_context, spec_of
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.frames import Frame
+from dspex.workers.frames import Frame, Pipe
 from dspex.workers.native import Native
 from dspex.workers.refs import bounded
 
@@ -120,6 +120,36 @@ class Router:
             ) from module
         made: Programs = module.Programs(self._pool, self._config)
         return made
+
+
+class Runner:
+    """Runs the calls that the parent sends, as tasks of one loop."""
+
+    def __init__(self, pipe: Pipe, router: Router) -> None:
+        self._pipe, self._router = pipe, router
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.stopped = asyncio.Event()
+
+    def handle(self, frame: Frame) -> None:
+        """Act on a frame; called on the loop."""
+        if frame["op"] == "call":
+            task = asyncio.create_task(self._run(frame))
+            self._tasks[frame["id"]] = task
+            task.add_done_callback(lambda _: self._tasks.pop(frame["id"], None))
+        elif frame["op"] == "cancel" and frame["id"] in self._tasks:
+            self._tasks[frame["id"]].cancel()
+        elif frame["op"] == "stop":
+            self.stopped.set()
+
+    async def _run(self, frame: Frame) -> None:
+        number = frame["id"]
+
+        def status(text: str) -> None:
+            self._pipe.send({"op": "status", "id": number, "text": text})
+
+        work = Work.unpack(frame["work"])
+        answer = await self._router.run(work, frame.get("local"), status)
+        self._pipe.send({"op": "done", "id": number, **answer})
 
 
 def _import() -> Any:
