@@ -26,7 +26,6 @@ _OPTIONS: Mapping[str, Any] = {
     "on_error": _ON_ERROR,
     "order": {"enum": ["any", "key"]},
     "route": {"enum": ["auto", "worker", "native"]},
-    "route": {"enum": ["auto", "worker", "native"]},
     "into": _TYPE,
     "instructions": _TEXT,
     "field": _TEXT,
