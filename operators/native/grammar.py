@@ -90,7 +90,7 @@ def check_fields(fields: Sequence[Field], spec: str) -> None:
         _refuse_duplicates(fields, spec)
     if len(fields) > MAX_FIELDS:
         raise problem("DX210", f"the signature has {len(fields)} fields, more than {MAX_FIELDS}", "say less in one signature")
-    if not any(f.role == "output" for f in fields):
+    if not fields or fields[-1].role != "output":  # inputs come first
         raise problem("DX210", f'the signature "{tokens.shown(spec)}" has no output', FORM)
 
 
