@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from dspex.operators.native import tokens
 from dspex.operators.native.tokens import FIELDS, broken
-from dspex.operators.native.type_names import ARITY, BARE, FORMS, KNOWN, TUPLES, find
+from dspex.operators.native.type_names import ARITY, BARE, FORMS, KNOWN, TUPLES, find, parametrized
 from dspex.operators.native.types import constant_text, foreign, type_text
 from dspex.operators.native.words import nearest, problem
 
@@ -70,7 +70,7 @@ class TypeReader:
             found.append(annotation)
             texts.append(text)
         # At once, and not one by one, which takes time in the square of their number
-        return typing.Union[tuple(found)], " | ".join(texts)  # noqa: UP007  # made at run time
+        return parametrized(typing.Union, found), " | ".join(texts)
 
     def _part(self) -> tuple[Any, str]:
         begin, token = self._at, self._tokens[self._at]
@@ -174,7 +174,7 @@ class TypeReader:
         if wanted is not None and len(found) != wanted:
             self._bad(f"wrong number of parameters: {name} takes {wanted}, here are {len(found)}", begin)
         try:
-            return base[found[0] if len(found) == 1 else tuple(found)]
+            return parametrized(base, found)
         except TypeError as e:
             self._bad(f"{name} takes no such parameters: {e}", begin)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -77,6 +77,19 @@ def _inner(name: str, types: Mapping[str, Any]) -> Any:
         if not isinstance(found, type) or part.startswith("_"):
             raise KeyError(name)
     return found
+
+
+def parametrized(base: Any, parameters: Sequence[Any]) -> Any:
+    """`base[parameters]`, in the order that was written. Raises TypeError.
+
+    `typing` remembers what it made and takes equal for the same: `Optional[Literal['b', 'a']]` would be the
+    `Optional[Literal['a', 'b']]` of another signature, and a prompt would show what others have asked. Its memory is passed by.
+    """
+    if base is typing.Optional:
+        base, parameters = typing.Union, (*parameters, None)
+    given = parameters[0] if len(parameters) == 1 else tuple(parameters)
+    make = getattr(getattr(type(base), "__getitem__", None), "__wrapped__", None)
+    return base[given] if make is None else make(base, given)
 
 
 def text_name(tp: type[Any]) -> str:

@@ -91,7 +91,8 @@ def type_text(tp: Any) -> str:
     if origin is typing.Literal:
         return f"Literal[{', '.join(constant_text(a) for a in args)}]"
     if origin in (typing.Union, types.UnionType):
-        return " | ".join("None" if a is type(None) else type_text(a) for a in args)
+        texts = ["None" if a is type(None) else type_text(a) for a in args]
+        return " | ".join(dict.fromkeys(texts))  # `Tuple[int]` and `tuple[int]` are written alike
     if origin is tuple and not args and tp not in TUPLES:
         return "tuple[()]"
     if origin is not None and args:
