@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex import metrics
@@ -31,6 +31,7 @@ def one_by_one(metric: str, actual: list[Any], expected: list[Any]) -> list[floa
     return [None if a is None or b is None else function(a, b) for a, b in zip(actual, expected)]
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(metric=st.sampled_from(OF_TEXTS), rows=ROWS)
 def test_a_column_gives_the_numbers_of_its_rows(metric: str, rows: list[tuple[Any, Any]]) -> None:
     actual, expected = [a for a, _ in rows], [b for _, b in rows]
@@ -42,6 +43,7 @@ def test_a_column_gives_the_numbers_of_its_rows(metric: str, rows: list[tuple[An
 REFERENCES = st.lists(hard.texts(surrogates=False), min_size=1, max_size=3)
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(
     metric=st.sampled_from(OF_TEXTS),
     rows=st.lists(st.tuples(hard.texts(surrogates=False), REFERENCES | st.none()), max_size=6),
@@ -58,6 +60,7 @@ def test_a_column_of_lists_has_several_references_a_row(metric: str, rows: list[
 LISTS = st.lists(hard.texts(surrogates=False), max_size=3)
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(rows=st.lists(st.tuples(LISTS | st.none(), LISTS | st.none()), max_size=6))
 def test_passages_and_answers_may_both_be_lists(rows: list[tuple[Any, Any]]) -> None:
     actual, expected = [a for a, _ in rows], [b for _, b in rows]

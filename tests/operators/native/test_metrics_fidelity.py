@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex import metrics
@@ -61,6 +61,7 @@ def test_a_metric_of_two_texts_is_dspys(theirs: Any, pair: tuple[str, str]) -> N
             assert metrics.METRICS[metric](actual, reference) == theirs[metric](actual, [reference]), metric
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(
     actual=hard.texts(), references=st.lists(hard.texts(), min_size=1, max_size=4), frac=st.sampled_from([0.0, 0.3, 0.5, 1.0])
 )
@@ -84,6 +85,7 @@ def test_passage_match_is_dspys(theirs: Any, pair: tuple[str, str], before: list
     assert metrics.passage_match(pair[0], pair[1]) == theirs["passage_match"]([pair[0]], pair[1])
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(
     words=st.lists(st.sampled_from(["eiffel", "tower", "the", "Tower.", "é", "ﬁ", "x\x00y", "™", "-", "\u0301"]), max_size=8),
     start=st.integers(0, 8),
@@ -96,6 +98,7 @@ def test_an_answer_out_of_the_passage_is_found_where_dspy_finds_it(
     assert metrics.passage_match(passage, answer) == theirs["passage_match"]([passage], answer)
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(seed=st.integers(), distinct=st.integers(1, 200))
 def test_long_texts_that_repeat_their_words_give_dspys_numbers(theirs: Any, seed: int, distinct: int) -> None:
     chance = random.Random(seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex.bus.errors import CallError, DspexError, InvalidInput, InvalidOutput, LMRefused, LMUnavailable, TopologyError
@@ -153,6 +153,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(cases())
 def test_request_and_outputs_are_those_of_dspy(lab: Lab, case: dict[str, Any]) -> None:
     kind, inputs, adapter, model = case["kind"], case["inputs"], case["adapter"], case["model"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspex.bus.errors import TopologyError
@@ -86,6 +86,7 @@ def test_what_dspy_takes_is_taken_with_the_same_fields(dspy, text, instructions)
     ]
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(mutated())
 @example("a): pass #->b")
 @example("a # open->b")
@@ -243,6 +244,7 @@ EDITS = st.lists(
 )
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(signatures().filter(lambda t: not only_ours(t) and "Annotated" not in t), EDITS)
 def test_edits_give_what_those_of_dspy_give(dspy, text, edits):
     ours, theirs = Signature(text), ask(dspy, text)

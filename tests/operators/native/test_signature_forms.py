@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NotRequired
 import pydantic
 import pytest
 from annotated_types import Ge
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from typing_extensions import TypedDict
@@ -71,6 +71,7 @@ def test_a_signature_becomes_typed_dicts_which_have_no_defaults():
     assert again.inputs["lang"].description == "of the text"
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(types | annotated)
 def test_any_type_survives_as_a_model_and_as_plain_data(text):
     s = Signature(f"a -> b: {text}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 from pydantic import BaseModel
@@ -472,6 +472,7 @@ _hostile = st.recursive(
 )
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(_hostile)
 def test_no_template_takes_long_or_makes_much(text):
     data = {"x": "a'\\ß" * 100, "y": ["a", "b"], "n": 10**9, "rows": [{"n": i, "t": "'\\"} for i in range(30)], "d": {"k": "v"}}
@@ -484,6 +485,7 @@ def test_no_template_takes_long_or_makes_much(text):
 _junk = st.text(st.sampled_from("{}%#-+ \n'\"\\x|.()[],=~*0aéif"), max_size=40)
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(_junk)
 def test_no_text_breaks_it(text):
     with contextlib.suppress(DspexError):
