@@ -348,6 +348,7 @@ def as_signature(value: Any) -> Signature:
     if isinstance(inputs, Mapping) and isinstance(outputs, Mapping):
         roles: list[tuple[Mapping[str, Any], Role]] = [(inputs, "input"), (outputs, "output")]
         fields = (forms.from_info(n, f, role) for side, role in roles for n, f in side.items())
-        made = Signature._checked(fields, str(getattr(value, "instructions", "")))  # pyright: ignore[reportPrivateUsage]
+        instructions = str(getattr(value, "instructions", "")) or " "  # a class that says nothing; "" is DSPy's default here
+        made = Signature._checked(fields, instructions)  # pyright: ignore[reportPrivateUsage]
         return made.with_instructions("") if made.instructions == made.default_instructions else made
     raise problem("DX210", f"{value!r} is not a signature", 'write "text -> answer"')
