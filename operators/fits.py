@@ -49,7 +49,7 @@ def spec_fits(spec: Spec[Any], shape: Shape) -> None:
 
 def inputs_exist(signature: Signature, shape: Shape) -> None:
     """Raise TopologyError (DX207) where a signature wants an input that the stream does not have."""
-    all_of(_missing_inputs(signature, {}, shape))
+    all_of(_missing_inputs(signature, {}, shape, 'or add it before: .set({{"{name}": "{near}"}})'))
 
 
 def outputs_fit(signature: Signature | None, into: Any, shape: Shape) -> None:
@@ -73,7 +73,9 @@ def field_is(field: str, kind: type, what: str, shape: Shape) -> None:
         )
 
 
-def _missing_inputs(signature: Signature, mapped: Mapping[str, Any], shape: Shape) -> Iterable[TopologyError]:
+def _missing_inputs(
+    signature: Signature, mapped: Mapping[str, Any], shape: Shape, otherwise: str = 'or map it: inputs={{"{name}": "{near}"}}'
+) -> Iterable[TopologyError]:
     if shape.fields is None:
         return
     for name, field in signature.inputs.items():
@@ -83,7 +85,7 @@ def _missing_inputs(signature: Signature, mapped: Mapping[str, Any], shape: Shap
         yield problem(
             "DX207",
             f"the signature wants input '{name}'; the stream has {shape.describe()}",
-            f'write "{near} -> …", or map it: inputs={{"{name}": "{near}"}}',
+            f'write "{near} -> …", {otherwise.format(name=name, near=near)}',
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.engine.graph import Build, Context, Step
 from dspex.operators import template
 from dspex.operators.call_options import wrong
@@ -27,6 +27,10 @@ def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = 
         raise wrong("syntax", syntax, f"one of: {', '.join(SYNTAXES)}")
     if adapter not in ADAPTERS:
         raise wrong("adapter", adapter, f"one of: {', '.join(ADAPTERS)}")
+    if isinstance(what, Signature) and syntax != "fields":
+        raise wrong("syntax", syntax, "leave it out: a signature is no template text")
+    if adapter != "chat" and not isinstance(what, Signature):
+        raise wrong("adapter", adapter, 'give a Signature: render(Signature("text -> answer"), …); this is a template')
     fill = _fill(what, syntax, adapter)
     accept = None if into is None else validator(into)
 
@@ -44,12 +48,24 @@ def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = 
 
 def _fill(what: Any, syntax: str, adapter: Any) -> Fill:
     if isinstance(what, Signature):
-        signature = what
-        return lambda data, ctx: signature.messages(record_of(data), adapter=adapter)
+        return _messages(what, adapter)
     if syntax == "jinja":
         jinja = Template(what).render
         return lambda data, ctx: jinja(record_of(data))
     return template.renderer(template.parse(what), template.as_text)
+
+
+def _messages(signature: Signature, adapter: Any) -> Fill:
+    needed = [f.name for f in signature.inputs.values() if f.required]
+
+    def fill(data: Any, ctx: Context) -> Any:
+        record = record_of(data)
+        if missing := [n for n in needed if n not in record]:  # DSPy would ask without, and get an answer to half a question
+            has = ", ".join(record) or "nothing"
+            raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
+        return signature.messages(record, adapter=adapter)
+
+    return fill
 
 
 def fields(what: Any, syntax: str) -> list[str]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
@@ -109,12 +110,12 @@ class Signature:
     @cached_property
     def inputs(self) -> Mapping[str, Field]:
         """Input fields by name, in order."""
-        return {f.name: f for f in self.fields if f.role == "input"}
+        return MappingProxyType({f.name: f for f in self.fields if f.role == "input"})
 
     @cached_property
     def outputs(self) -> Mapping[str, Field]:
         """Output fields by name, in order."""
-        return {f.name: f for f in self.fields if f.role == "output"}
+        return MappingProxyType({f.name: f for f in self.fields if f.role == "output"})
 
     def _side(self, side: Side) -> Mapping[str, Field]:
         return self.inputs if side == "inputs" else self.outputs
@@ -276,6 +277,8 @@ class Signature:
 
         Raises TopologyError (DX209, DX210): a name that is there already or cannot be one, no such type, no such place.
         """
+        if role not in ("input", "output"):
+            raise problem("DX210", f"{role!r} is no role of a field", f'append("{name}", "output", "str")')
         sides: dict[Role, list[Field]] = {"input": [*self.inputs.values()], "output": [*self.outputs.values()]}
         fields = sides[role]
         place = index + len(fields) + 1 if index < 0 else index

@@ -205,3 +205,15 @@ def test_each_way_of_rendering_is_another_graph():
         lambda s: s.render(Signature("a -> b", instructions="x"), field="t"),
     ]
     assert len({digest(w) for w in ways}) == len(ways)
+
+
+def test_a_signature_is_not_rendered_without_its_inputs(run):
+    with pytest.raises(InvalidInput, match="the signature wants q; there is z"):
+        run(render.build(Signature("q, more: int | None -> a"), "messages"), {"z": 1})
+
+
+def test_options_that_belong_to_another_kind_of_template_are_refused():
+    with pytest.raises(TopologyError, match="adapter cannot be 'json'"):
+        render.build("q -> a", "t", adapter="json")
+    with pytest.raises(TopologyError, match="syntax cannot be 'jinja'"):
+        render.build(Signature("q -> a"), "t", syntax="jinja")

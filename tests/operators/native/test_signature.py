@@ -236,3 +236,16 @@ def test_no_text_runs_code_or_fails_in_another_way(text):
     with suppress(TopologyError):  # any other exception fails the test
         s = Signature(text)
         assert Signature(str(s)) == s
+
+
+def test_nobody_can_change_what_a_signature_has():
+    signature = Signature("a -> b, c: int")
+    for side in (signature.inputs, signature.outputs):
+        with pytest.raises(TypeError):
+            del side["c"]
+    assert list(Signature("a -> b, c: int").outputs) == ["b", "c"]
+
+
+def test_a_role_that_is_none_is_told():
+    with pytest.raises(TopologyError, match="'out' is no role of a field"):
+        Signature("a -> b").append("c", "out", "str")
