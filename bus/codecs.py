@@ -110,7 +110,9 @@ def _plain(value: Any, path: str, binary: bool) -> Any:
         return _text(value, path)
     if kind is int:
         if value not in _INTEGERS:
-            raise InvalidInput(f"{path} is {value}: an integer has 64 bits at most", fix="write it as text")
+            raise InvalidInput(
+                f"{path} is an int of {value.bit_length()} bits: an integer has 64 at most", fix="write it as text"
+            )
         return value
     if kind is float:
         if not binary and not math.isfinite(value):

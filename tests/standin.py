@@ -87,6 +87,7 @@ class StandIn:
     kinds: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)  # by text: what the model says instead of the rule's answer
     running: int = 0
     peak: int = 0
     last_key: str = ""
@@ -170,6 +171,7 @@ class StandIn:
         if kind == "garbage":
             return 200, b"<html>this is no answer</html>", {}
         content = "I would rather talk about the weather." if kind == "nonsense" else _content(system, user, text)
+        content = self.replies.get(text, content)
         done = _completion(request.get("model", ""), content, system + user)
         return (200, _pieces(content, done, cut=kind == "cut"), _EVENTS) if request.get("stream") else (200, done, {})
 

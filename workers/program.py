@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.wire import CallSpec
+from dspex.operators.native.completion import MOST_TOKENS
 from dspex.workers import signature as signatures
 from dspex.workers.attempt import Attempt, program_name, signature_of
 from dspex.workers.config import PoolConfig
@@ -210,4 +211,4 @@ def _tokens(found: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
     """Tokens read and written, over all models that a program called."""
     read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
     written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
-    return read, written
+    return min(read, MOST_TOKENS), min(written, MOST_TOKENS)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, LMUnavailable, ProgramError
+from dspex.bus.errors import Cancelled, ConfigError, InvalidInput, InvalidOutput, LMUnavailable, ProgramError
 from dspex.bus.wire import Work
 from dspex.operators.native import versions
 from dspex.workers.attempt import Attempt, as_error, enter_context, spec_of
@@ -149,7 +149,21 @@ class Runner:
 
         work = Work.unpack(frame["work"])
         answer = await self._router.run(work, frame.get("local"), status)
-        self._pipe.send({"op": "done", "id": number, **answer})
+        done = {"op": "done", "id": number, **answer}
+        try:
+            self._pipe.send(done)
+        except InvalidInput as error:  # a call that never ends would end this process, and its other calls with it
+            self._pipe.send(_sendable(done, work.node, error.message))
+
+
+def _sendable(done: Frame, node: str, why: str) -> Frame:
+    """The same end of a call without what MessagePack cannot hold: an int of more than 64 bits, half a character."""
+    error = done["error"] or {
+        **InvalidOutput(f"{node}: the answer cannot be sent: {why}", node=node).as_dict(),
+        "traceback": "",
+    }
+    texts = {k: v.encode(errors="replace").decode() for k, v in error.items() if isinstance(v, str)}
+    return {**done, "outputs": None, "error": {**error, **texts}}
 
 
 def _import() -> Any:

@@ -12,6 +12,7 @@ from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.bus.wire import Usage
 from dspex.operators.native.provider_errors import of_body, short
 
+MOST_TOKENS = (1 << 53) - 1  # of an answer: a server may say any number, and a record's numbers have 64 bits
 _NO_USAGE = Usage()
 
 
@@ -73,7 +74,7 @@ def _usage(data: Any) -> Usage:
 
 def _tokens(value: Any) -> int:
     """A number of tokens; 0 for nonsense, which must not cost us the answer beside it."""
-    return value if isinstance(value, int) and value >= 0 else 0
+    return min(value, MOST_TOKENS) if isinstance(value, int) and value >= 0 else 0
 
 
 class Pieces:

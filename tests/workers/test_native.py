@@ -287,6 +287,34 @@ async def test_a_useless_reply_is_asked_for_again_where_nobody_else_would(model:
         assert (error(never)["type"], model.texts["standin:nonsense"]) == ("InvalidOutput", 2)
 
 
+def chat(value: str) -> str:
+    """A reply of the chat adapter for the output `a`."""
+    return f"[[ ## a ## ]]\n{value}\n\n[[ ## completed ## ]]"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: Any, route: str) -> None:
+    replies = {"int": "9" * 30, "long": "0x" + "f" * 19_000, "str": '"\\ud800"', "list[str]": '["\\ud800"]'}
+    model.replies = {kind: chat(value) for kind, value in replies.items() if kind != "str"}
+    model.replies["str"] = '{"a": "\\ud800"}'
+    async with running(plain(model.url)) as bench:
+        slow = work("standin:slow=1", spec=spec(route="native"))
+        await bench.put(slow)
+        await bench.until(lambda: model.running == 1)
+        asked = {
+            k: spec(f"text -> a: {'int' if k == 'long' else k}", route, adapter="json" if k == "str" else "chat")
+            for k in replies
+        }
+        await bench.put(*[work(kind, spec=s, call=kind) for kind, s in asked.items()])
+        outcomes = {o.call: o for o in await bench.outcomes(1 + len(asked))}
+        assert bench.pool.children.restarts == 0
+    assert outcomes.pop(slow.call).error is None, "its neighbour goes on"
+    for kind, outcome in outcomes.items():
+        assert (error(outcome)["type"], outcome.outputs) == ("InvalidOutput", None), kind
+        assert outcome.elapsed < 5
+
+
 # -- local models ----------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
 async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
