@@ -144,7 +144,7 @@ class TypeReader:
         if base is Literal:
             made = self._literals()
             inner = ", ".join(map(constant_text, typing.get_args(made)))
-        elif base in TUPLES and self._tokens[self._at] == "(" and self._tokens[self._at + 1] == ")":
+        elif base in TUPLES and self._tokens[self._at : self._at + 3] == ["(", ")", "]"]:
             made, inner = cast("Any", base)[()], "()"
             self._at += 2
         else:
