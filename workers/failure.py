@@ -10,6 +10,7 @@ from dspy.utils import exceptions as dspy_errors
 
 from dspex.bus import errors
 from dspex.bus.errors import DspexError, ProgramError
+from dspex.operators.native.provider_errors import wait
 from dspex.workers.attempt import as_error, short
 
 TABLE: Mapping[type[BaseException], type[DspexError]] = {
@@ -63,4 +64,4 @@ def _unparsed(error: BaseException) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+    return wait(value) if isinstance(value, (int, float)) else None

@@ -10,7 +10,7 @@ import orjson
 
 from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.bus.wire import Usage
-from dspex.operators.native.provider_errors import of_body, short
+from dspex.operators.native.provider_errors import excerpt, of_body, word
 
 MOST_TOKENS = (1 << 53) - 1  # of an answer: a server may say any number, and a record's numbers have 64 bits
 _NO_USAGE = Usage()
@@ -37,22 +37,25 @@ def read(body: bytes, where: str) -> Completion:
     try:
         data = orjson.loads(body)
     except ValueError:
-        shown = short(body[:200].decode(errors="replace"))
-        raise LMUnavailable(f"{where} answered with something that is not JSON: {shown!r}") from None
+        raise LMUnavailable(f"{where} answered with something that is not JSON: {excerpt(body)!r}") from None
     if not isinstance(data, dict):
-        raise LMUnavailable(f"{where} answered with JSON that is no completion: {short(repr(data))}")
-    choice = _choice(data, where)
+        raise _no_completion(body, where)
+    choice = _choice(data, body, where)
     message = choice.get("message")
     text = _text(message.get("content")) if isinstance(message, dict) else ""
-    return Completion(text, _usage(data.get("usage")), str(data.get("model") or ""), str(choice.get("finish_reason") or ""))
+    return Completion(text, _usage(data.get("usage")), word(data.get("model")), word(choice.get("finish_reason")))
 
 
-def _choice(data: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _no_completion(body: bytes, where: str) -> CallError:
+    return LMUnavailable(f"{where} answered with JSON that is no completion: {excerpt(body)!r}")
+
+
+def _choice(data: Mapping[str, Any], body: bytes, where: str) -> Mapping[str, Any]:
     if data.get("error"):
         raise of_body(data["error"], where)
     choices = data.get("choices") or [{}]
     if not isinstance(choices, list) or not isinstance(choices[0], dict):
-        raise LMUnavailable(f"{where} answered with JSON that is no completion: {short(repr(data))}")
+        raise _no_completion(body, where)
     if len(choices) > 1:
         raise LMRefused(f"{where} gave {len(choices)} answers to a request for one")
     return choices[0]
@@ -62,7 +65,7 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):  # in parts, as some servers do
-        return "".join(str(p.get("text") or "") for p in content if isinstance(p, dict) and p.get("type") == "text")
+        return "".join(word(p.get("text")) for p in content if isinstance(p, dict) and p.get("type") == "text")
     return ""
 
 
@@ -82,7 +85,7 @@ class Pieces:
 
     def __init__(self, where: str, limit: int) -> None:
         self._where, self._limit = where, limit
-        self._buffer = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come: joined once, for a line may come in many parts
         self._said: list[str] = []
         self._size = 0
         self._usage, self._model, self._finish = _NO_USAGE, "", ""
@@ -93,7 +96,11 @@ class Pieces:
         self._size += len(data)
         if self._size > self._limit:
             raise too_large(self._where, self._limit)
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        self._rest.append(data)
+        if b"\n" not in data:
+            return
+        *lines, rest = b"".join(self._rest).split(b"\n")
+        self._rest = [rest]
         for line in lines:
             if line.startswith(b"data:") and not self.done:
                 yield from self._event(line[5:].strip())
@@ -108,9 +115,9 @@ class Pieces:
             raise self._broken(data) from None
         if not isinstance(event, dict):
             raise self._broken(data)
-        choice = _choice(event, self._where)
-        self._model = str(event.get("model") or self._model)
-        self._finish = str(choice.get("finish_reason") or self._finish)
+        choice = _choice(event, data, self._where)
+        self._model = word(event.get("model")) or self._model
+        self._finish = word(choice.get("finish_reason")) or self._finish
         if event.get("usage"):
             self._usage = _usage(event["usage"])
         delta = choice.get("delta")
@@ -119,7 +126,7 @@ class Pieces:
             yield text
 
     def _broken(self, data: bytes) -> CallError:
-        return LMUnavailable(f"{self._where} sent a piece that is none: {short(data[:200].decode(errors='replace'))!r}")
+        return LMUnavailable(f"{self._where} sent a piece that is none: {excerpt(data)!r}")
 
     def end(self) -> Completion:
         """The whole. Raises LMUnavailable where the server broke off."""

@@ -88,14 +88,24 @@ def _between(low: float, high: float) -> Callable[[Any], bool]:
 
 
 def _whole(low: int | None = None) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and (low is None or v >= low)
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v in _INTEGERS and (low is None or v >= low)
 
 
 def _stops(value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, (list, tuple)) and all(isinstance(t, str) and t for t in texts)
+    return isinstance(texts, (list, tuple)) and all(isinstance(t, str) and t and _sendable(t) for t in texts)
 
 
+def _sendable(text: str) -> bool:
+    """Whether it is Unicode, not half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_INTEGERS = range(-(1 << 63), 1 << 64)  # those that the JSON of a request is written with
 # Parameters whose way into a request is known, and the values that DSPy sends as they are.
 _PARAMS: Mapping[str, Callable[[Any], bool]] = {
     "temperature": _between(0, 2),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONNECT_WITHIN = 10.0  # seconds: a server that does not answer the door by then is not there
 _STREAMED = b'{"stream":true,"stream_options":{"include_usage":true},'
+_GUESSABLE = 3  # characters of a key that may be shown: "sk-"
 _LARGE = 1 << 20  # bytes: from here on aiohttp sends a body in parts only if it comes as a file
 
 
@@ -74,9 +75,12 @@ class Endpoint:
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._failed(error, limit) from error
-        if status != 200:
-            raise self._unkeyed(of_status(status, answer, response.headers, self.where))
-        return read(answer, self.where)
+        try:
+            if status != 200:
+                raise of_status(status, answer, response.headers, self.where)
+            return read(answer, self.where)
+        except CallError as error:
+            raise self._unkeyed(error) from None
 
     async def stream(self, body: Mapping[str, Any] | bytes, timeout: float | None = None) -> AsyncIterator[str | Completion]:
         """The pieces of one answer as they come, and last the whole. Closing the iterator closes the request.
@@ -94,12 +98,14 @@ class Endpoint:
         try:
             async with session.post(self._url, data=_payload(data), allow_redirects=False, timeout=clock) as response:
                 if response.status != 200:
-                    raise self._unkeyed(of_status(response.status, await self._read(response), response.headers, self.where))
+                    raise of_status(response.status, await self._read(response), response.headers, self.where)
                 while not pieces.done and (part := await response.content.readany()):
                     for text in pieces.feed(part):
                         yield text
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._failed(error, limit) from error
+        except CallError as error:
+            raise self._unkeyed(error) from None
         yield pieces.end()
 
     async def close(self) -> None:
@@ -151,10 +157,11 @@ class Endpoint:
         return self._unkeyed(LMUnavailable(short(f"{self.where} cannot be reached: {str(error) or type(error).__name__}")))
 
     def _unkeyed(self, error: CallError) -> CallError:
-        """The error without the key, which a server may repeat in what it says."""
-        if self._key and self._key in error.message:
-            error.message = error.message.replace(self._key, "…")
-            error.args = (error.message,)
+        """The error without the key, which a server may repeat in what it says; nor its first half, where a text was cut."""
+        key = self._key or ""
+        for cut in [key, *(f"{key[:n]}…" for n in range(len(key) - 1, _GUESSABLE, -1))] if key else ():
+            error.message = error.message.replace(cut, "…")
+        error.args = (error.message,)
         return error
 
 

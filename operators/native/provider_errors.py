@@ -13,6 +13,7 @@ import orjson
 from dspex.bus.errors import CallError, CallTimeout, LMRefused, LMUnavailable, RateLimited
 
 _SHOWN = 600  # characters of a server's text in a message
+LONGEST_WAIT = 3600.0  # seconds: a server may name any number, and a call must not sleep for ever
 
 # Codes and types that say more than the status beside them: "no money left" comes as 429 too, and is not worth a retry.
 _REFUSALS = (
@@ -36,8 +37,9 @@ def of_status(status: int, body: bytes, headers: Mapping[str, str], where: str) 
 def of_body(error: Any, where: str) -> CallError:
     """The error for an `error` object in an answer whose status was 200, or in the middle of a stream."""
     found: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
-    codes = {str(found.get(k) or "") for k in ("code", "type")}
-    text = short(f"{where} answered with an error: {found.get('message') or found.get('code') or 'no reason given'}")
+    codes = {word(found.get(k)) for k in ("code", "type")}
+    reason = word(found.get("message")) or word(found.get("code")) or "no reason given"
+    text = short(f"{where} answered with an error: {reason}")
     if codes & _LATE_RATE:
         return RateLimited(text)
     return LMRefused(text) if codes & _LATE_REFUSED else LMUnavailable(text)
@@ -46,6 +48,22 @@ def of_body(error: Any, where: str) -> CallError:
 def short(text: str) -> str:
     """A text of a server's, cut to what a message needs."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of what a server sent. What is cut ends in "…", as with `short`."""
+    text = body[:_SHOWN].decode(errors="replace").strip()
+    return text if len(body) <= _SHOWN else f"{text}…"
+
+
+def word(value: Any) -> str:
+    """A text or number of a server's as text; "" for what else it sent, which may be nested too deeply for str()."""
+    return str(value) if value and isinstance(value, (str, int, float)) else ""
+
+
+def wait(seconds: float) -> float | None:
+    """How long to wait where a server asks for so much; None for nonsense."""
+    return float(min(seconds, LONGEST_WAIT)) if seconds >= 0 else None
 
 
 def _class(status: int, codes: set[str]) -> type[CallError]:
@@ -63,25 +81,25 @@ def _said(body: bytes) -> tuple[str, set[str]]:
     try:
         data = orjson.loads(body)
     except ValueError:
-        return body[:_SHOWN].decode(errors="replace").strip(), set()
+        return excerpt(body), set()
     error = data.get("error") if isinstance(data, dict) else None
     if not isinstance(error, dict):
-        return str(error or body[:_SHOWN].decode(errors="replace").strip()), set()
-    return str(error.get("message") or ""), {str(error.get(k) or "") for k in ("code", "type")}
+        return word(error) or excerpt(body), set()
+    return word(error.get("message")), {word(error.get(k)) for k in ("code", "type")}
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: a number or a date, or milliseconds in a header of its own."""
     value = headers.get("Retry-After", "")
     if (seconds := _number(value)) is not None:
-        return seconds
+        return wait(seconds)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return wait(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         pass  # no date either
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if (milliseconds := _number(headers.get(name, ""))) is not None:
-            return milliseconds / 1000
+            return wait(milliseconds / 1000)
     return None
 
 

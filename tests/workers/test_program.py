@@ -235,6 +235,7 @@ def test_every_error_class_of_dspy_is_mapped_by_name() -> None:
 def test_a_server_that_asks_for_patience_is_heard() -> None:
     error = to_error(dspy_errors.LMRateLimitError("slow down", retry_after=12), "classify", "predict")
     assert (type(error).__name__, error.retry_after, error.node) == ("RateLimited", 12.0, "classify")
+    assert to_error(dspy_errors.LMRateLimitError("slow down", retry_after=1e308), "classify", "predict").retry_after == 3600
 
 
 def test_a_pool_without_a_profile_of_its_own_uses_main_or_the_only_one() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from dspex.bus.errors import CallError, CallTimeout, ConfigError, InvalidOutput, LMRefused, LMUnavailable, RateLimited
 from dspex.bus.wire import Usage
-from dspex.operators.native.completion import Completion
+from dspex.operators.native.completion import Completion, Pieces
 from dspex.operators.native.endpoint import Endpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -24,6 +25,7 @@ from standin import StandIn
 
 CUT = b"<then the connection is closed>"
 KEY = "sk-very-secret-1234"
+DEEP = b"[" * 1000 + b"]" * 1000  # JSON that can be read, and is more than str() survives
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -105,6 +107,8 @@ async def test_an_answer_is_text_tokens_model_and_the_reason_it_ended() -> None:
         (ok(None), ""),
         (ok("", usage=None), ""),
         (ok("x", usage={"prompt_tokens": -3, "completion_tokens": "many"}), "x"),
+        (response(200, b'{"choices": [{"message": {"content": "x"}}], "model": %s}' % DEEP), "x"),
+        (response(200, b'{"choices": [{"message": {"content": [{"type": "text", "text": %s}]}}]}' % DEEP), ""),
         (response(200, b'{"choices": []}'), ""),
         (response(200, b'{"choices": [{"message": null}]}'), ""),
     ],
@@ -159,6 +163,12 @@ async def test_a_large_request_is_sent_whole() -> None:
         (response(429, b"[]"), RateLimited),
         (response(200, b"<html>"), LMUnavailable),
         (response(200, b"[1]"), LMUnavailable),
+        (response(200, DEEP), LMUnavailable),
+        (response(200, b'{"error": %s}' % DEEP), LMUnavailable),
+        (response(200, b'{"error": {"message": %s, "code": %s}}' % (DEEP, DEEP)), LMUnavailable),
+        (response(200, b'{"choices": %s}' % DEEP), LMUnavailable),
+        (response(400, b'{"error": %s}' % DEEP), LMRefused),
+        (response(400, b'{"error": {"message": %s, "type": %s}}' % (DEEP, DEEP)), LMRefused),
         (response(200, b'{"choices": {"a": 1}}'), LMUnavailable),
         (response(200, b'{"choices": [1]}'), LMUnavailable),
         (response(200, b'{"choices": [{}, {}]}'), LMRefused),
@@ -186,10 +196,24 @@ async def test_a_redirect_is_not_followed_for_it_could_lead_the_key_anywhere() -
 
 @pytest.mark.asyncio
 async def test_the_key_is_in_no_error_whatever_the_server_says() -> None:
-    for answer in (error(401, message=f"Incorrect API key provided: {KEY}."), response(500, f"<p>Bearer {KEY}".encode())):
-        with pytest.raises(CallError) as caught:
-            await asked(answer)
-        assert KEY not in f"{caught.value} {caught.value.args} {caught.value.as_dict()}"
+    said = json.dumps({"error": {"message": f"your key {KEY}"}}).encode()
+    answers = [
+        error(401, message=f"Incorrect API key provided: {KEY}."),
+        response(500, f"<p>Bearer {KEY}".encode()),
+        response(200, said),
+        response(200, f"<p>Bearer {KEY}".encode()),
+        response(200, json.dumps([KEY]).encode()),
+        response(200, b"data: " + said + b"\n\n"),
+        response(200, f"data: {KEY}\n\n".encode()),
+    ]
+    for room in range(540, 610):  # some of these are cut in the middle of the key
+        answers += [error(401, message="x" * room + KEY), response(200, b"x" * room + KEY.encode())]
+    for answer in answers:
+        async with serving(answer) as (_, endpoint):
+            for asking in (endpoint.complete(BODY, 5.0), anext(endpoint.stream(BODY, 5.0))):
+                with pytest.raises(CallError) as caught:
+                    await asking
+                assert KEY[:4] not in f"{caught.value} {caught.value.args} {caught.value.as_dict()}"
 
 
 @pytest.mark.asyncio
@@ -201,6 +225,9 @@ async def test_the_key_is_in_no_error_whatever_the_server_says() -> None:
         ({"retry_after_ms": "1500"}, 1.5),
         ({"Retry_After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
         ({"Retry_After": "nan"}, None),
+        ({"Retry_After": "1e308"}, 3600.0),
+        ({"Retry_After": "Wed, 21 Oct 9999 07:28:00 GMT"}, 3600.0),
+        ({"retry_after_ms": "1e308"}, 3600.0),
         ({"Retry_After": "-1"}, None),
         ({"Retry_After": "soon"}, None),
         ({}, None),
@@ -312,6 +339,15 @@ async def test_pieces_are_read_however_the_bytes_are_cut() -> None:
         assert [p async for p in endpoint.stream(BODY)] == ["grüß ", "dich\n", Completion("grüß dich\n", finish="stop")]
     sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
     assert sent == {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.asyncio
+async def test_a_line_without_an_end_costs_no_more_than_its_length() -> None:
+    pieces, part = Pieces("here", 1 << 30), b"x" * 64
+    started = time.process_time()
+    for _ in range(100_000):
+        assert list(pieces.feed(part)) == []
+    assert time.process_time() - started < 2, "6 MB; joined anew for each part it was minutes"
 
 
 @pytest.mark.asyncio

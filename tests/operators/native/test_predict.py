@@ -313,6 +313,9 @@ async def test_a_stream_that_cannot_be_read_is_not_asked_for_again() -> None:
         ({"params": {"headers": {}}}, "headers="),
         ({"params": {"stop": ["a", ""]}}, "stop="),
         ({"params": {"max_tokens": 0}}, "max_tokens=0"),
+        ({"params": {"max_tokens": 10**30}}, "max_tokens=1000"),
+        ({"params": {"seed": -(10**30)}}, "seed=-1000"),
+        ({"params": {"stop": "\ud800"}}, "stop="),
         ({"params": {"max_tokens": 3, "max_completion_tokens": 3}}, "both given"),
     ],
 )
