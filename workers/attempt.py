@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import structlog
 
-from dspex.bus.errors import DspexError, ProgramError
+from dspex.bus.errors import DspexError, InvalidOutput, ProgramError
 from dspex.bus.wire import CallSpec, Usage, Work
+from dspex.operators.native.signature import Signature
 from dspex.workers.config import Profile
 from dspex.workers.context import CallContext, enter
 from dspex.workers.frames import Frame
 
+KEPT = 256  # calls whose program is kept: a topology has fewer, and strangers may ask for any number
 _SHOWN = 600  # characters of a model's or provider's text in a message
 
 
@@ -59,6 +62,26 @@ def signature_of(spec: CallSpec) -> str:
     return json.dumps(plain, sort_keys=True, default=str)
 
 
+def checked(work: Work, spec: CallSpec) -> Work:
+    """The work with inputs that fit its signature. Raises InvalidInput.
+
+    An interactive call may come from anybody; what an engine asks durably, it has checked.
+    """
+    if work.reply:
+        return work
+    try:
+        signature = _signature(signature_of(spec))
+    except TopologyError:
+        return work  # who answers says what is wrong with it
+    found = signature.check_inputs(work.inputs)
+    return replace(work, inputs={n: plain(v) for n, v in found.items() if v is not None or n in work.inputs})
+
+
+@lru_cache(maxsize=256)
+def _signature(plain: str) -> Signature:
+    return Signature.from_plain(json.loads(plain))
+
+
 def program_name(spec: CallSpec) -> str:
     """`predict#…`: the kind, and a digest of what the program is made from. The same whoever answers."""
     made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
@@ -83,6 +106,18 @@ def enter_context(work: Work, started: float, status: Callable[[str], None]) -> 
     )
 
 
+def plain(name: str, value: Any) -> Any:
+    """An output as JSON-able data. Raises InvalidOutput for what is none: bytes that are no text, an Ellipsis."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    from pydantic_core import to_jsonable_python  # here: few calls need it, and it is slow to import
+
+    try:
+        return to_jsonable_python(value)
+    except ValueError as error:
+        raise InvalidOutput(f"{name} cannot be written as JSON: {short(str(error))}") from error
+
+
 def as_error(error: BaseException, node: str, target: str) -> DspexError:
     """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
     if isinstance(error, DspexError):
@@ -94,3 +129,12 @@ def short(text: Any) -> str:
     """A text of a model's or a program's, cut to what a message needs."""
     text = str(text)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)

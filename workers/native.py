@@ -14,12 +14,11 @@ from dspex.operators.native.covers import covers, own_server
 from dspex.operators.native.endpoint import Endpoint
 from dspex.operators.native.predict import KINDS, Predict
 from dspex.operators.native.signature import Signature
-from dspex.workers.attempt import Attempt, program_name, signature_of
+from dspex.workers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
 _OPENAI = "https://api.openai.com/v1"
 _ELSEWHERE = ("OPENAI_API_BASE", "OPENAI_BASE_URL")  # where these are set, DSPy calls another server, by another library
-_KEPT = 256  # calls whose Predict is kept: a topology has fewer, and strangers may ask for any number
 
 
 class Native:
@@ -32,7 +31,7 @@ class Native:
         self._endpoints: dict[str, Endpoint] = {}
         installed = versions.installed()
         self.dspy_version = installed or versions.NEWEST.name  # whose prompts are followed
-        self._predict = lru_cache(maxsize=_KEPT)(self._make)
+        self._predict = lru_cache(maxsize=KEPT)(self._make)
 
     def refuses(self, attempt: Attempt, name: str) -> str | None:
         """Why DSPy must answer instead, as the end of a sentence; None where this half can. Raises ConfigError."""
@@ -55,7 +54,7 @@ class Native:
             attempt.spend(usage.input_tokens, usage.output_tokens, profile)
 
         found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=not work.reply, spent=spent)
-        return {name: _plain(value) for name, value in found.outputs.items()}
+        return {name: plain(name, value) for name, value in found.outputs.items()}
 
     def _found(self, attempt: Attempt, name: str) -> Predict | str:
         spec = attempt.spec
@@ -106,11 +105,3 @@ class Native:
         """Close the connections."""
         for endpoint in self._endpoints.values():
             await endpoint.close()
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)

@@ -8,20 +8,19 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import dspy
 from pydantic import BaseModel, TypeAdapter
-from pydantic_core import to_jsonable_python
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.wire import CallSpec
 from dspex.operators.native.completion import MOST_TOKENS
 from dspex.workers import signature as signatures
-from dspex.workers.attempt import Attempt, program_name, signature_of
+from dspex.workers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.config import PoolConfig
 from dspex.workers.failure import to_error
 from dspex.workers.frames import Frame
@@ -29,6 +28,7 @@ from dspex.workers.models import Models
 from dspex.workers.refs import Refs, public
 
 _REASONED = ("chain_of_thought", "react")
+Made = TypeVar("Made")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
@@ -106,17 +106,13 @@ class Programs:
     # -- specs -----------------------------------------------------------------------------------------------------
     def _signature(self, spec: CallSpec) -> type[dspy.Signature]:
         key = signature_of(spec)
-        if key not in self._signatures:
-            self._signatures[key] = signatures.to_dspy(signatures.read(json.loads(key)))
-        return self._signatures[key]
+        return _kept(self._signatures, key, lambda: signatures.to_dspy(signatures.read(json.loads(key))))
 
     def _program(self, spec: CallSpec, signature: type[dspy.Signature], answer: Frame) -> Any:
         if spec.state:
             raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
         key = json.dumps([spec.kind, spec.target, signature_of(spec), spec.tools, spec.max_iters])
-        if key not in self._programs:
-            self._programs[key] = self._build(spec, signature)
-        program, answer["program"] = self._programs[key]
+        program, answer["program"] = _kept(self._programs, key, lambda: self._build(spec, signature))
         return program
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
@@ -144,6 +140,14 @@ class Programs:
                 fix="install what it needs in the pool's environment, or put its folder on path in dspex.toml",
                 node=ref,
             ) from error
+
+
+def _kept(cache: dict[str, Made], key: str, make: Callable[[], Made]) -> Made:
+    """What `make` made for the key; kept while it is among the last that were asked for."""
+    cache[key] = found = cache.pop(key) if key in cache else make()
+    if len(cache) > KEPT:
+        del cache[next(iter(cache))]
+    return found
 
 
 def _is_module(program: Any) -> bool:
@@ -204,7 +208,10 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> di
     if missing := [n for n in names if n not in result]:
         kind = ProgramError if spec.kind == "program" else InvalidOutput
         raise kind(f"{spec.target} returned no {', '.join(missing)}; it has: {', '.join(map(str, result))}")
-    return {n: to_jsonable_python(result[n]) for n in names}
+    try:
+        return {n: plain(n, result[n]) for n in names}
+    except InvalidOutput as error:
+        raise (ProgramError(error.message) if spec.kind == "program" else error) from error
 
 
 def _tokens(found: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:

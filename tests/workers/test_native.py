@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 import standin
 from pool_bench import CLASS, SIGNATURE, Bench, config, program, running, work
@@ -313,6 +315,37 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: An
     for kind, outcome in outcomes.items():
         assert (error(outcome)["type"], outcome.outputs) == ("InvalidOutput", None), kind
         assert outcome.elapsed < 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_a_value_that_is_no_json_is_an_invalid_output(model: Any, route: str) -> None:
+    model.replies = {"bytes": chat(r"b'\xff'"), "list[bytes]": chat(r"[b'\xff']"), "Any": chat("...")}
+    router = Router(plain(model.url).for_child())
+    for kind in model.replies:
+        answer = await router.run(work(kind, spec=spec(f"text -> a: {kind}", route)), None, print)
+        assert answer["error"] is None or answer["error"]["type"] == "InvalidOutput", (kind, answer["error"])
+    assert answer["error"], "an Ellipsis"
+    await router.close()
+
+
+@pytest.mark.asyncio
+async def test_what_strangers_ask_for_is_not_kept_for_ever(model: Any) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(c, type) and issubclass(c, dspy.Signature) for c in gc.get_objects())
+
+    profiles = {"small": Profile("small", "local/none")}  # without a server: programs are made, and no model is asked
+    router = Router(plain(model.url, profiles=profiles).for_child())
+    counts = []
+    for start in (0, 300, 600):
+        for i in range(start, start + 300):
+            answer = await router.run(work(spec=spec(f"text -> a{i}", "worker")), None, print)
+            assert answer["error"]["type"] != "ProgramError", answer["error"]
+        counts.append(alive())
+    assert counts[0] > 200, "one is made for each"
+    assert counts[2] - counts[0] < 100, counts
+    await router.close()
 
 
 # -- local models ----------------------------------------------------------------------------------------------------
