@@ -156,7 +156,7 @@ class _Side(TypeReader):
         annotation, text, said = self._annotated()
         if annotation is None:
             self._bad("leave the field out, or write str | None: DSPy makes text of None", begin)
-        if any(annotation is g for g in GENERIC):
+        if id(annotation) in GENERIC:
             self._bad(f"write {text}[...]; did you mean {_plain_name(text)}?", begin)
         required = not takes_none(annotation)
         return (

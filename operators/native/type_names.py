@@ -51,8 +51,8 @@ ARITY: Mapping[Any, int] = {
     **dict.fromkeys((dict, *(getattr(typing, n) for n in _TWO)), 2),
 }
 TUPLES = (tuple, NAMES["Tuple"])
-GENERIC = tuple(getattr(typing, n) for n in ("Tuple", *_ONE, *_TWO))  # DSPy takes none of them bare as a field's type
-BARE: Mapping[str, Any] = {n: t for n, t in NAMES.items() if "." not in n and t not in FORMS and t not in GENERIC}
+GENERIC = frozenset(id(getattr(typing, n)) for n in ("Tuple", *_ONE, *_TWO))  # DSPy takes none of them bare as a field's type
+BARE: Mapping[str, Any] = {n: t for n, t in NAMES.items() if "." not in n and t not in FORMS and id(t) not in GENERIC}
 _SCALARS = frozenset((*BUILTINS, type(None), typing.Any, *(getattr(datetime, n) for n in _DATETIME)))
 
 
@@ -85,6 +85,8 @@ def parametrized(base: Any, parameters: Sequence[Any]) -> Any:
     `typing` remembers what it made and takes equal for the same: `Optional[Literal['b', 'a']]` would be the
     `Optional[Literal['a', 'b']]` of another signature, and a prompt would show what others have asked. Its memory is passed by.
     """
+    if all(type(p) is type or p is None for p in parameters):  # a class is equal to itself only
+        return base[parameters[0] if len(parameters) == 1 else tuple(parameters)]
     if base is typing.Optional:
         base, parameters = typing.Union, (*parameters, None)
     given = parameters[0] if len(parameters) == 1 else tuple(parameters)
