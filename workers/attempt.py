@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from dspex.bus.errors import DspexError, InvalidOutput, ProgramError
+from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
 from dspex.bus.wire import CallSpec, Usage, Work
 from dspex.operators.native.signature import Signature
 from dspex.workers.config import Profile
@@ -74,7 +74,7 @@ def checked(work: Work, spec: CallSpec) -> Work:
     except TopologyError:
         return work  # who answers says what is wrong with it
     found = signature.check_inputs(work.inputs)
-    return replace(work, inputs={n: plain(v) for n, v in found.items() if v is not None or n in work.inputs})
+    return replace(work, inputs={n: plain(n, v) for n, v in found.items() if v is not None or n in work.inputs})
 
 
 @lru_cache(maxsize=256)
@@ -129,12 +129,3 @@ def short(text: Any) -> str:
     """A text of a model's or a program's, cut to what a message needs."""
     text = str(text)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)
