@@ -19,7 +19,7 @@ import structlog
 from dspex.bus.errors import Cancelled, ConfigError, InvalidInput, InvalidOutput, LMUnavailable, ProgramError
 from dspex.bus.wire import Work
 from dspex.operators.native import versions
-from dspex.workers.attempt import Attempt, as_error, enter_context, spec_of
+from dspex.workers.attempt import Attempt, as_error, checked, enter_context, spec_of
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import Frame, Pipe
 from dspex.workers.native import Native
@@ -55,7 +55,7 @@ class Router:
         answer |= {"route": "worker", "outputs": None, "error": None, "usage": {}, "started": started}
         enter_context(work, started, status)
         try:
-            answer["outputs"] = await self._first_available(Attempt(work, spec, local, answer))
+            answer["outputs"] = await self._first_available(Attempt(checked(work, spec), spec, local, answer))
         except asyncio.CancelledError:
             answer["error"] = Cancelled(f"{work.node}: the call was cancelled").as_dict()
         except (Exception, SystemExit) as error:  # noqa: BLE001  a user's program may raise anything

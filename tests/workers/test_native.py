@@ -367,3 +367,16 @@ async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any
         assert model.bodies[-1]["response_format"]["type"] in ("json_schema", "json_object")
     await router.close()
     assert model.last_key == "bearer none"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_inputs_of_a_stranger_are_checked_whoever_answers(model: Any, route: str) -> None:
+    asked = spec("n: int, note: str | None -> reply", route=route)
+    async with running(plain(model.url)) as bench:
+        wrong = await interactive(bench, work(spec=asked, inputs={"n": "abc"}, reply="", ordinal=-1))
+        assert error(wrong)["type"] == "InvalidInput"
+        assert "n: Input should be a valid integer" in error(wrong)["message"]
+        assert wrong.usage.get("input_tokens", 0) == 0
+        right = await interactive(bench, work(spec=asked, inputs={"n": "7"}, reply="", ordinal=-1))
+        assert right.error is None
