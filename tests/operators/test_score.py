@@ -10,7 +10,7 @@ from dspex.bus.errors import DataError, ExpressionError, InvalidInput, TopologyE
 from dspex.operators import score
 
 DATA = {"said": "The Eiffel Tower in Paris", "gold": "Eiffel Tower"}
-TEXTS = {name: DATA for name in metrics.METRICS} | {"json_match": {"said": '{"a": 1}', "gold": '{"a": 1.0}'}}
+TEXTS = dict.fromkeys(metrics.METRICS, DATA) | {"json_match": {"said": '{"a": 1}', "gold": '{"a": 1.0}'}}
 
 
 @pytest.mark.parametrize("name", sorted(metrics.METRICS))
