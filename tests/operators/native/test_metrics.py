@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+import unicodedata
 from fractions import Fraction
 from typing import Any
 
@@ -188,6 +190,9 @@ ENEMIES = {
     "punctuation": "." * MEGABYTE,
     "almost articles": "tha ant " * (MEGABYTE // 8),
     "marks": "\u0301" * MEGABYTE,
+    "marks out of order": "a" + "\u0300\u0316" * (MEGABYTE // 2),
+    "marks out of order behind dots": ("\u0300" * 200 + "." + "\u0316" * 200 + ".") * (MEGABYTE // 402),
+    "marks made of marks": "a" + "\u0344\u0f73\u0316" * (MEGABYTE // 3),
     "words": " ".join(map(str, range(MEGABYTE // 7))),
     "controls": "a\x01the\x02" * (MEGABYTE // 6),
     "half found": "x " * (MEGABYTE // 2) + "y",
@@ -205,6 +210,18 @@ def test_a_megabyte_from_an_enemy_takes_no_more_than_a_moment(kind: str) -> None
         else:
             assert metrics.METRICS[name](text, "{}") == 0.0
     assert time.process_time() - start < 10
+
+
+_MARKS = st.text(st.sampled_from("\u0300\u0316\u0344\u0f73\u0f71\u3099\u0345\u05b0\u0301"), min_size=1, max_size=9)
+
+
+@settings(max_examples=settings().max_examples // 10)
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "é", "ệ", "각", "x "]), _MARKS, st.integers(1, 400)), max_size=5))
+def test_long_runs_of_marks_are_normalized_as_unicode_says(pieces: list[tuple[str, str, int]]) -> None:
+    text = "".join(base + marks * times for base, marks, times in pieces)
+    assert metrics.normalize_text(text) == " ".join(
+        re.sub(r"\b(a|an|the)\b", " ", unicodedata.normalize("NFD", text).lower()).split()
+    )
 
 
 @pytest.mark.parametrize("metric", ["fuzzy", "token_sort", "token_set"])
