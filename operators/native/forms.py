@@ -12,7 +12,7 @@ from typing import Any, NotRequired
 import typing_extensions
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.native.checks import hint_of
+from dspex.operators.native.checks import hint_of, typed_default
 from dspex.operators.native.constraints import CONSTRAINTS, in_words
 from dspex.operators.native.fields import MISSING, NOTHING, Field, Role, Side
 from dspex.operators.native.grammar import parse_field, refuse_name
@@ -177,7 +177,7 @@ def with_plain(field: Field, said: Any) -> Field:
     """A field with what `plain_of` said. Raises TopologyError (DX210) for a default that does not fit."""
     if not isinstance(said, Mapping):
         raise problem("DX210", f"{field.name}: {said!r} does not describe a field", "send what Signature.plain() gives")
-    default = _typed_default(field, said["default"]) if "default" in said else field.default
+    default = typed_default(field, said["default"]) if "default" in said else field.default
     return dataclasses.replace(
         field,
         description=str(said.get("description", field.description)),
@@ -186,17 +186,6 @@ def with_plain(field: Field, said: Any) -> Field:
         required=bool(said.get("required", field.required and default is MISSING)),
         default=default,
     )
-
-
-def _typed_default(field: Field, value: Any) -> Any:
-    if value is None or (type(value) is field.annotation and field.annotation in (str, int, float, bool)):
-        return value
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(field.annotation).validate_python(value)
-    except ValidationError as e:
-        raise problem("DX210", f"{field.name}: its default does not fit {field.type}: {e}", "give another default") from e
 
 
 def _jsonable(value: Any) -> Any:

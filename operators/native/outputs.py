@@ -13,6 +13,7 @@ from dspex.operators.native.parse_values import REFUSED, constrained, converter,
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
+_PROBLEMS = 2_000  # characters about them all
 _REPLY = 200  # characters of the reply in an error
 
 
@@ -74,4 +75,5 @@ class Outputs:
 
 def unfit(what: str, reply: str) -> InvalidOutput:
     """The error about a reply, with its beginning."""
+    what = excerpt(what, _PROBLEMS, quote=False)
     return InvalidOutput(f"the reply of the model does not fit: {what}. It begins: {excerpt(reply, _REPLY)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from dspex.bus.errors import InvalidOutput
+from dspex.operators.native.checks import validator
 from dspex.operators.native.fields import MISSING, Field
 from dspex.operators.native.repair import TooHard, value_of
 from dspex.operators.native.types import explain
@@ -65,8 +66,7 @@ def constrained(field: Field, convert: Converter) -> Converter:
     from pydantic import TypeAdapter
 
     annotation: Any = typing.Annotated[field.annotation, Constraint(**field.constraints)]
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    check = adapter.validator.validate_python
+    check = validator(TypeAdapter(annotation))
     return lambda value: check(convert(value))
 
 
@@ -85,8 +85,7 @@ def _make(annotation: Any) -> Converter:
 def _validator(annotation: Any) -> Converter:
     from pydantic import TypeAdapter
 
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    return adapter.validator.validate_python
+    return validator(TypeAdapter(annotation))
 
 
 def _general(annotation: Any) -> Converter:

@@ -22,6 +22,7 @@ from dspex.operators.native.checks import Check
 from dspex.operators.native.fields import MISSING, NOTHING, Role, Side
 from dspex.operators.native.fields import Field as Field
 from dspex.operators.native.grammar import check_fields, parse, parse_field, refuse_name
+from dspex.operators.native.tokens import shown
 from dspex.operators.native.types import takes_none, type_text
 from dspex.operators.native.words import did_you_mean, problem
 
@@ -85,8 +86,11 @@ class Signature:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], *, types: Mapping[str, Any] = NOTHING) -> Self:
         """The signature that `plain()` wrote. Unknown keys are ignored. Raises TopologyError."""
-        made = cls(plain["signature"], instructions=plain.get("instructions", ""), types=types)
-        said: Mapping[str, Any] = plain.get("fields") or {}
+        spec, instructions, said = plain.get("signature"), plain.get("instructions", ""), plain.get("fields") or {}
+        if not (isinstance(spec, str) and isinstance(instructions, str) and isinstance(said, Mapping)):
+            message = "a plain signature has the texts signature and instructions, and fields by name"
+            raise problem("DX210", message, "send what Signature.plain() gives")
+        made = cls(spec, instructions=instructions, types=types)
         if not said:
             return made
         return cls._made(
@@ -182,11 +186,11 @@ class Signature:
 
     @cached_property
     def _check_inputs(self) -> Check:
-        return Check(f"the inputs do not fit {self._text!r}", self.inputs.values(), InvalidInput, untyped_is_any=True)
+        return Check(f"the inputs do not fit {shown(self._text)!r}", self.inputs.values(), InvalidInput, untyped_is_any=True)
 
     @cached_property
     def _check_outputs(self) -> Check:
-        return Check(f"the outputs do not fit {self._text!r}", self.outputs.values(), InvalidOutput)
+        return Check(f"the outputs do not fit {shown(self._text)!r}", self.outputs.values(), InvalidOutput)
 
     def messages(
         self,

@@ -19,6 +19,9 @@ from dspex.operators.native.type_names import TUPLES, is_known, text_name
 
 # classes whose names in `typing` are not their own
 _ALIASES: dict[Any, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
+_MANY = 1000  # problems; of more, only the number is said
+_SHOWN = 20  # problems in an error
+_LONG = 300  # characters of a problem, and of its place
 _MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
 
@@ -144,6 +147,15 @@ def unmarked(tp: Any) -> Any:
 
 
 def explain(e: Any) -> str:
-    """All fields of a pydantic ValidationError in one line."""
-    parts = [(".".join(str(x) for x in d["loc"]), str(d["msg"])) for d in e.errors(include_url=False, include_input=False)]
-    return "; ".join(f"{where}: {what}" if where else what for where, what in parts)
+    """What a pydantic ValidationError says, in one line: its first problems, and how many more there are."""
+    count: int = e.error_count()
+    if count > _MANY:  # pydantic makes all of them or none
+        return f"{count} problems"
+    found = e.errors(include_url=False, include_input=False)[:_SHOWN]
+    parts = [(_cut(".".join(_cut(str(x)) for x in d["loc"])), _cut(str(d["msg"]))) for d in found]
+    said = "; ".join(f"{where}: {what}" if where else what for where, what in parts)
+    return f"{said}; and {count - _SHOWN} more problems" if count > _SHOWN else said
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONG else text[:_LONG] + "…"

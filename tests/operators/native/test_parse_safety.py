@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from dspex.bus.errors import InvalidOutput, TopologyError
+from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.operators.native.adapters import Adapter, parse
 from dspex.operators.native.parse_values import parse_value
 from dspex.operators.native.responses import json_value
@@ -150,3 +151,41 @@ def test_an_error_about_an_element_shows_its_text() -> None:
 def test_a_type_without_a_schema_is_refused_by_the_xml_adapter() -> None:
     with pytest.raises(TopologyError, match="no JSON Schema"):
         parse(Signature("q -> a: C", types={"C": Callable}), "<a>1</a>", adapter="xml")
+
+
+UNION = " | ".join(f"Literal['{i}']" for i in range(1_500))
+MANY_WRONG = {
+    "a list": ("list[int]", ["x"] * 300_000),
+    "a list of choices": (f"list[{UNION}]", ["x"] * 100),
+    "an object": ("dict[str, int]", {str(i): "x" for i in range(100_000)}),
+    "choices": (f"Literal[{', '.join(map(repr, range(9_000)))}]", "x"),
+}
+
+
+@pytest.mark.parametrize("name", MANY_WRONG)
+def test_data_with_very_many_problems_are_refused_in_bounded_time_and_words(name: str) -> None:
+    spec, value = MANY_WRONG[name]
+    signature = Signature(f"q: {spec} -> a: {spec}")
+    reply = json.dumps({"a": value})
+    for check in (lambda: signature.parse(reply, adapter="json"), lambda: signature.check_inputs({"q": value})):
+        started = time.process_time()
+        with pytest.raises((InvalidOutput, InvalidInput)) as e:
+            check()
+        assert time.process_time() - started < 0.5
+        assert len(str(e.value)) < 3_000
+
+
+def test_a_list_is_left_at_its_first_wrong_item() -> None:
+    signature = Signature("q: list[int] -> a: dict[str, list[int]]")
+    for check in (lambda: signature.check_inputs({"q": ["x", "y"]}), lambda: signature.check_outputs({"a": {"k": ["x", "y"]}})):
+        with pytest.raises((InvalidOutput, InvalidInput), match=r"\b0: ") as e:
+            check()
+        assert "1: " not in str(e.value)
+
+
+def test_an_error_about_a_thousand_long_names_is_short() -> None:
+    signature = Signature("q -> " + ", ".join("a" * 60 + str(i) for i in range(990)))
+    for check in (lambda: signature.parse("x"), lambda: signature.check_outputs({})):
+        with pytest.raises(InvalidOutput) as e:
+            check()
+        assert len(str(e.value)) < 3_000
