@@ -96,7 +96,7 @@ MORE = {
     "DX222": ("The file is not YAML, has a key twice, or uses aliases.", "correct the line that the message names"),
     "DX223": ("A lambda cannot be written as YAML.", "define the function at the top level of a module"),
     "DX224": ("The topology is frozen already.", "add all operators before `check`, `freeze` or `digest`"),
-    "DX225": ("A template cannot be read.", "fields in braces: `Dear {customer.name}`; Jinja with `syntax=\"jinja\"`"),
+    "DX225": ("A template cannot be read.", 'fields in braces: `Dear {customer.name}`; Jinja with `syntax="jinja"`'),
     "DX226": ("A type or a JSON Schema cannot check data.", "a pydantic model, a dataclass, a TypedDict or a builtin type"),
     "DX227": ("Streams of two topologies are merged.", "sink to a subject, and source from it"),
     "DX228": ("The topology has no source.", '`topology.source("support.messages")`'),
