@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
-from dspex.operators.native.checks import adapter
+from dspex.operators.native.checks import adapter, typed_default
+from dspex.operators.native.constraints import wrong_value
 from dspex.operators.native.fields import MISSING, Field, Role
 from dspex.operators.native.grammar import parse_field, refuse_name
 from dspex.operators.native.type_grammar import MAX_DEPTH
@@ -37,6 +38,10 @@ _CONSTRAINTS: Mapping[str, str] = {
     "pattern": "pattern",
 }
 _SILENT = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
+# what a keyword must be, where it is read
+_LISTED: Mapping[str, type | tuple[type, ...]] = {
+    "type": (str, list), "format": str, "enum": list, "anyOf": list, "oneOf": list, "prefixItems": list,
+}  # fmt: skip
 _KNOWN = frozenset(
     {"type", "format", "enum", "const", "anyOf", "oneOf", "items", "prefixItems", "uniqueItems", "additionalProperties"}
 )
@@ -64,19 +69,28 @@ def fields_of(schema: Mapping[str, Any], role: Role) -> Iterator[Field]:
         if key not in {*_SILENT, "type", "properties", "required", "additionalProperties", "$defs"}:
             _refuse(role, key)
     required = schema.get("required", ())
+    if not isinstance(required, (list, tuple)):
+        _refuse(role, "such a list of required properties")
     for name, part in cast("Mapping[str, Any]", properties).items():
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _refuse(role, f"the name {name!r:.40}")
         refuse_name(name, name)
         yield _field(name, role, part, name in required)
 
 
 def _field(name: str, role: Role, schema: Any, required: bool) -> Field:
     text, constraints = _type(name, schema, 0)
+    for key, value in constraints.items():
+        if wrong := wrong_value(key, value):
+            _refuse(name, f"{key} {value!r:.40} ({wrong})")
     if constraints:
         said = ", ".join(f"{k}={constant_text(v)}" for k, v in constraints.items())
         text = f"Annotated[{text}, Field({said})]"
     field = parse_field(name, role, text)
     given: Mapping[str, Any] = schema if isinstance(schema, Mapping) else {}
     default = given.get("default", MISSING)
+    if default is not MISSING:
+        default = typed_default(field, default)
     required = required and field.required and default is MISSING
     return replace(field, description=str(given.get("description", "")), default=default, required=required)
 
@@ -96,6 +110,9 @@ def _type(where: str, schema: Any, depth: int) -> tuple[str, dict[str, Any]]:
     constraints = {_CONSTRAINTS[k]: v for k, v in part.items() if k in _CONSTRAINTS}
     if isinstance(part.get("prefixItems"), list) and {*constraints.values()} <= {len(part["prefixItems"])}:
         constraints = {}  # a tuple says its length itself
+    for key, kinds in _LISTED.items():
+        if key in part and not isinstance(part[key], kinds):
+            _refuse(where, f"such a value of {key}")
     for key, read in _READERS.items():
         if key in part:
             return read(where, part, depth), constraints

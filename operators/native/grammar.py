@@ -77,11 +77,11 @@ def refuse_name(spec: str, name: str) -> None:
     why = None
     if name in _SHADOWING or name.startswith("model_"):
         why = "has a meaning of its own in DSPy"
-    elif name.startswith("_") or keyword.iskeyword(name):
+    elif name.startswith("_") or keyword.iskeyword(name) or not tokens.name_of(name):
         why = "cannot be a field"
     if why:
-        message = f'the signature "{tokens.shown(spec)}": the name {name!r} {why}'
-        raise problem("DX210", message, f"use another name: {name.strip('_')}_text")
+        message = f'the signature "{tokens.shown(spec)}": the name {tokens.shown(name)!r} {why}'
+        raise problem("DX210", message, f"use another name: {tokens.shown(name).strip('_')}_text")
 
 
 def check_fields(fields: Sequence[Field], spec: str) -> None:

@@ -11,6 +11,7 @@ _SPACE = re.compile(r"[ \t\r\n]*+")
 _PLAIN = re.compile(r'[^"\\]*+')
 _SCALAR = re.compile(r"[^,}\s]*+")
 _OUTSIDE = re.compile(r'[^"{}\[\]]*+')
+_HEX = re.compile(r"[0-9a-fA-F]{4}\Z").match
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 State = Callable[[str, int], int]
 
@@ -148,11 +149,10 @@ class Scanner:
         return min(end, len(piece))
 
     def _code(self, escape: str) -> None:
-        try:
-            code = int(escape[2:], 16)
-        except ValueError:
+        if not _HEX(escape, 2):  # int() takes "-123" and "1_23" too
             self._decoded(escape)
             return
+        code = int(escape[2:], 16)
         if self._high and 0xDC00 <= code < 0xE000:
             both = 0x10000 + ((self._high - 0xD800) << 10) + (code - 0xDC00)
             self._high = 0

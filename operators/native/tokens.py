@@ -14,6 +14,7 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.native.words import problem
 
 MAX_TEXT = 65_536
+MAX_NAME = 200  # characters of a name with others than those of ASCII
 _SHOWN = 200  # characters of a text in an error
 _AROUND = 60  # characters before and after the place of an error
 
@@ -114,7 +115,9 @@ def name_of(token: str) -> str:
     """The name that a token is, as Python reads it; "" for another token."""
     if not token.isidentifier():
         return ""
-    return token if token.isascii() else unicodedata.normalize("NFKC", token)
+    if token.isascii():
+        return token
+    return unicodedata.normalize("NFKC", token) if len(token) <= MAX_NAME else ""  # it is quadratic in marks side by side
 
 
 def text_of(token: str) -> str | None:

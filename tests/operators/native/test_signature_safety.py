@@ -186,3 +186,52 @@ def test_reading_and_checking_import_no_dspy_and_reading_no_pydantic():
         "assert 'dspy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PLAINS = [{}, {"signature": 5}, *({"signature": "q -> a", **more} for more in (
+    {"instructions": [1]}, {"instructions": 5}, {"fields": ["q"]}, {"fields": 5}, {"fields": {"q": 5}},
+))]  # fmt: skip
+
+
+@pytest.mark.parametrize("plain", PLAINS, ids=repr)
+def test_plain_data_that_is_no_signature_is_refused(plain):
+    with pytest.raises(TopologyError):
+        Signature.from_plain(plain)
+
+
+SCHEMAS = [
+    {"type": {}}, {"type": [{}]}, {"anyOf": 5}, {"oneOf": {}}, {"enum": 5}, {"enum": [{}]}, {"enum": [[1]]},
+    {"const": {}}, {"const": 1.5},
+    {"type": "string", "format": []}, {"type": "array", "prefixItems": 5}, {"type": "array", "minItems": []}, {"minItems": {}},
+    {"type": "string", "default": [1]}, {"type": "integer", "default": "x"}, {"type": "string", "pattern": 5}, 5, None, [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=repr)
+def test_a_json_schema_of_an_enemy_is_refused(schema):
+    answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    with pytest.raises(TopologyError):
+        Signature.from_json_schema({"type": "object", "properties": {"q": schema}}, answer)
+
+
+@pytest.mark.parametrize("name", ["b: int, c", "a b->", "", "a\n", "1", 5, None, "é" * 40_000, "a-b"])
+def test_a_name_that_is_no_name_is_no_field(name):
+    one = {"type": "object", "properties": {name: {"type": "string"}}}
+    answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    with pytest.raises(TopologyError):
+        Signature.from_json_schema(one, answer)
+    if isinstance(name, str):
+        with pytest.raises(TopologyError):
+            Signature("q -> a").append(name, "output", "str")
+
+
+def test_required_properties_are_a_list():
+    answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    with pytest.raises(TopologyError):
+        Signature.from_json_schema({**answer, "required": 5}, answer)
+
+
+def test_a_name_with_very_many_marks_is_refused_in_bounded_time():
+    began = time.process_time()
+    assert refusal("a" + "\u0300\u0316" * 30_000 + " -> b") is not None
+    assert time.process_time() - began < BUDGET

@@ -238,3 +238,10 @@ def test_a_marker_that_does_not_end_takes_linear_time_in_single_characters(adapt
 def test_an_adapter_that_is_not_known_is_refused() -> None:
     with pytest.raises(TopologyError, match="chta"):
         Splitter(SIGNATURE, "chta")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("digits", ["-123", "1_23", "+123", " 123", "\u0661\u0661\u0661\u0661"])
+def test_an_escape_without_four_digits_is_text(digits: str) -> None:
+    splitter = Splitter(Signature("q -> a"), "json")
+    pieces = [*splitter.feed(f'{{"a": "x\\u{digits}"}}'), *splitter.finish()]
+    assert "".join(text for _, text in pieces) == f"x\\u{digits}"
