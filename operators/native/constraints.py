@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Mapping
+from math import prod
 from types import UnionType
 from typing import Any, cast
 
 _BOUNDS = ("gt", "ge", "lt", "le")
 _LENGTHS = ("min_length", "max_length")
+MAX_PATTERN = 200
+MAX_UNFOLDED = 500
+_REPEAT = re.compile(r"(.)\{(\d{1,9}(?:,\d{0,9})?)\}", re.DOTALL)
 CONSTRAINTS = (*_BOUNDS, "multiple_of", *_LENGTHS, "pattern")
 
 # as DSPy puts them into a prompt; it says nothing of a pattern
@@ -42,6 +47,8 @@ def wrong_value(name: str, value: Any) -> str | None:
 
 
 def _wrong_pattern(pattern: str) -> str | None:
+    if len(pattern) > MAX_PATTERN or _unfolded(pattern) > MAX_UNFOLDED:
+        return f"pattern has more than {MAX_PATTERN} characters, or {MAX_UNFOLDED} with each repeat written out"
     from pydantic_core import SchemaError, SchemaValidator, core_schema
 
     try:
@@ -49,6 +56,13 @@ def _wrong_pattern(pattern: str) -> str | None:
     except SchemaError as e:
         return f"pattern is no regular expression of pydantic's: {str(e).splitlines()[-1].strip()}"
     return None
+
+
+def _unfolded(pattern: str) -> int:
+    """About how long a pattern is with each repeat written out: a `\\w` takes 60 kB where it is compiled."""
+    repeats = [(m[1] == ")", max(int(n) for n in m[2].split(",") if n)) for m in _REPEAT.finditer(pattern)]
+    nested = prod(n for after_group, n in repeats if after_group)
+    return (len(pattern) + sum(n for after_group, n in repeats if not after_group)) * nested
 
 
 def misfit(annotation: Any, constraints: Mapping[str, Any]) -> str | None:

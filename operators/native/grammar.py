@@ -28,6 +28,7 @@ from dspex.operators.native.types import constant_text, takes_none
 from dspex.operators.native.words import nearest, problem
 
 MAX_FIELDS = 1000
+MAX_PATTERNS = 16
 
 # DSPy's signature classes are pydantic models and its predictors take keyword arguments: fields of these names hide
 # methods (`copy`, `json`), or are taken for something else (`config`), mostly without a word
@@ -90,6 +91,10 @@ def check_fields(fields: Sequence[Field], spec: str) -> None:
         _refuse_duplicates(fields, spec)
     if len(fields) > MAX_FIELDS:
         raise problem("DX210", f"the signature has {len(fields)} fields, more than {MAX_FIELDS}", "say less in one signature")
+    if sum("pattern" in f.constraints for f in fields if f.constraints) > MAX_PATTERNS:
+        raise problem(
+            "DX210", f"the signature has more than {MAX_PATTERNS} patterns", "check the rest behind the call: validate"
+        )
     if not fields or fields[-1].role != "output":  # inputs come first
         raise problem("DX210", f'the signature "{tokens.shown(spec)}" has no output', FORM)
 

@@ -46,7 +46,7 @@ class Signature:
 
     # Not __init__: that would run for a signature that is known already
     def __new__(cls, spec: str, /, *, instructions: str = "", types: Mapping[str, Any] = NOTHING) -> Self:
-        if types or type(spec) is not str or len(spec) > _CACHED:
+        if types or type(spec) is not str or len(spec) > _CACHED or "pattern" in spec:  # a compiled pattern is large
             return cls._made(parse(spec, types), instructions)
         made: Self = _known(cls, spec, instructions)
         return made

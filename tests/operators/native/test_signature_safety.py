@@ -235,3 +235,18 @@ def test_a_name_with_very_many_marks_is_refused_in_bounded_time():
     began = time.process_time()
     assert refusal("a" + "\u0300\u0316" * 30_000 + " -> b") is not None
     assert time.process_time() - began < BUDGET
+
+
+@pytest.mark.parametrize("pattern", ["a" * 201, r"\w{501}", r"(\w{10}){60}", r"((a{9}){9}){9}"])
+def test_a_pattern_that_would_eat_memory_is_refused(pattern):
+    with pytest.raises(TopologyError) as e:
+        Signature(f"q -> a: Annotated[str, Field(pattern={pattern!r})]")
+    assert "with each repeat written out" in e.value.fix
+
+
+def test_patterns_that_people_write_are_taken_and_their_number_is_bounded():
+    uuid = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+    field = f"Annotated[str, Field(pattern={uuid!r})]"
+    assert Signature(f"q -> a: {field}").outputs["a"].constraints == {"pattern": uuid}
+    with pytest.raises(TopologyError, match="more than 16 patterns"):
+        Signature("q -> " + ", ".join(f"a{i}: {field}" for i in range(17)))
