@@ -48,7 +48,7 @@ def _weight(tag: Tag) -> int:
 
 
 def _filter_weight(name: str, arguments: Sequence[Token]) -> int:
-    numbers = [int(float(t.text)) for t in arguments if t.kind == "number"]
+    numbers = [int(min(float(t.text), 1e12)) for t in arguments if t.kind == "number"]
     texts = [max(len(t.text) - 2, 0) for t in arguments if t.kind == "string"]
     if name in ("indent", "slice", "batch"):
         return 1 + max(numbers, default=4)
@@ -64,11 +64,11 @@ def _filter_weight(name: str, arguments: Sequence[Token]) -> int:
 def json_indent(tag: Tag) -> int:
     """The spaces a level that the tag asks of `tojson`, 0 for none."""
     names = [i for i, t in enumerate(tag.tokens) if t.text == "tojson" and tag.at(i - 1).text == "|"]
-    return max((int(float(t.text)) for i in names for t in call_arguments(tag, i) if t.kind == "number"), default=0)
+    return max((int(min(float(t.text), 1e12)) for i in names for t in call_arguments(tag, i) if t.kind == "number"), default=0)
 
 
 def ranges(tag: Tag) -> int:
-    """Characters that the numbers of its `range` make at most."""
+    """How many numbers its `range` make at most."""
     calls = [
         call_arguments(tag, i) for i, t in enumerate(tag.tokens) if t == Token("name", "range") and tag.at(i - 1).text != "."
     ]
@@ -76,7 +76,7 @@ def ranges(tag: Tag) -> int:
         [float(t.text) for t in a if t.kind == "number"] if all(t.kind == "number" or t.text == "," for t in a) else [1e6]
         for a in calls
     ]
-    return sum(8 * int(min(max(numbers, default=0), 125_000)) for numbers in known)
+    return sum(int(min(max(numbers, default=0), 125_000)) for numbers in known)
 
 
 def _lists(tag: Tag) -> int:

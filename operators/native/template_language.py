@@ -50,6 +50,8 @@ class Facts:
     Attributes:
         growth: how many times as large as all that goes in one value can be.
         size: characters of what the template itself brings.
+        items: of lists that it brings.
+        searches: whether it looks for something in a list.
         text: characters of its longest piece of plain text.
         careful: whether it may ask a dict or a list for something that is a method in Python.
         indents: spaces a level that it asks of `tojson`.
@@ -59,6 +61,8 @@ class Facts:
 
     growth: int
     size: int
+    items: int
+    searches: bool
     text: int
     careful: bool
     indents: int
@@ -78,12 +82,15 @@ def examine(template: str) -> Facts:
         _Check(tag).run()
     words = [tag.at(0).text for tag in tags if tag.start == "{%"]
     growth = growth_of(tags) * (1 + words.count("set"))
-    size = 512 + sum(len(t.text) for tag in tags for t in tag.tokens) + sum(map(ranges, tags))
+    items = sum(map(ranges, tags))
+    size = 512 + sum(len(t.text) for tag in tags for t in tag.tokens) + 8 * items
     if growth * size > MAX_VALUE:  # now: minijinja computes what is constant when it compiles
         raise problem("DX225", "the template puts texts together in too many steps: they could grow without bound", SPLIT)
     return Facts(
         growth=growth,
         size=size,
+        items=items,
+        searches=any(t.text == "in" for tag in tags for t in (tag.tokens[4:] if tag.at(0).text == "for" else tag.tokens)),
         text=max((len(p) for p in pieces if isinstance(p, str)), default=0),
         careful=any(_careful(tag) for tag in tags),
         indents=max((json_indent(tag) for tag in tags), default=0),
@@ -159,7 +166,8 @@ class _Check:
         texts = [t.text[1:-1] if t.kind == "string" else None for t in arguments if t.text != ","]
         if name == "map" and arguments[:2] == [Token("name", "attribute"), Token("op", "=")]:
             return
-        plain = [*_PLAIN_FILTERS, "list", "items", "string"] if name == "map" else TESTS
+        # not `in`: it would look through a list for each item of another, in one step
+        plain = [*_PLAIN_FILTERS, "list", "items", "string"] if name == "map" else [t for t in TESTS if t != "in"]
         at = 1 if name.endswith("attr") else 0
         if name.endswith("attr") and (not texts or texts[0] is None):
             raise self.refuse(f"{name} takes the name of a field first, in quotes", f'{name}("price", "gt", 5)')

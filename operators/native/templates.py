@@ -27,6 +27,7 @@ from dspex.operators.native.words import nearest, problem
 
 MAX_OUTPUT = 16 * 2**20  # characters
 _MAX_WORK = 2 * 10**10  # steps times the size of a value
+_ITEM = 64  # characters that are looked through in the time of an item of a list
 _MAX_STEPS = 1_000_000
 _INT64 = 2**63
 _NAME = "template"  # without .html, which would escape
@@ -72,7 +73,8 @@ class Template:
                 return self._run(values, min(_MAX_STEPS, MAX_OUTPUT // max(size, self._facts.text)), data, counted=False)
             except _OutOfSteps:
                 pass
-        steps = min(_MAX_STEPS, _MAX_WORK // size, 2 * MAX_OUTPUT // max(self._facts.text, 1))
+        items = (self._facts.items + _longest(values)) * self._facts.growth if self._facts.searches else 0
+        steps = min(_MAX_STEPS, _MAX_WORK // (size + _ITEM * items), 2 * MAX_OUTPUT // max(self._facts.text, 1))
         with self._counting:
             self._counter.left = MAX_OUTPUT
             return self._run({n: _hidden(v) for n, v in values.items()}, steps, data, counted=True)
@@ -177,6 +179,12 @@ def _names(value: Any, depth: int = 0) -> Iterator[str]:
 def _depth(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
+
+
+def _longest(value: Any) -> int:
+    """Items of the longest list in it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max(len(value) if isinstance(value, list) else 0, max(map(_longest, inner), default=0))
 
 
 # -- data without methods --------------------------------------------------------------------------------------------

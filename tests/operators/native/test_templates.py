@@ -338,6 +338,13 @@ BOMBS = [
     "{% raw " + " " * 60000,
     "{% for c in x %}{% for d in x %}{% for e in x %}{{ c }}{% endfor %}{% endfor %}{% endfor %}",
     "{% for c in x %}{% if x|upper == x|lower %}{% endif %}{% endfor %}",
+    "{% for i in range(100000) %}{% if i in ones %}{% endif %}{% endfor %}",
+    "{% for i in range(100000) %}{% if 0.5 in range(100000) %}{% endif %}{% endfor %}",
+    "{{ range(20000)|select('in', range(20000))|list }}",
+    "{{ rows|selectattr('n', 'in', ones)|list }}",
+    "{{ n|round(1e999) }}",
+    "{{ n|default(" + "9" * 400 + ") }}",
+    "{{ n|tojson(indent=1e999) }}",
     "{% for c in rows %}{{ x }}{% endfor %}",
     "{% for c in rows %}{% for d in rows %}{{ rows|tojson(indent=9) }}{% endfor %}{% endfor %}",
     "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
@@ -395,7 +402,7 @@ except DspexError:
 seen = []
 watched = ("open", "socket.connect", "socket.getaddrinfo", "import", "exec", "compile", "subprocess.Popen", "os.system")
 sys.addaudithook(lambda event, args: seen.append([event, repr(args)[:200]]) if event in watched else None)
-data = {"x": "abc'!" * 1000, "n": 10**9, "rows": [{"n": i} for i in range(300)], "d": {"k": 1}}
+data = {"x": "abc'!" * 1000, "n": 10**9, "rows": [{"n": i} for i in range(300)], "d": {"k": 1}, "ones": [1] * 100000}
 for text in json.loads(sys.stdin.read()):
     began, size = time.perf_counter(), 0
     try:
