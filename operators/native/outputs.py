@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dspex.bus.errors import InvalidOutput
 from dspex.operators.native.fields import MISSING
 from dspex.operators.native.parse_values import REFUSED, constrained, converter, excerpt, fallback, why
+from dspex.operators.native.repair import Work, of_reply
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -43,11 +44,14 @@ class Outputs:
         Raises InvalidOutput: a field is missing that may not be None and has no default, or does not fit its type.
         """
         done: dict[str, Any] = {}
+        token = of_reply.set(Work())
         try:
             for name, convert in self.converters.items():
                 done[name] = convert(found[name])
         except (KeyError, *REFUSED):
             return self._slowly(found, reply)
+        finally:
+            of_reply.reset(token)
         return done
 
     @staticmethod

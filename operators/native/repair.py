@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from contextvars import ContextVar
 from typing import Any, SupportsIndex
 
 import orjson
@@ -31,17 +32,34 @@ class TooHard(Exception):
     """The text is nested too deep, or too broken, to be read within bounds. No ValueError: json_repair swallows those."""
 
 
+class Work:
+    """What all repairs of one reply may cost together: many fields, each a little broken, are as bad as one."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_WORK
+
+    def spend(self, looks: int) -> None:
+        """Raises TooHard once it is used up."""
+        self.left -= looks
+        if self.left < 0:
+            raise TooHard("the text is too broken to be repaired")
+
+
+# of the reply that is being read; without one, each text has a budget of its own
+of_reply: ContextVar[Work | None] = ContextVar("work of a reply", default=None)
+
+
 class _Counted(str):
     """Text that counts how often it is looked at."""
 
-    __slots__ = ("left",)
-    left: int
+    __slots__ = ("work",)
+    work: Work
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         found = str.__getitem__(self, key)
-        self.left -= 1 + len(found) // 16  # a long slice takes time too
-        if self.left < 0:
-            raise TooHard("the text is too broken to be repaired")
+        self.work.spend(1 + len(found) // 16)  # a long slice takes time too
         return found
 
 
@@ -114,9 +132,12 @@ def _repaired(text: str) -> Any:
         raise TooHard(f"broken JSON of over {MAX_BROKEN} characters is not repaired")
     import json_repair
 
+    work = of_reply.get() or Work()
     if len(text) > _UNCOUNTED:
         text = _Counted(text)
-        text.left = MAX_WORK
+        text.work = work
+    else:
+        work.spend(8 * len(text))
     try:
         return _checked(json_repair.loads(text, skip_json_loads=True))
     except _BUGS as e:

@@ -189,3 +189,13 @@ def test_an_error_about_a_thousand_long_names_is_short() -> None:
         with pytest.raises(InvalidOutput) as e:
             check()
         assert len(str(e.value)) < 3_000
+
+
+def test_many_fields_each_a_little_broken_cost_no_more_than_one():
+    names = [f"f{i}" for i in range(60)]
+    signature = Signature("q -> " + ", ".join(f"{n}: dict" for n in names))
+    reply = "".join("[[ ## " + n + " ## ]]\n" + "f'{1}'" * 200 + "\n" for n in names)
+    began = time.process_time()
+    with pytest.raises(InvalidOutput, match="too broken to be repaired"):
+        parse(signature, reply)
+    assert time.process_time() - began < 5  # most of a minute where each has a budget of its own
