@@ -20,6 +20,7 @@ from dspex.operators.native.words import problem
 MAX_LENGTH = 256 * 1024  # bytes of a schema as JSON
 MAX_ERRORS = 20
 _MAX_MESSAGE = 200
+_MAX_DETAIL = 500_000  # values in the data times subschemas: for each pair there may be an error of about a kilobyte
 
 
 class Schema:
@@ -33,7 +34,7 @@ class Schema:
         import jsonschema_rs  # here: most topologies need not pay for it
 
         self.schema = _plain(schema)
-        self._deepest = cost(self.schema).deepest
+        self._unfolded, self._deepest = cost(self.schema)
         options: Any = jsonschema_rs.RegexOptions()  # not the default engine, which goes back and can take for ever
         try:
             self._compiled: Any = jsonschema_rs.validator_for(self.schema, offline=True, pattern_options=options)
@@ -47,7 +48,8 @@ class Schema:
     def check(self, data: Any) -> None:
         """Raise InvalidInput unless the data fits: with the path and the message of each error, 20 of them at most.
 
-        Where one of several schemas should fit (`anyOf`), it says of each why it does not.
+        Where one of several schemas should fit (`anyOf`), it says of each why it does not. Of much data under a large schema it
+        says only that it does not fit.
         """
         try:
             fits = self._fits(data)
@@ -55,6 +57,9 @@ class Schema:
             data = orjson.loads(json_bytes(data))
             fits = self._fits(data)
         if not fits:
+            if _count(data, limit := _MAX_DETAIL // self._unfolded) > limit:
+                what = "the data does not fit the schema; there is too much of it to say where"
+                raise InvalidInput(what, fix="check its parts, or a sample, to see what is wrong")
             # not iter_errors: it keeps a copy of data and schema for each error, which can end the process
             errors = self._compiled.evaluate(data).errors()
             told = list(dict.fromkeys(_told(e) for e in errors[: 10 * MAX_ERRORS]))[:MAX_ERRORS]
@@ -70,6 +75,8 @@ class Schema:
 
 def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema as JSON has it: a copy, which nobody changes after it was examined."""
+    if not isinstance(schema, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
+        raise problem("DX226", f"a JSON Schema is a mapping, and this is a {type(schema).__name__}", 'write {"type": "object"}')
     try:
         raw = json_bytes(schema)
     except InvalidInput as e:
@@ -83,6 +90,17 @@ def _told(e: Mapping[str, str]) -> str:
     parts = (p.replace("~1", "/").replace("~0", "~") for p in e["instanceLocation"].split("/")[1:])
     where, message = ".".join(parts) or "data", e["error"]
     return f"{where[:_MAX_MESSAGE]}: {message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + '…'}"
+
+
+def _count(value: Any, limit: int) -> int:
+    """Values in it, names included, until there are more than `limit`."""
+    found, todo = 1, [value]
+    while todo and found <= limit:
+        value = todo.pop()
+        inner: Any = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        found += len(inner) * (2 if isinstance(value, dict) else 1)
+        todo += inner
+    return found
 
 
 def _shallow(value: Any, levels: int) -> bool:

@@ -138,7 +138,7 @@ class _Graph:
         found: Any = self.root
         for part in unquote(reference[2:]).split("/"):
             part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            if isinstance(found, list) and part.isdecimal() and len(part) < 10 and int(part) < len(found):
                 found = found[int(part)]
             elif isinstance(found, dict) and part in found:
                 found = cast("Node", found)[part]

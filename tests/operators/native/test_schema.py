@@ -171,6 +171,9 @@ def chain(count: int, link: Any) -> dict[str, Any]:
         ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "refers to itself for the same data"),
         ({"$dynamicRef": "#x", "$dynamicAnchor": "x"}, "refers to itself for the same data"),
         ({"$ref": "#/$defs/a"}, "which is not in it"),
+        ({"$ref": "#/allOf/" + "9" * 5000, "allOf": [{}]}, "which is not in it"),
+        ("object", "a JSON Schema is a mapping, and this is a str"),
+        ([1], "a JSON Schema is a mapping, and this is a list"),
         ({"$ref": "file:///etc/passwd"}, "which is not in it"),
         ({"$ref": "http://127.0.0.1:1/x.json"}, "which is not in it"),
         ({"$ref": "other.json#/a"}, "which is not in it"),
@@ -250,6 +253,8 @@ BOMBS: list[tuple[Any, Any]] = [
     ({"pattern": "(a|aa)*c"}, "a" * 100_000),
     ({"patternProperties": {"^(a+)+$": {"type": "string"}}}, {"a" * 50_000 + "b": 1}),
     ({"items": {"type": "string"}}, list(range(100_000))),
+    ({"items": {"anyOf": [{"type": "string", "minLength": i} for i in range(50)]}}, list(range(100_000))),
+    ({"items": {"allOf": [{"type": "string", "minLength": i} for i in range(30)]}}, [[]] * 16_000),
     ({"uniqueItems": True}, [[i, [i]] for i in range(20_000)]),
     ({"items": {"enum": [str(i) for i in range(10_000)]}}, [str(i) for i in range(30_000)]),
     ({"items": {"enum": [*map(str, range(999)), None]}}, ["x"] * 30_000),
@@ -269,6 +274,15 @@ BOMBS: list[tuple[Any, Any]] = [
     ({"$ref": "http://127.0.0.1:1/x"}, 1),
     ({"$id": "file:///etc/passwd", "$ref": "hosts"}, 1),
 ]
+
+
+def test_much_data_under_a_large_schema_is_refused_without_each_error():
+    schema = Schema({"items": {"anyOf": [{"type": "string", "minLength": i} for i in range(50)]}})
+    with pytest.raises(InvalidInput, match="too much of it to say where"):
+        schema.check(list(range(100_000)))
+    with pytest.raises(InvalidInput, match="7: 7 is not of type"):
+        schema.check([*["x" * 50] * 7, 7])
+    schema.check(["x" * 50] * 100_000)
 
 
 def test_a_hostile_schema_ends_soon_and_reaches_nothing():
