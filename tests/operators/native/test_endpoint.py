@@ -347,7 +347,7 @@ async def test_a_line_without_an_end_costs_no_more_than_its_length() -> None:
     started = time.process_time()
     for _ in range(100_000):
         assert list(pieces.feed(part)) == []
-    assert time.process_time() - started < 2, "6 MB; joined anew for each part it was minutes"
+    assert time.process_time() - started < 15, "6 MB; joined anew for each part it was minutes"
 
 
 @pytest.mark.asyncio

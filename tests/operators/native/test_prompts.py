@@ -302,7 +302,7 @@ def test_a_big_prompt_takes_no_longer_than_its_size():
     started = time.perf_counter()
     for adapter in ADAPTERS:
         Signature("q, r: list[str] -> a").messages({"q": [text, text], "r": [text]}, adapter=adapter)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 30
 
 
 # -- versions ------------------------------------------------------------------------------------------------------

