@@ -197,7 +197,8 @@ async def _interpreter(python: str) -> Mapping[str, Any] | str:
     except OSError as e:
         return f"{python} cannot be run: {e.strerror}"
     try:
-        out, err = await asyncio.wait_for(process.communicate(), 20)
+        async with asyncio.timeout(20):
+            out, err = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -291,7 +291,8 @@ class MemoryBus:
         try:
             if not self.server.route(Message(subject, data, headers or {}, reply=inbox)):
                 raise Saturated(f"nobody listens on {subject}")
-            return await asyncio.wait_for(self.wait(answer), timeout)
+            async with asyncio.timeout(timeout):
+                return await self.wait(answer)
         except TimeoutError:
             raise Unreachable(f"no answer from {subject} within {timeout:g} s") from None
         finally:

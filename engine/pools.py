@@ -86,7 +86,8 @@ class PoolProcess:
         assert p.stdin is not None
         p.stdin.close()
         try:
-            await asyncio.wait_for(p.wait(), grace)
+            async with asyncio.timeout(grace):
+                await p.wait()
         except TimeoutError:
             _log.warning("pool did not drain in time: killed; its open calls are delivered again", pool=self.name)
             p.kill()

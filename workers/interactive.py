@@ -8,7 +8,6 @@ is answered `busy`, and the caller asks again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -42,8 +41,11 @@ class Interactive:
                 self._changed.clear()
                 await self._join_or_leave()
                 # a slot is also taken by work from the queue, of which nobody tells: look again soon
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), 0.5)
+                changed = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait([changed], timeout=0.5)
+                finally:
+                    changed.cancel()
         finally:
             if self._subscription is not None:
                 await self._subscription.close()

@@ -77,7 +77,8 @@ class LocalModel:
         assert process.stderr is not None
         self._log_task = asyncio.create_task(_forward(process.stderr, self.profile.model))
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)
+            async with asyncio.timeout(START_TIMEOUT):
+                line = await process.stdout.readline()
         except TimeoutError:
             line = b""
         if not line:

@@ -173,7 +173,8 @@ class Supervisor:
 
     async def _finish(self, child: Child) -> None:
         try:
-            await asyncio.wait_for(child.idle(), RETIRE_WITHIN)
+            async with asyncio.timeout(RETIRE_WITHIN):
+                await child.idle()
         except TimeoutError:
             log.warning("worker stopped with calls running", pool=self.config.name, pid=child.pid, calls=child.busy)
         await child.stop()

@@ -92,7 +92,8 @@ class Child:
     async def ready(self, timeout: float) -> Frame:
         """Its hello. Raises the error that it reported, or WorkerLost."""
         try:
-            hello = await asyncio.wait_for(asyncio.shield(self._greeting), timeout)
+            async with asyncio.timeout(timeout):
+                hello = await asyncio.shield(self._greeting)
         except TimeoutError:
             raise WorkerLost(f"worker {self.pid} was not ready within {timeout:.0f} s") from None
         self.hello = hello
@@ -128,7 +129,8 @@ class Child:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
         self._send({"op": "stop"})
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_WITHIN)
+            async with asyncio.timeout(STOP_WITHIN):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
         await self._process.wait()
@@ -146,7 +148,8 @@ class Child:
         while (frame := await frames.read(self._reader)) is not None:
             self._handle(frame)
         try:
-            await asyncio.wait_for(self._process.wait(), CLOSED_WITHIN)
+            async with asyncio.timeout(CLOSED_WITHIN):
+                await self._process.wait()
         except TimeoutError:
             self.kill()  # its socket is closed and it lives: it is of no use any more
             await self._process.wait()

@@ -48,7 +48,8 @@ class Worker:
         try:
             work = Work(new_id(), -1, 1, "", "bench", "", asdict(spec), inputs, timeout=LIMIT)
             await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
-            outcome = Outcome.unpack(await asyncio.wait_for(result, LIMIT))
+            async with asyncio.timeout(LIMIT):
+                outcome = Outcome.unpack(await result)
         finally:
             await subscription.close()
         if outcome.error is not None:
