@@ -157,7 +157,7 @@ def test_a_column_from_an_enemy_takes_no_more_than_a_moment(text: str) -> None:
     start = time.process_time()
     for metric in ("exact_match", "f1", "passage_match"):
         metrics.batch(metric, [text, "x"], [text + " y", "y"])
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 50
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
