@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -71,3 +73,31 @@ def test_the_wheel_carries_the_license_and_the_command(wheel: zipfile.ZipFile) -
     info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
     assert "dspex = dspex.__main__:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def locked() -> dict[str, list[Requirement]]:
+    """The lines of requirements.lock by distribution: one, or several for different Pythons and platforms."""
+    found: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
+
+
+def test_the_lock_pins_every_dependency_within_the_range_that_the_project_allows() -> None:
+    project = PROJECT["project"]
+    asked = [*project["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    asked += [r for extra in project["optional-dependencies"].values() for r in extra if not r.startswith("dspex")]
+    pins = locked()
+    for requirement in map(Requirement, asked):
+        lines = pins.get(canonicalize_name(requirement.name))
+        assert lines, f"{requirement.name} is not in requirements.lock: run scripts/lock"
+        for line in lines:
+            (pin,) = line.specifier
+            assert pin.operator == "==", f"{line} pins nothing"
+            assert requirement.specifier.contains(pin.version), f"{line} is not {requirement}: run scripts/lock"
+
+
+def test_the_lock_names_no_index_to_fetch_from() -> None:
+    assert "://" not in (ROOT / "requirements.lock").read_text()
