@@ -10,63 +10,63 @@ __version__ = "0.1.0"
 
 # Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich and asgi of the design come later.
 _HOMES = {
-    "Client": "engine.client",
-    "Context": "engine.graph",
+    "Client": "engine.client.client",
+    "Context": "engine.graph.graph",
     "Duration": "bus.duration",
-    "Engine": "engine.engine",
-    "Event": "bus.event",
+    "Engine": "engine.hosting.engine",
+    "Event": "bus.message",
     "Field": "operators.native.signature",
     "KeyedStream": "operators.stream",
     "Record": "operators.stream",
-    "Result": "engine.interactive",
-    "Retry": "engine.graph",
-    "Run": "engine.client",
-    "Settings": "bus.settings",
+    "Result": "engine.client.call",
+    "Retry": "engine.graph.graph",
+    "Run": "engine.client.client",
+    "Settings": "bus.settings.model",
     "Signature": "operators.native.signature",
-    "Spec": "operators.specs",
+    "Spec": "operators.recorded.spec",
     "Stream": "operators.stream",
     "Topology": "operators.topology",
-    "chain_of_thought": "operators.specs",
-    "connect": "engine.client",
-    "predict": "operators.specs",
-    "program": "operators.specs",
-    "react": "operators.specs",
-    "run": "engine.engine",
+    "chain_of_thought": "operators.recorded.spec",
+    "connect": "engine.client.client",
+    "predict": "operators.recorded.spec",
+    "program": "operators.recorded.spec",
+    "react": "operators.recorded.spec",
+    "run": "engine.hosting.engine",
 }
-_MODULES = {
-    "codecs": "bus.codecs",
-    "errors": "bus.errors",
-    "metrics": "operators.native.metrics",
-    "sync": "engine.sync",
-    "testing": "engine.testing",
-    "workers": "workers",
-}
+_MODULES = (
+    "codecs",
+    "errors",
+    "metrics",
+    "sync",
+    "testing",
+    "workers",
+)  # files of these names: `from dspex.errors import Reject`
 
 if TYPE_CHECKING:
+    from dspex import codecs as codecs
+    from dspex import errors as errors
+    from dspex import metrics as metrics
+    from dspex import sync as sync
+    from dspex import testing as testing
     from dspex import workers as workers
-    from dspex.bus import codecs as codecs
-    from dspex.bus import errors as errors
     from dspex.bus.duration import Duration as Duration
-    from dspex.bus.event import Event as Event
-    from dspex.bus.settings import Settings as Settings
-    from dspex.engine import sync as sync
-    from dspex.engine import testing as testing
-    from dspex.engine.client import Client as Client
-    from dspex.engine.client import Run as Run
-    from dspex.engine.client import connect as connect
-    from dspex.engine.engine import Engine as Engine
-    from dspex.engine.engine import run as run
-    from dspex.engine.graph import Context as Context
-    from dspex.engine.graph import Retry as Retry
-    from dspex.engine.interactive import Result as Result
-    from dspex.operators.native import metrics as metrics
+    from dspex.bus.message import Event as Event
+    from dspex.bus.settings.model import Settings as Settings
+    from dspex.engine.client.call import Result as Result
+    from dspex.engine.client.client import Client as Client
+    from dspex.engine.client.client import Run as Run
+    from dspex.engine.client.client import connect as connect
+    from dspex.engine.graph.graph import Context as Context
+    from dspex.engine.graph.graph import Retry as Retry
+    from dspex.engine.hosting.engine import Engine as Engine
+    from dspex.engine.hosting.engine import run as run
     from dspex.operators.native.signature import Field as Field
     from dspex.operators.native.signature import Signature as Signature
-    from dspex.operators.specs import Spec as Spec
-    from dspex.operators.specs import chain_of_thought as chain_of_thought
-    from dspex.operators.specs import predict as predict
-    from dspex.operators.specs import program as program
-    from dspex.operators.specs import react as react
+    from dspex.operators.recorded.spec import Spec as Spec
+    from dspex.operators.recorded.spec import chain_of_thought as chain_of_thought
+    from dspex.operators.recorded.spec import predict as predict
+    from dspex.operators.recorded.spec import program as program
+    from dspex.operators.recorded.spec import react as react
     from dspex.operators.stream import KeyedStream as KeyedStream
     from dspex.operators.stream import Record as Record
     from dspex.operators.stream import Stream as Stream
@@ -109,7 +109,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif name in _MODULES:
-        value = import_module(f"{__name__}.{_MODULES[name]}")
+        value = import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import timeit
 from typing import Any
 
-from dspex.operators import branch, filter, map
+from dspex.operators.stateless import branch, filter, map
 
 
 def ns(fn: Any, *args: Any, number: int = 200_000) -> float:

@@ -34,8 +34,8 @@ import nats
 import orjson
 from nats.aio.client import Client as NATS
 
-from dspex.bus.event import new_id
-from dspex.bus.server import LocalServer
+from dspex.bus.local.server import LocalServer
+from dspex.bus.message import new_id
 
 SOURCE, TARGET = "BENCH_IN", "BENCH_OUT"
 PAD = "x" * 120
@@ -195,8 +195,8 @@ async def faststream(url: str, count: int) -> float:
 
 async def dspex(url: str, count: int) -> float:
     """The engine, from its start until the last result is stored; the time of its start is reported apart."""
-    from dspex.bus.settings import Settings
-    from dspex.engine.engine import Engine
+    from dspex.bus.settings.model import Settings
+    from dspex.engine.hosting.engine import Engine
     from dspex.operators.topology import Topology
 
     app = f"bench{uuid.uuid4().hex[:6]}"

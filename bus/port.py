@@ -1,7 +1,7 @@
 """The port: what dspex asks of a bus, and the one place where that is written down.
 
-Two buses keep it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory` (same promises, in process). Both pass
-`tests/bus/test_contract.py`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be
+Two buses keep it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory.server` (same promises, in process). Both pass
+`tests/bus/contract`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be
 kept by two.
 
 A write has three outcomes, never two: it landed (you get a sequence), it did not (you get the reason), or nobody knows
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
 

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from dspex.bus.errors import Problem
-from dspex.engine import check as graph_check
-from dspex.engine.graph import Place
-from dspex.operators.draft import NAME, Draft, Plan
+from dspex.engine.graph import check as graph_check
+from dspex.engine.graph.graph import Place
+from dspex.operators.plan import Draft, Plan
+from dspex.operators.problems import NAME
 
 
 def check(plan: Plan) -> list[Problem]:

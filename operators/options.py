@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec as Codec
 from dspex.bus.duration import Duration
-from dspex.engine.graph import Retry
+from dspex.engine.graph.graph import Retry
 
 Record: TypeAlias = dict[str, Any]
 """Data without a declared type."""

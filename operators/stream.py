@@ -7,22 +7,25 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from typing_extensions import TypeIs, Unpack
 
-from dspex.engine.graph import Build, Context, Sink
-from dspex.operators import branch, fits, flat_map, merge, parse, purity, render, score, sink, specs, validate
-from dspex.operators import filter as filter_
-from dspex.operators import map as map_
-from dspex.operators import set as set_
-from dspex.operators.draft import Draft, Plan
-from dspex.operators.functions import automatic_name
+from dspex.engine.graph.graph import Build, Context, Sink
+from dspex.operators.expressions.predicate import option
+from dspex.operators.expressions.template import fields as template_fields
 from dspex.operators.native.signature import Signature
 from dspex.operators.options import Adapter, CallOptions, Codec, K_co, Name, OnError, T_co, V
 from dspex.operators.options import Record as Record
-from dspex.operators.parse import ParseAs
-from dspex.operators.predicate import option
-from dspex.operators.refs import ref_of
-from dspex.operators.specs import SignatureLike, Spec, type_option
-from dspex.operators.template import fields as template_fields
-from dspex.operators.types import Shape, narrowed, returned, returned_items, shape_of
+from dspex.operators.plan import Draft, Plan
+from dspex.operators.recorded import spec as specs
+from dspex.operators.recorded.spec import SignatureLike, Spec, type_option
+from dspex.operators.stateless import branch, flat_map, merge, parse, render, score, sink, validate
+from dspex.operators.stateless import filter as filter_
+from dspex.operators.stateless import map as map_
+from dspex.operators.stateless import set as set_
+from dspex.operators.stateless.parse import ParseAs
+from dspex.operators.typing import purity
+from dspex.operators.typing import stream_checks as fits
+from dspex.operators.typing.functions import automatic_name
+from dspex.operators.typing.refs import ref_of
+from dspex.operators.typing.shape import Shape, narrowed, returned, returned_items, shape_of
 
 T = TypeVar("T")
 U = TypeVar("U")

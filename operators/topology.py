@@ -13,19 +13,20 @@ from typing_extensions import Unpack
 
 from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import InvalidInput, Problem, TopologyError
-from dspex.engine.graph import Graph, Source
-from dspex.operators import expressions, fits
-from dspex.operators.call_options import wrong
+from dspex.engine.graph.graph import Graph, Source
 from dspex.operators.check import check
-from dspex.operators.describe import TopologyInfo, describe, mermaid
-from dspex.operators.draft import Draft, Plan, caller, problem
-from dspex.operators.native.words import did_you_mean
+from dspex.operators.expressions import language as expressions
+from dspex.operators.formats.describe import TopologyInfo, describe, mermaid
+from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.options import Codec, SourceOptions, V
-from dspex.operators.refs import resolve
-from dspex.operators.sink import CODECS
-from dspex.operators.specs import type_option
+from dspex.operators.plan import Draft, Plan, caller
+from dspex.operators.problems import problem, wrong
+from dspex.operators.recorded.spec import type_option
+from dspex.operators.stateless.sink import CODECS
 from dspex.operators.stream import Stream
-from dspex.operators.types import shape_of, validator
+from dspex.operators.typing import stream_checks as fits
+from dspex.operators.typing.refs import resolve
+from dspex.operators.typing.shape import shape_of, validator
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -130,7 +131,7 @@ class Topology:
 
     def to_yaml(self) -> str:
         """The topology in YAML, with the same digest. Raises TopologyError (DX223) for lambdas, naming the node."""
-        from dspex.operators import yaml
+        from dspex.operators.formats import yaml
 
         return yaml.dump(self.graph)
 
@@ -146,7 +147,7 @@ class Topology:
         """
         text = fspath(target)
         if text.endswith((".yaml", ".yml")):
-            from dspex.operators import yaml
+            from dspex.operators.formats import yaml
 
             return yaml.load(text)
         found = resolve(text)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dspex.operators.draft import problem
 from dspex.operators.native.adapters import ADAPTERS
-from dspex.operators.native.grammar import parse_type
+from dspex.operators.native.fields.grammar import parse_type
 from dspex.operators.native.signature import Signature
 from dspex.operators.options import CallOptions
-from dspex.operators.refs import is_ref, resolve
+from dspex.operators.problems import problem
 from dspex.operators.stream import Stream
+from dspex.operators.typing.refs import is_ref, resolve
 
 Types = Mapping[str, Any]
 Make = Callable[[Stream[Any, Any], Any, dict[str, Any], str, Types], Any]

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+import pytest_asyncio
 
 # A suite that a shell runs in the background inherits SIGINT as ignored, and so would every process that it starts: the
 # tests that send it would wait for ever.
@@ -74,3 +76,12 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def unique() -> str:
     """A name that no other test has: for streams, subjects, buckets, consumers."""
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest_asyncio.fixture
+async def model() -> AsyncIterator[Any]:
+    """A stand-in for a language model's server."""
+    import standin  # here: most tests need no model
+
+    async with standin.StandIn() as server:
+        yield server

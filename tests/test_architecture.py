@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,18 +23,20 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS: dict[str, str] = {}
 CATCHES_ALL = {
-    "engine/failure.py": "the one place that decides what happens to a failed event",
-    "workers/program.py": "imports the user's program, which may raise anything",
-    "workers/router.py": "runs the user's program, which may raise anything",
-    "__main__.py": "the last stop before the user",
+    "engine/runtime/failure.py": "the one place that decides what happens to a failed event",
+    "workers/dspy/programs.py": "imports the user's program, which may raise anything",
+    "workers/answerers/router.py": "runs the user's program, which may raise anything",
+    "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",
+    "engine/cli/app.py": "the last stop before the user",
 }
 WRITES_TO_STDOUT = {
-    "bus/terminal.py": "the terminal",
+    "engine/cli/terminal/terminal.py": "the terminal",
+    "engine/cli/app.py": "help, where no verb is given",
     "__main__.py": "--version before anything is imported",
     "workers/bench/server.py": "a process whose parent reads one line",
-    "workers/model_server.py": "a process whose parent reads one line",
+    "workers/models/server.py": "a process whose parent reads one line",
 }
-ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/", "litellm": "workers/", "xllamacpp": "workers/"}
+ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/dspy/", "litellm": "workers/dspy/", "xllamacpp": "workers/models/"}
 
 
 @lru_cache
@@ -61,6 +64,22 @@ def imported(name: str) -> set[str]:
 def found_in_files(faults: Callable[[str], Iterable[object]], allowed: Collection[str] = ()) -> dict[str, list[object]]:
     """What `faults` says of each file, without the files of which it says nothing and those that are allowed it."""
     return {name: found for name in NAMES if name not in allowed and (found := list(faults(name)))}
+
+
+MOST_ENTRIES = 15
+
+
+def test_a_folder_can_be_taken_in_at_a_glance() -> None:
+    """The root is exempt: packaging and tools want their files there."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    entries: dict[str, set[str]] = {}
+    for name in listed.stdout.splitlines():
+        parts = name.split("/")
+        if (ROOT / name).exists():
+            for depth in range(1, len(parts)):
+                entries.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    assert {folder: len(found) for folder, found in entries.items() if len(found) > MOST_ENTRIES} == {}
 
 
 def test_a_file_can_be_read_at_a_sitting() -> None:

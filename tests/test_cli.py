@@ -15,7 +15,8 @@ import pytest
 import structlog
 
 from dspex import __main__ as cli
-from dspex.bus.server import LocalServer
+from dspex.bus.local.server import LocalServer
+from dspex.engine.cli import app
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_logging_is_as_the_settings_say(folder: Path, capsys: pytest.CaptureFixt
     (folder / "dspex.toml").write_text('[telemetry]\nlog = "info,dspex.engine=error"\n')
     assert cli.main(["config", "show", "--json"]) == 0
     assert logging.getLogger("dspex.bus").getEffectiveLevel() == logging.INFO
-    assert logging.getLogger("dspex.engine.host").getEffectiveLevel() == logging.ERROR
+    assert logging.getLogger("dspex.engine.hosting.host").getEffectiveLevel() == logging.ERROR
     (folder / "dspex.toml").write_text('[telemetry]\nlog = "loud"\n')
     assert cli.main(["config", "show"]) == 2
     assert "error[DX121] telemetry.log: there is no log level 'loud'" in capsys.readouterr().err
@@ -136,7 +137,7 @@ def test_wrong_usage_exits_2_in_the_same_shape(folder: Path, capsys: pytest.Capt
 
 
 def test_global_options_may_stand_anywhere_but_not_behind_two_dashes() -> None:
-    move = cli._globals_first
+    move = app.globals_first
     assert move(["a", "--json", "b", "--server", "x", "-v"]) == ["--json", "--server", "x", "-v", "a", "b"]
     assert move(["a", "--server=x"]) == ["--server=x", "a"]
     assert move(["a", "--", "--json"]) == ["a", "--", "--json"]

@@ -12,10 +12,10 @@ import pytest
 import typer.main
 import yaml
 
-from dspex import __main__ as cli
-from dspex.bus.server import find_binary
-from dspex.bus.settings import Settings
-from dspex.bus.terminal import Terminal
+from dspex.bus.local.server import find_binary
+from dspex.bus.settings.model import Settings
+from dspex.engine.cli import app as cli
+from dspex.engine.cli.terminal.terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -73,7 +73,7 @@ def test_engine_and_pool_reach_every_node_and_ask_for_three_replicas(monkeypatch
 @pytest.mark.parametrize("name", ["engine", "pool"])
 def test_the_commands_are_verbs_with_options_that_exist(name: str) -> None:
     program, verb, *rest = SERVICES[name]["command"]
-    app = typer.main.get_command(cli._assemble(Terminal()))
+    app = typer.main.get_command(cli.assemble(Terminal()))
     assert program == "dspex"
     command = app.commands[verb]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}

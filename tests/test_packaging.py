@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FACES = ("codecs", "errors", "metrics", "sync", "testing")
 ROOMS = ("bus", "engine", "operators", "workers", "topologies")
 
 
@@ -64,7 +65,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> N
     expected = {f"dspex/{f.relative_to(ROOT).as_posix()}" for room in ROOMS for f in (ROOT / room).rglob("*.py")}
     expected |= {f"dspex/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "topologies").rglob("*.yaml")}
     expected |= {f"dspex/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "topologies").rglob("*.jsonl")}
-    expected |= {f"dspex/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    expected |= {f"dspex/{name}" for name in ("__init__.py", "__main__.py", "py.typed", *(f"{face}.py" for face in FACES))}
     held = {name for name in wheel.namelist() if name.startswith("dspex/")}
     assert held == expected
 

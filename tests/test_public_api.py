@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,14 @@ PUBLIC = [
     "testing",
     "workers",
 ]
+
+FACES = {
+    "codecs": "dspex.bus.codecs",
+    "errors": "dspex.bus.errors",
+    "metrics": "dspex.operators.native.metrics.metrics",
+    "sync": "dspex.engine.client.sync",
+    "testing": "dspex.engine.testing.driver",
+}
 
 HEAVY = {"dspy", "litellm", "torch", "nats", "pydantic", "opentelemetry", "typer", "rich", "structlog", "asyncio"}
 
@@ -92,3 +103,20 @@ def test_the_version_is_told_in_a_moment(capsys: pytest.CaptureFixture[str]) -> 
         assert out == f"dspex {dspex.__version__}\n"
     with capsys.disabled():
         sys.stderr.write(f"\ndspex --version: {min(took) * 1000:.0f} ms\n")
+
+
+@pytest.mark.parametrize("name", ["codecs", "errors", "metrics", "sync", "testing"])
+def test_a_module_is_imported_as_anyone_would_write_it_and_has_only_what_it_promises(name: str) -> None:
+    face = importlib.import_module(f"dspex.{name}")
+    assert face is getattr(dspex, name)
+    behind = importlib.import_module(FACES[name])
+    assert {n for n in vars(face) if not n.startswith("_")} == set(behind.__all__)
+
+
+def test_what_type_checkers_see_is_what_is_loaded() -> None:
+    """The names under TYPE_CHECKING are a second list of where each name lives: it must not go its own way."""
+    tree = ast.parse(Path(dspex.__file__).read_text())
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    seen = {alias.asname: n.module for n in block.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    loaded = {name: f"dspex.{home}" for name, home in dspex._HOMES.items()} | dict.fromkeys(dspex._MODULES, "dspex")
+    assert seen == loaded

@@ -1,5 +1,5 @@
 """Worker pools: the only room that imports dspy. Meets the engine on the wire alone."""
 
-from dspex.workers.context import CallContext, context
+from dspex.workers.answerers.context import CallContext, context
 
 __all__ = ["CallContext", "context"]

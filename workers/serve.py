@@ -12,11 +12,11 @@ from typing import Any
 
 import structlog
 
-from dspex.bus.open import open_bus
+from dspex.bus.local.open import open_bus
 from dspex.bus.port import BusEvents
-from dspex.bus.settings import Settings
+from dspex.bus.settings.model import Settings
 from dspex.workers.config import resolve
-from dspex.workers.service import Pool
+from dspex.workers.pool.pool import Pool
 
 log = structlog.get_logger("dspex.workers")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
 from dspex.bus.nats.core import NatsSubscription

@@ -72,7 +72,7 @@ def _check_url(url: str) -> None:
 class Connection(Client):
     """nats-py's client for one connection, with our own read loop. The only place that touches its private members.
 
-    `tests/bus/test_nats_link.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
+    `tests/bus/nats/test_link.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
     """
 
     def __init__(self, ended: Callable[[str], None], complained: Callable[[str], None]) -> None:

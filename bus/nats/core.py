@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from dspex.bus.errors import BusError, Saturated, Unreachable
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.link import Link
 

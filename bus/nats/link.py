@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
-from dspex.bus.event import new_id
+from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Connection, Options, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated

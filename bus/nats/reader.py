@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.consumer import NANOSECONDS, create, drop, ordered, place, pull, pulls, rest
 from dspex.bus.nats.link import Interest, Link

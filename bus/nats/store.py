@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dspex.bus.errors import BusError, DataError, Fenced
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.link import Link
 from dspex.bus.port import COMMIT_LIMIT, Draft

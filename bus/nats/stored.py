@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from dspex.bus.errors import Unreachable
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.consumer import create, drop, ordered, place, pull, pulls
 from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal

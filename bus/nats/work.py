@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.consumer import NANOSECONDS, create, place, pull, pulls, rest
 from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dspex.operators.native.words import did_you_mean, problem
+from dspex.operators.native.suggestions import did_you_mean, problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -37,7 +37,7 @@ def messages(
     Raises TopologyError (DX205, DX210) for an unknown adapter or version, and for types that cannot be put into a prompt;
     InvalidInput for a value that cannot, or that holds DSPy's marker for content of other kinds.
     """
-    return _module("format", adapter).messages(signature, data, demos, version)  # type: ignore[no-any-return]
+    return _module("prompts.", adapter).messages(signature, data, demos, version)  # type: ignore[no-any-return]
 
 
 def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
@@ -53,12 +53,12 @@ class Parsers(dict[str, Callable[[str], dict[str, Any]]]):
         self._signature = signature
 
     def __missing__(self, adapter: str) -> Callable[[str], dict[str, Any]]:
-        made: Callable[[str], dict[str, Any]] = _module("parse", adapter).parser(self._signature)
+        made: Callable[[str], dict[str, Any]] = _module("replies.parse_", adapter).parser(self._signature)
         return self.setdefault(adapter, made)
 
 
 @lru_cache(maxsize=8)
-def _module(what: str, adapter: str) -> Any:
+def _module(where: str, adapter: str) -> Any:
     if adapter not in ADAPTERS:
         raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
-    return import_module(f".{what}_{adapter}", __package__)
+    return import_module(f".{where}{adapter}", __package__)

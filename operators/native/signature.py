@@ -16,15 +16,16 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
-from dspex.operators.native import adapters, field_schemas, forms
+from dspex.operators.native import adapters
 from dspex.operators.native.adapters import Adapter
-from dspex.operators.native.checks import Check
-from dspex.operators.native.fields import MISSING, NOTHING, Role, Side
-from dspex.operators.native.fields import Field as Field
-from dspex.operators.native.grammar import check_fields, parse, parse_field, refuse_name
-from dspex.operators.native.tokens import shown
-from dspex.operators.native.types import takes_none, type_text
-from dspex.operators.native.words import did_you_mean, problem
+from dspex.operators.native.fields import field_schemas, forms
+from dspex.operators.native.fields.checks import Check
+from dspex.operators.native.fields.fields import MISSING, NOTHING, Role, Side
+from dspex.operators.native.fields.fields import Field as Field
+from dspex.operators.native.fields.grammar import check_fields, parse, parse_field, refuse_name
+from dspex.operators.native.fields.tokens import shown
+from dspex.operators.native.fields.types import takes_none, type_text
+from dspex.operators.native.suggestions import did_you_mean, problem
 
 _SIDES: tuple[Side, Side] = ("inputs", "outputs")
 _CACHED = 4096  # characters: a longer text is not kept

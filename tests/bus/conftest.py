@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from dspex.bus import nats
-from dspex.bus.memory import MemoryServer
+from dspex.bus.memory.server import MemoryServer
 from dspex.bus.port import Bus
 
 Connect: TypeAlias = Callable[[], Awaitable[Bus]]

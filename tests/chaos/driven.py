@@ -19,8 +19,8 @@ from oracle import Report, judge
 from simulation import ROUGH
 
 from dspex.bus import subjects
-from dspex.bus.event import Message
-from dspex.engine.testing import APP, START, Driver
+from dspex.bus.message import Message
+from dspex.engine.testing.driver import APP, START, Driver
 
 CALM = {"plain", "ask", "many", "big", "poison"}  # kinds that need no model that fails
 

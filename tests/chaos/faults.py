@@ -17,7 +17,7 @@ from workload import PARTITIONS
 from world import APP, Process, World, last_words
 
 from dspex.bus import subjects
-from dspex.engine.log import unpack
+from dspex.engine.log.commit_log import unpack
 
 Fault = Callable[[World, Random], Awaitable[None]]
 

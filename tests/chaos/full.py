@@ -21,7 +21,7 @@ import simulation
 import structlog
 from oracle import Report
 
-from dspex.workers import weights
+from dspex.workers.models import weights
 
 ALL = "--banking --events 3080 --timeout 900"
 SCENARIOS: dict[str, tuple[str, str]] = {

@@ -20,11 +20,11 @@ from workload import INTENTS, ORDERED, SINKS, Given, is_good
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
-from dspex.bus.event import Message
-from dspex.bus.wire import Outcome
-from dspex.engine import letters
-from dspex.engine.log import unpack
-from dspex.engine.state import Row
+from dspex.bus.message import Message
+from dspex.bus.records import Outcome
+from dspex.engine.client import letters
+from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.state import Row
 
 ANY = "one output, or a dead letter"  # of an event that a real model answers
 VOLATILE = ("at",)  # fields that hold the engine's clock: they need not be a given value, but one value per event

@@ -31,7 +31,7 @@ from world import APP, World, profile
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.port import Draft, Reader
 
 BANKING = Path(__file__).parents[2].parent / "shared" / "data" / "banking77" / "test.csv"

@@ -27,12 +27,12 @@ from workload import POOL, SOURCE
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable
-from dspex.bus.event import Message
-from dspex.bus.memory import Faults, MemoryBus, MemoryServer
+from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, Draft, StreamConfig
-from dspex.bus.virtual import VirtualLoop
-from dspex.bus.wire import Outcome, Work
-from dspex.engine.host import Host
+from dspex.bus.records import Outcome, Work
+from dspex.engine.hosting.host import Host
 
 APP = "sim"
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)

@@ -10,9 +10,9 @@ from oracle import Case, judge
 from simulation import APP, Simulation
 
 from dspex.bus import subjects
-from dspex.bus.event import Message
-from dspex.bus.memory import Faults
-from dspex.engine.log import unpack
+from dspex.bus.memory.server import Faults
+from dspex.bus.message import Message
+from dspex.engine.log.commit_log import unpack
 
 
 @pytest.fixture(scope="module")

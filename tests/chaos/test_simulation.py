@@ -6,7 +6,7 @@ import driven
 import pytest
 from simulation import Simulation
 
-from dspex.bus.memory import Faults
+from dspex.bus.memory.server import Faults
 
 WORST = Faults(duplicate=0.1, disconnect=0.05, delay=0.2, unsettled=0.1)
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # engines that a run starts read this file too
 
 import standin
 
-from dspex.bus.event import derived_id, new_id
-from dspex.engine.graph import Context, Retry
+from dspex.bus.message import derived_id, new_id
+from dspex.engine.graph.graph import Context, Retry
 from dspex.operators.topology import Topology
 
 SOURCE, POOL = "chaos.events", "lightweight"

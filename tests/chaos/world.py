@@ -24,8 +24,8 @@ from wire_cutter import WireCutter
 from workload import SOURCE
 
 from dspex.bus import nats
+from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
-from dspex.bus.server import LocalServer
 
 HERE = Path(__file__).parent
 APP, POOL = "chaos", "lightweight"

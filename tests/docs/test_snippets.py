@@ -29,8 +29,8 @@ import structlog
 import typer.main
 
 from dspex import Settings, Topology
-from dspex import __main__ as cli
-from dspex.bus.terminal import Terminal
+from dspex.engine.cli import app
+from dspex.engine.cli.terminal.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,7 +91,7 @@ class Application:
     def start(self) -> None:
         if self._processes:
             return
-        url = json.loads(self._started(str(ROOT / "tests/standin.py")))["url"]
+        url = json.loads(self._started(str(ROOT / "tests/support/standin.py")))["url"]
         env = {"DSPEX_LM__MAIN__MODEL": "openai/stand-in", "DSPEX_LM__MAIN__BASE_URL": url, "DSPEX_SERVER__LOCAL__PORT": "-1"}
         self._started("-m", "dspex", "run", "--json", until='"event":"ready"', env=env)
 
@@ -183,8 +183,8 @@ def parse(arguments: list[str], place: str) -> None:
     if arguments in (["--version"], ["-h"]) or arguments[-1] == "-h":
         return
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    command: Any = typer.main.get_command(cli._assemble(Terminal()))
-    context, rest = None, cli._globals_first(arguments)
+    command: Any = typer.main.get_command(app.assemble(Terminal()))
+    context, rest = None, app.globals_first(arguments)
     try:
         while hasattr(command, "commands"):
             context = command.make_context("dspex", rest, parent=context)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent)]  # pytest's importlib mode puts no folder of tests on the path
-
-from cli_bench import native  # noqa: E402, F401 - a fixture of the tests of the CLI
-from engine_lab import Lab  # noqa: E402
+from cli_bench import native  # noqa: F401 - a fixture of the tests of the CLI
+from engine_lab import Lab
 
 
 @pytest.fixture

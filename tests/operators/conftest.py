@@ -13,8 +13,8 @@ from uuid import UUID
 
 import pytest
 
-from dspex.bus.event import Event
-from dspex.engine.graph import Build
+from dspex.bus.message import Event
+from dspex.engine.graph.graph import Build
 
 
 class Walk:

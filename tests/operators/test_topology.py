@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.operators.options import Record
-from dspex.operators.specs import predict
+from dspex.operators.recorded.spec import predict
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dspex import Topology, testing
-from dspex.topologies import cli, support_triage
+from dspex.engine.cli import demo as cli
+from dspex.topologies import support_triage
 
 YAML = Path(support_triage.__file__).with_suffix(".yaml")
 SOURCE, URGENT, TRIAGED = "support.messages", "support.urgent", "support.triaged"

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from dspex.bus.errors import InvalidInput
-from dspex.operators.native.metrics import METRICS, batch, normalize_text
-from dspex.operators.native.schema import Schema
+from dspex.operators.native.metrics.metrics import METRICS, batch, normalize_text
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.templates import Template
+from dspex.operators.native.templates.schema import Schema
+from dspex.operators.native.templates.template import Template
 from dspex.workers.bench.cases import SHORT, TYPED, TYPES, Case, places
 
 Run = Callable[[Any], Any]
@@ -117,8 +117,8 @@ def _new_schema(case: Case) -> Run:
 @asynccontextmanager
 async def predict(kind: str, url: str, model: str) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
     """Our own call of a model: outputs from inputs. For as long as the block runs its connections are kept."""
-    from dspex.operators.native.endpoint import Endpoint
-    from dspex.operators.native.predict import KINDS
+    from dspex.operators.native.lm.endpoint import Endpoint
+    from dspex.operators.native.lm.predict import KINDS
 
     async with Endpoint(url, "none") as endpoint:
         program = KINDS[kind](SHORT, endpoint, model=f"openai/{model}")

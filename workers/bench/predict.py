@@ -112,7 +112,7 @@ async def _row(ask: _Ask, url: str, wire: Wire, seconds: float, asked: Worker | 
         if asked is None:
             found = await measure(sides, seconds)
             return replace(row, ours=found["ours"].less(found["wire"]), wire=found["wire"])
-        from dspex.workers.bench import dspy_side
+        from dspex.workers.dspy import bench as dspy_side
 
         theirs = dspy_side.predict(ask.kind, url, ask.model, ask.calls)
         expected, again = await theirs(INPUTS), await wire.last()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dspex.workers.bench import dspy_side
 from dspex.workers.bench.cases import cases
+from dspex.workers.dspy import bench as dspy_side
 
 _CASES = {case.name: case for case in cases()}
 _BUILT: dict[str, Any] = {}

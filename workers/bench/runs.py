@@ -73,7 +73,7 @@ async def row(case: Case, seconds: float, asked: Worker | None) -> Row:
         ours = native_side.build(case)
         if asked is None:
             return replace(blank, ours=measure({"ours": partial(ours, case.data)}, seconds)["ours"])
-        from dspex.workers.bench import dspy_side
+        from dspex.workers.dspy import bench as dspy_side
 
         theirs = dspy_side.build(case)
     except ImportError as error:

@@ -17,12 +17,12 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError, WorkerLost, from_dict
-from dspex.bus.event import Message, new_id
-from dspex.bus.open import open_bus
+from dspex.bus.local.open import open_bus
+from dspex.bus.local.server import LocalServer
+from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, StreamConfig
-from dspex.bus.server import LocalServer
-from dspex.bus.settings import Settings
-from dspex.bus.wire import KIND_HEADER, RESULT, CallSpec, Outcome, Work
+from dspex.bus.records import KIND_HEADER, RESULT, CallSpec, Outcome, Work
+from dspex.bus.settings.model import Settings
 from dspex.workers.bench.server import REPLIES
 
 APP, POOL = "bench", "bench"

@@ -16,7 +16,7 @@ import pytest
 
 import dspex.bus.nats
 from dspex.bus.errors import BusError, ConfigError, NotAllowed, Saturated, Unreachable, UnsupportedServer
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.nats.failures import _CLASSES
 from dspex.bus.port import BusEvents, Delivery, Draft, StreamConfig

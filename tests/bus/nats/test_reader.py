@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import BusEvents, Draft, Reader, StreamConfig
 

@@ -20,7 +20,7 @@ from dspex.bus.errors import (
     Unreachable,
     Unsettled,
 )
-from dspex.bus.event import Message
+from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import BusEvents, Draft, StreamConfig
 

@@ -61,7 +61,7 @@ def read(version: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    sys.path.insert(0, str(HERE))
+    sys.path.insert(0, str(HERE.parents[2] / "support"))
     warnings.simplefilter("ignore")
     os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp())
     import corpus

@@ -1,0 +1,150 @@
+"""Which server, and a bus on it: the one that settings name, the one that runs here, or one that we start."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from dspex.bus.errors import BusError, ConfigError, Unreachable
+from dspex.bus.local.server import LocalServer, running
+from dspex.bus.port import Bus, BusEvents
+from dspex.bus.settings.model import Settings, TLSSettings
+
+_log = structlog.get_logger(__name__)
+_PAUSE = 1.0  # seconds between two starts of a server that does not start
+_LOOK = 0.2  # seconds between two looks for a server of another process
+
+
+@dataclass(frozen=True)
+class Found:
+    """A server. `started`: by us, and it stops with us; `local`: it keeps its data in our store."""
+
+    url: str
+    started: bool
+    local: bool
+
+
+@asynccontextmanager
+async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerator[Found, None]:
+    """The server to use, for as long as the block runs.
+
+    Args:
+        start: start one in `settings.store` where settings name none and none is running. It is started again
+            when it dies, and stops at the end. One that another process started and takes down with itself is taken
+            over: `dspex run` goes on when the `dspex publish` that was there first has ended.
+
+    Raises:
+        Unreachable: there is none, and none may be started.
+    """
+    if settings.server.url:
+        yield Found(settings.server.url, started=False, local=False)
+        return
+    if state := running(settings.store.parent):
+        found = Found(str(state["url"]), started=False, local=True)
+        stays = not start or state.get("detached")
+        async with _while(asyncio.sleep(0) if stays else _take_over(settings, found.url)):
+            yield found
+        return
+    if not start:
+        raise Unreachable(
+            f"no NATS server: none is named, and none is running in {settings.store.parent}",
+            fix="start one (dspex server start, or dspex run), or name one: --server nats://host:4222",
+        )
+    async with _server(settings, settings.server.local.port) as server, _while(_keep(server)):
+        yield Found(server.url, started=True, local=True)
+
+
+def _server(settings: Settings, port: int) -> LocalServer:
+    local = settings.server.local
+    return LocalServer(
+        settings.store, port=port, sync_interval="always" if isinstance(local.sync_interval, str) else local.sync_interval
+    )
+
+
+@asynccontextmanager
+async def _while(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Run `work` until the block ends."""
+    task = asyncio.create_task(work, name="nats-server")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _take_over(settings: Settings, url: str) -> None:
+    """Start the server of another process again when it is gone, on the same port, and keep it from then on."""
+    while True:
+        while running(settings.store.parent):  # noqa: ASYNC110  another process tells of its end by its lock alone
+            await asyncio.sleep(_LOOK)
+        try:
+            async with _server(settings, urlsplit(url).port or -1) as server:
+                _log.info("the local nats-server stopped with whoever had started it: taken over", url=server.url)
+                await _keep(server)
+        except (BusError, ConfigError) as e:
+            _log.debug("not taken over", reason=e.message)  # another process may have been quicker
+            await asyncio.sleep(_PAUSE)
+
+
+async def _keep(server: LocalServer) -> None:
+    """Start the server again whenever it died: on the same port, so that every connection finds it by itself."""
+    while True:
+        await server.died()
+        _log.warning("the local nats-server died and is started again", store=str(server.store))
+        try:
+            await server.start()
+        except (BusError, ConfigError) as e:
+            _log.error("the local nats-server does not start", reason=e.message, fix=e.fix)
+            await asyncio.sleep(_PAUSE)
+
+
+@asynccontextmanager
+async def open_bus(
+    settings: Settings, *, name: str, start: bool = False, events: BusEvents | None = None
+) -> AsyncGenerator[Bus, None]:
+    """A bus on the server of `server_of`, closed at the end of the block.
+
+    Args:
+        name: of the connection, for those who look at the server.
+        start: as in `server_of`.
+        events: what the bus tells about itself.
+
+    Raises:
+        Unreachable, NotAllowed, UnsupportedServer, ConfigError.
+    """
+    async with server_of(settings, start=start) as found:
+        bus = await connect(settings, found, name=name, events=events)
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+
+async def connect(settings: Settings, found: Found, *, name: str, events: BusEvents | None = None) -> Bus:
+    """A bus on a server that is there, with the login of the settings where they name that server."""
+    from dspex.bus import nats  # the client costs 0.1 s to import; whoever only looks for a server does not need it
+
+    login: dict[str, Any] = {} if found.local else dict(settings.server.login())
+    if settings.server.tls and not found.local:
+        login["tls"] = tls_context(settings.server.tls)
+    return await nats.connect(found.url, name=name, events=events, **login)
+
+
+def tls_context(tls: TLSSettings) -> ssl.SSLContext:
+    """Certificates for the connection. Raises ConfigError (DX122) where a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as e:
+        message = f"the certificates of server.tls cannot be used: {e}"
+        raise ConfigError(message, code="DX122", node="server.tls", fix="correct the paths of ca, cert and key") from e
+    return context

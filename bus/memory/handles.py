@@ -1,0 +1,200 @@
+"""What an in-memory connection opens: readers, work queues, subscriptions, buckets, object stores."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dspex.bus.errors import DataError, Fenced, PayloadTooLarge, Unreachable
+from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
+from dspex.bus.message import Message
+
+if TYPE_CHECKING:
+    from dspex.bus.memory.server import MemoryBus
+
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+
+
+class MemoryReader:
+    """Reads a stream from a position on."""
+
+    def __init__(self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int) -> None:
+        self._bus, self._stream, self._filters = bus, stream, tuple(filters)
+        self._next = max(after, 0) + 1
+        self._waiting: asyncio.Future[None] | None = None
+        self._closed = False
+        self.caught_up = self._find() > stream.last
+
+    def _find(self) -> int:
+        # A position beyond the end stays where it is: it is the one from which on the caller wants to read.
+        if self._next <= self._stream.last:
+            self._next = self._stream.find(self._filters, self._next, self._stream.last)
+        return self._next
+
+    async def read(self, limit: int) -> list[Message]:
+        while True:
+            await self._bus.trip()
+            if self._closed:
+                raise Unreachable("the reader is closed")
+            got: list[Message] = []
+            while len(got) < limit and self._find() <= self._stream.last:
+                got.append(self._stream.messages[self._next])
+                self._next += 1
+            if got:
+                self.caught_up = self._find() > self._stream.last
+                return got
+            self._waiting = self._stream.more()
+            await self._bus.wait(self._waiting)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_exception(Unreachable("the reader is closed"))
+
+
+class MemoryDelivery:
+    """One piece of work."""
+
+    def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, message: Message, delivered: int) -> None:
+        self.message, self.delivered = message, delivered
+        self._bus, self._consumer = bus, consumer
+
+    async def ack(self) -> None:
+        await self._bus.trip()
+        self._consumer.ack(self.message.sequence)
+
+    async def nak(self, delay: float = 0.0) -> None:
+        await self._bus.trip()
+        self._consumer.nak(self.message.sequence, delay)
+
+    async def in_progress(self) -> None:
+        await self._bus.trip()
+        self._consumer.in_progress(self.message.sequence)
+
+
+class MemoryWorkQueue:
+    """One process's share of a durable consumer. Nothing is taken before somebody waits for it in `next`."""
+
+    def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, free: Callable[[], int]) -> None:
+        self._bus, self._consumer, self._free = bus, consumer, free
+        self._pulls: set[Pull] = set()
+        self._closed = False
+
+    async def next(self) -> MemoryDelivery:
+        await self._bus.trip()
+        if self._closed:
+            raise Unreachable("the work queue is closed")
+        pull = Pull(asyncio.get_running_loop().create_future(), self._has_room)
+        self._pulls.add(pull)
+        self._consumer.pulls.append(pull)
+        self._consumer.pump()
+        try:
+            message, delivered = await self._bus.wait(pull.future)
+        finally:
+            self._pulls.remove(pull)
+            if pull in self._consumer.pulls:
+                self._consumer.pulls.remove(pull)
+        return MemoryDelivery(self._bus, self._consumer, message, delivered)
+
+    def _has_room(self) -> bool:
+        # What was handed out to a `next` that has not run on yet is not counted by `free`.
+        return self._free() > sum(pull.future.done() for pull in self._pulls)
+
+    async def close(self) -> None:
+        self._closed = True
+        for pull in self._pulls:
+            if not pull.future.done():
+                pull.future.set_exception(Unreachable("the work queue is closed"))
+                self._consumer.pulls.remove(pull)
+
+
+_running: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly: one that nobody else holds may vanish
+
+
+class MemorySubscription:
+    """Hands messages to a handler, one after the other."""
+
+    def __init__(self, bus: MemoryBus, pattern: str, queue: str, handler: Callable[[Message], Awaitable[None]]) -> None:
+        self.pattern, self.queue = pattern, queue
+        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self.bus, self._handler = bus, handler
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"subscription {self.pattern}")
+        self._task.add_done_callback(self._ended)
+        _running.add(self._task)
+
+    async def _run(self) -> None:
+        while not self._closed:
+            await self._handler(await self.inbox.get())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A handler that fails is reported, and the next message is handled all the same."""
+        _running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self.bus.events.error(f"handler of {self.pattern}: {type(error).__name__}: {error}")
+        if not self._closed:
+            self._start()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.bus.server.subscriptions.remove(self)
+        if self._task is not asyncio.current_task():  # a handler may close its own subscription, and finish
+            self._task.cancel()
+
+
+class MemoryBucket:
+    """Small values under keys."""
+
+    def __init__(self, bus: MemoryBus, values: dict[str, tuple[bytes, int]]) -> None:
+        self._bus, self._values = bus, values
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        await self._bus.trip()
+        return self._values.get(key)
+
+    async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
+        if not _KEY.fullmatch(key):
+            raise DataError(f"{key!r} is not a key", fix="use letters, digits and -/_=. only")
+        if len(value) > self._bus.max_payload:
+            raise PayloadTooLarge(f"{len(value)} bytes for key {key}: at most {self._bus.max_payload}")
+        await self._bus.trip()
+        latest = self._values.get(key, (b"", 0))[1]
+        if revision is not None and revision != latest:
+            raise Fenced(f"the revision of {key} is {latest}, not {revision}")
+        new = self._bus.server.number()
+        self._values[key] = (value, new)
+        return new
+
+    async def delete(self, key: str) -> None:
+        await self._bus.trip()
+        self._values.pop(key, None)
+
+    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        await self._bus.trip()
+        return {k: v for k, v in self._values.items() if not prefix or k == prefix or k.startswith(f"{prefix}.")}
+
+
+class MemoryObjects:
+    """Payloads by their SHA-256."""
+
+    def __init__(self, bus: MemoryBus, objects: dict[str, bytes]) -> None:
+        self._bus, self._objects = bus, objects
+
+    async def put(self, data: bytes) -> str:
+        await self._bus.trip()
+        name = hashlib.sha256(data).hexdigest()
+        self._objects[name] = data
+        return name
+
+    async def get(self, name: str) -> bytes | None:
+        await self._bus.trip()
+        return self._objects.get(name)

@@ -1,0 +1,275 @@
+"""What an in-memory server stores: streams, and the durable consumers on them, with the semantics of JetStream.
+
+Nothing here awaits. All time comes from the running loop, so that on a virtual loop every run is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from dspex.bus.errors import BusError, Fenced, StreamFull
+from dspex.bus.message import Message
+from dspex.bus.port import Ack, Draft, StreamConfig, StreamInfo
+from dspex.bus.subjects import MESSAGE_ID, matches
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong on purpose: rates from 0 to 1 for each operation, and the longest delay in seconds.
+
+    Attributes:
+        duplicate: work is delivered once more, though it may be settled: as if its ack were lost.
+        disconnect: a call raises Unreachable and does nothing.
+        delay: every call, and every delivery to a reader, comes up to this much later.
+        unsettled: a write raises Unsettled, and has landed, lands within `LATE` seconds, or never does.
+    """
+
+    duplicate: float = 0.0
+    disconnect: float = 0.0
+    delay: float = 0.0
+    unsettled: float = 0.0
+
+
+class Luck:
+    """Decides by the seed which fault happens when. Draws nothing for a fault that is off."""
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.random = Random(seed)
+        self.faults = faults
+
+    def hits(self, rate: float) -> bool:
+        return rate > 0 and self.random.random() < rate
+
+    def pause(self) -> float:
+        """Seconds until the next thing arrives."""
+        return self.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
+
+
+def size(draft: Draft) -> int:
+    """Bytes of headers and data as NATS sends them."""
+    lines = [len(f"{name}: {value}\r\n".encode()) for name, value in (draft.headers or {}).items()]
+    return len(draft.data) + (len("NATS/1.0\r\n\r\n") + sum(lines) if lines else 0)
+
+
+class MemoryStream:
+    """One stream: messages by sequence, and who waits for more."""
+
+    def __init__(self, config: StreamConfig, created: float) -> None:
+        self.config = config
+        self.subjects = list(config.subjects)
+        self.created = created
+        self.first, self.last, self.bytes = 0, 0, 0
+        self.messages: dict[int, Message] = {}
+        self.consumers: dict[str, MemoryConsumer] = {}
+        self._sizes: dict[int, int] = {}
+        self._of_subject: dict[str, dict[int, None]] = {}  # sequences in order; a dict, to remove from the middle
+        self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def info(self) -> StreamInfo:
+        return StreamInfo(
+            name=self.config.name,
+            subjects=tuple(self.subjects),
+            created=self.created,
+            first=self.first,
+            last=self.last,
+            messages=len(self.messages),
+            bytes=self.bytes,
+            replicas=self.config.replicas,
+        )
+
+    # -- write
+    def publish(self, draft: Draft, now: float) -> Ack:
+        """Store one message. The expectation is checked before the id, as JetStream does."""
+        self._check_expected([draft])
+        if (known := self._known_ids(now).get(draft.headers.get(MESSAGE_ID, "") if draft.headers else "")) is not None:
+            return Ack(self.config.name, known[0], duplicate=True)
+        self._check_room([draft])
+        self._store(draft, now)
+        self._wake()
+        return Ack(self.config.name, self.last)
+
+    def commit(self, drafts: Sequence[Draft], now: float) -> int:
+        """Store all or none; the sequence of the last."""
+        subjects: set[str] = set()
+        for draft in drafts:
+            if draft.expect is not None and draft.subject in subjects:
+                raise BusError(f"{draft.subject}: what expects must be the first draft of its subject in a commit")
+            subjects.add(draft.subject)
+        ids = [draft.headers[MESSAGE_ID] for draft in drafts if draft.headers and MESSAGE_ID in draft.headers]
+        if len(set(ids)) < len(ids) or not self._known_ids(now).keys().isdisjoint(ids):
+            raise BusError("a message id of this commit is stored already, so all of it is refused")
+        self._check_expected(drafts)
+        self._check_room(drafts)
+        for draft in drafts:
+            self._store(draft, now)
+        self._wake()
+        return self.last
+
+    def _known_ids(self, now: float) -> dict[str, tuple[int, float]]:
+        oldest = now - self.config.duplicate_window
+        while self._ids and (id := next(iter(self._ids))) and self._ids[id][1] < oldest:
+            del self._ids[id]
+        return self._ids
+
+    def _check_expected(self, drafts: Sequence[Draft]) -> None:
+        for draft in drafts:
+            if draft.expect is not None and draft.expect != (last := self.last_of(draft.subject)):
+                raise Fenced(f"the last of {draft.subject} is {last}, not {draft.expect}")
+
+    def _check_room(self, drafts: Sequence[Draft]) -> None:
+        most, room = self.config.max_messages, self.config.max_bytes
+        if 0 <= most < len(self.messages) + len(drafts):
+            raise StreamFull(f"stream {self.config.name} holds {most} messages at most")
+        if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
+            raise StreamFull(f"stream {self.config.name} holds {room} bytes at most")
+
+    def _store(self, draft: Draft, now: float) -> None:
+        self.last += 1
+        headers = dict(draft.headers or {})
+        self.messages[self.last] = Message(draft.subject, draft.data, headers, self.last, now)
+        self._of_subject.setdefault(draft.subject, {})[self.last] = None
+        self._sizes[self.last] = len(draft.subject) + size(draft)
+        self.bytes += self._sizes[self.last]
+        self.first = self.first or 1
+        if id := headers.get(MESSAGE_ID):
+            self._ids[id] = (self.last, now)
+
+    # -- read
+    def last_of(self, subject: str) -> int:
+        """The last sequence of a subject (or pattern); 0 where it has none."""
+        if "*" in subject or ">" in subject:
+            return max((self.last_of(s) for s in self._of_subject if matches(subject, s)), default=0)
+        return next(reversed(self._of_subject.get(subject) or {0: None}))
+
+    def find(self, filters: Sequence[str], start: int, stop: int) -> int:
+        """The first sequence from `start` to `stop` that matches a filter; `stop` + 1 where there is none."""
+        for sequence in range(max(start, self.first), stop + 1):
+            message = self.messages.get(sequence)
+            if message is not None and any(matches(f, message.subject) for f in filters):
+                return sequence
+        return stop + 1
+
+    def more(self) -> asyncio.Future[None]:
+        """Is done when something is stored."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return future
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+        for consumer in self.consumers.values():
+            asyncio.get_running_loop().call_soon(consumer.pump)
+
+    # -- remove
+    def remove(self, sequence: int) -> None:
+        message = self.messages.pop(sequence, None)
+        if message is None:
+            return
+        self.bytes -= self._sizes.pop(sequence)
+        del self._of_subject[message.subject][sequence]
+        while self.first <= self.last and self.first not in self.messages:
+            self.first += 1
+
+    def purge(self, subject: str, below: int) -> None:
+        gone = [s for name, sequences in self._of_subject.items() if matches(subject, name) for s in sequences if s < below]
+        for sequence in gone:
+            self.remove(sequence)
+
+
+@dataclass(eq=False)
+class Pull:
+    """One `next()` that waits. `free`: whether its process has room for one more."""
+
+    future: asyncio.Future[tuple[Message, int]]
+    free: Callable[[], bool]
+
+
+class MemoryConsumer:
+    """A durable consumer: explicit ack, delivered again for ever, shared by all who pull."""
+
+    LOOK_AGAIN = 0.05  # seconds until a process without room is asked again
+
+    def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck) -> None:
+        self.ack_wait = ack_wait
+        self.pulls: list[Pull] = []
+        self._stream, self._pattern, self._luck = stream, pattern, luck
+        self._next = 1
+        self._delivered: Counter[int] = Counter()
+        self._timers: dict[int, asyncio.TimerHandle] = {}  # of what is held, or put off by a nak
+        self._again: deque[int] = deque()
+        self._looking: asyncio.TimerHandle | None = None
+
+    def pump(self) -> None:
+        """Hand out what there is to those who wait and have room, the longest waiting first."""
+        while self.pulls and (sequence := self._ready()):
+            pull = next((p for p in self.pulls if p.free()), None)
+            if pull is None:
+                # room can be made without a word to us, so the only way is to ask again
+                if self._looking is None:
+                    self._looking = asyncio.get_running_loop().call_later(self.LOOK_AGAIN, self._look)
+                return
+            self.pulls.remove(pull)
+            self._hand_out(sequence, pull)
+
+    def _look(self) -> None:
+        self._looking = None
+        self.pump()
+
+    def _ready(self) -> int:
+        """The sequence that is delivered next; 0 for none."""
+        while self._again and self._again[0] not in self._stream.messages:
+            del self._delivered[self._again.popleft()]
+        if self._again:
+            return self._again[0]
+        self._next = self._stream.find([self._pattern], self._next, self._stream.last)
+        return self._next if self._next <= self._stream.last else 0
+
+    def _hand_out(self, sequence: int, pull: Pull) -> None:
+        if self._again:
+            self._again.popleft()
+        else:
+            self._next = sequence + 1
+        self._delivered[sequence] += 1
+        self._put_off(sequence, self.ack_wait)
+        if self._luck.hits(self._luck.faults.duplicate):
+            delay = self._luck.random.uniform(0, self.ack_wait)
+            asyncio.get_running_loop().call_later(delay, self._deliver_again, sequence)
+        pull.future.set_result((self._stream.messages[sequence], self._delivered[sequence]))
+
+    def _put_off(self, sequence: int, seconds: float) -> None:
+        """Deliver it (again) after so many seconds, unless it is settled before."""
+        if timer := self._timers.get(sequence):
+            timer.cancel()
+        self._timers[sequence] = asyncio.get_running_loop().call_later(seconds, self._deliver_again, sequence)
+
+    def _deliver_again(self, sequence: int) -> None:
+        if timer := self._timers.pop(sequence, None):
+            timer.cancel()
+        if sequence not in self._again:
+            self._again.append(sequence)
+        self.pump()
+
+    def ack(self, sequence: int) -> None:
+        """Settle it, whichever of its deliveries this answers."""
+        if timer := self._timers.pop(sequence, None):
+            timer.cancel()
+        if sequence in self._again:
+            self._again.remove(sequence)
+        del self._delivered[sequence]
+        self.pump()
+
+    def nak(self, sequence: int, delay: float) -> None:
+        if sequence in self._timers:
+            self._put_off(sequence, delay)
+
+    def in_progress(self, sequence: int) -> None:
+        if sequence in self._timers:
+            self._put_off(sequence, self.ack_wait)

@@ -1,0 +1,170 @@
+"""Layers in, checked settings out, or every problem at once: which key, where it was written, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dspex.bus.errors import ConfigError, Problem
+from dspex.bus.settings import layers
+from dspex.bus.settings.layers import Key, Layer
+from dspex.bus.settings.model import Settings
+
+_SECRET = re.compile(r"(.*_)?(api_?key|key|password|passwd|secret|token)", re.IGNORECASE)
+_LITERAL_FIX = {
+    "lm": 'name the variable that has it instead: key_env = "OPENAI_API_KEY"',
+    "server": 'name the variable that has it instead: password_env = "…" or token_env = "…"',
+    "pools": "export it; the variables that profiles name by key_env are passed to the workers",
+}
+
+
+def load(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> Settings:
+    """See `Settings.load`."""
+    file = _file(path)
+    root = file.parent if file else Path(path).resolve() if path else Path.cwd()
+    found = _layers(file, overrides)
+    merged, origins = layers.merge(found)
+    if "app" not in merged:
+        merged["app"] = re.sub(r"[^A-Za-z0-9_-]+", "-", root.name).strip("-_")[:64] or "app"
+    problems = list(_literal_secrets(found, origins))
+    secret_keys = {p.node for p in problems}
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as e:
+        checked = [_problem(error, merged, origins) for error in e.errors(include_url=False)]
+        problems += [p for p in checked if p.node not in secret_keys]
+    else:
+        problems += _unknown_profiles(settings, origins)
+        if not problems:
+            return settings.placed(root, {".".join(key): origin for key, origin in origins.items()})
+    raise _all_of(problems)
+
+
+def _file(path: str | os.PathLike[str] | None) -> Path | None:
+    if path is None:
+        return layers.find_file(Path.cwd())
+    given = Path(path).resolve()
+    return layers.find_file(given) if given.is_dir() else given
+
+
+def _layers(file: Path | None, overrides: Mapping[str, Any]) -> list[Layer]:
+    """From weakest to strongest. A nats context counts just below the place that names it."""
+    below = layers.file_layer(file) if file else Layer()
+    known, _ = layers.merge([below])
+    found = [
+        below,
+        layers.nats_layer(os.environ),
+        layers.environment_layer(os.environ, known),
+        layers.flag_layer(overrides),
+    ]
+    result: list[Layer] = []
+    for layer in found:
+        if isinstance(name := layer.values.get(("server", "context")), str):
+            result.append(layers.context_layer(name))
+        result.append(layer)
+    return result
+
+
+def _literal_secrets(found: list[Layer], origins: Mapping[Key, str]) -> Iterator[Problem]:
+    """Secrets written where others read them: in the file, or on the command line. Their values are not repeated."""
+    for layer in found:
+        for key, value in layer.values.items():
+            if isinstance(value, str) and value and _is_secret(key, value):
+                fix = _LITERAL_FIX.get(key[0], "put it into a variable and name the variable")
+                yield Problem(
+                    "DX110", "error", "", ".".join(key), layer.origins[key], None, "a secret is written out here", fix
+                )
+
+
+def _is_secret(key: Key, value: str) -> bool:
+    if key == ("server", "url"):
+        return layers.password_of(value) is not None
+    if key[:2] == ("server", "tls") or key[0] not in ("lm", "server", "pools"):
+        return False
+    return bool(_SECRET.fullmatch(key[-1]))
+
+
+def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Key, str]) -> Problem:
+    key = _written_key(tuple(str(part) for part in error["loc"]), merged)
+    origin = layers.origin_of(key, origins)
+    context = error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        code, message, fix = "DX104", f"there is no setting {key[-1]!r}", _suggestion(key)
+    elif error["type"] == "missing":
+        code, message, fix = "DX105", "is missing", f"write {'.'.join(key)} = …"
+        origin = layers.origin_of(key[:-1], origins)  # what is not there has no place; what stands beside it has
+    elif error["type"] == "dspex":
+        code, message, fix = context["code"], error["msg"], context["fix"]
+    else:
+        said = error["msg"].removeprefix("Value error, ")
+        code, message = "DX105", f"{error['input']!r} will not do: {said[:1].lower()}{said[1:]}"
+        fix = "correct the value; dspex config show tells where each one came from"
+    return _told(code, ".".join(key), origin, message, fix)
+
+
+def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:
+    """pydantic's path without the names of union members, which nobody wrote."""
+    key: list[str] = []
+    at: Any = merged
+    for part in loc:
+        if isinstance(at, Mapping):
+            key.append(part)
+            at = at.get(part)
+    return tuple(key)
+
+
+def _model_at(key: Key) -> type[BaseModel] | None:
+    at: Any = Settings
+    for part in key:
+        if isinstance(at, type) and issubclass(at, BaseModel):
+            known = at.model_fields.get(part)
+            at = _inner(known.annotation) if known else None
+        else:
+            at = _inner(get_args(at)[1]) if get_origin(at) is dict else None
+    return at if isinstance(at, type) and issubclass(at, BaseModel) else None
+
+
+def _inner(annotation: Any) -> Any:
+    """`X` of `X | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def _suggestion(key: Key) -> str:
+    model = _model_at(key[:-1])
+    names = list(model.model_fields) if model else []
+    if close := difflib.get_close_matches(key[-1], names, n=1):
+        return f"did you mean {'.'.join((*key[:-1], close[0]))}?"
+    return f"one of: {', '.join(names)}"
+
+
+def _unknown_profiles(settings: Settings, origins: Mapping[Key, str]) -> Iterator[Problem]:
+    named = [(("pools", name, "lm"), pool.lm) for name, pool in settings.pools.items() if pool.lm]
+    named += [(("defaults", "call", "lm"), lm) for lm in settings.defaults.call.lm or ()]
+    for key, lm in named:
+        if lm not in settings.lm:
+            close = difflib.get_close_matches(lm, settings.lm, n=1)
+            fix = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.lm)}"
+            origin = layers.origin_of(key, origins)
+            yield _told("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
+
+
+def _told(code: str, key: str, origin: str, message: str, fix: str) -> Problem:
+    at_line = re.fullmatch(r"(.+):(\d+)", origin)
+    file, line = (at_line[1], int(at_line[2])) if at_line else (origin, None)
+    return Problem(code, "error", "", key, file, line, message, fix)
+
+
+def _all_of(problems: list[Problem]) -> ConfigError:
+    first = problems[0]
+    text = "\n".join(f"{p.place}: {p.message}" for p in problems)
+    return ConfigError(text, code=first.code, fix=first.fix, node=first.node, problems=problems)

@@ -1,0 +1,96 @@
+"""`dspex call`: ask a worker, and print its answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from dspex.bus.errors import ConfigError, InvalidInput
+from dspex.engine.cli.terminal.client import client, spent
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+
+if TYPE_CHECKING:
+    from dspex.engine.client.call import Result
+    from dspex.engine.client.client import Client
+    from dspex.engine.graph.graph import Call
+
+
+def call(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help='"text -> lang", topology/node, or pkg.module:Program.')],
+    data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="k=v, k:=json, @file, - (JSON lines).")] = None,
+    lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="Resource class.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
+    signature: Annotated[str | None, typer.Option("--signature", metavar="SIG", help="Of a program.")] = None,
+    route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
+) -> None:
+    """Ask a worker and print the answer. WHAT is a signature, a node that is applied, or a program."""
+    from dspex.bus.duration import seconds
+    from dspex.bus.records import ROUTES
+    from dspex.engine.cli.terminal.arguments import records
+
+    t, limit = terminal(context), seconds(timeout)
+    more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
+    if route is not None:
+        if route not in ROUTES:
+            raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(ROUTES)}")
+        more["route"] = route
+
+    async def ask() -> None:
+        async with client(t, "call") as c:
+            asked = await _asked(c, what, signature, pool, more)
+            for inputs in records(data or [], sys.stdin):
+                _tell_result(t, await c.call(asked, inputs, timeout=limit, session=session))
+
+    t.run(ask())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is called, with the options of the command line."""
+
+    call: Call
+
+    def to_call(self) -> Call:
+        return self.call
+
+
+async def _asked(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Asked:
+    from dspex.bus.records import CallSpec
+    from dspex.bus.settings.model import DEFAULT_POOL
+    from dspex.engine.graph.graph import Call
+
+    if signature is not None:
+        spec, its_pool = CallSpec(kind="program", target=what, signature=signature), DEFAULT_POOL
+    elif ":" in what and "->" not in what and "/" not in what:
+        fix = f'dspex call {what} --signature "text -> reply" text=…'
+        raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX106", fix=fix)
+    else:
+        spec, its_pool, _ = await c.resolve(what)
+    return _Asked(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
+
+
+def _inputs(data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix="text=… or a JSON object")
+    return cast("dict[str, Any]", data)
+
+
+def _outputs(data: Any, outputs: Mapping[str, Any]) -> Any:
+    return dict(outputs)
+
+
+def _tell_result(t: Terminal, result: Result[Any]) -> None:
+    width = max(map(len, result.data), default=0)
+    lines = [f"{name:<{width}}  {v if isinstance(v, str) else to_json(v)}" for name, v in result.data.items()]
+    ms = result.elapsed.total_seconds() * 1000
+    lm = f"  lm {result.lm}" if result.lm else ""
+    t.emit(result.as_dict(), "\n".join(lines))
+    if not t.json:
+        t.note(f"{spent(None, result.usage)}{lm}  {result.worker}  {ms:,.0f} ms")

@@ -1,0 +1,111 @@
+"""What became of published events: `dspex publish --wait`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dspex.bus import subjects
+from dspex.bus.errors import TopologyError
+from dspex.bus.records import Usage
+from dspex.engine.cli.terminal.client import count, short, spent
+from dspex.engine.cli.terminal.terminal import Terminal, to_json
+
+if TYPE_CHECKING:
+    from dspex.bus.message import Event
+    from dspex.engine.client.client import Client, Run
+    from dspex.engine.client.follow import Progress
+    from dspex.engine.client.letters import DeadLetter
+
+MOST_LETTERS = 5  # dead letters that are told one by one
+
+
+async def tell(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None, began: float) -> int:
+    """Wait until the runs are done, and tell what they brought. How many of them failed.
+
+    Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
+    """
+    await _read_by_someone(t, c, runs[0].subject)
+    ids = list(dict.fromkeys(run.id for run in runs))
+    found = await _finished(t, c, ids, limit)
+    took = time.monotonic() - began
+    outputs = await c.outputs(ids)
+    letters = [d async for d in c.dead_letters("*") if d.run in found] if any(p.dead_letters for p in found.values()) else []
+    if t.json:
+        for run in runs:
+            t.emit(_object(run, found[run.id], outputs[run.id]))
+    elif len(runs) == 1:
+        _tell_one(t, found[ids[0]], outputs[ids[0]], took)
+    else:
+        _tell_all(t, list(found.values()), outputs, took)
+    if not t.json:
+        _tell_letters(t, letters)
+    return sum(1 for p in found.values() if p.dead_letters)
+
+
+async def _read_by_someone(t: Terminal, c: Client, subject: str) -> None:
+    applied = await c.manifests()
+    if not any(subjects.matches(source, subject) for m in applied.values() for source in m.streams):
+        fix = "apply the topology that reads it: dspex run"
+        raise TopologyError(f"no applied topology reads {subject}: there is nothing to wait for", code="DX235", fix=fix)
+    if not (await c.status())["engines"]:
+        t.note("no engine is running: the runs wait for one (dspex run)")
+
+
+async def _finished(t: Terminal, c: Client, ids: Sequence[str], limit: float | None) -> dict[str, Progress]:
+    found: dict[str, Progress] = {}
+    dead = 0
+    with t.progress("runs", len(ids)) if len(ids) > 1 else nullcontext() as bar:
+        async for some in c.follow(ids, limit):
+            found |= {p.id: p for p in some}
+            dead += sum(p.dead_letters for p in some)
+            if bar:
+                bar.advance(len(some), count(dead, "dead letter") if dead else "")
+    return found
+
+
+def _status(p: Progress) -> str:
+    return "failed" if p.dead_letters else "done"
+
+
+def _object(run: Run, p: Progress, outputs: Sequence[Event[Any]]) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "subject": run.subject,
+        "stream": run.stream,
+        "seq": run.sequence,
+        "duplicate": run.duplicate,
+        "status": _status(p),
+        "outputs": [{"subject": e.subject, "data": e.data} for e in outputs],
+        "calls": p.calls,
+        "usage": asdict(p.usage),
+    }
+
+
+def _tell_one(t: Terminal, p: Progress, outputs: Sequence[Event[Any]], took: float) -> None:
+    t.line(f"run {short(p.id)}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
+    for event in outputs:
+        t.line(f"{event.subject}  {to_json(event.data)}")
+
+
+def _tell_all(t: Terminal, runs: Sequence[Progress], outputs: Mapping[str, Sequence[Event[Any]]], took: float) -> None:
+    failed = sum(1 for p in runs if p.dead_letters)
+    usage = sum((p.usage for p in runs), Usage())
+    bad = f", {failed:,} failed" if failed else ""
+    rate = len(runs) / max(took, 1e-3)
+    figures = spent(sum(p.calls for p in runs), usage)
+    t.line(f"{len(runs) - failed:,} runs done{bad} in {took:.1f} s ({rate:.1f}/s)  {figures}")
+    for subject, number in sorted(Counter(e.subject for events in outputs.values() for e in events).items()):
+        t.line(f"{subject}  {count(number, 'event')}")
+
+
+def _tell_letters(t: Terminal, letters: Sequence[DeadLetter]) -> None:
+    for d in letters[:MOST_LETTERS]:
+        t.note(f"dead letter {d.sequence}  {d.node}: {d.reason}: {d.message}")
+    if letters:
+        more = f"{len(letters) - MOST_LETTERS:,} more; " if len(letters) > MOST_LETTERS else ""
+        t.note(f"{more}see dspex dlq ls, dspex dlq show {letters[0].sequence}")

@@ -1,0 +1,104 @@
+"""`dspex watch`: look at events as they are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from dspex.bus.errors import ConfigError, ExpressionError
+from dspex.engine.cli.terminal.client import client, short
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+
+if TYPE_CHECKING:
+    from dspex.bus.message import Event
+
+
+# -- watch ---------------------------------------------------------------------------------------------------------
+def watch(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A subject (wildcards too), or topology/node.")],
+    start: Annotated[str, typer.Option("--start", metavar="new|all|1h|SEQ", help="Where to begin.")] = "new",
+    number: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
+    where: Annotated[str | None, typer.Option("--where", metavar="EXPR", help='Only these: "urgency >= 4".')] = None,
+    fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Only these fields of the data.")] = None,
+) -> None:
+    """Print the events of a subject, or the results of a recorded node, as they are stored. Takes nothing from anyone."""
+    t = terminal(context)
+    test = _Test(t, _compiled(where)) if where else None
+    names = [f.strip() for f in fields.split(",") if f.strip()] if fields else None
+    begin = _start(start)
+    try:
+        t.run(_watch(t, what, begin, number, test, names))
+    except KeyboardInterrupt:
+        return  # the way to end it
+
+
+def _compiled(where: str) -> Callable[[Any, Any], Any]:
+    from dspex.operators.expressions import language  # here: few commands need it
+
+    return language.compile(where).function
+
+
+def _start(text: str) -> Literal["new", "all"] | int | datetime:
+    from dspex.bus.duration import seconds
+
+    names: dict[str, Literal["new", "all"]] = {"new": "new", "all": "all"}  # a test alone does not narrow for every checker
+    if text in names:
+        return names[text]
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds(text))
+    except ConfigError as e:
+        raise ConfigError(f"--start {text!r} is no place to begin", fix="new, all, a duration (1h) or a sequence") from e
+
+
+@dataclass
+class _Test:
+    """A `--where`. Events that it cannot be evaluated on are left out, and the first one is told."""
+
+    t: Terminal
+    function: Any
+    told: bool = False
+
+    def __call__(self, event: Event[Any]) -> bool:
+        try:
+            return bool(self.function(event.data, _Context(event)))
+        except ExpressionError as e:
+            if not self.told:
+                self.t.note(f"--where cannot be evaluated on event {event.id}: {e.message}; such events are left out")
+            self.told = True
+            return False
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What an expression may read besides the data."""
+
+    event: Event[Any]
+
+
+async def _watch(t: Terminal, what: str, start: Any, number: int | None, test: _Test | None, names: list[str] | None) -> None:
+    seen = 0
+    async with client(t, "watch") as c, aclosing(cast("Any", c.watch(what, start=start))) as events:
+        async for event in cast("AsyncIterator[Event[Any]]", events):
+            if test is not None and not test(event):
+                continue
+            _tell_event(t, event, names)
+            seen += 1
+            if seen == number:
+                return
+
+
+def _tell_event(t: Terminal, event: Event[Any], names: list[str] | None) -> None:
+    data = event.data
+    if names is not None and isinstance(data, dict):
+        data = {name: data[name] for name in names if name in data}
+    time = event.time.astimezone().strftime("%H:%M:%S")
+    t.emit(event.as_dict() | {"data": data}, f"{time}  {event.subject}  {short(event.run)}  {to_json(data)}")

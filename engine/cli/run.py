@@ -1,0 +1,213 @@
+"""`dspex run`: a server if there is none, the engine, and its pools, until a signal drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dspex.engine.cli.terminal.client import count, shown
+from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
+from dspex.engine.cli.topology.targets import Targets, load
+
+if TYPE_CHECKING:
+    from dspex.bus.settings.model import Settings
+    from dspex.engine.hosting.engine import Engine
+
+LINE_EVERY = 10.0  # seconds between status lines
+
+
+def run(
+    context: typer.Context,
+    targets: Targets = None,
+    pools: Annotated[str, typer.Option("--pools", metavar="all|none|A,B", help="Worker pools to start beside it.")] = "all",
+    no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
+    grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
+) -> None:
+    """Run topologies until ^C or SIGTERM, which drains; a second one stops at once."""
+    from dspex.bus.duration import seconds
+
+    t = terminal(context)
+    wait, topologies = seconds(grace), load(t, targets)
+    wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
+    t.run(_Run(t, topologies, wanted, not no_server, wait).main())
+
+
+class _Run:
+    """One run of the verb, and what it tells about it."""
+
+    def __init__(self, t: Terminal, topologies: list[Any], pools: Any, start_server: bool, grace: float) -> None:
+        from dspex.engine.hosting.engine import Engine
+
+        self.t, self.grace = t, grace
+        self.topologies = topologies
+        self.engine: Engine = Engine(
+            *topologies, settings=t.settings(), pools=pools, start_server=start_server, told=self._pool_ready
+        )
+        self.began = time.monotonic()
+        self.pools_told: list[dict[str, Any]] = []
+        self.bar: Bar | None = None  # while the pools warm up
+
+    async def main(self) -> None:
+        from dspex.engine.hosting.engine import stop_on_signals, until_stopped
+
+        stopped = stop_on_signals()
+        async with self.engine as engine:
+            self._tell_server()
+            self._tell_topologies()
+            await self._warm_up(stopped)
+            lines = asyncio.create_task(self._lines(), name="dspex.lines")
+            try:
+                await until_stopped(engine, stopped)
+            finally:
+                lines.cancel()
+                await asyncio.gather(lines, return_exceptions=True)
+                await self._drain(stopped)
+
+    # -- start ----------------------------------------------------------------------------------------------------
+    async def _warm_up(self, stopped: asyncio.Future[int]) -> None:
+        pools = self.engine.pools
+        if pools is not None:
+            sizes = [self.engine.settings.pools[name].size for name in pools.names]
+            with self.t.progress("warming up", sum(sizes)) as self.bar:
+                await _first(stopped, pools.ready(), self.engine.wait())
+            self.bar = None
+            if stopped.done():
+                return
+            if pools.failures:
+                raise pools.failures[0]
+            self._tell_pools()
+        took = time.monotonic() - self.began
+        self.t.emit({"event": "ready", "seconds": round(took, 3)}, f"ready in {took:.1f} s")
+
+    def _pool_ready(self, said: dict[str, Any]) -> None:
+        """A pool takes work: for the first time, or again after it died."""
+        if self.bar is not None:
+            self.bar.advance(said["size"], said["pool"])
+            self.pools_told.append(said)
+        else:
+            self._tell_pool(said)
+
+    def _tell_server(self) -> None:
+        server, settings = self.engine.server, self.engine.settings
+        assert server is not None
+        sync = settings.server.local.sync_interval
+        data = {"event": "server", "url": server.url, "started": server.started, "local": server.local}
+        self.t.emit(
+            data | {"store": str(settings.store) if server.local else None, "sync_interval": sync if server.local else None},
+            f"server    {server.url}  {_server_words(settings, server)}",
+        )
+
+    def _tell_topologies(self) -> None:
+        host = self.engine.host
+        assert host is not None
+        for graph in self.engine.graphs:
+            stages = sum(r.topology == graph.name for r in host.runners)
+            change, stream = host.applied[graph.name], next(iter(host.applied))
+            data = {"event": "topology", "topology": graph.name, "digest": graph.digest, "nodes": len(graph.nodes)}
+            self.t.emit(
+                data | {"stages": stages, "applied": change, "stream": stream, "stream_applied": host.applied[stream]},
+                f"topology  {graph.name} {graph.digest[:8]}  {count(len(graph.nodes), 'node')}, {count(stages, 'stage')}; "
+                f"{change}, stream {stream} {host.applied[stream]}",
+            )
+
+    def _tell_pools(self) -> None:
+        if self.t.json:
+            for said in self.pools_told:
+                self._tell_pool(said)
+            return
+        told = "    ".join(f"{s['pool']} {s['size']}/{s['size']} ready" for s in self.pools_told)
+        self.t.line(f"pool      {told}")
+        for said in self.pools_told:
+            self._tell_failed(said)
+
+    def _tell_pool(self, said: dict[str, Any]) -> None:
+        self.t.emit({**said, "event": "pool ready"}, f"pool      {said['pool']} {said['size']}/{said['size']} ready again")
+        if not self.t.json:
+            self._tell_failed(said)
+
+    def _tell_failed(self, said: dict[str, Any]) -> None:
+        for pattern, why in said["failed"].items():
+            self.t.note(f"warning: pool {said['pool']}: {pattern} cannot be imported: {why}; calls of it become dead letters")
+
+    # -- while it runs --------------------------------------------------------------------------------------------
+    async def _lines(self) -> None:
+        """A line about each stage now and then: for people on a terminal, as a log line elsewhere."""
+        import sys
+
+        import structlog
+
+        log, before = structlog.get_logger("dspex.engine"), self.engine.statistics()
+        people = sys.stderr.isatty() and not self.t.json
+        while True:
+            await asyncio.sleep(LINE_EVERY)
+            now = self.engine.statistics()
+            for old, new in zip(before["stages"], now["stages"]):
+                figures = _figures(old, new)
+                if people:
+                    self.t.note(_line(figures))
+                else:
+                    log.info("stage", **figures)
+            before = now
+
+    # -- stop -----------------------------------------------------------------------------------------------------
+    async def _drain(self, stopped: asyncio.Future[int]) -> None:
+        name = signal.Signals(stopped.result()).name if stopped.done() else None
+        self.t.emit({"event": "draining", "signal": name})
+        if not self.t.json and name:
+            self.t.note("draining: what runs is finished and committed; once more to stop at once")
+        began = time.monotonic()
+        await self.engine.drain(self.grace)
+        took = time.monotonic() - began
+        self.t.emit({"event": "stopped", "seconds": round(took, 3)})
+        if not self.t.json:
+            self.t.note(f"stopped after {took:.1f} s; dspex run goes on from here")
+
+
+async def _first(stopped: asyncio.Future[int], *others: Awaitable[None]) -> None:
+    """Until one of them is done; raises what it raised."""
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(o) for o in others]
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _server_words(settings: Settings, server: Any) -> str:
+    if not server.local:
+        return "yours"
+    from dspex.bus.duration import human
+
+    sync = settings.server.local.sync_interval
+    started, store = "started" if server.started else "was running", shown(settings.store)
+    if isinstance(sync, str):
+        return f"{started}, data in {store}, every write is synced to disk"
+    lost = f"sync_interval {human(sync)} (an OS crash can lose that much: dspex doctor)"
+    return f"{started}, data in {store}, {lost}"
+
+
+def _figures(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "topology": new["topology"],
+        "stage": new["stage"],
+        "events": new["events"],
+        "rate": round((new["events"] - old["events"]) / LINE_EVERY, 1),
+        "open_calls": sum(p["open_calls"] for p in new["partitions"]),
+        "partitions": len(new["partitions"]),
+        "dead_letters": new["dead_letters"],
+        "stopped": new["stopped"],
+    }
+
+
+def _line(f: dict[str, Any]) -> str:
+    stopped = f"  STOPPED: {f['stopped']}" if f["stopped"] else ""
+    return (
+        f"{f['topology']}/{f['stage']}  {f['events']:,} events, {f['rate']:g}/s  {count(f['open_calls'], 'open call')}  "
+        f"{count(f['dead_letters'], 'dead letter')}{stopped}"
+    )

@@ -1,0 +1,211 @@
+"""`dspex doctor`: is everything there that the settings count on? Each check says what it saw; a fault says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, ConfigError, DspexError
+from dspex.bus.local import probe
+from dspex.bus.local.open import Found, connect, server_of
+from dspex.bus.port import Bus
+from dspex.bus.settings.model import Settings
+from dspex.workers.models import weights
+
+OLDEST = (2, 12)
+LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
+MOST_SKEW = 1.0  # seconds
+_ACCOUNT = "$JS.API.INFO"
+_STREAM = "$JS.API.STREAM.INFO."
+_ASK_INTERPRETER = """
+import importlib.metadata as m, json, platform
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return None
+print(json.dumps({"python": platform.python_version(), "dspy": version("dspy"), "dspex": version("dspex")}))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    message: str
+    fix: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `--json` object."""
+        return {"check": self.name, "ok": self.ok, "message": self.message, "fix": self.fix}
+
+
+def _fault(name: str, error: DspexError) -> Check:
+    return Check(name, False, error.message, error.fix)
+
+
+async def checks(settings: Settings) -> list[Check]:
+    """All checks, in the order they are told. A server that is started for them stops with them."""
+    found: list[Check] = []
+    try:
+        async with server_of(settings, start=True) as server:
+            found += await _server(settings, server)
+    except (BusError, ConfigError) as e:
+        found.append(_fault("server", e))
+    found += _models(settings)
+    found += await _pools(settings)
+    return found
+
+
+# -- server --------------------------------------------------------------------------------------------------------
+async def _server(settings: Settings, server: Found) -> list[Check]:
+    found = [await _version(server), _sync(settings, server)]
+    bus = await connect(settings, server, name="dspex doctor")
+    try:
+        found.append(_payload(bus))
+        found += await _account(bus)
+        found.append(await _clock(settings, bus, server))
+    finally:
+        await bus.close()
+    return found
+
+
+async def _version(server: Found) -> Check:
+    url = server.url.split(",")[0]
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    try:
+        info = await probe.hello(parts.hostname or "127.0.0.1", parts.port or 4222, timeout=5.0)
+    except (OSError, TimeoutError, EOFError, ValueError) as e:
+        return Check("server", False, f"{url} does not answer: {e}", "start it: dspex server start; or correct server.url")
+    version = str(info.get("version", "?"))
+    where = "of dspex" if server.local else "of yours"
+    good = tuple(int(n) for n in version.split("-")[0].split(".")[:2] if n.isdigit()) >= OLDEST
+    fix = "upgrade it to 2.12 or newer, or leave out --server and dspex starts its own"
+    return Check("server", good, f"{url} is a server {where}, nats-server {version}", None if good else fix)
+
+
+def _sync(settings: Settings, server: Found) -> Check:
+    if not server.local:
+        return Check("sync_interval", True, "set on the server and not visible from here; its default is 2 minutes")
+    interval = settings.server.local.sync_interval
+    if isinstance(interval, str):
+        return Check("sync_interval", True, "every write is synced to disk")
+    lost = f"a crash of the operating system can lose the last {interval:g} s; a crash of the server loses nothing"
+    return Check("sync_interval", True, f'{interval:g} s: {lost} (server.local.sync_interval = "always" loses nothing)')
+
+
+def _payload(bus: Bus) -> Check:
+    good = bus.max_payload >= LEAST_PAYLOAD
+    fix = None if good else f"raise max_payload of the server to {LEAST_PAYLOAD} or more"
+    return Check("max_payload", good, f"{bus.max_payload} bytes", fix)
+
+
+async def _account(bus: Bus) -> list[Check]:
+    answer = await _ask(bus, _ACCOUNT)
+    if "error" in answer:
+        why = str(answer["error"].get("description", answer["error"]))
+        return [Check("jetstream", False, why, "turn JetStream on for this account")]
+    limits = answer.get("limits", {})
+    used, most = answer.get("storage", 0), limits.get("max_storage", -1)
+    room = "no limit" if most < 0 else f"{most} bytes"
+    message = f"on; {answer.get('streams', 0)} streams, {used} bytes of {room}"
+    full = 0 <= most * 0.9 <= used
+    found = [Check("jetstream", not full, message, "raise the storage limit, or delete what is not needed" if full else None)]
+    consumers, have = limits.get("max_consumers", -1), answer.get("consumers", 0)
+    allowed = "the server's default, 1000 a stream" if consumers < 0 else str(consumers)
+    good = consumers < 0 or have < consumers * 0.9
+    fix = None if good else "raise the account's max_consumers"
+    return [*found, Check("consumers", good, f"{have}; allowed: {allowed}", fix)]
+
+
+async def _clock(settings: Settings, bus: Bus, server: Found) -> Check:
+    if server.local:
+        return Check("clock", True, "the server runs on this machine")
+    before = time.time()
+    told = (await _ask(bus, _STREAM + subjects.stream(settings.app))).get("ts")
+    after = time.time()
+    if not told:
+        return Check("clock", True, "not visible before the first topology is applied")
+    skew = datetime.fromisoformat(str(told)[:26].rstrip("Z") + "+00:00").timestamp() - (before + after) / 2
+    good = abs(skew) <= MOST_SKEW + (after - before)
+    fix = None if good else "synchronise the clocks (NTP): deadlines are told as times"
+    return Check("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
+
+
+async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:
+    answer: dict[str, Any] = json.loads((await bus.request(subject, b"")).data)
+    return answer
+
+
+# -- models and pools ----------------------------------------------------------------------------------------------
+def _models(settings: Settings) -> list[Check]:
+    """Keys by the names of their variables only: no value of one is ever printed."""
+    found: list[Check] = []
+    for name, profile in settings.lm.items():
+        key = f"lm.{name}"
+        if profile.local:
+            try:
+                weights.require(profile.model)
+            except ConfigError as e:
+                found.append(_fault(key, e))
+            else:
+                found.append(Check(key, True, f"{profile.model} is installed"))
+        elif profile.key_env is None:
+            found.append(Check(key, True, f"{profile.model} needs no key"))
+        elif os.environ.get(profile.key_env):
+            found.append(Check(key, True, f"{profile.model}; {profile.key_env} is set"))
+        else:
+            message = f"{profile.model}; the variable {profile.key_env}, named by key_env, is not set"
+            found.append(Check(key, False, message, f"export {profile.key_env}"))
+    return found
+
+
+async def _pools(settings: Settings) -> list[Check]:
+    pythons = {pool.python or sys.executable for pool in settings.pools.values()}
+    answers = dict(zip(pythons, await asyncio.gather(*map(_interpreter, pythons)), strict=True))
+    return [_pool(settings, name, answers[pool.python or sys.executable]) for name, pool in settings.pools.items()]
+
+
+def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Check:
+    key = f"pools.{name}"
+    if isinstance(answer, str):
+        return Check(key, False, answer, f"correct {key}.python")
+    try:
+        lm = settings.lm_of(name)
+    except ConfigError as e:
+        return _fault(key, e)
+    versions = ", ".join(f"{package} {version or 'missing'}" for package, version in answer.items())
+    needed = ("dspex", "dspy") if settings.pools[name].programs else ("dspex",)  # native calls need no DSPy
+    missing = [package for package in needed if not answer[package]]
+    fix = f"install it for that interpreter: pip install 'dspex[dspy]' ({', '.join(missing)} missing)" if missing else None
+    return Check(key, not missing, f"{versions}; language model {lm}", fix)
+
+
+async def _interpreter(python: str) -> Mapping[str, Any] | str:
+    """Versions of what is installed for an interpreter, or why it cannot be asked. Imports nothing of it."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            python, "-c", _ASK_INTERPRETER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+        )
+    except OSError as e:
+        return f"{python} cannot be run: {e.strerror}"
+    try:
+        async with asyncio.timeout(20):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return f"{python} did not answer in 20 s"
+    if process.returncode:
+        return f"{python} failed: {err.decode(errors='replace').strip()[-200:]}"
+    answer: dict[str, Any] = json.loads(out)
+    return answer

@@ -1,0 +1,83 @@
+"""Verbs about the wire and the settings: `server`, `doctor`, `config`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+Port = Annotated[int | None, typer.Option("--port", help="Port on loopback; a free one if it is taken.")]
+
+
+def start(context: typer.Context, port: Port = None) -> None:
+    """Start a nats-server in the background, on the store of this folder."""
+    t = terminal(context)
+    started = t.run(_start(t, port))
+    _print_state(t, "started" if started else "was already running")
+
+
+async def _start(t: Terminal, port: int | None) -> bool:
+    from dspex.bus.local.server import LocalServer, running
+
+    settings = t.settings()
+    if running(settings.store.parent):
+        return False
+    local = settings.server.local
+    wanted = local.port if port is None else port
+    sync = "always" if isinstance(local.sync_interval, str) else local.sync_interval
+    await LocalServer(settings.store, port=wanted, sync_interval=sync, detached=True).start()
+    return True
+
+
+def stop(context: typer.Context) -> None:
+    """Stop the nats-server of this folder."""
+    from dspex.bus.local.server import stop_running
+
+    t = terminal(context)
+    stopped = t.run(stop_running(t.settings().store.parent))
+    t.emit({"stopped": stopped}, "stopped" if stopped else "no server is running here")
+
+
+def status(context: typer.Context) -> None:
+    """Tell where the nats-server of this folder is; exit 1 where there is none."""
+    _print_state(terminal(context), "running")
+
+
+def _print_state(t: Terminal, word: str) -> None:
+    from dspex.bus.local.server import running
+
+    home = t.settings().store.parent
+    state = running(home)
+    if state is None:
+        t.emit({"running": False, "url": None, "pid": None}, f"no server is running in {home}")
+        raise typer.Exit(1)
+    data = {"running": True, "url": state["url"], "pid": state["pid"], "version": state["version"], "store": state["store"]}
+    t.emit(data, f"{state['url']}  {word}, pid {state['pid']}, nats-server {state['version']}, data in {state['store']}")
+
+
+def show(context: typer.Context) -> None:
+    """Print every setting and where it was written."""
+    t = terminal(context)
+    settings = t.settings()
+    origins = settings.origins()
+    rows: list[dict[str, Any]] = [
+        {"key": key, "value": value, "origin": origins[key]} for key, value in settings.values().items()
+    ]
+    t.table(rows, {"key": "setting", "value": "value", "origin": "from"})
+
+
+def doctor(context: typer.Context) -> None:
+    """Check server, settings, pools and models; exit 1 where something is wrong."""
+    from dspex.engine.cli.server.doctor import checks
+
+    t = terminal(context)
+    healthy = True
+    for check in t.run(checks(t.settings())):
+        healthy = healthy and check.ok
+        mark = "ok   " if check.ok else "FAULT"
+        fix = f"\n       fix: {check.fix}" if check.fix and not check.ok else ""
+        t.emit(check.as_dict(), f"{mark}  {check.name}  {check.message}{fix}")
+    if not healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""`dspex status`: server, engines, stages with their lag, and pools."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+EVERY = 2.0  # seconds between two looks of --watch
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 s, until ^C.")] = False,
+) -> None:
+    """Show what runs: server, engines, stages with lag and owner, pools."""
+    t = terminal(context)
+    try:
+        t.run(_status(t, watch))
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+
+
+async def _status(t: Terminal, watch: bool) -> None:
+    pools = list(t.settings().pools)
+    async with client(t, "status") as c:
+        before: dict[tuple[str, str], int] | None = None
+        at = time.monotonic()
+        while True:
+            found = await c.status(pools)
+            now = time.monotonic()
+            _add_rates(found, before, now - at)
+            before, at = {(s["topology"], s["stage"]): s["events"] for s in found["stages"]}, now
+            if t.json:
+                t.emit(found)
+            else:
+                _tell(t, found, clear=watch and sys.stdout.isatty())
+            if not watch:
+                return
+            await asyncio.sleep(EVERY)
+
+
+def _add_rates(found: Mapping[str, Any], before: Mapping[tuple[str, str], int] | None, seconds: float) -> None:
+    """Events a second since the look before; None at the first look."""
+    for s in found["stages"]:
+        old = before.get((s["topology"], s["stage"])) if before else None
+        s["rate"] = None if old is None else round(max(0, s["events"] - old) / max(seconds, 1e-3), 1)
+
+
+def _tell(t: Terminal, found: Mapping[str, Any], *, clear: bool) -> None:
+    server = found["server"]
+    stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
+    stored = stream if server["stream"] else f"nothing is applied for app {server['app']} yet: dspex run"
+    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stored}")
+    _engines(t, found["engines"])
+    _stages(t, found["stages"])
+    _pools(t, found["pools"])
+
+
+def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
+    if not engines:
+        t.line("\nno engine is running: dspex run")
+        return
+    rows = [
+        {
+            "engine": e["engine"],
+            "state": "running" if e["alive"] else "silent",
+            "seen": f"{e['age']:.0f} s ago",
+            "topologies": ", ".join(e["topologies"]),
+            "commits": e["commits"],
+            "waits": e["full"],
+        }
+        for e in engines
+    ]
+    columns = {"engine": "engine", "state": "state", "seen": "seen", "topologies": "topologies", "commits": "commits"}
+    _block(t, rows, columns | ({"waits": "waits for"} if any(r["waits"] for r in rows) else {}))
+
+
+def _block(t: Terminal, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    if rows:
+        t.line("")
+        t.table(rows, columns)
+
+
+def _stages(t: Terminal, stages: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "stage": f"{s['topology']}/{s['stage']}",
+            "source": s["source"],
+            "lag": s["lag"],
+            "rate": "" if s["rate"] is None else f"{s['rate']:g}/s",
+            "open": s["open_calls"],
+            "dead": s["dead_letters"],
+            "owner": _owner(s),
+        }
+        for s in stages
+    ]
+    columns = {"stage": "stage", "source": "source", "lag": "lag", "rate": "rate", "open": "open calls"}
+    _block(t, rows, columns | {"dead": "dead letters", "owner": "owner"})
+
+
+def _owner(s: Mapping[str, Any]) -> str:
+    if s["stopped"]:
+        return f"STOPPED: {s['stopped']}"
+    if not s["owners"]:
+        return "nobody"
+    unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
+    return ", ".join(s["owners"]) + unowned
+
+
+def _pools(t: Terminal, pools: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "pool": p["class"],
+            "id": p["id"] or "not running",
+            "ready": f"{p['ready']}/{p['size']}" if p["id"] else "",
+            "busy": f"{p['busy']}/{p['slots'] * p['ready']}" if p["id"] else "",
+            "restarts": p["restarts"] if p["id"] else None,
+            "served": p.get("served"),
+            "dspy": p.get("dspy_version"),
+            "state": "failed" if p.get("failed") else "draining" if p.get("draining") else "",
+        }
+        for p in pools
+    ]
+    columns = {"pool": "pool", "id": "id", "ready": "ready", "busy": "busy", "restarts": "restarts", "served": "served"}
+    _block(t, rows, columns | {"dspy": "dspy", "state": ""})
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,56 @@
+"""What the verbs that talk to an application share: a client, and how runs and figures are written for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from dspex.engine.cli.terminal.terminal import Terminal
+
+if TYPE_CHECKING:
+    from dspex.bus.records import Usage
+    from dspex.engine.client.client import Client
+
+
+@asynccontextmanager
+async def client(t: Terminal, verb: str) -> AsyncGenerator[Client, None]:
+    """A client on the server of the settings; on one that is started for this command where there is none."""
+    from dspex.bus.local.open import connect, server_of
+    from dspex.engine.client.client import Client
+
+    settings = t.settings()
+    async with server_of(settings, start=True) as found:
+        if found.started:
+            store = shown(settings.store)
+            t.note(f"no server was running: started one at {found.url} for this command, data in {store}")
+        bus = await connect(settings, found, name=f"dspex/{verb}")
+        try:
+            async with Client(bus=bus, app=settings.app) as c:
+                yield c
+        finally:
+            await bus.close()
+
+
+def shown(path: os.PathLike[str]) -> str:
+    """A path as people read it: relative where it lies below the working directory."""
+    relative = os.path.relpath(path)
+    return os.fspath(path) if relative.startswith("..") else relative
+
+
+def short(run: str) -> str:
+    """`0198f3…9c1d2e77`: enough to know a run by."""
+    return f"{run[:6]}…{run[-8:]}" if len(run) > 16 else run
+
+
+def count(number: int, word: str) -> str:
+    """`1 node`, `3,080 nodes`."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def spent(calls: int | None, usage: Usage) -> str:
+    """`2 calls  611 tokens  $0.0009`; no price where none is known."""
+    tokens = usage.input_tokens + usage.output_tokens
+    price = "" if usage.cost is None else f"  ${usage.cost:.4f}"
+    return (f"{count(calls, 'call')}  " if calls is not None else "") + f"{count(tokens, 'token')}{price}"

@@ -1,0 +1,278 @@
+"""What a verb of the CLI prints, and where: results on stdout, everything else on stderr; for people, or as JSON lines.
+
+The only place in dspex that writes to the terminal. `rich` is imported when a table or a bar is drawn, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import traceback
+from collections.abc import Coroutine, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, TypeVar
+
+import orjson
+
+from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+
+if TYPE_CHECKING:
+    import typer
+
+    from dspex.bus.settings.model import Settings
+
+T = TypeVar("T")
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
+_PLAIN = "\x1b[0m"
+_UNLIMITED = 10_000  # columns
+
+
+class Bar(Protocol):
+    """A progress bar, or what stands for it."""
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """`by` more are done. `note`: what else there is to say, e.g. "3 duplicates"."""
+        ...
+
+
+@dataclass
+class Terminal:
+    """The global options, and printing as they ask for.
+
+    Attributes:
+        json: one object a line instead of text for people.
+        quiet: no notes and no progress.
+        verbosity: number of -v; from 1 on tracebacks are shown.
+        color: "auto", "always" or "never".
+        bars: progress is shown.
+        config: the settings file; None: the nearest.
+        flags: settings given as options, by key.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbosity: int = 0
+    color: Literal["auto", "always", "never"] = "auto"
+    bars: bool = True
+    config: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    _settings: Settings | None = None
+
+    def settings(self) -> Settings:
+        """The settings, read once; from then on logging is as they say. Raises ConfigError."""
+        if self._settings is None:
+            from dspex.bus.settings.model import Settings
+            from dspex.engine.cli.terminal import log
+
+            handed = os.environ.get("DSPEX_SETTINGS_JSON")  # from the engine that started this pool
+            self._settings = found = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
+            asked_for = found.origins().get("telemetry.log") != "default"
+            # for people the verbs tell what happens; the lines for log collectors would say it twice
+            level = found.telemetry.log if asked_for or not sys.stderr.isatty() else "warning"
+            log.configure(level, verbosity=self.verbosity, quiet=self.quiet)
+        return self._settings
+
+    def run(self, verb: Coroutine[Any, Any, T]) -> T:
+        """Run an asynchronous verb to its end."""
+        return asyncio.run(verb)
+
+    # -- results
+    def emit(self, data: Mapping[str, Any], text: str | None = None) -> None:
+        """One result: the object with --json, else `text` (None: nothing)."""
+        if self.json:
+            _write(sys.stdout, to_json({"v": 1, **data}))
+        elif text is not None:
+            _write(sys.stdout, text)
+
+    def line(self, text: str) -> None:
+        """One line of a result that only people get; with --json the result is another one."""
+        if not self.json:
+            _write(sys.stdout, text)
+
+    def document(self, text: str) -> None:
+        """A result that has a form of its own, whatever --json says: YAML, a drawing, a schema."""
+        _write(sys.stdout, text.rstrip("\n"))
+
+    def table(
+        self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str = "", *, wrap: str | None = None
+    ) -> None:
+        """Rows as a table, or as one object each with --json.
+
+        Args:
+            columns: key → heading, for people only.
+            wrap: the column that goes over several lines where the terminal is narrow; None: any.
+        """
+        if self.json:
+            for row in rows:
+                self.emit(row)
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+        for key, heading in columns.items():
+            table.add_column(heading, no_wrap=wrap not in (None, key))
+        for row in rows:
+            table.add_row(*(Text(_cell(row.get(key))) for key in columns))
+        width = None if sys.stdout.isatty() else _UNLIMITED  # whoever reads a file or a pipe wants a row on a line
+        Console(file=sys.stdout, no_color=not self.colored(sys.stdout), width=width).print(table)
+
+    # -- the rest
+    def note(self, text: str) -> None:
+        """A remark for people, on stderr."""
+        if not self.quiet:
+            _write(sys.stderr, text)
+
+    def error(self, error: DspexError) -> None:
+        """What went wrong and what to do, on stderr; with -v also where in the code."""
+        if self.json:
+            _write(sys.stderr, to_json({"v": 1, "error": _as_object(error)}))
+        else:
+            for line in error_lines(error, colored=self.colored(sys.stderr)):
+                _write(sys.stderr, line)
+        if self.verbosity:
+            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+
+    def problem(self, problem: Problem) -> None:
+        """One problem of a topology or of the settings, on stdout: it is the result of `check`."""
+        if self.json:
+            _write(sys.stdout, to_json({"v": 1, **problem_object(problem)}))
+        else:
+            for line in problem_lines(problem, colored=self.colored(sys.stdout)):
+                _write(sys.stdout, line)
+
+    def colored(self, stream: TextIO) -> bool:
+        """Whether to write colours to `stream`."""
+        if self.color != "auto":
+            return self.color == "always"
+        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Generator[Bar, None, None]:
+        """A bar on stderr if that is a terminal, else a line every 10 s and one at the end."""
+        if self.quiet or not self.bars:
+            yield _NoBar()
+        elif sys.stderr.isatty():
+            with _rich_bar(label, total, colored=self.colored(sys.stderr)) as bar:
+                yield bar
+        else:
+            lines = _Lines(label, total)
+            yield lines
+            lines.end()
+
+
+def terminal(context: typer.Context) -> Terminal:
+    """The terminal that the global options asked for."""
+    found: Terminal = context.find_root().obj
+    return found
+
+
+def to_json(data: Any) -> str:
+    """One line of JSON; times as RFC 3339, whatever else is unknown as text."""
+    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
+    return orjson.dumps(data, default=str, option=options).decode()
+
+
+def error_lines(error: DspexError, *, colored: bool = False) -> list[str]:
+    """An error for people: `error[code] node: message`, then the fix; every problem where there are several."""
+    problems = error.problems if isinstance(error, ConfigError | TopologyError) else ()
+    if problems:
+        return [line for p in problems for line in problem_lines(p, colored=colored)]
+    node = f"{error.node}: " if error.node and not error.message.startswith(f"{error.node}:") else ""
+    return _lines("error", error.code, f"{node}{error.message}", error.fix, colored)
+
+
+def problem_lines(problem: Problem, *, colored: bool = False) -> list[str]:
+    """A problem for people: `error[code] node (file:line): message`, then the fix."""
+    return _lines(problem.level, problem.code, f"{problem.place}: {problem.message}", problem.fix, colored)
+
+
+def problem_object(problem: Problem) -> dict[str, Any]:
+    """A problem with the keys of `check --json`."""
+    names = ("code", "level", "topology", "node", "file", "line", "message", "fix")
+    return {name: getattr(problem, name) for name in names}
+
+
+def _lines(level: str, code: str, text: str, fix: str, colored: bool) -> list[str]:
+    head, tail = f"{level}[{code}]", f"  fix: {fix}"
+    if colored:
+        head, tail = f"{_COLORS[level]}{head}{_PLAIN}", f"{_COLORS['fix']}{tail}{_PLAIN}"
+    return [f"{head} {text}", tail]
+
+
+def _as_object(error: DspexError) -> dict[str, Any]:
+    data = error.as_dict()
+    found = {name: data[name] for name in ("code", "message", "fix", "node", "run", "retryable")}
+    if isinstance(error, ConfigError | TopologyError) and error.problems:
+        found["problems"] = [problem_object(p) for p in error.problems]
+    return found
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else to_json(value)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text + "\n")
+    stream.flush()
+
+
+# -- progress ------------------------------------------------------------------------------------------------------
+class _NoBar:
+    def advance(self, by: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total = label, total
+        self._done, self._note = 0, ""
+        self._start = self._last = time.monotonic()
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self._done += by
+        self._note = note or self._note
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            self._print()
+
+    def end(self) -> None:
+        self._print()
+
+    def _print(self) -> None:
+        rate = self._done / max(time.monotonic() - self._start, 1e-3)
+        of = f"/{self._total}" if self._total is not None else ""
+        _write(sys.stderr, f"{self._label}  {self._done}{of}  {rate:.1f}/s  {self._note}".rstrip())
+
+
+@contextmanager
+def _rich_bar(label: str, total: int | None, *, colored: bool) -> Generator[Bar, None, None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, console=Console(file=sys.stderr, no_color=not colored)) as progress:
+        task = progress.add_task(label, total=total, note="")
+
+        class RichBar:
+            def advance(self, by: int = 1, note: str = "") -> None:
+                if note:
+                    progress.update(task, note=note)
+                progress.advance(task, by)
+
+        yield RichBar()
+
+
+def where_raised(error: BaseException) -> str:
+    """` (triage.py:15)`: where an exception was raised; "" where that is not known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""

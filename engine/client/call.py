@@ -1,0 +1,167 @@
+"""Interactive calls: ask a worker over core NATS and wait for its answer.
+
+A worker is a member of its class's queue group only while it has a free slot, so the server's choice is among idle workers
+and "nobody there" is known at once. A call keeps its id however often it is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
+from dspex.bus.message import Message, new_id
+from dspex.bus.port import Bus
+from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallSpec, Outcome, Usage, Work
+
+T = TypeVar("T")
+ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
+
+
+@dataclass(frozen=True)
+class Result(Generic[T]):
+    """The answer to a call.
+
+    Attributes:
+        data: the outputs, with the inputs beside them where `into` was given.
+        id: of the call. route: who answered: "native" or "worker" (DSPy). usage: tokens and money. lm: profile.
+        worker: which one. attempts: from 1. elapsed: as the caller saw it. dspy_version: of the worker.
+    """
+
+    data: T
+    id: str
+    route: str
+    usage: Usage
+    lm: str
+    worker: str
+    attempts: int
+    elapsed: timedelta
+    dspy_version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the CLI prints it (`call --json`)."""
+        return {
+            "id": self.id,
+            "data": self.data,
+            "route": self.route,
+            "lm": self.lm,
+            "worker": self.worker,
+            "attempts": self.attempts,
+            "elapsed_ms": round(self.elapsed.total_seconds() * 1000, 1),
+            "dspy_version": self.dspy_version,
+            "usage": asdict(self.usage),
+        }
+
+
+async def ask(
+    bus: Bus, app: str, pool: str, spec: CallSpec, inputs: dict[str, Any], *, timeout: float, session: str | None = None
+) -> tuple[Outcome, float]:
+    """One call, asked until a worker takes it. Its outcome, and seconds that it took.
+
+    Raises the call's error; Saturated when nobody takes it in time; CallTimeout.
+    """
+    id, began = new_id(), time.monotonic()
+    origin = {"id": id, "subject": "", "run": id, "session": session}
+    work = Work(
+        call=id,
+        ordinal=-1,
+        attempt=1,
+        topology="",
+        node="",
+        reply="",
+        spec=asdict(spec),
+        inputs=inputs,
+        origin=origin,
+        timeout=timeout,
+        deadline=time.time() + timeout,
+    )
+    asking = _Asking(bus, app, pool, work)
+    subscription = await bus.subscribe(asking.inbox, asking.frames.put)
+    try:
+        async with asyncio.timeout(timeout):
+            outcome = await asking.outcome()
+    except TimeoutError:
+        raise asking.gave_up(timeout) from None
+    finally:
+        await subscription.close()
+    if outcome.error is not None:
+        raise from_dict(outcome.error)
+    return outcome, time.monotonic() - began
+
+
+class _Asking:
+    """One call on its way to a worker."""
+
+    def __init__(self, bus: Bus, app: str, pool: str, work: Work) -> None:
+        self.bus, self.app, self.pool, self.work = bus, app, pool, work
+        self.inbox = bus.inbox()
+        self.frames: asyncio.Queue[Message] = asyncio.Queue()
+        self.taken = False  # a worker has accepted it
+        self.seen: dict[str, Any] = {}  # what a pool said of itself when nobody took it
+
+    async def outcome(self) -> Outcome:
+        """Ask until a worker takes it, then wait for the result."""
+        pause = 0.05
+        while True:
+            await self.bus.send(subjects.call(self.app, self.pool), self.work.pack(), reply=self.inbox)
+            if await _accepted(self.frames) is not None:
+                self.taken = True
+                return await _result(self.frames)
+            self.seen = await _someone_there(self.bus, self.app, self.pool)
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    def gave_up(self, timeout: float) -> CallError:
+        """The error for a call that got no result in time."""
+        run = self.work.call
+        if self.taken or not self.seen:
+            return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
+        slots = self.seen.get("slots", 0) * self.seen.get("ready", 0)
+        return Saturated(
+            f"pool {self.pool} is saturated ({self.seen.get('busy', 0)} of {slots} slots busy); gave up after {timeout:g} s",
+            node=self.pool,
+            run=run,
+            fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
+        )
+
+
+async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
+    """The accepted frame; None where the worker was busy, nobody was there, or it is frozen."""
+    try:
+        async with asyncio.timeout(ACCEPT_WITHIN):
+            while True:
+                frame = await frames.get()
+                kind = frame.headers.get(KIND_HEADER, "")
+                if kind == ACCEPTED:
+                    return frame
+                if kind == BUSY or frame.headers.get("Status") == "503":
+                    return None
+    except TimeoutError:
+        return None
+
+
+async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
+    """What a pool says of itself. Raises Saturated where there is no worker at all: waiting would not help."""
+    try:
+        answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
+        found: dict[str, Any] = orjson.loads(answer.data)
+        return found
+    except Saturated:
+        raise Saturated(
+            f"pool {pool} has no worker",
+            node=pool,
+            fix=f"start one: dspex worker {pool}   (or dspex run, which starts all pools)",
+        ) from None
+
+
+async def _result(frames: asyncio.Queue[Message]) -> Outcome:
+    while True:
+        frame = await frames.get()
+        if frame.headers.get(KIND_HEADER) not in (ACCEPTED, BUSY):
+            return Outcome.unpack(frame.data)

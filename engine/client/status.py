@@ -1,0 +1,129 @@
+"""How an application is doing, as plain data: server, engines, stages with their lag, pools.
+
+Engines write what they do into the bucket at every round of their leases; pools answer a question. So looking costs those
+who work nothing, and what is shown of an engine is as old as its last round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.local.processes import is_dead
+from dspex.bus.message import Message
+from dspex.bus.port import Bus
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.commit_log import look
+
+SILENT_AFTER = 15.0  # seconds: three leases of the default length
+FORGOTTEN_AFTER = 600.0
+FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
+
+
+async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> dict[str, Any]:
+    """All of it. `pools`: resource classes to ask besides those that the applied topologies use."""
+    used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
+    engines, rows = await asyncio.gather(_engines(bus, app), _pools(bus, app, sorted(used | set(pools))))
+    stages = await asyncio.gather(
+        *(_stage(bus, app, engines, topology, m, source) for topology, m in manifests.items() for source in m.streams)
+    )
+    return {
+        "server": await _server(bus, app),
+        "engines": [{k: v for k, v in e.items() if k != "stages"} for e in engines],
+        "stages": list(stages),
+        "pools": rows,
+        "lms": [],
+        "routes": [],
+    }
+
+
+async def _server(bus: Bus, app: str) -> dict[str, Any]:
+    info = await bus.stream(subjects.stream(app))
+    return {
+        "url": bus.url,
+        "app": app,
+        "stream": info.name if info else None,
+        "messages": info.messages if info else 0,
+        "bytes": info.bytes if info else 0,
+        "replicas": info.replicas if info else 0,
+    }
+
+
+async def _engines(bus: Bus, app: str) -> list[dict[str, Any]]:
+    """Those that live, and those that fell silent a short while ago: frozen, cut off, or killed on another host."""
+    bucket = await bus.bucket(subjects.bucket(app))
+    found: list[dict[str, Any]] = [orjson.loads(value) for value, _ in (await bucket.items("engine")).values()]
+    now = time.time()
+    for engine in found:
+        engine["age"] = round(max(0.0, now - engine["time"]), 1)
+        engine["alive"] = not is_dead(engine) and engine["age"] < SILENT_AFTER
+    return [e for e in found if e["alive"] or not (is_dead(e) or e["age"] > FORGOTTEN_AFTER)]
+
+
+# -- stages --------------------------------------------------------------------------------------------------------
+async def _stage(
+    bus: Bus, app: str, engines: Sequence[Mapping[str, Any]], topology: str, applied: Manifest, source: str
+) -> dict[str, Any]:
+    id, count = applied.stages[source]
+    mine = [(e, s) for e in engines if e["alive"] for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
+    held = [(e, s) for e, s in mine if s["partitions"]]
+    owned = {p["index"] for _, s in held for p in s["partitions"]}
+    read = [max(p["source"] for p in s["partitions"]) for _, s in held]
+    calls = sum(p["open_calls"] for _, s in held for p in s["partitions"])
+    if not held:  # nobody runs it: the logs say how far it came
+        states = await asyncio.gather(*(look(bus, app, topology, id, i) for i in range(count)))
+        read, calls = [max(s.source_sequence for s in states)], sum(len(s.calls) for s in states)
+    last = await _last(bus, applied.streams[source], source)
+    return {
+        "topology": topology,
+        "stage": id,
+        "source": source,
+        "stream": applied.streams[source],
+        "lag": max(0, last - min(read)),
+        "open_calls": calls,
+        "owners": sorted({str(e["engine"]) for e, _ in held}),
+        "partitions": count,
+        "unowned": count - len(owned),
+        "events": sum(s["events"] for _, s in mine),
+        "retries": sum(s["retries"] for _, s in mine),
+        "dead_letters": sum(s["dead_letters"] for _, s in mine),
+        "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None),
+    }
+
+
+async def _last(bus: Bus, stream: str, source: str) -> int:
+    """The sequence of the last stored event of a source; 0 where there is none."""
+    found = await bus.last(stream, source)
+    return found.sequence if found else 0
+
+
+# -- pools ---------------------------------------------------------------------------------------------------------
+async def _pools(bus: Bus, app: str, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """What each pool process says of itself, or that a class has none."""
+    answers = await asyncio.gather(*(_ask(bus, app, c) for c in classes))
+    nobody = {"id": None, "host": None, "pid": None, "size": 0, "slots": 0, "busy": 0, "ready": 0, "restarts": 0}
+    return [row for c, rows in zip(classes, answers) for row in rows or [{"class": c, **nobody}]]
+
+
+async def _ask(bus: Bus, app: str, resource_class: str) -> list[dict[str, Any]]:
+    """The answers of all pools of a class: several processes, on several hosts, hear the question."""
+    answers: asyncio.Queue[Message] = asyncio.Queue()
+    inbox = bus.inbox()
+    subscription = await bus.subscribe(inbox, answers.put)
+    found: list[dict[str, Any]] = []
+    try:
+        await bus.send(subjects.control(app, resource_class), orjson.dumps({"kind": "status"}), reply=inbox)
+        async with asyncio.timeout(FIRST_ANSWER) as limit:
+            while (answer := await answers.get()).headers.get("Status") != "503":
+                found.append(orjson.loads(answer.data))
+                limit.reschedule(asyncio.get_running_loop().time() + MORE_ANSWERS)
+    except TimeoutError:
+        pass  # no more of them
+    finally:
+        await subscription.close()
+    return sorted(found, key=lambda pool: str(pool["id"]))

@@ -1,0 +1,91 @@
+"""Watching: events of a subject, or results of a recorded node, as they are stored. It takes nothing from anyone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import DecodeError, TopologyError
+from dspex.bus.message import Event, Message, new_id, to_event
+from dspex.bus.port import Bus
+from dspex.bus.records import Outcome
+from dspex.engine.log.positions import sequence_before
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+
+Start = Literal["new", "all"] | int | datetime
+
+
+async def events(client: Client, what: str, start: Start) -> AsyncIterator[Event[Any]]:
+    """See `Client.watch`. A subject that no stream stores is watched live; `start` means nothing then."""
+    if "/" in what:
+        found: tuple[str | None, list[str], str | None] = await _node(client, what)
+    else:
+        found = await client.bus.stream_of(what), [what], None
+    stream, filters, node = found
+    if stream is None:
+        async for message in _live(client.bus, what):
+            yield _read(message, None)
+        return
+    after = await _after(client.bus, stream, start)
+    reader = await client.bus.reader(stream, filters, after=after, name=f"dspex-{client.app}-watch-{new_id()}")
+    try:
+        while True:
+            for message in await reader.read(100):
+                if node is None or _of(message, node):
+                    yield _read(message, node)
+    finally:
+        await reader.close()
+
+
+async def _node(client: Client, what: str) -> tuple[str, list[str], str]:
+    topology, _, node = what.partition("/")
+    applied = (await client.manifests()).get(topology)
+    if applied is None or node not in applied.calls:
+        raise TopologyError(
+            f"{what!r} cannot be watched: only sinks, sources and recorded nodes pass over the bus",
+            code="DX235",
+            fix=f"recorded nodes: {', '.join(applied.calls) if applied else 'none, the topology is not applied'}",
+        )
+    return subjects.stream(client.app), [subjects.result(client.app, topology, "*", "*")], node
+
+
+async def _after(bus: Bus, stream: str, start: Start) -> int:
+    info = await bus.stream(stream)
+    if info is None or start == "all":
+        return 0
+    if start == "new":
+        return info.last
+    if isinstance(start, int):
+        return max(0, start - 1)
+    assert isinstance(start, datetime)
+    return await sequence_before(bus, info, start.timestamp())
+
+
+async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+    subscription = await bus.subscribe(subject, queue.put)
+    try:
+        while True:
+            yield await queue.get()
+    finally:
+        await subscription.close()
+
+
+def _of(message: Message, node: str) -> bool:
+    outcome = Outcome.unpack(message.data)
+    return outcome.kind == "result" and outcome.node == node  # and not an event that is to go on behind the node
+
+
+def _read(message: Message, node: str | None) -> Event[Any]:
+    if node is not None:
+        outcome = Outcome.unpack(message.data)
+        return to_event(message, dict(outcome.outputs) if outcome.outputs is not None else {"error": outcome.error})
+    try:
+        return to_event(message, codecs.decode(message.data, message.headers.get(subjects.CONTENT_TYPE)))
+    except DecodeError:
+        return to_event(message, message.data)

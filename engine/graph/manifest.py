@@ -1,0 +1,128 @@
+"""The manifest of a topology: what was applied, and what must never change by accident.
+
+It fixes the id of each stage by its source and the number of its partitions, so that logs and results find their owner
+whatever else changes. It is written with compare-and-set; a claim carries its version, and an older engine refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.errors import Fenced, TopologyError
+from dspex.bus.port import Bucket
+from dspex.engine.graph.graph import Call, Graph
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Attributes:
+    version: counts changes.
+    digest: of the graph.
+    stages: source subject → (stage id, partitions).
+    streams: source subject → stream that it is read from.
+    starts: source subject → sequence behind which its stage began, fixed when it was applied first.
+    calls: recorded operator → {"spec", "pool", "timeout"}, so that a client can ask a deployed node.
+    sinks: subjects (patterns) of sinks.
+    retention: seconds that what is not needed any more is kept.
+    """
+
+    version: int
+    digest: str
+    stages: Mapping[str, tuple[str, int]]
+    streams: Mapping[str, str]
+    calls: Mapping[str, Mapping[str, Any]]
+    sinks: tuple[str, ...]
+    starts: Mapping[str, int] = field(default_factory=dict)
+    retention: float = 7 * 86400.0
+
+    def pack(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Manifest:
+        raw: dict[str, Any] = orjson.loads(data)
+        stages = {k: (v[0], v[1]) for k, v in raw.pop("stages").items()}
+        return cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+
+
+async def read(bucket: Bucket) -> dict[str, Manifest]:
+    """The manifests of all topologies of the application."""
+    found = await bucket.items("manifest")
+    return {key.removeprefix("manifest."): Manifest.unpack(value) for key, (value, _) in found.items()}
+
+
+async def write(bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int]) -> Manifest:
+    """The manifest of `graph`, stored if it is new. Raises TopologyError.
+
+    `streams`: source subject → stream. `starts`: source subject → first position, for a source that is new.
+    """
+    key = subjects.manifest_key(graph.name)
+    while True:
+        found = await bucket.get(key)
+        before = Manifest.unpack(found[0]) if found else None
+        after = _next(graph, streams, starts, before)
+        if after == before:
+            return after
+        try:
+            await bucket.put(key, after.pack(), revision=found[1] if found else 0)
+        except Fenced:
+            continue  # another engine applied at the same moment: look at what it wrote
+        return after
+
+
+def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], before: Manifest | None) -> Manifest:
+    stages = dict(before.stages) if before else {}
+    begun = dict(before.starts) if before else {}
+    for node in graph.of_role("source"):
+        assert node.source is not None
+        was = graph.renamed_from.get(node.name, "")
+        if node.name not in stages and was in stages:
+            stages[node.name], begun[node.name] = stages.pop(was), begun.pop(was, 0)
+        elif node.name not in stages:  # ids are never used again: `stages` keeps what was dropped
+            stages[node.name], begun[node.name] = (f"s{len(stages) + 1}", node.source.partitions), starts.get(node.name, 0)
+    if before is not None:
+        _compare(graph, before, stages)
+    new = Manifest(
+        version=before.version if before else 1,
+        digest=graph.digest,
+        stages=stages,
+        streams=dict(streams),
+        calls={n.name: _call(n.call) for n in graph.of_role("call") if n.call},
+        sinks=tuple(n.sink.pattern for n in graph.of_role("sink") if n.sink),
+        starts=begun,
+        retention=graph.retention,
+    )
+    if before is not None and new != before:
+        return replace(new, version=before.version + 1)
+    return new
+
+
+def _call(call: Call) -> dict[str, Any]:
+    spec: dict[str, Any] = orjson.loads(orjson.dumps(call.spec))  # as it will be read back, so that equal stays equal
+    return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
+
+
+def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int]]) -> None:
+    """Refuse changes that would strand state and were not declared. `stages`: as they will be."""
+    for node in graph.of_role("source"):
+        count = stages[node.name][1]
+        if node.source and node.source.partitions != count:
+            raise TopologyError(
+                f"{graph.name}: {node.name} was applied with {count} partitions and now has {node.source.partitions}",
+                code="DX234",
+                fix=f"keep partitions={count}: a key stays in its partition for good",
+            )
+    now = {n.name for n in graph.nodes.values() if n.role in ("call", "source")}
+    declared = set(graph.renamed_from.values()) | set(graph.drop)
+    gone = [name for name in (*before.calls, *before.streams) if name not in now and name not in declared]
+    if gone:
+        raise TopologyError(
+            f"{graph.name}: node {gone[0]!r} of the applied version is gone, and nothing said about its open calls",
+            code="DX232",
+            fix=f'Topology(…, renamed_from={{"<new name>": "{gone[0]}"}}) if it has another name now, or drop=["{gone[0]}"]',
+        )

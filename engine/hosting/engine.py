@@ -1,0 +1,188 @@
+"""The engine as users run it: settings, a server, the host, and the pools beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import structlog
+
+from dspex.bus.duration import Duration, seconds
+from dspex.bus.errors import ConfigError
+from dspex.bus.local.open import Found, connect, server_of
+from dspex.bus.port import Bus, BusEvents
+from dspex.bus.settings.model import Settings
+from dspex.engine.graph.graph import Graph, HasGraph
+from dspex.engine.hosting.host import Host
+from dspex.engine.hosting.pools import Pools
+
+_log = structlog.get_logger("dspex.engine")
+
+
+def engine_id() -> str:
+    """A new id: host, process, and four hex digits, so that a restarted process is another engine."""
+    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+class Engine:
+    """Runs topologies until it is drained. Several engines share the partitions of one application.
+
+    Args:
+        topologies: to run together, as one application.
+        settings: loaded as every dspex process loads them when left out.
+        pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
+        told: called with what each pool says about itself when it is ready.
+    """
+
+    def __init__(
+        self,
+        *topologies: HasGraph,
+        settings: Settings | None = None,
+        pools: Literal["all", "none"] | Sequence[str] = "all",
+        start_server: bool = True,
+        told: Callable[[dict[str, Any]], None] = lambda said: None,
+    ) -> None:
+        self.graphs: list[Graph] = [t.graph for t in topologies]
+        self.settings = settings or Settings.load()
+        self.id = engine_id()
+        self.server: Found | None = None
+        self.host: Host | None = None
+        self.pools: Pools | None = None
+        self.bus: Bus | None = None
+        self._wanted = pools
+        self._start_server = start_server
+        self._told = told
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        s = self.settings
+        needed = self._pool_names()
+        try:
+            self.server = await self._stack.enter_async_context(server_of(s, start=self._start_server))
+            self.bus = await connect(s, self.server, name=f"dspex/engine/{self.id}", events=_events())
+            self._stack.push_async_callback(self.bus.close)
+            self.host = Host(
+                self.bus,
+                s.app,
+                self.graphs,
+                engine=self.id,
+                replicas=s.server.replicas,
+                lease=s.engine.lease,
+                records=s.engine.records,
+                most_inputs=s.engine.commit.max_events,
+                most_open_calls=s.engine.max_open_calls,
+            )
+            await self.host.start()
+            if needed:
+                here = s.server.model_copy(update={"url": self.server.url})
+                told = s.model_copy(update={"server": here}).placed(s.root, s.origins())
+                self.pools = Pools(needed, told, self._told)
+        except BaseException:
+            if self.host is not None:
+                await self.host.kill()
+            await self._stack.aclose()
+            raise
+        return self
+
+    def _pool_names(self) -> list[str]:
+        calls = [n.call for g in self.graphs for n in g.of_role("call") if n.call]
+        for lm in [lm for c in calls for lm in c.spec.lm if lm not in self.settings.lm]:
+            known = ", ".join(self.settings.lm)
+            message = f"a topology uses language model {lm!r}; the settings have: {known}"
+            raise ConfigError(message, code="DX111", node=lm, fix=f"add it to dspex.toml: lm.{lm} = {{ model = … }}")
+        used = sorted({c.pool for c in calls})
+        wanted = [] if isinstance(self._wanted, str) else list(self._wanted)
+        unknown = [p for p in (*used, *wanted) if p not in self.settings.pools]
+        if unknown:
+            known = ", ".join(self.settings.pools)
+            who = "a topology uses" if unknown[0] in used else "asked for"
+            raise ConfigError(
+                f"{who} pool {unknown[0]!r}; the settings have: {known}",
+                code="DX133",
+                node=unknown[0],
+                fix=f"add it to dspex.toml: pools.{unknown[0]} = {{}}",
+            )
+        return used if self._wanted == "all" else wanted
+
+    async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        await self.drain()
+
+    async def wait(self) -> None:
+        """Until the engine fails; raises what it failed with."""
+        assert self.host is not None
+        keepers = self.pools.processes if self.pools else ()
+        watches = [asyncio.ensure_future(watch) for watch in (self.host.wait(), *(k.failed() for k in keepers))]
+        try:
+            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+            for watch in done:
+                watch.result()
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    async def drain(self, timeout: Duration = "30s") -> None:
+        """Sources first, then what was walked is committed, then the pools finish what they run, then all is closed."""
+        if self.host is not None:
+            await self.host.drain(seconds(timeout))
+            self.host = None
+        if self.pools is not None:
+            await self.pools.stop(seconds(timeout))
+            self.pools = None
+        await self._stack.aclose()
+
+    def statistics(self) -> dict[str, Any]:
+        """What it is and does now, as plain data."""
+        return self.host.describe() if self.host else {}
+
+
+def _events() -> BusEvents:
+    return BusEvents(
+        state=lambda state, why: _log.info("bus", state=state, why=why),
+        error=lambda text: _log.warning("bus", error=text),
+    )
+
+
+def stop_on_signals() -> asyncio.Future[int]:
+    """A future that the first SIGINT or SIGTERM resolves with its number; the second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[int] = loop.create_future()
+
+    def handle(number: int) -> None:
+        if stopped.done():
+            os._exit(128 + number)
+        stopped.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle, number)
+    return stopped
+
+
+async def until_stopped(engine: Engine, stopped: asyncio.Future[Any]) -> None:
+    """Until a signal, or until the engine fails; then it raises what the engine failed with."""
+    failed = asyncio.create_task(engine.wait())
+    both: set[asyncio.Future[Any]] = {stopped, failed}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        await failed
+    failed.cancel()
+    await asyncio.gather(failed, return_exceptions=True)
+
+
+async def _run(topologies: Sequence[HasGraph], settings: Settings | None) -> None:
+    stopped = stop_on_signals()
+    async with Engine(*topologies, settings=settings) as engine:
+        await until_stopped(engine, stopped)
+
+
+def run(*topologies: HasGraph, settings: Settings | None = None) -> None:
+    """Run topologies until SIGINT or SIGTERM, which drain; a second one stops at once. Blocks."""
+    asyncio.run(_run(topologies, settings))

@@ -1,0 +1,257 @@
+"""The host: one process's part of an application. Applies topologies, keeps leases, runs stages, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, SubjectTaken
+from dspex.bus.local.processes import process
+from dspex.bus.port import Bucket, Bus, StreamConfig
+from dspex.engine.graph import manifest
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.hosting.leases import Leases, Slot
+from dspex.engine.log import housekeeping
+from dspex.engine.log.positions import first_position
+from dspex.engine.log.repair import Repair
+from dspex.engine.runtime.committer import Committer
+from dspex.engine.runtime.compile import compile_stage
+from dspex.engine.runtime.services import Services
+from dspex.engine.runtime.stage import StageRunner
+
+_log = structlog.get_logger("dspex.engine")
+
+
+class Host:
+    """Runs graphs on a bus.
+
+    Args:
+        bus: connected; the host does not close it.
+        app: name of the application.
+        graphs: frozen topologies.
+        engine: id of this engine, unique among those that live.
+        replicas: of the application stream and its buckets.
+        lease: seconds after which another engine takes over.
+        records: seconds that records of calls are kept.
+        most_inputs, most_open_calls: see Services.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        graphs: Sequence[Graph],
+        *,
+        engine: str,
+        replicas: int = 1,
+        lease: float = 5.0,
+        records: float = 30 * 86400.0,
+        most_inputs: int = 500,
+        most_open_calls: int = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bus = bus
+        self.app = app
+        self.graphs = tuple(graphs)
+        self.engine = engine
+        self.replicas = replicas
+        self.lease = lease
+        self.records = records
+        self.clock = clock
+        self.committer = Committer(bus, clock)
+        self.runners: list[StageRunner] = []
+        self.leases: Leases | None = None
+        self.failure: BaseException | None = None
+        self.applied: dict[str, str] = {}  # the stream and each topology: "created", "changed" or "unchanged"
+        self._most = (most_inputs, most_open_calls)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failed = asyncio.Event()
+
+    # -- applying -------------------------------------------------------------------------------------------------
+    async def apply(self) -> dict[str, Manifest]:
+        """Make what the graphs need: the stream with its subjects, the bucket, the manifests. Removes nothing."""
+        bucket = await self.bus.bucket(subjects.bucket(self.app))
+        wanted = list(subjects.own_subjects(self.app))
+        for graph in self.graphs:
+            for pattern in [n.sink.pattern for n in graph.of_role("sink") if n.sink]:
+                await self._sink_is_ours(graph, pattern)
+                wanted.append(pattern)
+        streams = {s.subject: s.stream or await self._captured(s.subject, wanted) for s in self._sources()}
+        stream = subjects.stream(self.app)
+        wanted += [subject for subject, name in streams.items() if name == stream]
+        before = await self.bus.stream(stream)
+        after = await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
+        known = await manifest.read(bucket)
+        written = {g.name: await self._manifest(bucket, g, streams, known.get(g.name)) for g in self.graphs}
+        self.applied = {stream: _change(before and set(before.subjects), set(after.subjects))}
+        self.applied |= {name: _change(known.get(name), new) for name, new in written.items()}
+        return written
+
+    async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str], before: Manifest | None) -> Manifest:
+        sources = {n.name: n.source for n in graph.of_role("source") if n.source}
+        own = {name: streams[source.subject] for name, source in sources.items()}
+        new = {name: source for name, source in sources.items() if before is None or name not in before.stages}
+        starts = {name: await first_position(self.bus, own[name], source) for name, source in new.items()}
+        return await manifest.write(bucket, graph, own, starts)
+
+    def _sources(self) -> list[Any]:
+        return [n.source for g in self.graphs for n in g.of_role("source")]
+
+    async def _captured(self, subject: str, sinks: Sequence[str]) -> str:
+        """The stream that a source is read from: the one that captures it, else the application's."""
+        if any(subjects.overlap(subject, sink) for sink in sinks):
+            return subjects.stream(self.app)
+        return await self.bus.stream_of(subject) or subjects.stream(self.app)
+
+    async def _sink_is_ours(self, graph: Graph, pattern: str) -> None:
+        holder = await self.bus.stream_of(pattern)
+        if holder not in (None, subjects.stream(self.app)):
+            raise SubjectTaken(
+                f"{graph.name}: sink {pattern!r} is captured by stream {holder}; a commit is kept whole within one stream",
+                node=pattern,
+                fix=f"sink to another subject, or take {pattern!r} out of {holder}",
+            )
+
+    # -- running --------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Apply, and begin to run what this engine gets a lease for."""
+        manifests = await self.apply()
+        bucket = await self.bus.bucket(subjects.bucket(self.app))
+        self.leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
+        services = Services(
+            bus=self.bus,
+            app=self.app,
+            stream=subjects.stream(self.app),
+            engine=self.engine,
+            committer=self.committer,
+            clock=self.clock,
+            lost=self.leases.lost,
+            repair=Repair(self.bus, self.app, self.graphs),
+            most_inputs=self._most[0],
+            most_open_calls=self._most[1],
+            limit=self.bus.max_payload,
+        )
+        for graph in self.graphs:
+            self._add_runners(services, graph, manifests[graph.name])
+        await self.leases.once()
+        self._spawn("committer", self.committer.run())
+        self._spawn("leases", self.leases.run())
+        house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
+        self._spawn("housekeeping", house)
+        for runner in self.runners:
+            self._spawn(f"{runner.topology}.{runner.stage.id}", runner.run())
+
+    def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
+        assert self.leases is not None
+        for source in graph.of_role("source"):
+            id, count = applied.stages[source.name]
+            stage = compile_stage(graph, source, id)
+            start = applied.starts.get(source.name, 0)
+            runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
+            self.runners.append(runner)
+            self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+
+    def _first_of(self) -> list[str]:
+        """The topologies whose first partition runs here: one engine keeps house for all."""
+        firsts = {(graph.name, graph.of_role("source")[0].name) for graph in self.graphs}
+        return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
+
+    def _spawn(self, name: str, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"dspex.{name}")
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = self.failure or error
+            _log.error("a part of the engine failed", part=task.get_name(), why=str(error))
+            self._failed.set()
+
+    async def wait(self) -> None:
+        """Until a part of the engine fails; raises what it raised."""
+        await self._failed.wait()
+        assert self.failure is not None
+        raise self.failure
+
+    # -- stopping -------------------------------------------------------------------------------------------------
+    async def drain(self, timeout: float = 30.0) -> None:
+        """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
+        committer, others = self._tasks[:1], self._tasks[1:]
+        await _cancel(others)
+        if any(task.done() for task in committer):
+            await self.kill()  # nobody would ever commit what the drain waits for
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                for runner in self.runners:
+                    await runner.drain()
+                if self.leases:
+                    await self.leases.leave()
+        except (TimeoutError, BusError) as e:
+            _log.warning("drained in part: the next engine goes on from the last commit", why=str(e) or "time is up")
+        await _cancel(committer)
+        self._tasks = []
+
+    async def kill(self) -> None:
+        """Stop at once, as a crash would: nothing is committed, no lease is given back."""
+        await _cancel(self._tasks)
+        self._tasks = []
+
+    # -- looking --------------------------------------------------------------------------------------------------
+    def describe(self) -> dict[str, Any]:
+        """What this engine is and does, as plain data, for `status`."""
+        return {
+            "engine": self.engine,
+            "topologies": [g.name for g in self.graphs],
+            "time": self.clock(),
+            "commits": self.committer.commits,
+            "full": self.committer.full,
+            "stages": [self._describe(r) for r in self.runners],
+            **process(),
+        }
+
+    @staticmethod
+    def _describe(r: StageRunner) -> dict[str, Any]:
+        return {
+            "topology": r.topology,
+            "stage": r.stage.id,
+            "source": r.stage.source.name,
+            "stopped": r.stopped,
+            **vars(r.counters),
+            "partitions": [
+                {
+                    "index": p.index,
+                    "epoch": p.log.epoch,
+                    "source": p.state.source_sequence,
+                    "inbox": p.state.inbox,
+                    "open_calls": len(p.state.calls),
+                }
+                for p in r.partitions.values()
+            ],
+        }
+
+
+def _change(before: Any, after: Any) -> str:
+    return "created" if before is None else "unchanged" if before == after else "changed"
+
+
+def _without_overlap(patterns: Sequence[str]) -> list[str]:
+    """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
+    kept: list[str] = []
+    for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
+        if not any(subjects.covers(k, pattern) for k in kept):
+            kept.append(pattern)
+    return kept
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,121 @@
+"""Housekeeping: removes from the application stream what nobody needs any more and the topology's retention does not keep.
+
+Nothing in the stream expires by itself (DESIGN: nothing that is still needed can expire), so the engine that owns the first
+partition of a topology does this for all of it. It asks the logs, not its own memory: what a snapshot says is needed is an
+answer that stays right, since positions only move on, and whoever takes over begins at that snapshot or after it.
+
+    removed, when older than the retention            kept as long as
+    ------------------------------------------------  -----------------------------------------------------------------
+    log entries                                       they are not before the last snapshot but one
+    results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
+    work                                              its call is open
+    source events, where the source is in this        a stage has not read them, or a dead letter points at them
+    stream and is nobody's sink
+
+Sinks and dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import DspexError
+from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.records import Letter
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.manifest import read as manifests
+from dspex.engine.log.commit_log import Place, bases, restored, unpack
+from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.state import NONE, Needed
+
+_log = structlog.get_logger("dspex.engine")
+EVERY = 600.0  # seconds between two sweeps
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What one partition still needs. `log`: the first entry of its log."""
+
+    place: Place
+    inbox: str
+    log: int
+    needed: Needed
+
+
+async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records: float, clock: Callable[[], float]) -> None:
+    """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns."""
+    while True:
+        await asyncio.sleep(EVERY)
+        try:
+            bucket = await bus.bucket(subjects.bucket(app))
+            for topology in mine():
+                await sweep(bus, app, topology, await manifests(bucket), records=records, now=clock())
+        except DspexError as e:
+            _log.warning("housekeeping is put off", why=e.message)
+
+
+async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifest], *, records: float, now: float) -> None:
+    """Remove what is over for one topology. Raises BusError.
+
+    `applied`: all manifests. `records`: seconds that records of calls are kept, if longer than the topology's retention.
+    """
+    info = await bus.stream(subjects.stream(app))
+    manifest = applied.get(topology)
+    if info is None or manifest is None:
+        return
+    places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
+    kept = [await _kept(bus, app, topology, stage, index) for stage, index in places]
+    young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
+    recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
+    for part in kept:
+        await bus.purge(info.name, part.place.subject, below=min(part.log, young))
+        await bus.purge(info.name, part.place.pieces, below=min(part.log, young))
+        await bus.purge(info.name, part.inbox, below=min(part.needed.inbox, recorded))
+    await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(part.needed.work for part in kept)))
+    await bus.purge(info.name, subjects.records(app), below=recorded)
+    for source in manifest.streams:
+        await _source(bus, app, info, source, applied, now)
+
+
+async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _Kept:
+    place, inbox = Place.of(app, topology, stage, index), subjects.result(app, topology, stage, index)
+    last = await bus.last(place.stream, place.subject)
+    if last is None:  # never owned: no call of it can be open, and its inbox is empty
+        return _Kept(place, inbox, 0, Needed(0, 0, NONE))
+    base, older = bases(last.sequence, unpack(last.data))
+    state = await restored(bus, place, base) if base else None  # with what the entry itself changed
+    if state is None:
+        return _Kept(place, inbox, 0, Needed(0, 0, 0))
+    needed = state.needed()  # what was read or asked later lies behind the snapshot
+    return _Kept(place, inbox, older, needed._replace(work=min(needed.work, base)))
+
+
+async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float) -> None:
+    """Events of a source that lie in the application's own stream. All topologies that read them must be done with them."""
+    if any(subjects.overlap(source, sink) for m in applied.values() for sink in m.sinks):
+        return  # somebody's sink: it stays
+    below = info.last + 1
+    for topology, manifest in applied.items():
+        for other, stream in manifest.streams.items():
+            if not subjects.overlap(source, other):
+                continue
+            if stream != info.name:
+                return
+            stage, count = manifest.stages[other]
+            needed = [(await _kept(bus, app, topology, stage, index)).needed.source for index in range(count)]
+            young = 1 + await sequence_before(bus, info, now - manifest.retention)
+            below = min(below, young, *needed)
+    if below > info.first:
+        await bus.purge(info.name, source, below=min(below, await _pointed_at(bus, app, info)))
+
+
+async def _pointed_at(bus: Bus, app: str, info: StreamInfo) -> int:
+    """The first event that a dead letter refers to instead of holding it."""
+    found = await bus.scan(info.name, [subjects.dead_pattern(app)], start=info.first, stop=info.last)
+    stored = [letter.stored for m in found if (letter := Letter.unpack(m.data)).stored]
+    return min((sequence for stream, sequence in stored if stream == info.name), default=NONE)

@@ -1,0 +1,31 @@
+"""Where to begin in a stream: behind which sequence an application starts to read, and what was stored before a time."""
+
+from __future__ import annotations
+
+from dspex.bus.port import Bus, StreamInfo
+from dspex.engine.graph.graph import Source
+
+
+async def first_position(bus: Bus, stream: str, source: Source) -> int:
+    """The sequence behind which a stage starts when its topology is applied for the first time."""
+    if source.start == "all":
+        return 0
+    if isinstance(source.start, int):
+        return max(0, source.start - 1)
+    info = await bus.stream(stream)
+    if info is None:  # all that will be in it is new
+        return 0
+    return info.last if source.start == "new" else await sequence_before(bus, info, source.start)
+
+
+async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
+    """The last sequence stored before `at` (seconds since the epoch), found by halving."""
+    low, high = info.first, info.last + 1
+    while low < high:
+        middle = (low + high) // 2
+        message = await bus.next(info.name, ">", middle)  # what was removed in between is passed over
+        if message is not None and message.sequence < high and message.time < at:
+            low = message.sequence + 1
+        else:
+            high = middle
+    return low - 1

@@ -1,0 +1,44 @@
+"""What a host lends to the stages it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dspex.bus.port import Bus
+from dspex.engine.log.repair import Repair
+from dspex.engine.runtime.committer import Committer
+
+
+class Lost(Protocol):
+    """Told when a partition is not this engine's any more; `given_up`: by its own will."""
+
+    def __call__(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """Attributes:
+    bus, app, stream: where.
+    engine: id of this engine.
+    committer: the one writer of this process.
+    clock: seconds since the epoch.
+    lost: told when a partition is not this engine's any more.
+    repair: removes what a torn commit left before a claim.
+    most_inputs: events of one partition in one commit.
+    most_open_calls: of one partition; over it the source waits.
+    limit: bytes of headers and data of one message.
+    """
+
+    bus: Bus
+    app: str
+    stream: str
+    engine: str
+    committer: Committer
+    clock: Callable[[], float]
+    lost: Lost
+    repair: Repair
+    most_inputs: int = 500
+    most_open_calls: int = 10_000
+    limit: int = 1 << 20

@@ -1,0 +1,306 @@
+"""The testing driver: a topology without a broker and without a model, on a virtual clock. Synchronous and deterministic.
+
+    with dspex.testing.Driver(topology) as d:
+        d.answer("classify", {"intent": "lost_card", "urgency": 5})
+        d.publish("support.messages", {"customer": "c1", "text": "stolen!"})
+        assert d.outputs("support.urgent")[0]["intent"] == "lost_card"
+
+It runs the real engine on the in-memory bus, which keeps the same contract as NATS; only the workers are replaced, by the
+answers that the test gives. It has a thread and a loop of its own, so it also works inside a running event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from dspex.bus import subjects
+from dspex.bus.duration import Duration, seconds
+from dspex.bus.errors import BusError, DspexError, NoAnswer, ProgramError
+from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Event, Message, derived_id
+from dspex.bus.port import Delivery, Draft
+from dspex.bus.records import Outcome, Work
+from dspex.engine.client import letters
+from dspex.engine.client.client import Client, read_event
+from dspex.engine.client.follow import Step, steps
+from dspex.engine.client.letters import DeadLetter
+from dspex.engine.graph.graph import Graph, HasGraph
+from dspex.engine.hosting.host import Host
+
+__all__ = ["Driver", "Faults"]
+
+T = TypeVar("T")
+Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
+APP = "test"
+ACK_WAIT = 15.0
+AGAIN = 0.1  # seconds until what a fault made fail is done again
+START = 1_767_225_600.0  # 2026-01-01: when every driver's clock begins
+FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them by chance
+
+
+async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do it again until the bus lets it pass: faults are for the engine to bear, not for the test."""
+    while True:
+        try:
+            return await make()
+        except BusError as e:
+            if not e.retryable:
+                raise
+        await asyncio.sleep(AGAIN)
+
+
+@dataclass
+class _Answer:
+    outputs: Answers
+    after: float
+
+
+class Driver:
+    """Runs topologies for a test.
+
+    Args:
+        topologies: run together, as one application.
+        seed: decides every choice and every fault; two drivers with one seed do the same.
+        faults: what goes wrong on the bus; nothing by default. What the test itself does is done again until it passes.
+    """
+
+    def __init__(self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None) -> None:
+        self._graphs: list[Graph] = [t.graph for t in topologies]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
+        self._seed, self._faults = seed, faults
+        self._answers: dict[str, _Answer] = {}
+        self._failures: dict[str, deque[Exception]] = {}
+        self._problem: DspexError | None = None
+        self._letters_seen = False
+        self._published = 0
+
+    # -- life -----------------------------------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        self._in_thread(self._open)
+        return self
+
+    def _open(self) -> None:
+        self._loop = VirtualLoop()
+        self._server = MemoryServer(seed=self._seed, faults=self._faults, epoch=START)
+        self._client = Client(bus=self._server.connect(), app=APP)
+        self._run(_insist(self._start_engine))
+        self._start_workers()
+        self._loop.advance(0.5)
+
+    async def _start_engine(self) -> None:
+        self._bus: MemoryBus = self._server.connect()
+        self._host = Host(self._bus, APP, self._graphs, engine="driver", clock=lambda: self._server.now)
+        try:
+            await self._host.start()
+        except BusError:
+            await self._stop_engine()
+            raise
+
+    async def _stop_engine(self) -> None:
+        await self._host.kill()
+        await self._bus.close()
+
+    def _start_workers(self) -> None:
+        classes = sorted({c.call.pool for g in self._graphs for c in g.of_role("call") if c.call})
+        self._workers = [self._loop.create_task(self._work(c)) for c in classes]
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._check_end()
+        finally:
+            self._in_thread(self._loop.close)
+            self._thread.shutdown()
+
+    def _check_end(self) -> None:
+        self._check()
+        unseen = [] if self._letters_seen else self._in_thread(lambda: self._run(_insist(self._letters)))
+        if unseen:
+            first = unseen[0]
+            raise AssertionError(
+                f"{len(unseen)} dead letter(s) that the test did not ask for; the first, of {first.node}: {first.message}\n"
+                f"{first.traceback}"
+            )
+
+    def _in_thread(self, fn: Callable[[], T]) -> T:
+        return self._thread.submit(fn).result()
+
+    def _run(self, coroutine: Any) -> Any:
+        return self._loop.run(coroutine, advance=True)
+
+    def _do(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine, again if the bus fails, then all that follows from it at this instant."""
+
+        def go() -> T:
+            result: T = self._run(_insist(make))
+            self._loop.settle()
+            return result
+
+        result = self._in_thread(go)
+        self._check()
+        return result
+
+    def _check(self) -> None:
+        if self._host.failure is not None:
+            raise self._host.failure
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+
+    # -- what a test does -----------------------------------------------------------------------------------------
+    def publish(
+        self,
+        subject: str,
+        data: Any,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        session: str | None = None,
+        at: datetime | None = None,
+    ) -> str:
+        """Publish an event and let everything happen that needs no time. The run's id.
+
+        Raises NoAnswer where it reached a recorded node that has none.
+        """
+        self._published += 1
+        run = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
+        self._do(lambda: self._client.publish(subject, data, id=run, key=key, session=session, time=at))
+        return run
+
+    def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
+        """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
+        self._answers[self._known(node)] = _Answer(outputs, seconds(after))
+
+    def fail(self, node: str, error: Exception, *, times: int = 1) -> None:
+        """The next `times` calls of `node` fail with `error`. A plain exception is a ProgramError, as in a worker."""
+        self._failures.setdefault(self._known(node), deque()).extend([error] * times)
+
+    def _known(self, node: str) -> str:
+        names = [n.name for g in self._graphs for n in g.of_role("call")]
+        if node not in names:
+            raise NoAnswer(f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", node=node)
+        return node
+
+    def advance(self, by: Duration) -> None:
+        """Let time pass: retries, deadlines, leases, redeliveries."""
+        self._in_thread(lambda: self._loop.advance(seconds(by)))
+        self._check()
+
+    def crash(self, what: Literal["engine", "workers", "all"] = "engine") -> None:
+        """Kill the engine, the workers or both, as SIGKILL would, and start them again."""
+
+        def go() -> None:
+            if what in ("engine", "all"):
+                self._run(self._stop_engine())
+                self._run(_insist(self._start_engine))
+            if what in ("workers", "all"):
+                for worker in self._workers:
+                    worker.cancel()
+                self._start_workers()
+            self._loop.advance(0.5)
+
+        self._in_thread(go)
+        self._check()
+
+    # -- what a test looks at -------------------------------------------------------------------------------------
+    def outputs(self, subject: str) -> list[Any]:
+        """The data of all events of a sink, in order."""
+        return [e.data for e in self.events(subject)]
+
+    def events(self, subject: str) -> list[Event[Any]]:
+        """All events of a sink, in order."""
+        return [read_event(m) for m in self._do(lambda: self._stored(subject))]
+
+    async def _stored(self, subject: str) -> list[Message]:
+        bus = self._client.bus
+        stream = await bus.stream_of(subject)
+        info = await bus.stream(stream) if stream else None
+        return await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
+
+    def calls(self, node: str) -> list[Step]:
+        """The records of a node's calls, in order of their completion."""
+        return self._do(lambda: self._steps(node))
+
+    async def _steps(self, node: str) -> list[Step]:
+        stored = await self._stored(subjects.result(APP, "*", "*", "*"))
+        return [s for s in steps(stored) if s.node == node]
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """All dead letters. A test that never asks fails at its end if there are any."""
+        self._letters_seen = True
+        return self._do(self._letters)
+
+    async def _letters(self) -> list[DeadLetter]:
+        return [d async for d in letters.listing(self._client.bus, APP)]
+
+    def redrive(self) -> int:
+        """Run the events of all dead letters again. How many."""
+        return self._do(self._redrive)
+
+    async def _redrive(self) -> int:
+        found = await _insist(self._letters)
+        return await _insist(lambda: self._client.redrive(found))  # again from the first: none runs twice
+
+    # -- the stand-in for workers ---------------------------------------------------------------------------------
+    async def _work(self, resource_class: str) -> None:
+        bus, stream = self._server.connect(), subjects.stream(APP)
+        pattern, name = subjects.work_pattern(APP, resource_class), subjects.work_consumer(resource_class)
+        queue = await _insist(lambda: bus.work(stream, pattern, name=name, ack_wait=ACK_WAIT, free=lambda: 1000))
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                task = asyncio.ensure_future(self._serve(bus, await _insist(queue.next)))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await bus.close()
+
+    async def _serve(self, bus: MemoryBus, delivery: Delivery) -> None:
+        work = Work.unpack(delivery.message.data)
+        answer = self._answers.get(work.node)
+        failures = self._failures.get(work.node)
+        if answer is None and not failures:
+            self._problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
+            await _insist(delivery.ack)
+            return
+        if answer is not None and answer.after:
+            await asyncio.sleep(answer.after)
+        outcome = self._outcome(work, failures.popleft() if failures else None, answer)
+        headers = {
+            subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
+            subjects.RUN: str(work.origin.get("run", "")),
+        }
+        await _insist(lambda: bus.publish(Draft(work.reply, outcome.pack(), headers)))
+        await _insist(delivery.ack)
+
+    def _outcome(self, work: Work, failure: Exception | None, answer: _Answer | None) -> Outcome:
+        outputs = error = None
+        if failure is not None:
+            own = failure if isinstance(failure, DspexError) else ProgramError(f"{type(failure).__name__}: {failure}")
+            error = own.as_dict()
+        else:
+            assert answer is not None
+            given = answer.outputs
+            outputs = dict(given(dict(work.inputs)) if callable(given) else given)
+        return Outcome(
+            call=work.call,
+            ordinal=work.ordinal,
+            attempt=work.attempt,
+            node=work.node,
+            work=work.pack(),
+            outputs=outputs,
+            error=error,
+            worker="driver",
+            lm="driver",
+            started=self._server.now,
+        )

@@ -1,0 +1,152 @@
+"""What compiled expressions call: reads of fields, the functions of the language, and the explanation of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from dspex.bus.errors import DataError, ExpressionError
+from dspex.operators.native.suggestions import nearest
+from dspex.operators.typing.shape import is_record, record_of
+
+ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
+class MissingField(LookupError):
+    """A field that the data does not have; (the record, the field)."""
+
+
+def record(data: Any) -> Mapping[str, Any]:
+    """The fields of data, to be read only: a model's own dictionary where it has no others."""
+    if getattr(data, "__pydantic_extra__", data) is None:
+        fields: Mapping[str, Any] = data.__dict__  # record_of would copy it
+        return fields
+    return record_of(data)
+
+
+def field(data: Any, name: str) -> Any:
+    """The field of a record, however deep it stands. Never an attribute that is not a field."""
+    if data.__class__ is dict and name in data:
+        return data[name]
+    if not is_record(data):
+        raise TypeError(f"{type(data).__name__} has no fields, so no {name!r}")
+    found = record(data)
+    if name not in found:
+        raise MissingField(found, name)
+    return found[name]
+
+
+def item(data: Any, index: Any) -> Any:
+    """An item of a list or text by position, of a record by name."""
+    if isinstance(data, (list, tuple, str)):
+        if not isinstance(index, int):
+            raise TypeError(f"a position is a number, not {type(index).__name__}")
+        return data[index]
+    return field(data, index)
+
+
+def event(ctx: Any) -> Any:
+    """The event of a context."""
+    if ctx is None:
+        raise ValueError("there is no event here: `event` can be read in a topology only")
+    return ctx.event
+
+
+def has(read: Callable[[], Any]) -> bool:
+    """Whether the field is there and not null."""
+    return coalesce(read) is not None
+
+
+def coalesce(*reads: Callable[[], Any]) -> Any:
+    """The first that is there and not null; None where none is."""
+    for read in reads:
+        try:
+            value = read()
+        except (LookupError, TypeError):
+            continue
+        if value is not None:
+            return value
+    return None
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    return value
+
+
+def times(a: Any, b: Any) -> Any:
+    """Product of numbers; of text it could be endless."""
+    return _number(a) * _number(b)
+
+
+def modulo(a: Any, b: Any) -> Any:
+    """Remainder of numbers; of text `%` would be formatting."""
+    return _number(a) % _number(b)
+
+
+def round_(value: Any, digits: Any = None) -> Any:
+    """`round`, to at most 15 digits either way: round(1, -10**9) would compute 10**10**9."""
+    if digits is None:
+        return round(_number(value))
+    if not isinstance(digits, int) or abs(digits) > 15:
+        raise ValueError("round takes -15 to 15 digits")
+    return round(_number(value), digits)
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is not text")
+    return value
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether a text, list or record has the part."""
+    if not isinstance(whole, (str, Sequence, Mapping, set, frozenset)):
+        raise TypeError(f"{type(whole).__name__} contains nothing")
+    return part in whole
+
+
+@lru_cache(maxsize=256)
+def searcher(pattern: str) -> Callable[[Any], bool]:
+    """A function that says whether a text has the pattern in it. Raises ValueError for a bad pattern."""
+    import jsonschema_rs  # here: 20 ms that most topologies need not pay
+
+    # RegexOptions: Rust's `regex`, linear in the text; the default engine backtracks
+    schema = {"type": "string", "pattern": pattern}
+    return jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions()).is_valid
+
+
+def matches(value: Any, search: Callable[[Any], bool]) -> bool:
+    """Whether the pattern is found in the text."""
+    return search(text(value))
+
+
+def explain(source: str, data: Any, error: Exception) -> DataError:
+    """The ExpressionError for what went wrong: the field that is missing, and the fields that exist."""
+    if isinstance(error, MissingField):
+        return _missing(source, *error.args)
+    if isinstance(error, KeyError) and error.args and is_record(data) and isinstance(error.args[0], str):
+        return _missing(source, record(data), error.args[0])
+    what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    return ExpressionError(f'"{source}": {what or type(error).__name__}')
+
+
+def _missing(source: str, data: Mapping[str, Any], name: str) -> ExpressionError:
+    have = ", ".join(sorted(map(str, data))) or "none"
+    near = nearest(name, map(str, data))
+    return ExpressionError(
+        f'"{source}": the data has no field {name!r}; it has: {have}',
+        fix=f"did you mean {near!r}?" if near else None,
+    )
+
+
+NAMES: Mapping[str, Any] = {
+    "dict": dict, "_record": record, "_field": field, "_item": item, "_event": event, "_has": has,
+    "_coalesce": coalesce, "_times": times, "_modulo": modulo, "_matches": matches, "_contains": contains,
+    "_len": len, "_str": str, "_int": int, "_float": float, "_bool": bool, "_round": round_, "_abs": abs,
+    "_min": min, "_max": max, "_inf": float("inf"), "_ERRORS": ERRORS, "_explain": explain,
+    "_lower": lambda s: text(s).lower(), "_upper": lambda s: text(s).upper(), "_strip": lambda s: text(s).strip(),
+    "_startswith": lambda s, p: text(s).startswith(text(p)), "_endswith": lambda s, p: text(s).endswith(text(p)),
+}  # fmt: skip

@@ -1,0 +1,106 @@
+"""A frozen graph for people: as plain data, and as a drawing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dspex.engine.graph.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """One operator. `inputs`: names, with `.outlet` behind a branch's. `fields`: None where not known before run time."""
+
+    name: str
+    role: str
+    op: str
+    inputs: list[str]
+    options: Mapping[str, Any]
+    type: str | None
+    fields: Mapping[str, str] | None
+    place: str | None
+    pool: str | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True)
+class TopologyInfo:
+    """What a topology is made of. `pools`: resource classes that its calls go to. `programs`: refs run in workers."""
+
+    name: str
+    digest: str
+    codec: str
+    retention: float
+    nodes: list[NodeInfo]
+    sources: list[str]
+    sinks: list[str]
+    pools: list[str]
+    programs: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def describe(graph: Graph) -> TopologyInfo:
+    """The graph as plain data, nodes in graph order."""
+    calls = [n.call for n in graph.of_role("call") if n.call]
+    return TopologyInfo(
+        name=graph.name,
+        digest=graph.digest,
+        codec=graph.codec,
+        retention=graph.retention,
+        nodes=[_node(graph, n) for n in graph.nodes.values()],
+        sources=[n.name for n in graph.of_role("source")],
+        sinks=[n.name for n in graph.of_role("sink")],
+        pools=sorted({c.pool for c in calls}),
+        programs=sorted({c.spec.target for c in calls if c.spec.kind == "program"}),
+    )
+
+
+def _node(graph: Graph, n: Node) -> NodeInfo:
+    return NodeInfo(
+        name=n.name,
+        role=n.role,
+        op=n.op,
+        inputs=[outlet_name(graph, i.node, i.outlet) for i in n.inputs],
+        options=dict(n.options),
+        type=n.type,
+        fields=n.fields,
+        place=f"{n.place.file}:{n.place.line}" if n.place else None,
+        pool=n.call.pool if n.call else None,
+        signature=n.call.spec.signature if n.call else None,
+    )
+
+
+def outlet_name(graph: Graph, node: str, outlet: int) -> str:
+    """How YAML writes an edge's start: `clean`, `branch.0`, `branch.rest`."""
+    count = graph.nodes[node].outlets
+    if count == 1:
+        return node
+    return f"{node}.rest" if outlet == count - 1 else f"{node}.{outlet}"
+
+
+_BOX: Mapping[str, tuple[str, str]] = {"source": ("([", "])"), "sink": ("([", "])"), "call": ("[[", "]]")}
+
+
+def mermaid(graph: Graph) -> str:
+    """A Mermaid flow chart in graph order. Ids come from names, so that one new node changes few lines."""
+    ids: dict[str, str] = {}
+    for name in graph.nodes:
+        id = re.sub(r"\W", "_", name)
+        ids[name] = f"{id}_{len(ids)}" if id in ids.values() or id == "end" else id
+    lines = ["flowchart LR"]
+    for n in graph.nodes.values():
+        left, right = _BOX.get(n.role, ("[", "]"))
+        label = n.name if n.role in ("source", "sink") or n.name == n.op else f"{n.name}<br/>{n.op}"
+        lines.append(f'    {ids[n.name]}{left}"{label}"{right}')
+    for n in graph.nodes.values():
+        for i in n.inputs:
+            label = outlet_name(graph, i.node, i.outlet)[len(i.node) + 1 :]
+            arrow = f"-->|{label}|" if label else "-->"
+            lines.append(f"    {ids[i.node]} {arrow} {ids[n.name]}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,125 @@
+"""Data checked against the fields of one side, by an adapter of pydantic that is made once."""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NotRequired
+
+from dspex.bus.errors import DspexError
+from dspex.operators.native.fields.fields import MISSING, Field
+from dspex.operators.native.fields.types import explain
+from dspex.operators.native.suggestions import problem
+
+_LONG = 2_000  # characters about all that is wrong
+_LISTS = ("list", "tuple", "set", "frozenset")
+# where a schema of pydantic's core has others
+_SCHEMAS = frozenset((
+    "schema", "items_schema", "keys_schema", "values_schema", "definitions", "lax_schema", "strict_schema", "python_schema",
+    "json_schema", "steps",
+))  # fmt: skip
+_BY_NAME = frozenset(("fields", "choices"))
+
+
+class Check:
+    """Checks and types the values of one side.
+
+    Args:
+        what: how the error begins. error: its class.
+        untyped_is_any: whether a field without a type takes anything, or text.
+    """
+
+    __slots__ = ("_error", "_fills", "_invalid", "_names", "_validate", "_what")
+
+    def __init__(self, what: str, fields: Iterable[Field], error: type[DspexError], *, untyped_is_any: bool = False) -> None:
+        from pydantic_core import ValidationError
+
+        given = list(fields)
+        self._what, self._error, self._invalid = what, error, ValidationError
+        self._names = [f.name for f in given]
+        self._fills = {f.name: None if f.default is MISSING else f.default for f in given}
+        self._validate: Callable[[Any], dict[str, Any]] = validator(adapter(given, untyped_is_any=untyped_is_any))
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            found = self._validate(data)
+        except self._invalid as e:
+            raise self._error(f"{self._what}: {explain(e)[:_LONG]}") from e
+        if len(found) == len(self._names):
+            return found
+        return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self._names}
+
+
+def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> Any:
+    """A pydantic adapter for one side. A TypedDict, because in a model a field name could hide a method.
+
+    Raises TopologyError (DX210) for a type that pydantic cannot check.
+    """
+    from pydantic import TypeAdapter
+    from pydantic.errors import PydanticUserError
+    from pydantic_core import SchemaError
+    from typing_extensions import TypedDict
+
+    hints: dict[str, Any] = {}
+    for f in fields:
+        hint: Any = Any if untyped_is_any and not f.typed else hint_of(f)
+        hints[f.name] = hint if f.required else NotRequired[hint]
+    try:
+        return TypeAdapter(TypedDict("Fields", hints))  # type: ignore[operator]  # made at run time
+    except (PydanticUserError, SchemaError, TypeError) as e:
+        raise problem("DX210", f"the fields {', '.join(hints)} cannot be checked: {e}", "use types that pydantic knows") from e
+
+
+def validator(adapter: Any) -> Callable[[Any], Any]:
+    """What a pydantic adapter validates with, but that a list is left at its first wrong item.
+
+    Pydantic makes an object for every wrong item: a short text with 300,000 of them took 300 MB. It has no such setting
+    for objects.
+    """
+    schema = adapter.core_schema
+    if not isinstance(schema, dict):  # a class that is not whole yet
+        return adapter.validator.validate_python  # type: ignore[no-any-return]
+    quick = _quick(schema)
+    if quick == schema:
+        return adapter.validator.validate_python  # type: ignore[no-any-return]
+    from pydantic_core import SchemaValidator
+
+    return SchemaValidator(quick).validate_python
+
+
+def _quick(schema: Any) -> Any:
+    """A schema of pydantic's core whose lists fail fast. Classes have validators of their own, and stay as they are."""
+    if isinstance(schema, (list, tuple)):
+        return type(schema)(_quick(x) for x in schema)
+    if not isinstance(schema, dict) or schema.get("type") in ("model", "dataclass"):
+        return schema
+    made = {k: _quick(v) if k in _SCHEMAS else v for k, v in schema.items()}
+    for key in _BY_NAME & made.keys():
+        inner = made[key]
+        made[key] = {k: _quick(v) for k, v in inner.items()} if isinstance(inner, dict) else _quick(inner)
+    return {**made, "fail_fast": True} if schema.get("type") in _LISTS else made
+
+
+def hint_of(field: Field) -> Any:
+    """The type of a field with its constraints and its description around it."""
+    if not field.constraints and not field.description:
+        return field.annotation
+    from pydantic import Field as Info
+
+    info: Any = Info(description=field.description or None, **field.constraints)
+    return typing.Annotated[field.annotation, info]
+
+
+def typed_default(field: Field, value: Any) -> Any:
+    """A default as the field's type has it. Raises TopologyError (DX210) for one that does not fit; None always does."""
+    if value is None or (type(value) is field.annotation and field.annotation in (str, int, float, bool)):
+        return value
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(field.annotation).validate_python(value)
+    except ValidationError as e:
+        raise problem(
+            "DX210", f"{field.name}: its default does not fit {field.type}: {explain(e)}", "give another default"
+        ) from e

@@ -1,0 +1,161 @@
+"""Types as objects and as text: the fields of record types, and names as users write them.
+
+pydantic is not imported here: the engine of a topology without types starts without it.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+import typing_extensions
+
+from dspex.operators.native.fields.type_names import TUPLES, is_known, text_name
+
+# classes whose names in `typing` are not their own
+_ALIASES: dict[Any, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
+_MANY = 1000  # problems; of more, only the number is said
+_SHOWN = 20  # problems in an error
+_LONG = 300  # characters of a problem, and of its place
+_MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
+
+
+def is_model(tp: Any) -> bool:
+    """Whether `tp` is a pydantic model."""
+    return isinstance(tp, type) and hasattr(tp, "__pydantic_fields__") and hasattr(tp, "model_validate")
+
+
+def is_record_type(tp: Any) -> bool:
+    """Whether data of this type has named fields."""
+    return is_model(tp) or _is_dataclass(tp) or typing_extensions.is_typeddict(tp)
+
+
+def _is_dataclass(tp: Any) -> bool:
+    return isinstance(tp, type) and dataclasses.is_dataclass(tp)
+
+
+def fields_of(tp: Any) -> dict[str, Any] | None:
+    """All fields that data of this type can have; None for a type that takes any, and for one that is no record."""
+    return None if is_model(tp) and tp.model_config.get("extra") == "allow" else declared_fields(tp)
+
+
+def declared_fields(tp: Any) -> dict[str, Any] | None:
+    """Fields that a record type declares, with their annotations; None for another type."""
+    if is_model(tp):
+        return {n: f.annotation for n, f in tp.model_fields.items()}
+    if _is_dataclass(tp):
+        hints = hints_of(tp)
+        return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(tp)}
+    if typing_extensions.is_typeddict(tp):
+        return hints_of(tp)
+    return None
+
+
+def required_fields(tp: Any) -> set[str]:
+    """Fields that a value of this type cannot do without."""
+    if is_model(tp):
+        return {n for n, f in tp.model_fields.items() if f.is_required()}
+    if _is_dataclass(tp):
+        missing = dataclasses.MISSING
+        return {f.name for f in dataclasses.fields(tp) if f.default is missing and f.default_factory is missing}
+    return {n for n in hints_of(tp) if n not in _optional_keys(tp)}
+
+
+def _optional_keys(tp: Any) -> set[str]:
+    """Keys that a TypedDict may lack. Its own list is wrong below `from __future__ import annotations`."""
+    marks = {n: get_origin(t) for n, t in hints_of(tp, include_extras=True).items()}
+    optional = {n for n, mark in marks.items() if mark in (typing.NotRequired, typing_extensions.NotRequired)}
+    required = {n for n, mark in marks.items() if mark in (typing.Required, typing_extensions.Required)}
+    return (set(getattr(tp, "__optional_keys__", ())) | optional) - required
+
+
+def hints_of(thing: Any, *, include_extras: bool = False) -> dict[str, Any]:
+    """Annotations of a class or function, resolved; {} where a name is only there for the type checker."""
+    try:
+        return typing_extensions.get_type_hints(thing, include_extras=include_extras)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def type_text(tp: Any) -> str:
+    """A type as users write it: `Triaged`, `list[int]`, `Literal['a', 'b']`, `str | None`."""
+    if tp is None:
+        return "None"
+    origin, args = get_origin(tp), get_args(tp)
+    if origin is typing.Annotated:
+        return type_text(args[0])
+    if origin in _MARKS:
+        return type_text(args[0])
+    if origin is typing.Literal:
+        return f"Literal[{', '.join(constant_text(a) for a in args)}]"
+    if origin in (typing.Union, types.UnionType):
+        texts = ["None" if a is type(None) else type_text(a) for a in args]
+        return " | ".join(dict.fromkeys(texts))  # `Tuple[int]` and `tuple[int]` are written alike
+    if origin is tuple and not args and tp not in TUPLES:
+        return "tuple[()]"
+    if origin is not None and args:
+        inner = ", ".join("..." if a is Ellipsis else type_text(a) for a in args)
+        return f"{_bare_name(origin)}[{inner}]"
+    return _bare_name(tp)
+
+
+def _bare_name(tp: Any) -> str:
+    if isinstance(tp, type):
+        return _ALIASES.get(tp) or text_name(tp)
+    return str(getattr(tp, "__name__", None) or tp)
+
+
+def constant_text(value: Any) -> str:
+    """A constant as a signature writes it. An arrow inside would be taken for the one between the sides."""
+    return repr(value).replace("->", r"-\x3e")
+
+
+def foreign(annotation: Any) -> Iterator[str]:
+    """Names of the classes in a type that are on no list: other processes do not know them."""
+    if get_origin(annotation) is typing.Literal:
+        return
+    args = get_args(annotation)
+    for a in args:
+        yield from foreign(a)
+    if not args and isinstance(annotation, type) and not is_known(annotation):
+        yield annotation.__name__
+
+
+def takes_none(annotation: Any) -> bool:
+    """Whether None is of this type, as DSPy sees it: not of Any."""
+    return annotation is type(None) or type(None) in get_args(annotation)
+
+
+def modern(tp: Any) -> Any:
+    """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former below Python 3.12."""
+    if typing.is_typeddict(tp) and type(tp).__module__ == "typing":
+        optional = _optional_keys(tp)
+        bare = {n: unmarked(t) for n, t in hints_of(tp, include_extras=True).items()}
+        marked = {n: typing_extensions.NotRequired[t] if n in optional else t for n, t in bare.items()}
+        return typing_extensions.TypedDict(tp.__name__, marked)  # type: ignore[operator]
+    return tp
+
+
+def unmarked(tp: Any) -> Any:
+    """A type without `Required` or `NotRequired` around it."""
+    return get_args(tp)[0] if get_origin(tp) in _MARKS else tp
+
+
+def explain(e: Any) -> str:
+    """What a pydantic ValidationError says, in one line: its first problems, and how many more there are."""
+    count: int = e.error_count()
+    if count > _MANY:  # pydantic makes all of them or none
+        return f"{count} problems"
+    found = e.errors(include_url=False, include_input=False)[:_SHOWN]
+    parts = [(_cut(".".join(_cut(str(x)) for x in d["loc"])), _cut(str(d["msg"]))) for d in found]
+    said = "; ".join(f"{where}: {what}" if where else what for where, what in parts)
+    return f"{said}; and {count - _SHOWN} more problems" if count > _SHOWN else said
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONG else text[:_LONG] + "…"

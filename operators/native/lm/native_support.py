@@ -1,0 +1,133 @@
+"""Whether native Predict can answer a call in DSPy's place, and if not, why not.
+
+Covered means: the same request, to the byte of its messages, and the same outputs of the same reply. What is not known to
+be equal is not covered, and goes to DSPy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from dspex.operators.native.lm.openai_models import json_mode_known, reasons
+from dspex.operators.native.prompts.values import covered
+from dspex.operators.native.signature import Signature
+
+_KINDS = ("predict", "chain_of_thought")
+REASONING = "reasoning"
+OPENAI, LOCAL = "openai/", "local/"
+
+_DSPY_TYPE = re.compile(r"\bdspy\.")
+
+
+def covers(
+    kind: str,
+    signature: Signature,
+    adapter: str,
+    model: str,
+    params: Mapping[str, Any],
+    *,
+    own_server: bool = False,
+) -> str | None:
+    """None where native Predict can answer, else the reason, as the end of a sentence.
+
+    Args:
+        kind: of the call. model: as DSPy writes it, "openai/gpt-4.1-mini".
+        params: of the profile and the call together. own_server: see the function of this name.
+    """
+    return covers_signature(kind, signature) or covers_model(model, adapter, params, own_server=own_server)
+
+
+def covers_signature(kind: str, signature: Signature) -> str | None:
+    """The part that is known before there is a model: the kind of call and the types."""
+    if kind not in _KINDS:
+        return f"{kind} runs in DSPy only"
+    if kind == "chain_of_thought" and any(f.name == REASONING for f in signature.fields):
+        return f"the signature has a field {REASONING} of its own, which chain_of_thought adds"
+    for field in signature.fields:
+        if _DSPY_TYPE.search(field.type) or not covered(field):
+            return f"{field.name}: {field.type} is a type of DSPy's own"
+    return None
+
+
+def covers_model(model: str, adapter: str, params: Mapping[str, Any], *, own_server: bool = False) -> str | None:
+    """The part that depends on the model: its provider, its family, its parameters."""
+    name = model_name(model)
+    if name is None:
+        return f"{model} is not called by OpenAI's chat API: openai/… and local/… are"
+    if not model.startswith(LOCAL):
+        if reasons(name):
+            return f"{model} is a reasoning model"
+        if adapter == "json" and not json_mode_known(name, own_server):
+            return f"whether {model} takes a JSON schema stands in DSPy's catalog only"
+    for key, value in params.items():
+        if value is not None and (key not in _PARAMS or not _PARAMS[key](value)):
+            return f"{key}={value!r} is given to DSPy as it is"
+    if "max_tokens" in params and "max_completion_tokens" in params:
+        return "max_tokens and max_completion_tokens are both given"
+    return None
+
+
+def model_name(model: str) -> str | None:
+    """The name that the server knows: without "openai/" or "local/"; None for another provider's."""
+    for prefix in (OPENAI, LOCAL):
+        if model.startswith(prefix) and len(model) > len(prefix):
+            return model.removeprefix(prefix)
+    return None
+
+
+def own_server(base_url: str | None) -> bool:
+    """Whether this is not OpenAI's own server: then a model's name is in no catalog, unless it is a well-known one."""
+    return base_url is not None and urlsplit(base_url).hostname != "api.openai.com"
+
+
+def _between(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
+
+
+def _whole(low: int | None = None) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v in _INTEGERS and (low is None or v >= low)
+
+
+def _stops(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, (list, tuple)) and all(isinstance(t, str) and t and _sendable(t) for t in texts)
+
+
+def _sendable(text: str) -> bool:
+    """Whether it is Unicode, not half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_INTEGERS = range(-(1 << 63), 1 << 64)  # those that the JSON of a request is written with
+# Parameters whose way into a request is known, and the values that DSPy sends as they are.
+_PARAMS: Mapping[str, Callable[[Any], bool]] = {
+    "temperature": _between(0, 2),
+    "top_p": _between(0, 1),
+    "frequency_penalty": _between(-2, 2),
+    "presence_penalty": _between(-2, 2),
+    "max_tokens": _whole(1),
+    "max_completion_tokens": _whole(1),
+    "seed": _whole(),
+    "stop": _stops,
+    "n": lambda v: v == 1 and _whole()(v),
+    "rollout_id": _whole(),
+}
+
+
+def body_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Covered parameters as DSPy writes them into a request."""
+    known = {k: v for k, v in params.items() if v is not None and k not in ("n", "rollout_id")}
+    limit = known.pop("max_tokens", None)
+    if limit is not None:
+        known["max_completion_tokens"] = limit
+    stop = known.pop("stop", None)
+    if stop:
+        known["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    return known

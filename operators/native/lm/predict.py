@@ -1,0 +1,195 @@
+"""Predict and ChainOfThought without DSPy: inputs → prompt → one request → the reply's fields.
+
+The request is the one that DSPy would send (`covers` says where that is known), so the answer is the one that DSPy would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import orjson
+
+from dspex.bus.errors import InvalidInput, InvalidOutput
+from dspex.bus.records import Usage
+from dspex.operators.native import adapters
+from dspex.operators.native.adapters import Adapter
+from dspex.operators.native.fields.fields import NOTHING
+from dspex.operators.native.lm.completion import Completion
+from dspex.operators.native.lm.endpoint import Endpoint
+from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, covers, model_name, own_server
+from dspex.operators.native.lm.openai_models import json_mode
+from dspex.operators.native.signature import Signature, as_signature
+from dspex.operators.native.suggestions import problem
+
+_JSON_OBJECT = {"type": "json_object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What came of a prediction.
+
+    Attributes:
+        outputs: typed, by name, in the order of the signature.
+        usage: tokens of all attempts. text: what the model said last, as it said it.
+        attempts: 2 where the first reply could not be read. model: as the server names it.
+    """
+
+    outputs: dict[str, Any]
+    usage: Usage
+    text: str
+    attempts: int = 1
+    model: str = ""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.outputs[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a field's text, as it arrives."""
+
+    field: str
+    text: str
+
+
+def _nobody(usage: Usage) -> None:
+    """Nobody wants to know what was spent."""
+
+
+class Predict:
+    """A signature that a model fills in (`dspy.Predict`): `await predict(text="…")`. Serves any number of calls at a time.
+
+    Args:
+        signature: text, a Signature, or a dspy.Signature class.
+        endpoint: where the model is asked; stays the caller's.
+        model: as DSPy writes it: "openai/gpt-4.1-mini"; "local/…" for one whose server holds to a JSON Schema.
+        adapter: "chat", "json" or "xml".
+        demos: examples, with inputs and outputs by name.
+        params: temperature, max_tokens, top_p, stop, seed, frequency_penalty, presence_penalty.
+        version: of DSPy whose prompts are sent, "3.4"; None: the newest that is known.
+
+    Raises TopologyError: DX236 for what only DSPy can answer; what the signature deserves.
+    """
+
+    kind: ClassVar[str] = "predict"
+
+    def __init__(
+        self,
+        signature: Any,
+        endpoint: Endpoint,
+        *,
+        model: str,
+        adapter: Adapter = "chat",
+        demos: Sequence[Mapping[str, Any]] = (),
+        params: Mapping[str, Any] = NOTHING,
+        version: str | None = None,
+    ) -> None:
+        given = as_signature(signature)
+        if why := covers(self.kind, given, adapter, model, params, own_server=own_server(endpoint.base_url)):
+            raise problem("DX236", f"native {self.kind} cannot answer: {why}", "ask DSPy")
+        self.signature = self._extended(given)
+        self._endpoint, self._version = endpoint, version
+        self._adapter: Adapter = adapter
+        self._demos = tuple(demos)
+        self._needed = [f.name for f in self.signature.inputs.values() if f.required]
+        self._constant = {"model": model_name(model), **body_params(params), **self._format(model)}
+        self._end = b"," + orjson.dumps(self._constant)[1:]
+
+    def _extended(self, signature: Signature) -> Signature:
+        return signature
+
+    def _format(self, model: str) -> dict[str, Any]:
+        """`response_format` of the request, as the JSON adapter chooses it for the model."""
+        mode = "schema" if model.startswith(LOCAL) else json_mode(model_name(model) or "")
+        if self._adapter != "json" or mode is None:
+            return {}
+        if mode == "object":
+            return {"response_format": _JSON_OBJECT}
+        from dspex.operators.native.lm.response_format import response_format
+
+        return {"response_format": response_format(self.signature)}
+
+    async def __call__(self, /, **inputs: Any) -> Prediction:
+        """The prediction. A reply that cannot be read is asked for once more.
+
+        Raises InvalidInput: an input is missing or cannot be sent. InvalidOutput: the second reply does not fit either.
+        RateLimited, LMRefused, LMUnavailable, CallTimeout: of the endpoint.
+        """
+        return await self.ask(inputs)
+
+    async def ask(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        retry: bool = True,
+        spent: Callable[[Usage], None] = _nobody,
+    ) -> Prediction:
+        """As calling it. `timeout`: seconds for each request; `retry`: ask once more after a reply that cannot be read;
+        `spent`: told of the tokens of each reply, also of one that cannot be read."""
+        body = self.body(inputs)
+        answer = await self._endpoint.complete(body, timeout)
+        spent(answer.usage)
+        try:
+            return Prediction(self.read(answer.text), answer.usage, answer.text, 1, answer.model)
+        except InvalidOutput:
+            if not retry:
+                raise
+        again = await self._endpoint.complete(body, timeout)
+        spent(again.usage)
+        return Prediction(self.read(again.text), answer.usage + again.usage, again.text, 2, again.model)
+
+    async def stream(self, /, **inputs: Any) -> AsyncIterator[Piece | Prediction]:
+        """Pieces of the outputs as they arrive, and last the prediction. Closing the iterator closes the request.
+
+        A reply that cannot be read is not asked for again: its pieces were seen. Raises as calling does.
+        """
+        from dspex.operators.native.replies.streaming import Splitter
+
+        splitter = Splitter(self.signature, self._adapter)
+        answer = Completion("")
+        async for part in self._endpoint.stream(self.body(inputs)):
+            if isinstance(part, Completion):
+                answer = part
+                break
+            for name, text in splitter.feed(part):
+                yield Piece(name, text)
+        for name, text in splitter.finish():
+            yield Piece(name, text)
+        yield Prediction(self.read(answer.text), answer.usage, answer.text, 1, answer.model)
+
+    def body(self, inputs: Mapping[str, Any]) -> bytes:
+        """The request as JSON. Raises InvalidInput: an input is missing, or is text that no model can be sent."""
+        for name in self._needed:
+            if name not in inputs:
+                raise self._missing(inputs)
+        messages = adapters.messages(self.signature, inputs, adapter=self._adapter, demos=self._demos, version=self._version)
+        try:
+            return b'{"messages":' + orjson.dumps(messages) + self._end
+        except TypeError as error:
+            raise InvalidInput(f"the inputs hold text that is not Unicode (half a character): {error}") from error
+
+    def _missing(self, inputs: Mapping[str, Any]) -> InvalidInput:
+        missing = [n for n in self._needed if n not in inputs]
+        has = ", ".join(inputs) or "nothing"
+        return InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The outputs in a reply. Raises InvalidOutput for one that does not fit, or breaks a constraint."""
+        if not text:
+            raise InvalidOutput("the model said nothing")
+        return self.signature.parse(text, adapter=self._adapter)
+
+
+class ChainOfThought(Predict):
+    """A signature that a model fills in after it has reasoned (`dspy.ChainOfThought`): `reasoning` is its first output."""
+
+    kind: ClassVar[str] = "chain_of_thought"
+
+    def _extended(self, signature: Signature) -> Signature:
+        return signature.prepend(REASONING, "output")
+
+
+KINDS: Mapping[str, type[Predict]] = {Predict.kind: Predict, ChainOfThought.kind: ChainOfThought}

@@ -1,0 +1,78 @@
+"""What the prompts of each version of DSPy look like: the few details in which they differ.
+
+Found by comparing the sources, and held by a file of prompts that each version made itself (tests/…/native/golden).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+
+from dspex.operators.native.suggestions import problem
+
+_NUMBER = re.compile(r"(\d{1,6})\.(\d{1,6})(?:[^\d]|\Z)", re.ASCII)
+_PACKAGES = ("dspy", "dspy-ai")  # one library under two names
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A minor version of DSPy, as its prompts look. A flag is True from the version in its comment on."""
+
+    name: str
+    completed: bool = True  # 3.0: the answers of chat examples end with the marker `completed`
+    enum_values: bool = True  # 3.0: an enum's values are listed; before, its names
+    xml: bool = True  # 3.0: there is an XML adapter
+    xml_inputs: bool = True  # 3.1: the XML adapter tags inputs too; before, they had the chat adapter's headers
+    letters: bool = True  # 3.2: the answers of JSON examples keep letters beyond ASCII; before, \uXXXX
+    nested_xml: bool = True  # 3.3: lists, dicts and models are written as XML elements, and text is escaped
+    unions: bool = True  # 3.4: `X | Y` is shown as Union[X, Y]; before, as UnionType[X, Y]
+    items_as_text: bool = True  # 3.4: what pydantic cannot write becomes text by itself; before, all around it did too
+
+
+_V34 = Version("3.4")
+_V33 = Version("3.3", unions=False, items_as_text=False)
+_V32 = Version("3.2", unions=False, items_as_text=False, nested_xml=False)
+_V31 = Version("3.1", unions=False, items_as_text=False, nested_xml=False, letters=False)
+_V30 = Version("3.0", unions=False, items_as_text=False, nested_xml=False, letters=False, xml_inputs=False)
+_V26 = Version("2.6", *(False,) * 8)
+
+VERSIONS: dict[tuple[int, int], Version] = {
+    (2, 6): _V26,
+    (3, 0): _V30,
+    (3, 1): _V31,
+    (3, 2): _V32,
+    (3, 3): _V33,
+    (3, 4): _V34,
+}
+NEWEST = _V34
+
+
+@lru_cache(maxsize=256)
+def version_of(text: str | None) -> Version:
+    """The version whose prompts DSPy `text` ("3.4", "3.3.1") makes; None: the newest known.
+
+    One that is newer than all known is taken for the newest known. Raises TopologyError (DX205) for one that is older
+    than 2.6, and for what is no version.
+    """
+    if text is None:
+        return NEWEST
+    found = _NUMBER.match(text)
+    fix = f"use one of {', '.join(v.name for v in VERSIONS.values())}, or leave it out for the newest"
+    if found is None:
+        raise problem("DX205", f"{text!r} is not a version of DSPy", fix)
+    wanted = (int(found[1]), int(found[2]))
+    if wanted < min(VERSIONS):
+        raise problem("DX205", f"prompts of DSPy {text} are not known; the oldest are those of 2.6", fix)
+    return VERSIONS[max(v for v in VERSIONS if v <= wanted)]
+
+
+def installed() -> str | None:
+    """The version of DSPy in this environment, without importing it; None where there is none."""
+    for package in _PACKAGES:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None

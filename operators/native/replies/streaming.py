@@ -1,0 +1,119 @@
+"""A reply's fields as they arrive: text goes in a piece at a time, and comes out by field, without a marker in it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from dspex.operators.native.adapters import ADAPTERS, Adapter
+from dspex.operators.native.suggestions import did_you_mean, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dspex.operators.native.signature import Signature
+
+Chunk = tuple[str, str]
+
+
+class Sink:
+    """Takes the text of one field after the other. The first of a name counts; other names are not wanted.
+
+    Space at the beginning of a field is left out, space that may be its end is held back: the parser strips both.
+    """
+
+    __slots__ = ("_blank", "_chunks", "_held", "_name", "_wanted")
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self._wanted = set(wanted)  # and not yet seen
+        self._name: str | None = None
+        self._blank = True  # nothing but space so far
+        self._held: list[str] = []
+        self._chunks: list[tuple[str, list[str]]] = []
+
+    def open(self, name: str | None) -> None:
+        """What follows belongs to the field `name`; None: to no field."""
+        self._name = name if name in self._wanted else None
+        self._wanted.discard(name or "")
+        self._blank = True
+        self._held.clear()
+
+    def text(self, text: str) -> None:
+        """Text that is to be stripped."""
+        if self._name is None:
+            return
+        if self._blank:
+            text = text.lstrip()
+            if not text:
+                return
+            self._blank = False
+        kept = text.rstrip()
+        if kept:
+            self.exact("".join([*self._held, kept]))
+            self._held.clear()
+        if len(kept) < len(text):
+            self._held.append(text[len(kept) :])
+
+    def exact(self, text: str) -> None:
+        """Text that is not to be stripped."""
+        if self._name is None or not text:
+            return
+        if self._chunks and self._chunks[-1][0] == self._name:
+            self._chunks[-1][1].append(text)
+        else:
+            self._chunks.append((self._name, [text]))
+
+    def forget_space(self) -> None:
+        """Leave the space out that was held back."""
+        self._held.clear()
+
+    def take(self) -> list[Chunk]:
+        """All that came since the last time."""
+        chunks, self._chunks = self._chunks, []
+        return [(name, "".join(parts)) for name, parts in chunks]
+
+
+class Scanner(Protocol):
+    """Reads the text of one adapter and writes to a sink. Each character is looked at once."""
+
+    def __init__(self, sink: Sink) -> None: ...
+
+    def feed(self, piece: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Splitter:
+    """Splits one reply into its fields while it arrives.
+
+    The pieces of a field, put together, are the text that `Signature.parse` reads the field from, however the reply was cut:
+    for chat exactly that (stripped, lines ended by a line feed); for json the decoded text of a string, the JSON of another
+    value; for xml the decoded text (stripped), or the markup where there is some in the field. A field that comes twice
+    is given once, as it came first. Broken JSON and XML are given as far as they can be read; what they were meant to be
+    only the parser says, at the end.
+
+    Args:
+        signature: whose outputs are wanted; other text is left out.
+        adapter: "chat", "json" or "xml".
+
+    Raises TopologyError (DX205) for an unknown adapter.
+    """
+
+    __slots__ = ("_scanner", "_sink")
+
+    def __init__(self, signature: Signature, adapter: Adapter = "chat") -> None:
+        if adapter not in ADAPTERS:
+            raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
+        self._sink = Sink(signature.outputs)
+        made = import_module(f".streaming_{adapter}", __package__)
+        self._scanner: Scanner = made.Scanner(self._sink)
+
+    def feed(self, piece: str) -> list[Chunk]:
+        """The fields' texts that `piece` adds: (field, text). Only what may be a marker, or space at the end, waits."""
+        self._scanner.feed(piece)
+        return self._sink.take()
+
+    def finish(self) -> list[Chunk]:
+        """What waited for more. The splitter is done with."""
+        self._scanner.finish()
+        return self._sink.take()

@@ -1,0 +1,122 @@
+"""The chat adapter's `[[ ## field ## ]]` headers in a text that comes in pieces."""
+
+from __future__ import annotations
+
+import re
+
+from dspex.operators.native.replies.streaming import Sink
+
+_BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines ends a line
+_BREAK = re.compile(f"[{_BREAKS}]")
+_INDENT = re.compile(rf"[^\S{_BREAKS}]*+")
+_WORD = re.compile(r"\w*+")
+_OPEN, _CLOSE = "[[ ## ", " ## ]]"
+
+
+class Scanner:
+    """Holds back what may be a header, from the first bracket of a line on, and nothing else."""
+
+    __slots__ = ("_after_cr", "_below_header", "_indent", "_matched", "_name", "_sink", "_state")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._state = self._indented
+        self._indent = 0  # characters of space before what may be a header
+        self._matched = 0  # characters of _OPEN or _CLOSE
+        self._name: list[str] = []
+        self._below_header = True  # on a line of its own, not in the rest of a header's
+        self._after_cr = False
+
+    def feed(self, piece: str) -> None:
+        at = 0
+        while at < len(piece):
+            if self._after_cr and piece[at] == "\n":  # "\r\n" is one break
+                at += 1
+            self._after_cr = False
+            if at < len(piece):
+                at = self._state(piece, at)
+
+    def finish(self) -> None:
+        self._no_header()
+
+    # Each state reads from `at` on, and says how far it came.
+    def _indented(self, piece: str, at: int) -> int:
+        end = _end(_INDENT, piece, at)
+        self._indent += end - at
+        self._sink.text(piece[at:end])
+        if end < len(piece):
+            self._state = self._opening if piece[end] == "[" else self._in_line
+        return end
+
+    def _in_line(self, piece: str, at: int) -> int:
+        found = _BREAK.search(piece, at)
+        if not found:
+            self._sink.text(piece[at:])
+            return len(piece)
+        self._sink.text(piece[at : found.start()])
+        if not self._below_header:  # the rest of a header's line is stripped for itself
+            self._sink.forget_space()
+            self._below_header = True
+        self._sink.text("\n")
+        self._after_cr = found.group() == "\r"
+        self._state, self._indent = self._indented, 0
+        return found.end()
+
+    def _opening(self, piece: str, at: int) -> int:
+        at = self._match(_OPEN, piece, at)
+        if self._matched == len(_OPEN):
+            self._matched = 0
+            self._state = self._naming
+        return at
+
+    def _naming(self, piece: str, at: int) -> int:
+        end = _end(_WORD, piece, at)
+        self._name.append(piece[at:end])
+        if end < len(piece):
+            self._state = self._closing
+            if not any(self._name):
+                self._no_header()
+        return end
+
+    def _closing(self, piece: str, at: int) -> int:
+        at = self._match(_CLOSE, piece, at)
+        if self._matched == len(_CLOSE):
+            self._header()
+        return at
+
+    def _match(self, marker: str, piece: str, at: int) -> int:
+        while at < len(piece) and self._matched < len(marker):
+            if piece[at] != marker[self._matched]:
+                self._no_header()
+                return at
+            self._matched += 1
+            at += 1
+        return at
+
+    def _no_header(self) -> None:
+        """What was held back is text."""
+        name = "".join(self._name)
+        if self._state == self._opening:
+            self._sink.text(_OPEN[: self._matched])
+        elif self._state in (self._naming, self._closing):
+            self._sink.text(_OPEN + name + _CLOSE[: self._matched])
+        self._reset()
+
+    def _header(self) -> None:
+        name = "".join(self._name)
+        marker = f"{_OPEN}{name}{_CLOSE}"
+        self._sink.open(name)
+        # an indented header leaves as much of itself in the value as it is indented: see parse_chat
+        self._sink.text(marker[max(0, len(marker) - self._indent) :])
+        self._reset()
+        self._below_header = False
+
+    def _reset(self) -> None:
+        self._name.clear()
+        self._matched = 0
+        self._state = self._in_line
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at

@@ -1,0 +1,148 @@
+"""A topology while it grows: nodes without final names, and everything that is wrong with them.
+
+An operator method never raises for what the user wrote: it notes the problem and gives a stream to go on with, so that
+`check` can show every problem at once. Raising at the first would make users fix a topology one error at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dspex.bus.errors import ConfigError, Problem, TopologyError
+from dspex.engine.graph.graph import Build, Call, Inlet, Node, Place, Role, Sink, Source
+from dspex.operators.typing.shape import UNKNOWN, Shape
+
+
+@dataclass(eq=False)
+class Draft:
+    """One node that is being built. `automatic`: the name that it gets where the user gave none."""
+
+    role: Role
+    op: str
+    automatic: str
+    name: str | None = None
+    inputs: list[tuple[Draft, int]] = field(default_factory=list)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    build: Build | None = None
+    source: Source | None = None
+    call: Call | None = None
+    sink: Sink | None = None
+    outlets: int = 1
+    place: Place | None = None
+    shape: Shape = UNKNOWN
+
+    def node(self, names: Mapping[Draft, str]) -> Node:
+        """The draft as a node of a graph."""
+        return Node(
+            name=names[self],
+            role=self.role,
+            op=self.op,
+            inputs=tuple(Inlet(names[d], outlet) for d, outlet in self.inputs),
+            options=self.options,
+            build=self.build,
+            source=self.source,
+            call=self.call,
+            sink=self.sink,
+            outlets=self.outlets,
+            place=self.place,
+            type=self.shape.name,
+            fields=self.shape.texts,
+            named=self.name is not None,
+        )
+
+
+@dataclass
+class Plan:
+    """The drafts of one topology, and the problems found so far. `at`: overrides the place of the caller (YAML)."""
+
+    topology: str
+    codec: str = "json"
+    place: Place | None = None
+    drafts: list[Draft] = field(default_factory=list)
+    problems: list[tuple[Draft | None, Problem]] = field(default_factory=list)
+    prefix: str = ""
+    at: Place | None = None
+    frozen: bool = False
+
+    def add(self, draft: Draft) -> Draft:
+        """Take in a node. Raises TopologyError (DX224) once the topology is frozen."""
+        if self.frozen:
+            raise TopologyError(
+                f"topology {self.topology} is frozen: {draft.op} cannot be added any more",
+                code="DX224",
+                fix="add all operators before check, freeze, digest, or handing the topology to an engine",
+            )
+        draft.place = self.at or caller()
+        if self.prefix and draft.role in ("native", "call"):
+            draft.automatic = self.prefix + draft.automatic
+            draft.name = self.prefix + draft.name if draft.name else None
+        self.drafts.append(draft)
+        return draft
+
+    def report(
+        self,
+        draft: Draft | None,
+        code: str,
+        message: str,
+        fix: str,
+        *,
+        level: Literal["error", "warning"] = "error",
+        place: Place | None = None,
+        node: str | None = None,
+    ) -> None:
+        """Note a problem of a draft; or, without one, of `node` or of the topology."""
+        where = place or (draft.place if draft else self.at or caller())
+        file, line = where or (None, None)
+        self.problems.append((draft, Problem(code, level, self.topology, node, file, line, message, fix)))
+
+    @contextmanager
+    def collecting(self, draft: Draft | None) -> Generator[None]:
+        """Note what the block raises about the user's words, and go on."""
+        try:
+            yield
+        except TopologyError as e:
+            for p in e.problems or (e,):
+                self.report(draft, p.code, p.message, p.fix)
+        except ConfigError as e:
+            self.report(draft, "DX205", e.message, e.fix)
+
+    def names(self) -> dict[Draft, str]:
+        """The final names: those given first, then the automatic ones in order, with `_2`, `_3` when taken."""
+        names = {d: d.name for d in self.drafts if d.name is not None}
+        taken = set(names.values())
+        for d in self.drafts:
+            if d.name is None:
+                names[d] = name = next(n for n in _numbered(d.automatic) if n not in taken)
+                taken.add(name)
+        return names
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}_{number}"
+        number += 1
+
+
+def caller() -> Place | None:
+    """Where the user's code called into dspex: the first frame outside the operators."""
+    # inspect.stack() would read the source file of every frame
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if not module.startswith("dspex.operators") and module != "contextlib":
+            return Place(shorten(frame.f_code.co_filename), frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def shorten(file: str) -> str:
+    """The path as people write it: relative, where it is below the working directory."""
+    here = os.getcwd() + os.sep
+    return file[len(here) :] if file.startswith(here) else file

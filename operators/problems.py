@@ -1,0 +1,24 @@
+"""Errors about what a user wrote in a topology: one at a time, or all at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dspex.bus.errors import DspexError, Problem, TopologyError
+from dspex.operators.native.suggestions import problem as problem
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
+
+
+def wrong(name: str, value: Any, fix: str) -> TopologyError:
+    """The error for a value that an option does not take."""
+    return problem("DX205", f"{name} cannot be {value!r}", fix)
+
+
+def all_of(errors: Iterable[DspexError]) -> None:
+    """Raise the errors as one TopologyError; nothing when there are none."""
+    found = [Problem(e.code, "error", "", e.node, None, None, e.message, e.fix) for e in errors]
+    if found:
+        raise TopologyError("; ".join(p.message for p in found), code=found[0].code, fix=found[0].fix, problems=found)

@@ -1,0 +1,45 @@
+"""branch: the outlet of the first test that passes; the last outlet takes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.expressions.predicate import Predicate, predicate
+
+
+def build(tests: Sequence[str | Callable[[Any], Any]]) -> Build:
+    """One outlet a test, and one more for what passes none."""
+    compiled = [predicate(t, "branch") for t in tests]
+
+    def make(outlets: Sequence[Step]) -> Step:
+        if len(compiled) == 1 and not compiled[0].with_context:
+            return _one_test(compiled[0].function, outlets[0], outlets[1])
+        return _many_tests(compiled, outlets)
+
+    return make
+
+
+def _one_test(passes: Callable[[Any], Any], match: Step, rest: Step) -> Step:
+    def step(data: Any, ctx: Context) -> None:
+        if passes(data):
+            match(data, ctx)
+        else:
+            rest(data, ctx)
+
+    return step
+
+
+def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Step]) -> Step:
+    cases = [(p.function, p.with_context, out) for p, out in zip(compiled, outlets[:-1])]
+    rest = outlets[-1]
+
+    def step(data: Any, ctx: Context) -> None:
+        for passes, with_context, out in cases:
+            if passes(data, ctx) if with_context else passes(data):
+                out(data, ctx)
+                return
+        rest(data, ctx)
+
+    return step

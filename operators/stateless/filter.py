@@ -1,0 +1,29 @@
+"""filter: keep what passes a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.expressions.predicate import predicate
+
+
+def build(test: str | Callable[[Any], Any]) -> Build:
+    """The step hands on data for which the test is true; the rest is dropped."""
+    passes, with_context = predicate(test, "filter")
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            if passes(data):
+                out(data, ctx)
+
+        def step_with_context(data: Any, ctx: Context) -> None:
+            if passes(data, ctx):
+                out(data, ctx)
+
+        return step_with_context if with_context else step
+
+    return make

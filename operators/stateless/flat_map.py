@@ -1,0 +1,41 @@
+"""flat_map: one datum in, any number out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from dspex.bus.errors import DataError
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.typing.functions import function_name, takes_context
+from dspex.operators.typing.shape import is_record
+
+
+def build(fn: Callable[..., Any]) -> Build:
+    """The step takes all items before it hands on the first one.
+
+    Handing them on one by one would let an error in the user's generator come out of the middle of a later operator.
+    """
+    with_context, name = takes_context(fn, "flat_map"), function_name(fn)
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            result = fn(data, ctx) if with_context else fn(data)
+            for item in result if type(result) is list else items(result, name):
+                out(item, ctx)
+
+        return step
+
+    return make
+
+
+def items(result: Any, name: str) -> list[Any]:
+    """The items of a function's result. Raises DataError for one that is itself a datum."""
+    if isinstance(result, (str, bytes, bytearray)) or is_record(result) or not isinstance(result, Iterable):
+        raise DataError(
+            f"flat_map needs many items, and {name} returned {type(result).__name__}",
+            fix=f"return a list: [{type(result).__name__}], or use .map()",
+        )
+    return list(result)

@@ -1,0 +1,27 @@
+"""map: one datum in, one out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.typing.functions import takes_context
+
+
+def build(fn: Callable[..., Any]) -> Build:
+    """The step calls the function, then the next step: nothing else is on the way."""
+    with_context = takes_context(fn, "map")
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            out(fn(data), ctx)
+
+        def step_with_context(data: Any, ctx: Context) -> None:
+            out(fn(data, ctx), ctx)
+
+        return step_with_context if with_context else step
+
+    return make

@@ -1,0 +1,61 @@
+"""score: how well a text answers, by a metric, into a field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from dspex.bus.errors import DataError
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.expressions import language as expressions
+from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.problems import problem, wrong
+from dspex.operators.typing.functions import function_name
+from dspex.operators.typing.shape import record_of, validator
+
+Metric = Callable[[Any, Any], float]
+
+
+def build(metric: str | Metric, *, expected: str, actual: str, field: str = "score", into: Any = None) -> Build:
+    """The step makes `{**data, field: metric(actual, expected)}`, typed by `into` where that is given."""
+    if not isinstance(field, str) or not field:  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
+        raise wrong("field", field, "the name of the field that takes the number")
+    function, name = metric_of(metric), metric if isinstance(metric, str) else function_name(metric)
+    read_actual, read_expected = expressions.compile(actual).function, expressions.compile(expected).function
+    accept = None if into is None else validator(into)
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            number = as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)
+            result = {**record_of(data), field: number}
+            out(result if accept is None else accept(result), ctx)
+
+        return step
+
+    return make
+
+
+def metric_of(metric: Any) -> Metric:
+    """The function of (actual, expected). Raises TopologyError (DX205) for an unknown name, DX219 for what is no function."""
+    if isinstance(metric, str):
+        from dspex.operators.native.metrics.metrics import METRICS  # here: most topologies need not pay for it
+
+        if metric not in METRICS:
+            raise problem("DX205", f"there is no metric {metric!r}", did_you_mean(metric, METRICS))
+        return METRICS[metric]
+    if not callable(metric):
+        raise problem(
+            "DX219",
+            f"score takes a metric, and this is {metric!r}",
+            'the name of one, "f1", or a function of (actual, expected)',
+        )
+    return cast("Metric", metric)
+
+
+def as_number(value: Any, name: str) -> float:
+    """What a metric gave. Raises DataError for anything but a number."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise DataError(f"the metric {name} gave {type(value).__name__}, which is no number", fix="return a float or a bool")

@@ -1,0 +1,42 @@
+"""set: add or replace fields, each by an expression over the data as it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dspex.bus.errors import TopologyError
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.expressions import language as expressions
+from dspex.operators.problems import all_of
+from dspex.operators.typing.shape import record_of, validator
+
+
+def build(fields: Mapping[str, str], into: Any = None) -> Build:
+    """The step makes `{**data, **fields}`, typed by `into` where that is given."""
+    compiled = {name: e.function for name, e in compile_all(fields).items()}
+    accept = None if into is None else validator(into)
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            result = {**record_of(data), **{name: value(data, ctx) for name, value in compiled.items()}}
+            out(result if accept is None else accept(result), ctx)
+
+        return step
+
+    return make
+
+
+def compile_all(fields: Mapping[str, str]) -> dict[str, expressions.Expression]:
+    """All expressions of a mapping. Raises one TopologyError with every problem."""
+    compiled: dict[str, expressions.Expression] = {}
+    errors: list[TopologyError] = []
+    for name, text in fields.items():
+        try:
+            compiled[name] = expressions.compile(text)
+        except TopologyError as e:
+            errors.append(e)
+    all_of(errors)
+    return compiled

@@ -1,0 +1,47 @@
+"""validate: check data against a type or a JSON Schema; data that does not fit goes to the dead letters, or is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from dspex.bus.errors import InvalidInput
+from dspex.engine.graph.graph import Build, Context, Step
+from dspex.operators.native.templates.schema import Schema
+from dspex.operators.problems import wrong
+from dspex.operators.typing.shape import is_record, record_of, validator
+
+
+def build(schema: Any, on_error: str = "dead_letter") -> Build:
+    """The step hands on the typed value (of a type), or the data as it is (of a JSON Schema)."""
+    if on_error not in ("dead_letter", "skip"):
+        raise wrong("on_error", on_error, "one of: dead_letter, skip")
+    accept = schema_validator(cast("Mapping[str, Any]", schema)) if isinstance(schema, Mapping) else validator(schema)
+
+    def make(outlets: Sequence[Step]) -> Step:
+        (out,) = outlets
+
+        def step(data: Any, ctx: Context) -> None:
+            out(accept(data), ctx)
+
+        def step_that_skips(data: Any, ctx: Context) -> None:
+            try:
+                valid = accept(data)
+            except InvalidInput:
+                return
+            out(valid, ctx)
+
+        return step_that_skips if on_error == "skip" else step
+
+    return make
+
+
+def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """A check against a JSON Schema (2020-12) that lists every error. Raises TopologyError (DX226) for a bad schema."""
+    check = Schema(schema).check
+
+    def accept(data: Any) -> Any:
+        check(record_of(data) if data.__class__ is not dict and is_record(data) else data)
+        return data
+
+    return accept

@@ -1,0 +1,60 @@
+"""User functions: how many arguments they take, and the automatic name of their operator."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dspex.operators.problems import NAME, problem
+
+
+def takes_context(fn: Any, op: str) -> bool:
+    """Whether a function takes (data, ctx) rather than (data). Raises TopologyError (DX219) for anything else."""
+    if not callable(fn):
+        raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f".{op}(lambda x: ...)")
+    parameters = _parameters(fn)
+    if parameters is None:
+        return False  # some builtins tell nothing of themselves; they take the data alone
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    star = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if keyword or len(required) > 2 or not (positional or star):
+        wants = ", ".join([p.name for p in required] + [f"{k}=" for k in keyword]) or "nothing"
+        raise problem(
+            "DX219",
+            f"{op} calls its function with (data) or (data, ctx), and {function_name(fn)} wants ({wants})",
+            "give it one parameter, or two where it needs the context",
+        )
+    # a second parameter with a default is the user's own, unless it is called like the context
+    return len(required) == 2 or (len(positional) >= 2 and positional[1].name in ("ctx", "context"))
+
+
+def takes_data_only(fn: Any, op: str) -> None:
+    """Raise TopologyError (DX219) unless the function can be called with (data)."""
+    if takes_context(fn, op):
+        raise problem(
+            "DX219",
+            f"{op} calls its function with (data), and {function_name(fn)} wants two arguments",
+            'a test sees the data only; use an expression for the event: "event.key == ..."',
+        )
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except (ValueError, TypeError):
+        return None
+
+
+def function_name(fn: Any) -> str:
+    """What messages call a function."""
+    return str(getattr(fn, "__name__", None) or type(fn).__name__)
+
+
+def automatic_name(fn: Any, op: str) -> str:
+    """The function's name where that can be an operator's name, else the operator's word."""
+    name = re.sub(r"[^a-z0-9_-]", "", function_name(fn).lower()).lstrip("_-0123456789")
+    return name if NAME.fullmatch(name) and name != "lambda" else op

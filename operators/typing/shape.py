@@ -1,0 +1,168 @@
+"""What is known of a stream's data: its type and fields at build, and the check against a type at run time.
+
+pydantic is imported only when a type needs it: the engine of a topology without types starts without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args, get_origin
+
+import typing_extensions
+
+from dspex.bus.errors import DspexError, InvalidInput, TopologyError
+from dspex.operators.native.fields.types import explain, fields_of, hints_of, is_model, modern, type_text
+
+_RECORDS = (dict, dict[str, Any], Mapping, Mapping[str, Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A stream's type and its fields with their annotations; None where it is not known before run time."""
+
+    type: Any = None
+    fields: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str | None:
+        return None if self.type is None else type_text(self.type)
+
+    @property
+    def texts(self) -> dict[str, str] | None:
+        """Fields with their types as text."""
+        return None if self.fields is None else {n: type_text(t) for n, t in self.fields.items()}
+
+    def describe(self) -> str:
+        """`customer: str, text: str`"""
+        return ", ".join(f"{n}: {t}" for n, t in (self.texts or {}).items()) or "no fields"
+
+    def plus(self, added: Mapping[str, Any]) -> Shape:
+        """The record that has these fields besides its own."""
+        return UNKNOWN if self.fields is None else Shape(None, {**self.fields, **added})
+
+
+UNKNOWN = Shape()
+
+
+def shape_of(tp: Any) -> Shape:
+    """What is known of data of this type."""
+    if tp is None or tp is Any or tp is object or tp is inspect.Parameter.empty:
+        return UNKNOWN
+    if tp in _RECORDS:
+        return Shape(dict[str, Any], None)
+    if isinstance(tp, typing.TypeVar):
+        return UNKNOWN
+    return Shape(tp, fields_of(tp))
+
+
+def returned(fn: Any) -> Shape:
+    """What a function's annotation says that it returns."""
+    return shape_of(hints_of(fn).get("return")) if _is_plain_function(fn) else UNKNOWN
+
+
+def returned_items(fn: Any) -> Shape:
+    """What the annotation of a function says that it returns many of."""
+    result = hints_of(fn).get("return") if _is_plain_function(fn) else None
+    origin, args = get_origin(result), get_args(result)
+    if isinstance(origin, type) and issubclass(origin, Iterable) and args and not issubclass(origin, Mapping):
+        return shape_of(args[0])
+    return UNKNOWN
+
+
+def narrowed(fn: Any, shape: Shape) -> Shape:
+    """What is known after a test: a `TypeIs[T]` or `TypeGuard[T]` narrows."""
+    result = hints_of(fn).get("return") if _is_plain_function(fn) else None
+    if get_origin(result) in (typing_extensions.TypeIs, typing_extensions.TypeGuard):
+        return shape_of(get_args(result)[0])
+    return shape
+
+
+def _is_plain_function(fn: Any) -> bool:
+    return isinstance(fn, (types.FunctionType, types.MethodType))
+
+
+# -- at run time -------------------------------------------------------------------------------------------------
+def is_record(data: Any) -> bool:
+    """Whether data has named fields: a mapping, a pydantic model or a dataclass instance."""
+    return isinstance(data, Mapping) or (
+        not isinstance(data, type) and (hasattr(data, "__pydantic_fields__") or dataclasses.is_dataclass(data))
+    )
+
+
+def record_of(data: Any) -> dict[str, Any]:
+    """The fields of data by name, one level deep. Raises InvalidInput for data that has none."""
+    if isinstance(data, dict):
+        return typing.cast("dict[str, Any]", data)
+    if isinstance(data, Mapping):
+        return dict(typing.cast("Mapping[str, Any]", data))
+    if hasattr(data, "__pydantic_fields__") and not isinstance(data, type):
+        return {**data.__dict__, **(data.__pydantic_extra__ or {})}
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    raise InvalidInput(
+        f"a record with named fields is needed here, and the data is {type(data).__name__}",
+        fix="turn it into a mapping first: .map(lambda x: {...})",
+    )
+
+
+Accept = Callable[[Any], Any]
+
+
+def validator(tp: Any, error: type[DspexError] = InvalidInput) -> Accept:
+    """A function that checks data against a type and gives the typed value.
+
+    It raises `error` with every field that does not fit. Raises TopologyError (DX226) for a type that cannot be checked.
+    """
+    if tp in (Any, object):
+        return lambda data: data
+    if tp in (*_RECORDS, str, list, bool):
+        return _instance_check(get_origin(tp) or tp, error)
+    return _pydantic_check(tp, error)
+
+
+def _instance_check(kind: Any, error: type[DspexError]) -> Accept:
+    def check(data: Any) -> Any:
+        if isinstance(data, kind):
+            return data
+        if kind in (dict, Mapping) and is_record(data):
+            return record_of(data)
+        raise error(f"the data should be {kind.__name__}, and is {type(data).__name__}")
+
+    return check
+
+
+def _pydantic_check(tp: Any, error: type[DspexError]) -> Accept:
+    from pydantic import ValidationError
+
+    validate, name = _validate_function(tp), type_text(tp)
+    kind: Any = tp if isinstance(tp, type) and not typing_extensions.is_typeddict(tp) else ()
+
+    def check(data: Any) -> Any:
+        if data.__class__ is not dict and not isinstance(data, kind) and is_record(data):
+            data = record_of(data)  # another model's instance: pydantic takes its own or a mapping only
+        try:
+            return validate(data)
+        except ValidationError as e:
+            raise error(f"the data does not fit {name}: {explain(e)}") from e
+
+    return check
+
+
+def _validate_function(tp: Any) -> Accept:
+    if is_model(tp):
+        return typing.cast("Accept", tp.model_validate)
+    from pydantic import PydanticUserError, TypeAdapter
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:
+        return TypeAdapter(modern(tp)).validate_python
+    except (PydanticUserError, PydanticSchemaGenerationError) as e:
+        raise TopologyError(
+            f"data cannot be checked against {type_text(tp)}: {str(e).splitlines()[0]}",
+            code="DX226",
+            fix="use a pydantic model, a dataclass, a TypedDict of typing_extensions, or a builtin type",
+        ) from e

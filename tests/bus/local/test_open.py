@@ -1,0 +1,63 @@
+"""Which server is used, and who keeps it running, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from dspex.bus.errors import Unreachable
+from dspex.bus.local.open import connect, server_of
+from dspex.bus.local.server import LocalServer, running, stop_running
+from dspex.bus.port import StreamConfig
+from dspex.bus.settings.model import LocalServerSettings, ServerSettings, Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    local = ServerSettings(local=LocalServerSettings(port=-1))
+    return Settings(app="test", server=local).placed(tmp_path, {})
+
+
+@pytest.mark.asyncio
+async def test_without_a_server_there_is_an_error_that_says_how_to_get_one(settings: Settings) -> None:
+    with pytest.raises(Unreachable) as caught:
+        async with server_of(settings):
+            pass
+    assert "dspex run" in caught.value.fix
+
+
+@pytest.mark.asyncio
+async def test_who_still_needs_a_server_takes_it_over_from_who_started_it(settings: Settings) -> None:
+    home = settings.store.parent
+    first = server_of(settings, start=True)
+    started = await first.__aenter__()
+    async with server_of(settings, start=True) as second:
+        assert (started.started, second.started, second.url) == (True, False, started.url)
+        bus = await connect(settings, second, name="test")
+        await bus.ensure_stream(StreamConfig("KEPT", ["kept"]))
+        before = running(home)
+        await first.__aexit__(None, None, None)
+        async with asyncio.timeout(8):
+            while not (now := running(home)) or not bus.connected:
+                await asyncio.sleep(0.02)
+        assert before is not None
+        assert (now["url"], now["pid"] != before["pid"]) == (started.url, True)
+        assert await bus.stream("KEPT") is not None
+        await bus.close()
+    assert running(home) is None
+
+
+@pytest.mark.asyncio
+async def test_a_server_of_its_own_right_is_left_alone(settings: Settings) -> None:
+    """`dspex server start`: it outlives who uses it, and `dspex server stop` is not undone."""
+    server = LocalServer(settings.store, port=None, detached=True)
+    await server.start()
+    async with server_of(settings, start=True) as found:
+        assert not found.started
+    assert running(settings.store.parent) is not None
+    async with server_of(settings, start=True):
+        assert await stop_running(settings.store.parent)
+    assert running(settings.store.parent) is None
+    await server.stop()  # nothing is left of it but a child to be waited for

@@ -1,0 +1,270 @@
+"""Settings: where each value comes from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings.model import Settings
+
+FULL = """\
+app = "bank-support"
+topologies = ["triage:topology", "billing.yaml"]
+path = ["src"]
+http = { bind = ":8080", subjects = ["support.messages"], calls = { classify = "support-triage/classify" } }
+[server]
+url = "nats://n1:4222,n2:4222"
+creds = "/run/secrets/dspex.creds"
+replicas = 3
+local = { port = 4222, store = ".dspex/jetstream", sync_interval = "2m" }
+[engine]
+commit = { max_events = 500, max_wait = "20ms" }
+lease = "5s"
+stall_after = "30s"
+claim_check_above = "256KiB"
+records = "30d"
+[defaults.call]
+timeout = "60s"
+retry = { attempts = 4, backoff = "1s" }
+[lm]
+big = { model = "anthropic/claude-sonnet-4-5", key_env = "ANTHROPIC_API_KEY" }
+local = { model = "local/smollm2-135m" }
+[lm.main]
+model = "openai/gpt-4.1-mini"
+key_env = "OPENAI_API_KEY"
+adapter = "chat"
+params = { temperature = 0.0, max_tokens = 800 }
+limits = { requests = "600/min", tokens = "200k/min", concurrent = 32, cost = "50 USD/day" }
+price = { input = 0.40, output = 1.60 }
+breaker = { failures = 5, within = "30s", open = "15s" }
+[pools.lightweight]
+size = 4
+slots = 16
+lm = "main"
+memory = "512MiB"
+cpu = 1.0
+threads = 1
+programs = ["programs:*"]
+env = { TOKENIZERS_PARALLELISM = "false" }
+recycle = { calls = 10000, age = "6h" }
+restart = { max = 5, within = "60s" }
+[pools.optimizer]
+size = 1
+slots = 1
+python = "/opt/opt-env/bin/python"
+memory = "8GiB"
+timeout = "4h"
+[pools.gpu]
+size = 2
+slots = 8
+python = "/opt/gpu-env/bin/python"
+gpus = 1
+devices = [0, 1]
+lm = "local"
+[telemetry]
+metrics = ":9464"
+log = "info,dspex.engine=debug"
+content = false
+redact = ["customer", "*.iban"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory called `shop`, and an environment without settings."""
+    home = tmp_path / "shop"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    for name in list(os.environ):
+        if name.startswith(("DSPEX_", "NATS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return home
+
+
+def problems(**overrides: object) -> dict[str, tuple[str, str, str]]:
+    """What load() complains about: {key: (code, where, fix)}."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(**overrides)
+    return {str(p.node): (p.code, p.place.removeprefix(f"{p.node} (")[:-1], p.fix) for p in caught.value.problems}
+
+
+def test_without_a_file_there_is_a_local_model_a_pool_and_the_folders_name(folder: Path) -> None:
+    settings = Settings.load()
+    assert settings.app == "shop"
+    assert settings.root == folder
+    assert settings.lm["local"].model == "local/smollm2-135m"
+    assert settings.pools["lightweight"].slots == 4
+    assert settings.lm_of("lightweight") == "local"
+    assert settings.store == folder / ".dspex/jetstream"
+    assert settings.origins()["lm.local.model"] == "default"
+
+
+def test_the_whole_example_of_the_documentation_is_read(folder: Path) -> None:
+    (folder / "dspex.toml").write_text(FULL)
+    settings = Settings.load()
+    assert settings.engine.commit.max_wait == pytest.approx(0.02)
+    assert settings.engine.records == 30 * 86400
+    assert settings.engine.claim_check_above == 256 * 1024
+    assert settings.pools["lightweight"].memory == 512 * 2**20
+    assert settings.pools["gpu"].devices == (0, 1)
+    assert settings.lm["main"].params == {"temperature": 0.0, "max_tokens": 800}
+    assert settings.defaults.call.options()["timeout"] == 60.0
+    assert settings.lm_of("optimizer") == "main"
+    assert settings.lm_of("gpu") == "local"
+    assert settings.search_path == [str(folder / "src")]
+
+
+def test_the_nearest_file_upwards_is_read_and_pyproject_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "x"\n\n[tool.dspex]\napp = "upper"\n[tool.dspex.engine]\nlease = "7s"\n'
+    )
+    inner = folder / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    settings = Settings.load()
+    assert (settings.app, settings.engine.lease, settings.root) == ("upper", 7.0, folder)
+    assert settings.origins()["engine.lease"] == f"{folder}/pyproject.toml:7"
+
+
+def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "dspex.toml").write_text('app = "file"\n[pools.my-pool]\nsize = 2\nslots = 3\n[server]\nurl = "nats://file:1"\n')
+    monkeypatch.setenv("DSPEX_POOLS__MY_POOL__SIZE", "5")
+    monkeypatch.setenv("DSPEX_SERVER__URL", "nats://env:1")
+    monkeypatch.setenv("NATS_URL", "nats://nats:1")
+    settings = Settings.load(server__url="nats://flag:1", app=None)
+    assert settings.server.url == "nats://flag:1"
+    assert Settings.load().server.url == "nats://env:1"
+    monkeypatch.delenv("DSPEX_SERVER__URL")
+    assert Settings.load().server.url == "nats://nats:1"
+    origins = settings.origins()
+    assert origins["server.url"] == "flag"
+    assert origins["pools.my-pool.size"] == "env DSPEX_POOLS__MY_POOL__SIZE"
+    assert origins["pools.my-pool.slots"] == "dspex.toml:4"
+    assert origins["app"] == "dspex.toml:1"
+    assert origins["engine.lease"] == "default"
+    assert settings.pools["my-pool"].size == 5
+
+
+def test_lists_and_tables_can_come_from_a_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPEX_TOPOLOGIES", "a:b, c.yaml")
+    monkeypatch.setenv("DSPEX_POOLS__GPU__DEVICES", "[0, 1]")
+    monkeypatch.setenv("DSPEX_ENGINE__COMMIT", '{"max_events": 7}')
+    monkeypatch.setenv("DSPEX_ENGINE__LEASE", "8")
+    settings = Settings.load()
+    assert settings.topologies == ("a:b", "c.yaml")
+    assert settings.pools["gpu"].devices == (0, 1)
+    assert settings.engine.commit.max_events == 7
+    assert settings.engine.lease == 8.0
+
+
+def test_all_problems_are_told_at_once_with_place_and_suggestion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "dspex.toml").write_text(
+        'ap = "x"\n[engine]\nlease = "soon"\n[pools.gpu]\nsise = 2\nsize = "many"\nmemory = "lots"\n'
+        'lm = "x"\n[lm.main]\nkey_env = "K"\n'
+    )
+    monkeypatch.setenv("DSPEX_ENGINE__COMMIT__MAX_EVENT", "3")
+    found = problems()
+    assert found["ap"] == ("DX104", "dspex.toml:1", "did you mean app?")
+    assert found["engine.lease"][:2] == ("DX102", "dspex.toml:3")
+    assert found["pools.gpu.sise"] == ("DX104", "dspex.toml:5", "did you mean pools.gpu.size?")
+    assert found["pools.gpu.size"][:2] == ("DX105", "dspex.toml:6")
+    assert found["pools.gpu.memory"][:2] == ("DX103", "dspex.toml:7")
+    assert found["lm.main.model"][:2] == ("DX105", "dspex.toml:10")
+    assert found["engine.commit.max_event"] == (
+        "DX104",
+        "env DSPEX_ENGINE__COMMIT__MAX_EVENT",
+        "did you mean engine.commit.max_events?",
+    )
+    assert len(found) == 7
+
+
+def test_an_unknown_profile_is_named_with_the_nearest(folder: Path) -> None:
+    (folder / "dspex.toml").write_text('[lm.main]\nmodel = "a/b"\n[pools.x]\nlm = "mian"\n')
+    assert problems()["pools.x.lm"] == ("DX111", "dspex.toml:4", "did you mean 'main'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[lm.main]\nmodel = "a/b"\napi_key = "sk-SECRET"\n', "lm.main.api_key"),
+        ('[lm.main]\nmodel = "a/b"\nkey = "sk-SECRET"\n', "lm.main.key"),
+        ('[lm.main]\nmodel = "a/b"\nparams = { api_key = "sk-SECRET" }\n', "lm.main.params.api_key"),
+        ('[server]\npassword = "sk-SECRET"\n', "server.password"),
+        ('[server]\ntoken = "sk-SECRET"\n', "server.token"),
+        ('[server]\nurl = "nats://u:sk-SECRET@h:4222"\n', "server.url"),
+        ('[server]\nurl = "u:sk-SECRET@h:4222"\n', "server.url"),
+        ('[pools.a.env]\nOPENAI_API_KEY = "sk-SECRET"\n', "pools.a.env.OPENAI_API_KEY"),
+    ],
+)
+def test_a_secret_in_the_file_is_refused_and_not_repeated(folder: Path, text: str, key: str) -> None:
+    (folder / "dspex.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    assert {(p.code, p.node) for p in caught.value.problems} == {("DX110", key)}
+    assert "sk-SECRET" not in repr(caught.value.problems) + str(caught.value)
+
+
+def test_a_password_in_a_variables_url_reaches_the_login_but_no_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@h1:4222,nats://h2:4222")
+    settings = Settings.load()
+    assert settings.server.url == "nats://h1:4222,nats://h2:4222"
+    assert settings.server.login() == {"user": "ann", "password": "s3cret"}
+    assert "s3cret" not in settings.to_json() + repr(settings) + json.dumps(settings.values())
+
+
+def test_a_missing_password_variable_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="NATS_PW") as caught:
+        Settings.load(server__user="ann", server__password_env="NATS_PW").server.login()
+    assert caught.value.code == "DX112"
+
+
+def test_a_nats_context_counts_just_below_the_place_that_names_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts = tmp_path / "config/nats/context"
+    contexts.mkdir(parents=True)
+    (contexts / "prod.json").write_text(json.dumps({"url": "nats://prod:1", "user": "bob", "password": "s3cret"}))
+    monkeypatch.setenv("NATS_URL", "nats://env:1")
+    settings = Settings.load(server__context="prod")
+    assert settings.server.url == "nats://prod:1"
+    assert settings.origins()["server.url"] == "context prod"
+    assert settings.server.login() == {"user": "bob", "password": "s3cret"}
+    assert "s3cret" not in settings.to_json()
+    monkeypatch.setenv("NATS_CONTEXT", "prod")
+    assert Settings.load().server.url == "nats://env:1"
+    with pytest.raises(ConfigError, match="no nats context 'none'"):
+        Settings.load(server__context="none")
+
+
+def test_settings_survive_the_way_to_a_child(folder: Path) -> None:
+    (folder / "dspex.toml").write_text(FULL)
+    settings = Settings.load(engine__lease="9s")
+    again = Settings.from_json(settings.to_json())
+    assert again == settings
+    assert again.origins() == settings.origins()
+    assert again.root == settings.root
+
+
+@pytest.mark.parametrize(("text", "what"), [("app = ", "not TOML"), (None, "cannot read")])
+def test_a_file_that_cannot_be_read_is_a_clear_error(folder: Path, text: str | None, what: str) -> None:
+    if text is not None:
+        (folder / "x.toml").write_text(text)
+    with pytest.raises(ConfigError, match=what) as caught:
+        Settings.load(folder / "x.toml")
+    assert caught.value.code == "DX106"
+
+
+def test_several_profiles_and_no_main_want_a_choice(folder: Path) -> None:
+    (folder / "dspex.toml").write_text('[lm]\na = { model = "x/a" }\nb = { model = "x/b" }\n')
+    with pytest.raises(ConfigError, match="there are several: a, b"):
+        Settings.load().lm_of("lightweight")
+
+
+def test_a_name_in_a_multi_line_text_moves_no_line_number(folder: Path) -> None:
+    (folder / "dspex.toml").write_text('[pools.a]\npython = """\nsize = = 3\n"""\nsize = 0.5\n')
+    assert problems()["pools.a.size"][:2] == ("DX105", "dspex.toml:5")

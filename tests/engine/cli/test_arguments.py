@@ -1,0 +1,60 @@
+"""Data on the command line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspex.bus.errors import ConfigError
+from dspex.engine.cli.terminal.arguments import pairs, records
+
+
+def read(*arguments: str, stdin: str = "") -> list[Any]:
+    return list(records(arguments, io.StringIO(stdin)))
+
+
+def test_pairs_are_text_or_json() -> None:
+    assert read("a=1", "b:=1", "c=x=y", 'd:={"e": [null]}', "f=") == [
+        {"a": "1", "b": 1, "c": "x=y", "d": {"e": [None]}, "f": ""}
+    ]
+    assert pairs(["a=1", "b:=true"]) == {"a": "1", "b": True}
+    assert read() == [{}]
+
+
+def test_a_file_is_one_datum_and_fields_lie_over_it(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
+    (tmp_path / "list.json").write_text("[]")
+    assert read(f"@{tmp_path}/a.json", "b=3") == [{"a": 1, "b": "3"}]
+    assert read(f"@{tmp_path}/list.json") == [[]]
+
+
+def test_stdin_is_one_datum_a_line() -> None:
+    assert read("-", "z=1", stdin='{"a": 1}\n\n{"a": 2}\n') == [{"a": 1, "z": "1"}, {"a": 2, "z": "1"}]
+
+
+def test_stdin_is_read_as_it_comes() -> None:
+    """A file of any size may be piped in: the second line is not read before the first was used."""
+    stdin = io.StringIO('{"a": 1}\nnot json\n')
+    found = records(["-"], stdin)
+    assert next(found) == {"a": 1}
+    with pytest.raises(ConfigError, match="line 2 of stdin is not JSON"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["novalue"], "'novalue' is no data"),
+        (["a:=x"], "a:=x is not JSON"),
+        (["@/no/such/file"], "cannot read /no/such/file"),
+        (["-", "a=1"], "to a JSON object only"),
+    ],
+)
+def test_what_cannot_be_data_is_refused(arguments: Sequence[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        read(*arguments, stdin="[1]\n")
+    assert caught.value.code == "DX120"

@@ -1,0 +1,105 @@
+"""`dspex doctor` and the way to a server that asks who you are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError, NotAllowed
+from dspex.bus.local.open import open_bus, tls_context
+from dspex.bus.local.server import LocalServer
+from dspex.bus.port import StreamConfig
+from dspex.bus.settings.model import Settings, TLSSettings
+from dspex.engine.cli.server.doctor import Check, checks
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest_asyncio.fixture
+async def server(tmp_path: Path) -> AsyncIterator[LocalServer]:
+    """A server with a login, as somebody else would run it: outside of the folder's .dspex."""
+    async with LocalServer(tmp_path / "theirs" / "js", port=None, user="ann", password="s3cret") as s:
+        yield s
+
+
+async def found(settings: Settings) -> dict[str, Check]:
+    return {check.name: check for check in await checks(settings)}
+
+
+@pytest.mark.asyncio
+async def test_a_server_of_somebody_else_is_checked_with_the_login(
+    folder: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_URL", server.url.replace("//", "//ann:s3cret@"))
+    settings = Settings.load(app="shop")
+    before = await found(settings)
+    assert all(check.ok for name, check in before.items() if not name.startswith("lm."))  # no model need be installed
+    assert before["clock"].message == "not visible before the first topology is applied"
+    async with open_bus(settings, name="test") as bus:
+        assert bus.url == server.url
+        await bus.ensure_stream(StreamConfig(subjects.stream("shop"), ["x"]))
+    after = await found(settings)
+    assert after["clock"].ok
+    assert "s from ours" in after["clock"].message
+    assert after["jetstream"].message.startswith("on; 1 streams")
+    assert "s3cret" not in str([*before.values(), *after.values()])
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_password_is_a_fault_with_a_fix(
+    folder: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_PASSWORD", "wrong")
+    settings = Settings.load(server={"url": server.url, "user": "ann", "password_env": "A_PASSWORD"})
+    with pytest.raises(NotAllowed):
+        async with open_bus(settings, name="test"):
+            pass
+    check = (await found(settings))["server"]
+    assert not check.ok
+    assert "password" in str(check.fix)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_not_there_is_a_fault(folder: Path) -> None:
+    both = await found(Settings.load(server__url="nats://127.0.0.1:1"))
+    assert not both["server"].ok
+    assert "127.0.0.1:1" in both["server"].message
+    assert {"lm.local", "pools.lightweight"} <= set(both)
+
+
+@pytest.mark.asyncio
+async def test_an_interpreter_without_dspy_is_a_fault_of_a_pool_with_programs(folder: Path) -> None:
+    bare = folder / "python"
+    bare.write_text('#!/bin/sh\necho \'{"python": "3.11.0", "dspy": null, "dspex": "0.1.0"}\'\n')
+    broken = folder / "broken"
+    broken.write_text("#!/bin/sh\necho no such library >&2; exit 1\n")
+    bare.chmod(0o755)
+    broken.chmod(0o755)
+    pools = {
+        "bare": {"python": str(bare), "programs": ["p:*"]},
+        "native": {"python": str(bare)},
+        "broken": {"python": str(broken)},
+    }
+    checked = await found(Settings.load(pools=pools, server__local__port=-1))
+    assert (checked["pools.bare"].ok, "dspy missing" in checked["pools.bare"].message) == (False, True)
+    assert (checked["pools.native"].ok, "dspy missing" in checked["pools.native"].message) == (True, True)
+    assert (checked["pools.broken"].ok, "no such library" in checked["pools.broken"].message) == (False, True)
+
+
+def test_certificates_that_cannot_be_used_are_a_settings_error(folder: Path) -> None:
+    (folder / "ca.pem").write_text("no certificate")
+    for tls in (TLSSettings(ca="none.pem"), TLSSettings(ca="ca.pem"), TLSSettings(cert="none.pem", key="none.pem")):
+        with pytest.raises(ConfigError, match="certificates") as caught:
+            tls_context(tls)
+        assert caught.value.code == "DX122"

@@ -1,0 +1,149 @@
+"""`dspex publish` as a shell sees it, on a real server with a running engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from cli_bench import Project
+
+from dspex.bus.errors import ConfigError
+from dspex.engine.cli.events import rows as cli_rows
+
+RECEIPT = ["run", "subject", "stream", "seq", "duplicate"]
+
+
+def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Project) -> None:
+    first, second = (native.here("--json", "publish", native.input, "text=hello", "--id", "order-1") for _ in range(2))
+    assert (first.code, second.code) == (0, 0), first.err
+    (a,), (b,) = first.objects(), second.objects()
+    assert list(a) == RECEIPT
+    assert a == {"run": "order-1", "subject": native.input, "stream": f"DSPEX_{native.u}", "seq": a["seq"], "duplicate": False}
+    assert b == a | {"duplicate": True}
+    human = native.dspex("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
+    assert human.out.startswith("run ")
+    (seen,) = native.here("--json", "watch", native.input, "--start", str(a["seq"] + 1), "--count", "1").objects()
+    assert (seen["key"], seen["session"], seen["headers"]["Tenant"]) == ("k", "s", "acme")
+
+
+def test_waiting_tells_what_the_run_brought_and_fails_with_it(native: Project) -> None:
+    good = native.publish("text=hello")
+    assert good.code == 0, good.err
+    (run,) = good.objects()
+    assert list(run) == [*RECEIPT, "status", "outputs", "calls", "usage"]
+    assert run["outputs"] == [{"subject": native.output, "data": {"text": "hello", "size": 5}}]
+    assert (run["status"], run["calls"]) == ("done", 0)
+    assert run["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost": None}
+    bad = native.dspex("publish", native.input, "text=x", "--wait", "15s")
+    assert bad.code == 1
+    assert "failed in" in bad.out
+    assert "check: InvalidInput" in bad.err
+
+
+def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,n\n" + "".join(f'"row, {i}",{i}\n' for i in range(1000)))
+    first = native.publish("-f", str(file), "source=test")
+    assert first.code == 0, first.err
+    runs = first.objects()
+    assert [r["seq"] for r in runs] == sorted(r["seq"] for r in runs)
+    outputs = [o["data"] for r in runs for o in r["outputs"]]
+    assert outputs == [{"text": f"row, {i}", "n": str(i), "source": "test", "size": len(f"row, {i}")} for i in range(1000)]
+    again = native.here("publish", native.input, "-f", str(file), "source=test")
+    assert (again.code, again.out.split(" in ")[0]) == (0, f"0 published to {native.input}, 1,000 duplicates,")
+    assert "publish  1000/1000" in again.err
+
+
+def test_a_bad_row_is_told_with_its_line_and_the_others_go_on(native: Project, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"text,n\nfirst,1\ntoo,many,cells\n\xff\xff\xff,3\n\nlast,4\n")
+    found = native.dspex("publish", native.input, "-f", str(file))
+    assert (found.code, found.out.split(" in ")[0]) == (1, f"2 published to {native.input}, 0 duplicates, 2 bad rows,")
+    assert "error[DX120] rows.csv:3: 3 cells, and the header has 2\n  fix: " in found.err
+    assert "rows.csv:4: " in found.err
+
+
+def test_lines_of_stdin_are_published_as_they_are(native: Project) -> None:
+    huge = json.dumps({"text": "x" * 2_000_000})
+    found = native.publish("-", "by=me", stdin=f'{{"text":"same"}}\nnot json\n{{"text":"same"}}\n{huge}\n')
+    assert found.code == 1
+    assert [r["outputs"][0]["data"] for r in found.objects()] == [{"text": "same", "by": "me", "size": 4}] * 2
+    told = [json.loads(line)["error"] for line in found.err.splitlines() if '"error"' in line]
+    assert [(e["code"], e["node"]) for e in told] == [("DX120", "stdin:2"), ("DX405", "stdin:4")]
+
+
+def test_a_rate_is_kept(native: Project, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('[{"text":"one"},{"text":"two"},{"text":"three"},{"text":"four"}]')
+    found = native.here("publish", native.input, "-f", str(tmp_path / "r.json"), "--rate", "10/s")
+    assert float(found.out.split(" in ")[1].split()[0]) >= 0.3
+
+
+def test_what_nothing_stores_is_refused_with_a_suggestion(native: Project) -> None:
+    found = native.here("--json", "publish", f"{native.u}.inn", "text=hello")
+    assert (found.code, found.error()["code"], found.out) == (4, "DX404", "")
+    assert found.error()["fix"].startswith(f"did you mean {native.input} (source of native)?")
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ([], "there is no data"),
+        (["-f", "rows.csv", "--id", "x"], "one id is for one event"),
+        (["-f", "rows.csv", "-"], "the rows come from one place"),
+        (["-f", "none.csv"], "cannot read none.csv: No such file"),
+        (["-f", "rows.xls"], "does not end in the name of a format"),
+        (["text"], "'text' is no data"),
+        (["-", "text"], "'text' is no data"),
+        (["a=b", "--header", "x"], "'x' is no header"),
+        (["a=b", "--header", "Nats-Msg-Id=x"], "header 'Nats-Msg-Id' is set by dspex"),
+        (["a=b", "--rate", "fast"], "'fast' is not a rate"),
+        (["a=b", "--wait=soon"], "'soon' is not a duration"),
+    ],
+)
+def test_wrong_usage_is_refused_and_publishes_nothing(native: Project, args: list[str], why: str) -> None:
+    refused = native.here("publish", native.input, *args)
+    assert (refused.code, refused.out, why in refused.err) == (2, "", True), refused.err
+    assert "\n  fix: " in refused.err
+
+
+def test_rows_are_the_same_whatever_the_format(tmp_path: Path) -> None:
+    rows = [{"text": "a", "n": 1}, {"text": "ü,\n", "n": None}]
+    table = pa.Table.from_pylist(rows)
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.OSFile(str(tmp_path / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.arrow", "s.arrow"):
+        assert [r.data for r in cli_rows.of_file(str(tmp_path / name))] == rows, name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.json", b"[1,", "not JSON"),
+        ("a.csv", b"a,a\n1,2\n", "one twice"),
+        ("a.parquet", b"no parquet", "a.parquet"),
+        ("a.arrow", b"ARROW1 but not really", "a.arrow"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=why) as caught:
+        list(cli_rows.of_file(str(tmp_path / name)))
+    assert caught.value.code == "DX120"
+
+
+def test_a_row_has_the_same_id_always_and_another_one_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a":1}\n{"a":1}\n')
+    one, two = cli_rows.of_file(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").write_text('{"a":2}\n')
+    (changed,) = cli_rows.of_file(str(tmp_path / "a.jsonl"))
+    ids = {one.id("s", "a"), two.id("s", "a"), one.id("t", "a"), one.id("s", "b"), changed.id("s", "a")}
+    assert len(ids) == 5
+    assert one.id("s", "a") == one.id("s", "a")

@@ -1,0 +1,122 @@
+"""`dspex run` as a process: what it tells, how it ends, and what it refuses to start with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from cli_bench import NATIVE, TRIAGE, Project, eventually, objects
+
+from dspex.bus.local.server import LocalServer
+
+
+@pytest.fixture
+def project(tmp_path: Path, unique: str) -> Project:
+    """A project with a server of its own."""
+    made = Project(tmp_path, unique, 'topologies = ["native.yaml"]\nserver.local = { port = -1 }\n')
+    made.write("native.yaml", NATIVE.format(u=unique))
+    return made
+
+
+def test_run_tells_what_it_started_and_drains_on_sigterm(project: Project) -> None:
+    with project.start("--json", "run", "--pools", "none") as run:
+        run.until('"ready"')
+        before = psutil.Process(run.process.pid).children(recursive=True)
+        assert [p for p in before if "nats-server" in p.name()]
+        assert project.publish("text=hello").code == 0
+        assert run.end(signal.SIGTERM) == 0
+        server, topology, ready, draining, stopped = objects("\n".join(run.lines))
+        assert (server["event"], server["started"], server["local"]) == ("server", True, True)
+        assert server["store"] == str(project.folder / ".dspex/jetstream")
+        assert list(topology) == ["event", "topology", "digest", "nodes", "stages", "applied", "stream", "stream_applied"]
+        assert (topology["topology"], topology["nodes"], topology["applied"]) == ("native", 4, "created")
+        assert (ready["event"], draining, stopped["event"]) == ("ready", {"event": "draining", "signal": "SIGTERM"}, "stopped")
+        psutil.wait_procs(before, 5)
+        assert not any(p.is_running() for p in before)
+    with project.start("run", "--pools", "none") as again:
+        again.until("ready")
+        assert f"topology  native {topology['digest'][:8]}  4 nodes, 1 stage; unchanged, stream" in "\n".join(again.lines)
+        assert again.lines[0].startswith("server    nats://127.0.0.1:")
+        assert "started, data in .dspex/jetstream, sync_interval 2 m" in again.lines[0]
+        assert again.end(signal.SIGINT) == 0
+        assert "draining" in again.errors()
+
+
+def test_a_second_signal_ends_it_at_once(project: Project) -> None:
+    with project.start("--json", "run", "--pools", "none", "--grace", "20s") as run:
+        run.until('"ready"')
+        server = int(json.loads((project.folder / ".dspex/server.json").read_text())["pid"])
+        os.kill(server, signal.SIGSTOP)  # a drain cannot commit on a server that does not answer
+        try:
+            run.process.send_signal(signal.SIGINT)
+            run.until('"draining"')
+            assert run.end(signal.SIGTERM) == 143
+        finally:
+            os.kill(server, signal.SIGCONT)
+        eventually(lambda: not psutil.pid_exists(server))
+
+
+def test_a_file_is_stored_whole_and_once_though_the_server_dies_meanwhile(project: Project) -> None:
+    (project.folder / "rows.jsonl").write_text("".join(f'{{"text":"row {i}"}}\n' for i in range(300)))
+    with project.start("--json", "run", "--pools", "none") as run:
+        run.until('"ready"')
+        with project.start("--json", "publish", project.input, "-f", "rows.jsonl", "--rate", "200/s") as publish:
+            publish.until('"seq"')
+            os.kill(int(json.loads((project.folder / ".dspex/server.json").read_text())["pid"]), signal.SIGKILL)
+            assert publish.process.wait(20) == 0, publish.errors()
+        again = project.publish("-f", "rows.jsonl")
+        assert again.code == 0, again.err
+        found = again.objects()
+        assert [r["duplicate"] for r in found] == [True] * 300
+        assert [o["data"]["text"] for r in found for o in r["outputs"]] == [f"row {i}" for i in range(300)]
+        assert run.end() == 0
+
+
+def test_a_pool_that_cannot_start_stops_the_run_with_its_error(project: Project) -> None:
+    project.write("triage.yaml", TRIAGE.format(u=project.u, signature="text -> reply"))
+    project.write(
+        "dspex.toml",
+        'topologies = ["triage.yaml"]\nserver.local = { port = -1 }\n[lm.main]\nmodel = "openai/x"\nkey_env = "NO_KEY"\n',
+    )
+    found = project.dspex("--json", "run")
+    assert (found.code, found.error()["code"], found.error()["node"]) == (2, "DX112", "lm.main")
+    human = project.here("run")
+    assert "error[DX112] lm.main: the variable NO_KEY, named by key_env" in human.err
+    assert '"v":1' not in human.err
+
+
+def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(project: Project, nats_url: str) -> None:
+    with project.start("--server", nats_url, "run", "--pools", "none") as run:
+        run.until("ready")
+        other = Project(project.folder, f"{project.u}x", 'topologies = ["other.yaml"]', NATS_URL=nats_url)
+        project.write("other.yaml", NATIVE.format(u="z" + project.u).replace(f"z{project.u}.out", project.output))
+        found = other.dspex("--json", "run", "--pools", "none")
+        assert (found.code, found.error()["code"]) == (4, "DX406")
+        assert f"captured by stream DSPEX_{project.u}" in found.error()["message"]
+        assert run.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "error"),
+    [
+        (["run", "--no-server", "--pools", "none"], 4, "DX401"),
+        (["run", "none:topology"], 3, "DX221"),
+        (["run", "raises:topology"], 3, "DX221"),
+        (["run", "native.yaml", "copy.yaml"], 3, "DX201"),
+        (["run", "--pools", "gpu"], 2, "DX133"),
+        (["run", "--grace", "long"], 2, "DX102"),
+        (["--config", "empty.toml", "run"], 2, "DX135"),
+        (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
+    project.write("copy.yaml", NATIVE.format(u="copy" + project.u))
+    project.write("raises.py", "1 / 0\n")
+    project.write("empty.toml", "")
+    found = project.here("--json", *args)
+    assert (found.code, found.error()["code"]) == (code, error)
+    assert LocalServer.find(project.folder) is None

@@ -1,0 +1,169 @@
+"""What the CLI prints: results on stdout, the rest on stderr, and bars only where somebody can see them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+import structlog
+
+from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+from dspex.engine.cli.terminal import log, terminal
+from dspex.engine.cli.terminal.terminal import Terminal, error_lines, to_json
+
+BARS = """
+import sys
+from dspex.engine.cli.terminal.terminal import Terminal
+with Terminal().progress("publish", 3) as bar:
+    for _ in range(3):
+        bar.advance(note="1 duplicate")
+"""
+LOG = """
+import structlog
+from dspex.engine.cli.terminal import log
+log.configure("info,dspex.quiet=error")
+structlog.get_logger("dspex.engine").info("hello", stage=1)
+structlog.get_logger("dspex.engine").debug("hidden")
+structlog.get_logger("dspex.quiet").warning("hidden")
+structlog.get_logger("other").info("hidden")
+structlog.get_logger("other").warning("seen")
+"""
+
+PROBLEMS = TopologyError(
+    "2 problems",
+    problems=[
+        Problem("DX203", "error", "t", "count", "t.py", 24, "a window needs a keyed stream", "add key_by"),
+        Problem("DX310", "warning", "t", None, None, None, "reads the clock", "use ctx.now"),
+    ],
+)
+
+
+def on_a_terminal(code: str, **env: str) -> str:
+    """What the code writes to stderr when that is a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm", **env})
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        text += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    return text.decode()
+
+
+def off_a_terminal(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True).stderr
+
+
+def test_an_error_is_told_with_node_and_fix() -> None:
+    error = DspexError("is saturated", code="DX601", node="classify", fix="wait")
+    assert error_lines(error) == ["error[DX601] classify: is saturated", "  fix: wait"]
+    assert error_lines(PROBLEMS) == [
+        "error[DX203] count (t.py:24): a window needs a keyed stream",
+        "  fix: add key_by",
+        "warning[DX310] t: reads the clock",
+        "  fix: use ctx.now",
+    ]
+
+
+def test_with_json_an_error_is_an_object_with_the_pinned_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(json=True).error(DspexError("x", node="n", run="r"))
+    Terminal(json=True).error(PROBLEMS)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = map(json.loads, err.splitlines())
+    assert first["v"] == 1
+    assert list(first["error"]) == ["code", "message", "fix", "node", "run", "retryable"]
+    assert [p["code"] for p in second["error"]["problems"]] == ["DX203", "DX310"]
+
+
+def test_results_are_objects_or_text_or_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "[red]x", "n": 1, "hidden": 0}, {"id": "y", "n": None}]
+    for t in (Terminal(), Terminal(json=True)):
+        t.emit({"a": 1}, "text")
+        t.table(rows, {"id": "name", "n": "count"})
+        t.problem(PROBLEMS.problems[0])
+        t.note("remark")
+    Terminal(quiet=True).note("not seen")
+    out, err = capsys.readouterr()
+    text, objects = out.splitlines()[:6], [json.loads(line) for line in out.splitlines()[6:]]
+    assert [line.split() for line in text[:4]] == [["text"], ["name", "count"], ["[red]x", "1"], ["y"]]
+    assert objects[:3] == [{"v": 1, "a": 1}, {"v": 1, **rows[0]}, {"v": 1, **rows[1]}]
+    assert list(objects[3]) == ["v", "code", "level", "topology", "node", "file", "line", "message", "fix"]
+    assert err == "remark\nremark\n"
+
+
+def test_anything_becomes_one_line_of_json() -> None:
+    assert to_json({"a": ValueError("x"), 1: datetime(2026, 1, 2, tzinfo=UTC)}) == '{"a":"x","1":"2026-01-02T00:00:00Z"}'
+
+
+def test_colours_follow_the_option_and_no_color(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(color="always").error(DspexError("x"))
+    assert "\x1b[1;31merror[DX900]\x1b[0m" in capsys.readouterr().err
+    Terminal().error(DspexError("x"))
+    assert "\x1b" not in capsys.readouterr().err
+    imports = "from dspex.bus.errors import DspexError; from dspex.engine.cli.terminal.terminal import Terminal"
+    code = f"{imports}; Terminal().error(DspexError('x'))"
+    assert "\x1b" in on_a_terminal(code, NO_COLOR="")
+    assert "\x1b" not in on_a_terminal(code, NO_COLOR="1")
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_a_line_told_elsewhere() -> None:
+    drawn = on_a_terminal(BARS)
+    assert "3/3" in drawn
+    assert "━" in drawn
+    told = off_a_terminal(BARS)
+    assert told.startswith("publish  3/3  ")
+    assert told.endswith("1 duplicate\n")
+
+
+def test_a_long_job_tells_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(terminal, "LINE_EVERY", 0.0)
+    with Terminal().progress("replay") as bar:
+        bar.advance()
+        bar.advance(2)
+    lines = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [["replay", "1"], ["replay", "3"], ["replay", "3"]]
+
+
+@pytest.mark.parametrize("silent", [Terminal(quiet=True), Terminal(bars=False)])
+def test_no_progress_is_told_where_none_is_wanted(silent: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    with silent.progress("x", 1) as bar:
+        bar.advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_logs_are_json_lines_off_a_terminal_and_text_on_one() -> None:
+    entries = [json.loads(line) for line in off_a_terminal(LOG).splitlines()]
+    assert [(e["message"], e["level"], e["logger"]) for e in entries] == [
+        ("hello", "info", "dspex.engine"),
+        ("seen", "warning", "other"),
+    ]
+    assert entries[0]["stage"] == 1
+    assert entries[0]["timestamp"].endswith("Z")
+    text = on_a_terminal(LOG)
+    assert "hello" in text
+    assert not text.startswith("{")
+
+
+def test_an_unknown_log_level_is_a_settings_error() -> None:
+    handlers = list(logging.getLogger().handlers)
+    try:
+        with pytest.raises(ConfigError, match="no log level 'loud'") as caught:
+            log.configure("info,dspex.engine=loud")
+    finally:
+        logging.getLogger().handlers[:] = handlers
+        structlog.reset_defaults()
+    assert caught.value.code == "DX121"

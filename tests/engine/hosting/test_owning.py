@@ -1,0 +1,182 @@
+"""Several engines: sharing, taking over, fencing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine_lab import Cut, Lab
+from structlog.testing import capture_logs
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, Draft
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def shared(partitions: int = 4) -> Topology:
+    topology = Topology("shared")
+    source = topology.source("in", partitions=partitions)
+    source.map(lambda d: d, name="same").sink("out")
+    return topology
+
+
+def publish(one: Lab, numbers: range) -> None:
+    for n in numbers:
+        one.publish("in", {"n": n, "k": n % 8}, key=f"k{n % 8}")
+
+
+def owned(one: Lab) -> dict[str, list[int]]:
+    return {name: sorted(host.runners[0].partitions) for name, (host, _) in one.hosts.items()}
+
+
+def in_order(one: Lab, count: int) -> None:
+    """Every event is there once, in order by key."""
+    outputs = one.outputs("out")
+    assert sorted(o["n"] for o in outputs) == list(range(count))
+    for key in range(8):
+        assert [o["n"] for o in outputs if o["k"] == key] == list(range(key, count, 8))
+
+
+def test_a_second_engine_gets_its_share_and_the_order_of_keys_is_kept(lab: MakeLab) -> None:
+    one = lab(shared())
+    one.start("a")
+    publish(one, range(16))
+    assert owned(one) == {"a": [0, 1, 2, 3]}
+    one.start("b")
+    publish(one, range(16, 32))
+    one.advance(20)
+    publish(one, range(32, 48))
+    one.advance(1)
+    assert [len(p) for p in owned(one).values()] == [2, 2]
+    in_order(one, 48)
+
+
+def test_an_engine_that_leaves_hands_over_at_once(lab: MakeLab) -> None:
+    one = lab(shared())
+    one.start("a")
+    one.start("b")
+    one.advance(20)
+    one.drain("a")
+    one.advance(4)
+    assert owned(one) == {"b": [0, 1, 2, 3]}
+    publish(one, range(8))
+    one.advance(1)
+    in_order(one, 8)
+
+
+def test_an_engine_that_dies_is_followed_after_its_lease(lab: MakeLab) -> None:
+    one = lab(shared())
+    one.start("a")
+    one.start("b")
+    one.advance(20)
+    publish(one, range(8))
+    one.kill("a")
+    publish(one, range(8, 24))
+    one.advance(12)
+    assert owned(one) == {"b": [0, 1, 2, 3]}
+    in_order(one, 24)
+
+
+def test_a_fenced_engine_commits_nothing_more_and_says_why(lab: MakeLab) -> None:
+    one = lab(shared(1))
+    frozen = Cut(one.server, 10**9, landed=False)
+    one.start("a", bus=frozen)
+    publish(one, range(4))
+    frozen.left = 1  # as if the process were frozen in its next commit
+    publish(one, range(4, 8))
+    one.advance(1)
+    stale = one.hosts["a"][0].runners[0].partitions[0]
+    one.hosts["a"][0].leases.seconds = 1e9  # type: ignore[union-attr]
+    for task in [t for t in one.hosts["a"][0]._tasks if t.get_name() == "dspex.leases"]:
+        task.cancel()  # it gives no sign of life
+    one.start("b")
+    one.advance(12)
+    assert owned(one)["b"] == [0]
+    publish(one, range(8, 12))
+    one.advance(1)
+    in_order(one, 12)
+    before = len(one.messages(">"))
+    with capture_logs() as logs:
+        thaw(one, stale)
+    assert any("fenced" in entry["event"] and entry["partition"] == 0 for entry in logs)
+    assert owned(one) == {"a": [], "b": [0]}
+    assert len(one.messages(">")) == before
+    in_order(one, 12)
+
+
+def thaw(one: Lab, stale: Any) -> None:
+    """The frozen engine goes on with the commit that it was about to send."""
+    host, bus = one.hosts["a"]
+    assert isinstance(bus, Cut)
+    batch, entry = stale.flying
+
+    async def go() -> None:
+        try:
+            await super(Cut, bus).commit([*batch.drafts, entry.draft])
+        except BusError as e:
+            host.runners[0].failed(stale, e)
+
+    one.run(go())
+    one.advance(0.1)
+
+
+def test_two_engines_that_claim_again_and_again_lose_nothing(lab: MakeLab) -> None:
+    one = lab(shared(1))
+    hosts = [one.start("a"), one.start("b")]
+    for n in range(40):
+        one.publish("in", {"n": n, "k": n % 8}, key=f"k{n % 8}")
+        hosts[n % 2].runners[0].own(0)
+        one.advance(0.01)
+    one.advance(1)
+    in_order(one, 40)
+
+
+class Slow(MemoryBus):
+    """Commits of events take a second; claims do not."""
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        if len(drafts) > 1:
+            await asyncio.sleep(1.0)
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_a_partition_that_is_claimed_while_its_commit_flies_is_not_lost_with_the_old_claim(lab: MakeLab) -> None:
+    one = lab(shared(1))
+    host = one.start(bus=Slow(one.server, BusEvents()))
+    publish(one, range(8))
+    host.runners[0].own(0)
+    one.advance(0.5)
+    (new,) = host.runners[0].partitions.values()
+    one.advance(3)  # the old one's commit is fenced by the new claim
+    assert host.runners[0].partitions[0] is new
+    publish(one, range(8, 16))
+    one.advance(5)
+    in_order(one, 16)
+
+
+def test_partitions_of_one_engine_commit_together(lab: MakeLab) -> None:
+    one = lab(shared(8))
+    host = one.start()
+    before = host.committer.commits
+    one.kill()
+    publish(one, range(64))
+    host = one.start()
+    assert len(one.outputs("out")) == 64
+    entries = one.messages(subjects.log("lab", "shared", "s1", "*"))
+    assert before + host.committer.commits < len(entries) - 16  # less commits than entries: 8 and 8 are claims
+
+
+def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(lab: MakeLab) -> None:
+    one = lab(shared(2))
+    one.start()
+    for n in range(3000):
+        one.publish("in", {"n": n}, key="same")
+    one.advance(10)
+    one.drain()
+    host = one.start()
+    assert min(p.state.source_sequence for p in host.runners[0].partitions.values()) > 2000

@@ -1,0 +1,178 @@
+"""Housekeeping: what is over goes after its retention; what is needed, sinks and dead letters never do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine_lab import APP, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import ProgramError, RateLimited
+from dspex.bus.port import StreamConfig
+from dspex.engine.log.commit_log import SNAPSHOT_EVERY
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+KEEP = 300.0  # seconds of retention
+LATER = 1300.0  # seconds after which two sweeps have gone over what is past it
+MANY = 3 * SNAPSHOT_EVERY
+
+
+def kept(name: str = "kept", source: str = "in", **options: Any) -> Topology:
+    topology = Topology(name, retention="5m")
+    topology.source(source).predict("text -> answer", name="ask", deadline="30d", **options).sink(f"out.{name}")
+    return topology
+
+
+def busy(one: Lab, count: int = MANY, source: str = "in") -> None:
+    for n in range(count):
+        one.publish(source, {"text": str(n)}, key="k")
+
+
+def counts(one: Lab, name: str = "kept") -> dict[str, int]:
+    return {
+        "log": len(one.messages(subjects.log(APP, name, "s1", 0))),
+        "results": len(one.messages(subjects.result(APP, name, "s1", 0))),
+        "work": len(one.messages(subjects.work_of(APP, name))),
+        "source": len(one.messages("in")),
+        "out": len(one.messages(f"out.{name}")),
+    }
+
+
+def test_nothing_goes_before_its_retention(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    before = counts(one)
+    one.advance(KEEP - 10)
+    assert counts(one) == before
+
+
+def test_what_is_over_goes_after_it_and_sinks_and_dead_letters_stay(lab: MakeLab) -> None:
+    one = lab(kept())
+
+    def answer(inputs: Any, work: Any) -> Any:
+        if inputs["text"] == "7":
+            raise ProgramError("no")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    after = counts(one)
+    assert after["out"] == MANY - 1
+    assert len(one.letters()) == 1
+    assert after["log"] < 3 * SNAPSHOT_EVERY
+    assert after["source"] < MANY
+    assert after["work"] < MANY
+    assert after["results"] < MANY
+    one.kill()
+    one.start(records=KEEP)
+    busy(one, 10)
+    one.advance(1)
+    assert len(one.outputs("out.kept")) == MANY - 1 + 9
+    assert one.run(one.client.redrive(one.letters())) == 2
+
+
+def test_records_are_kept_longer_where_that_is_set(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=24 * KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    after = counts(one)
+    assert after["results"] == MANY
+    assert after["work"] < MANY
+
+
+def test_open_calls_held_results_and_waiting_events_are_needed_however_old(lab: MakeLab) -> None:
+    one = lab(kept(order="key"))
+
+    def answer(inputs: Any, work: Any) -> Any:
+        if inputs["text"] == "0" and work.attempt == 1:
+            raise RateLimited("come back later", retry_after=2000.0)
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start(records=KEEP)
+    one.work()
+    busy(one, SNAPSHOT_EVERY + 100)  # the first waits for long, all others for the first
+    one.advance(LATER)
+    one.kill()
+    one.start(records=KEEP)
+    assert one.outputs("out.kept") == []
+    one.advance(LATER)
+    assert [o["text"] for o in one.outputs("out.kept")] == [str(n) for n in range(SNAPSHOT_EVERY + 100)]
+
+
+def test_work_that_no_worker_has_taken_is_needed(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    busy(one, SNAPSHOT_EVERY + 100)
+    one.advance(LATER)
+    one.work()
+    one.advance(10)
+    assert len(one.outputs("out.kept")) == SNAPSHOT_EVERY + 100
+
+
+def test_a_source_stays_while_another_topology_has_not_read_it(lab: MakeLab) -> None:
+    one = lab()
+    slow = kept("slow")
+    one.start("slow", slow)
+    one.drain("slow")
+    one.start("quick", kept("quick"), records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    assert len(one.messages("in")) == MANY
+    one.start("slow", slow)
+    one.advance(30)
+    assert len(one.outputs("out.slow")) == MANY
+
+
+def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(lab: MakeLab) -> None:
+    first = Topology("first", retention="5m")
+    first.source("in").sink("middle")
+    second = Topology("second", retention="5m")
+    second.source("middle").sink("out")
+    one = lab(first, second)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    one.start(records=KEEP)
+    for n in range(3 * SNAPSHOT_EVERY):
+        one.publish("in", {"n": n})
+    one.advance(LATER)
+    assert len(one.messages("in", "EVENTS")) == 3 * SNAPSHOT_EVERY
+    assert len(one.messages("middle")) == 3 * SNAPSHOT_EVERY
+    assert len(one.messages("out")) == 3 * SNAPSHOT_EVERY
+    log = len(one.messages(subjects.log(APP, "first", "s1", 0)))
+    assert log < 3 * SNAPSHOT_EVERY
+
+
+def test_an_event_that_a_dead_letter_points_at_stays(lab: MakeLab) -> None:
+    topology = Topology("pointing", retention="5m")
+    topology.source("in").map(lambda d: {"n": len(d["text"]) // d["by"]}, name="divide").sink("out")
+    one = lab(topology, max_payload=64_000)
+    one.start(records=KEEP)
+    one.publish("in", {"text": "x" * 63_900, "by": 0})
+    for _ in range(3 * SNAPSHOT_EVERY):
+        one.publish("in", {"text": "x", "by": 1})
+    one.advance(LATER)
+    (letter,) = one.letters()
+    assert one.run(one.client.redrive([letter])) == 1
+    one.advance(1)
+    (letter,) = one.letters()
+    assert letter.attempts == 2
+
+
+def test_only_the_engine_with_the_first_partition_keeps_house(lab: MakeLab) -> None:
+    topology = Topology("kept", retention="5m")
+    topology.source("in", partitions=2).sink("out.kept")
+    one = lab(topology)
+    hosts = [one.start("a"), one.start("b")]
+    one.advance(20)
+    assert sorted(len(h._first_of()) for h in hosts) == [0, 1]
+    assert STREAM in one.server.streams

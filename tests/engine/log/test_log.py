@@ -1,0 +1,125 @@
+"""The commit log: snapshots of any size, damaged ones, and what a recovery reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from engine_lab import APP, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+from dspex.engine.log.commit_log import SNAPSHOT_EVERY, look, unpack
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+LOG = subjects.log(APP, "logged", "s1", 0)
+
+
+def logged() -> Topology:
+    topology = Topology("logged")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    return topology
+
+
+def entries(one: Lab) -> list[tuple[int, Any]]:
+    return [(m.sequence, unpack(m.data)) for m in one.messages(LOG)]
+
+
+def snapshots(one: Lab) -> list[int]:
+    return [sequence for sequence, entry in entries(one) if "snapshot" in entry]
+
+
+def test_a_recovery_reads_from_the_last_snapshot_on(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(2 * SNAPSHOT_EVERY + 50):
+        one.publish("in", {"text": str(n)})
+    assert len(snapshots(one)) >= 2
+    one.drain()
+    host = one.start()
+    p = host.runners[0].partitions[0]
+    assert p.log.since < SNAPSHOT_EVERY + 50
+    assert len(p.state.calls) == 2 * SNAPSHOT_EVERY + 50
+    one.work()
+    one.advance(5)
+    assert len(one.outputs("out")) == 2 * SNAPSHOT_EVERY + 50
+
+
+def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
+    one = lab(logged(), max_payload=80_000)
+    one.start()
+    for n in range(3 * SNAPSHOT_EVERY):
+        one.publish("in", {"text": str(n)})
+    for n in range(2):
+        one.drain()
+        one.start()
+        for m in range(SNAPSHOT_EVERY):
+            one.publish("in", {"text": f"{n}.{m}"})
+    _, last = next((s, e) for s, e in reversed(entries(one)) if "snapshot" in e)
+    assert last["snapshot"]["pieces"] >= 2
+    one.kill()
+    one.start()
+    one.work()
+    one.advance(5)
+    assert len(one.outputs("out")) == 5 * SNAPSHOT_EVERY
+    assert one.letters() == []
+
+
+def damage(one: Lab, sequence: int) -> None:
+    stream = one.server.streams[STREAM]
+    message = stream.messages[sequence]
+    entry = dict(unpack(message.data))
+    entry["snapshot"] = {**entry["snapshot"], "sha256": b"not the digest"}
+    stream.messages[sequence] = message._replace(data=msgpack.packb(entry))
+
+
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(2 * SNAPSHOT_EVERY + 20):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    damage(one, snapshots(one)[-1])
+    one.start()
+    one.work()
+    one.advance(5)
+    assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(2 * SNAPSHOT_EVERY + 20))
+
+
+def test_an_engine_that_cannot_read_its_log_says_so_and_does_not_begin_anew(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(2 * SNAPSHOT_EVERY + 20):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    for sequence in snapshots(one)[-2:]:
+        damage(one, sequence)
+    with pytest.raises(BusError) as e:
+        one.start()
+    assert e.value.code == "DX411"
+    one.hosts.clear()
+
+
+def test_a_look_at_the_log_changes_nothing_and_knows_the_open_calls(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(3):
+        one.publish("in", {"text": str(n)})
+    before = len(one.messages(LOG))
+    state = one.run(look(one.client.bus, APP, "logged", "s1", 0))
+    assert (len(state.calls), state.source_sequence > 0) == (3, True)
+    assert len(one.messages(LOG)) == before
+    assert len(one.run(look(one.client.bus, APP, "logged", "s1", 7)).calls) == 0
+
+
+def test_each_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "a"})
+    sequence, entry = entries(one)[-1]
+    assert (entry["kind"], entry["covers"]) == ("commit", 1)
+    work = one.messages(subjects.work(APP, "lightweight", "logged", "ask"))
+    assert [m.sequence for m in work] == [sequence - 1]

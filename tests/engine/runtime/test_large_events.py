@@ -1,0 +1,161 @@
+"""Events too large for one commit, and outputs too large for one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import Cut, Lab
+
+from dspex.bus import subjects
+from dspex.bus.records import Work
+from dspex.engine.client.follow import RunInfo
+from dspex.engine.testing.driver import Driver
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def clocked() -> Topology:
+    """Each event becomes `count` outputs whose content depends on the clock."""
+
+    def many(data: Any, ctx: Any) -> Any:
+        return [{"n": n, "at": ctx.now.isoformat()} for n in range(data["count"])]
+
+    topology = Topology("clocked")
+    topology.source("in").flat_map(many, name="many").sink("out")
+    return topology
+
+
+@pytest.mark.parametrize("landed", [True, False])
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_2500_outputs_are_whole_and_of_one_clock_though_killed_between_any_parts(lab: MakeLab, at: int, landed: bool) -> None:
+    one = lab(clocked())
+    one.start(bus=Cut(one.server, at, landed))  # commit 1 is the claim
+    one.publish("in", {"count": 2500})
+    one.advance(1)
+    one.kill()
+    one.advance(100)
+    one.start(bus=Cut(one.server, 2, landed))  # and again
+    one.advance(1)
+    one.kill()
+    one.advance(100)
+    one.start()
+    one.advance(1)
+    outputs = one.outputs("out")
+    assert [o["n"] for o in outputs] == list(range(2500))
+    if landed:
+        assert len({o["at"] for o in outputs}) == 1
+    ids = [m.headers[subjects.EVENT_ID] for m in one.messages("out")]
+    assert len(set(ids)) == 2500
+
+
+def test_parts_of_several_events_at_once_are_not_taken_for_each_other(lab: MakeLab) -> None:
+    """A large source event and a large result are both half committed when the engine dies."""
+    topology = Topology("two")
+    source = topology.source("in")
+    plain, asked = source.branch("kind == 'plain'")
+
+    def many(data: Any, ctx: Any) -> Any:
+        return [{"kind": data["kind"], "n": n, "at": ctx.now.isoformat()} for n in range(1500)]
+
+    plain.flat_map(many, name="many").sink("plain")
+    asked.predict("kind -> answer", name="ask").flat_map(many, name="more").sink("asked")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"kind": "asked"})
+    one.kill()
+    one.start(bus=Cut(one.server, 3, True))
+    one.work()
+    one.advance(0.5)  # the first part of the result is stored
+    one.kill()
+    one.publish("in", {"kind": "plain"})
+    one.start(bus=Cut(one.server, 3, True))
+    one.advance(0.5)
+    one.kill()
+    one.start()
+    one.advance(1)
+    for subject in ("plain", "asked"):
+        outputs = one.outputs(subject)
+        assert [o["n"] for o in outputs] == list(range(1500)), subject
+        assert len({o["at"] for o in outputs}) == 1
+
+
+def test_a_function_that_fails_between_the_parts_of_its_event_leaves_a_dead_letter(lab: MakeLab) -> None:
+    broken = []
+
+    def many(data: Any) -> Any:
+        if broken:
+            raise ValueError("broken meanwhile")
+        return [{"n": n} for n in range(1500)]
+
+    topology = Topology("breaking")
+    topology.source("in").flat_map(many, name="many").sink("out")
+    one = lab(topology)
+    one.start(bus=Cut(one.server, 2, True))
+    one.publish("in", {})
+    one.advance(1)
+    one.kill()
+    broken.append(True)
+    one.start()
+    one.advance(1)
+    assert [letter.node for letter in one.letters()] == ["many"]
+
+
+def test_2500_calls_of_one_event_are_all_made_and_answered() -> None:
+    topology = Topology("calling")
+    many = topology.source("in").flat_map(lambda d: [{"text": str(n)} for n in range(2500)], name="many")
+    many.predict("text -> answer", name="ask").sink("out")
+    with Driver(topology) as d:
+        d.answer("ask", {"answer": "yes"}, after="1s")
+        d.publish("in", {})
+        d.crash()
+        d.advance("5s")
+        assert sorted(int(o["text"]) for o in d.outputs("out")) == list(range(2500))
+        assert len(d.calls("ask")) == 2500
+
+
+def test_a_batch_of_many_bytes_is_split_too(lab: MakeLab) -> None:
+    topology = Topology("bytes")
+    topology.source("in").flat_map(lambda d: [{"text": "x" * 200_000} for _ in range(100)], name="many").sink("out")
+    one = lab(topology)
+    host = one.start()
+    one.publish("in", {})
+    one.advance(1)
+    assert len(one.outputs("out")) == 100
+    assert host.committer.commits >= 3
+
+
+def test_an_output_that_no_message_holds_is_a_dead_letter_and_the_rest_goes_on() -> None:
+    topology = Topology("wide")
+    source = topology.source("in")
+    source.map(lambda d: {"text": "x" * d["size"]}, name="blow_up").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"size": 2_000_000})
+        d.publish("in", {"size": 10})
+        assert len(d.outputs("out")) == 1
+        (letter,) = d.dead_letters()
+        assert (letter.reason, letter.node) == ("OutputTooLarge", "out")
+
+
+def test_a_call_that_leaves_no_room_for_its_answer_is_a_dead_letter() -> None:
+    topology = Topology("wide")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"text": "x" * 500_000})
+        (letter,) = d.dead_letters()
+        assert (letter.reason, letter.node) == ("OutputTooLarge", "ask")
+
+
+def test_what_a_worker_gets_is_in_one_message(lab: MakeLab) -> None:
+    topology = Topology("wide")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    one.work()
+    one.publish("in", {"text": "x" * 400_000})
+    one.advance(1)
+    assert len(one.outputs("out")) == 1
+    assert isinstance(one.asked[0], Work)
+    assert RunInfo is not None

@@ -1,0 +1,149 @@
+"""Native operators in the engine: one walk, all or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from dspex.bus.errors import RetryLater
+from dspex.engine.testing.driver import Driver
+from dspex.operators.topology import Topology
+
+
+class Message(BaseModel):
+    text: str = Field(min_length=1)
+    urgency: int = 0
+
+
+def test_a_chain_of_all_native_operators_gives_each_event_its_outputs_in_order() -> None:
+    topology = Topology("chain")
+    words = (
+        topology.source("in")
+        .set({"text": "strip(text)"})
+        .filter("len(text) > 0")
+        .validate(Message)
+        .flat_map(lambda m: [{"word": w, "urgency": m.urgency} for w in m.text.split()], name="words")
+    )
+    urgent, rest = words.branch("urgency >= 4")
+    urgent.map(lambda d: {**d, "loud": d["word"].upper()}, name="shout").merge(rest).sink("out")
+    urgent.sink("alarm")
+    with Driver(topology) as d:
+        d.publish("in", {"text": " a b ", "urgency": 5})
+        d.publish("in", {"text": "   "})
+        d.publish("in", {"text": "c", "urgency": 1})
+        assert [o.get("loud", o["word"]) for o in d.outputs("out")] == ["A", "B", "c"]
+        assert [o["word"] for o in d.outputs("alarm")] == ["a", "b"]
+
+
+def test_a_branch_sends_each_event_to_the_first_that_matches() -> None:
+    topology = Topology("branches")
+    a, b, rest = topology.source("in").branch("n > 10", "n > 5")
+    a.sink("many")
+    b.sink("some")
+    rest.sink("few")
+    with Driver(topology) as d:
+        for n in (1, 7, 20):
+            d.publish("in", {"n": n})
+        assert [[o["n"] for o in d.outputs(s)] for s in ("many", "some", "few")] == [[20], [7], [1]]
+
+
+def test_an_event_that_fails_half_way_emits_nothing_and_is_in_the_dead_letters() -> None:
+    topology = Topology("half")
+    source = topology.source("in")
+    source.sink("first")
+    source.map(lambda d: {"x": 1 / d["n"]}, name="divide").sink("second")
+    with Driver(topology) as d:
+        d.publish("in", {"n": 0})
+        d.publish("in", {"n": 2})
+        assert d.outputs("first") == [{"n": 2}]
+        assert [letter.node for letter in d.dead_letters()] == ["divide"]
+
+
+def _leave() -> None:
+    raise SystemExit(3)
+
+
+def _cancelled() -> None:
+    import asyncio
+
+    raise asyncio.CancelledError
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even a message")
+
+
+def _mute() -> None:
+    raise Mute
+
+
+def _half_a_character() -> None:
+    raise ValueError("\udc80 is half a character")
+
+
+def _deep() -> None:
+    _deep()
+
+
+def _huge() -> None:
+    raise ValueError("x" * 3_000_000)
+
+
+@pytest.mark.parametrize("poison", [_leave, _cancelled, _mute, _half_a_character, _deep, _huge])
+def test_whatever_a_function_raises_its_event_becomes_a_dead_letter_and_the_next_one_goes_on(poison: Any) -> None:
+    topology = Topology("poison")
+    topology.source("in").map(lambda d: poison() if d["bad"] else d, name="f").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"bad": True})
+        d.publish("in", {"bad": False})
+        assert d.outputs("out") == [{"bad": False}]
+        (letter,) = d.dead_letters()
+        assert letter.node == "f"
+        assert len(letter.traceback) <= 8192
+        assert len(letter.message) <= 8192
+
+
+def test_an_event_that_asks_for_it_is_run_again_later_under_its_own_id() -> None:
+    topology = Topology("later")
+    seen: list[tuple[str, float]] = []
+
+    def patient(data: Any, ctx: Any) -> Any:
+        seen.append((ctx.event.id, ctx.now.timestamp()))
+        if len(seen) < 3:
+            raise RetryLater(after=10.0)
+        return data
+
+    topology.source("in").map(patient, name="patient").sink("out")
+    with Driver(topology) as d:
+        run = d.publish("in", {"n": 1}, key="k")
+        d.advance(9)
+        assert len(seen) == 1
+        d.advance(2)
+        d.crash()
+        d.advance(11)
+        assert d.outputs("out") == [{"n": 1}]
+        assert {id for id, _ in seen} == {run}
+        (event,) = d.events("out")
+        assert (event.run, event.cause, event.key) == (run, run, "k")
+
+
+def test_the_context_says_the_same_at_every_walk() -> None:
+    topology = Topology("context")
+    said: list[Any] = []
+
+    def say(data: Any, ctx: Any) -> Any:
+        said.append((ctx.event.id, ctx.key, ctx.session, str(ctx.uuid()), str(ctx.uuid()), ctx.random.random()))
+        if len(said) == 1:
+            raise RetryLater(after=1.0)
+        return data
+
+    topology.source("in").map(say, name="say").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"n": 1}, key="k", session="s")
+        d.advance(2)
+        assert len(said) == 2
+        assert said[0] == said[1]
+        assert said[0][3] != said[0][4]

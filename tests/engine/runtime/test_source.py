@@ -1,0 +1,290 @@
+"""Sources: where reading begins, what events may look like, and what happens when the stream is not what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgpack
+import pytest
+from engine_lab import STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.port import Draft, StreamConfig
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def reading(stream: str | None = None, **options: Any) -> Topology:
+    topology = Topology("reading")
+    if stream:
+        options["stream"] = stream
+    topology.source("in", **options).map(lambda d: d, name="same").sink("out")
+    return topology
+
+
+def foreign(one: Lab, name: str = "EVENTS", subject: str = "in") -> None:
+    """A stream that is not ours: it may be trimmed at any time."""
+    one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, "other"])))
+    stream = one.server.streams[name]
+    info = stream.info
+    stream.info = lambda: replace(info(), own=False)  # type: ignore[method-assign]
+
+
+def number(one: Lab, *numbers: int) -> None:
+    for n in numbers:
+        one.publish("in", {"n": n})
+
+
+def numbers(one: Lab) -> list[int]:
+    return [o["n"] for o in one.outputs("out")]
+
+
+# -- start
+def test_all_begins_with_the_first_event_there_is(lab: MakeLab) -> None:
+    one = lab(reading())
+    foreign(one)
+    number(one, 1, 2)
+    one.start()
+    number(one, 3)
+    assert numbers(one) == [1, 2, 3]
+
+
+def test_new_begins_with_the_first_event_after_applying_even_if_the_engine_dies_at_once(lab: MakeLab) -> None:
+    one = lab(reading(start="new"))
+    foreign(one)
+    number(one, 1, 2)
+    one.start()
+    one.kill()
+    number(one, 3)
+    one.start()
+    one.advance(10)
+    number(one, 4)
+    assert numbers(one) == [3, 4]
+
+
+def test_a_sequence_and_a_time_say_where_to_begin(lab: MakeLab) -> None:
+    for start in (3, datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC)):
+        one = lab(reading(start=start))
+        foreign(one)
+        for n in range(1, 5):
+            number(one, n)
+            one.advance(8)
+        one.start()
+        assert numbers(one) == [3, 4], start
+
+
+def test_a_sequence_that_is_still_to_come_is_waited_for(lab: MakeLab) -> None:
+    one = lab(reading(start=3))
+    foreign(one)
+    host = one.start()
+    number(one, 1, 2, 3)
+    one.advance(10)
+    number(one, 4)
+    assert numbers(one) == [3, 4]
+    assert host.runners[0].stopped is None
+
+
+# -- events
+def test_an_event_without_an_id_gets_the_same_one_whenever_it_is_read(lab: MakeLab) -> None:
+    one = lab(reading())
+    one.start()
+    one.kill()
+    one.store(Draft("in", b'{"n":1}'))
+    ids = []
+    for _ in range(2):
+        one.start()
+        (message,) = one.messages("out")
+        ids.append((message.headers[subjects.EVENT_ID], message.headers[subjects.RUN]))
+        one.kill()
+        one.server.streams[STREAM].purge("out", 10**9)
+        one.server.streams[STREAM].purge(subjects.log("lab", "reading", "s1", 0), 10**9)
+    assert ids[0] == ids[1]
+
+
+def test_bytes_that_are_no_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) -> None:
+    one = lab(reading())
+    one.start()
+    one.store(Draft("in", b"\xff\x00 not json"))
+    number(one, 1)
+    (letter,) = one.letters()
+    assert (letter.node, letter.reason, letter.event.data) == ("in", "DecodeError", b"\xff\x00 not json")
+    assert numbers(one) == [1]
+
+
+def test_message_pack_and_arrow_events_are_read_by_their_content_type(lab: MakeLab) -> None:
+    pa = pytest.importorskip("pyarrow")
+    one = lab(reading())
+    one.start()
+    one.store(Draft("in", msgpack.packb({"n": 1}), {subjects.CONTENT_TYPE: "application/msgpack"}))
+    one.publish("in", {"n": 2, "blob": b"\x00\x01"}, codec="msgpack")
+    one.publish("in", pa.table({"n": [3, 4]}), codec="arrow")
+    one.advance(1)
+    stored = one.messages("out")
+    assert len(stored) + len(one.letters()) == 3
+    assert numbers(one)[:1] == [1]
+
+
+def test_key_session_and_trace_are_inherited_and_causes_are_named(lab: MakeLab) -> None:
+    topology = Topology("heirs")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    one.work()
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    run = one.publish("in", {"text": "a"}, key="k", session="s", headers={"traceparent": trace, "X-Tenant": "t"})
+    one.advance(1)
+    (m,) = one.messages("out")
+    h = m.headers
+    assert (h[subjects.KEY], h[subjects.SESSION], h[subjects.TRACEPARENT], h[subjects.RUN]) == ("k", "s", trace, run)
+    assert h[subjects.CAUSE] == one.asked[0].call
+    assert one.asked[0].origin["id"] == run
+    assert "X-Tenant" not in h
+
+
+def test_a_function_sees_the_publishers_headers_and_the_events_time(lab: MakeLab) -> None:
+    topology = Topology("headers")
+
+    def look(data: Any, ctx: Any) -> Any:
+        return {"tenant": ctx.event.headers.get("X-Tenant"), "time": ctx.event.time.isoformat()}
+
+    topology.source("in", time="at").map(look, name="look").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"at": "2020-05-04T03:02:01Z"}, headers={"X-Tenant": "t"})
+    one.publish("in", {"at": "never"})
+    assert one.outputs("out") == [{"tenant": "t", "time": "2020-05-04T03:02:01+00:00"}]
+    assert [letter.reason for letter in one.letters()] == ["InvalidInput"]
+
+
+def test_data_that_is_not_of_the_sources_type_is_a_dead_letter(lab: MakeLab) -> None:
+    from pydantic import BaseModel
+
+    class Number(BaseModel):
+        n: int
+
+    topology = Topology("typed")
+    topology.source("in", Number).map(lambda d: {"n": d.n}, name="plain").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"n": "many"})
+    number(one, 1)
+    assert [letter.reason for letter in one.letters()] == ["InvalidInput"]
+    assert numbers(one) == [1]
+
+
+def test_events_of_a_wildcard_keep_their_subject(lab: MakeLab) -> None:
+    topology = Topology("wild")
+    topology.source("orders.*").map(lambda d, ctx: {"from": ctx.event.subject}, name="where").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("orders.eu", {})
+    one.publish("orders.us", {})
+    assert one.outputs("out") == [{"from": "orders.eu"}, {"from": "orders.us"}]
+
+
+# -- gaps
+def trim(one: Lab, below: int) -> None:
+    one.server.streams["EVENTS"].purge(">", below)
+
+
+def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab: MakeLab) -> None:
+    one = lab(reading())
+    foreign(one)
+    number(one, 1, 2, 3)
+    one.start()
+    one.drain()
+    number(one, 4, 5, 6)
+    trim(one, 6)
+    host = one.start()
+    one.advance(20)
+    assert numbers(one) == [1, 2, 3]
+    assert "trimmed" in (host.runners[0].stopped or "")
+
+
+def test_or_records_the_hole_and_goes_on_where_that_is_declared(lab: MakeLab) -> None:
+    from dspex.engine.log.commit_log import unpack
+
+    one = lab(reading(on_gap="skip"))
+    foreign(one)
+    number(one, 1, 2, 3)
+    one.start()
+    one.drain()
+    number(one, 4, 5, 6)
+    trim(one, 6)
+    one.start()
+    assert numbers(one) == [1, 2, 3, 6]
+    entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
+    assert [e["hole"] for e in entries if "hole" in e] == [[3, 5]]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_source_that_was_made_anew_is_noticed_at_start_and_while_running(lab: MakeLab, policy: Any) -> None:
+    for running in (False, True):
+        one = lab(reading(on_gap=policy))
+        foreign(one)
+        number(one, 1, 2, 3)
+        host = one.start()
+        if not running:
+            one.drain()
+        del one.server.streams["EVENTS"]
+        one.advance(0.2)
+        foreign(one)
+        number(one, 4, 5, 6, 7)
+        if not running:
+            host = one.start()
+        one.advance(20)
+        assert numbers(one) == ([1, 2, 3] if policy == "stop" else [1, 2, 3, 4, 5, 6, 7]), running
+        assert ("made anew" in (host.runners[0].stopped or "")) == (policy == "stop")
+
+
+def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeLab) -> None:
+    """The stream moves on by itself: an engine that has read all of its own events lost nothing."""
+    one = lab(reading(partitions=4))
+    foreign(one)
+    number(one, 1, 2)
+    one.start()
+    for away in (False, True):
+        if away:
+            one.drain()
+        for _ in range(20):
+            one.store(Draft("other", b"{}"))
+        trim(one, one.server.streams["EVENTS"].last)
+        if away:
+            one.start()
+        one.advance(20)
+        assert one.hosts["a"][0].runners[0].stopped is None
+    number(one, 3)
+    one.advance(1)
+    assert numbers(one) == [1, 2, 3]
+
+
+def test_a_partition_that_gets_no_events_is_no_gap_when_what_others_read_is_trimmed(lab: MakeLab) -> None:
+    one = lab(reading(partitions=2))
+    foreign(one)
+    for n in range(5):
+        one.publish("in", {"n": n}, key="same")
+    one.start()
+    one.publish("in", {"n": 5}, key="same")
+    one.advance(11)
+    one.kill()
+    trim(one, 7)
+    one.publish("in", {"n": 6}, key="same")
+    host = one.start()
+    one.advance(1)
+    assert host.runners[0].stopped is None
+    assert numbers(one) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_stream_that_is_not_there_yet_is_waited_for(lab: MakeLab) -> None:
+    one = lab(reading(stream="EVENTS", start="new"))
+    host = one.start()
+    one.advance(3)
+    assert host.failure is None
+    foreign(one)
+    one.advance(3)
+    number(one, 1)
+    assert numbers(one) == [1]

@@ -1,0 +1,187 @@
+"""Streams and sinks: from one topology to the next, subjects of others, full streams, refused commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, SubjectTaken
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, Draft, StreamConfig
+from dspex.engine.testing.driver import Driver
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def test_a_sink_is_the_source_of_another_topology_and_a_run_spans_both(lab: MakeLab) -> None:
+    first, second = Topology("first"), Topology("second")
+    first.source("raw").map(lambda d: {"n": d["n"] + 1}, name="plus").sink("clean")
+    second.source("clean").predict("n -> answer", name="ask").sink("done")
+    one = lab(first, second)
+    one.start()
+
+    async def publish() -> Any:
+        return await one.client.publish("raw", {"n": 1})
+
+    run = one.run(publish())
+    one.advance(1)
+    assert one.run(run.info()).status == "running"
+    one.work()
+    info = one.run(run.wait(timeout="10s"))
+    assert (info.status, info.calls, info.dead_letters) == ("done", 1, 0)
+    outputs = one.run(run.outputs())
+    assert [(e.subject, e.data) for e in outputs] == [("clean", {"n": 2}), ("done", {"n": 2, "answer": "yes"})]
+    assert {e.run for e in outputs} == {run.id}
+
+
+def test_a_sink_that_another_stream_captures_is_refused_with_the_way_out(lab: MakeLab) -> None:
+    topology = Topology("taken")
+    topology.source("in").sink("replies")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("THEIRS", ["replies"])))
+    with pytest.raises(SubjectTaken) as e:
+        one.start()
+    one.hosts.clear()
+    assert "THEIRS" in e.value.message
+    assert "another subject" in e.value.fix
+
+
+def test_a_sinks_subject_may_be_made_of_fields_and_a_bad_one_is_a_dead_letter() -> None:
+    topology = Topology("fields")
+    topology.source("in").sink("replies.{kind}")
+    with Driver(topology) as d:
+        d.publish("in", {"kind": "a"})
+        d.publish("in", {"kind": "a.b"})
+        d.publish("in", {"kind": "x" * 3000})
+        assert d.outputs("replies.a") == [{"kind": "a"}]
+        assert [letter.reason for letter in d.dead_letters()] == ["InvalidInput", "InvalidInput"]
+
+
+@pytest.mark.parametrize("limit", ["messages", "bytes"])
+def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: str) -> None:
+    topology = Topology("full")
+    topology.source("in").flat_map(lambda d: [d] * 10, name="ten").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    host = one.start(most_inputs=5)
+    stream = one.server.streams[STREAM]
+    from dataclasses import replace
+
+    config = stream.config
+    room = {"max_messages": 100} if limit == "messages" else {"max_bytes": 20_000}
+    stream.config = replace(config, **room)  # type: ignore[arg-type]
+    for n in range(30):
+        one.publish("in", {"n": n})
+    one.advance(10)
+    assert len(one.outputs("out")) < 300
+    assert host.committer.full
+    assert host.failure is None
+    p = host.runners[0].partitions[0]
+    assert p.state.source_sequence < 30  # it reads no more than it may hold
+    stream.config = config
+    one.advance(10)
+    assert [o["n"] for o in one.outputs("out")] == [n for n in range(30) for _ in range(10)]
+    assert host.committer.full == ""
+
+
+class Picky(MemoryBus):
+    """A server that refuses commits with "poison" in them, for no reason that it gives a name."""
+
+    async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
+        if any(b"poison" in d.data and d.subject.startswith(("out", "dspex.lab.work")) for d in drafts):
+            raise BusError("it does not like that")
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_of_a_refused_commit_only_the_culprits_become_dead_letters(lab: MakeLab) -> None:
+    topology = Topology("picky")
+    topology.source("in", partitions=3).sink("out")
+    one = lab(topology)
+    one.start()
+    one.kill()
+    for n in range(60):
+        text = "poison" if n in (17, 18, 40) else "fine"
+        one.publish("in", {"n": n, "text": text}, key=f"k{n % 5}")
+    one.start(bus=Picky(one.server, BusEvents()))
+    one.advance(30)
+    assert sorted(o["n"] for o in one.outputs("out")) == [n for n in range(60) if n not in (17, 18, 40)]
+    assert sorted(letter.event.data["n"] for letter in one.letters()) == [17, 18, 40]
+    assert {letter.reason for letter in one.letters()} == {"BusError"}
+
+
+def test_a_result_of_which_the_server_takes_nothing_is_a_dead_letter_and_its_call_is_over(lab: MakeLab) -> None:
+    topology = Topology("picky")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.answers["ask"] = lambda inputs, work: {"answer": "poison" if inputs["text"] == "1" else "fine"}
+    host = one.start(bus=Picky(one.server, BusEvents()))
+    for n in range(3):
+        one.publish("in", {"text": str(n)})
+    one.work()
+    one.advance(5)
+    assert [o["text"] for o in one.outputs("out")] == ["0", "2"]
+    (letter,) = one.letters()
+    assert (letter.node, letter.event.data) == ("ask", {"text": "1"})
+    assert host.runners[0].partitions[0].state.calls == {}
+
+
+def test_so_is_a_fallback_and_a_redriven_event(lab: MakeLab) -> None:
+    topology = Topology("picky")
+    topology.source("in").predict("text -> answer", name="ask", deadline="5s", fallback={"answer": "poison"}).sink("out")
+    one = lab(topology)
+    one.start(bus=Picky(one.server, BusEvents()))
+    one.publish("in", {"text": "1"})
+    one.advance(20)
+    (letter,) = one.letters()
+    assert letter.code == "DX400"
+    one.answers["ask"] = lambda inputs, work: {"answer": "poison"}
+    one.run(one.client.redrive([letter]))
+    one.advance(20)
+    (letter,) = one.letters()
+    one.work()
+    assert letter.event.data == {"text": "1"}
+
+
+def test_a_dead_letter_that_cannot_be_stored_stops_its_partition_and_floods_nobody(lab: MakeLab) -> None:
+    class Impossible(MemoryBus):
+        async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
+            if len(drafts) > 1:
+                raise BusError("nothing is good enough")
+            return await super().commit(drafts, timeout=timeout)
+
+    topology = Topology("impossible")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.start(bus=Impossible(one.server, BusEvents()))
+    one.publish("in", {"n": 1})
+    one.advance(60)
+    assert len(one.messages(subjects.log("lab", "impossible", "s1", 0))) < 60
+    one.kill()
+    one.start()
+    assert one.outputs("out") == [{"n": 1}]
+
+
+def test_a_stream_of_sinks_grows_with_its_topologies(lab: MakeLab) -> None:
+    one = lab()
+    for name, sink in (("first", "a.*"), ("second", "a.b.>")):
+        topology = Topology(name)
+        topology.source(f"in.{name}").sink(sink.replace("*", "x").replace(">", "y"))
+        one.start(name, topology)
+    stream = one.run(one.client.bus.stream(STREAM))
+    assert {"a.x", "a.b.y", "in.first", "in.second"} <= set(stream.subjects)
+
+
+def test_what_is_read_is_what_was_stored_as_draft(lab: MakeLab) -> None:
+    topology = Topology("plain")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.start()
+    one.store(Draft("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
+    one.store(Draft("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
+    (m,) = one.messages("out")
+    assert m.headers[subjects.RUN] == "mine"

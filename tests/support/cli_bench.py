@@ -1,0 +1,208 @@
+"""Projects in a folder, and `python -m dspex` in them: what the tests of the CLI stand on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspex import __main__ as cli
+
+HERE = Path(__file__).parent
+STANDIN = HERE / "standin.py"
+CLASSIFY = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
+
+NATIVE = """
+dspex: 1
+topology: native
+sources: {{ {u}.in: {{}} }}
+nodes:
+  check:
+    from: {u}.in
+    validate: {{ type: object, required: [text], properties: {{ text: {{ type: string, minLength: 3 }} }} }}
+  count: {{ from: check, set: {{ size: "len(text)" }} }}
+sinks: {{ {u}.out: {{ from: count }} }}
+"""
+TRIAGE = """
+dspex: 1
+topology: triage
+sources: {{ {u}.in: {{}} }}
+nodes:
+  classify: {{ from: {u}.in, predict: "{signature}", retry: {{ attempts: 1 }} }}
+sinks: {{ {u}.out: {{ from: classify }} }}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The lines of its output, each an object of version 1."""
+        return objects(self.out)
+
+    def error(self) -> dict[str, Any]:
+        """The error that it told with --json."""
+        found = [o["error"] for o in objects(self.err) if "error" in o]
+        assert len(found) == 1, self.err
+        assert list(found[0])[:6] == ["code", "message", "fix", "node", "run", "retryable"]
+        return found[0]
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in text.splitlines() if '"v":1' in line]
+    assert all(one.pop("v") == 1 for one in found)
+    return found
+
+
+class Running:
+    """A `dspex` command that runs. Its output is read as it comes."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str]) -> None:
+        self.log = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115 - closed with the process
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    def until(self, text: str, timeout: float = 15.0) -> str:
+        """The first line with `text` in it."""
+        with self._more:
+            self._more.wait_for(lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), timeout)
+        found = [line for line in self.lines if text in line]
+        assert found, f"{text!r} did not come: {self.lines} {self.errors()}"
+        return found[0]
+
+    def errors(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def end(self, how: int = signal.SIGTERM, timeout: float = 15.0) -> int:
+        """Its exit code, after a signal."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(timeout)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+
+
+class Project:
+    """A folder with settings, and commands in it."""
+
+    def __init__(self, folder: Path, unique: str, settings: str = "", **env: str) -> None:
+        self.folder, self.u = folder, unique
+        self.input, self.output = f"{unique}.in", f"{unique}.out"
+        (folder / "dspex.toml").write_text(f'app = "{unique}"\n{settings}')
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("NATS_", "DSPEX_"))}
+        self.env = {**inherited, **env}
+
+    def write(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def dspex(self, *args: str, stdin: str = "", timeout: float = 25.0, **env: str) -> Done:
+        found = subprocess.run(
+            self._command(args),
+            cwd=self.folder, env={**self.env, **env}, input=stdin, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        return Done(found.returncode, found.stdout, found.stderr)
+
+    def here(self, *args: str, **env: str) -> Done:
+        """The same command in this process: a subprocess costs half a second of a core."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
+                patch.delenv(name)
+            for name, value in {**self.env, **env}.items():
+                patch.setenv(name, value)
+            code = cli.main(args)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    @contextmanager
+    def start(self, *args: str, **env: str) -> Iterator[Running]:
+        running = Running(self._command(args), self.folder, {**self.env, **env})
+        try:
+            yield running
+        finally:
+            running.close()
+
+    def publish(self, *args: str, stdin: str = "") -> Done:
+        """Publish to the source, and wait for the runs."""
+        command = ("--json", "publish", self.input, *args, "--wait", "15s")
+        return self.dspex(*command, stdin=stdin) if stdin else self.here(*command)
+
+    @staticmethod
+    def _command(args: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "dspex", *args]
+
+
+@contextmanager
+def stand_in() -> Iterator[str]:
+    """The URL of a stand-in for a model's server, in a process of its own."""
+    process = subprocess.Popen([sys.executable, str(STANDIN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        yield json.loads(process.stdout.readline())["url"]
+    finally:
+        process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
+
+
+def eventually(test: Callable[[], Any], timeout: float = 8.0) -> Any:
+    """What `test()` gives, as soon as it is something. For what no output tells."""
+    end = time.monotonic() + timeout
+    while not (found := test()):
+        assert time.monotonic() < end, "did not happen in time"
+    return found
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Project]:
+    """A project whose native topology runs."""
+    project = Project(
+        tmp_path_factory.mktemp("native"), f"n{os.urandom(5).hex()}", 'topologies = ["native.yaml"]', NATS_URL=nats_url
+    )
+    project.write("native.yaml", NATIVE.format(u=project.u))
+    with project.start("run", "--pools", "none") as run:
+        run.until("ready")
+        yield project
+        assert run.end() == 0, run.errors()

@@ -1,0 +1,182 @@
+"""Engines on the in-memory bus and on virtual time, several at once, on connections that can be cut at a chosen commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, DspexError, ProgramError
+from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Message, new_id
+from dspex.bus.port import BusEvents, Draft
+from dspex.bus.records import Outcome, Work
+from dspex.engine.client import letters
+from dspex.engine.client.client import Client, read_event
+from dspex.engine.client.letters import DeadLetter
+from dspex.engine.graph.graph import HasGraph
+from dspex.engine.hosting.host import Host
+
+APP = "lab"
+STREAM = subjects.stream(APP)
+T = TypeVar("T")
+Answer = Callable[[dict[str, Any], Work], Mapping[str, Any]]
+
+
+async def insist(do: Callable[[], Awaitable[T]]) -> T:
+    """Do something until the bus lets it."""
+    while True:
+        try:
+            return await do()
+        except BusError:
+            await asyncio.sleep(0.1)
+
+
+class Cut(MemoryBus):
+    """A connection that ends at commit number `at` (from 1): after the server has it (`landed`), or before it does.
+
+    Either way nobody hears anything of it any more, as when the process is killed at that instant.
+    """
+
+    def __init__(self, server: MemoryServer, at: int, landed: bool) -> None:
+        super().__init__(server, BusEvents())
+        self.left, self.landed = at, landed
+        self.cut = asyncio.Event()
+
+    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+        self.left -= 1
+        if self.left > 0 or self.cut.is_set():
+            return await super().commit(drafts, timeout=timeout)
+        if self.landed:
+            await super().commit(drafts, timeout=timeout)
+        self.cut.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody waits for this")
+
+
+class Lab:
+    """A server, engines on it, and workers that answer with `answers[node](inputs, work)`; an exception is an error."""
+
+    def __init__(self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None, max_payload: int = 1 << 20) -> None:
+        self.graphs = [t.graph for t in topologies]
+        self.loop = VirtualLoop()
+        self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[Work] = []
+        self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
+        self.client = Client(bus=self.server.connect(), app=APP)
+        self._workers: list[asyncio.Task[None]] = []
+
+    def close(self) -> None:
+        self.loop.close()
+
+    # -- time
+    def run(self, coroutine: Awaitable[Any]) -> Any:
+        async def go() -> Any:
+            return await coroutine
+
+        return self.loop.run(go(), advance=True)
+
+    def advance(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+        for host, _ in self.hosts.values():
+            if host.failure is not None:
+                raise host.failure
+
+    # -- engines
+    def start(self, name: str = "a", *topologies: HasGraph, bus: MemoryBus | None = None, **options: Any) -> Host:
+        """An engine, which runs the lab's topologies or those given; half a second later."""
+
+        async def go() -> Host:
+            connection = bus or self.server.connect()
+            graphs = [t.graph for t in topologies] or self.graphs
+            host = Host(connection, APP, graphs, engine=name, clock=lambda: self.server.now, **options)
+            self.hosts[name] = (host, connection)
+            await host.start()
+            return host
+
+        host: Host = self.run(go())
+        self.advance(0.5)
+        return host
+
+    def kill(self, name: str = "a") -> None:
+        """As SIGKILL: it says nothing to anybody."""
+        host, bus = self.hosts.pop(name)
+        self.run(host.kill())
+        self.run(bus.close())
+
+    def drain(self, name: str = "a") -> None:
+        host, bus = self.hosts.pop(name)
+        self.run(host.drain())
+        self.run(bus.close())
+
+    def work(self, *pools: str) -> None:
+        """Start workers for these pools ("lightweight" if none is named)."""
+        self._workers = [self.loop.create_task(self._work(p)) for p in pools or ("lightweight",)]
+        self.advance(0.1)
+
+    async def _work(self, pool: str) -> None:
+        bus = self.server.connect()
+        name, pattern = subjects.work_consumer(pool), subjects.work_pattern(APP, pool)
+        queue = await insist(lambda: bus.work(STREAM, pattern, name=name, ack_wait=15.0, free=lambda: 1000))
+        while True:
+            delivery = await insist(queue.next)
+            work = Work.unpack(delivery.message.data)
+            self.asked.append(work)
+            result = self.result(work)
+            await insist(lambda: bus.publish(result))  # noqa: B023  it is over before the next turn
+            await insist(delivery.ack)
+
+    def result(self, work: Work, **changes: Any) -> Draft:
+        """What a worker stores for this work."""
+        outputs: Any = None
+        error: Any = None
+        try:
+            answer = self.answers.get(work.node, lambda inputs, work: {"answer": "yes"})
+            outputs = dict(answer(dict(work.inputs), work))
+        except DspexError as e:
+            error = e.as_dict()
+        except ArithmeticError as e:
+            error = ProgramError(str(e)).as_dict()
+        values: dict[str, Any] = {
+            "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
+            "work": work.pack(), "outputs": outputs, "error": error, "worker": "lab",
+        }  # fmt: skip
+        outcome = Outcome(**{**values, **changes})
+        headers = {
+            subjects.MESSAGE_ID: subjects.attempt_id(outcome.call, outcome.attempt),
+            subjects.RUN: str(work.origin["run"]),
+        }
+        return Draft(work.reply, outcome.pack(), headers)
+
+    # -- in and out
+    def publish(self, subject: str, data: Any, **options: Any) -> str:
+        id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event
+        run = self.run(insist(lambda: self.client.publish(subject, data, id=id, **options)))
+        self.loop.settle()
+        return str(run.id)
+
+    def store(self, draft: Draft) -> None:
+        """Store a message as any NATS client would."""
+        self.run(self.client.bus.publish(draft))
+        self.loop.settle()
+
+    def messages(self, subject: str, stream: str = STREAM) -> list[Message]:
+        async def go() -> list[Message]:
+            info = await self.client.bus.stream(stream)
+            return await self.client.bus.scan(stream, [subject], start=1, stop=info.last) if info else []
+
+        found: list[Message] = self.run(go())
+        return found
+
+    def outputs(self, subject: str) -> list[Any]:
+        return [read_event(m).data for m in self.messages(subject)]
+
+    def letters(self) -> list[DeadLetter]:
+        async def go() -> list[DeadLetter]:
+            return [d async for d in letters.listing(self.client.bus, APP)]
+
+        found: list[DeadLetter] = self.run(go())
+        return found

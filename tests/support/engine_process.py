@@ -1,0 +1,36 @@
+"""An engine in a process of its own, for tests that kill it: `engine_process.py URL APP SOURCE SINK CALLS`.
+
+It prints a line of JSON when it runs, and drains on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+
+async def main(url: str, app: str, source: str, sink: str, partitions: int) -> None:
+    from dspex.bus.settings.model import Settings
+    from dspex.engine.cli.terminal import log
+    from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
+    from dspex.operators.topology import Topology
+
+    log.configure()  # to stderr: stdout is for the test
+    topology = Topology("processed")
+    topology.source(source, partitions=partitions).map(lambda d: {**d, "seen": True}, name="see").sink(sink)
+    settings = Settings.load(server__url=url, app=app)
+    stopped = stop_on_signals()
+    async with Engine(topology, settings=settings, pools="none") as engine:
+        heavy = sorted({"dspy", "litellm", "torch", "numpy", "pyarrow"} & {m.split(".")[0] for m in sys.modules})
+        sys.stdout.write(json.dumps({"seconds": time.perf_counter() - STARTED, "heavy": heavy, "id": engine.id}) + "\n")
+        sys.stdout.flush()
+        await until_stopped(engine, stopped)
+
+
+if __name__ == "__main__":
+    url, app, source, sink, partitions = sys.argv[1:]
+    asyncio.run(main(url, app, source, sink, int(partitions)))

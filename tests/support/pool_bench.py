@@ -1,0 +1,104 @@
+"""A stand-in model, a pool with real children, and a bus: what the tests of the workers stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dspex.bus import subjects
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.message import new_id
+from dspex.bus.port import Draft, StreamConfig
+from dspex.bus.records import CallSpec, Outcome, Work
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.pool.pool import Pool
+
+HERE = Path(__file__).parent
+
+APP, CLASS, REPLY = "test", "light", "dspex.test.result.triage.classify.0"
+SIGNATURE = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
+CHOICES = ["card_arrival", "lost_card", "exchange_rate", "other"]
+
+
+def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", **options: Any) -> Work:
+    """A piece of work: `predict` with SIGNATURE, unless `spec` says otherwise."""
+    inputs = options.pop("inputs", {"text": text})
+    spec = spec or CallSpec("predict", SIGNATURE, SIGNATURE)
+    known = {"ordinal": 1, "attempt": 1, "topology": "triage", "node": "classify", "reply": REPLY, "timeout": 8.0}
+    return Work(call=call or new_id(), spec=asdict(spec), inputs=inputs, **{**known, **options})
+
+
+def program(name: str, **options: Any) -> CallSpec:
+    """A spec for one of tests/support/programs."""
+    return CallSpec("program", f"sample:{name}", options.pop("signature", "text -> reply"), **options)
+
+
+@dataclass
+class Bench:
+    """A pool with real children on a memory bus."""
+
+    pool: Pool
+    bus: MemoryBus
+    seen: list[Outcome] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def put(self, *items: Work) -> None:
+        for item in items:
+            await self.bus.publish(Draft(subjects.work(APP, CLASS, item.topology, item.node), item.pack()))
+
+    async def outcomes(self, count: int, timeout: float = 9.0) -> list[Outcome]:
+        """The first `count` records that were stored, as soon as they are."""
+        async with asyncio.timeout(timeout):
+            while len(self.seen) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+        return self.seen
+
+    async def ask(self, *items: Work, timeout: float = 9.0) -> list[Outcome]:
+        """Put work into the queue and wait for the records of it, in the order of `items`."""
+        before = len(self.seen)
+        await self.put(*items)
+        found = {o.call: o for o in (await self.outcomes(before + len(items), timeout))[before:]}
+        return [found[i.call] for i in items]
+
+    async def until(self, test: Any, timeout: float = 9.0) -> None:
+        """Wait for something that no event tells."""
+        end = time.monotonic() + timeout
+        while not test():
+            assert time.monotonic() < end, "did not happen in time"
+            await asyncio.sleep(0.02)
+
+    async def pump(self) -> None:
+        reader = await self.bus.reader(subjects.stream(APP), [REPLY], after=0, name="test")
+        while True:
+            self.seen += [Outcome.unpack(m.data) for m in await reader.read(1000)]
+            self.arrived.set()
+
+
+def config(url: str, **options: Any) -> PoolConfig:
+    """A pool of one child that uses the stand-in."""
+    profiles = {"main": Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0})}
+    known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*",), "path": (str(HERE / "programs"),)}
+    return PoolConfig(APP, CLASS, **{**known, **options})
+
+
+@asynccontextmanager
+async def running(pool_config: PoolConfig, bus: MemoryBus | None = None, **options: float) -> AsyncIterator[Bench]:
+    """A started pool; drained at the end, and the bus is closed."""
+    bus = bus or MemoryServer().connect()
+    await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    bench = Bench(Pool(bus, pool_config, **options), bus)
+    pump = asyncio.create_task(bench.pump())
+    try:
+        await bench.pool.start()
+        yield bench
+    finally:
+        await bench.pool.drain(1.0)
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+        await bus.close()

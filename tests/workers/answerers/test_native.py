@@ -1,0 +1,382 @@
+"""Who answers a call in a worker, and that both answer alike: a real pool with a real child, and a stand-in for the model."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+import standin
+from pool_bench import CLASS, SIGNATURE, Bench, config, program, running, work
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError
+from dspex.bus.message import Message
+from dspex.bus.records import ACCEPTED, KIND_HEADER, CallSpec, Outcome, Work
+from dspex.workers.answerers.router import Router
+from dspex.workers.config import PoolConfig, Profile
+
+ROOT = Path(__file__).parents[3]
+VERSION = importlib.metadata.version("dspy")
+
+
+def spec(signature: str = SIGNATURE, route: str = "auto", kind: str = "predict", **options: Any) -> CallSpec:
+    return CallSpec(kind, signature, signature, route=route, **options)
+
+
+def plain(url: str, **options: Any) -> PoolConfig:
+    """A pool without programs: nothing needs DSPy at its start."""
+    return config(url, **{"programs": (), **options})
+
+
+def error(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.error is not None, outcome.outputs
+    return dict(outcome.error)
+
+
+# -- the same answer -------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_native_answer_has_the_same_record_as_dspys(model: Any) -> None:
+    model.bodies = []
+    async with running(config(model.url)) as bench:
+        for kind in ("predict", "chain_of_thought"):
+            for adapter in ("chat", "json", "xml"):
+                asked = spec(
+                    kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99}
+                )
+                native, dspy = await bench.ask(
+                    work("my card", spec=asked), work("my card", spec=replace(asked, route="worker"))
+                )
+                assert (native.route, dspy.route) == ("native", "worker")
+                assert native.outputs == dspy.outputs, error(native)
+                assert list(native.outputs or {}) == list(dspy.outputs or {})
+                for name in ("usage", "lm", "program", "dspy_version", "worker", "node", "error"):
+                    assert getattr(native, name) == getattr(dspy, name), name
+                assert model.bodies[-1] == model.bodies[-2]
+                assert (native.usage["cost"] or 0) > 0
+                assert 0 < native.elapsed < 9
+
+
+@pytest.mark.asyncio
+async def test_each_failure_of_a_model_is_the_same_whoever_asked(model: Any) -> None:
+    faults = ["429=7", "500", "503", "drop", "garbage", "400", "401", "404", "nonsense"]
+    async with running(config(model.url)) as bench:
+        found = {}
+        for route in ("native", "worker"):
+            outcomes = await bench.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
+            assert {o.route for o in outcomes} == {route}
+            found[route] = [(error(o)["type"], error(o)["retryable"], error(o)["retry_after"], o.usage) for o in outcomes]
+    assert found["native"] == found["worker"]
+    assert model.requests == 2 * len(faults), "nothing below dspex retries a durable call"
+    assert found["native"][-1][3]["output_tokens"] > 0, "a useless answer was paid for too"
+
+
+@pytest.mark.asyncio
+async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(model: Any) -> None:
+    marker = '<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'
+    async with running(config(model.url)) as bench:
+        for route in ("auto", "worker"):
+            imported, marked, missing, absent = await bench.ask(
+                work(spec=spec("text -> reply: this", route)),
+                work(marker, spec=spec(route=route)),
+                work(spec=spec("text, more -> reply", route)),
+                work(spec=spec(route=route, lm=("big",))),
+            )
+            assert (error(imported)["type"], error(marked)["type"]) == ("ProgramError", "InvalidInput")
+            assert (error(missing)["type"], error(absent)["code"]) == ("InvalidInput", "DX113")
+            assert error(missing)["message"] == "the signature wants more; there is text"
+    assert model.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_constraints_of_outputs_are_enforced(model: Any) -> None:
+    async with running(plain(model.url)) as bench:
+        asked = spec("text -> urgency: Annotated[int, Field(ge=100)]")
+        (outcome,) = await bench.ask(work("hello", spec=asked))
+    assert (outcome.route, error(outcome)["type"]) == ("native", "InvalidOutput")
+    assert "greater than or equal to 100" in error(outcome)["message"]
+
+
+# -- who answers -----------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_dspy_answers_what_native_does_not_cover_and_what_asks_for_it(model: Any) -> None:
+    profiles = {
+        "main": Profile("main", "openai/stand-in", base_url=model.url),
+        "two": Profile("two", "openai/stand-in", base_url=model.url, params={"n": 2}),
+    }
+    async with running(config(model.url, profiles=profiles)) as bench:
+        outcomes = await bench.ask(
+            work(spec=spec(route="worker")),
+            work(spec=spec("text -> reply", kind="react", tools=("sample:echo",), max_iters=2)),
+            work(spec=program("echo", route="auto")),
+            work(spec=spec(config={"n": 2})),
+            work(spec=spec(lm=("two",))),
+            work(spec=spec("text, past: dspy.History -> reply"), inputs={"text": "hello", "past": {"messages": []}}),
+            work(spec=spec("text -> reasoning, reply", kind="chain_of_thought")),
+            work(spec=spec()),
+        )
+    assert [o.error for o in outcomes] == [None] * 8
+    assert [o.route for o in outcomes] == ["worker"] * 7 + ["native"]
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_again(model: Any) -> None:
+    profiles = {
+        "main": Profile("main", "openai/stand-in", base_url=model.url),
+        "thinks": Profile("thinks", "openai/o3-mini", base_url=model.url),
+        "else": Profile("else", "anthropic/claude-sonnet-4-5", base_url=model.url),
+        "keyless": Profile("keyless", "openai/gpt-4o"),
+    }
+    wanted = {
+        "react runs in DSPy only": spec("text -> reply", "native", "react", tools=("sample:echo",)),
+        "n=2 is given to DSPy as it is": spec(route="native", config={"n": 2}),
+        "is a reasoning model": spec(route="native", lm=("thinks",)),
+        "is not called by OpenAI's chat API": spec(route="native", lm=("else",)),
+        "lm.keyless names no key": spec(route="native", lm=("keyless",)),
+        "dspy.History": spec("text, past: dspy.History -> reply", "native"),
+    }
+    async with running(plain(model.url, profiles=profiles)) as bench:
+        outcomes = await bench.ask(*[work(spec=s) for s in wanted.values()])
+    for why, outcome in zip(wanted, outcomes, strict=True):
+        found = error(outcome)
+        assert (found["type"], found["retryable"]) == ("ProgramError", False)
+        assert why in found["message"]
+        assert 'route="native" cannot be' in found["message"]
+    assert model.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(bench: Bench) -> None:
+    item = work()
+    old = {k: v for k, v in item.spec.items() if k != "route"}
+    (outcome,) = await bench.ask(replace(item, spec=old))
+    assert (outcome.route, outcome.error) == ("worker", None)
+
+
+@pytest.mark.asyncio
+async def test_where_dspy_would_call_another_server_native_does_not_answer(model: Any) -> None:
+    async with running(plain(model.url, env={"OPENAI_API_BASE": "http://127.0.0.1:9/v1"})) as bench:
+        (outcome,) = await bench.ask(work(spec=spec(route="native")))
+    assert "OPENAI_API_BASE is set" in error(outcome)["message"]
+    assert model.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_the_next_profile_is_tried_only_when_one_is_unavailable_whoever_serves_it(model: Any) -> None:
+    async with standin.StandIn() as other:
+        profiles = {
+            "gone": Profile("gone", "openai/a", base_url="http://127.0.0.1:9/v1"),
+            "main": Profile("main", "openai/b", base_url=model.url),
+            "odd": Profile("odd", "openai/c", base_url=other.url, params={"n": 2}),
+        }
+        async with running(config(model.url, profiles=profiles)) as bench:
+            served, refused, mixed = await bench.ask(
+                work("one", spec=spec(lm=("gone", "main", "odd"))),
+                work("standin:401", spec=spec(lm=("gone", "main", "odd"))),
+                work("two", spec=spec(lm=("gone", "odd"))),
+            )
+    assert (served.lm, served.route, served.error) == ("main", "native", None)
+    assert error(refused)["type"] == "LMRefused"
+    assert (mixed.lm, mixed.route, mixed.error) == ("odd", "worker", None)
+
+
+# -- without DSPy ----------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_child_that_only_serves_native_calls_never_imports_dspy(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "dspy.py").write_text("raise ImportError('dspy was imported')")
+    async with running(plain(model.url, env={"PYTHONPATH": str(tmp_path)})) as bench:
+        cot = spec("text -> reply", kind="chain_of_thought", adapter="json")
+        outcomes = await bench.ask(*[work(f"t{i}", spec=spec()) for i in range(5)], work("c", spec=cot))
+        assert [(o.route, o.error) for o in outcomes] == [("native", None)] * 6
+        assert bench.pool.status()["dspy_version"] == VERSION, "told without importing it"
+        (other,) = await bench.ask(work(spec=spec(route="worker")))
+        assert "dspy was imported" in error(other)["message"]
+        assert (await bench.ask(work("after", spec=spec())))[0].error is None
+
+
+@pytest.mark.asyncio
+async def test_dspy_is_imported_when_it_is_needed_and_native_calls_go_on_meanwhile(model: Any) -> None:
+    async with running(plain(model.url)) as bench:
+        (child,) = bench.pool.status()["children"]
+        calls = [work(f"w{i}", spec=spec(route="worker")) for i in range(3)]
+        await bench.put(*calls)
+        natives = await bench.ask(*[work(f"n{i}", spec=spec(route="native")) for i in range(5)])
+        assert [o.error for o in natives] == [None] * 5
+        outcomes = {o.call: o for o in await bench.outcomes(8)}
+        assert [(outcomes[c.call].route, outcomes[c.call].error) for c in calls] == [("worker", None)] * 3
+        (after,) = bench.pool.status()["children"]
+        assert after["pid"] == child["pid"]
+        assert after["rss"] > child["rss"] + (20 << 20), "DSPy is large: whoever does not need it does not pay for it"
+
+
+@pytest.fixture
+def without_dspy(tmp_path: Path) -> str:
+    """A Python that has all that dspex needs, and no DSPy."""
+    site = tmp_path / "site"
+    site.mkdir()
+    import yaml
+
+    for entry in Path(yaml.__file__).parents[1].iterdir():
+        if not entry.name.startswith(("dspy", "litellm", "__editable__", "dspex", "_", "distutils")) or entry.name == "_yaml":
+            (site / entry.name).symlink_to(entry)
+    (site / "dspex").symlink_to(ROOT)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+@pytest.mark.asyncio
+async def test_an_environment_without_dspy_serves_native_calls_and_says_what_the_others_need(
+    model: Any, without_dspy: str
+) -> None:
+    async with running(plain(model.url, python=without_dspy)) as bench:
+        served, other = await bench.ask(work(spec=spec()), work(spec=spec(route="worker")))
+        assert bench.pool.status()["dspy_version"] == ""
+    assert (served.route, served.error, served.dspy_version) == ("native", None, "3.4")
+    assert (error(other)["type"], error(other)["code"]) == ("ConfigError", "DX134")
+    assert "pip install 'dspex[dspy]'" in error(other)["fix"]
+    with pytest.raises(ConfigError) as caught:
+        async with running(config(model.url, python=without_dspy)):
+            pass
+    assert caught.value.code == "DX134"
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(model: Any) -> None:
+    async with running(plain(model.url)) as bench:
+        (late,) = await bench.ask(work("standin:hang", spec=spec(), timeout=0.5))
+        assert (error(late)["type"], error(late)["retryable"]) == ("CallTimeout", True)
+        await bench.until(lambda: model.running == 0)
+        assert bench.pool.children.restarts == 0
+        assert (await bench.ask(work("after", spec=spec())))[0].error is None
+
+
+# -- a reply that cannot be read -------------------------------------------------------------------------------------
+async def interactive(bench: Bench, item: Work) -> Outcome:
+    """Ask as the engine's client does."""
+    frames: asyncio.Queue[Message] = asyncio.Queue()
+    subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
+    await bench.until(lambda: bench.pool.interactive._subscription is not None)
+    await bench.bus.send(subjects.call("test", CLASS), item.pack(), reply=inbox)
+    async with asyncio.timeout(9):
+        while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
+            pass
+    await subscription.close()
+    return Outcome.unpack(message.data)
+
+
+@pytest.mark.asyncio
+async def test_a_useless_reply_is_asked_for_again_where_nobody_else_would(model: Any) -> None:
+    model.fault("durable", "nonsense=0x1")
+    model.fault("quick", "nonsense=0x1")
+    async with running(plain(model.url)) as bench:
+        (durable,) = await bench.ask(work("durable", spec=spec()))
+        assert error(durable)["type"] == "InvalidOutput"
+        assert model.texts["durable"] == 1, "the engine asks again, counts it and records it"
+        quick = await interactive(bench, work("quick", spec=spec(), reply="", ordinal=-1))
+        assert (quick.error, quick.route, model.texts["quick"]) == (None, "native", 2)
+        once = await interactive(bench, work("fine", spec=spec(), reply="", ordinal=-1))
+        assert quick.usage["output_tokens"] > once.usage["output_tokens"], "both replies were paid for"
+        never = await interactive(bench, work("standin:nonsense", spec=spec(), reply="", ordinal=-1))
+        assert (error(never)["type"], model.texts["standin:nonsense"]) == ("InvalidOutput", 2)
+
+
+def chat(value: str) -> str:
+    """A reply of the chat adapter for the output `a`."""
+    return f"[[ ## a ## ]]\n{value}\n\n[[ ## completed ## ]]"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: Any, route: str) -> None:
+    replies = {"int": "9" * 30, "long": "0x" + "f" * 19_000, "str": '"\\ud800"', "list[str]": '["\\ud800"]'}
+    model.replies = {kind: chat(value) for kind, value in replies.items() if kind != "str"}
+    model.replies["str"] = '{"a": "\\ud800"}'
+    async with running(plain(model.url)) as bench:
+        slow = work("standin:slow=1", spec=spec(route="native"))
+        await bench.put(slow)
+        await bench.until(lambda: model.running == 1)
+        asked = {
+            k: spec(f"text -> a: {'int' if k == 'long' else k}", route, adapter="json" if k == "str" else "chat")
+            for k in replies
+        }
+        await bench.put(*[work(kind, spec=s, call=kind) for kind, s in asked.items()])
+        outcomes = {o.call: o for o in await bench.outcomes(1 + len(asked))}
+        assert bench.pool.children.restarts == 0
+    assert outcomes.pop(slow.call).error is None, "its neighbour goes on"
+    for kind, outcome in outcomes.items():
+        assert (error(outcome)["type"], outcome.outputs) == ("InvalidOutput", None), kind
+        assert outcome.elapsed < 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_a_value_that_is_no_json_is_an_invalid_output(model: Any, route: str) -> None:
+    model.replies = {"bytes": chat(r"b'\xff'"), "list[bytes]": chat(r"[b'\xff']"), "Any": chat("...")}
+    router = Router(plain(model.url).for_child())
+    for kind in model.replies:
+        answer = await router.run(work(kind, spec=spec(f"text -> a: {kind}", route)), None, print)
+        assert answer["error"] is None or answer["error"]["type"] == "InvalidOutput", (kind, answer["error"])
+    assert answer["error"], "an Ellipsis"
+    await router.close()
+
+
+@pytest.mark.asyncio
+async def test_what_strangers_ask_for_is_not_kept_for_ever(model: Any) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(c, type) and issubclass(c, dspy.Signature) for c in gc.get_objects())
+
+    profiles = {"small": Profile("small", "local/none")}  # without a server: programs are made, and no model is asked
+    router = Router(plain(model.url, profiles=profiles).for_child())
+    counts = []
+    for start in (0, 300, 600):
+        for i in range(start, start + 300):
+            answer = await router.run(work(spec=spec(f"text -> a{i}", "worker")), None, print)
+            assert answer["error"]["type"] != "ProgramError", answer["error"]
+        counts.append(alive())
+    assert counts[0] > 200, "one is made for each"
+    assert counts[2] - counts[0] < 100, counts
+    await router.close()
+
+
+# -- local models ----------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    model.bodies = []
+    profiles = {"small": Profile("small", "local/smollm2-135m", params={"top_p": 0.5})}
+    router = Router(config(model.url, profiles=profiles, programs=()).for_child())
+    for signature in (SIGNATURE, "text -> notes: dict[str, int]", "text -> reply"):
+        answers = []
+        for route in ("native", "worker"):
+            item = work(spec=spec(signature, route, config={"max_tokens": 40}, adapter="chat"))
+            answers.append(await router.run(item, model.url, print))
+        assert [a["route"] for a in answers] == ["native", "worker"]
+        assert answers[0]["error"] is None
+        assert answers[0]["outputs"] == answers[1]["outputs"]
+        assert model.bodies[-1] == model.bodies[-2]
+        assert model.bodies[-1]["response_format"]["type"] in ("json_schema", "json_object")
+    await router.close()
+    assert model.last_key == "bearer none"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_inputs_of_a_stranger_are_checked_whoever_answers(model: Any, route: str) -> None:
+    asked = spec("n: int, note: str | None -> reply", route=route)
+    async with running(plain(model.url)) as bench:
+        wrong = await interactive(bench, work(spec=asked, inputs={"n": "abc"}, reply="", ordinal=-1))
+        assert error(wrong)["type"] == "InvalidInput"
+        assert "n: Input should be a valid integer" in error(wrong)["message"]
+        assert wrong.usage.get("input_tokens", 0) == 0
+        right = await interactive(bench, work(spec=asked, inputs={"n": "7"}, reply="", ordinal=-1))
+        assert right.error is None

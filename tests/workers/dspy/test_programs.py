@@ -1,0 +1,246 @@
+"""What a call gives, through a real pool with a real child, real DSPy and a stand-in for the model's server."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import dspy
+import pytest
+import standin
+from dspy.primitives import code_interpreter
+from dspy.utils import exceptions as dspy_errors
+from pool_bench import APP, CHOICES, CLASS, SIGNATURE, Bench, config, program, running, work
+
+from dspex.bus.errors import ConfigError
+from dspex.bus.records import CallSpec, Work
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.dspy.failure import TABLE, to_error
+
+
+@pytest.mark.asyncio
+async def test_a_prediction_is_what_the_model_said_and_says_who_answered(bench: Bench) -> None:
+    (outcome,) = await bench.ask(item := work("I lost my card"))
+    assert outcome.error is None
+    assert outcome.outputs == {
+        "intent": standin.intent("I lost my card", CHOICES),
+        "urgency": standin.urgency("I lost my card"),
+    }
+    assert (outcome.call, outcome.ordinal, outcome.attempt, outcome.node) == (item.call, 1, 1, "classify")
+    assert Work.unpack(outcome.work) == Work.unpack(item.pack())
+    assert (outcome.lm, outcome.route, outcome.dspy_version) == ("main", "worker", dspy.__version__)
+    assert outcome.worker == f"{CLASS}-{bench.pool.id}"
+    assert outcome.program.startswith("predict#")
+    used = outcome.usage
+    assert used["input_tokens"] > 50
+    assert used["cost"] == pytest.approx((used["input_tokens"] + 2 * used["output_tokens"]) / 1e6)
+    assert 0 < outcome.elapsed < 9
+    assert outcome.started > 1_700_000_000
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("adapter", ["chat", "json"])
+async def test_every_adapter_gives_the_same_outputs(bench: Bench, adapter: str) -> None:
+    spec = CallSpec("predict", SIGNATURE, SIGNATURE, adapter=adapter)
+    (outcome,) = await bench.ask(work("how is the rate", spec=spec))
+    assert outcome.outputs is not None
+    assert outcome.outputs["urgency"] == standin.urgency("how is the rate")
+
+
+@pytest.mark.asyncio
+async def test_chain_of_thought_and_react_add_their_reasoning(bench: Bench) -> None:
+    cot = CallSpec("chain_of_thought", "text -> reply", "text -> reply")
+    react = CallSpec("react", "text -> reply", "text -> reply", tools=("sample:echo",), max_iters=2)
+    for outcome in await bench.ask(work(spec=cot), work(spec=react)):
+        assert outcome.outputs == {"reasoning": "reasoning of hello", "reply": "reply of hello"}, outcome.error
+
+
+@pytest.mark.asyncio
+async def test_programs_of_every_shape_run(bench: Bench) -> None:
+    draft = program("Draft", signature="text, intent -> reply")
+    outcomes = await bench.ask(
+        work(spec=draft, inputs={"text": "hello", "intent": "other", "not_an_input": 1}),
+        work(spec=program("Slow")),
+        work(spec=program("made")),
+        work(spec=program("echo")),
+        work(spec=program("pydantic_answer", signature="text -> reply, score: float")),
+    )
+    assert [o.error for o in outcomes] == [None] * 5
+    assert [o.outputs and o.outputs["reply"] for o in outcomes] == ["reply of hello"] * 3 + ["hello", "HELLO"]
+    assert outcomes[3].outputs == {"reply": "hello"}
+    assert outcomes[4].outputs == {"reply": "HELLO", "score": 0.5}
+    assert outcomes[1].usage["output_tokens"] > 0
+    assert outcomes[0].program.startswith("sample:Draft#")
+
+
+@pytest.mark.asyncio
+async def test_a_program_knows_the_call_it_serves(bench: Bench) -> None:
+    item = work(spec=program("status"), origin={"run": "r1", "session": "s1"}, attempt=3)
+    (outcome,) = await bench.ask(item)
+    assert outcome.outputs == {"reply": f"{item.call} r1 s1 3"}
+
+
+@pytest.mark.asyncio
+async def test_a_child_sees_the_named_keys_and_no_other_secret(
+    model: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("MODEL_KEY", "secret-1")
+    monkeypatch.setenv("OTHER_SECRET", "secret-2")
+    profile = Profile("main", "openai/stand-in", key_env="MODEL_KEY", base_url=model.url)
+    async with running(config(model.url, profiles={"main": profile}, env={"MINE": "1"}, threads=3)) as bench:
+        seen, called = await bench.ask(work(spec=program("environment")), work())
+    assert seen.outputs is not None
+    names = set(seen.outputs["reply"])
+    assert {"MODEL_KEY", "MINE", "PATH", "OMP_NUM_THREADS"} <= names
+    assert "OTHER_SECRET" not in names
+    assert called.error is None
+    assert model.last_key == "bearer secret-1"
+    assert b"secret-1" not in called.pack() + seen.pack()
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_each_failure_of_a_model_has_its_class(bench: Bench, model: Any) -> None:
+    wanted = {
+        "429=7": ("RateLimited", True, 7.0),
+        "500": ("LMUnavailable", True, None),
+        "503": ("LMUnavailable", True, None),
+        "drop": ("LMUnavailable", True, None),
+        "garbage": ("LMUnavailable", True, None),
+        "400": ("LMRefused", False, None),
+        "401": ("LMRefused", False, None),
+        "nonsense": ("InvalidOutput", True, None),
+    }
+    outcomes = await bench.ask(*[work(f"standin:{fault}") for fault in wanted])
+    found = [o.error and (o.error["type"], o.error["retryable"], o.error["retry_after"]) for o in outcomes]
+    assert found == list(wanted.values())
+    assert model.requests == len(wanted), "nothing below dspex retries"
+    assert all(o.error is not None and len(o.error["message"]) < 1200 for o in outcomes)
+    assert outcomes[-1].usage["output_tokens"] > 0, "a useless answer was paid for too"
+
+
+@pytest.mark.asyncio
+async def test_each_failure_of_a_program_has_its_class_and_the_worker_lives(bench: Bench) -> None:
+    raises, exits, later, reject = await bench.ask(
+        *[work(spec=program(n)) for n in ("raises", "exits", "retry_later", "reject")]
+    )
+    assert raises.error is not None
+    assert raises.error["type"] == "ProgramError"
+    assert "ValueError" in raises.error["message"]
+    assert "in raises" in raises.error["traceback"]
+    assert len(raises.error["traceback"].encode()) <= 8192
+    assert exits.error is not None
+    assert exits.error["type"] == "ProgramError"
+    assert later.error is not None
+    assert (later.error["type"], later.error["retry_after"]) == ("RetryLater", 7.5)
+    assert reject.error is not None
+    assert (reject.error["type"], reject.error["message"]) == ("Reject", "not for us")
+    assert (await bench.ask(work()))[0].error is None
+    assert bench.pool.children.restarts == 0
+
+
+@pytest.mark.asyncio
+async def test_what_is_not_allowed_or_cannot_be_imported_says_what_to_do(model: Any) -> None:
+    async with running(config(model.url, programs=("sample:E*", "sample:echo", "sample_broken:*"))) as bench:
+        denied, broken, absent, fine = await bench.ask(
+            work(spec=CallSpec("program", "os:system", "text -> reply")),
+            work(spec=CallSpec("program", "sample_broken:Any", "text -> reply")),
+            work(spec=program("Egg")),
+            work(spec=program("echo")),
+        )
+        assert bench.pool.status()["programs"]["found"] == ["sample:echo"]
+        assert "a_module_that_is_not_there" in bench.pool.status()["programs"]["failed"]["sample_broken:*"]
+    for outcome in (denied, broken, absent):
+        assert outcome.error is not None
+        assert outcome.error["type"] == "ProgramError"
+    assert denied.error is not None
+    assert "sample:E*" in denied.error["message"]
+    assert 'programs = ["os:*"]' in denied.error["fix"]
+    assert broken.error is not None
+    assert "a_module_that_is_not_there" in broken.error["message"]
+    assert absent.error is not None
+    assert "has no Egg" in absent.error["message"]
+    assert fine.error is None
+
+
+@pytest.mark.asyncio
+async def test_a_signature_or_a_text_from_the_wire_runs_no_code(bench: Bench, model: Any) -> None:
+    signature, marker = await bench.ask(
+        work(spec=CallSpec("predict", "text -> reply: this", "text -> reply: this")),
+        work('<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'),
+    )
+    assert signature.error is not None
+    assert signature.error["type"] == "ProgramError"
+    assert "unknown type 'this'" in signature.error["message"]
+    assert marker.error is not None
+    assert marker.error["type"] == "InvalidInput"
+    assert model.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_the_next_profile_is_tried_only_when_one_is_unavailable(model: Any) -> None:
+    async with standin.StandIn() as other:
+        profiles = {
+            "gone": Profile("gone", "openai/a", base_url="http://127.0.0.1:9/v1"),
+            "main": Profile("main", "openai/b", base_url=model.url),
+            "other": Profile("other", "openai/c", base_url=other.url),
+        }
+        first = CallSpec("predict", SIGNATURE, SIGNATURE, lm=("gone", "main", "other"))
+        async with running(config(model.url, profiles=profiles)) as bench:
+            served, refused = await bench.ask(work("one", spec=first), work("standin:401", spec=first))
+    assert (served.lm, served.error) == ("main", None)
+    assert refused.error is not None
+    assert refused.error["type"] == "LMRefused"
+    assert other.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    profiles = {"main": Profile("main", "openai/x", key_env="NO_SUCH_KEY")}
+    with pytest.raises(ConfigError) as caught:
+        async with running(config(model.url, profiles=profiles)):
+            pass
+    assert caught.value.code == "DX112"
+    assert caught.value.message == (
+        f"lm.main: the variable NO_SUCH_KEY, named by key_env, is not set in pool {CLASS}'s environment"
+    )
+    assert 'lm.main.model = "local/smollm2-135m"' in caught.value.fix
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_names_an_unknown_profile_is_told_which_there_are(bench: Bench) -> None:
+    (outcome,) = await bench.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
+    assert outcome.error is not None
+    assert outcome.error["code"] == "DX113"
+    assert "there are: main" in outcome.error["message"]
+
+
+def test_every_error_class_of_dspy_is_mapped_by_name() -> None:
+    modules = (dspy_errors, code_interpreter)
+    found = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, dspy_errors.DSPyError)
+    }
+
+    def below(cls: type) -> set[type]:
+        return {cls}.union(*(below(c) for c in cls.__subclasses__()))
+
+    unmapped = (found | below(dspy_errors.DSPyError)) - set(TABLE)
+    assert not unmapped, f"DSPy has new errors: say in failure.TABLE what they mean: {unmapped}"
+
+
+def test_a_server_that_asks_for_patience_is_heard() -> None:
+    error = to_error(dspy_errors.LMRateLimitError("slow down", retry_after=12), "classify", "predict")
+    assert (type(error).__name__, error.retry_after, error.node) == ("RateLimited", 12.0, "classify")
+    assert to_error(dspy_errors.LMRateLimitError("slow down", retry_after=1e308), "classify", "predict").retry_after == 3600
+
+
+def test_a_pool_without_a_profile_of_its_own_uses_main_or_the_only_one() -> None:
+    a, b = Profile("a", "x"), Profile("main", "y")
+    assert PoolConfig(APP, "p", profiles={"a": a}).default_profile() == a
+    assert PoolConfig(APP, "p", profiles={"a": a, "main": b}).default_profile() == b
+    assert PoolConfig(APP, "p", lm="a", profiles={"a": a, "main": b}).default_profile() == a
+    assert PoolConfig(APP, "p", profiles={"a": a, "c": a}).default_profile() is None

@@ -1,0 +1,312 @@
+"""What a pool promises when programs block, die and grow, and when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+import standin
+from pool_bench import APP, CHOICES, CLASS, REPLY, Bench, config, program, running, work
+from structlog.testing import capture_logs
+
+from dspex.bus import subjects
+from dspex.bus.errors import Saturated
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import Message
+from dspex.bus.port import Draft, StreamConfig
+from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, Outcome, Work
+from dspex.workers.pool.pool import Pool
+
+
+def children(bench: Bench) -> list[int]:
+    return [c.pid for c in bench.pool.children.children]
+
+
+# -- children that die -----------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_child_that_dies_is_answered_for_at_once_and_replaced(bench: Bench) -> None:
+    began, (first,) = time.monotonic(), children(bench)
+    (dead,) = await bench.ask(work(spec=program("dies"), timeout=60))
+    assert time.monotonic() - began < 2, "not only when a timeout passes"
+    assert dead.error is not None
+    assert (dead.error["type"], dead.error["retryable"]) == ("WorkerLost", True)
+    assert "signal 9" in dead.error["message"]
+    (after,) = await bench.ask(work(spec=program("pid")))
+    assert after.outputs is not None
+    assert after.outputs["reply"] != first
+    assert bench.pool.children.restarts == 1
+
+
+@pytest.mark.asyncio
+async def test_all_calls_of_a_killed_child_end_in_worker_lost(bench: Bench) -> None:
+    items = [work(spec=program("sleeps"), timeout=60) for _ in range(8)]
+    await bench.put(*items)
+    await bench.until(lambda: bench.pool.children.busy == 8)
+    os.kill(children(bench)[0], signal.SIGKILL)
+    outcomes = await bench.outcomes(8)
+    assert {o.error and o.error["type"] for o in outcomes} == {"WorkerLost"}
+
+
+@pytest.mark.asyncio
+async def test_a_pool_whose_children_keep_dying_fails_its_calls_and_recovers(model: Any) -> None:
+    async with running(config(model.url, restart_max=1, restart_within=3.0)) as bench:
+        await bench.ask(work(spec=program("dies")))
+        await bench.ask(work(spec=program("dies")))
+        await bench.until(lambda: bench.pool.status()["failed"])
+        began = time.monotonic()
+        (refused,) = await bench.ask(work())
+        assert time.monotonic() - began < 1.0
+        assert refused.error is not None
+        assert (refused.error["type"], refused.error["retry_after"]) == ("WorkerLost", 3.0)
+        assert f"pool {CLASS} failed" in refused.error["message"]
+        await bench.until(lambda: bench.pool.status()["ready"] == 1)
+        assert (await bench.ask(work()))[0].error is None
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
+async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(bench: Bench, name: str) -> None:
+    began, (first,) = time.monotonic(), children(bench)
+    (late,) = await bench.ask(work(spec=program(name), timeout=0.5))
+    assert late.error is not None
+    assert (late.error["type"], late.error["retryable"]) == ("CallTimeout", True)
+    assert time.monotonic() - began < 4
+    (after,) = await bench.ask(work(spec=program("pid")))
+    assert after.outputs is not None
+    assert (after.outputs["reply"] == first) == (name == "sleeps"), "only a child that does not react is killed"
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(model: Any) -> None:
+    async with running(config(model.url), ack_wait=0.8, sign_of_life=0.2) as bench:
+        await bench.put(work(spec=program("holds_the_gil"), timeout=2.5))
+        busy: set[int] = set()
+        await bench.until(lambda: busy.add(bench.pool.children.busy) or bench.seen)
+        assert max(busy) == 1, "work without signs of life is delivered a second time"
+
+
+@pytest.mark.asyncio
+async def test_work_past_its_deadline_is_not_served(bench: Bench, model: Any) -> None:
+    (late,) = await bench.ask(work(deadline=time.time() - 1))
+    assert late.error is not None
+    assert late.error["type"] == "CallTimeout"
+    assert model.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(bench: Bench, model: Any) -> None:
+    (late,) = await bench.ask(work("standin:hang", timeout=0.5))
+    assert late.error is not None
+    assert late.error["type"] == "CallTimeout"
+    await bench.until(lambda: model.running == 0)
+    assert bench.pool.children.restarts == 0
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_work_that_is_delivered_again_leaves_one_record(bench: Bench, model: Any) -> None:
+    item = work("again")
+    await bench.put(item)
+    await bench.outcomes(1)
+    await bench.put(item)
+    await bench.ask(work("another"))
+    assert [o.call for o in bench.seen].count(item.call) == 1
+    assert model.texts["again"] == 2, "it was run again: the record of the first run was stored first"
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_no_message_can_hold_becomes_an_error(bench: Bench) -> None:
+    (big,) = await bench.ask(work(spec=program("big")))
+    assert big.error is not None
+    assert big.error["type"] == "OutputTooLarge"
+    assert big.work != b""
+
+
+@pytest.mark.asyncio
+async def test_unreadable_work_is_dropped_and_said(bench: Bench) -> None:
+    with capture_logs() as logs:
+        await bench.bus.publish(Draft(subjects.work(APP, CLASS, "triage", "classify"), b"\xc1 no MessagePack"))
+        assert (await bench.ask(work()))[0].error is None
+    assert any(e["event"] == "unreadable work dropped" and e["log_level"] == "error" for e in logs)
+
+
+@pytest.mark.asyncio
+async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(bench: Bench) -> None:
+    with capture_logs() as logs:
+        printed, told = await bench.ask(work(spec=program("prints")), work(spec=program("status")))
+        assert printed.outputs == {"reply": "ok"}
+        assert told.error is None
+        await bench.until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
+    lines = {e["line"] for e in logs if e["event"] == "program output"}
+    assert {"printed by a program hello", "written to fd 1"} <= lines
+    (own,) = [e for e in logs if e["event"] == "logged by a program"]
+    assert (own["seen"], own["call"]) == ("hello", told.call)
+    assert any(e["event"] == "status" and e["text"] == "half way" for e in logs)
+
+
+# -- replacing -------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_child_is_replaced_after_so_many_calls_and_loses_none(model: Any) -> None:
+    async with running(config(model.url, recycle_calls=3)) as bench:
+        (first,) = children(bench)
+        outcomes = await bench.ask(*[work(f"t{i}") for i in range(6)])
+        assert [o.error for o in outcomes] == [None] * 6
+        await bench.until(lambda: children(bench) and first not in children(bench) and bench.pool.children.ready == 1)
+        assert bench.pool.children.restarts == 0
+
+
+@pytest.mark.asyncio
+async def test_a_child_over_its_memory_is_replaced(model: Any) -> None:
+    async with running(config(model.url, memory=200 << 20)) as bench:
+        (fat,) = await bench.ask(work(spec=program("eats_memory")))
+        assert fat.outputs is not None
+        await bench.until(lambda: fat.outputs["reply"] not in children(bench) and bench.pool.children.ready == 1)
+        assert (await bench.ask(work()))[0].error is None
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+@pytest.mark.asyncio
+async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) -> None:
+    server = MemoryServer()
+    async with running(config(model.url), server.connect()) as first:
+        quick, slow = work("standin:slow=0.4"), work("standin:slow=9x1", timeout=60)
+        await first.put(quick, slow)
+        await first.until(lambda: model.running == 2)
+        pids = children(first)
+        await first.pool.drain(1.0)
+        (done,) = await first.outcomes(1)
+        assert (done.call, done.error) == (quick.call, None)
+        assert not any(psutil.pid_exists(p) for p in pids)
+        async with running(config(model.url), server.connect()) as second:
+            outcomes = await second.outcomes(2)
+            assert [o.call for o in outcomes] == [quick.call, slow.call]
+            assert outcomes[1].error is None
+            assert outcomes[1].worker != done.worker
+
+
+@pytest.mark.asyncio
+async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(model: Any) -> None:
+    bus = MemoryServer().connect()
+    await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
+    async with running(config(model.url, slots=2), bus) as bench:
+        await bench.put(*[work(f"t{i}") for i in range(40)])
+        await bench.until(lambda: bench.pool.free() == 0 and bench.pool.children.busy == 0)
+        assert len(await bench.outcomes(2)) == 2
+        assert model.requests < 12, "it does not call models for records that it cannot store"
+        await bus.purge(subjects.stream(APP), subjects.work_pattern(APP, CLASS), below=38)
+        calls = [o.call for o in await bench.outcomes(6)]
+        assert len(set(calls)) == len(calls)
+
+
+@pytest.mark.asyncio
+async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any) -> None:
+    bus = MemoryServer().connect()
+    pool = Pool(bus, config(model.url))
+    await pool.start()
+    try:
+        await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+        bench = Bench(pool, bus)
+        pump = asyncio.create_task(bench.pump())
+        assert (await bench.ask(work()))[0].error is None
+        pump.cancel()
+    finally:
+        await pool.drain(0)
+        await bus.close()
+
+
+# -- interactive -----------------------------------------------------------------------------------------------------
+async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list[tuple[str, Message]]:
+    """Ask as the engine's client does; the frames up to the last, by kind."""
+    inbox = bench.bus.inbox()
+    subscription = await bench.bus.subscribe(inbox, frames.put)
+    await bench.bus.send(subjects.call(APP, CLASS), item.pack(), reply=inbox)
+    found: list[tuple[str, Message]] = []
+    async with asyncio.timeout(9):
+        while not found or found[-1][0] == ACCEPTED:
+            message = await frames.get()
+            found.append((message.headers.get(KIND_HEADER, message.headers.get("Status", "")), message))
+    await subscription.close()
+    return found
+
+
+@pytest.mark.asyncio
+async def test_an_interactive_call_is_accepted_answered_and_then_recorded(bench: Bench) -> None:
+    await bench.until(lambda: bench.pool.interactive._subscription is not None)
+    item = work("quick", reply="", ordinal=-1)
+    frames = await call(bench, item, asyncio.Queue())
+    assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
+    outcome = Outcome.unpack(frames[1][1].data)
+    assert outcome.outputs is not None
+    assert outcome.outputs["intent"] == standin.intent("quick", CHOICES)
+    reader = await bench.bus.reader(subjects.stream(APP), [subjects.record(APP, CLASS)], after=0, name="records")
+    async with asyncio.timeout(5):
+        (record,) = await reader.read(10)
+    assert Outcome.unpack(record.data).outputs == outcome.outputs
+    assert record.headers[subjects.MESSAGE_ID] == f"{item.call}:1"
+
+
+@pytest.mark.asyncio
+async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
+    async with running(config(model.url, slots=1)) as bench:
+        interactive = bench.pool.interactive
+        await bench.until(lambda: interactive._subscription is not None)
+        await bench.put(work("standin:slow=1.5"))
+        await bench.until(lambda: interactive._subscription is None)
+        with pytest.raises(Saturated):
+            await bench.bus.request(subjects.call(APP, CLASS), work("x").pack(), timeout=1)
+        await bench.outcomes(1)
+        await bench.until(lambda: interactive._subscription is not None)
+        frames = await call(bench, work("again", reply=""), asyncio.Queue())
+        assert frames[-1][0] == RESULT
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model: Any) -> None:
+    async with running(config(model.url, slots=1)) as bench:
+        await bench.until(lambda: bench.pool.interactive._subscription is not None)
+        first, second = await asyncio.gather(
+            *[call(bench, work(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
+        )
+        assert sorted([first[-1][0], second[-1][0]]) == sorted([BUSY, RESULT])
+
+
+@pytest.mark.asyncio
+async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -> None:
+    async with running(config(model.url)) as bench:
+        await bench.until(lambda: bench.pool.interactive._subscription is not None)
+        asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
+        await bench.until(lambda: model.running == 1)
+        await bench.pool.drain(0.1)
+        frames = await asked
+        error = Outcome.unpack(frames[-1][1].data).error
+        assert error is not None
+        assert (error["type"], error["retryable"]) == ("WorkerLost", True)
+
+
+@pytest.mark.asyncio
+async def test_status_tells_what_a_pool_is_doing(bench: Bench) -> None:
+    await bench.put(work("standin:slow=0.5"))
+    await bench.until(lambda: bench.pool.children.busy == 1)
+    answer = await bench.bus.request(subjects.control(APP, CLASS), json.dumps({"kind": "status"}).encode())
+    status = json.loads(answer.data)
+    assert {"id", "host", "pid", "restarts", "dspy_version", "programs"} <= set(status)
+    assert (status["class"], status["size"], status["slots"], status["busy"], status["ready"]) == (CLASS, 1, 16, 1, 1)
+    assert status["failed"] is False
+    assert status["children"][0]["pid"] == children(bench)[0]
+    assert status["children"][0]["rss"] > 10 << 20
+    assert "sample:Draft" in status["programs"]["found"]
+    await bench.outcomes(1)
+
+
+@pytest.mark.asyncio
+async def test_records_go_where_the_work_says(bench: Bench) -> None:
+    await bench.ask(item := work())
+    found = await bench.bus.scan(subjects.stream(APP), [REPLY], start=1, stop=100)
+    assert [m.headers[subjects.MESSAGE_ID] for m in found] == [subjects.attempt_id(item.call, 1)]

@@ -1,0 +1,131 @@
+"""One attempt at a call, as both halves of a worker see it: the native one and DSPy. Nothing here imports dspy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import structlog
+
+from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
+from dspex.bus.records import CallSpec, Usage, Work
+from dspex.operators.native.signature import Signature
+from dspex.workers.answerers.context import CallContext, enter
+from dspex.workers.config import Profile
+from dspex.workers.frames import Frame
+
+KEPT = 256  # calls whose program is kept: a topology has fewer, and strangers may ask for any number
+_SHOWN = 600  # characters of a model's or provider's text in a message
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is asked, and what is known so far of the answer.
+
+    Attributes:
+        local: where the local model's server is; None where there is none.
+        answer: the fields of an Outcome that only this process knows.
+    """
+
+    work: Work
+    spec: CallSpec
+    local: str | None
+    answer: Frame
+
+    def spend(self, read: int, written: int, profile: Profile | None) -> None:
+        """Add tokens to what the attempt has cost, an answer that is of no use too."""
+        price = profile.price if profile else {}
+        cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
+        before, used = self.answer["usage"], Usage(read, written, cost)
+        total = Usage(**before) + used if before else used
+        self.answer["usage"] = {"input_tokens": total.input_tokens, "output_tokens": total.output_tokens, "cost": total.cost}
+
+
+def spec_of(work: Work) -> CallSpec:
+    """The spec of a piece of work; keys of a newer version are left out."""
+    raw: dict[str, Any] = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
+    raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
+    return CallSpec(**raw)
+
+
+_SPEC_FIELDS = frozenset(f.name for f in fields(CallSpec))
+
+
+def signature_of(spec: CallSpec) -> str:
+    """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
+    plain = {"signature": spec.signature or spec.target, "instructions": spec.instructions, "fields": spec.fields}
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
+def checked(work: Work, spec: CallSpec) -> Work:
+    """The work with inputs that fit its signature. Raises InvalidInput.
+
+    An interactive call may come from anybody; what an engine asks durably, it has checked.
+    """
+    if work.reply:
+        return work
+    try:
+        signature = _signature(signature_of(spec))
+    except TopologyError:
+        return work  # who answers says what is wrong with it
+    found = signature.check_inputs(work.inputs)
+    return replace(work, inputs={n: plain(n, v) for n, v in found.items() if v is not None or n in work.inputs})
+
+
+@lru_cache(maxsize=256)
+def _signature(plain: str) -> Signature:
+    return Signature.from_plain(json.loads(plain))
+
+
+def program_name(spec: CallSpec) -> str:
+    """`predict#…`: the kind, and a digest of what the program is made from. The same whoever answers."""
+    made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
+    text = json.dumps([*made_from, *([spec.fields] if spec.fields else [])], default=str)
+    return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def enter_context(work: Work, started: float, status: Callable[[str], None]) -> None:
+    """Make this attempt what `dspex.workers.context()` tells a program."""
+    limit = started + work.timeout
+    run = str(work.origin.get("run", ""))
+    enter(
+        CallContext(
+            call=work.call,
+            run=run,
+            session=work.origin.get("session"),
+            attempt=work.attempt,
+            deadline=datetime.fromtimestamp(min(limit, work.deadline or limit), tz=UTC),
+            log=structlog.get_logger("program").bind(call=work.call, run=run, node=work.node, attempt=work.attempt),
+            report=status,
+        )
+    )
+
+
+def plain(name: str, value: Any) -> Any:
+    """An output as JSON-able data. Raises InvalidOutput for what is none: bytes that are no text, an Ellipsis."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    from pydantic_core import to_jsonable_python  # here: few calls need it, and it is slow to import
+
+    try:
+        return to_jsonable_python(value)
+    except ValueError as error:
+        raise InvalidOutput(f"{name} cannot be written as JSON: {short(str(error))}") from error
+
+
+def as_error(error: BaseException, node: str, target: str) -> DspexError:
+    """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
+    if isinstance(error, DspexError):
+        return error
+    return ProgramError(f"{target} raised {type(error).__name__}: {short(str(error))}", node=node)
+
+
+def short(text: Any) -> str:
+    """A text of a model's or a program's, cut to what a message needs."""
+    text = str(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

@@ -1,0 +1,107 @@
+"""The native half of a worker: predict and chain_of_thought without DSPy. Never imports it."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from typing import Any
+
+from dspex.bus.errors import TopologyError
+from dspex.bus.records import Usage
+from dspex.operators.native.lm.endpoint import Endpoint
+from dspex.operators.native.lm.native_support import covers, own_server
+from dspex.operators.native.lm.predict import KINDS, Predict
+from dspex.operators.native.prompts import versions
+from dspex.operators.native.signature import Signature
+from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
+from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
+
+_OPENAI = "https://api.openai.com/v1"
+_ELSEWHERE = ("OPENAI_API_BASE", "OPENAI_BASE_URL")  # where these are set, DSPy calls another server, by another library
+
+
+class Native:
+    """Answers calls that `covers` covers. The `Predict` of a call is made once and serves all slots at the same time."""
+
+    route = "native"
+
+    def __init__(self, pool: PoolConfig) -> None:
+        self._pool = pool
+        self._endpoints: dict[str, Endpoint] = {}
+        installed = versions.installed()
+        self.dspy_version = installed or versions.NEWEST.name  # whose prompts are followed
+        self._predict = lru_cache(maxsize=KEPT)(self._make)
+
+    def refuses(self, attempt: Attempt, name: str) -> str | None:
+        """Why DSPy must answer instead, as the end of a sentence; None where this half can. Raises ConfigError."""
+        made = self._found(attempt, name)
+        return made if isinstance(made, str) else None
+
+    async def ask(self, attempt: Attempt, name: str) -> dict[str, Any]:
+        """The outputs as plain data. Raises what the model's server or its answer deserve.
+
+        A durable call leaves a second try to the engine, which counts and records it; behind an interactive call there is
+        nobody who would try again.
+        """
+        predict = self._found(attempt, name)
+        assert isinstance(predict, Predict), "refuses() was asked before"
+        attempt.answer["program"] = program_name(attempt.spec)
+        profile, work = self._pool.profile(name), attempt.work
+        attempt.spend(0, 0, profile)  # known to be nothing, should no answer come
+
+        def spent(usage: Usage) -> None:
+            attempt.spend(usage.input_tokens, usage.output_tokens, profile)
+
+        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=not work.reply, spent=spent)
+        return {name: plain(name, value) for name, value in found.outputs.items()}
+
+    def _found(self, attempt: Attempt, name: str) -> Predict | str:
+        spec = attempt.spec
+        if spec.kind not in KINDS or spec.state:
+            return f"{spec.kind} runs in DSPy only"
+        config = json.dumps(spec.config, sort_keys=True, default=str) if spec.config else ""
+        local = attempt.local if self._pool.profile(name).local else None
+        return self._predict(spec.kind, signature_of(spec), spec.adapter, config, name, local)
+
+    def _make(self, kind: str, plain: str, adapter: str | None, config: str, name: str, local: str | None) -> Predict | str:
+        profile = self._pool.profile(name)
+        try:
+            signature = Signature.from_plain(json.loads(plain))
+        except TopologyError as error:
+            return error.message.splitlines()[0]
+        form = adapter_of(profile, adapter)
+        params = {**(LOCAL_DEFAULTS if profile.local else {}), **profile.params, **(json.loads(config) if config else {})}
+        own = own_server(profile.base_url)
+        why = covers(kind, signature, form, profile.model, params, own_server=own) or self._unreachable(profile)
+        if why is not None:
+            return why
+        endpoint = self._endpoint(profile, local)
+        return KINDS[kind](signature, endpoint, model=profile.model, adapter=form, params=params, version=self.dspy_version)
+
+    def _unreachable(self, profile: Profile) -> str | None:
+        if profile.local:
+            return None
+        if elsewhere := [v for v in _ELSEWHERE if os.environ.get(v)]:
+            return f"{elsewhere[0]} is set, which sends DSPy's calls elsewhere"
+        if not profile.base_url and not profile.key_env and not os.environ.get("OPENAI_API_KEY"):
+            return f"lm.{profile.name} names no key"
+        return None
+
+    def _endpoint(self, profile: Profile, local: str | None) -> Endpoint:
+        """One pool of connections for each server and key."""
+        if profile.local:
+            url, key = need_local(profile, local), "none"
+        else:
+            # a server that wants no key still gets one, as from DSPy
+            key = key_of(profile, self._pool.name) or ("none" if profile.base_url else os.environ["OPENAI_API_KEY"])
+            url = profile.base_url or _OPENAI
+        at = f"{url} {profile.key_env}"
+        if at not in self._endpoints:
+            self._endpoints[at] = Endpoint(url, key, connections=self._pool.slots)
+        return self._endpoints[at]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for endpoint in self._endpoints.values():
+            await endpoint.close()

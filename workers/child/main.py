@@ -1,0 +1,98 @@
+"""A worker's child process: `python -m dspex.workers.child.main FD`. Runs programs, knows nothing of NATS.
+
+Three things must not depend on what a program does: that the parent's end is noticed, that frames stay whole, and that a
+cancel is read. So a thread of its own reads the socket, and ends the process when the socket does; the kernel does the same
+(PR_SET_PDEATHSIG) for a program that holds the GIL in C. Programs run on the main thread's loop, or in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+
+from dspex.bus.errors import DspexError
+from dspex.workers.frames import Frame, Pipe
+from dspex.workers.processes import die_with
+
+_HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
+
+
+def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Any) -> None:
+    while (frame := pipe.receive()) is not None:
+        loop.call_soon_threadsafe(handle, frame)
+    os._exit(0)  # the parent is gone: nobody would read an answer
+
+
+async def _main(pipe: Pipe, config: Frame) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
+    early: list[Frame] = []
+    handle: Any = early.append
+    threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
+    try:
+        from dspex.workers.answerers.router import Router, Runner  # here, so that the socket is read while they are imported
+
+        router = Router(config)
+    except DspexError as error:
+        pipe.send({"op": "fatal", "error": error.as_dict()})
+        return
+    runner = Runner(pipe, router)
+    handle = runner.handle
+    for frame in early:
+        runner.handle(frame)
+    found, failed = router.scan()
+    pipe.send(
+        {
+            "op": "hello",
+            "pid": os.getpid(),
+            "dspy_version": router.dspy_version,
+            "python": platform.python_version(),
+            "found": found,
+            "failed": failed,
+        }
+    )
+    await runner.stopped.wait()
+    await router.close()
+
+
+def main() -> None:
+    """Serve until the parent says stop or is gone."""
+    fd = int(sys.argv[1])
+    os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
+    pipe = Pipe(socket.socket(fileno=fd))
+    config = pipe.receive()
+    if config is None:
+        return
+    die_with(config["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _event_first,
+            structlog.processors.JSONRenderer(sort_keys=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(_main(pipe, config))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of programs that cannot be cancelled must not hold the end up
+
+
+def _event_first(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    return {"event": event.pop("event"), **event}
+
+
+if __name__ == "__main__":
+    main()

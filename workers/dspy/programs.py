@@ -1,0 +1,221 @@
+"""CallSpec → DSPy program → outputs: DSPy's half of a worker. With `models.py` and `failure.py`, what imports dspy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar, get_args
+
+import dspy
+from pydantic import BaseModel, TypeAdapter
+
+from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
+from dspex.bus.records import CallSpec
+from dspex.operators.native.lm.completion import MOST_TOKENS
+from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
+from dspex.workers.answerers.refs import Refs, public
+from dspex.workers.config import PoolConfig
+from dspex.workers.dspy import signature as signatures
+from dspex.workers.dspy.failure import to_error
+from dspex.workers.dspy.models import Models
+from dspex.workers.frames import Frame
+
+_REASONED = ("chain_of_thought", "react")
+Made = TypeVar("Made")
+_KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
+
+
+class Programs:
+    """Everything that a child can run. One instance of a program serves all slots of the child, at the same time."""
+
+    route = "worker"
+    dspy_version: str = dspy.__version__
+
+    def __init__(self, pool: PoolConfig, config: Frame) -> None:
+        self._refs = Refs(config["pool"], config["programs"], config["path"])
+        self._models = Models(pool)
+        self._threads = ThreadPoolExecutor(config["slots"], thread_name_prefix="program")
+        self._signatures: dict[str, type[dspy.Signature]] = {}
+        self._programs: dict[str, Any] = {}
+        dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+
+    def scan(self) -> tuple[list[str], dict[str, str]]:
+        """What the allow-list names: (refs found, why the rest failed by pattern). Imports the modules it names in full."""
+        found: list[str] = []
+        failed: dict[str, str] = {}
+        for pattern, module in self._refs.modules():
+            try:
+                found += [r for r in public(importlib.import_module(module), pattern) if r not in found]
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything; the others are served
+                failed[pattern] = f"{type(error).__name__}: {error}"
+        return found, failed
+
+    async def ask(self, attempt: Attempt, name: str) -> dict[str, Any]:
+        """The outputs, with the profile called `name` ("": with none). Notes program and tokens in `attempt`.
+
+        Raises errors of our tree for those of DSPy, and whatever the user's program raises.
+        """
+        spec, work = attempt.spec, attempt.work
+        signature = self._signature(spec)
+        inputs = _inputs(signature, work.inputs)
+        program = self._program(spec, signature, attempt.answer)
+        lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
+        try:
+            with (
+                dspy.context(
+                    lm=lm,
+                    adapter=self._models.adapter(name or None, spec.adapter),
+                    disable_history=True,
+                    max_trace_size=0,
+                    warn_on_type_mismatch=False,  # the engine has checked the inputs
+                ),
+                dspy.track_usage() as tracker,
+            ):
+                try:
+                    result = await self._call(program, inputs)
+                finally:
+                    profile = self._models.profile(name) if name else None
+                    attempt.spend(*_tokens(tracker.get_total_tokens()), profile)
+        except dspy.utils.exceptions.DSPyError as error:
+            raise to_error(error, work.node, spec.target) from error
+        return _outputs(result, signature, spec)
+
+    async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
+        """`acall` where there is an asynchronous path, else a thread of ours."""
+        if _is_module(program) and hasattr(program, "aforward"):
+            return await program.acall(**inputs)
+        if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
+            return await program(**inputs)
+        run = partial(contextvars.copy_context().run, partial(program, **inputs))
+        future = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled. To say that it ended would free a slot that is not free; so wait, and let the
+            # parent kill this process if it takes too long.
+            await asyncio.wait([future])
+            raise
+
+    # -- specs -----------------------------------------------------------------------------------------------------
+    def _signature(self, spec: CallSpec) -> type[dspy.Signature]:
+        key = signature_of(spec)
+        return _kept(self._signatures, key, lambda: signatures.to_dspy(signatures.read(json.loads(key))))
+
+    def _program(self, spec: CallSpec, signature: type[dspy.Signature], answer: Frame) -> Any:
+        if spec.state:
+            raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
+        key = json.dumps([spec.kind, spec.target, signature_of(spec), spec.tools, spec.max_iters])
+        program, answer["program"] = _kept(self._programs, key, lambda: self._build(spec, signature))
+        return program
+
+    def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
+        """The program and its name with a digest of what it was made from."""
+        if spec.kind == "program":
+            target = self._load(spec.target)
+            source = getattr(inspect.getmodule(target), "__file__", None) or ""
+            return _instance(target, spec.target), f"{spec.target}#{_digest_file(source)}"
+        name = program_name(spec)
+        if spec.kind == "react":
+            tools: Sequence[Any] = [self._load(ref) for ref in spec.tools]
+            return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name
+        if spec.kind not in _KINDS:
+            raise ProgramError(f"there is no kind of call {spec.kind!r}", fix="upgrade the workers: pip install -U dspex")
+        return _KINDS[spec.kind](signature), name
+
+    def _load(self, ref: str) -> Any:
+        try:
+            return self._refs.load(ref)
+        except DspexError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ProgramError(
+                f"{ref} cannot be imported: {type(error).__name__}: {error}",
+                fix="install what it needs in the pool's environment, or put its folder on path in dspex.toml",
+                node=ref,
+            ) from error
+
+
+def _kept(cache: dict[str, Made], key: str, make: Callable[[], Made]) -> Made:
+    """What `make` made for the key; kept while it is among the last that were asked for."""
+    cache[key] = found = cache.pop(key) if key in cache else make()
+    if len(cache) > KEPT:
+        del cache[next(iter(cache))]
+    return found
+
+
+def _is_module(program: Any) -> bool:
+    return isinstance(program, dspy.Module)
+
+
+def _instance(target: Any, ref: str) -> Any:
+    """What is called: an instance of a class, what a factory returns, or the object itself."""
+    if inspect.isclass(target) or (inspect.isfunction(target) and not inspect.signature(target).parameters):
+        target = target()
+    if not callable(target):
+        raise ProgramError(f"{ref} is neither a class, a function nor a program", node=ref)
+    return target
+
+
+def _digest_file(path: str) -> str:
+    try:
+        with open(path, "rb") as f:
+            return hashlib.sha256(f.read()).hexdigest()[:12]
+    except OSError:
+        return "unknown"
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data.
+
+    Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
+    """
+    wanted = signature.input_fields
+    optional = [n for n, info in wanted.items() if not info.is_required() or type(None) in get_args(info.annotation)]
+    if missing := [n for n in wanted if n not in given and n not in optional]:
+        has = ", ".join(given) or "nothing"
+        raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
+    inputs: dict[str, Any] = {}
+    for name, info in signature.input_fields.items():
+        if name in given:
+            signatures.check_text(given[name], name)
+            kind: Any = info.annotation
+            own = inspect.isclass(kind) and issubclass(kind, (dspy.Type, dspy.History))
+            inputs[name] = TypeAdapter(kind).validate_python(given[name]) if own else given[name]
+    return inputs
+
+
+def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> dict[str, Any]:
+    """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
+    names = list(signature.output_fields)
+    if spec.kind in _REASONED and "reasoning" not in names:
+        names.insert(0, "reasoning")
+    if isinstance(result, BaseModel):
+        result = result.model_dump(mode="json")
+    elif isinstance(result, dspy.Example):  # a Prediction is one
+        result = result.toDict()
+    elif not isinstance(result, Mapping) and len(names) == 1:
+        result = {names[0]: result}
+    if not isinstance(result, Mapping):
+        raise ProgramError(f"{spec.target} returned {type(result).__name__}; expected the fields {', '.join(names)}")
+    if missing := [n for n in names if n not in result]:
+        kind = ProgramError if spec.kind == "program" else InvalidOutput
+        raise kind(f"{spec.target} returned no {', '.join(missing)}; it has: {', '.join(map(str, result))}")
+    try:
+        return {n: plain(n, result[n]) for n in names}
+    except InvalidOutput as error:
+        raise (ProgramError(error.message) if spec.kind == "program" else error) from error
+
+
+def _tokens(found: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """Tokens read and written, over all models that a program called."""
+    read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
+    written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
+    return min(read, MOST_TOKENS), min(written, MOST_TOKENS)

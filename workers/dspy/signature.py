@@ -1,0 +1,82 @@
+"""Signatures from the wire: read by dspex, then made into classes of DSPy, which never sees a text.
+
+DSPy resolves a type that it does not know by importing a module of that name (`q -> a: this` runs `this`), so a signature
+that came over the wire would be code. The engine checks it too, but a worker trusts nothing it was sent.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+import dspy
+import pydantic
+
+from dspex.bus.errors import InvalidInput, ProgramError, TopologyError
+from dspex.operators.native.fields.fields import MISSING, Field
+from dspex.operators.native.signature import Signature
+
+_OWN = ("Image", "Audio", "File", "History", "Tool", "ToolCalls", "Code", "Reasoning")
+_TYPES: dict[str, Any] = {
+    **{t.__name__: t for t in (date, datetime, time, timedelta)},
+    **{f"dspy.{name}": getattr(dspy, name) for name in _OWN if hasattr(dspy, name)},
+}
+_MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
+
+
+def read(plain: Mapping[str, Any]) -> Signature:
+    """The signature that `Signature.plain` wrote, with DSPy's own types in it. Raises ProgramError, InvalidInput (a marker)."""
+    check_text(dict(plain), "signature")
+    try:
+        return Signature.from_plain(plain, types=_TYPES)
+    except TopologyError as error:
+        raise ProgramError(f"signature {plain['signature']!r}: {error.message}", fix=error.fix) from error
+
+
+def to_dspy(signature: Signature) -> type[dspy.Signature]:
+    """DSPy's class for a signature: the one that DSPy makes of the text, with what the class forms add. Raises ProgramError."""
+    fields = {f.name: (_hint(f), _info(f)) for f in signature.fields}
+    make: Any = dspy.Signature  # a class whose metaclass makes classes
+    try:
+        made: type[dspy.Signature] = make(fields, signature.instructions or signature.default_instructions)
+    except (ValueError, TypeError, pydantic.errors.PydanticUserError) as error:
+        raise ProgramError(f"signature {str(signature)!r}: {error}") from error
+    return made
+
+
+def _hint(field: Field) -> Any:
+    """The type with its constraints around it. Not as arguments of DSPy's field: that would show them to the model."""
+    if not field.constraints:
+        return field.annotation
+    constraints: Any = pydantic.Field(**field.constraints)
+    return typing.Annotated[field.annotation, constraints]
+
+
+def _info(field: Field) -> Any:
+    said: dict[str, Any] = {} if field.default is MISSING else {"default": field.default}
+    if field.description:
+        said["desc"] = field.description
+    info: Any
+    if field.role == "output":
+        info = dspy.OutputField(**said)
+    else:
+        info = dspy.InputField(**said, IS_TYPE_UNDEFINED=not field.typed)
+    more = {"constraints": field.limits, "prefix": field.own_prefix}  # DSPy warns of the latter as an argument
+    info.json_schema_extra |= {k: v for k, v in more.items() if v}
+    return info
+
+
+def check_text(value: Any, name: str) -> None:
+    """Raise InvalidInput if a text holds DSPy's marker, which DSPy expands into content of another kind (an image, a file)."""
+    if isinstance(value, str):
+        if _MARKER in value:
+            raise InvalidInput(f"{name}: the text holds DSPy's marker {_MARKER}, which would become content of its own")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key, name)  # DSPy expands a marker there too
+            check_text(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_text(item, name)

@@ -1,0 +1,99 @@
+"""The model server of a pool, as the pool's parent sees it: started when a call needs it, started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import structlog
+
+from dspex.bus.errors import LMUnavailable
+from dspex.workers.config import Profile
+from dspex.workers.models import weights
+from dspex.workers.processes import kill
+
+log: Any = structlog.get_logger("dspex.workers")
+
+START_TIMEOUT = 60.0  # seconds to load the weights
+PAUSE = 1.0  # seconds between two starts
+
+
+class LocalModel:
+    """`url` of an OpenAI-compatible server for one local model, alive while it is needed."""
+
+    def __init__(self, profile: Profile, slots: int, threads: int) -> None:
+        self.profile, self.slots, self.threads = profile, slots, threads
+        self._process: asyncio.subprocess.Process | None = None
+        self._url: str | None = None
+        self._lock = asyncio.Lock()
+        self._log_task: asyncio.Task[None] | None = None
+        self._starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server; None while there is none."""
+        return self._process.pid if self._alive() and self._process else None
+
+    async def url(self) -> str:
+        """Where it listens; starts it if it does not run. Raises ConfigError (not installed) or LMUnavailable."""
+        async with self._lock:
+            if not self._alive():
+                self._url = await self._start()
+            assert self._url is not None
+            return self._url
+
+    async def stop(self) -> None:
+        """End the server."""
+        if self._process is not None:
+            kill(self._process)
+            await self._process.wait()
+        if self._log_task is not None:
+            await self._log_task
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def _start(self) -> str:
+        path = weights.require(self.profile.model)
+        if self._starts:
+            log.warning("model server died", model=self.profile.model, code=self._process and self._process.returncode)
+            await asyncio.sleep(PAUSE)
+        self._starts += 1
+        arguments = [str(path), str(self.slots), str(self.threads), str(os.getpid())]
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "dspex.workers.models.server",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._log_task = asyncio.create_task(_forward(process.stderr, self.profile.model))
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            kill(process)
+            await process.wait()
+            raise LMUnavailable(
+                f"the model server of {self.profile.model} did not start (exit code {process.returncode})",
+                fix="look at the lines of the model server in the pool's log",
+                node=f"lm.{self.profile.name}",
+            )
+        url: str = json.loads(line)["url"]
+        log.info("model server ready", model=self.profile.model, pid=process.pid, url=url)
+        return url
+
+
+async def _forward(stream: asyncio.StreamReader, model: str) -> None:
+    while line := await stream.readline():
+        log.debug("model server", model=model, line=line.decode(errors="replace").rstrip())
