@@ -25,7 +25,7 @@ import nats
 from nats.aio.client import Client
 
 from dspex.bus.nats import NatsBus, connect
-from dspex.bus.port import Draft, StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
 
 BATCH = 1000
 DATA = b'{"text": "' + b"x" * 180 + b'", "n": 1}'
@@ -88,8 +88,8 @@ async def read_plain(nc: Client, subject: str, count: int) -> None:
 async def commit(bus: NatsBus, subject: str, count: int) -> None:
     last = None
     for _ in range(count // BATCH):
-        drafts = [Draft(subject, DATA, HEADERS) for _ in range(BATCH - 1)]
-        last = await bus.commit([*drafts, Draft("b.log", b"", expect=last or await last_of(bus))])
+        drafts = [NewMessage(subject, DATA, HEADERS) for _ in range(BATCH - 1)]
+        last = await bus.commit([*drafts, NewMessage("b.log", b"", expect=last or await last_of(bus))])
 
 
 async def last_of(bus: NatsBus) -> int:
@@ -127,8 +127,8 @@ async def measure(url: str, messages: int, runs: int) -> dict[str, tuple[float, 
         cpu.setdefault(name, []).append((time.process_time() - busy) / messages * 1e6)
 
     for start in range(0, messages, BATCH):
-        await asyncio.gather(*[bus.publish(Draft("b.bare", DATA)) for _ in range(min(BATCH, messages - start))])
-        await bus.commit([Draft("b.head", DATA, HEADERS)] * min(BATCH, messages - start))
+        await asyncio.gather(*[bus.publish(NewMessage("b.bare", DATA)) for _ in range(min(BATCH, messages - start))])
+        await bus.commit([NewMessage("b.head", DATA, HEADERS)] * min(BATCH, messages - start))
     for _ in range(runs):
         await run("commit", lambda: commit(bus, "b.out", messages))
         await run("commit, plain", lambda: commit_plain(nc, bus, "b.out", messages))

@@ -19,7 +19,7 @@ from dspex.bus.message import Message
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
 
 
-class Draft(NamedTuple):
+class NewMessage(NamedTuple):
     """A message to be written. `expect`: the sequence that must be the last of its subject (0: none yet)."""
 
     subject: str
@@ -171,14 +171,14 @@ class Bus(Protocol):
         ...
 
     # -- write
-    async def publish(self, draft: Draft, *, timeout: float = 5.0) -> Ack:
+    async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
         """Store one message. A `Nats-Msg-Id` seen within the stream's window gives `duplicate=True`.
 
         Raises: `NotStored`, `Fenced` (expect), `StreamFull`, `Unsettled` (no answer).
         """
         ...
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         """Store all messages or none, in order, with consecutive sequences; the sequence of the last.
 
         At most COMMIT_LIMIT, all in one stream; one alone is a plain publish. Only one draft a subject may have `expect`,

@@ -135,7 +135,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Outcome(_Packed):
+class CallRecord(_Packed):
     """What came of one attempt: outputs, or an error; the record once it is stored.
 
     Attributes:
@@ -211,6 +211,6 @@ class Letter(_Packed):
 # -- between a pool's parent and its children, and for interactive calls -----------------------------------------
 ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
 BUSY = "busy"  # the member filled up in the race: ask again
-RESULT = "result"  # last frame: a packed Outcome
+RESULT = "result"  # last frame: a packed CallRecord
 ROUTES = ("auto", "worker", "native")  # of CallSpec
 KIND_HEADER = "Dspex-Kind"  # which of the three a reply to an interactive call is

@@ -20,8 +20,8 @@ from dataclasses import replace
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
-from dspex.engine.graph.graph import Place
-from dspex.operators.plan import Draft, Plan
+from dspex.engine.graph.graph import SourceLine
+from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import NAME
 
 
@@ -34,13 +34,13 @@ def check(plan: Plan) -> list[Problem]:
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
 
-def _anchored(found: list[Problem], place: Place | None) -> Iterator[Problem]:
+def _anchored(found: list[Problem], place: SourceLine | None) -> Iterator[Problem]:
     """Problems of no node are shown at the topology."""
     for p in found:
         yield replace(p, file=place.file, line=place.line) if p.node is None and place else p
 
 
-def _topology_name(plan: Plan, place: Place | None) -> Iterator[Problem]:
+def _topology_name(plan: Plan, place: SourceLine | None) -> Iterator[Problem]:
     if not NAME.fullmatch(plan.topology):
         file, line = place or (None, None)
         message = f"{plan.topology!r} is not a name for a topology"
@@ -48,7 +48,7 @@ def _topology_name(plan: Plan, place: Place | None) -> Iterator[Problem]:
         yield Problem("DX202", "error", plan.topology, None, file, line, message, rule)
 
 
-def _suffixed(plan: Plan, names: Mapping[Draft, str]) -> Iterator[Problem]:
+def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
     """DX320: dead letters and their redrive go by the operator's name, and a made-up `_2` moves with its siblings."""
     for d in plan.drafts:
         if d.name is None and names[d] != d.automatic and re.search(r"_\d+$", names[d]):

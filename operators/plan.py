@@ -14,29 +14,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
-from dspex.engine.graph.graph import Build, Call, Inlet, Node, Place, Role, Sink, Source
+from dspex.engine.graph.graph import Build, Call, Inlet, Node, Role, Sink, Source, SourceLine
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
 
 @dataclass(eq=False)
-class Draft:
+class NodeDraft:
     """One node that is being built. `automatic`: the name that it gets where the user gave none."""
 
     role: Role
     op: str
     automatic: str
     name: str | None = None
-    inputs: list[tuple[Draft, int]] = field(default_factory=list)
+    inputs: list[tuple[NodeDraft, int]] = field(default_factory=list)
     options: Mapping[str, Any] = field(default_factory=dict)
     build: Build | None = None
     source: Source | None = None
     call: Call | None = None
     sink: Sink | None = None
     outlets: int = 1
-    place: Place | None = None
+    place: SourceLine | None = None
     shape: Shape = UNKNOWN
 
-    def node(self, names: Mapping[Draft, str]) -> Node:
+    def node(self, names: Mapping[NodeDraft, str]) -> Node:
         """The draft as a node of a graph."""
         return Node(
             name=names[self],
@@ -62,14 +62,14 @@ class Plan:
 
     topology: str
     codec: str = "json"
-    place: Place | None = None
-    drafts: list[Draft] = field(default_factory=list)
-    problems: list[tuple[Draft | None, Problem]] = field(default_factory=list)
+    place: SourceLine | None = None
+    drafts: list[NodeDraft] = field(default_factory=list)
+    problems: list[tuple[NodeDraft | None, Problem]] = field(default_factory=list)
     prefix: str = ""
-    at: Place | None = None
+    at: SourceLine | None = None
     frozen: bool = False
 
-    def add(self, draft: Draft) -> Draft:
+    def add(self, draft: NodeDraft) -> NodeDraft:
         """Take in a node. Raises TopologyError (DX224) once the topology is frozen."""
         if self.frozen:
             raise TopologyError(
@@ -86,13 +86,13 @@ class Plan:
 
     def report(
         self,
-        draft: Draft | None,
+        draft: NodeDraft | None,
         code: str,
         message: str,
         fix: str,
         *,
         level: Literal["error", "warning"] = "error",
-        place: Place | None = None,
+        place: SourceLine | None = None,
         node: str | None = None,
     ) -> None:
         """Note a problem of a draft; or, without one, of `node` or of the topology."""
@@ -101,7 +101,7 @@ class Plan:
         self.problems.append((draft, Problem(code, level, self.topology, node, file, line, message, fix)))
 
     @contextmanager
-    def collecting(self, draft: Draft | None) -> Generator[None]:
+    def collecting(self, draft: NodeDraft | None) -> Generator[None]:
         """Note what the block raises about the user's words, and go on."""
         try:
             yield
@@ -111,7 +111,7 @@ class Plan:
         except ConfigError as e:
             self.report(draft, "DX205", e.message, e.fix)
 
-    def names(self) -> dict[Draft, str]:
+    def names(self) -> dict[NodeDraft, str]:
         """The final names: those given first, then the automatic ones in order, with `_2`, `_3` when taken."""
         names = {d: d.name for d in self.drafts if d.name is not None}
         taken = set(names.values())
@@ -130,14 +130,14 @@ def _numbered(name: str) -> Iterator[str]:
         number += 1
 
 
-def caller() -> Place | None:
+def caller() -> SourceLine | None:
     """Where the user's code called into dspex: the first frame outside the operators."""
     # inspect.stack() would read the source file of every frame
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if not module.startswith("dspex.operators") and module != "contextlib":
-            return Place(shorten(frame.f_code.co_filename), frame.f_lineno)
+            return SourceLine(shorten(frame.f_code.co_filename), frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

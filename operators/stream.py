@@ -13,7 +13,7 @@ from dspex.operators.expressions.template import fields as template_fields
 from dspex.operators.native.signature import Signature
 from dspex.operators.options import Adapter, CallOptions, Codec, K_co, Name, OnError, T_co, V
 from dspex.operators.options import Record as Record
-from dspex.operators.plan import Draft, Plan
+from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.recorded import spec as specs
 from dspex.operators.recorded.spec import SignatureLike, Spec, type_option
 from dspex.operators.stateless import branch, flat_map, merge, parse, render, score, sink, validate
@@ -43,7 +43,7 @@ class Stream(Generic[T_co, K_co]):
 
     __slots__ = ("_draft", "_outlet", "_plan", "_shape")
 
-    def __init__(self, plan: Plan, draft: Draft, outlet: int = 0, shape: Shape | None = None) -> None:
+    def __init__(self, plan: Plan, draft: NodeDraft, outlet: int = 0, shape: Shape | None = None) -> None:
         self._plan, self._draft, self._outlet = plan, draft, outlet
         self._shape = draft.shape if shape is None else shape
 
@@ -56,11 +56,11 @@ class Stream(Generic[T_co, K_co]):
         name: Name,
         automatic: str | None = None,
         shape: Shape | None = None,
-        inputs: Sequence[tuple[Draft, int]] | None = None,
+        inputs: Sequence[tuple[NodeDraft, int]] | None = None,
         outlets: int = 1,
-    ) -> Draft:
+    ) -> NodeDraft:
         """Add a native node. `make` compiles it; what it raises about the user's words is noted, not raised."""
-        draft = Draft(
+        draft = NodeDraft(
             "native",
             op,
             automatic or op,
@@ -75,7 +75,7 @@ class Stream(Generic[T_co, K_co]):
             draft.build = make()
         return draft
 
-    def _next(self, draft: Draft) -> Stream[Any, Any]:
+    def _next(self, draft: NodeDraft) -> Stream[Any, Any]:
         return Stream(self._plan, draft)
 
     def _function(self, op: str, fn: Any, make: Callable[[], Build], *, name: Name, shape: Shape) -> Stream[Any, Any]:
@@ -84,7 +84,7 @@ class Stream(Generic[T_co, K_co]):
         purity.lint(self._plan, draft, fn)
         return self._next(draft)
 
-    def _reads(self, draft: Draft, texts: Iterable[Any]) -> None:
+    def _reads(self, draft: NodeDraft, texts: Iterable[Any]) -> None:
         """Note fields that expressions want and that this stream is known not to have."""
         for text in texts:
             if isinstance(text, str):
@@ -313,7 +313,7 @@ class Stream(Generic[T_co, K_co]):
         return self._call(spec.kind, lambda: spec, name)
 
     def _call(self, kind: str, make: Callable[[], Spec[Any]], name: str) -> Stream[Any, Any]:
-        draft = self._plan.add(Draft("call", kind, kind, name or "", inputs=[(self._draft, self._outlet)]))
+        draft = self._plan.add(NodeDraft("call", kind, kind, name or "", inputs=[(self._draft, self._outlet)]))
         with self._plan.collecting(draft):
             spec = make()
             draft.options, draft.shape, draft.call = spec.plain(), spec.shape(self._shape), spec.to_call()
@@ -378,7 +378,7 @@ class Stream(Generic[T_co, K_co]):
             codec: how the data is encoded; default: the topology's.
         """
         options = {"stream": stream, "codec": codec}
-        draft = Draft(
+        draft = NodeDraft(
             "sink",
             "sink",
             subject,

@@ -19,7 +19,7 @@ from dspex.operators.expressions import language as expressions
 from dspex.operators.formats.describe import TopologyInfo, describe, mermaid
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.options import Codec, SourceOptions, V
-from dspex.operators.plan import Draft, Plan, caller
+from dspex.operators.plan import NodeDraft, Plan, caller
 from dspex.operators.problems import problem, wrong
 from dspex.operators.recorded.spec import type_option
 from dspex.operators.stateless.sink import CODECS
@@ -77,7 +77,7 @@ class Topology:
         """
         given = cast("Mapping[str, Any]", o)
         options = {**({} if type is None else {"type": type_option(type)}), **_plain_source(given)}
-        draft = Draft("source", "source", subject, subject, options=options, shape=shape_of(type))
+        draft = NodeDraft("source", "source", subject, subject, options=options, shape=shape_of(type))
         self._plan.add(draft)
         draft.source = Source(subject)
         with self._plan.collecting(draft):

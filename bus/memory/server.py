@@ -28,7 +28,7 @@ from dspex.bus.errors import (
 from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import Faults, Luck, MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, Draft, StreamConfig, StreamInfo
+from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["Faults", "MemoryBus", "MemoryServer"]
 
@@ -93,14 +93,14 @@ class MemoryServer:
         stream.subjects = kept + new
         return stream
 
-    def publish(self, draft: Draft) -> Ack:
+    def publish(self, draft: NewMessage) -> Ack:
         stream = self.stream_of(draft.subject)
         if stream is None:
             raise NotStored(f"nothing stores {draft.subject!r}, so the event would be lost")
         self._show([draft])
         return stream.publish(draft, self.now)
 
-    def commit(self, drafts: Sequence[Draft]) -> int:
+    def commit(self, drafts: Sequence[NewMessage]) -> int:
         if len(drafts) == 1:
             return self.publish(drafts[0]).sequence
         streams = {s.config.name if (s := self.stream_of(d.subject)) else None for d in drafts}
@@ -110,7 +110,7 @@ class MemoryServer:
         self._show(drafts)
         return self.streams[name].commit(drafts, self.now)
 
-    def _show(self, drafts: Sequence[Draft]) -> None:
+    def _show(self, drafts: Sequence[NewMessage]) -> None:
         # Before it is stored, as NATS does: a core subscriber sees what is then refused, and a repeat again.
         for draft in drafts:
             self.route(Message(draft.subject, draft.data, draft.headers or {}))
@@ -170,7 +170,7 @@ class MemoryBus:
         finally:
             self._waiting.remove(future)
 
-    def _check(self, draft: Draft) -> None:
+    def _check(self, draft: NewMessage) -> None:
         if not _SUBJECT.fullmatch(draft.subject):
             raise DataError(f"{draft.subject!r} is not a subject to publish to", fix="no spaces, wildcards or empty tokens")
         for name, value in (draft.headers or {}).items():
@@ -200,11 +200,11 @@ class MemoryBus:
         return stream.config.name if stream else None
 
     # -- write
-    async def publish(self, draft: Draft, *, timeout: float = 5.0) -> Ack:
+    async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
         self._check(draft)
         return await self._write(lambda: self.server.publish(draft))
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         if not 0 < len(drafts) <= COMMIT_LIMIT:
             raise BusError(f"a commit of {len(drafts)} messages: it takes 1 to {COMMIT_LIMIT}")
         for draft in drafts:
@@ -278,7 +278,7 @@ class MemoryBus:
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
     ) -> Message:
-        self._check(Draft(subject, data, headers))
+        self._check(NewMessage(subject, data, headers))
         await self.trip()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
@@ -299,7 +299,7 @@ class MemoryBus:
             await subscription.close()
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        self._check(Draft(subject, data, headers))
+        self._check(NewMessage(subject, data, headers))
         await self.trip()
         self.server.route(Message(subject, data, headers or {}, reply=reply))
 

@@ -13,7 +13,7 @@ from random import Random
 
 from dspex.bus.errors import BusError, Fenced, StreamFull
 from dspex.bus.message import Message
-from dspex.bus.port import Ack, Draft, StreamConfig, StreamInfo
+from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
 
 
@@ -49,7 +49,7 @@ class Luck:
         return self.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
 
 
-def size(draft: Draft) -> int:
+def size(draft: NewMessage) -> int:
     """Bytes of headers and data as NATS sends them."""
     lines = [len(f"{name}: {value}\r\n".encode()) for name, value in (draft.headers or {}).items()]
     return len(draft.data) + (len("NATS/1.0\r\n\r\n") + sum(lines) if lines else 0)
@@ -83,7 +83,7 @@ class MemoryStream:
         )
 
     # -- write
-    def publish(self, draft: Draft, now: float) -> Ack:
+    def publish(self, draft: NewMessage, now: float) -> Ack:
         """Store one message. The expectation is checked before the id, as JetStream does."""
         self._check_expected([draft])
         if (known := self._known_ids(now).get(draft.headers.get(MESSAGE_ID, "") if draft.headers else "")) is not None:
@@ -93,7 +93,7 @@ class MemoryStream:
         self._wake()
         return Ack(self.config.name, self.last)
 
-    def commit(self, drafts: Sequence[Draft], now: float) -> int:
+    def commit(self, drafts: Sequence[NewMessage], now: float) -> int:
         """Store all or none; the sequence of the last."""
         subjects: set[str] = set()
         for draft in drafts:
@@ -116,19 +116,19 @@ class MemoryStream:
             del self._ids[id]
         return self._ids
 
-    def _check_expected(self, drafts: Sequence[Draft]) -> None:
+    def _check_expected(self, drafts: Sequence[NewMessage]) -> None:
         for draft in drafts:
             if draft.expect is not None and draft.expect != (last := self.last_of(draft.subject)):
                 raise Fenced(f"the last of {draft.subject} is {last}, not {draft.expect}")
 
-    def _check_room(self, drafts: Sequence[Draft]) -> None:
+    def _check_room(self, drafts: Sequence[NewMessage]) -> None:
         most, room = self.config.max_messages, self.config.max_bytes
         if 0 <= most < len(self.messages) + len(drafts):
             raise StreamFull(f"stream {self.config.name} holds {most} messages at most")
         if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
             raise StreamFull(f"stream {self.config.name} holds {room} bytes at most")
 
-    def _store(self, draft: Draft, now: float) -> None:
+    def _store(self, draft: NewMessage, now: float) -> None:
         self.last += 1
         headers = dict(draft.headers or {})
         self.messages[self.last] = Message(draft.subject, draft.data, headers, self.last, now)

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dspex.bus.message import Message
 from dspex.bus.nats import core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
+from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.core import NatsSubscription
-from dspex.bus.nats.link import Link
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
-from dspex.bus.port import Ack, BusEvents, Draft, StreamConfig, StreamInfo
+from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
 
@@ -41,95 +41,95 @@ async def connect(
 
     Raises: Unreachable, NotAllowed, UnsupportedServer (before 2.12), BusError (no JetStream), ConfigError (bad URL).
     """
-    link = Link(Options(url, name, user, password, token, creds, nkey, tls, timeout), events or BusEvents())
-    await link.start()
-    return NatsBus(link)
+    connection = Connection(Options(url, name, user, password, token, creds, nkey, tls, timeout), events or BusEvents())
+    await connection.start()
+    return NatsBus(connection)
 
 
 class NatsBus:
     """`dspex.bus.port.Bus`; made by `connect`. It reconnects by itself; while it cannot, methods raise Unreachable."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     @property
     def max_payload(self) -> int:
-        return self._link.max_payload
+        return self._connection.max_payload
 
     @property
     def url(self) -> str:
-        return self._link.options.url
+        return self._connection.options.url
 
     @property
     def connected(self) -> bool:
-        return self._link.up.is_set()
+        return self._connection.up.is_set()
 
     async def close(self) -> None:
-        await self._link.close()
+        await self._connection.close()
 
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
-        return await streams.ensure(self._link, config)
+        return await streams.ensure(self._connection, config)
 
     async def stream(self, name: str) -> StreamInfo | None:
-        return await streams.info(self._link, name)
+        return await streams.info(self._connection, name)
 
     async def stream_of(self, subject: str) -> str | None:
-        return await writer.stream_of(self._link, subject)
+        return await writer.stream_of(self._connection, subject)
 
     # -- write
-    async def publish(self, draft: Draft, *, timeout: float = 5.0) -> Ack:
-        return await writer.publish(self._link, draft, timeout)
+    async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
+        return await writer.publish(self._connection, draft, timeout)
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
-        return await writer.commit(self._link, drafts, timeout)
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        return await writer.commit(self._connection, drafts, timeout)
 
     # -- read
     async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> NatsReader:
-        return await NatsReader(self._link, stream, filters, after, name, window).start()
+        return await NatsReader(self._connection, stream, filters, after, name, window).start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
-        return await stored.message(self._link, stream, {"seq": sequence})
+        return await stored.message(self._connection, stream, {"seq": sequence})
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        return await stored.message(self._link, stream, {"last_by_subj": subject})
+        return await stored.message(self._connection, stream, {"last_by_subj": subject})
 
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
-        return await stored.message(self._link, stream, {"seq": max(sequence, 1), "next_by_subj": subject})
+        return await stored.message(self._connection, stream, {"seq": max(sequence, 1), "next_by_subj": subject})
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
-        return await stored.scan(self._link, stream, filters, start, stop)
+        return await stored.scan(self._connection, stream, filters, start, stop)
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
-        await stored.purge(self._link, stream, subject, below)
+        await stored.purge(self._connection, stream, subject, below)
 
     async def delete(self, stream: str, sequence: int) -> None:
-        await stored.delete(self._link, stream, sequence)
+        await stored.delete(self._connection, stream, sequence)
 
     # -- work
     async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> NatsWorkQueue:
-        return await NatsWorkQueue(self._link, stream, pattern, name, ack_wait, free).start()
+        return await NatsWorkQueue(self._connection, stream, pattern, name, ack_wait, free).start()
 
     # -- core
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
     ) -> Message:
-        return await core.request(self._link, subject, data, headers, timeout)
+        return await core.request(self._connection, subject, data, headers, timeout)
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        await self._link.send(protocol.message(subject, data, headers, reply=reply, limit=self._link.max_payload))
+        await self._connection.send(protocol.message(subject, data, headers, reply=reply, limit=self._connection.max_payload))
 
     async def subscribe(
         self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
     ) -> NatsSubscription:
-        return await NatsSubscription(self._link, subject, handler, queue).start()
+        return await NatsSubscription(self._connection, subject, handler, queue).start()
 
     def inbox(self) -> str:
-        return f"_INBOX.{self._link.id}.{self._link.fresh()}"
+        return f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
 
     # -- keys and objects
     async def bucket(self, name: str) -> NatsBucket:
-        return await NatsBucket(self._link, name).ensure()
+        return await NatsBucket(self._connection, name).ensure()
 
     async def objects(self, name: str) -> NatsObjects:
-        return await NatsObjects(self._link, name).ensure()
+        return await NatsObjects(self._connection, name).ensure()

@@ -69,7 +69,7 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"{url!r} is not the URL of a NATS server", code="DX104", fix="nats://host:4222 or tls://…")
 
 
-class Connection(Client):
+class WireClient(Client):
     """nats-py's client for one connection, with our own read loop. The only place that touches its private members.
 
     `tests/bus/nats/test_link.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
@@ -108,7 +108,7 @@ class Connection(Client):
         return self._server_info
 
     async def _select_next_server(self) -> None:
-        # One try: the link picks the server. nats-py's own loop sleeps and retries inside connect().
+        # One try: the connection picks the server. nats-py's own loop sleeps and retries inside connect().
         self._current_server = self._server_pool[0]
         await self._connect_to_server(self._current_server)
 
@@ -167,32 +167,32 @@ class Connection(Client):
         self._tell("closed")
 
 
-async def dial(options: Options, url: str, ended: Callable[[str], None], complained: Callable[[str], None]) -> Connection:
+async def dial(options: Options, url: str, ended: Callable[[str], None], complained: Callable[[str], None]) -> WireClient:
     """One try to connect to one server. Raises Unreachable, NotAllowed, UnsupportedServer.
 
     `ended` is told once why the connection is over; `complained` what the server says with -ERR.
     """
     parts = urlparse(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
-    connection, o, good = Connection(ended, complained), options, False
+    client, o, good = WireClient(ended, complained), options, False
     try:
         async with asyncio.timeout(o.timeout):
-            await connection.connect(
+            await client.connect(
                 [url], name=o.name, user=o.user, password=o.password, token=o.token, user_credentials=o.creds,
                 nkeys_seed=o.nkey, tls=o.tls, allow_reconnect=False, connect_timeout=max(1, int(o.timeout)),
                 ping_interval=3, max_outstanding_pings=2, error_cb=_raised_as_well,
             )  # fmt: skip
-        version = str(connection.server_info.get("version", ""))
+        version = str(client.server_info.get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
             raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
         good = True
-        return connection
+        return client
     except (OSError, TimeoutError, ValueError, nats_errors.Error) as e:
         raise translated(e, f"cannot connect to {shown}") from e
     finally:  # also when cancelled half way: the socket must not stay open
         if not good:
-            await connection.close()
+            await client.close()
 
 
 async def _raised_as_well(error: Exception) -> None:

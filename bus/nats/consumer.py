@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from dspex.bus.nats import protocol
+from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import NO_CONSUMER, NO_STREAM, ServerRefusal
-from dspex.bus.nats.link import Link
 
 NANOSECONDS: Final = 1_000_000_000
 
 
-class Place(NamedTuple):
+class DeliveryInfo(NamedTuple):
     """Where a delivery stands, as its reply subject tells. `number`: among those of the consumer, from 1."""
 
     delivered: int
@@ -23,12 +23,12 @@ class Place(NamedTuple):
     pending: int
 
 
-def place(reply: bytes) -> Place:
+def delivery_of(reply: bytes) -> DeliveryInfo:
     """$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<number>.<time>.<pending>[.<random>]"""
     words = reply.split(b".")
     first = 4 if len(words) == 9 else 6  # with a domain there are 11, or 12 with the random token at the end
     delivered, sequence, number, time, pending = words[first : first + 5]
-    return Place(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
+    return DeliveryInfo(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
 
 
 def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, Any]:
@@ -46,17 +46,17 @@ def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[
     }
 
 
-async def create(link: Link, stream: str, config: Mapping[str, Any]) -> int:
+async def create(connection: Connection, stream: str, config: Mapping[str, Any]) -> int:
     """Create a consumer; the number of messages that wait for it. Raises BusError."""
     request = {"stream_name": stream, "config": config, "action": "create"}
-    answer = await link.api(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
+    answer = await connection.api(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
     return int(answer.get("num_pending", 0))
 
 
-async def drop(link: Link, stream: str, name: str) -> None:
+async def drop(connection: Connection, stream: str, name: str) -> None:
     """Delete a consumer, if it is there."""
     try:
-        await link.api(f"CONSUMER.DELETE.{stream}.{name}", None)
+        await connection.api(f"CONSUMER.DELETE.{stream}.{name}", None)
     except ServerRefusal as e:
         if e.number not in (NO_CONSUMER, NO_STREAM):
             raise

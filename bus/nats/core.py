@@ -10,15 +10,17 @@ from typing import Final
 from dspex.bus.errors import BusError, Saturated, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.link import Link
+from dspex.bus.nats.connection import Connection
 
 MOST_WAITING: Final = 65_536  # messages that a slow handler may leave waiting; more are dropped, and reported
 
 
-async def request(link: Link, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float) -> Message:
+async def request(
+    connection: Connection, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float
+) -> Message:
     """`Bus.request`."""
     try:
-        answer, head = (await link.ask(subject, data, headers=headers, timeout=timeout))[0]
+        answer, head = (await connection.ask(subject, data, headers=headers, timeout=timeout))[0]
     except TimeoutError as e:
         raise Unreachable(f"no answer to {subject} in {timeout:g} s") from e
     found = protocol.headers(head)
@@ -30,8 +32,8 @@ async def request(link: Link, subject: str, data: bytes, headers: Mapping[str, s
 class NatsSubscription:
     """`dspex.bus.port.Subscription`: calls the handler for one message at a time, in order."""
 
-    def __init__(self, link: Link, subject: str, handler: Callable[[Message], Awaitable[None]], queue: str) -> None:
-        self._link, self._subject, self._handler, self._queue = link, subject, handler, queue
+    def __init__(self, connection: Connection, subject: str, handler: Callable[[Message], Awaitable[None]], queue: str) -> None:
+        self._connection, self._subject, self._handler, self._queue = connection, subject, handler, queue
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
@@ -40,11 +42,11 @@ class NatsSubscription:
 
     async def start(self) -> NatsSubscription:
         """Returns once the server knows: what is published afterwards, by anyone, comes. Raises Unreachable, NotAllowed."""
-        self._link.connection()
-        self._interest = self._link.listen(self._subject, self._take, queue=self._queue, refused=self._refuse)
-        self._link.lost.add(self._lost)
+        self._connection.client()
+        self._interest = self._connection.listen(self._subject, self._take, queue=self._queue, refused=self._refuse)
+        self._connection.lost.add(self._lost)
         self._begin()
-        await self._link.flush()
+        await self._connection.flush()
         if self._refused is not None:
             await self.close()
             raise self._refused
@@ -53,16 +55,16 @@ class NatsSubscription:
     async def close(self) -> None:
         """No new messages; what had come before is still handled."""
         if not self._closed:
-            await self._link.leave(self._interest)
+            await self._connection.leave(self._interest)
             self._end()
 
     def _end(self) -> None:
         self._closed = True
-        self._link.lost.discard(self._lost)
+        self._connection.lost.discard(self._lost)
         self._arrived.set()
 
     def _lost(self) -> None:
-        if self._link.closed:
+        if self._connection.closed:
             self._end()
 
     def _refuse(self, error: BusError) -> None:
@@ -75,7 +77,7 @@ class NatsSubscription:
     def _over(self, task: asyncio.Task[None]) -> None:
         """A handler that raised must not end the subscription: tell it, and go on with the next message."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._link.events.error(f"the handler of {self._subject} raised {error!r}")
+            self._connection.events.error(f"the handler of {self._subject} raised {error!r}")
             self._begin()
 
     async def _handle(self) -> None:
@@ -88,7 +90,7 @@ class NatsSubscription:
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         if len(self._waiting) >= MOST_WAITING:
-            self._link.events.error(f"the handler of {self._subject} is too slow: a message was dropped")
+            self._connection.events.error(f"the handler of {self._subject} is too slow: a message was dropped")
             return
         self._waiting.append(Message(subject.decode(), data, protocol.headers(head), reply=reply.decode()))
         self._arrived.set()

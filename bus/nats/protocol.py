@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from dspex.bus.errors import DataError, PayloadTooLarge
-from dspex.bus.port import Draft
+from dspex.bus.port import NewMessage
 
 Route = Callable[[bytes, bytes, bytes, bytes], None]
 """Takes one message: subject, reply (b"" for none), data, header block (b"" for none). Called in the read loop."""
@@ -70,7 +70,7 @@ def header_block(headers: Mapping[str, str] | None, more: str = "") -> bytes:
         raise DataError(f"a header value is not text: {e.reason}", fix="put it in the data, or encode it") from e
 
 
-def expectation(draft: Draft) -> str:
+def expectation(draft: NewMessage) -> str:
     """The header line of `draft.expect`; "" where it expects nothing."""
     return "" if draft.expect is None else f"{EXPECT}: {draft.expect}\r\n"
 
@@ -102,7 +102,7 @@ def message(
     return f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode() + head + data + b"\r\n"
 
 
-def batch(drafts: Sequence[Draft], *, id: str, reply: str, limit: int) -> bytes:
+def batch(drafts: Sequence[NewMessage], *, id: str, reply: str, limit: int) -> bytes:
     """An atomic batch (ADR-50) as sent, in one piece. Raises PayloadTooLarge, DataError; then nothing is sent.
 
     The first and the last message ask for a reply: the first to hear early that the batch is refused, the last for the

@@ -14,8 +14,8 @@ from typing import Final
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.consumer import NANOSECONDS, create, drop, ordered, place, pull, pulls, rest
-from dspex.bus.nats.link import Interest, Link
+from dspex.bus.nats.connection import Connection, WireSubscription
+from dspex.bus.nats.consumer import NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
 
 HEARTBEAT: Final = 2.0  # seconds; two missed ones are trouble
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
@@ -27,8 +27,8 @@ _LONGEST_PAUSE: Final = 2.0
 class NatsReader:
     """`dspex.bus.port.Reader` on JetStream."""
 
-    def __init__(self, link: Link, stream: str, filters: Sequence[str], after: int, name: str, window: int) -> None:
-        self._link, self._stream, self._filters, self._name = link, stream, list(filters), name
+    def __init__(self, connection: Connection, stream: str, filters: Sequence[str], after: int, name: str, window: int) -> None:
+        self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._window = max(window, 2)
         self._last = after  # sequence of the last message that came
         self._next = 1  # consumer's number of the delivery that must come next
@@ -40,19 +40,19 @@ class NatsReader:
         self._arrived = asyncio.Event()
         self._trouble = asyncio.Event()
         self._failed: BusError | None = None
-        self._interest: Interest | None = None
+        self._interest: WireSubscription | None = None
         self._watch: asyncio.Task[None] | None = None
 
     # -- the port
     async def start(self) -> NatsReader:
         """Make the consumer. Raises Unreachable, NotAllowed, BusError (no such stream)."""
-        self._link.lost.add(self._suspect)
+        self._connection.lost.add(self._suspect)
         try:
             await self._begin()
         except BaseException:
             self._stop()
             raise
-        self._watch = self._link.spawn(self._supervise(), f"reader {self._name}", self._fail)
+        self._watch = self._connection.spawn(self._supervise(), f"reader {self._name}", self._fail)
         return self
 
     async def read(self, limit: int) -> list[Message]:
@@ -79,25 +79,25 @@ class NatsReader:
         if self._watch is not None:
             self._watch.cancel()
         self._stop()
-        if self._link.up.is_set():
+        if self._connection.up.is_set():
             try:
-                await drop(self._link, self._stream, self._name)
+                await drop(self._connection, self._stream, self._name)
             except BusError as e:  # the server forgets it after IDLE
-                self._link.events.error(f"consumer {self._name} is left behind: {e.message}")
+                self._connection.events.error(f"consumer {self._name} is left behind: {e.message}")
 
     # -- the consumer
     async def _begin(self) -> None:
         self._trouble.clear()
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
-            self._link.forget(self._interest)
+            self._connection.forget(self._interest)
         # A new subscription each time: what the old consumer had sent must not be taken for the new one's.
-        self._inbox = f"_INBOX.{self._link.id}.{self._link.fresh()}"
+        self._inbox = f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
         asks = pulls(self._stream, self._name)
-        self._interest = self._link.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
-        await drop(self._link, self._stream, self._name)
+        self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
+        await drop(self._connection, self._stream, self._name)
         config = ordered(self._name, self._filters, self._last, IDLE)
-        self._pending = await create(self._link, self._stream, config)
+        self._pending = await create(self._connection, self._stream, config)
         self._pull()
 
     async def _supervise(self) -> None:
@@ -115,19 +115,19 @@ class NatsReader:
             # delete each other's consumer as fast as they can.
             await asyncio.sleep(pause)
             pause = min(pause * 2 or 0.02, _LONGEST_PAUSE)
-            await self._link.up.wait()
+            await self._connection.up.wait()
             try:
                 await self._begin()
             except NotAllowed as e:
                 self._fail(e)
             except BusError as e:
                 self._trouble.set()
-                self._link.events.error(f"reader {self._name} tries again: {e.message}")
+                self._connection.events.error(f"reader {self._name} tries again: {e.message}")
 
     def _stop(self) -> None:
-        self._link.lost.discard(self._suspect)
+        self._connection.lost.discard(self._suspect)
         if self._interest is not None:
-            self._link.forget(self._interest)
+            self._connection.forget(self._interest)
             self._interest = None
 
     def _fail(self, error: BusError) -> None:
@@ -136,17 +136,17 @@ class NatsReader:
 
     def _suspect(self) -> None:
         self._trouble.set()
-        if self._link.closed:
+        if self._connection.closed:
             self._fail(Unreachable("the bus is closed"))
 
     def _pull(self) -> None:
         """Ask for more, early enough that the server never waits for us, and never for more than the window."""
         room = self._window - len(self._unread) - self._asked
-        if room * 2 < self._window or self._bytes > PULL_BYTES or self._trouble.is_set() or not self._link.up.is_set():
+        if room * 2 < self._window or self._bytes > PULL_BYTES or self._trouble.is_set() or not self._connection.up.is_set():
             return
         self._asked += room
-        largest = max(PULL_BYTES, 2 * self._link.max_payload)
-        self._link.put(
+        largest = max(PULL_BYTES, 2 * self._connection.max_payload)
+        self._connection.put(
             pull(
                 pulls(self._stream, self._name),
                 f"{self._inbox}.{room}",
@@ -163,7 +163,7 @@ class NatsReader:
         if not reply:
             self._status(protocol.headers(head))
             return
-        _, sequence, number, time, pending = place(reply)
+        _, sequence, number, time, pending = delivery_of(reply)
         if number != self._next:
             self._trouble.set()
             return

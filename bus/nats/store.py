@@ -11,8 +11,8 @@ from typing import Final
 from dspex.bus.errors import BusError, DataError, Fenced
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
-from dspex.bus.nats.link import Link
-from dspex.bus.port import COMMIT_LIMIT, Draft
+from dspex.bus.nats.connection import Connection
+from dspex.bus.port import COMMIT_LIMIT, NewMessage
 
 _CHUNK: Final = 512 * 1024
 _CHUNKS_A_PAGE: Final = 16
@@ -27,7 +27,7 @@ class NatsBucket:
     nats-py's own leaves a consumer behind for five minutes after each listing, and the server allows 1000 of them.
     """
 
-    _link: Link
+    _connection: Connection
     _name: str
 
     @property
@@ -48,7 +48,7 @@ class NatsBucket:
             "deny_delete": True,
             "allow_direct": True,
         }
-        await streams.make(self._link, config)
+        await streams.make(self._connection, config)
         return self
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
@@ -56,31 +56,31 @@ class NatsBucket:
         return None if message is None or _is_removed(message) else (message.data, message.sequence)
 
     async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
-        draft = Draft(self._subject(key), value, expect=revision)
+        draft = NewMessage(self._subject(key), value, expect=revision)
         try:
-            return (await writer.publish(self._link, draft, _TIMEOUT)).sequence
+            return (await writer.publish(self._connection, draft, _TIMEOUT)).sequence
         except Fenced:
             if revision != 0 or (mark := await self._last(key)) is None or not _is_removed(mark):
                 raise
             # Another tool deleted the key and left its mark: for us there is no such key, so it may be created.
-            return (await writer.publish(self._link, draft._replace(expect=mark.sequence), _TIMEOUT)).sequence
+            return (await writer.publish(self._connection, draft._replace(expect=mark.sequence), _TIMEOUT)).sequence
 
     async def delete(self, key: str) -> None:
         # No delete mark: it would stay for ever, and stand in the way of the next put(revision=0).
-        await self._link.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key)})
+        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key)})
 
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         wanted = [self._subject(prefix), self._subject(f"{prefix}.>")] if prefix else [self._subject(">")]
         # Of any replica, so it may lag a little where there are several: enough to see who is alive, and one round trip.
-        messages = await stored.direct(self._link, self._stream, {"multi_last": wanted})
+        messages = await stored.direct(self._connection, self._stream, {"multi_last": wanted})
         if messages is None:  # over 1024 keys
-            info = await streams.info(self._link, self._stream)
-            messages = await stored.scan(self._link, self._stream, wanted, 1, info.last if info else 0)
+            info = await streams.info(self._connection, self._stream)
+            messages = await stored.scan(self._connection, self._stream, wanted, 1, info.last if info else 0)
         start = len(self._subject(""))
         return {m.subject[start:]: (m.data, m.sequence) for m in messages if not _is_removed(m)}
 
     async def _last(self, key: str) -> Message | None:
-        return await stored.message(self._link, self._stream, {"last_by_subj": self._subject(key)})
+        return await stored.message(self._connection, self._stream, {"last_by_subj": self._subject(key)})
 
 
 def _is_removed(message: Message) -> bool:
@@ -94,7 +94,7 @@ class NatsObjects:
     nats-py's own puts each chunk with a round trip, and gets by adding to bytes, which is quadratic: 16 MiB take a second.
     """
 
-    _link: Link
+    _connection: Connection
     _name: str
 
     @property
@@ -117,14 +117,14 @@ class NatsObjects:
             "allow_direct": True,
             "allow_atomic": True,
         }
-        await streams.make(self._link, config)
+        await streams.make(self._connection, config)
         return self
 
     async def put(self, data: bytes) -> str:
         digest = hashlib.sha256(data)
         name = digest.hexdigest()
-        size = min(_CHUNK, self._link.max_payload // 2)
-        chunks = [Draft(self._chunks(name), data[i : i + size]) for i in range(0, len(data), size)]
+        size = min(_CHUNK, self._connection.max_payload // 2)
+        chunks = [NewMessage(self._chunks(name), data[i : i + size]) for i in range(0, len(data), size)]
         if len(chunks) >= COMMIT_LIMIT:
             raise DataError(f"an object of {len(data)} bytes: at most {size * (COMMIT_LIMIT - 1)} are possible")
         meta = {
@@ -139,7 +139,7 @@ class NatsObjects:
             # All or nothing, and only the first of two writers: the same bytes are stored once.
             try:
                 await writer.commit(
-                    self._link, [*chunks, Draft(self._meta(name), json.dumps(meta).encode(), expect=0)], _BIG_TIMEOUT
+                    self._connection, [*chunks, NewMessage(self._meta(name), json.dumps(meta).encode(), expect=0)], _BIG_TIMEOUT
                 )
             except Fenced:
                 if await self._info(name) is None:
@@ -154,9 +154,9 @@ class NatsObjects:
         count, position = int(json.loads(info.data)["chunks"]), 1
         while len(parts) < count:
             where = {"seq": position, "next_by_subj": self._chunks(name)}
-            page = await stored.direct(self._link, self._stream, {"batch": _CHUNKS_A_PAGE, **where})
+            page = await stored.direct(self._connection, self._stream, {"batch": _CHUNKS_A_PAGE, **where})
             if not page:  # that replica may lag behind the leader
-                page = [m] if (m := await stored.message(self._link, self._stream, where)) else []
+                page = [m] if (m := await stored.message(self._connection, self._stream, where)) else []
             if not page:
                 raise BusError(f"object {name} has {len(parts)} of {count} chunks", fix="it was purged, or put again")
             parts += [m.data for m in page]
@@ -167,4 +167,4 @@ class NatsObjects:
         return data
 
     async def _info(self, name: str) -> Message | None:
-        return await stored.message(self._link, self._stream, {"last_by_subj": self._meta(name)})
+        return await stored.message(self._connection, self._stream, {"last_by_subj": self._meta(name)})

@@ -12,9 +12,9 @@ from typing import Any, Final
 from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.consumer import create, drop, ordered, place, pull, pulls
+from dspex.bus.nats.connection import Connection
+from dspex.bus.nats.consumer import create, delivery_of, drop, ordered, pull, pulls
 from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal
-from dspex.bus.nats.link import Link
 
 _PAGE: Final = 5_000  # messages of one pull
 _PAGE_BYTES: Final = 16 << 20
@@ -40,10 +40,10 @@ def timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-async def message(link: Link, stream: str, which: dict[str, Any]) -> Message | None:
+async def message(connection: Connection, stream: str, which: dict[str, Any]) -> Message | None:
     """The message that `which` describes (`seq`, `last_by_subj`, `next_by_subj`), asked of the leader; None: no such."""
     try:
-        found = (await link.api(f"STREAM.MSG.GET.{stream}", which))["message"]
+        found = (await connection.api(f"STREAM.MSG.GET.{stream}", which))["message"]
     except ServerRefusal as e:
         if e.number != NO_MESSAGE:
             raise
@@ -53,20 +53,20 @@ async def message(link: Link, stream: str, which: dict[str, Any]) -> Message | N
     return Message(found["subject"], data, protocol.headers(head), int(found["seq"]), timestamp(found["time"]))
 
 
-async def scan(link: Link, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
+async def scan(connection: Connection, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
     """`Bus.scan`, with a consumer that lives as long as the scan.
 
     A consumer, and not direct-get batches: those take one filter each, so many filters would be as many passes.
     """
     if stop < max(start, 1):
         return []
-    consumer = _Scan(link, stream, f"scan-{link.id}-{link.fresh()}")
+    consumer = _Scan(connection, stream, f"scan-{connection.id}-{connection.fresh()}")
     found = await consumer.run(filters, max(start, 1), stop)
     # The consumer read one replica, which may lag. It has all there was if it has the message at `stop`; else ask the
     # leader whether there is one more.
     if not found or found[-1].sequence < stop:
         behind = found[-1].sequence + 1 if found else max(start, 1)
-        more = await asyncio.gather(*[message(link, stream, {"seq": behind, "next_by_subj": f}) for f in filters])
+        more = await asyncio.gather(*[message(connection, stream, {"seq": behind, "next_by_subj": f}) for f in filters])
         if any(m is not None and m.sequence <= stop for m in more):
             raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
     return found
@@ -75,8 +75,8 @@ async def scan(link: Link, stream: str, filters: Sequence[str], start: int, stop
 class _Scan:
     """The pulls of one scan. `run` gives the messages that the replica has, or raises: nothing is left out in between."""
 
-    def __init__(self, link: Link, stream: str, name: str) -> None:
-        self._link, self._stream, self._name = link, stream, name
+    def __init__(self, connection: Connection, stream: str, name: str) -> None:
+        self._connection, self._stream, self._name = connection, stream, name
         self._found: list[Message] = []
         self._page = 0  # messages that came for this pull
         self._round = 0  # number of this pull
@@ -86,34 +86,34 @@ class _Scan:
 
     async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
         """The messages with start <= sequence <= stop. Raises BusError."""
-        link, inbox = self._link, f"_INBOX.{self._link.id}.{self._link.fresh()}"
+        connection, inbox = self._connection, f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
         config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
-        interest = link.listen(f"{inbox}.*", self._take)
-        link.lost.add(self._over.set)
+        interest = connection.listen(f"{inbox}.*", self._take)
+        connection.lost.add(self._over.set)
         try:
-            self._pending = await create(link, self._stream, config)
+            self._pending = await create(connection, self._stream, config)
             while self._pending and (not self._found or self._found[-1].sequence < stop):
                 await self._pull(inbox)
         finally:
-            link.lost.discard(self._over.set)
-            link.forget(interest)
-            if link.up.is_set():
-                await drop(link, self._stream, self._name)
+            connection.lost.discard(self._over.set)
+            connection.forget(interest)
+            if connection.up.is_set():
+                await drop(connection, self._stream, self._name)
         return [m for m in self._found if m.sequence <= stop]
 
     async def _pull(self, inbox: str) -> None:
         self._page = 0
         self._round += 1
         self._over.clear()
-        size = max(_PAGE_BYTES, 2 * self._link.max_payload)
+        size = max(_PAGE_BYTES, 2 * self._connection.max_payload)
         subject = pulls(self._stream, self._name)
-        self._link.put(pull(subject, f"{inbox}.{self._round}", batch=_PAGE, max_bytes=size, no_wait=True))
+        self._connection.put(pull(subject, f"{inbox}.{self._round}", batch=_PAGE, max_bytes=size, no_wait=True))
         try:
             async with asyncio.timeout(_PAGE_TIMEOUT):
                 await self._over.wait()
         except TimeoutError as e:
             raise Unreachable(f"a scan of {self._stream} got no answer in {_PAGE_TIMEOUT:g} s") from e
-        self._link.connection()
+        self._connection.client()
         if self._gap:
             raise Unreachable(f"a scan of {self._stream} was cut off: scan again")
         if not self._page:
@@ -128,7 +128,7 @@ class _Scan:
                 self._gap |= "Consumer Deleted" in headers.get("Description", "") or headers.get("Status") == "503"
                 self._over.set()
             return
-        _, sequence, number, time, self._pending = place(reply)
+        _, sequence, number, time, self._pending = delivery_of(reply)
         self._found.append(Message(subject.decode(), data, headers, sequence, time))
         self._gap |= number != len(self._found)
         self._page += 1
@@ -136,27 +136,27 @@ class _Scan:
             self._over.set()
 
 
-async def purge(link: Link, stream: str, subject: str, below: int) -> None:
+async def purge(connection: Connection, stream: str, subject: str, below: int) -> None:
     """`Bus.purge`."""
     if below < 1:  # to the server, 0 is no sequence at all: it would remove every message of the subject
         return
-    await link.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": below})
+    await connection.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": below})
 
 
-async def delete(link: Link, stream: str, sequence: int) -> None:
+async def delete(connection: Connection, stream: str, sequence: int) -> None:
     """`Bus.delete`."""
     try:
-        await link.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
     except ServerRefusal as e:
         if e.number not in (NO_MESSAGE, _NOT_FOUND, _DELETE_FAILED):
             raise
 
 
-async def direct(link: Link, stream: str, request: dict[str, Any]) -> list[Message] | None:
+async def direct(connection: Connection, stream: str, request: dict[str, Any]) -> list[Message] | None:
     """Messages by direct get (ADR-31), from any replica; None where there are too many to give at once."""
     try:
         body = json.dumps(request).encode()
-        answers = await link.ask(f"$JS.API.DIRECT.GET.{stream}", body, final=_is_status, timeout=10.0)
+        answers = await connection.ask(f"$JS.API.DIRECT.GET.{stream}", body, final=_is_status, timeout=10.0)
     except TimeoutError as e:
         raise Unreachable(f"no answer to a direct get from {stream}") from e
     status = protocol.headers(answers[-1][1])

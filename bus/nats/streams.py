@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from dspex.bus.errors import SubjectTaken
+from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS
 from dspex.bus.nats.failures import NAME_IN_USE, NO_STREAM, ServerRefusal
-from dspex.bus.nats.link import Link
 from dspex.bus.nats.stored import timestamp
 from dspex.bus.nats.writer import stream_of
 from dspex.bus.port import StreamConfig, StreamInfo
@@ -17,15 +17,15 @@ from dspex.bus.subjects import matches
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
 
 
-async def ensure(link: Link, config: StreamConfig) -> StreamInfo:
+async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
     """`Bus.ensure_stream`."""
     while True:
-        found = await _info(link, config.name)
+        found = await _info(connection, config.name)
         if found is None:
             try:
-                return _described(await link.api(f"STREAM.CREATE.{config.name}", _request(config)))
+                return _described(await connection.api(f"STREAM.CREATE.{config.name}", _request(config)))
             except SubjectTaken as e:
-                raise await _taken(link, config) from e
+                raise await _taken(connection, config) from e
             except ServerRefusal as e:
                 if e.number != NAME_IN_USE:  # else somebody made it just now
                     raise
@@ -34,29 +34,29 @@ async def ensure(link: Link, config: StreamConfig) -> StreamInfo:
         if subjects == found["config"].get("subjects"):
             return _described(found)
         try:
-            return _described(await link.api(f"STREAM.UPDATE.{config.name}", {**found["config"], "subjects": subjects}))
+            return _described(await connection.api(f"STREAM.UPDATE.{config.name}", {**found["config"], "subjects": subjects}))
         except SubjectTaken as e:
-            raise await _taken(link, config) from e
+            raise await _taken(connection, config) from e
 
 
-async def info(link: Link, name: str) -> StreamInfo | None:
+async def info(connection: Connection, name: str) -> StreamInfo | None:
     """`Bus.stream`."""
-    found = await _info(link, name)
+    found = await _info(connection, name)
     return None if found is None else _described(found)
 
 
-async def make(link: Link, config: dict[str, Any]) -> None:
+async def make(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream of exactly this configuration, unless one of the name is there."""
     try:
-        await link.api(f"STREAM.CREATE.{config['name']}", config)
+        await connection.api(f"STREAM.CREATE.{config['name']}", config)
     except ServerRefusal as e:
         if e.number != NAME_IN_USE:
             raise
 
 
-async def _info(link: Link, name: str) -> dict[str, Any] | None:
+async def _info(connection: Connection, name: str) -> dict[str, Any] | None:
     try:
-        return await link.api(f"STREAM.INFO.{name}", None)
+        return await connection.api(f"STREAM.INFO.{name}", None)
     except ServerRefusal as e:
         if e.number != NO_STREAM:
             raise
@@ -107,9 +107,9 @@ def _joined(have: Sequence[str], want: Iterable[str]) -> list[str]:
     return [h for h in have if not any(_covers(w, h) for w in lacking)] + lacking
 
 
-async def _taken(link: Link, config: StreamConfig) -> SubjectTaken:
+async def _taken(connection: Connection, config: StreamConfig) -> SubjectTaken:
     for subject in config.subjects:
-        owner = await stream_of(link, subject)
+        owner = await stream_of(connection, subject)
         if owner not in (None, config.name):
             return SubjectTaken(f"{subject} belongs to the stream {owner}")
     return SubjectTaken(f"the subjects of {config.name} overlap with another stream: {', '.join(config.subjects)}")

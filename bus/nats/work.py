@@ -16,9 +16,9 @@ from typing import Final
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.consumer import NANOSECONDS, create, place, pull, pulls, rest
+from dspex.bus.nats.connection import Connection
+from dspex.bus.nats.consumer import NANOSECONDS, create, delivery_of, pull, pulls, rest
 from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
-from dspex.bus.nats.link import Link
 
 HEARTBEAT: Final = 2.0
 EXPIRES: Final = 30.0
@@ -34,14 +34,14 @@ class NatsDelivery:
 
     message: Message
     delivered: int
-    _link: Link
+    _connection: Connection
     _reply: str
     _settled: Callable[[], None]
 
     async def ack(self) -> None:
-        self._link.connection()
+        self._connection.client()
         try:
-            _, head = (await self._link.ask(self._reply, b"+ACK"))[0]
+            _, head = (await self._connection.ask(self._reply, b"+ACK"))[0]
         except (TimeoutError, Unreachable) as e:
             raise Unsettled("no answer to an ack: the work may be delivered again") from e
         finally:
@@ -58,14 +58,16 @@ class NatsDelivery:
         self._tell(b"+WPI")
 
     def _tell(self, body: bytes) -> None:
-        self._link.put(protocol.message(self._reply, body, None, limit=self._link.max_payload))
+        self._connection.put(protocol.message(self._reply, body, None, limit=self._connection.max_payload))
 
 
 class NatsWorkQueue:
     """`dspex.bus.port.WorkQueue` on JetStream."""
 
-    def __init__(self, link: Link, stream: str, pattern: str, name: str, ack_wait: float, free: Callable[[], int]) -> None:
-        self._link, self._stream, self._name, self._free = link, stream, name, free
+    def __init__(
+        self, connection: Connection, stream: str, pattern: str, name: str, ack_wait: float, free: Callable[[], int]
+    ) -> None:
+        self._connection, self._stream, self._name, self._free = connection, stream, name, free
         self._config = {
             "name": name,
             "durable_name": name,
@@ -85,49 +87,49 @@ class NatsWorkQueue:
         self._wake = asyncio.Event()
         self._missing = False  # the consumer may be gone
         self._failed: BusError | None = None
-        self._inbox = f"_INBOX.{link.id}.{link.fresh()}"
+        self._inbox = f"_INBOX.{connection.id}.{connection.fresh()}"
 
     # -- the port
     async def start(self) -> NatsWorkQueue:
         """Make the consumer if it is missing. Raises Unreachable, NotAllowed, BusError (no such stream)."""
         await self._ensure()
         asks = pulls(self._stream, self._name)
-        self._interest = self._link.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
-        self._link.lost.add(self._lost)
-        self._loop = self._link.spawn(self._run(), f"work queue {self._name}", self._fail)
+        self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
+        self._connection.lost.add(self._lost)
+        self._loop = self._connection.spawn(self._run(), f"work queue {self._name}", self._fail)
         return self
 
     async def next(self) -> NatsDelivery:
         while not self._waiting:
             if self._failed is not None:
                 raise type(self._failed)(self._failed.message)
-            self.kick()
+            self.ask_for_more()
             self._arrived.clear()
             await self._arrived.wait()
         return self._waiting.popleft()
 
-    def kick(self) -> None:
+    def ask_for_more(self) -> None:
         """`free()` has grown: pull now instead of at the next look (every 0.1 s)."""
         self._wake.set()
 
     async def close(self) -> None:
         self._fail(Unreachable("the work queue is closed"))
-        self._link.lost.discard(self._lost)
+        self._connection.lost.discard(self._lost)
         self._loop.cancel()
-        await self._link.leave(self._interest)
-        while self._waiting and self._link.up.is_set():
+        await self._connection.leave(self._interest)
+        while self._waiting and self._connection.up.is_set():
             await self._waiting.popleft().nak()  # nobody took it: another process gets it now, not after ack_wait
 
     # -- pulling
     async def _ensure(self) -> None:
         self._missing = False
         try:
-            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._name}", None)
+            await self._connection.api(f"CONSUMER.INFO.{self._stream}.{self._name}", None)
         except ServerRefusal as e:
             if e.number != NO_CONSUMER:
                 raise
             try:
-                await create(self._link, self._stream, self._config)
+                await create(self._connection, self._stream, self._config)
             except ServerRefusal as again:
                 if again.number not in _CONSUMER_EXISTS:  # another process was faster
                     raise
@@ -135,7 +137,7 @@ class NatsWorkQueue:
     async def _run(self) -> None:
         pause = 0.02
         while self._failed is None:
-            await self._link.up.wait()
+            await self._connection.up.wait()
             try:
                 if self._missing:
                     await asyncio.sleep(pause)
@@ -148,7 +150,7 @@ class NatsWorkQueue:
                 return
             except BusError as e:
                 self._missing = True
-                self._link.events.error(f"work queue {self._name} tries again: {e.message}")
+                self._connection.events.error(f"work queue {self._name} tries again: {e.message}")
                 continue
             await self._rest(FULL_POLL if full else HEARTBEAT)
 
@@ -168,7 +170,7 @@ class NatsWorkQueue:
         room = self._free() - len(self._waiting) - self._asked
         if room > 0:
             self._asked += room
-            self._link.put(
+            self._connection.put(
                 pull(
                     pulls(self._stream, self._name),
                     f"{self._inbox}.{self._round}",
@@ -184,7 +186,7 @@ class NatsWorkQueue:
         self._round += 1
         self._asked = self._quiet = 0
         self._wake.set()
-        if self._link.closed:
+        if self._connection.closed:
             self._fail(Unreachable("the bus is closed"))
 
     def _fail(self, error: BusError) -> None:
@@ -199,10 +201,10 @@ class NatsWorkQueue:
         if not reply:
             self._status(subject, headers)
             return
-        at = place(reply)
+        at = delivery_of(reply)
         message = Message(subject.decode(), data, headers, at.sequence, at.time)
         self._asked = max(0, self._asked - 1)
-        self._waiting.append(NatsDelivery(message, at.delivered, self._link, reply.decode(), self.kick))
+        self._waiting.append(NatsDelivery(message, at.delivered, self._connection, reply.decode(), self.ask_for_more))
         self._arrived.set()
 
     def _status(self, subject: bytes, headers: protocol.Headers) -> None:

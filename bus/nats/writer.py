@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
+from dspex.bus.nats.connection import Answer, Connection, PendingRequest
 from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
-from dspex.bus.nats.link import Answer, Link, Question
-from dspex.bus.port import COMMIT_LIMIT, Ack, Draft
+from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
 _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
 _LONGEST_PAUSE: Final = 0.25
@@ -23,46 +23,46 @@ def _settles(data: bytes, head: bytes) -> bool:
     return head.startswith(b"NATS/1.0 ") or (data[:1] == b"{" and (b'"seq":' in data or b'"error":' in data))
 
 
-async def stream_of(link: Link, subject: str, timeout: float = 5.0) -> str | None:
+async def stream_of(connection: Connection, subject: str, timeout: float = 5.0) -> str | None:
     """The stream that captures the subject (or pattern). Raises Unreachable."""
-    names = (await link.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)).get("streams")
+    names = (await connection.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)).get("streams")
     return str(names[0]) if names else None
 
 
-async def publish(link: Link, draft: Draft, timeout: float) -> Ack:
+async def publish(connection: Connection, draft: NewMessage, timeout: float) -> Ack:
     """`Bus.publish`."""
     more, subject = protocol.expectation(draft), draft.subject
 
     def render(reply: str) -> bytes:
-        return protocol.message(subject, draft.data, draft.headers, reply=reply, more=more, limit=link.max_payload)
+        return protocol.message(subject, draft.data, draft.headers, reply=reply, more=more, limit=connection.max_payload)
 
-    answer = await _written(link, [draft], render, timeout)
+    answer = await _written(connection, [draft], render, timeout)
     return Ack(str(answer["stream"]), int(answer["seq"]), bool(answer.get("duplicate")))
 
 
-async def commit(link: Link, drafts: Sequence[Draft], timeout: float) -> int:
+async def commit(connection: Connection, drafts: Sequence[NewMessage], timeout: float) -> int:
     """`Bus.commit`."""
     if not 1 <= len(drafts) <= COMMIT_LIMIT:
         raise BusError(f"a commit of {len(drafts)} messages: 1 to {COMMIT_LIMIT} are possible", fix="split it")
     if len(drafts) == 1:
-        return (await publish(link, drafts[0], timeout)).sequence
+        return (await publish(connection, drafts[0], timeout)).sequence
     _check_expectations(drafts)
 
     def render(reply: str) -> bytes:
         return protocol.batch(
             drafts,
-            id=f"{link.id[-12:]}{link.fresh()}",  # short: each message of the batch carries it
+            id=f"{connection.id[-12:]}{connection.fresh()}",  # short: each message of the batch carries it
             reply=reply,
-            limit=link.max_payload,
+            limit=connection.max_payload,
         )
 
-    answer = await _written(link, drafts, render, timeout)
+    answer = await _written(connection, drafts, render, timeout)
     if answer.get("count") != len(drafts):
         raise Unsettled(f"{len(drafts)} messages were sent, and the server says it stored {answer.get('count')}")
     return int(answer["seq"])
 
 
-def _check_expectations(drafts: Sequence[Draft]) -> None:
+def _check_expectations(drafts: Sequence[NewMessage]) -> None:
     # The server would answer "in progress, ask again", for ever.
     seen: set[str] = set()
     for draft in drafts:
@@ -71,7 +71,9 @@ def _check_expectations(drafts: Sequence[Draft]) -> None:
         seen.add(draft.subject)
 
 
-async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], bytes], timeout: float) -> dict[str, Any]:
+async def _written(
+    connection: Connection, drafts: Sequence[NewMessage], render: Callable[[str], bytes], timeout: float
+) -> dict[str, Any]:
     """Send what `render(reply)` gives until the server decides about it; the acknowledgement.
 
     Two refusals mean "ask again": nothing was stored, and the reason passes by itself.
@@ -79,7 +81,7 @@ async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], 
     clock = asyncio.get_running_loop().time
     end, pause = clock() + timeout, _FIRST_PAUSE
     while True:
-        answer = await _answer(link, drafts, render, end - clock())
+        answer = await _answer(connection, drafts, render, end - clock())
         error = answer.get("error")
         if error is None:
             return answer
@@ -92,13 +94,15 @@ async def _written(link: Link, drafts: Sequence[Draft], render: Callable[[str], 
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-async def _answer(link: Link, drafts: Sequence[Draft], render: Callable[[str], bytes], timeout: float) -> dict[str, Any]:
+async def _answer(
+    connection: Connection, drafts: Sequence[NewMessage], render: Callable[[str], bytes], timeout: float
+) -> dict[str, Any]:
     """What the server answers to one try. Raises Unreachable (nothing was sent), Unsettled, NotStored, NotAllowed."""
-    connection = link.connection()
-    with link.question({d.subject for d in drafts}, _settles) as q:
-        connection.put(render(q.reply))
+    client = connection.client()
+    with connection.pending_request({d.subject for d in drafts}, _settles) as q:
+        client.put(render(q.reply))
         try:
-            answers = await _settled(link, q, drafts[0].subject, timeout)
+            answers = await _settled(connection, q, drafts[0].subject, timeout)
         except TimeoutError as e:
             raise Unsettled(f"no answer from the server in {timeout:.3g} s") from e
         except Unreachable as e:
@@ -106,27 +110,27 @@ async def _answer(link: Link, drafts: Sequence[Draft], render: Callable[[str], b
     # The first that says something: behind "too many batches" comes "incomplete" for the last message.
     data, head = next(a for a in answers if _settles(*a))
     if protocol.headers(head).get("Status") == "503":
-        await _need_stream(link, drafts[0].subject, timeout)
+        await _need_stream(connection, drafts[0].subject, timeout)
         raise Unreachable(f"no leader of the stream answers for {drafts[0].subject}")
     answer: dict[str, Any] = json.loads(data)
     return answer
 
 
-async def _settled(link: Link, question: Question, subject: str, timeout: float) -> list[Answer]:
+async def _settled(connection: Connection, pending: PendingRequest, subject: str, timeout: float) -> list[Answer]:
     """The answers to a write. Shortly before the time is over, ask whether there is a stream at all: where a subscriber
     hears the subject and no stream does, nobody answers."""
     last_words = min(_LAST_WORDS, timeout / 4)
     try:
-        return await question.settled(timeout - last_words)
+        return await pending.settled(timeout - last_words)
     except TimeoutError:
-        await _need_stream(link, subject, last_words)
-        return await question.settled(0)
+        await _need_stream(connection, subject, last_words)
+        return await pending.settled(0)
 
 
-async def _need_stream(link: Link, subject: str, timeout: float) -> None:
+async def _need_stream(connection: Connection, subject: str, timeout: float) -> None:
     """Raise NotStored, if it is certain that no stream captures the subject."""
     try:
-        stream = await stream_of(link, subject, timeout)
+        stream = await stream_of(connection, subject, timeout)
     except BusError:
         return  # cannot tell: the caller says what it knows
     if stream is None:

@@ -94,7 +94,7 @@ async def _run(t: Terminal, sample: Sequence[dict[str, Any]], limit: float) -> _
     settings = _settings(t)
     log.configure(settings.telemetry.log, quiet=t.quiet)
     t.note(f"topology  {topology.name} {topology.digest[:8]}  {SOURCE} → classify → {URGENT}, {TRIAGED}")
-    async with Engine(topology, settings=settings, told=lambda said: _pool_line(t, said)) as engine:
+    async with Engine(topology, settings=settings, on_ready=lambda said: _pool_line(t, said)) as engine:
         assert engine.server is not None
         assert engine.bus is not None
         where = f"started, data in {shown(settings.store)}" if engine.server.started else "yours"

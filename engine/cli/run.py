@@ -46,7 +46,7 @@ class _Run:
         self.t, self.grace = t, grace
         self.topologies = topologies
         self.engine: Engine = Engine(
-            *topologies, settings=t.settings(), pools=pools, start_server=start_server, told=self._pool_ready
+            *topologies, settings=t.settings(), pools=pools, start_server=start_server, on_ready=self._pool_ready
         )
         self.began = time.monotonic()
         self.pools_told: list[dict[str, Any]] = []

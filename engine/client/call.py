@@ -18,7 +18,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallSpec, Outcome, Usage, Work
+from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallSpec, Usage, Work
 
 T = TypeVar("T")
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
@@ -61,7 +61,7 @@ class Result(Generic[T]):
 
 async def ask(
     bus: Bus, app: str, pool: str, spec: CallSpec, inputs: dict[str, Any], *, timeout: float, session: str | None = None
-) -> tuple[Outcome, float]:
+) -> tuple[CallRecord, float]:
     """One call, asked until a worker takes it. Its outcome, and seconds that it took.
 
     Raises the call's error; Saturated when nobody takes it in time; CallTimeout.
@@ -105,7 +105,7 @@ class _Asking:
         self.taken = False  # a worker has accepted it
         self.seen: dict[str, Any] = {}  # what a pool said of itself when nobody took it
 
-    async def outcome(self) -> Outcome:
+    async def outcome(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
         pause = 0.05
         while True:
@@ -160,8 +160,8 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
         ) from None
 
 
-async def _result(frames: asyncio.Queue[Message]) -> Outcome:
+async def _result(frames: asyncio.Queue[Message]) -> CallRecord:
     while True:
         frame = await frames.get()
         if frame.headers.get(KIND_HEADER) not in (ACCEPTED, BUSY):
-            return Outcome.unpack(frame.data)
+            return CallRecord.unpack(frame.data)

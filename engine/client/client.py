@@ -13,7 +13,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.duration import Duration, human, seconds
 from dspex.bus.errors import CallTimeout, ConfigError, NotStored, RunFailed, RunNotFound, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
-from dspex.bus.port import Bus, Draft
+from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec, Usage
 from dspex.engine.client import call as interactive
 from dspex.engine.client import follow as runs
@@ -117,7 +117,7 @@ class Client:
         if not subjects.is_subject(subject):
             raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="words joined by dots, without wildcards")
         try:
-            ack = await self.bus.publish(Draft(subject, body, all_headers))
+            ack = await self.bus.publish(NewMessage(subject, body, all_headers))
         except NotStored as e:
             raise await self._suggested(subject, e) from None
         return Run(self, all_headers[subjects.MESSAGE_ID], subject, ack.stream, ack.sequence, ack.duplicate)

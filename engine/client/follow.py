@@ -17,11 +17,11 @@ from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
 from dspex.bus.message import Message, id_time, message_id, new_id, partition_of
 from dspex.bus.port import Bus
-from dspex.bus.records import Outcome, Usage, Work
+from dspex.bus.records import CallRecord, Usage, Work
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.commit_log import unpack
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.state import Row
+from dspex.engine.log.state import OpenCall
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunInfo:
     dead_letters: int
 
 
-Place: TypeAlias = tuple[str, str, int]  # topology, stage, partition
+PartitionId: TypeAlias = tuple[str, str, int]  # topology, stage, partition
 Spot: TypeAlias = tuple[str, int]  # subject, ordinal or sequence
 
 
@@ -99,9 +99,9 @@ class Follower:
         """Begin anew with the runs that are not done."""
         self.runs = {id: run if run.done else Progress(id) for id, run in self.runs.items()}
         # What a stage has read, with the partition's log in mind: an event may be seen after the entry that covers it.
-        self._read: dict[Place, int] = {}
+        self._read: dict[PartitionId, int] = {}
         # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
-        self._waiting: dict[Place, deque[tuple[int, Progress]]] = {}
+        self._waiting: dict[PartitionId, deque[tuple[int, Progress]]] = {}
         self._open: dict[Spot, Progress] = {}
         self._parked: dict[str, dict[int, Progress]] = {}
         self._delayed: dict[Spot, Progress] = {}
@@ -200,7 +200,7 @@ class Follower:
     def _calls(self, log: str, entry: Mapping[str, Any]) -> Iterator[Progress]:
         """Calls that the entry opened and closed."""
         for ordinal, raw in entry.get("calls", {}).items():
-            if (run := self.runs.get(Row(*raw).run)) is not None:
+            if (run := self.runs.get(OpenCall(*raw).run)) is not None:
                 run.open.add((log, ordinal))
                 self._open[log, ordinal] = run
         for ordinal in entry.get("closed", ()):
@@ -231,7 +231,7 @@ class Follower:
         run = self.runs.get(m.headers.get(subjects.RUN, ""))
         if run is None:
             return
-        outcome = Outcome.unpack(m.data)
+        outcome = CallRecord.unpack(m.data)
         if outcome.kind == "resume":
             run.parked.add((m.subject, m.sequence))
             self._parked.setdefault(m.subject, {})[m.sequence] = run
@@ -295,7 +295,7 @@ def steps(stored: Iterable[Message]) -> list[Step]:
     found: list[Step] = []
     ordinals: dict[tuple[str, str], list[str]] = {}
     for message in stored:
-        o = Outcome.unpack(message.data)
+        o = CallRecord.unpack(message.data)
         if o.kind != "result":
             continue
         work = Work.unpack(o.work)
@@ -307,7 +307,7 @@ def steps(stored: Iterable[Message]) -> list[Step]:
     return found
 
 
-def _step(o: Outcome, work: Work, run: str, ordinal: int) -> Step:
+def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
     return Step(
         id=f"{o.node}#{ordinal}",
         node=o.node,

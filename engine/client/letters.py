@@ -10,8 +10,8 @@ from typing import Any
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, RunError
 from dspex.bus.message import Event, Message
-from dspex.bus.port import Bus, Draft
-from dspex.bus.records import Letter, Origin, Outcome, Work
+from dspex.bus.port import Bus, NewMessage
+from dspex.bus.records import CallRecord, Letter, Origin, Work
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
     return count
 
 
-async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> Draft:
+async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessage:
     body, content_type = letter.data, letter.content_type
     headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: str(letter.origin.get("run", ""))}
     if data is not None:
@@ -134,8 +134,8 @@ async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> Draft:
         headers[subjects.STORED] = f"{letter.stored[0]}:{letter.stored[1]}"
     work = Work(letter.call, -1, letter.attempts, letter.topology, letter.entry, "", {}, {}, body, content_type, letter.origin)
     outputs = None if data is not None else letter.outputs
-    again = Outcome(letter.call, -1, letter.attempts, letter.entry, work.pack(), "resume", outputs=outputs)
-    return Draft(letter.reply, again.pack(), headers)
+    again = CallRecord(letter.call, -1, letter.attempts, letter.entry, work.pack(), "resume", outputs=outputs)
+    return NewMessage(letter.reply, again.pack(), headers)
 
 
 async def drop(bus: Bus, app: str, letters: Iterable[DeadLetter]) -> int:

@@ -11,7 +11,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
 from dspex.bus.port import Bus
-from dspex.bus.records import Outcome
+from dspex.bus.records import CallRecord
 from dspex.engine.log.positions import sequence_before
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
 
 
 def _of(message: Message, node: str) -> bool:
-    outcome = Outcome.unpack(message.data)
+    outcome = CallRecord.unpack(message.data)
     return outcome.kind == "result" and outcome.node == node  # and not an event that is to go on behind the node
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:
     if node is not None:
-        outcome = Outcome.unpack(message.data)
+        outcome = CallRecord.unpack(message.data)
         return to_event(message, dict(outcome.outputs) if outcome.outputs is not None else {"error": outcome.error})
     try:
         return to_event(message, codecs.decode(message.data, message.headers.get(subjects.CONTENT_TYPE)))

@@ -23,8 +23,8 @@ from dspex.bus.message import Event
 from dspex.bus.records import CallSpec
 
 Role: TypeAlias = Literal["source", "native", "call", "sink"]
-Step: TypeAlias = Callable[[Any, "Context"], None]  # data, context: hand on what comes out, return when all is done
-Build: TypeAlias = Callable[[Sequence[Step]], Step]
+Handler: TypeAlias = Callable[[Any, "Context"], None]  # data, context: hand on what comes out, return when all is done
+Build: TypeAlias = Callable[[Sequence[Handler]], Handler]
 
 
 class Context(Protocol):
@@ -61,7 +61,7 @@ class Context(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class SourceLine(NamedTuple):
     """Where something was written."""
 
     file: str
@@ -167,7 +167,7 @@ class Node:
     call: Call | None = None
     sink: Sink | None = None
     outlets: int = 1
-    place: Place | None = None
+    place: SourceLine | None = None
     type: str | None = None
     fields: Mapping[str, str] | None = None
     named: bool = True

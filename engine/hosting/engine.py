@@ -39,7 +39,7 @@ class Engine:
         topologies: to run together, as one application.
         settings: loaded as every dspex process loads them when left out.
         pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
-        told: called with what each pool says about itself when it is ready.
+        on_ready: called with what each pool says about itself when it is ready.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Engine:
         settings: Settings | None = None,
         pools: Literal["all", "none"] | Sequence[str] = "all",
         start_server: bool = True,
-        told: Callable[[dict[str, Any]], None] = lambda said: None,
+        on_ready: Callable[[dict[str, Any]], None] = lambda said: None,
     ) -> None:
         self.graphs: list[Graph] = [t.graph for t in topologies]
         self.settings = settings or Settings.load()
@@ -59,7 +59,7 @@ class Engine:
         self.bus: Bus | None = None
         self._wanted = pools
         self._start_server = start_server
-        self._told = told
+        self._on_ready = on_ready
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -83,8 +83,8 @@ class Engine:
             await self.host.start()
             if needed:
                 here = s.server.model_copy(update={"url": self.server.url})
-                told = s.model_copy(update={"server": here}).placed(s.root, s.origins())
-                self.pools = Pools(needed, told, self._told)
+                settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
+                self.pools = Pools(needed, settings, self._on_ready)
         except BaseException:
             if self.host is not None:
                 await self.host.kill()

@@ -19,7 +19,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.leases import Leases, Slot
 from dspex.engine.log import housekeeping
 from dspex.engine.log.positions import first_position
-from dspex.engine.log.repair import Repair
+from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.compile import compile_stage
 from dspex.engine.runtime.services import Services
@@ -132,8 +132,8 @@ class Host:
             engine=self.engine,
             committer=self.committer,
             clock=self.clock,
-            lost=self.leases.lost,
-            repair=Repair(self.bus, self.app, self.graphs),
+            revoked=self.leases.revoked,
+            repair=TornCommits(self.bus, self.app, self.graphs),
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=self.bus.max_payload,

@@ -120,7 +120,7 @@ class Leases:
     def _lives(self, key: str, value: bytes, revision: int) -> bool:
         return key == subjects.member_key("engine", self.engine) or not self._abandoned(key, value, revision)
 
-    def lost(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None:
+    def revoked(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None:
         """A partition was fenced, or given up: it is not ours any more."""
         for slot in self.slots:
             if (slot.topology, slot.stage, slot.index) == (topology, stage, index):

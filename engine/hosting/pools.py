@@ -26,10 +26,10 @@ BACK_OFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a dead pool is started a
 class PoolProcess:
     """One pool's parent process, kept running."""
 
-    def __init__(self, name: str, settings: Settings, told: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, name: str, settings: Settings, on_ready: Callable[[dict[str, Any]], None]) -> None:
         self.name = name
         self.settings = settings
-        self.told = told  # what the pool says about itself when it is ready
+        self.on_ready = on_ready  # what the pool says about itself when it is ready
         self.ready = asyncio.Event()
         self.process: Process | None = None
         self.failure: DspexError | None = None  # why it does not run; None while it does
@@ -65,7 +65,7 @@ class PoolProcess:
                 self.failure = from_dict(said["error"])
             elif said.get("event") == "pool ready":
                 self.failure = None
-                self.told(said)
+                self.on_ready(said)
                 self.ready.set()
         return await self.process.wait()
 
@@ -97,9 +97,9 @@ class PoolProcess:
 class Pools:
     """The pools that an engine started."""
 
-    def __init__(self, names: Sequence[str], settings: Settings, told: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, names: Sequence[str], settings: Settings, on_ready: Callable[[dict[str, Any]], None]) -> None:
         self.names = tuple(names)
-        self.processes = [PoolProcess(name, settings, told) for name in names]
+        self.processes = [PoolProcess(name, settings, on_ready) for name in names]
 
     async def ready(self) -> None:
         """Until every pool is ready, or has said that it never will be."""

@@ -20,15 +20,15 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, Fenced, TopologyError, Unsettled
 from dspex.bus.message import new_id
-from dspex.bus.port import Bus, Draft
-from dspex.engine.log.state import Delta, State
+from dspex.bus.port import Bus, NewMessage
+from dspex.engine.log.state import Changes, State
 
 _log = structlog.get_logger("dspex.engine")
 SNAPSHOT_EVERY = 256  # entries, and more with many open calls: recovery reads at most this many
 INLINE = 64 << 10  # bytes of a snapshot that its entry holds itself
 
 
-class Place(NamedTuple):
+class LogAddress(NamedTuple):
     """The log of one partition: stream, subject, and the subject of its snapshots' pieces."""
 
     stream: str
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     pieces: str
 
     @classmethod
-    def of(cls, app: str, topology: str, stage: str, partition: int) -> Place:
+    def of(cls, app: str, topology: str, stage: str, partition: int) -> LogAddress:
         subject = subjects.log(app, topology, stage, partition)
         return cls(subjects.stream(app), subject, subjects.snapshot(app, topology, stage, partition))
 
@@ -44,8 +44,8 @@ class Place(NamedTuple):
 class Entry(NamedTuple):
     """A log entry to be written, with the pieces of its snapshot, which go first in the commit."""
 
-    draft: Draft
-    pieces: list[Draft]
+    draft: NewMessage
+    pieces: list[NewMessage]
     snapshot: bool
 
 
@@ -54,7 +54,7 @@ class CommitLog:
 
     def __init__(self, bus: Bus, app: str, topology: str, stage: str, partition: int, owner: str, manifest: int) -> None:
         self.bus = bus
-        self.place = Place.of(app, topology, stage, partition)
+        self.place = LogAddress.of(app, topology, stage, partition)
         self.owner = owner
         self.manifest = manifest
         self.epoch = 0
@@ -85,7 +85,7 @@ class CommitLog:
             self.epoch = before.get("epoch", 0) + 1
             after = before.get("after", last.sequence) if last else 0  # the last commit: others may have claimed and died
             claim = {"kind": "claim", "id": new_id(at), "after": after, **self._frame(at)}
-            draft = Draft(subject, _packed(claim), expect=last.sequence if last else 0)
+            draft = NewMessage(subject, _packed(claim), expect=last.sequence if last else 0)
             try:
                 self.sequence = await self.bus.commit([draft])
             except (Fenced, Unsettled):
@@ -107,7 +107,7 @@ class CommitLog:
             "older": self.older,
         }
 
-    def entry(self, delta: Delta, state: State | None, *, covers: int, at: float, room: int = 0) -> Entry:
+    def entry(self, delta: Changes, state: State | None, *, covers: int, at: float, room: int = 0) -> Entry:
         """The entry that makes `delta` durable. `covers`: messages of the commit before it.
 
         `state`: with delta applied and nothing more, for a snapshot; None where that is not to be had now.
@@ -115,7 +115,7 @@ class CommitLog:
         """
         body: dict[str, Any] = {**self._frame(at), "kind": "commit", "covers": covers, **delta.as_dict()}
         if state is None or not self._is_time(state):
-            return Entry(Draft(self.place.subject, _packed(body), expect=self.sequence), [], False)
+            return Entry(NewMessage(self.place.subject, _packed(body), expect=self.sequence), [], False)
         whole = _packed(state.snapshot())
         pieces = [] if len(whole) <= INLINE else self._pieces(whole)
         if len(pieces) > room:
@@ -123,14 +123,14 @@ class CommitLog:
         body["covers"] += len(pieces)
         digest = hashlib.sha256(whole).digest()
         body["snapshot"] = {"sha256": digest, "pieces": len(pieces), "data": None if pieces else whole}
-        return Entry(Draft(self.place.subject, _packed(body), expect=self.sequence), pieces, True)
+        return Entry(NewMessage(self.place.subject, _packed(body), expect=self.sequence), pieces, True)
 
     def _is_time(self, state: State) -> bool:
         return self.base == 0 or self.since >= SNAPSHOT_EVERY + len(state.calls) // 16
 
-    def _pieces(self, whole: bytes) -> list[Draft]:
+    def _pieces(self, whole: bytes) -> list[NewMessage]:
         size = self.bus.max_payload // 2
-        return [Draft(self.place.pieces, whole[i : i + size]) for i in range(0, len(whole), size)]
+        return [NewMessage(self.place.pieces, whole[i : i + size]) for i in range(0, len(whole), size)]
 
     def landed(self, entry: Entry, sequence: int) -> None:
         """The commit with `entry` is stored, and the entry has `sequence`."""
@@ -159,7 +159,7 @@ def bases(sequence: int, entry: Mapping[str, Any]) -> tuple[int, int]:
     return (sequence, base) if "snapshot" in entry else (base, entry.get("older", 0))
 
 
-async def read_back(bus: Bus, place: Place, base: int, older: int, stop: int, state: State) -> tuple[int, int]:
+async def read_back(bus: Bus, place: LogAddress, base: int, older: int, stop: int, state: State) -> tuple[int, int]:
     """Bring `state`, which is new, to the entry at `stop`. Raises BusError.
 
     How many entries were read, and the one whose snapshot was taken.
@@ -180,7 +180,7 @@ async def read_back(bus: Bus, place: Place, base: int, older: int, stop: int, st
     return len(entries), start
 
 
-async def _restore(bus: Bus, place: Place, sequence: int, state: State) -> bool:
+async def _restore(bus: Bus, place: LogAddress, sequence: int, state: State) -> bool:
     """Take over the snapshot of an entry. False, and nothing is changed, where it is damaged or gone."""
     message = await bus.get(place.stream, sequence)
     entry = unpack(message.data) if message else {}
@@ -198,7 +198,7 @@ async def _restore(bus: Bus, place: Place, sequence: int, state: State) -> bool:
     return True
 
 
-async def restored(bus: Bus, place: Place, sequence: int) -> State | None:
+async def restored(bus: Bus, place: LogAddress, sequence: int) -> State | None:
     """The state right after the entry at `sequence`, which holds a snapshot; None where that is damaged or gone."""
     state = State()
     if not await _restore(bus, place, sequence, state):
@@ -212,7 +212,7 @@ async def restored(bus: Bus, place: Place, sequence: int) -> State | None:
 
 async def look(bus: Bus, app: str, topology: str, stage: str, partition: int) -> State:
     """The state of a partition as far as its log says now, for those who only want to know. A claim may move it at once."""
-    place, state = Place.of(app, topology, stage, partition), State()
+    place, state = LogAddress.of(app, topology, stage, partition), State()
     last = await bus.last(place.stream, place.subject)
     if last is not None:
         await read_back(bus, place, *bases(last.sequence, unpack(last.data)), last.sequence, state)

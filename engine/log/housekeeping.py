@@ -29,7 +29,7 @@ from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.records import Letter
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
-from dspex.engine.log.commit_log import Place, bases, restored, unpack
+from dspex.engine.log.commit_log import LogAddress, bases, restored, unpack
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.state import NONE, Needed
 
@@ -41,7 +41,7 @@ EVERY = 600.0  # seconds between two sweeps
 class _Kept:
     """What one partition still needs. `log`: the first entry of its log."""
 
-    place: Place
+    place: LogAddress
     inbox: str
     log: int
     needed: Needed
@@ -83,7 +83,7 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
 
 
 async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _Kept:
-    place, inbox = Place.of(app, topology, stage, index), subjects.result(app, topology, stage, index)
+    place, inbox = LogAddress.of(app, topology, stage, index), subjects.result(app, topology, stage, index)
     last = await bus.last(place.stream, place.subject)
     if last is None:  # never owned: no call of it can be open, and its inbox is empty
         return _Kept(place, inbox, 0, Needed(0, 0, NONE))

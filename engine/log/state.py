@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-Event: TypeAlias = tuple[str, int]  # which ("source", "inbox", or "clock" with a negative number of its own), sequence
-Part: TypeAlias = tuple[int, float]  # outputs already committed, clock
+InputRef: TypeAlias = tuple[str, int]  # which ("source", "inbox", or "clock" with a negative number of its own), sequence
+Split: TypeAlias = tuple[int, float]  # outputs already committed, clock
 
 
 NONE = 1 << 62  # a sequence behind all others
 
 
-class Row(NamedTuple):
+class OpenCall(NamedTuple):
     """An open call. `work` is the sequence of the message that holds its work; 0 until the commit's answer is known."""
 
     node: str
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Delta:
+class Changes:
     """The change that one commit makes, as it stands in the log entry.
 
     Attributes:
@@ -51,20 +51,20 @@ class Delta:
         done: inbox sequences no longer delayed.
         parts: (which, sequence) → (outputs already committed, clock) of events too large for one commit.
         unparted: those events of `parts` that are finished.
-        hole: a trimmed source was skipped: (from, to).
+        gap: a trimmed source was skipped: (from, to).
     """
 
     source: tuple[int, str, float] | None = None
     inbox: int | None = None
-    calls: dict[int, Row] = field(default_factory=dict)
+    calls: dict[int, OpenCall] = field(default_factory=dict)
     closed: list[int] = field(default_factory=list)
     delayed: dict[int, float] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
-    parts: dict[Event, Part] = field(default_factory=dict)
-    unparted: list[Event] = field(default_factory=list)
-    hole: tuple[int, int] | None = None
+    parts: dict[InputRef, Split] = field(default_factory=dict)
+    unparted: list[InputRef] = field(default_factory=list)
+    gap: tuple[int, int] | None = None
 
-    def merge(self, later: Delta) -> None:
+    def merge(self, later: Changes) -> None:
         """Add the rows that `later` changes."""
         self.calls.update(later.calls)
         for ordinal in later.closed:
@@ -88,7 +88,7 @@ class Delta:
             "done": self.done or None,
             "parts": [(*event, *part) for event, part in self.parts.items()] or None,
             "unparted": self.unparted or None,
-            "hole": self.hole,
+            "gap": self.gap,
         }
         return {k: v for k, v in pairs.items() if v is not None}
 
@@ -117,14 +117,14 @@ class State:
         self.source_created = 0.0  # when the stream was made that it was read from; 0: nothing was read yet
         self.inbox = 0
         self.next_ordinal = 0
-        self.calls: dict[int, Row] = {}
+        self.calls: dict[int, OpenCall] = {}
         self.delayed: dict[int, float] = {}
-        self.parts: dict[Event, Part] = {}
+        self.parts: dict[InputRef, Split] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._keys: dict[tuple[str, str | None], list[int]] = {}
 
     # -- changes while walking ------------------------------------------------------------------------------------
-    def put(self, ordinal: int, row: Row) -> None:
+    def put(self, ordinal: int, row: OpenCall) -> None:
         """Open a call, or change its row."""
         if ordinal not in self.calls:
             heapq.heappush(self._deadlines, (row.deadline, ordinal))
@@ -191,8 +191,8 @@ class State:
         for which, number in entry.get("unparted", ()):
             self.parts.pop((which, number), None)
 
-    def _row(self, raw: Sequence[Any]) -> Row:
-        row = Row(*raw)
+    def _row(self, raw: Sequence[Any]) -> OpenCall:
+        row = OpenCall(*raw)
         return row._replace(node=self.names.get(row.node, row.node))
 
     def snapshot(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from dspex.bus.errors import DspexError, StreamFull
-from dspex.bus.port import COMMIT_LIMIT, Bus, Draft
+from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.engine.runtime.partition import MOST_BYTES, Partition
 
 _log = structlog.get_logger("dspex.engine")
@@ -37,7 +37,7 @@ class Committer:
         self._waiting: dict[Partition, Owner] = {}
         self._wake = asyncio.Event()
 
-    def kick(self, partition: Partition, owner: Owner) -> None:
+    def request_commit(self, partition: Partition, owner: Owner) -> None:
         """There is something to commit."""
         self._waiting[partition] = owner
         self._wake.set()
@@ -50,9 +50,9 @@ class Committer:
             while self._waiting:
                 await self._commit(self._gather())
 
-    def _gather(self) -> list[tuple[Partition, Owner, list[Draft]]]:
+    def _gather(self) -> list[tuple[Partition, Owner, list[NewMessage]]]:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
-        taken: list[tuple[Partition, Owner, list[Draft]]] = []
+        taken: list[tuple[Partition, Owner, list[NewMessage]]] = []
         room, size = COMMIT_LIMIT, 0
         for partition, owner in list(self._waiting.items()):
             size += partition.weight
@@ -65,7 +65,7 @@ class Committer:
                 room -= len(drafts)
         return taken
 
-    async def _commit(self, taken: list[tuple[Partition, Owner, list[Draft]]]) -> None:
+    async def _commit(self, taken: list[tuple[Partition, Owner, list[NewMessage]]]) -> None:
         if not taken:
             return
         try:
@@ -83,9 +83,9 @@ class Committer:
             partition.landed(last)
             last -= len(drafts)
             if not partition.settled.is_set():
-                self.kick(partition, owner)
+                self.request_commit(partition, owner)
 
-    async def _write(self, drafts: list[Draft]) -> int:
+    async def _write(self, drafts: list[NewMessage]) -> int:
         while True:
             try:
                 sequence = await self.bus.commit(drafts)

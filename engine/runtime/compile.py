@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus import codecs
-from dspex.engine.graph.graph import Context, Graph, Node, Source, Step
+from dspex.engine.graph.graph import Context, Graph, Handler, Node, Source
 from dspex.engine.runtime.walk import call_step, named_step, sink_step
 
 
@@ -33,9 +33,9 @@ class Stage:
     id: str
     graph: Graph
     source: Node
-    enter: Step
-    after: dict[str, Step]
-    at: dict[str, Step]
+    enter: Handler
+    after: dict[str, Handler]
+    at: dict[str, Handler]
     nodes: tuple[str, ...]
     calls: dict[str, Node]
 
@@ -56,7 +56,7 @@ class Stage:
         self.enter(decoded, walk)
 
 
-def _fan_out(steps: Sequence[Step]) -> Step:
+def _fan_out(steps: Sequence[Handler]) -> Handler:
     """One step that hands on to all of `steps`, in graph order."""
     if len(steps) == 1:
         return steps[0]
@@ -77,21 +77,21 @@ def _nowhere(data: Any, ctx: Context) -> None:
 class _Fuse:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.steps: dict[str, Step] = {}
-        self.after: dict[str, Step] = {}
+        self.steps: dict[str, Handler] = {}
+        self.after: dict[str, Handler] = {}
 
-    def outlets(self, node: Node) -> list[Step]:
-        behind: list[list[Step]] = [[] for _ in range(max(1, node.outlets))]
+    def outlets(self, node: Node) -> list[Handler]:
+        behind: list[list[Handler]] = [[] for _ in range(max(1, node.outlets))]
         for outlet, follower in self.graph.outputs(node.name):
             behind[outlet].append(self.step(follower))
         return [_fan_out(steps) for steps in behind]
 
-    def step(self, node: Node) -> Step:
+    def step(self, node: Node) -> Handler:
         if node.name not in self.steps:
             self.steps[node.name] = self._make(node)
         return self.steps[node.name]
 
-    def _make(self, node: Node) -> Step:
+    def _make(self, node: Node) -> Handler:
         if node.role == "sink":
             return sink_step(node, self.graph.codec)
         if node.role == "call":

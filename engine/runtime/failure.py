@@ -25,8 +25,8 @@ from typing import Any, Literal, TypeVar
 from dspex.bus import subjects
 from dspex.bus.duration import seconds
 from dspex.bus.errors import BusError, CallError, DataError, DspexError, InvalidOutput, RetryLater
-from dspex.bus.port import Draft
-from dspex.bus.records import Letter, Origin, Outcome, Work
+from dspex.bus.port import NewMessage
+from dspex.bus.records import CallRecord, Letter, Origin, Work
 from dspex.engine.graph.graph import Call
 
 TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
@@ -126,7 +126,7 @@ def letter(
     outputs: Mapping[str, Any] | None = None,
     stored: tuple[str, int] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Draft:
+) -> NewMessage:
     """The dead letter of an event, as a message. Data too large to be kept twice is referred to by `stored`."""
     whole = Letter(
         topology=topology,
@@ -146,7 +146,7 @@ def letter(
     )
     origin = whole.origin
     own = {subjects.EVENT_ID: str(origin.get("id", "")), subjects.RUN: str(origin.get("run", ""))}
-    return Draft(subjects.dead(app, topology, whole.node), _fitting(whole, limit - 1024, stored), own)
+    return NewMessage(subjects.dead(app, topology, whole.node), _fitting(whole, limit - 1024, stored), own)
 
 
 def _text(text: str) -> str:
@@ -175,14 +175,14 @@ def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> byte
 
 def run_again(
     work: Work, entry: str, after: float, reply: str, clock: float, outputs: Mapping[str, Any] | None = None
-) -> Draft:
+) -> NewMessage:
     """The message that brings an event back to its partition's inbox, where it waits until it is due.
 
     `outputs`: of the call that it comes from; with them the event goes on behind the call, without asking again.
     """
     due = clock + after
-    body = Outcome(work.call, -1, work.attempt, entry, work=work.pack(), kind="resume", due=due, outputs=outputs)
-    return Draft(reply, body.pack(), {subjects.RUN: str(work.origin.get("run", ""))})
+    body = CallRecord(work.call, -1, work.attempt, entry, work=work.pack(), kind="resume", due=due, outputs=outputs)
+    return NewMessage(reply, body.pack(), {subjects.RUN: str(work.origin.get("run", ""))})
 
 
 def source_work(origin: Origin, topology: str, source: str, data: bytes, content_type: str, attempt: int = 1) -> Work:

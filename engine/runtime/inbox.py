@@ -16,13 +16,13 @@ import structlog
 from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DecodeError, DspexError, InvalidOutput, RetryLater, TopologyError, from_dict
 from dspex.bus.message import Message
-from dspex.bus.records import Origin, Outcome, Work
+from dspex.bus.records import CallRecord, Origin, Work
 from dspex.engine.graph.graph import Call
-from dspex.engine.log.state import Row
+from dspex.engine.log.state import OpenCall
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.failure import Failure, Verdict, decide, guard, letter, refusal, run_again
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.walk import Again, Opened, Output, Walk, origin_after
+from dspex.engine.runtime.walk import Asked, Output, Reattempt, Walk, origin_after
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -100,16 +100,16 @@ class Inbox:
         failure = Failure(refusal(why, node), node)
         return [self._letter(p, failure, Work.unpack(outcome.work), node, clock, outcome.outputs)]
 
-    def _unpacked(self, message: Message) -> Outcome | None:
+    def _unpacked(self, message: Message) -> CallRecord | None:
         try:
-            return Outcome.unpack(message.data)
+            return CallRecord.unpack(message.data)
         except DecodeError as e:  # not an event of anybody's: only dspex writes here
             _log.error("dropped a message that is no result", subject=message.subject, why=e.message)
             self.counters.dropped += 1
             return None
 
     @staticmethod
-    def _open(p: Partition, o: Outcome) -> Row | None:
+    def _open(p: Partition, o: CallRecord) -> OpenCall | None:
         """The row of the call that an outcome answers; None where that attempt is not open."""
         row = p.state.calls.get(o.ordinal) if o.kind == "result" else None
         return row if row is not None and row.id == o.call and row.attempt == o.attempt else None
@@ -120,7 +120,7 @@ class Inbox:
         return freed
 
     # -- results --------------------------------------------------------------------------------------------------
-    def _settle(self, p: Partition, o: Outcome, row: Row, sequence: int, clock: float, due: bool) -> list[Output]:
+    def _settle(self, p: Partition, o: CallRecord, row: OpenCall, sequence: int, clock: float, due: bool) -> list[Output]:
         call = self._call(row.node)
         if call is None:
             return self._gone(p, o, row, clock)
@@ -144,7 +144,7 @@ class Inbox:
         return self._spent(p, o.ordinal, row, work, call, Failure(error, row.node, trace), verdict, clock)
 
     def _answered(
-        self, p: Partition, o: Outcome, row: Row, call: Call, outputs: Mapping[str, Any], clock: float
+        self, p: Partition, o: CallRecord, row: OpenCall, call: Call, outputs: Mapping[str, Any], clock: float
     ) -> list[Output]:
         work = Work.unpack(o.work)
         failure = self._land(row.node, work, outputs, clock)
@@ -169,7 +169,7 @@ class Inbox:
         self,
         p: Partition,
         ordinal: int,
-        row: Row,
+        row: OpenCall,
         work: Work,
         call: Call,
         failure: Failure,
@@ -195,7 +195,7 @@ class Inbox:
             return [self._letter(p, failure, work, node, clock)]
         return self._landed(p, self._land(node, work, outputs, clock), work, node, outputs, clock)
 
-    def _close(self, p: Partition, ordinal: int, row: Row, outputs: list[Output]) -> list[Output]:
+    def _close(self, p: Partition, ordinal: int, row: OpenCall, outputs: list[Output]) -> list[Output]:
         p.close(ordinal)
         following = p.state.first_open(row.node, row.key)  # None where the order of results does not matter
         held = p.state.calls[following].held if following is not None else 0
@@ -203,31 +203,33 @@ class Inbox:
             self._freed.append(held)
         return outputs
 
-    def _must_wait(self, p: Partition, call: Call, row: Row, ordinal: int, sequence: int) -> bool:
+    def _must_wait(self, p: Partition, call: Call, row: OpenCall, ordinal: int, sequence: int) -> bool:
         """Whether an earlier call of the key is still open; then this result is held where it is stored."""
         if call.order != "key" or p.state.first_open(row.node, row.key) == ordinal:
             return False
         p.put(ordinal, row._replace(held=sequence))
         return True
 
-    def _again(self, ordinal: int, work: Work, call: Call, error: DspexError) -> Again:
+    def _again(self, ordinal: int, work: Work, call: Call, error: DspexError) -> Reattempt:
         self.counters.retries += 1
         invalid = work.invalid + isinstance(error, InvalidOutput)
-        return Again(ordinal, replace(work, attempt=work.attempt + 1, invalid=invalid), call.pool)
+        return Reattempt(ordinal, replace(work, attempt=work.attempt + 1, invalid=invalid), call.pool)
 
-    def _gone(self, p: Partition, o: Outcome, row: Row, clock: float) -> list[Output]:
+    def _gone(self, p: Partition, o: CallRecord, row: OpenCall, clock: float) -> list[Output]:
         """The operator is not in the topology any more."""
         p.close(o.ordinal)
         return [self._letter(p, Failure(_gone(row.node), row.node), Work.unpack(o.work), row.node, clock, o.outputs)]
 
     # -- deadlines ------------------------------------------------------------------------------------------------
-    def expire(self, p: Partition, ordinal: int, row: Row, work: Work | None, clock: float, refused: str = "") -> list[Output]:
+    def expire(
+        self, p: Partition, ordinal: int, row: OpenCall, work: Work | None, clock: float, refused: str = ""
+    ) -> list[Output]:
         """The deadline of an open call has passed and no result came. `refused`: why no bus takes what its fallback emits."""
         call = self._call(row.node)
         error = CallTimeout(f"{row.node} had no answer within its deadline, after {row.attempt} attempt(s)", node=row.node)
         work = work or Work(row.id, ordinal, row.attempt, self.topology, row.node, p.reply, {}, {}, origin={"run": row.run})
         if call is None:
-            return self._gone(p, Outcome(row.id, ordinal, row.attempt, row.node, work=work.pack()), row, clock)
+            return self._gone(p, CallRecord(row.id, ordinal, row.attempt, row.node, work=work.pack()), row, clock)
         if self.poison and (why := self.poison.get((p.index, "clock", -1 - ordinal))):  # of what its fallback emits
             failure = Failure(refusal(why, row.node), row.node)
             return self._spent(p, ordinal, row, work, call, failure, Verdict("dead"), clock)
@@ -238,7 +240,7 @@ class Inbox:
 
     # -- events that are run again --------------------------------------------------------------------------------
     def _resume(
-        self, p: Partition, o: Outcome, message: Message, clock: float, due: bool, stored: Message | None
+        self, p: Partition, o: CallRecord, message: Message, clock: float, due: bool, stored: Message | None
     ) -> list[Output]:
         if o.due > clock and not due:
             p.delay(message.sequence, o.due)
@@ -263,7 +265,7 @@ class Inbox:
         def step(_: _Landing, walk: Walk) -> None:
             data = codecs.decode(work.data, work.content_type)
             walk.outputs.append(
-                Opened(
+                Asked(
                     node,
                     call,
                     work.call,

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from dspex.bus import subjects
-from dspex.bus.port import COMMIT_LIMIT, Draft
+from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import Work
 from dspex.engine.log.commit_log import CommitLog, Entry
-from dspex.engine.log.state import Delta, Event, Row, State
-from dspex.engine.runtime.walk import Opened, Output
+from dspex.engine.log.state import Changes, InputRef, OpenCall, State
+from dspex.engine.runtime.walk import Asked, Output
 
 MOST_OUTPUTS = COMMIT_LIMIT - 1  # one place is the log entry's
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
@@ -27,11 +27,11 @@ MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
 class Batch:
     """What one commit will hold, but for its log entry."""
 
-    drafts: list[Draft] = field(default_factory=list)
-    delta: Delta = field(default_factory=Delta)
+    drafts: list[NewMessage] = field(default_factory=list)
+    delta: Changes = field(default_factory=Changes)
     works: dict[int, int] = field(default_factory=dict)  # ordinal → index of its work in drafts
     inputs: int = 0
-    event: Event = ("", 0)  # the last one in it
+    event: InputRef = ("", 0)  # the last one in it
     size: int = 0
 
 
@@ -57,15 +57,15 @@ class Partition:
         self.reply = reply
         self.most_inputs = most
         self.created = 0.0  # when the source stream was made
-        self.careful = 0  # so many events get a commit each, while a refused commit is narrowed down
+        self.one_by_one = 0  # so many events get a commit each, while a refused commit is narrowed down
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: tuple[Batch, Entry] | None = None
-        self.lost = False  # fenced, recovered or released: nothing of this object may be committed any more
+        self.revoked = False  # fenced, recovered or released: nothing of this object may be committed any more
         self.committed = 0
         self.room = asyncio.Event()
         self.settled = asyncio.Event()
         self.settled.set()
-        self._changes = Delta()  # rows that the event now handled has changed: they go with its last part
+        self._changes = Changes()  # rows that the event now handled has changed: they go with its last part
         self._changed = False
 
     # -- taking events in -----------------------------------------------------------------------------------------
@@ -99,13 +99,13 @@ class Partition:
         self._append(rest)
         if self._changed:
             self.batches[-1].delta.merge(self._changes)
-            self._changes, self._changed = Delta(), False
+            self._changes, self._changed = Changes(), False
         self._read(event, id)
-        if self.careful:
-            self.careful -= 1
+        if self.one_by_one:
+            self.one_by_one -= 1
             self.batches.append(Batch())
 
-    def _part(self, event: Event, done: int, clock: float) -> None:
+    def _part(self, event: InputRef, done: int, clock: float) -> None:
         """End a commit that holds some of the event's outputs, and not yet its position."""
         batch = self.batches[-1]
         self.state.parts[event] = batch.delta.parts[event] = (done, clock)
@@ -136,16 +136,16 @@ class Partition:
     def _append(self, outputs: Sequence[Output]) -> None:
         batch = self.batches[-1]
         for output in outputs:
-            if isinstance(output, Draft):
+            if isinstance(output, NewMessage):
                 draft = output
-            elif isinstance(output, Opened):
+            elif isinstance(output, Asked):
                 draft = self._opened(output, batch)
             else:
                 draft = self._send(output.ordinal, output.work, output.pool, batch)
             batch.size += len(draft.data)
             batch.drafts.append(draft)
 
-    def _opened(self, o: Opened, batch: Batch) -> Draft:
+    def _opened(self, o: Asked, batch: Batch) -> NewMessage:
         """Give a call its ordinal; the work that asks for it."""
         ordinal = self.state.next_ordinal
         deadline = o.clock + o.call.deadline
@@ -165,19 +165,19 @@ class Partition:
             deadline=deadline,
         )
         key = o.origin.key if o.node in self.state.ordered else None
-        self.put(ordinal, Row(o.node, o.id, o.origin.run, deadline, o.attempt, key=key, first=o.attempt), batch.delta)
+        self.put(ordinal, OpenCall(o.node, o.id, o.origin.run, deadline, o.attempt, key=key, first=o.attempt), batch.delta)
         return self._send(ordinal, work, o.call.pool, batch)
 
-    def _send(self, ordinal: int, work: Work, pool: str, batch: Batch) -> Draft:
+    def _send(self, ordinal: int, work: Work, pool: str, batch: Batch) -> NewMessage:
         """The message that asks a worker of `pool`, about to be appended to the batch."""
         row = self.state.calls[ordinal]
         if row.attempt != work.attempt:
             self.put(ordinal, row._replace(attempt=work.attempt, work=0, held=0), batch.delta)
         batch.works[ordinal] = len(batch.drafts)
         subject = subjects.work(self.app, pool, work.topology, work.node)
-        return Draft(subject, work.pack(), {subjects.RUN: str(work.origin.get("run", "")), subjects.CAUSE: work.call})
+        return NewMessage(subject, work.pack(), {subjects.RUN: str(work.origin.get("run", "")), subjects.CAUSE: work.call})
 
-    def _read(self, event: Event, id: str) -> None:
+    def _read(self, event: InputRef, id: str) -> None:
         (which, sequence), state, batch = event, self.state, self.batches[-1]
         if which == "source":
             state.source_sequence, state.source_id, state.source_created = sequence, id, self.created
@@ -192,7 +192,7 @@ class Partition:
             batch.delta.unparted.append(event)
 
     # -- rows, changed by the event that is handled now; `add` ends it -----------------------------------------------
-    def put(self, ordinal: int, row: Row, delta: Delta | None = None) -> None:
+    def put(self, ordinal: int, row: OpenCall, delta: Changes | None = None) -> None:
         """Open a call, or change its row."""
         self.state.put(ordinal, row)
         if delta is None:
@@ -227,9 +227,9 @@ class Partition:
         """Bytes of the next commit, about."""
         return self.batches[0].size
 
-    def take(self, at: float, room: int = COMMIT_LIMIT) -> list[Draft] | None:
+    def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage] | None:
         """The next commit, of at most `room` messages, the log entry last. None if there is nothing, or one flies."""
-        if self.flying or self.settled.is_set() or self.lost:
+        if self.flying or self.settled.is_set() or self.revoked:
             return None
         batch = self.batches.popleft()
         alone = not self.batches
@@ -268,6 +268,6 @@ class Partition:
 
 
 def _size(output: Output) -> int:
-    if isinstance(output, Draft):
+    if isinstance(output, NewMessage):
         return len(output.data)
-    return 2 * len(output.data if isinstance(output, Opened) else output.work.data)
+    return 2 * len(output.data if isinstance(output, Asked) else output.work.data)

@@ -24,15 +24,15 @@ async def check_source(bus: Bus, stream: str, source: Source, partitions: Sequen
     info = await _info(bus, stream)
     for p in partitions:
         p.created = info.created
-        hole = await _hole(bus, info, source.subject, p)
-        if hole is None:
+        gap = await _gap(bus, info, source.subject, p)
+        if gap is None:
             continue
-        why = f"{stream} was {hole[2]}: partition {p.index} had read up to {hole[0]}, the stream begins at {info.first}"
+        why = f"{stream} was {gap[2]}: partition {p.index} had read up to {gap[0]}, the stream begins at {info.first}"
         if source.on_gap == "stop":
             raise SourceGap(why, node=source.subject)
-        _log.error("a hole in the source, recorded and skipped", why=why, source=source.subject)
-        p.batches[-1].delta.hole = (hole[0], hole[1])
-        p.add([], "source", hole[1])
+        _log.error("a gap in the source, recorded and skipped", why=why, source=source.subject)
+        p.batches[-1].delta.gap = (gap[0], gap[1])
+        p.add([], "source", gap[1])
     return info.created
 
 
@@ -65,7 +65,7 @@ class Watched:
         return None
 
 
-async def _hole(bus: Bus, info: StreamInfo, subject: str, p: Partition) -> tuple[int, int, str] | None:
+async def _gap(bus: Bus, info: StreamInfo, subject: str, p: Partition) -> tuple[int, int, str] | None:
     """(read up to, go on behind, what happened), or None where nothing is missing."""
     at, id = p.state.source_sequence, p.state.source_id
     if not p.state.source_created:  # nothing was read up to there: it is only where to begin

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dspex.bus.port import Bus
-from dspex.engine.log.repair import Repair
+from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 
 
-class Lost(Protocol):
+class Revoked(Protocol):
     """Told when a partition is not this engine's any more; `given_up`: by its own will."""
 
     def __call__(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None: ...
@@ -24,7 +24,7 @@ class Services:
     engine: id of this engine.
     committer: the one writer of this process.
     clock: seconds since the epoch.
-    lost: told when a partition is not this engine's any more.
+    revoked: called when a partition is not this engine's any more.
     repair: removes what a torn commit left before a claim.
     most_inputs: events of one partition in one commit.
     most_open_calls: of one partition; over it the source waits.
@@ -37,8 +37,8 @@ class Services:
     engine: str
     committer: Committer
     clock: Callable[[], float]
-    lost: Lost
-    repair: Repair
+    revoked: Revoked
+    repair: TornCommits
     most_inputs: int = 500
     most_open_calls: int = 10_000
     limit: int = 1 << 20

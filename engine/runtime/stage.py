@@ -66,7 +66,7 @@ class StageRunner:
         self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters)
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._pumps: list[asyncio.Task[None]] = []
-        self._careful: dict[int, int] = {}  # index → events that get a commit each after the next claim
+        self._one_by_one: dict[int, int] = {}  # index → events that get a commit each after the next claim
         self._setbacks: dict[int, int] = {}  # index → claims since anything was committed
         self._source_read = (0, "")  # up to here the source pump has handled everything: sequence, event id
         self._inbox_read = 0  # up to here the inbox pump has
@@ -79,7 +79,7 @@ class StageRunner:
 
     def failed(self, p: Partition, error: DspexError) -> None:
         """A commit of `p` failed: the committer says how."""
-        p.lost = True
+        p.revoked = True
         p.room.set()
         p.settled.set()  # nobody need wait for it: it will never be
         if self.partitions.get(p.index) is not p:
@@ -93,12 +93,12 @@ class StageRunner:
                 partition=p.index,
                 epoch=p.log.epoch,
             )
-            self.s.lost(self.topology, self.stage.id, p.index)
+            self.s.revoked(self.topology, self.stage.id, p.index)
             self._orders.put_nowait(_Order("restart", why="fenced"))
             return
         self._setbacks[p.index] = 0 if p.committed else self._setbacks.get(p.index, 0) + 1
-        if p.careful or not error.retryable:
-            self._careful[p.index] = p.unsure
+        if p.one_by_one or not error.retryable:
+            self._one_by_one[p.index] = p.unsure
         if not error.retryable:
             self._suspect(p, error)
         self._orders.put_nowait(_Order("recover", p.index, error.message))
@@ -151,7 +151,7 @@ class StageRunner:
         pause = 0.05
         while True:
             if (old := self.partitions.pop(index, None)) is not None:
-                old.lost = True
+                old.revoked = True
             try:
                 self.partitions[index] = await self._claimed(index)
                 return
@@ -171,7 +171,7 @@ class StageRunner:
         state.source_sequence = state.source_sequence or self.start
         reply = subjects.result(s.app, self.topology, self.stage.id, index)
         p = Partition(index, log, state, app=s.app, topology=self.topology, reply=reply, most=s.most_inputs)
-        p.careful = self._careful.pop(index, 0)
+        p.one_by_one = self._one_by_one.pop(index, 0)
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
         return p
 
@@ -190,10 +190,10 @@ class StageRunner:
         if p is None:
             return
         if not p.settled.is_set():
-            self.s.committer.kick(p, self)
+            self.s.committer.request_commit(p, self)
             await p.settled.wait()
-        p.lost = True
-        self.s.lost(self.topology, self.stage.id, index, given_up=True)
+        p.revoked = True
+        self.s.revoked(self.topology, self.stage.id, index, given_up=True)
 
     async def _stop_pumps(self) -> None:
         pumps, self._pumps = self._pumps, []
@@ -247,13 +247,13 @@ class StageRunner:
     def _kick(self) -> None:
         for p in self.partitions.values():
             if not p.settled.is_set():
-                self.s.committer.kick(p, self)
+                self.s.committer.request_commit(p, self)
 
     async def _room(self, p: Partition) -> None:
         """Backpressure: a commit must make room, or calls must finish, before this partition takes more from its source."""
         while p.crowded or len(p.state.calls) >= self.s.most_open_calls:
             p.room.clear()
-            self.s.committer.kick(p, self)
+            self.s.committer.request_commit(p, self)
             await p.room.wait()
 
     def _partition(self, message: Message) -> Partition | None:
@@ -299,7 +299,7 @@ class StageRunner:
             stored = await self.s.bus.get(stream, int(sequence))
         while p.crowded:
             p.room.clear()
-            self.s.committer.kick(p, self)
+            self.s.committer.request_commit(p, self)
             await p.room.wait()
         clock = p.clock("inbox", message.sequence, self.s.clock())
         if due:
@@ -346,7 +346,7 @@ class StageRunner:
             for ordinal in list(p.state.expired(self.s.clock())):
                 await self._expire(p, ordinal)
         if not p.settled.is_set():
-            self.s.committer.kick(p, self)
+            self.s.committer.request_commit(p, self)
 
     async def _expire(self, p: Partition, ordinal: int) -> None:
         row = p.state.calls.get(ordinal)

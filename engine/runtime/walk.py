@@ -19,16 +19,16 @@ from dspex.bus import subjects
 from dspex.bus.codecs import JSON, encode
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import Event, derived_id
-from dspex.bus.port import Draft
+from dspex.bus.port import NewMessage
 from dspex.bus.records import Origin, Work
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
-from dspex.engine.graph.graph import Call, Node, Sink, Step
+from dspex.engine.graph.graph import Call, Handler, Node, Sink
 
 _log = structlog.get_logger("dspex.engine")
 MOST_SUBJECT = 512  # characters of a subject; a server takes 4096 bytes with all that stands beside it
 
 
-class Opened(NamedTuple):
+class Asked(NamedTuple):
     """A call that a walk asked for. It gets its ordinal, and becomes work, when it is taken into a commit."""
 
     node: str
@@ -42,7 +42,7 @@ class Opened(NamedTuple):
     attempt: int = 1
 
 
-class Again(NamedTuple):
+class Reattempt(NamedTuple):
     """The next attempt at an open call."""
 
     ordinal: int
@@ -50,7 +50,7 @@ class Again(NamedTuple):
     pool: str
 
 
-Output = Draft | Opened | Again
+Output = NewMessage | Asked | Reattempt
 
 
 class Walk:
@@ -137,7 +137,7 @@ class Walk:
             headers[TRACEPARENT] = o.trace
         if content_type != JSON:
             headers[CONTENT_TYPE] = content_type
-        self.outputs.append(Draft(sink.subject if sink.address is None else _addressed(sink, data), body, headers))
+        self.outputs.append(NewMessage(sink.subject if sink.address is None else _addressed(sink, data), body, headers))
 
     def ask(self, node: str, call: Call, codec: Any, data: Any) -> None:
         """Open a call with `data`."""
@@ -147,7 +147,7 @@ class Walk:
             self._too_large(2 * len(body), self._most_asked)
         o = self.origin
         id = derived_id(o.id, node, self._ordinal(node))
-        self.outputs.append(Opened(node, call, id, o, inputs, body, content_type, self.clock))
+        self.outputs.append(Asked(node, call, id, o, inputs, body, content_type, self.clock))
 
     def _too_large(self, size: int, most: int) -> None:
         raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {most:,}", node=self.node)
@@ -174,7 +174,7 @@ def origin_after(call: str, before: Origin) -> Origin:
     return before._replace(id=call, cause=before.id)
 
 
-def sink_step(node: Node, codec: str) -> Step:
+def sink_step(node: Node, codec: str) -> Handler:
     """The step that ends a walk in a sink."""
     sink, name = node.sink, node.name
     assert sink is not None
@@ -187,7 +187,7 @@ def sink_step(node: Node, codec: str) -> Step:
     return step
 
 
-def call_step(node: Node, codec: str) -> Step:
+def call_step(node: Node, codec: str) -> Handler:
     """The step that ends a walk in a call; its result begins another."""
     call, name = node.call, node.name
     assert call is not None
@@ -199,7 +199,7 @@ def call_step(node: Node, codec: str) -> Step:
     return step
 
 
-def named_step(node: Node, inner: Step) -> Step:
+def named_step(node: Node, inner: Handler) -> Handler:
     """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
     name = node.name
 

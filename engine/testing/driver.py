@@ -26,8 +26,8 @@ from dspex.bus.errors import BusError, DspexError, NoAnswer, ProgramError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
-from dspex.bus.port import Delivery, Draft
-from dspex.bus.records import Outcome, Work
+from dspex.bus.port import Delivery, NewMessage
+from dspex.bus.records import CallRecord, Work
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client, read_event
 from dspex.engine.client.follow import Step, steps
@@ -280,10 +280,10 @@ class Driver:
             subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
             subjects.RUN: str(work.origin.get("run", "")),
         }
-        await _insist(lambda: bus.publish(Draft(work.reply, outcome.pack(), headers)))
+        await _insist(lambda: bus.publish(NewMessage(work.reply, outcome.pack(), headers)))
         await _insist(delivery.ack)
 
-    def _outcome(self, work: Work, failure: Exception | None, answer: _Answer | None) -> Outcome:
+    def _outcome(self, work: Work, failure: Exception | None, answer: _Answer | None) -> CallRecord:
         outputs = error = None
         if failure is not None:
             own = failure if isinstance(failure, DspexError) else ProgramError(f"{type(failure).__name__}: {failure}")
@@ -292,7 +292,7 @@ class Driver:
             assert answer is not None
             given = answer.outputs
             outputs = dict(given(dict(work.inputs)) if callable(given) else given)
-        return Outcome(
+        return CallRecord(
             call=work.call,
             ordinal=work.ordinal,
             attempt=work.attempt,

@@ -10,12 +10,12 @@ from typing import Any, cast
 import yaml
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Graph, Place
+from dspex.engine.graph.graph import Graph, SourceLine
 from dspex.operators.formats.describe import outlet_name
 from dspex.operators.formats.yaml_read import Mapped, read
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.options import SourceOptions
-from dspex.operators.plan import Draft, Plan, shorten
+from dspex.operators.plan import NodeDraft, Plan, shorten
 from dspex.operators.problems import problem
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
@@ -39,7 +39,7 @@ def load(path: str) -> Topology:
     head = {k: document[k] for k in ("codec", "retention", "renamed_from", "drop") if k in document}
     topology = Topology(str(document.get("topology", "")), **head)
     plan = topology._plan  # pyright: ignore[reportPrivateUsage]
-    plan.place = Place(shorten(os.path.abspath(path)), document.at("topology"))
+    plan.place = SourceLine(shorten(os.path.abspath(path)), document.at("topology"))
     plan.problems = [(d, replace(p, file=plan.place.file, line=plan.place.line)) for d, p in plan.problems]
     loader = _Loader(plan, path, document, _HEAD)
     loader.sources(topology)
@@ -79,9 +79,9 @@ class _Loader:
             self.report("DX204", f"dspex: {self.document.get('dspex')!r} is not a version this dspex reads", "dspex: 1", line)
         self.types = dict(self._types())
 
-    def here(self, line: int) -> Place:
+    def here(self, line: int) -> SourceLine:
         """Makes this line the place of what is built next."""
-        self.plan.at = Place(shorten(os.path.abspath(self.path)), line)
+        self.plan.at = SourceLine(shorten(os.path.abspath(self.path)), line)
         return self.plan.at
 
     def report(self, code: str, message: str, fix: str, line: int) -> None:
@@ -207,7 +207,7 @@ class _Loader:
         """In the place of a node that could not be built, so that no problem of its neighbours follows from it."""
         self.here(line)
         inputs = [(s._draft, s._outlet) for s in streams]  # pyright: ignore[reportPrivateUsage]
-        draft = self.plan.add(Draft("native", "unknown", name, name, inputs=inputs))
+        draft = self.plan.add(NodeDraft("native", "unknown", name, name, inputs=inputs))
         return (Stream(self.plan, draft),)
 
     # -- edges

@@ -200,9 +200,9 @@ def _checked(spec: Spec[Any]) -> Spec[Any]:
 
 def _uncovered(spec: Spec[Any]) -> list[TopologyError]:
     """The error where native Predict cannot answer, as far as that is known without a model."""
-    from dspex.operators.native.lm.native_support import covers_signature
+    from dspex.operators.native.lm.native_support import why_not_native_signature
 
-    why = covers_signature(spec.kind, spec.signature)
+    why = why_not_native_signature(spec.kind, spec.signature)
     fix = 'leave it out, or route="worker": DSPy answers'
     return [problem("DX236", f'route="native" cannot be: {why}', fix)] if why else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions.predicate import Predicate, predicate
 
 
@@ -13,7 +13,7 @@ def build(tests: Sequence[str | Callable[[Any], Any]]) -> Build:
     """One outlet a test, and one more for what passes none."""
     compiled = [predicate(t, "branch") for t in tests]
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         if len(compiled) == 1 and not compiled[0].with_context:
             return _one_test(compiled[0].function, outlets[0], outlets[1])
         return _many_tests(compiled, outlets)
@@ -21,7 +21,7 @@ def build(tests: Sequence[str | Callable[[Any], Any]]) -> Build:
     return make
 
 
-def _one_test(passes: Callable[[Any], Any], match: Step, rest: Step) -> Step:
+def _one_test(passes: Callable[[Any], Any], match: Handler, rest: Handler) -> Handler:
     def step(data: Any, ctx: Context) -> None:
         if passes(data):
             match(data, ctx)
@@ -31,7 +31,7 @@ def _one_test(passes: Callable[[Any], Any], match: Step, rest: Step) -> Step:
     return step
 
 
-def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Step]) -> Step:
+def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Handler]) -> Handler:
     cases = [(p.function, p.with_context, out) for p, out in zip(compiled, outlets[:-1])]
     rest = outlets[-1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions.predicate import predicate
 
 
@@ -13,7 +13,7 @@ def build(test: str | Callable[[Any], Any]) -> Build:
     """The step hands on data for which the test is true; the rest is dropped."""
     passes, with_context = predicate(test, "filter")
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

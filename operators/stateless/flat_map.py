@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.typing.functions import function_name, takes_context
 from dspex.operators.typing.shape import is_record
 
@@ -18,7 +18,7 @@ def build(fn: Callable[..., Any]) -> Build:
     """
     with_context, name = takes_context(fn, "flat_map"), function_name(fn)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

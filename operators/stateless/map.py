@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.typing.functions import takes_context
 
 
@@ -13,7 +13,7 @@ def build(fn: Callable[..., Any]) -> Build:
     """The step calls the function, then the next step: nothing else is on the way."""
     with_context = takes_context(fn, "map")
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dspex.engine.graph.graph import Step
+from dspex.engine.graph.graph import Handler
 
 
-def build(outlets: Sequence[Step]) -> Step:
+def build(outlets: Sequence[Handler]) -> Handler:
     """The next step itself. A merge of streams of one stage needs no hop, so it costs nothing."""
     (out,) = outlets
     return out

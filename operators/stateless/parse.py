@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import free_text
 from dspex.operators.native.replies.free_text import FreeText
@@ -45,7 +45,7 @@ def build(signature: Any, field: str, adapter: str = "chat", into: Any = None) -
     read = reader(as_signature(signature), adapter)
     accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspex.bus.errors import InvalidInput, TopologyError
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS
 from dspex.operators.native.signature import Signature
@@ -34,7 +34,7 @@ def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = 
     fill = _fill(what, syntax, adapter)
     accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

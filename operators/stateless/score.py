@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.problems import problem, wrong
@@ -24,7 +24,7 @@ def build(metric: str | Metric, *, expected: str, actual: str, field: str = "sco
     read_actual, read_expected = expressions.compile(actual).function, expressions.compile(expected).function
     accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

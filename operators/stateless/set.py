@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.problems import all_of
 from dspex.operators.typing.shape import record_of, validator
@@ -17,7 +17,7 @@ def build(fields: Mapping[str, str], into: Any = None) -> Build:
     compiled = {name: e.function for name, e in compile_all(fields).items()}
     accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.graph import Build, Context, Step
+from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.problems import wrong
 from dspex.operators.typing.shape import is_record, record_of, validator
@@ -18,7 +18,7 @@ def build(schema: Any, on_error: str = "dead_letter") -> Build:
         raise wrong("on_error", on_error, "one of: dead_letter, skip")
     accept = schema_validator(cast("Mapping[str, Any]", schema)) if isinstance(schema, Mapping) else validator(schema)
 
-    def make(outlets: Sequence[Step]) -> Step:
+    def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
         def step(data: Any, ctx: Context) -> None:

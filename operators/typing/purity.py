@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dspex.operators.plan import Draft, Plan
+from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.typing.functions import function_name
 
 _ANY = ("*",)
@@ -35,7 +35,7 @@ _IMPURE: Mapping[str, tuple[tuple[str, ...], str]] = {
 _BUILTINS = ("open", "input")
 
 
-def lint(plan: Plan, draft: Draft, fn: Any) -> None:
+def lint(plan: Plan, draft: NodeDraft, fn: Any) -> None:
     """Warn of every impure name that a user's function uses."""
     if not isinstance(fn, (types.FunctionType, types.MethodType)):
         return

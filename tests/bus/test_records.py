@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex.bus.errors import CallTimeout, DecodeError, InvalidInput, from_dict
-from dspex.bus.records import CallSpec, Letter, Origin, Outcome, Usage, Work
+from dspex.bus.records import CallRecord, CallSpec, Letter, Origin, Usage, Work
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 maps = st.dictionaries(
@@ -38,8 +38,8 @@ WORK = Work("c", 3, 1, "t", "n", "r", {}, {"text": "hello"}, b'{"a": 1}')
 @settings(max_examples=100)
 @given(works)
 def test_work_comes_back_whole_inside_its_result(work: Work) -> None:
-    outcome = Outcome(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
-    again = Outcome.unpack(outcome.pack())
+    outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
+    again = CallRecord.unpack(outcome.pack())
     assert again == outcome
     assert Work.unpack(again.work) == work
 
@@ -51,14 +51,14 @@ def test_a_letter_comes_back_whole() -> None:
     assert isinstance(from_dict(again.error), CallTimeout)
 
 
-@pytest.mark.parametrize("cls", [Work, Outcome, Letter])
+@pytest.mark.parametrize("cls", [Work, CallRecord, Letter])
 def test_a_field_of_a_newer_version_is_ignored_and_a_missing_one_has_its_default(cls: Any) -> None:
     needed = {f.name: "x" for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     again = cls.unpack(msgpack.packb({**needed, "invented_later": 1}))
     assert again == cls(**needed)
 
 
-@pytest.mark.parametrize("cls", [Work, Outcome, Letter])
+@pytest.mark.parametrize("cls", [Work, CallRecord, Letter])
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"\xc1", msgpack.packb({}), msgpack.packb([1, 2]), msgpack.packb("call"), msgpack.packb(7)]
 )

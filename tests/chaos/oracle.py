@@ -21,10 +21,10 @@ from workload import INTENTS, ORDERED, SINKS, Given, is_good
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
-from dspex.bus.records import Outcome
+from dspex.bus.records import CallRecord
 from dspex.engine.client import letters
 from dspex.engine.log.commit_log import unpack
-from dspex.engine.log.state import Row
+from dspex.engine.log.state import OpenCall
 
 ANY = "one output, or a dead letter"  # of an event that a real model answers
 VOLATILE = ("at",)  # fields that hold the engine's clock: they need not be a given value, but one value per event
@@ -119,9 +119,9 @@ class Case:
         return self.of(subjects.dead_pattern(self.app))
 
     @cached_property
-    def results(self) -> list[tuple[Message, Outcome]]:
+    def results(self) -> list[tuple[Message, CallRecord]]:
         """Records of calls."""
-        found = [(m, Outcome.unpack(m.data)) for m in self.of(subjects.result(self.app, "*", "*", "*"))]
+        found = [(m, CallRecord.unpack(m.data)) for m in self.of(subjects.result(self.app, "*", "*", "*"))]
         return [(m, o) for m, o in found if o.kind == "result"]
 
     @cached_property
@@ -245,7 +245,7 @@ def calls_once(case: Case) -> Iterator[Violation]:
                 if ordinal not in calls and ordinal != following:
                     yield Violation("ordinals are dense", f"{subject} {m.sequence}: {ordinal}, not {following}")
                 following = max(following, ordinal + 1)
-                if calls.setdefault(ordinal, Row(*raw).id) != Row(*raw).id or ordinal in closed:
+                if calls.setdefault(ordinal, OpenCall(*raw).id) != OpenCall(*raw).id or ordinal in closed:
                     yield Violation("a call is opened once", f"{subject} {m.sequence}: ordinal {ordinal}")
             for ordinal in entry.get("closed", ()):
                 # opened and closed within one commit, it has no row: then its ordinal tells

@@ -32,7 +32,7 @@ from world import APP, World, profile
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
-from dspex.bus.port import Draft, Reader
+from dspex.bus.port import NewMessage, Reader
 
 BANKING = Path(__file__).parents[2].parent / "shared" / "data" / "banking77" / "test.csv"
 QUIET = 2.0  # seconds without a new message after which nothing more will come
@@ -127,7 +127,7 @@ class Run:
     async def _lane(self, events: list[Given], room: asyncio.Semaphore) -> None:
         for event in events:
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = Draft(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
             while True:
                 try:
                     async with room:

@@ -30,8 +30,8 @@ from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents, Delivery, Draft, StreamConfig
-from dspex.bus.records import Outcome, Work
+from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
+from dspex.bus.records import CallRecord, Work
 from dspex.engine.hosting.host import Host
 
 APP = "sim"
@@ -59,7 +59,7 @@ class Bus(MemoryBus):
         await super().trip()
         await self.thawed.wait()
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         fate = self.random.random()
         if fate < self.deadly / 2:
             await self._die()
@@ -159,7 +159,7 @@ class Simulation:
         gap = self.random.choice([0.0, 0.02, 0.2])
         for event in self.events:
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = Draft(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
             while self.server.stream_of(SOURCE) is None:  # no engine has applied the topology yet
                 await asyncio.sleep(0.1)
             await insist(lambda draft=draft: self.bus.publish(draft))
@@ -244,12 +244,12 @@ class Simulation:
         work = Work.unpack(delivery.message.data)
         await asyncio.sleep(self.random.expovariate(1 / 0.3))
         self.model_calls[subjects.attempt_id(work.call, work.attempt)] += 1
-        outcome = Outcome(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), **self._model(work))
+        outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), **self._model(work))
         headers = {
             subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
             subjects.RUN: str(work.origin.get("run", "")),
         }
-        await insist(lambda: bus.publish(Draft(work.reply, outcome.pack(), headers)))
+        await insist(lambda: bus.publish(NewMessage(work.reply, outcome.pack(), headers)))
         try:
             await delivery.ack()
         except BusError:

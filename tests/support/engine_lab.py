@@ -11,8 +11,8 @@ from dspex.bus.errors import BusError, DspexError, ProgramError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
-from dspex.bus.port import BusEvents, Draft
-from dspex.bus.records import Outcome, Work
+from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.records import CallRecord, Work
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client, read_event
 from dspex.engine.client.letters import DeadLetter
@@ -45,7 +45,7 @@ class Cut(MemoryBus):
         self.left, self.landed = at, landed
         self.cut = asyncio.Event()
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         self.left -= 1
         if self.left > 0 or self.cut.is_set():
             return await super().commit(drafts, timeout=timeout)
@@ -129,7 +129,7 @@ class Lab:
             await insist(lambda: bus.publish(result))  # noqa: B023  it is over before the next turn
             await insist(delivery.ack)
 
-    def result(self, work: Work, **changes: Any) -> Draft:
+    def result(self, work: Work, **changes: Any) -> NewMessage:
         """What a worker stores for this work."""
         outputs: Any = None
         error: Any = None
@@ -144,12 +144,12 @@ class Lab:
             "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
             "work": work.pack(), "outputs": outputs, "error": error, "worker": "lab",
         }  # fmt: skip
-        outcome = Outcome(**{**values, **changes})
+        outcome = CallRecord(**{**values, **changes})
         headers = {
             subjects.MESSAGE_ID: subjects.attempt_id(outcome.call, outcome.attempt),
             subjects.RUN: str(work.origin["run"]),
         }
-        return Draft(work.reply, outcome.pack(), headers)
+        return NewMessage(work.reply, outcome.pack(), headers)
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
@@ -158,7 +158,7 @@ class Lab:
         self.loop.settle()
         return str(run.id)
 
-    def store(self, draft: Draft) -> None:
+    def store(self, draft: NewMessage) -> None:
         """Store a message as any NATS client would."""
         self.run(self.client.bus.publish(draft))
         self.loop.settle()

@@ -13,8 +13,8 @@ from typing import Any
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
-from dspex.bus.port import Draft, StreamConfig
-from dspex.bus.records import CallSpec, Outcome, Work
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import CallRecord, CallSpec, Work
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.pool import Pool
 
@@ -44,14 +44,14 @@ class Bench:
 
     pool: Pool
     bus: MemoryBus
-    seen: list[Outcome] = field(default_factory=list)
+    seen: list[CallRecord] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def put(self, *items: Work) -> None:
         for item in items:
-            await self.bus.publish(Draft(subjects.work(APP, CLASS, item.topology, item.node), item.pack()))
+            await self.bus.publish(NewMessage(subjects.work(APP, CLASS, item.topology, item.node), item.pack()))
 
-    async def outcomes(self, count: int, timeout: float = 9.0) -> list[Outcome]:
+    async def outcomes(self, count: int, timeout: float = 9.0) -> list[CallRecord]:
         """The first `count` records that were stored, as soon as they are."""
         async with asyncio.timeout(timeout):
             while len(self.seen) < count:
@@ -59,7 +59,7 @@ class Bench:
                 await self.arrived.wait()
         return self.seen
 
-    async def ask(self, *items: Work, timeout: float = 9.0) -> list[Outcome]:
+    async def ask(self, *items: Work, timeout: float = 9.0) -> list[CallRecord]:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
         before = len(self.seen)
         await self.put(*items)
@@ -76,7 +76,7 @@ class Bench:
     async def pump(self) -> None:
         reader = await self.bus.reader(subjects.stream(APP), [REPLY], after=0, name="test")
         while True:
-            self.seen += [Outcome.unpack(m.data) for m in await reader.read(1000)]
+            self.seen += [CallRecord.unpack(m.data) for m in await reader.read(1000)]
             self.arrived.set()
 
 

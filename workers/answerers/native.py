@@ -10,7 +10,7 @@ from typing import Any
 from dspex.bus.errors import TopologyError
 from dspex.bus.records import Usage
 from dspex.operators.native.lm.endpoint import Endpoint
-from dspex.operators.native.lm.native_support import covers, own_server
+from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.signature import Signature
@@ -22,7 +22,7 @@ _ELSEWHERE = ("OPENAI_API_BASE", "OPENAI_BASE_URL")  # where these are set, DSPy
 
 
 class Native:
-    """Answers calls that `covers` covers. The `Predict` of a call is made once and serves all slots at the same time."""
+    """Answers the calls that DSPy need not answer. The `Predict` of a call is made once and serves all slots at once."""
 
     route = "native"
 
@@ -73,7 +73,7 @@ class Native:
         form = adapter_of(profile, adapter)
         params = {**(LOCAL_DEFAULTS if profile.local else {}), **profile.params, **(json.loads(config) if config else {})}
         own = own_server(profile.base_url)
-        why = covers(kind, signature, form, profile.model, params, own_server=own) or self._unreachable(profile)
+        why = why_not_native(kind, signature, form, profile.model, params, own_server=own) or self._unreachable(profile)
         if why is not None:
             return why
         endpoint = self._endpoint(profile, local)

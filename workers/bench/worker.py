@@ -21,7 +21,7 @@ from dspex.bus.local.open import open_bus
 from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, StreamConfig
-from dspex.bus.records import KIND_HEADER, RESULT, CallSpec, Outcome, Work
+from dspex.bus.records import KIND_HEADER, RESULT, CallRecord, CallSpec, Work
 from dspex.bus.settings.model import Settings
 from dspex.workers.bench.server import REPLIES
 
@@ -49,7 +49,7 @@ class Worker:
             work = Work(new_id(), -1, 1, "", "bench", "", asdict(spec), inputs, timeout=LIMIT)
             await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
             async with asyncio.timeout(LIMIT):
-                outcome = Outcome.unpack(await result)
+                outcome = CallRecord.unpack(await result)
         finally:
             await subscription.close()
         if outcome.error is not None:

@@ -21,7 +21,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, CallTimeout, DecodeError, DspexError, WorkerLost
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, Delivery, Subscription, WorkQueue
-from dspex.bus.records import Outcome, Work
+from dspex.bus.records import CallRecord, Work
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModel
@@ -242,7 +242,7 @@ class Pool:
         log.info("status", pool=self.config.name, call=work.call, node=work.node, text=text)
 
     # -- one attempt -----------------------------------------------------------------------------------------------
-    async def run(self, work: Work, packed: bytes, delivered: int = 1) -> Outcome:
+    async def run(self, work: Work, packed: bytes, delivered: int = 1) -> CallRecord:
         """One attempt at a call, from waiting for a slot to its outcome. An error is an outcome too."""
         self.unplaced -= 1
         try:
@@ -262,7 +262,7 @@ class Pool:
         finally:
             self.children.release(child)
 
-    async def _run_in(self, child: Child, work: Work, packed: bytes, local: str | None) -> Outcome:
+    async def _run_in(self, child: Child, work: Work, packed: bytes, local: str | None) -> CallRecord:
         number, future = child.call(packed, local, lambda text: self._status(work, text))
         limit = min(work.timeout, work.deadline - time.time()) if work.deadline else work.timeout
         try:
@@ -311,13 +311,13 @@ class Pool:
         return self._models[profile.model]
 
     # -- outcomes --------------------------------------------------------------------------------------------------
-    def refusal(self, work: Work, error: DspexError) -> Outcome:
+    def refusal(self, work: Work, error: DspexError) -> CallRecord:
         """The outcome of an attempt that no child answered."""
         return self._outcome(work, {"error": {**error.as_dict(), "traceback": ""}, "started": time.time()})
 
-    def _outcome(self, work: Work, frame: dict[str, Any]) -> Outcome:
+    def _outcome(self, work: Work, frame: dict[str, Any]) -> CallRecord:
         hello = self.children.hello
-        return Outcome(
+        return CallRecord(
             call=work.call,
             ordinal=work.ordinal,
             attempt=work.attempt,

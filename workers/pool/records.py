@@ -10,8 +10,8 @@ import structlog
 
 from dspex.bus import errors, subjects
 from dspex.bus.errors import BusError
-from dspex.bus.port import Bus, Draft
-from dspex.bus.records import Outcome, Work
+from dspex.bus.port import Bus, NewMessage
+from dspex.bus.records import CallRecord, Work
 
 log: Any = structlog.get_logger("dspex.workers")
 
@@ -25,19 +25,19 @@ class Records:
         self.bus, self.pool = bus, pool
         self.pending = 0
 
-    async def store(self, subject: str, outcome: Outcome, work: Work, packed: bytes) -> bool:
+    async def store(self, subject: str, outcome: CallRecord, work: Work, packed: bytes) -> bool:
         """Store the record under the attempt's id; waits out what may pass. False: the bus refuses it for good."""
         headers = {subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt)}
         if run := work.origin.get("run"):
             headers[subjects.RUN] = str(run)
-        draft = Draft(subject, self._sized(replace(outcome, work=packed), work), headers)
+        draft = NewMessage(subject, self._sized(replace(outcome, work=packed), work), headers)
         self.pending += 1
         try:
             return await self._publish(draft, work.call)
         finally:
             self.pending -= 1
 
-    async def _publish(self, draft: Draft, call: str) -> bool:
+    async def _publish(self, draft: NewMessage, call: str) -> bool:
         pause = 0.1
         while True:
             try:
@@ -50,7 +50,7 @@ class Records:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    def _sized(self, outcome: Outcome, work: Work) -> bytes:
+    def _sized(self, outcome: CallRecord, work: Work) -> bytes:
         """The packed record; what no message can hold becomes an error that says so, in few words."""
         data = outcome.pack()
         room = self.bus.max_payload - MESSAGE_ROOM

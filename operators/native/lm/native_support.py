@@ -1,7 +1,7 @@
 """Whether native Predict can answer a call in DSPy's place, and if not, why not.
 
 Covered means: the same request, to the byte of its messages, and the same outputs of the same reply. What is not known to
-be equal is not covered, and goes to DSPy.
+be equal is not has_a_known_form, and goes to DSPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dspex.operators.native.lm.openai_models import json_mode_known, reasons
-from dspex.operators.native.prompts.values import covered
+from dspex.operators.native.prompts.values import has_a_known_form
 from dspex.operators.native.signature import Signature
 
 _KINDS = ("predict", "chain_of_thought")
@@ -22,7 +22,7 @@ OPENAI, LOCAL = "openai/", "local/"
 _DSPY_TYPE = re.compile(r"\bdspy\.")
 
 
-def covers(
+def why_not_native(
     kind: str,
     signature: Signature,
     adapter: str,
@@ -37,22 +37,22 @@ def covers(
         kind: of the call. model: as DSPy writes it, "openai/gpt-4.1-mini".
         params: of the profile and the call together. own_server: see the function of this name.
     """
-    return covers_signature(kind, signature) or covers_model(model, adapter, params, own_server=own_server)
+    return why_not_native_signature(kind, signature) or why_not_native_model(model, adapter, params, own_server=own_server)
 
 
-def covers_signature(kind: str, signature: Signature) -> str | None:
+def why_not_native_signature(kind: str, signature: Signature) -> str | None:
     """The part that is known before there is a model: the kind of call and the types."""
     if kind not in _KINDS:
         return f"{kind} runs in DSPy only"
     if kind == "chain_of_thought" and any(f.name == REASONING for f in signature.fields):
         return f"the signature has a field {REASONING} of its own, which chain_of_thought adds"
     for field in signature.fields:
-        if _DSPY_TYPE.search(field.type) or not covered(field):
+        if _DSPY_TYPE.search(field.type) or not has_a_known_form(field):
             return f"{field.name}: {field.type} is a type of DSPy's own"
     return None
 
 
-def covers_model(model: str, adapter: str, params: Mapping[str, Any], *, own_server: bool = False) -> str | None:
+def why_not_native_model(model: str, adapter: str, params: Mapping[str, Any], *, own_server: bool = False) -> str | None:
     """The part that depends on the model: its provider, its family, its parameters."""
     name = model_name(model)
     if name is None:

@@ -1,6 +1,7 @@
 """Predict and ChainOfThought without DSPy: inputs → prompt → one request → the reply's fields.
 
-The request is the one that DSPy would send (`covers` says where that is known), so the answer is the one that DSPy would get.
+The request is the one that DSPy would send, so the answer is the one that DSPy would get; `why_not_native` says where that is
+not known.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.fields.fields import NOTHING
 from dspex.operators.native.lm.completion import Completion
 from dspex.operators.native.lm.endpoint import Endpoint
-from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, covers, model_name, own_server
+from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, model_name, own_server, why_not_native
 from dspex.operators.native.lm.openai_models import json_mode
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.suggestions import problem
@@ -87,7 +88,7 @@ class Predict:
         version: str | None = None,
     ) -> None:
         given = as_signature(signature)
-        if why := covers(self.kind, given, adapter, model, params, own_server=own_server(endpoint.base_url)):
+        if why := why_not_native(self.kind, given, adapter, model, params, own_server=own_server(endpoint.base_url)):
             raise problem("DX236", f"native {self.kind} cannot answer: {why}", "ask DSPy")
         self.signature = self._extended(given)
         self._endpoint, self._version = endpoint, version

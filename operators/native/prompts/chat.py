@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from dspex.operators.native.fields.fields import Field
 from dspex.operators.native.prompts.names import annotation_name
-from dspex.operators.native.prompts.values import covered, format_value, refuse_marker
+from dspex.operators.native.prompts.values import format_value, has_a_known_form, refuse_marker
 from dspex.operators.native.prompts.versions import Version, version_of
 from dspex.operators.native.suggestions import problem
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
 Message: TypeAlias = dict[str, Any]
-Place: TypeAlias = tuple[str, str, str, Field]  # name, what stands before its value, what stands after it, the field
+FieldSlot: TypeAlias = tuple[str, str, str, Field]  # name, what stands before its value, what stands after it, the field
 
 INTRODUCTION = "All interactions will be structured in the following way, with the appropriate values filled in."
 INCOMPLETE = "This is an example of the task, though some input or output fields are not supplied."
@@ -31,7 +31,7 @@ CLOSING = "[[ ## completed ## ]]\n"
 def messages(
     signature: Signature, data: Mapping[str, Any], demos: Sequence[Mapping[str, Any]], version: str | None
 ) -> list[Message]:
-    """The prompt. Raises TopologyError for a signature that is not covered, InvalidInput for a value that is not."""
+    """The prompt. Raises TopologyError for a signature that is not has_a_known_form, InvalidInput for a value that is not."""
     known = version_of(version)
     prompt: ChatPrompt = signature.compiled(("chat", known.name), partial(ChatPrompt, known))
     return prompt.messages(data, demos)
@@ -54,10 +54,10 @@ class ChatPrompt:
         }
 
     # -- what depends on the signature ------------------------------------------------------------------------------
-    def input_place(self, field: Field) -> Place:
+    def input_place(self, field: Field) -> FieldSlot:
         return field.name, f"[[ ## {field.name} ## ]]\n", "", field
 
-    def output_place(self, field: Field) -> Place:
+    def output_place(self, field: Field) -> FieldSlot:
         return ChatPrompt.input_place(self, field)
 
     def structure(self, signature: Signature) -> str:
@@ -66,7 +66,7 @@ class ChatPrompt:
         shown = (self._shown(map(self.output_place, fields)) for fields in sides)
         return "\n\n".join([INTRODUCTION, *shown, CLOSING]).strip()
 
-    def _shown(self, places: Iterable[Place]) -> str:
+    def _shown(self, places: Iterable[FieldSlot]) -> str:
         return "\n\n".join(f"{before}{note(field, self.version)}{after}" for _, before, after, field in places).strip()
 
     def reminder(self, signature: Signature) -> str:
@@ -134,7 +134,7 @@ class ChatPrompt:
 def refuse_uncovered(signature: Signature) -> None:
     """Raise TopologyError (DX205) for fields that only DSPy itself can format."""
     for field in signature.fields:
-        if not covered(field):
+        if not has_a_known_form(field):
             raise problem("DX205", f"{field.name}: {field.type} is a type of DSPy's own", 'call it with route="dspy"')
 
 

@@ -89,7 +89,7 @@ def refuse_marker(content: str) -> str:
     return content
 
 
-def covered(field: Field) -> bool:
+def has_a_known_form(field: Field) -> bool:
     """Whether values of this field are formatted here: True but for DSPy's own types, on their own or inside of others."""
     return not any(c.__module__.partition(".")[0] == "dspy" for c in _classes(field.annotation, set()))
 

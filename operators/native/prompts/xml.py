@@ -12,7 +12,7 @@ from typing_extensions import is_typeddict
 
 from dspex.operators.native.fields.fields import Field
 from dspex.operators.native.fields.types import is_model
-from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPrompt, Message, Place, json_schema
+from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPrompt, FieldSlot, Message, json_schema
 from dspex.operators.native.prompts.values import format_value, jsonable
 from dspex.operators.native.prompts.versions import version_of
 from dspex.operators.native.suggestions import problem
@@ -35,10 +35,10 @@ def messages(
 class XmlPrompt(ChatPrompt):
     """As `ChatPrompt`, with elements instead of headers."""
 
-    def input_place(self, field: Field) -> Place:
+    def input_place(self, field: Field) -> FieldSlot:
         return self.output_place(field) if self.version.xml_inputs else super().input_place(field)
 
-    def output_place(self, field: Field) -> Place:
+    def output_place(self, field: Field) -> FieldSlot:
         return field.name, f"<{field.name}>\n", f"\n</{field.name}>", field
 
     def structure(self, signature: Signature) -> str:
@@ -61,7 +61,7 @@ class XmlPrompt(ChatPrompt):
     def answer(self, demo: Mapping[str, Any]) -> str:
         return "\n\n".join(self._element(place, demo.get(place[0], MISSING)) for place in self._outputs)
 
-    def _element(self, place: Place, value: Any) -> str:
+    def _element(self, place: FieldSlot, value: Any) -> str:
         _, before, after, field = place
         if not self.version.nested_xml:
             return f"{before}{format_value(field, value, self.version)}{after}"

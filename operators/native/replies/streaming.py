@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Chunk = tuple[str, str]
 
 
-class Sink:
+class FieldSplitter:
     """Takes the text of one field after the other. The first of a name counts; other names are not wanted.
 
     Space at the beginning of a field is left out, space that may be its end is held back: the parser strips both.
@@ -76,7 +76,7 @@ class Sink:
 class Scanner(Protocol):
     """Reads the text of one adapter and writes to a sink. Each character is looked at once."""
 
-    def __init__(self, sink: Sink) -> None: ...
+    def __init__(self, sink: FieldSplitter) -> None: ...
 
     def feed(self, piece: str) -> None: ...
 
@@ -104,7 +104,7 @@ class Splitter:
     def __init__(self, signature: Signature, adapter: Adapter = "chat") -> None:
         if adapter not in ADAPTERS:
             raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
-        self._sink = Sink(signature.outputs)
+        self._sink = FieldSplitter(signature.outputs)
         made = import_module(f".streaming_{adapter}", __package__)
         self._scanner: Scanner = made.Scanner(self._sink)
 

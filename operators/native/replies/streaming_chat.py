@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dspex.operators.native.replies.streaming import Sink
+from dspex.operators.native.replies.streaming import FieldSplitter
 
 _BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines ends a line
 _BREAK = re.compile(f"[{_BREAKS}]")
@@ -18,7 +18,7 @@ class Scanner:
 
     __slots__ = ("_after_cr", "_below_header", "_indent", "_matched", "_name", "_sink", "_state")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: FieldSplitter) -> None:
         self._sink = sink
         self._state = self._indented
         self._indent = 0  # characters of space before what may be a header

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dspex.operators.native.replies.streaming import Sink
+from dspex.operators.native.replies.streaming import FieldSplitter
 
 _SPACE = re.compile(r"[ \t\r\n]*+")
 _PLAIN = re.compile(r'[^"\\]*+')
@@ -21,7 +21,7 @@ class Scanner:
 
     __slots__ = ("_depth", "_escape", "_first", "_high", "_key", "_sink", "_state", "_string_in")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: FieldSplitter) -> None:
         self._sink = sink
         self._state: State = self._before
         self._key: list[str] | None = None  # while the name of a field is read

@@ -6,7 +6,7 @@ import re
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-from dspex.operators.native.replies.streaming import Sink
+from dspex.operators.native.replies.streaming import FieldSplitter
 
 _SPECIAL = re.compile("[<&]")
 _TAG_ENDS = re.compile("[>\"']")
@@ -18,7 +18,7 @@ class Scanner:
 
     __slots__ = ("_broken", "_depth", "_held", "_kind", "_parser", "_quote", "_sink", "_tail", "_token")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: FieldSplitter) -> None:
         self._sink = sink
         self._held: list[str] = []  # of a tag, a comment or an entity that is not whole yet
         self._kind = ""  # what it ends with; "" while in text

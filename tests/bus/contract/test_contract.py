@@ -24,7 +24,7 @@ from dspex.bus.errors import (
     Unreachable,
 )
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, Bus, Delivery, Draft, Reader, StreamConfig, StreamInfo, WorkQueue
+from dspex.bus.port import COMMIT_LIMIT, Bus, Delivery, NewMessage, Reader, StreamConfig, StreamInfo, WorkQueue
 from dspex.bus.subjects import MESSAGE_ID
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ async def stream(bus: Bus, name: str, subjects: Sequence[str] = (), **options: A
 
 
 async def put(bus: Bus, subject: str, *texts: object) -> list[int]:
-    return [(await bus.publish(Draft(subject, str(t).encode()))).sequence for t in texts]
+    return [(await bus.publish(NewMessage(subject, str(t).encode()))).sequence for t in texts]
 
 
 async def stored(bus: Bus, name: str, *filters: str) -> list[str]:
@@ -124,7 +124,7 @@ async def test_a_subject_of_another_stream_is_refused(bus: Bus, unique: str) -> 
 async def test_publish_gives_stream_and_sequence_and_keeps_every_byte(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     data, headers = bytes(range(256)), {"Dspex-Key": " Käse: 日本 ", "X-y": "1"}
-    ack = await bus.publish(Draft(f"{unique}.a", data, headers))
+    ack = await bus.publish(NewMessage(f"{unique}.a", data, headers))
     assert (ack.stream, ack.sequence, ack.duplicate) == (unique, 1, False)
     message = await bus.get(unique, 1)
     assert message is not None
@@ -137,8 +137,8 @@ async def test_publish_gives_stream_and_sequence_and_keeps_every_byte(bus: Bus, 
 async def test_a_message_id_is_stored_once(buses: Buses, unique: str) -> None:
     a, b = buses
     await stream(a, unique)
-    first = await a.publish(Draft(f"{unique}.a", b"1", {MESSAGE_ID: "one"}))
-    again = await b.publish(Draft(f"{unique}.b", b"2", {MESSAGE_ID: "one"}))
+    first = await a.publish(NewMessage(f"{unique}.a", b"1", {MESSAGE_ID: "one"}))
+    again = await b.publish(NewMessage(f"{unique}.b", b"2", {MESSAGE_ID: "one"}))
     assert (first.duplicate, again.duplicate, again.sequence) == (False, True, first.sequence)
     assert await stored(a, unique) == ["1"]
 
@@ -146,25 +146,25 @@ async def test_a_message_id_is_stored_once(buses: Buses, unique: str) -> None:
 @pytest.mark.asyncio
 async def test_publishing_where_no_stream_listens_says_so_at_once(bus: Bus, unique: str) -> None:
     with pytest.raises(NotStored):
-        await asyncio.wait_for(bus.publish(Draft(f"{unique}.nobody", b"")), 2)
+        await asyncio.wait_for(bus.publish(NewMessage(f"{unique}.nobody", b"")), 2)
 
 
 @pytest.mark.asyncio
 async def test_expect_is_the_last_sequence_of_the_subject(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    first = await bus.publish(Draft(f"{unique}.log", b"1", expect=0))
+    first = await bus.publish(NewMessage(f"{unique}.log", b"1", expect=0))
     await put(bus, f"{unique}.other", "noise")
-    second = await bus.publish(Draft(f"{unique}.log", b"2", expect=first.sequence))
+    second = await bus.publish(NewMessage(f"{unique}.log", b"2", expect=first.sequence))
     for wrong in (0, first.sequence, second.sequence + 1):
         with pytest.raises(Fenced):
-            await bus.publish(Draft(f"{unique}.log", b"x", expect=wrong))
+            await bus.publish(NewMessage(f"{unique}.log", b"x", expect=wrong))
     assert await stored(bus, unique, f"{unique}.log") == ["1", "2"]
 
 
 @pytest.mark.asyncio
 async def test_a_wrong_expectation_is_fenced_even_for_a_known_message_id(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    draft = Draft(f"{unique}.log", b"1", {MESSAGE_ID: "one"}, expect=0)
+    draft = NewMessage(f"{unique}.log", b"1", {MESSAGE_ID: "one"}, expect=0)
     await bus.publish(draft)
     with pytest.raises(Fenced):
         await bus.publish(draft)
@@ -175,9 +175,9 @@ async def test_a_subject_without_messages_left_expects_zero(bus: Bus, unique: st
     await stream(bus, unique)
     (sequence,) = await put(bus, f"{unique}.a", 1)
     await bus.purge(unique, f"{unique}.a", below=sequence + 1)
-    ack = await bus.publish(Draft(f"{unique}.a", b"2", expect=0))
+    ack = await bus.publish(NewMessage(f"{unique}.a", b"2", expect=0))
     await bus.delete(unique, ack.sequence)
-    assert (await bus.publish(Draft(f"{unique}.a", b"3", expect=0))).sequence == ack.sequence + 1
+    assert (await bus.publish(NewMessage(f"{unique}.a", b"3", expect=0))).sequence == ack.sequence + 1
 
 
 @pytest.mark.asyncio
@@ -186,7 +186,7 @@ async def test_of_two_owners_one_commits(buses: Buses, unique: str) -> None:
     await stream(a, unique)
 
     async def attempt(bus: Bus, n: int) -> bool:
-        drafts = [Draft(f"{unique}.out", b"%d" % n), Draft(f"{unique}.log", b"", expect=0)]
+        drafts = [NewMessage(f"{unique}.out", b"%d" % n), NewMessage(f"{unique}.log", b"", expect=0)]
         try:
             await bus.commit(drafts)
         except Fenced:
@@ -203,7 +203,7 @@ async def test_a_commit_is_in_order_with_consecutive_sequences(buses: Buses, uni
     await stream(a, unique)
 
     async def commit(bus: Bus, who: str) -> int:
-        return await bus.commit([Draft(f"{unique}.{n % 3}", f"{who}{n}".encode(), {"N": str(n)}) for n in range(50)])
+        return await bus.commit([NewMessage(f"{unique}.{n % 3}", f"{who}{n}".encode(), {"N": str(n)}) for n in range(50)])
 
     lasts = await asyncio.gather(commit(a, "a"), commit(b, "b"))
     for last, who in zip(lasts, "ab"):
@@ -223,9 +223,9 @@ async def test_a_fenced_commit_stores_nothing(bus: Bus, unique: str) -> None:
     (last,) = await put(bus, f"{unique}.log", "claim")
     for wrong in (0, last + 5):
         with pytest.raises(Fenced):
-            await bus.commit([Draft(f"{unique}.out", b"x"), Draft(f"{unique}.log", b"y", expect=wrong)])
+            await bus.commit([NewMessage(f"{unique}.out", b"x"), NewMessage(f"{unique}.log", b"y", expect=wrong)])
     assert await stored(bus, unique) == ["claim"]
-    assert await bus.commit([Draft(f"{unique}.out", b"x"), Draft(f"{unique}.log", b"y", expect=last)]) == last + 2
+    assert await bus.commit([NewMessage(f"{unique}.out", b"x"), NewMessage(f"{unique}.log", b"y", expect=last)]) == last + 2
 
 
 @pytest.mark.asyncio
@@ -233,9 +233,11 @@ async def test_a_commit_may_expect_on_several_subjects(bus: Bus, unique: str) ->
     await stream(bus, unique)
     log0, log1 = f"{unique}.log.0", f"{unique}.log.1"
     (last,) = await put(bus, log1, "claim")
-    end = await bus.commit([Draft(f"{unique}.out", b"x"), Draft(log0, b"a", expect=0), Draft(log1, b"b", expect=last)])
+    end = await bus.commit(
+        [NewMessage(f"{unique}.out", b"x"), NewMessage(log0, b"a", expect=0), NewMessage(log1, b"b", expect=last)]
+    )
     with pytest.raises(Fenced):  # the second of the two is wrong: the first is not stored either
-        await bus.commit([Draft(log0, b"c", expect=end - 1), Draft(log1, b"d", expect=last)])
+        await bus.commit([NewMessage(log0, b"c", expect=end - 1), NewMessage(log1, b"d", expect=last)])
     assert await stored(bus, unique) == ["claim", "x", "a", "b"]
 
 
@@ -244,26 +246,26 @@ async def test_a_draft_that_expects_must_be_the_first_of_its_subject(bus: Bus, u
     await stream(bus, unique)
     for first in (None, 0):
         with pytest.raises(BusError):
-            await soon(bus.commit([Draft(f"{unique}.a", b"1", expect=first), Draft(f"{unique}.a", b"2", expect=0)]))
+            await soon(bus.commit([NewMessage(f"{unique}.a", b"1", expect=first), NewMessage(f"{unique}.a", b"2", expect=0)]))
     assert await stored(bus, unique) == []
-    await bus.commit([Draft(f"{unique}.a", b"1", expect=0), Draft(f"{unique}.a", b"2")])
+    await bus.commit([NewMessage(f"{unique}.a", b"1", expect=0), NewMessage(f"{unique}.a", b"2")])
     assert await stored(bus, unique) == ["1", "2"]
 
 
 @pytest.mark.asyncio
 async def test_a_commit_of_one_is_a_publish(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    assert await bus.commit([Draft(f"{unique}.log", b"1", expect=0)]) == 1
+    assert await bus.commit([NewMessage(f"{unique}.log", b"1", expect=0)]) == 1
     with pytest.raises(Fenced):
-        await bus.commit([Draft(f"{unique}.log", b"2", expect=0)])
+        await bus.commit([NewMessage(f"{unique}.log", b"2", expect=0)])
     with pytest.raises(NotStored):
-        await bus.commit([Draft(f"{unique}x.log", b"2")])
+        await bus.commit([NewMessage(f"{unique}x.log", b"2")])
 
 
 @pytest.mark.asyncio
 async def test_a_commit_takes_the_limit_and_refuses_more(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    drafts = [Draft(f"{unique}.a", b"%d" % n) for n in range(COMMIT_LIMIT + 1)]
+    drafts = [NewMessage(f"{unique}.a", b"%d" % n) for n in range(COMMIT_LIMIT + 1)]
     for refused in (drafts, []):
         with pytest.raises(BusError):
             await bus.commit(refused)
@@ -275,12 +277,12 @@ async def test_a_commit_takes_the_limit_and_refuses_more(bus: Bus, unique: str) 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 async def test_a_commit_with_a_subject_that_no_stream_takes_stores_nothing(bus: Bus, unique: str, lost: int) -> None:
     await stream(bus, unique)
-    drafts = [Draft(f"{unique}.a", b"%d" % n) for n in range(3)]
+    drafts = [NewMessage(f"{unique}.a", b"%d" % n) for n in range(3)]
     drafts[lost] = drafts[lost]._replace(subject=f"{unique}x.nobody")
     with pytest.raises(BusError):
         await soon(bus.commit(drafts))
     assert await stored(bus, unique) == []
-    await bus.commit([Draft(f"{unique}.a", b"after"), Draft(f"{unique}.a", b"wards")])
+    await bus.commit([NewMessage(f"{unique}.a", b"after"), NewMessage(f"{unique}.a", b"wards")])
     assert await stored(bus, unique) == ["after", "wards"]
 
 
@@ -290,7 +292,9 @@ async def test_a_commit_over_two_streams_stores_nothing(bus: Bus, unique: str) -
     await stream(bus, unique)
     await stream(bus, other)
     with pytest.raises(BusError):
-        await soon(bus.commit([Draft(f"{unique}.a", b"1"), Draft(f"{other}.a", b"2"), Draft(f"{unique}.a", b"3")]))
+        await soon(
+            bus.commit([NewMessage(f"{unique}.a", b"1"), NewMessage(f"{other}.a", b"2"), NewMessage(f"{unique}.a", b"3")])
+        )
     assert await stored(bus, unique) == []
     assert await stored(bus, other) == []
 
@@ -298,12 +302,12 @@ async def test_a_commit_over_two_streams_stores_nothing(bus: Bus, unique: str) -
 @pytest.mark.asyncio
 async def test_a_known_message_id_in_a_batch_refuses_all_of_it(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    await bus.publish(Draft(f"{unique}.a", b"0", {MESSAGE_ID: "one"}))
+    await bus.publish(NewMessage(f"{unique}.a", b"0", {MESSAGE_ID: "one"}))
     for ids in (["one", "two"], ["three", "three"]):
         with pytest.raises(BusError):
-            await bus.commit([Draft(f"{unique}.a", b"x", {MESSAGE_ID: id}) for id in ids])
+            await bus.commit([NewMessage(f"{unique}.a", b"x", {MESSAGE_ID: id}) for id in ids])
     assert await stored(bus, unique) == ["0"]
-    assert not (await bus.publish(Draft(f"{unique}.a", b"1", {MESSAGE_ID: "two"}))).duplicate
+    assert not (await bus.publish(NewMessage(f"{unique}.a", b"1", {MESSAGE_ID: "two"}))).duplicate
 
 
 @pytest.mark.asyncio
@@ -311,13 +315,13 @@ async def test_a_full_stream_refuses_and_drops_nothing(bus: Bus, unique: str) ->
     await stream(bus, unique, max_messages=3)
     await put(bus, f"{unique}.a", 1, 2)
     with pytest.raises(StreamFull):
-        await bus.commit([Draft(f"{unique}.a", b"x"), Draft(f"{unique}.b", b"y")])
+        await bus.commit([NewMessage(f"{unique}.a", b"x"), NewMessage(f"{unique}.b", b"y")])
     await put(bus, f"{unique}.a", 3)
     with pytest.raises(StreamFull):
-        await bus.publish(Draft(f"{unique}.a", b"x"))
+        await bus.publish(NewMessage(f"{unique}.a", b"x"))
     assert await stored(bus, unique) == ["1", "2", "3"]
     await bus.purge(unique, f"{unique}.a", below=3)
-    await bus.commit([Draft(f"{unique}.a", b"4"), Draft(f"{unique}.b", b"5")])
+    await bus.commit([NewMessage(f"{unique}.a", b"4"), NewMessage(f"{unique}.b", b"5")])
     assert await stored(bus, unique) == ["3", "4", "5"]
 
 
@@ -339,8 +343,8 @@ async def test_too_large_a_message_is_refused_and_the_connection_lives_on(bus: B
     subject = f"{unique}.a"
     bucket = await bus.bucket(unique)
     for attempt in (
-        bus.publish(Draft(subject, fits, headers)),
-        bus.commit([Draft(subject, b"1"), Draft(subject, fits, headers)]),
+        bus.publish(NewMessage(subject, fits, headers)),
+        bus.commit([NewMessage(subject, b"1"), NewMessage(subject, fits, headers)]),
         bus.send(f"{unique}x", fits, headers=headers),
         bus.request(f"{unique}x", fits, headers=headers),
         bucket.put("k", bytes(bus.max_payload + 1)),
@@ -360,8 +364,8 @@ async def test_a_header_cannot_smuggle_in_another(bus: Bus, unique: str, headers
     await stream(bus, unique)
     subject = f"{unique}.a"
     for attempt in (
-        bus.publish(Draft(subject, b"", headers)),
-        bus.commit([Draft(subject, b""), Draft(subject, b"", headers)]),
+        bus.publish(NewMessage(subject, b"", headers)),
+        bus.commit([NewMessage(subject, b""), NewMessage(subject, b"", headers)]),
         bus.send(subject, b"", headers=headers),
         bus.request(f"{unique}x", b"", headers=headers),
     ):
@@ -374,7 +378,7 @@ async def test_a_header_cannot_smuggle_in_another(bus: Bus, unique: str, headers
 @pytest.mark.parametrize("bad", ["a b", "a..b", "", "a.*", "a.>", "a\r\nPUB x 0", "a."])
 async def test_what_is_not_a_subject_is_refused_and_the_connection_lives_on(bus: Bus, unique: str, bad: str) -> None:
     await stream(bus, unique)
-    for attempt in (bus.publish(Draft(bad, b"")), bus.send(bad, b""), bus.request(bad, b"")):
+    for attempt in (bus.publish(NewMessage(bad, b"")), bus.send(bad, b""), bus.request(bad, b"")):
         with pytest.raises(DspexError):
             await soon(attempt)
     await put(bus, f"{unique}.a", "fine")
@@ -389,7 +393,7 @@ async def test_a_reader_gives_every_message_once_in_order(buses: Buses, unique: 
 
     async def write() -> None:
         for n in range(0, 1000, 100):
-            await a.commit([Draft(f"{unique}.{i % 7}", b"%d" % i) for i in range(n, n + 100)])
+            await a.commit([NewMessage(f"{unique}.{i % 7}", b"%d" % i) for i in range(n, n + 100)])
 
     writing = asyncio.create_task(write())
     messages = await take(reader, 1000, limit=33)
@@ -493,7 +497,7 @@ async def test_scan_reads_a_range_and_waits_for_nothing(bus: Bus, unique: str) -
 async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     for n in range(3):
-        await bus.commit([Draft(f"{unique}.{i % 2}", b"%d" % (1000 * n + i)) for i in range(1000)])
+        await bus.commit([NewMessage(f"{unique}.{i % 2}", b"%d" % (1000 * n + i)) for i in range(1000)])
     assert texts(await bus_scan(bus, unique, 1, 3000)) == [str(n) for n in range(3000)]
 
 
@@ -501,7 +505,7 @@ async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None
 async def test_get_and_last_find_one_message(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     assert await bus.last(unique, f"{unique}.a") is None
-    await bus.publish(Draft(f"{unique}.a", b"1", {"X": "y"}))
+    await bus.publish(NewMessage(f"{unique}.a", b"1", {"X": "y"}))
     await put(bus, f"{unique}.a", 2)
     await put(bus, f"{unique}.b", 3)
     first, last = await bus.get(unique, 1), await bus.last(unique, f"{unique}.a")
@@ -597,7 +601,7 @@ async def test_work_is_shared_and_each_piece_goes_to_one(buses: Buses, unique: s
 async def test_work_carries_subject_headers_and_position(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     queue = await work(bus, unique)
-    await bus.publish(Draft(f"{unique}.a.b", b"\x00data", {"X": "y"}))
+    await bus.publish(NewMessage(f"{unique}.a.b", b"\x00data", {"X": "y"}))
     message = (await soon(queue.next())).message
     assert (message.subject, message.data, message.sequence) == (f"{unique}.a.b", b"\x00data", 1)
     assert dict(message.headers) == {"X": "y"}
@@ -894,7 +898,7 @@ async def test_a_core_subscriber_sees_what_is_stored_as_it_comes(buses: Buses, u
     await stream(a, unique)
     await b.subscribe(f"{unique}.a", handle)
     await put(a, f"{unique}.a", 0)
-    await a.commit([Draft(f"{unique}.b", b"x"), Draft(f"{unique}.a", b"1"), Draft(f"{unique}.a", b"2")])
+    await a.commit([NewMessage(f"{unique}.b", b"x"), NewMessage(f"{unique}.a", b"1"), NewMessage(f"{unique}.a", b"2")])
     await soon(all_here.wait())
     assert got == [b"0", b"1", b"2"]
 
@@ -1001,8 +1005,8 @@ async def test_a_closed_connection_does_nothing_more(connect: Connect, unique: s
     assert not bus.connected
     for attempt in (
         waiting,
-        bus.publish(Draft(f"{unique}.a", b"")),
-        bus.commit([Draft(f"{unique}.a", b""), Draft(f"{unique}.a", b"")]),
+        bus.publish(NewMessage(f"{unique}.a", b"")),
+        bus.commit([NewMessage(f"{unique}.a", b""), NewMessage(f"{unique}.a", b"")]),
         bus.stream(unique),
         bus.get(unique, 1),
         bus.request(unique, b""),

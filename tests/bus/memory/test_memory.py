@@ -13,7 +13,7 @@ from dspex.bus.errors import DspexError, Fenced, Unreachable, Unsettled
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents, Draft, StreamConfig
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.bus.subjects import MESSAGE_ID
 
 
@@ -41,7 +41,7 @@ def test_stored_time_is_epoch_plus_the_loops_clock(loop: VirtualLoop) -> None:
         bus = await opened(MemoryServer(epoch=1000.0))
         loop.call_later(2.5, asyncio.Event().set)
         await asyncio.sleep(2.5)
-        await bus.publish(Draft("s.a", b""))
+        await bus.publish(NewMessage("s.a", b""))
         message = await bus.get("S", 1)
         assert message is not None
         return message.time
@@ -54,7 +54,7 @@ def test_work_comes_again_exactly_after_ack_wait_and_nak_delay(loop: VirtualLoop
 
     async def main() -> None:
         bus = await opened(MemoryServer())
-        await bus.publish(Draft("s.a", b""))
+        await bus.publish(NewMessage("s.a", b""))
         queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
         for _ in range(3):
             delivery = await queue.next()
@@ -74,7 +74,7 @@ def test_work_comes_again_exactly_after_ack_wait_and_nak_delay(loop: VirtualLoop
 def test_an_ack_counts_while_the_work_waits_to_come_again(loop: VirtualLoop) -> None:
     async def main() -> bytes:
         bus = await opened(MemoryServer())
-        await bus.commit([Draft("s.a", b"late"), Draft("s.a", b"next")])
+        await bus.commit([NewMessage("s.a", b"late"), NewMessage("s.a", b"next")])
         queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
         late = await queue.next()
         await asyncio.sleep(20)
@@ -90,7 +90,7 @@ def test_a_message_id_is_known_for_the_window_only(loop: VirtualLoop) -> None:
         duplicate: list[bool] = []
         for pause in (0, 119, 2, 0):
             await asyncio.sleep(pause)
-            duplicate.append((await bus.publish(Draft("s.a", b"", {MESSAGE_ID: "x"}))).duplicate)
+            duplicate.append((await bus.publish(NewMessage("s.a", b"", {MESSAGE_ID: "x"}))).duplicate)
         return duplicate
 
     assert loop.run(main(), advance=True) == [False, True, False, True]
@@ -101,7 +101,7 @@ def test_the_server_outlives_its_connections(loop: VirtualLoop) -> None:
     async def main() -> None:
         server = MemoryServer()
         one = await opened(server)
-        await one.publish(Draft("s.a", b"kept"))
+        await one.publish(NewMessage("s.a", b"kept"))
         await (await one.bucket("B")).put("k", b"v")
         name = await (await one.objects("O")).put(b"o")
         await one.close()
@@ -157,9 +157,9 @@ def test_a_core_subscriber_also_sees_what_is_refused_and_what_is_repeated(loop: 
         bus = await opened(MemoryServer())
         await bus.subscribe("s.a", handle)
         for _ in range(2):
-            await bus.publish(Draft("s.a", b"repeat", {MESSAGE_ID: "x"}))
+            await bus.publish(NewMessage("s.a", b"repeat", {MESSAGE_ID: "x"}))
         with pytest.raises(Fenced):
-            await bus.commit([Draft("s.a", b"refused"), Draft("s.b", b"", expect=9)])
+            await bus.commit([NewMessage("s.a", b"refused"), NewMessage("s.b", b"", expect=9)])
 
     loop.run(main())
     loop.settle()
@@ -243,7 +243,7 @@ def test_a_cut_call_has_done_nothing(loop: VirtualLoop) -> None:
         done = 0
         for n in range(100):
             try:
-                await bus.publish(Draft("s.a", b"%d" % n))
+                await bus.publish(NewMessage("s.a", b"%d" % n))
                 done += 1
             except Unreachable:
                 pass
@@ -262,7 +262,7 @@ def test_an_unsettled_write_has_landed_or_lands_late_or_never(loop: VirtualLoop)
         server.luck.faults = Faults(unsettled=1.0)
         for n in range(60):
             with pytest.raises(Unsettled):
-                await bus.commit([Draft("s.a", b"%d" % n), Draft("s.b", b"%d" % n)])
+                await bus.commit([NewMessage("s.a", b"%d" % n), NewMessage("s.b", b"%d" % n)])
             before = (await stored(server)).count(b"%d" % n)
             await asyncio.sleep(10)
             fates[f"{before} then {(await stored(server)).count(b'%d' % n)}"] += 1
@@ -282,15 +282,15 @@ def test_a_claim_settles_a_late_commit(loop: VirtualLoop) -> None:
             log = f"s.log.{n}"
             server.luck.faults = Faults(unsettled=1.0)
             with pytest.raises(Unsettled):
-                await bus.commit([Draft("s.out", b"%d" % n), Draft(log, b"commit", expect=0)])
+                await bus.commit([NewMessage("s.out", b"%d" % n), NewMessage(log, b"commit", expect=0)])
             server.luck.faults = Faults()
             last = await bus.last("S", log)
             try:
-                await bus.publish(Draft(log, b"claim", expect=last.sequence if last else 0))
+                await bus.publish(NewMessage(log, b"claim", expect=last.sequence if last else 0))
             except Fenced:  # it landed between the read and the claim: look again
                 last = await bus.last("S", log)
                 assert last is not None
-                await bus.publish(Draft(log, b"claim", expect=last.sequence))
+                await bus.publish(NewMessage(log, b"claim", expect=last.sequence))
             seen = len(await bus.scan("S", [log], start=1, stop=1 << 30))
             await asyncio.sleep(10)
             assert len(await bus.scan("S", [log], start=1, stop=1 << 30)) == seen
@@ -304,7 +304,7 @@ def test_acknowledged_work_may_come_again_when_its_ack_is_lost(loop: VirtualLoop
     async def main() -> None:
         server = MemoryServer(faults=Faults(duplicate=0.3))
         bus = await opened(server)
-        await bus.commit([Draft("s.a", b"%d" % n) for n in range(100)])
+        await bus.commit([NewMessage("s.a", b"%d" % n) for n in range(100)])
         queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
         while True:
             delivery = await queue.next()
@@ -325,7 +325,7 @@ def test_delayed_readers_still_get_everything_in_order(loop: VirtualLoop) -> Non
         reader = await bus.reader("S", ["s.>"], after=0, name="r")
         got: list[Message] = []
         for n in range(10):
-            await bus.commit([Draft("s.a", b"%d" % i) for i in range(10 * n, 10 * n + 10)])
+            await bus.commit([NewMessage("s.a", b"%d" % i) for i in range(10 * n, 10 * n + 10)])
             got += await reader.read(7)
         while len(got) < 100:
             got += await reader.read(7)
@@ -344,7 +344,7 @@ def chaos(seed: int) -> tuple[list[bytes], list[str]]:
     async def publisher(who: str) -> None:
         bus = server.connect()
         for n in range(20):
-            draft = Draft("s.a", f"{who}{n}".encode(), {MESSAGE_ID: f"{who}{n}"})
+            draft = NewMessage("s.a", f"{who}{n}".encode(), {MESSAGE_ID: f"{who}{n}"})
             while True:
                 try:
                     ack = await bus.publish(draft)

@@ -11,7 +11,7 @@ import pytest
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
-from dspex.bus.port import BusEvents, Draft, Reader, StreamConfig
+from dspex.bus.port import BusEvents, NewMessage, Reader, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
 
@@ -27,14 +27,14 @@ async def take(reader: Reader, count: int) -> list[int]:
 
 async def fill(bus: NatsBus, subject: str, count: int, size: int = 10) -> None:
     for start in range(0, count, 50):
-        await bus.commit([Draft(subject, b"x" * size)] * min(50, count - start))
+        await bus.commit([NewMessage(subject, b"x" * size)] * min(50, count - start))
 
 
 async def landed(bus: NatsBus, subject: str) -> None:
     """Publish one message, however often that takes."""
     while True:
         try:
-            await bus.publish(Draft(subject, b"", {"Nats-Msg-Id": subject}), timeout=1)
+            await bus.publish(NewMessage(subject, b"", {"Nats-Msg-Id": subject}), timeout=1)
             return
         except (Unreachable, Unsettled):
             await asyncio.sleep(0.01)
@@ -65,13 +65,13 @@ async def test_a_reader_goes_on_when_its_consumer_is_deleted(server: Any, opened
     await fill(bus, "s.a", 300)
     reader = await bus.reader("S", ["s.a"], after=0, name="r", window=20)
     got = await take(reader, 90)
-    await bus._link.api("CONSUMER.DELETE.S.r", None)
+    await bus._connection.api("CONSUMER.DELETE.S.r", None)
     got += await take(reader, 210)
     waiting = asyncio.create_task(reader.read(1))
     async with asyncio.timeout(5):  # a pull that meets the deletion on its way gets no answer at all
-        while (await bus._link.api("CONSUMER.INFO.S.r", None))["num_waiting"] == 0:
+        while (await bus._connection.api("CONSUMER.INFO.S.r", None))["num_waiting"] == 0:
             await asyncio.sleep(0)
-    await bus._link.api("CONSUMER.DELETE.S.r", None)  # while it waits for something new
+    await bus._connection.api("CONSUMER.DELETE.S.r", None)  # while it waits for something new
     await fill(bus, "s.a", 1)
     got += [m.sequence for m in await asyncio.wait_for(waiting, 9)]
     assert got == list(range(1, 302))
@@ -104,9 +104,9 @@ async def test_a_reader_misses_nothing_when_a_delivery_is_lost(server: Any, open
     await thief.subscribe(inbox, keep)
     pull = b'{"batch": 30, "expires": 5000000000}'  # shares the consumer's messages with the reader
     await thief.send("$JS.API.CONSUMER.MSG.NEXT.S.r", pull, reply=inbox)
-    await thief._link.flush()
+    await thief._connection.flush()
     for _ in range(100):
-        await bus.publish(Draft("s.a", b""))
+        await bus.publish(NewMessage("s.a", b""))
     assert await take(reader, 100) == list(range(1, 101))
     assert stolen
 
@@ -117,7 +117,7 @@ async def test_an_idle_reader_is_back_soon_after_the_server_was_killed(server: A
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
     reader = await bus.reader("S", ["s.a"], after=0, name="r")
     waiting = asyncio.create_task(reader.read(1))
-    await bus._link.flush()
+    await bus._connection.flush()
     server.kill()
     server.start()
     await landed(bus, "s.a")
@@ -131,7 +131,7 @@ async def test_a_reader_holds_no_more_than_its_window(server: Any, opened: Open)
     await fill(bus, "s.a", 200)
     reader = await bus.reader("S", ["s.a"], after=0, name="r", window=50)
     await take(reader, 10)
-    await bus._link.flush()
+    await bus._connection.flush()
     assert await sent(bus) <= 60
     assert await take(reader, 190) == list(range(11, 201))
 
@@ -143,14 +143,14 @@ async def test_a_reader_holds_no_more_than_64_mib(server: Any, opened: Open) -> 
     await fill(bus, "s.a", 100, size=bus.max_payload)
     reader = await bus.reader("S", ["s.a"], after=0, name="r")
     await take(reader, 1)
-    await bus._link.flush()
+    await bus._connection.flush()
     assert await sent(bus) <= 64
     assert await take(reader, 99) == list(range(2, 101))
 
 
 async def sent(bus: NatsBus) -> int:
     """How many messages the server has sent to the reader."""
-    info = await bus._link.api("CONSUMER.INFO.S.r", None)
+    info = await bus._connection.api("CONSUMER.INFO.S.r", None)
     return int(info["delivered"]["consumer_seq"])
 
 
@@ -201,7 +201,7 @@ async def test_reading_leaves_no_consumer_behind(server: Any, opened: Open) -> N
     reader = await bus.reader("S", ["s.a"], after=0, name="r")
     await reader.close()
     for stream in ("S", "KV_B"):
-        assert (await bus._link.api(f"CONSUMER.NAMES.{stream}", {}))["total"] == 0
+        assert (await bus._connection.api(f"CONSUMER.NAMES.{stream}", {}))["total"] == 0
     assert errors == []
 
 
@@ -210,7 +210,7 @@ async def test_a_scan_over_many_pages_and_filters_misses_nothing(server: Any, op
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
     for n in range(12):
-        await bus.commit([Draft(f"s.{i % 7}", b"%d" % (n * 1000 + i)) for i in range(1000)])
+        await bus.commit([NewMessage(f"s.{i % 7}", b"%d" % (n * 1000 + i)) for i in range(1000)])
     filters = [f"s.{i}" for i in (0, 2, 3, 5)]
     found = await bus.scan("S", filters, start=100, stop=11_900)
     want = [s for s in range(100, 11_901) if (s - 1) % 1000 % 7 in (0, 2, 3, 5)]

@@ -22,7 +22,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
-from dspex.bus.port import BusEvents, Draft, StreamConfig
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
 
@@ -33,7 +33,7 @@ async def stream(bus: NatsBus, **options: Any) -> None:
 
 async def back(bus: NatsBus) -> None:
     """Wait until the bus is connected again."""
-    await asyncio.wait_for(bus._link.up.wait(), 9)
+    await asyncio.wait_for(bus._connection.up.wait(), 9)
 
 
 @pytest.mark.asyncio
@@ -43,15 +43,15 @@ async def test_a_commit_without_an_answer_is_unsettled_and_may_land_later(server
     server.freeze()
     start = time.monotonic()
     with pytest.raises(Unsettled):
-        await bus.commit([Draft("s.a", b"1"), Draft("s.log", b"2", expect=0)], timeout=0.3)
+        await bus.commit([NewMessage("s.a", b"1"), NewMessage("s.log", b"2", expect=0)], timeout=0.3)
     with pytest.raises(Unsettled):
-        await bus.publish(Draft("s.b", b"3"), timeout=0.3)
+        await bus.publish(NewMessage("s.b", b"3"), timeout=0.3)
     assert time.monotonic() - start < 2
     server.thaw()
-    claim = await bus.publish(Draft("s.claim", b""))  # behind them on the connection: after it they cannot land any more
+    claim = await bus.publish(NewMessage("s.claim", b""))  # behind them on the connection: after it they cannot land any more
     assert (await bus.scan("S", ["s.>"], start=1, stop=claim.sequence))[0].data == b"1"
     with pytest.raises(Fenced):
-        await bus.commit([Draft("s.a", b"1"), Draft("s.log", b"2", expect=0)])
+        await bus.commit([NewMessage("s.a", b"1"), NewMessage("s.log", b"2", expect=0)])
 
 
 @pytest.mark.asyncio
@@ -60,8 +60,8 @@ async def test_a_write_in_flight_when_the_server_dies_is_unsettled_at_once(serve
     await stream(bus)
     server.freeze()
     writes = [
-        asyncio.create_task(bus.commit([Draft("s.a", b"1"), Draft("s.a", b"2")], timeout=60)),
-        asyncio.create_task(bus.publish(Draft("s.a", b"3"), timeout=60)),
+        asyncio.create_task(bus.commit([NewMessage("s.a", b"1"), NewMessage("s.a", b"2")], timeout=60)),
+        asyncio.create_task(bus.publish(NewMessage("s.a", b"3"), timeout=60)),
     ]
     await asyncio.sleep(0)
     server.kill()
@@ -79,8 +79,8 @@ async def test_nothing_written_while_the_server_is_away_lands_later(server: Any,
     server.kill()
     await asyncio.wait_for(gone.wait(), 5)
     for write in (
-        bus.publish(Draft("s.a", b"1")),
-        bus.commit([Draft("s.a", b"2"), Draft("s.a", b"3")]),
+        bus.publish(NewMessage("s.a", b"1")),
+        bus.commit([NewMessage("s.a", b"2"), NewMessage("s.a", b"3")]),
         bus.send("s.a", b"4"),
         bus.request("s.a", b"5"),
     ):
@@ -88,7 +88,7 @@ async def test_nothing_written_while_the_server_is_away_lands_later(server: Any,
             await asyncio.wait_for(write, 1)
     server.start()
     await back(bus)
-    assert (await bus.publish(Draft("s.a", b"6"))).sequence == 1
+    assert (await bus.publish(NewMessage("s.a", b"6"))).sequence == 1
 
 
 @pytest.mark.asyncio
@@ -98,18 +98,18 @@ async def test_an_oversized_message_is_refused_and_the_connection_lives(server: 
     await stream(bus)
     head = {"h": "x" * 500}
     size = bus.max_payload - 500 - len("NATS/1.0\r\nh: \r\n\r\n")
-    largest = Draft("s.a", b"x" * size, head)
+    largest = NewMessage("s.a", b"x" * size, head)
     await bus.publish(largest)
     await bus.commit([largest._replace(expect=1), largest])  # what fits in a publish fits in a commit
     for write in (
-        bus.publish(Draft("s.a", b"x" * (size + 1), head)),
-        bus.commit([Draft("s.a", b""), Draft("s.a", b"x" * (size + 1), head)]),
+        bus.publish(NewMessage("s.a", b"x" * (size + 1), head)),
+        bus.commit([NewMessage("s.a", b""), NewMessage("s.a", b"x" * (size + 1), head)]),
         bus.send("s.a", b"x" * (size + 1), headers=head),
         bus.request("s.a", b"x" * (size + 1), headers=head),
     ):
         with pytest.raises(PayloadTooLarge):
             await write
-    assert (await bus.publish(Draft("s.a", b""))).sequence == 4
+    assert (await bus.publish(NewMessage("s.a", b""))).sequence == 4
     assert states == ["connected"]
 
 
@@ -118,18 +118,18 @@ async def test_a_bad_draft_keeps_its_whole_commit_from_being_sent(server: Any, o
     bus = await opened(server.start().url)
     await stream(bus)
     for bad in (
-        Draft("s.a b", b""),
-        Draft("s.a\r\nPUB x 0\r\n", b""),
-        Draft("s.*", b""),
-        Draft("", b""),
-        Draft("s.a", b"", {"h": "1\r\nNats-Batch-Commit: 1"}),
-        Draft("s.a", b"", {"h": "1\n2"}),
-        Draft("s.a", b"", {"h:": "1"}),
-        Draft("s.a", b"", {"": "1"}),
-        Draft("s.a", b"", {"h": "\ud800"}),
+        NewMessage("s.a b", b""),
+        NewMessage("s.a\r\nPUB x 0\r\n", b""),
+        NewMessage("s.*", b""),
+        NewMessage("", b""),
+        NewMessage("s.a", b"", {"h": "1\r\nNats-Batch-Commit: 1"}),
+        NewMessage("s.a", b"", {"h": "1\n2"}),
+        NewMessage("s.a", b"", {"h:": "1"}),
+        NewMessage("s.a", b"", {"": "1"}),
+        NewMessage("s.a", b"", {"h": "\ud800"}),
     ):
         with pytest.raises(DataError):
-            await bus.commit([Draft("s.a", b""), bad])
+            await bus.commit([NewMessage("s.a", b""), bad])
         with pytest.raises(DataError):
             await bus.publish(bad)
     info = await bus.stream("S")
@@ -143,11 +143,11 @@ async def test_a_full_server_of_staged_batches_is_waited_out(server: Any, opened
     await stream(bus)
     for n in range(50):  # so many may be open at once on one stream
         await bus.send("s.a", b"", headers={"Nats-Batch-Id": f"b{n}", "Nats-Batch-Sequence": "1"})
-    drafts = [Draft("s.b", b"1"), Draft("s.b", b"2")]
+    drafts = [NewMessage("s.b", b"1"), NewMessage("s.b", b"2")]
     with pytest.raises(StreamFull):
         await bus.commit(drafts, timeout=1)
     waiting = asyncio.create_task(bus.commit(drafts, timeout=5))
-    await bus._link.flush()
+    await bus._connection.flush()
     assert not waiting.done()
     last = {"Nats-Batch-Id": "b7", "Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
     await bus.send("s.a", b"", headers=last)
@@ -160,26 +160,26 @@ async def test_a_full_server_of_staged_batches_is_waited_out(server: Any, opened
 async def test_a_refused_batch_says_why(server: Any, opened: Open) -> None:
     bus = await opened(server.start().url)
     await stream(bus)
-    await bus.publish(Draft("s.a", b"", {"Nats-Msg-Id": "1"}))
+    await bus.publish(NewMessage("s.a", b"", {"Nats-Msg-Id": "1"}))
     with pytest.raises(BusError, match="duplicate") as caught:
-        await bus.commit([Draft("s.a", b""), Draft("s.a", b"", {"Nats-Msg-Id": "1"})])
+        await bus.commit([NewMessage("s.a", b""), NewMessage("s.a", b"", {"Nats-Msg-Id": "1"})])
     assert type(caught.value).__mro__[1] is BusError
     with pytest.raises(NotStored):
-        await bus.commit([Draft("t.a", b""), Draft("t.a", b"")])
+        await bus.commit([NewMessage("t.a", b""), NewMessage("t.a", b"")])
 
 
 @pytest.mark.asyncio
 async def test_a_full_stream_is_not_a_lost_commit(server: Any, opened: Open) -> None:
     bus = await opened(server.start().url)
     await stream(bus, max_messages=3)
-    await bus.commit([Draft("s.a", b"")] * 2)
+    await bus.commit([NewMessage("s.a", b"")] * 2)
     with pytest.raises(StreamFull):
-        await bus.commit([Draft("s.a", b"")] * 2)
-    await bus.publish(Draft("s.a", b""))
+        await bus.commit([NewMessage("s.a", b"")] * 2)
+    await bus.publish(NewMessage("s.a", b""))
     with pytest.raises(StreamFull):
-        await bus.publish(Draft("s.a", b""))
+        await bus.publish(NewMessage("s.a", b""))
     await bus.purge("S", "s.a", below=3)
-    await bus.commit([Draft("s.a", b"")] * 2)
+    await bus.commit([NewMessage("s.a", b"")] * 2)
 
 
 @pytest.mark.asyncio
@@ -190,7 +190,7 @@ async def test_a_subject_that_only_a_subscriber_hears_is_not_stored(server: Any,
 
     await bus.subscribe("s.>", deaf)
     with pytest.raises(NotStored):
-        await bus.publish(Draft("s.a", b""), timeout=0.2)
+        await bus.publish(NewMessage("s.a", b""), timeout=0.2)
 
 
 @pytest.mark.asyncio
@@ -204,11 +204,11 @@ async def test_a_write_that_is_not_permitted_says_so_at_once(server: Any, opened
     every = await opened(server.start().url, user="all", password="p")
     await stream(every)
     few = await opened(server.url, user="few", password="p")
-    assert (await few.publish(Draft("s.yes", b""))).sequence == 1
+    assert (await few.publish(NewMessage("s.yes", b""))).sequence == 1
     for write in (
-        few.publish(Draft("s.no", b""), timeout=60),
-        few.commit([Draft("s.yes", b""), Draft("s.no", b"")], timeout=60),
-        few.commit([Draft("s.yes", b""), Draft("s.no", b""), Draft("s.yes", b"")], timeout=60),
+        few.publish(NewMessage("s.no", b""), timeout=60),
+        few.commit([NewMessage("s.yes", b""), NewMessage("s.no", b"")], timeout=60),
+        few.commit([NewMessage("s.yes", b""), NewMessage("s.no", b""), NewMessage("s.yes", b"")], timeout=60),
         few.request("s.no", b"", timeout=60),
     ):
         with pytest.raises(NotAllowed):
@@ -227,5 +227,5 @@ async def test_the_reply_of_a_subscriber_is_not_taken_for_the_answer(server: Any
 
     await bus.subscribe("s.>", eager)
     for n in range(50):
-        assert (await bus.publish(Draft("s.a", b""))).sequence == n * 3 + 1
-        assert await bus.commit([Draft("s.a", b""), Draft("s.b", b"")]) == n * 3 + 3
+        assert (await bus.publish(NewMessage("s.a", b""))).sequence == n * 3 + 1
+        assert await bus.commit([NewMessage("s.a", b""), NewMessage("s.b", b"")]) == n * 3 + 3

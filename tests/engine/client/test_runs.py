@@ -22,7 +22,7 @@ from dspex.bus.errors import (
     TopologyError,
 )
 from dspex.bus.message import new_id
-from dspex.bus.port import Draft, StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -119,7 +119,7 @@ def test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one(lab: Ma
     one.work()
     run = published(one)
     assert one.run(one.client.run(run.id[-8:]).info()).id == run.id
-    one.store(Draft("in", b'{"text": "b"}'))
+    one.store(NewMessage("in", b'{"text": "b"}'))
     foreign = one.messages("out")[-1].headers[subjects.RUN]
     assert one.run(one.client.run(foreign[-8:]).wait("3s")).id == foreign
     for unknown in ("abc", "abcdef0123"):

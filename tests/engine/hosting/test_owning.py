@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.memory.server import MemoryBus
-from dspex.bus.port import BusEvents, Draft
+from dspex.bus.port import BusEvents, NewMessage
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -139,7 +139,7 @@ def test_two_engines_that_claim_again_and_again_lose_nothing(lab: MakeLab) -> No
 class Slow(MemoryBus):
     """Commits of events take a second; claims do not."""
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         if len(drafts) > 1:
             await asyncio.sleep(1.0)
         return await super().commit(drafts, timeout=timeout)

@@ -20,7 +20,7 @@ import dspex
 from dspex.bus import nats, subjects
 from dspex.bus.errors import NotStored, StreamFull, Unreachable
 from dspex.bus.local.server import LocalServer
-from dspex.bus.port import Bus, Draft, StreamConfig
+from dspex.bus.port import Bus, NewMessage, StreamConfig
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.engine import Engine
@@ -165,10 +165,10 @@ async def test_a_full_disk_is_backpressure_and_nothing_is_lost(tmp_path: Path, u
 
 async def _fill(bus: Bus) -> None:
     """Leave room for some small messages: the server lets the last one through that goes over the limit, then none."""
-    filled = [await bus.publish(Draft("fill", b"x" * 6000)) for _ in range(6)]
+    filled = [await bus.publish(NewMessage("fill", b"x" * 6000)) for _ in range(6)]
     with contextlib.suppress(StreamFull):
         while True:
-            await bus.publish(Draft("fill", b"x" * 6000))
+            await bus.publish(NewMessage("fill", b"x" * 6000))
     for ack in filled:
         await bus.delete("FILL", ack.sequence)
 

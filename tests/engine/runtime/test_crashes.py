@@ -12,7 +12,7 @@ from engine_lab import Cut, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited, RetryLater
 from dspex.bus.memory.server import Faults
-from dspex.bus.port import Draft
+from dspex.bus.port import NewMessage
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -124,7 +124,7 @@ def test_a_bus_that_fails_and_repeats_itself_changes_nothing(lab: MakeLab, undis
 class Torn(Cut):
     """A server that stores a part of a commit and answers nobody, as one without room or power does."""
 
-    async def commit(self, drafts: Sequence[Draft], *, timeout: float = 5.0) -> int:
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         if self.left == 1:
             for draft in drafts[: len(drafts) // 2]:
                 await self.publish(draft)

@@ -10,7 +10,7 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, ProgramError, RetryLater
-from dspex.bus.port import Draft
+from dspex.bus.port import NewMessage
 from dspex.engine.client import letters
 from dspex.engine.graph.graph import Retry
 from dspex.engine.testing.driver import Driver
@@ -163,7 +163,7 @@ def test_letters_are_found_by_topology_node_and_reason(lab: MakeLab) -> None:
     one = lab(topology)
     one.start()
     one.publish("in", {"text": "a"})
-    one.store(Draft("in", b"{not json"))
+    one.store(NewMessage("in", b"{not json"))
 
     async def listed(topology: str, **o: Any) -> list[str]:
         return [d.node async for d in one.client.dead_letters(topology, **o)]

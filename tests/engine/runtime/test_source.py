@@ -12,7 +12,7 @@ import pytest
 from engine_lab import STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.port import Draft, StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -93,7 +93,7 @@ def test_an_event_without_an_id_gets_the_same_one_whenever_it_is_read(lab: MakeL
     one = lab(reading())
     one.start()
     one.kill()
-    one.store(Draft("in", b'{"n":1}'))
+    one.store(NewMessage("in", b'{"n":1}'))
     ids = []
     for _ in range(2):
         one.start()
@@ -108,7 +108,7 @@ def test_an_event_without_an_id_gets_the_same_one_whenever_it_is_read(lab: MakeL
 def test_bytes_that_are_no_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) -> None:
     one = lab(reading())
     one.start()
-    one.store(Draft("in", b"\xff\x00 not json"))
+    one.store(NewMessage("in", b"\xff\x00 not json"))
     number(one, 1)
     (letter,) = one.letters()
     assert (letter.node, letter.reason, letter.event.data) == ("in", "DecodeError", b"\xff\x00 not json")
@@ -119,7 +119,7 @@ def test_message_pack_and_arrow_events_are_read_by_their_content_type(lab: MakeL
     pa = pytest.importorskip("pyarrow")
     one = lab(reading())
     one.start()
-    one.store(Draft("in", msgpack.packb({"n": 1}), {subjects.CONTENT_TYPE: "application/msgpack"}))
+    one.store(NewMessage("in", msgpack.packb({"n": 1}), {subjects.CONTENT_TYPE: "application/msgpack"}))
     one.publish("in", {"n": 2, "blob": b"\x00\x01"}, codec="msgpack")
     one.publish("in", pa.table({"n": [3, 4]}), codec="arrow")
     one.advance(1)
@@ -205,7 +205,7 @@ def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab
     assert "trimmed" in (host.runners[0].stopped or "")
 
 
-def test_or_records_the_hole_and_goes_on_where_that_is_declared(lab: MakeLab) -> None:
+def test_or_records_the_gap_and_goes_on_where_that_is_declared(lab: MakeLab) -> None:
     from dspex.engine.log.commit_log import unpack
 
     one = lab(reading(on_gap="skip"))
@@ -218,7 +218,7 @@ def test_or_records_the_hole_and_goes_on_where_that_is_declared(lab: MakeLab) ->
     one.start()
     assert numbers(one) == [1, 2, 3, 6]
     entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
-    assert [e["hole"] for e in entries if "hole" in e] == [[3, 5]]
+    assert [e["gap"] for e in entries if "gap" in e] == [[3, 5]]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -251,7 +251,7 @@ def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeL
         if away:
             one.drain()
         for _ in range(20):
-            one.store(Draft("other", b"{}"))
+            one.store(NewMessage("other", b"{}"))
         trim(one, one.server.streams["EVENTS"].last)
         if away:
             one.start()

@@ -11,7 +11,7 @@ from engine_lab import STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.memory.server import MemoryBus
-from dspex.bus.port import BusEvents, Draft, StreamConfig
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -181,7 +181,7 @@ def test_what_is_read_is_what_was_stored_as_draft(lab: MakeLab) -> None:
     topology.source("in").sink("out")
     one = lab(topology)
     one.start()
-    one.store(Draft("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
-    one.store(Draft("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
+    one.store(NewMessage("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
+    one.store(NewMessage("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
     (m,) = one.messages("out")
     assert m.headers[subjects.RUN] == "mine"

@@ -18,7 +18,7 @@ from pool_bench import CLASS, SIGNATURE, Bench, config, program, running, work
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, KIND_HEADER, CallSpec, Outcome, Work
+from dspex.bus.records import ACCEPTED, KIND_HEADER, CallRecord, CallSpec, Work
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile
 
@@ -35,7 +35,7 @@ def plain(url: str, **options: Any) -> PoolConfig:
     return config(url, **{"programs": (), **options})
 
 
-def error(outcome: Outcome) -> dict[str, Any]:
+def error(outcome: CallRecord) -> dict[str, Any]:
     assert outcome.error is not None, outcome.outputs
     return dict(outcome.error)
 
@@ -260,7 +260,7 @@ async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(m
 
 
 # -- a reply that cannot be read -------------------------------------------------------------------------------------
-async def interactive(bench: Bench, item: Work) -> Outcome:
+async def interactive(bench: Bench, item: Work) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
@@ -270,7 +270,7 @@ async def interactive(bench: Bench, item: Work) -> Outcome:
         while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
             pass
     await subscription.close()
-    return Outcome.unpack(message.data)
+    return CallRecord.unpack(message.data)
 
 
 @pytest.mark.asyncio

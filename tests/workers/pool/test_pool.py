@@ -19,8 +19,8 @@ from dspex.bus import subjects
 from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
-from dspex.bus.port import Draft, StreamConfig
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, Outcome, Work
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, CallRecord, Work
 from dspex.workers.pool.pool import Pool
 
 
@@ -132,7 +132,7 @@ async def test_an_answer_that_no_message_can_hold_becomes_an_error(bench: Bench)
 @pytest.mark.asyncio
 async def test_unreadable_work_is_dropped_and_said(bench: Bench) -> None:
     with capture_logs() as logs:
-        await bench.bus.publish(Draft(subjects.work(APP, CLASS, "triage", "classify"), b"\xc1 no MessagePack"))
+        await bench.bus.publish(NewMessage(subjects.work(APP, CLASS, "triage", "classify"), b"\xc1 no MessagePack"))
         assert (await bench.ask(work()))[0].error is None
     assert any(e["event"] == "unreadable work dropped" and e["log_level"] == "error" for e in logs)
 
@@ -242,13 +242,13 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(bench:
     item = work("quick", reply="", ordinal=-1)
     frames = await call(bench, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
-    outcome = Outcome.unpack(frames[1][1].data)
+    outcome = CallRecord.unpack(frames[1][1].data)
     assert outcome.outputs is not None
     assert outcome.outputs["intent"] == standin.intent("quick", CHOICES)
     reader = await bench.bus.reader(subjects.stream(APP), [subjects.record(APP, CLASS)], after=0, name="records")
     async with asyncio.timeout(5):
         (record,) = await reader.read(10)
-    assert Outcome.unpack(record.data).outputs == outcome.outputs
+    assert CallRecord.unpack(record.data).outputs == outcome.outputs
     assert record.headers[subjects.MESSAGE_ID] == f"{item.call}:1"
 
 
@@ -285,7 +285,7 @@ async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -
         await bench.until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
         frames = await asked
-        error = Outcome.unpack(frames[-1][1].data).error
+        error = CallRecord.unpack(frames[-1][1].data).error
         assert error is not None
         assert (error["type"], error["retryable"]) == ("WorkerLost", True)
 

@@ -15,7 +15,7 @@ from standin import StandIn, answer
 
 from dspex.bus.errors import CallError, DspexError, InvalidInput, InvalidOutput, LMRefused, LMUnavailable, TopologyError
 from dspex.operators.native.lm.endpoint import Endpoint
-from dspex.operators.native.lm.native_support import covers, covers_signature
+from dspex.operators.native.lm.native_support import why_not_native, why_not_native_signature
 from dspex.operators.native.lm.openai_models import json_mode, json_mode_known, reasons
 from dspex.operators.native.lm.predict import KINDS, ChainOfThought, Piece, Predict, Prediction
 from dspex.operators.native.signature import Signature
@@ -321,12 +321,12 @@ def test_what_is_not_known_to_be_equal_is_refused(options: dict[str, Any], why: 
 
 
 def test_kinds_and_types_of_dspy_alone_are_told_before_there_is_a_model(dspy: Any) -> None:
-    assert covers_signature("predict", Signature("text -> reply: list[dict[str, int]]")) is None
-    assert "react runs in DSPy only" in str(covers_signature("react", Signature("text -> reply")))
-    assert "of its own" in str(covers_signature("chain_of_thought", Signature("reasoning -> reply")))
+    assert why_not_native_signature("predict", Signature("text -> reply: list[dict[str, int]]")) is None
+    assert "react runs in DSPy only" in str(why_not_native_signature("react", Signature("text -> reply")))
+    assert "of its own" in str(why_not_native_signature("chain_of_thought", Signature("reasoning -> reply")))
     image = Signature("photo: Image -> reply", types={"Image": dspy.Image})
-    assert "is a type of DSPy's own" in str(covers_signature("predict", image))
-    assert covers("predict", image, "chat", MODEL, {}) == covers_signature("predict", image)
+    assert "is a type of DSPy's own" in str(why_not_native_signature("predict", image))
+    assert why_not_native("predict", image, "chat", MODEL, {}) == why_not_native_signature("predict", image)
 
 
 def test_what_models_can_do_is_what_dspys_catalog_says(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from dspex.bus.errors import DspexError, InvalidInput, TopologyError
 from dspex.operators.native.adapters import ADAPTERS
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.prompts.names import annotation_name
-from dspex.operators.native.prompts.values import MARKER, covered
+from dspex.operators.native.prompts.values import MARKER, has_a_known_form
 from dspex.operators.native.prompts.versions import VERSIONS, installed, version_of
 from dspex.operators.native.signature import Signature, as_signature
 
@@ -262,12 +262,12 @@ def test_types_of_dspys_own_are_left_to_dspy(dspy):
 
     for kind in (dspy.Image, dspy.History, list[dspy.Tool], dspy.Audio | None, Letter, dict[str, list[Letter]]):
         s = Signature("a: T -> b", types={"T": kind})
-        assert not covered(s.inputs["a"])
+        assert not has_a_known_form(s.inputs["a"])
         for adapter in ADAPTERS:
             with pytest.raises(TopologyError, match="DSPy's own") as e:
                 s.messages({"a": 1}, adapter=adapter)
             assert e.value.fix == 'call it with route="dspy"'
-    assert all(covered(f) for f in Signature("a: Person -> b: list[Node]", types=corpus.TYPES).fields)
+    assert all(has_a_known_form(f) for f in Signature("a: Person -> b: list[Node]", types=corpus.TYPES).fields)
 
 
 def test_what_has_no_json_schema_is_refused_with_the_field():

@@ -1,8 +1,8 @@
-"""The link: one connection at a time, made again whenever it ends, with its subscriptions and the questions in flight.
+"""One TCP connection at a time, made again whenever it ends, with its subscriptions and the requests in flight.
 
 Why not nats-py's own reconnect: it keeps a buffer of unsent bytes and sends them later, so a commit that was given up could
-still land as a surprise; it leaves questions in flight to their timeout; and after some errors (headers and data over
-max_payload, an expired token) it never reconnects at all. Here there is one path for every end: the questions fail at once,
+still land as a surprise; it leaves requests in flight to their timeout; and after some errors (headers and data over
+max_payload, an expired token) it never reconnects at all. Here there is one path for every end: the requests fail at once,
 the subscriptions stay, and the next connection starts clean.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
 from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
-from dspex.bus.nats.client import Connection, Options, dial
+from dspex.bus.nats.client import Options, WireClient, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
 from dspex.bus.nats.protocol import Route
 from dspex.bus.port import BusEvents
@@ -35,8 +35,8 @@ def any_answer(data: bytes, head: bytes) -> bool:
 
 
 @dataclass
-class Interest:
-    """One subscription of the link; it outlives the connection.
+class WireSubscription:
+    """One subscription; it outlives the TCP connection.
 
     `refused` is called when the server does not permit it, or does not permit to publish to `asks` (where its pulls go).
     """
@@ -55,7 +55,7 @@ class Interest:
         return b"UNSUB %b\r\n" % self.sid
 
 
-class Question:
+class PendingRequest:
     """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it."""
 
     __slots__ = ("answers", "done", "final", "reply", "subjects")
@@ -81,8 +81,8 @@ class Question:
         return self.answers
 
 
-class Link:
-    """The connection of a bus: writes, questions, subscriptions. Raises `Unreachable` at once while there is none."""
+class Connection:
+    """The connection of a bus: writes, requests, subscriptions. Raises `Unreachable` at once while there is none."""
 
     def __init__(self, options: Options, events: BusEvents) -> None:
         self.options, self.events = options, events
@@ -92,12 +92,12 @@ class Link:
         self.lost: set[Callable[[], None]] = set()  # called when the connection ends
         self.closed = False
         self._servers = options.servers()
-        self._connection: Connection | None = None
+        self._client: WireClient | None = None
         self._why: DspexError = Unreachable("not connected")
         self._gone = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
-        self._interests: dict[bytes, Interest] = {}
-        self._questions: dict[bytes, Question] = {}
+        self._subscriptions: dict[bytes, WireSubscription] = {}
+        self._pending: dict[bytes, PendingRequest] = {}
         self._count = 0
         self._answers = f"_INBOX.{self.id}.r"
         self.listen(f"{self._answers}.*", self._answered)
@@ -110,10 +110,10 @@ class Link:
         except DspexError:
             await self.close()
             raise
-        self._keeper = self.spawn(self._keep(), "link", self._broken)
+        self._keeper = self.spawn(self._keep(), "connection", self._broken)
 
     # -- the connection
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> WireClient:
         failure: DspexError = self._why
         for url in random.sample(self._servers, len(self._servers)):
             try:
@@ -124,18 +124,18 @@ class Link:
                 failure = e
         raise failure
 
-    def _attach(self, connection: Connection) -> None:
-        self._connection = connection
+    def _attach(self, client: WireClient) -> None:
+        self._client = client
         self._gone.clear()
-        self.max_payload = connection.max_payload - protocol.RESERVE
-        self._servers += [u for s in connection.discovered_servers if (u := s.geturl()) not in self._servers]
-        connection.routes.update({i.sid: i.route for i in self._interests.values()})
-        connection.put(b"".join([i.command() for i in self._interests.values()]))
+        self.max_payload = client.max_payload - protocol.RESERVE
+        self._servers += [u for s in client.discovered_servers if (u := s.geturl()) not in self._servers]
+        client.routes.update({i.sid: i.route for i in self._subscriptions.values()})
+        client.put(b"".join([i.command() for i in self._subscriptions.values()]))
         self.up.set()
-        self.events.state("connected", str(connection.server_info.get("server_name", "")))
+        self.events.state("connected", str(client.server_info.get("server_name", "")))
 
     async def _need_jetstream(self) -> None:
-        if self.connection().server_info.get("jetstream"):
+        if self.client().server_info.get("jetstream"):
             return  # a leaf node without it may still reach a hub that has it: ask
         try:
             await self.api("INFO", None)
@@ -143,15 +143,15 @@ class Link:
             raise BusError("the server has no JetStream", fix=JETSTREAM_OFF) from e
 
     def _ended(self, reason: str) -> None:
-        if self._connection is not None:  # else a try to connect that failed
-            self._connection = None
+        if self._client is not None:  # else a try to connect that failed
+            self._client = None
             self._over(reason)
 
     def _over(self, reason: str) -> None:
         self.up.clear()
         self._why = Unreachable("the bus is closed" if self.closed else f"the connection is lost: {reason}")
-        for question in list(self._questions.values()):
-            question.fail(Unreachable(self._why.message))
+        for pending in list(self._pending.values()):
+            pending.fail(Unreachable(self._why.message))
         for tell in list(self.lost):
             tell()
         self._gone.set()
@@ -161,7 +161,7 @@ class Link:
         while not self.closed:  # wait_for, which nats-py connects with, may swallow the cancellation of close()
             await self._gone.wait()
             pause = 0.02
-            while self._connection is None and not self.closed:
+            while self._client is None and not self.closed:
                 try:
                     self._attach(await self._connect())
                 except (BusError, ConfigError) as e:
@@ -176,9 +176,9 @@ class Link:
         error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
         subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")
         if "for publish" in kind:
-            for question in [q for q in self._questions.values() if subject in q.subjects]:
-                question.fail(error)
-        for interest in list(self._interests.values()):
+            for pending in [q for q in self._pending.values() if subject in q.subjects]:
+                pending.fail(error)
+        for interest in list(self._subscriptions.values()):
             if subject == (interest.asks if "for publish" in kind else interest.subject):
                 interest.refused(error)
 
@@ -192,38 +192,38 @@ class Link:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        if self._connection is not None:
-            await self._connection.close()
+        if self._client is not None:
+            await self._client.close()
         else:
             self._over("")
 
-    def connection(self) -> Connection:
+    def client(self) -> WireClient:
         """The connection. Raises Unreachable, or NotAllowed when the server does not let us in any more."""
-        if self._connection is None:
+        if self._client is None:
             raise type(self._why)(self._why.message)
-        return self._connection
+        return self._client
 
     # -- what the bus is made of
     def put(self, data: bytes) -> None:
         """Send, now or not at all: raises Unreachable without a connection, and keeps nothing for later."""
-        self.connection().put(data)
+        self.client().put(data)
 
     async def send(self, data: bytes, timeout: float = 5.0) -> None:
         """`put`, and wait while the socket takes no more. Raises Unreachable."""
-        connection = self.connection()
-        connection.put(data)
+        client = self.client()
+        client.put(data)
         try:
             async with asyncio.timeout(timeout):
-                await connection.drained()
+                await client.drained()
         except (OSError, TimeoutError) as e:
             raise translated(e, "the server takes nothing") from e
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has seen all that was put. Raises Unreachable."""
-        connection = self.connection()
+        client = self.client()
         try:
             async with asyncio.timeout(timeout):
-                await connection.echo()
+                await client.echo()
         except (OSError, TimeoutError) as e:
             raise translated(e, "no answer from the server") from e
 
@@ -243,7 +243,7 @@ class Link:
         self._why = error
 
     def fresh(self) -> str:
-        """A token that this link never gave before."""
+        """A token that this connection never gave before."""
         self._count += 1
         return f"{self._count:x}"
 
@@ -255,49 +255,49 @@ class Link:
         queue: str = "",
         refused: Callable[[BusError], None] = lambda e: None,
         asks: str = "",
-    ) -> Interest:
+    ) -> WireSubscription:
         """Subscribe, over all connections to come; without one, as soon as there is one."""
         protocol.checked_pattern(subject)
-        interest = Interest(self.fresh().encode(), subject, queue, route, refused, asks)
-        self._interests[interest.sid] = interest
-        if self._connection is not None:
-            self._connection.routes[interest.sid] = route
-            self._connection.put(interest.command())
+        interest = WireSubscription(self.fresh().encode(), subject, queue, route, refused, asks)
+        self._subscriptions[interest.sid] = interest
+        if self._client is not None:
+            self._client.routes[interest.sid] = route
+            self._client.put(interest.command())
         return interest
 
-    def forget(self, interest: Interest) -> None:
+    def forget(self, interest: WireSubscription) -> None:
         """Unsubscribe; messages under way are dropped."""
-        self._interests.pop(interest.sid, None)
-        if self._connection is not None:
-            self._connection.routes.pop(interest.sid, None)
-            self._connection.put(interest.end())
+        self._subscriptions.pop(interest.sid, None)
+        if self._client is not None:
+            self._client.routes.pop(interest.sid, None)
+            self._client.put(interest.end())
 
-    async def leave(self, interest: Interest) -> None:
+    async def leave(self, interest: WireSubscription) -> None:
         """Unsubscribe; messages under way still come, until this returns."""
-        self._interests.pop(interest.sid, None)
-        if self._connection is not None:
-            self._connection.put(interest.end())
+        self._subscriptions.pop(interest.sid, None)
+        if self._client is not None:
+            self._client.put(interest.end())
             with suppress(Unreachable):  # then nothing is under way either
                 await self.flush()
             self.forget(interest)
 
     @contextmanager
-    def question(
+    def pending_request(
         self, subjects: Collection[str], final: Callable[[bytes, bytes], bool] = any_answer
-    ) -> Generator[Question, None, None]:
-        """A question about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
+    ) -> Generator[PendingRequest, None, None]:
+        """A request about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
         token = self.fresh()
-        question = Question(subjects, f"{self._answers}.{token}", final)
-        self._questions[token.encode()] = question
+        pending = PendingRequest(subjects, f"{self._answers}.{token}", final)
+        self._pending[token.encode()] = pending
         try:
-            yield question
+            yield pending
         finally:
-            del self._questions[token.encode()]
+            del self._pending[token.encode()]
 
     def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
-        question = self._questions.get(subject.rpartition(b".")[2])
-        if question is not None:
-            question.take(data, head)
+        pending = self._pending.get(subject.rpartition(b".")[2])
+        if pending is not None:
+            pending.take(data, head)
 
     async def ask(
         self,
@@ -309,10 +309,10 @@ class Link:
         timeout: float = 5.0,
         final: Callable[[bytes, bytes], bool] = any_answer,
     ) -> list[Answer]:
-        """Send one message and wait for its answers. Raises as `Question.settled`, and Unreachable before sending."""
-        connection = self.connection()
-        with self.question((subject,), final) as q:
-            connection.put(protocol.message(subject, data, headers, reply=q.reply, more=more, limit=self.max_payload))
+        """Send one message and wait for its answers. Raises as `PendingRequest.settled`, and Unreachable before sending."""
+        client = self.client()
+        with self.pending_request((subject,), final) as q:
+            client.put(protocol.message(subject, data, headers, reply=q.reply, more=more, limit=self.max_payload))
             return await q.settled(timeout)
 
     async def api(self, what: str, payload: object, *, timeout: float = 5.0) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dspex.bus.errors import BusError, ConfigError, NotAllowed, Saturated, Unrea
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.nats.failures import _CLASSES
-from dspex.bus.port import BusEvents, Delivery, Draft, StreamConfig
+from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
 ACCOUNTS = """
@@ -163,7 +163,7 @@ async def test_a_connection_that_the_server_ends_for_good_comes_back(server: Any
         got.append(message)
 
     await bus.subscribe("a.*", keep)
-    bus._link.put(b"PUB a 3000000\r\n")  # nats-py never reconnects after "Maximum Payload Violation"
+    bus._connection.put(b"PUB a 3000000\r\n")  # nats-py never reconnects after "Maximum Payload Violation"
     await until(lambda: len(states) == 3)
     assert "Maximum Payload Violation" in states[1]
     await bus.send("a.b", b"1", reply="r")
@@ -202,7 +202,7 @@ async def test_closing_does_not_wait_for_a_frozen_server(server: Any, opened: Op
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
     server.freeze()
-    writing = asyncio.create_task(bus.commit([Draft("s.a", bytes(1 << 19))] * 40, timeout=60))  # fills every buffer
+    writing = asyncio.create_task(bus.commit([NewMessage("s.a", bytes(1 << 19))] * 40, timeout=60))  # fills every buffer
     await asyncio.sleep(0)
     await asyncio.wait_for(bus.close(), 3)
     with pytest.raises(BusError):
@@ -218,7 +218,7 @@ async def test_a_server_that_answers_late_keeps_its_connection(server: Any, open
     async def nothing(message: Message) -> None: ...
 
     with pytest.raises(Unreachable):
-        await bus._link.flush(0.1)
+        await bus._connection.flush(0.1)
     with pytest.raises(Unreachable):
         await bus.request("a", b"", timeout=0.1)
     server.thaw()
@@ -283,7 +283,7 @@ async def test_work_goes_on_when_the_server_is_killed(server: Any, opened: Open)
     queue = await bus.work("S", "s.a", name="w", ack_wait=1, free=lambda: 5)
     done: set[bytes] = set()
     for start in (0, 20, 40):
-        await bus.commit([Draft("s.a", b"%d" % n) for n in range(start, start + 20)])
+        await bus.commit([NewMessage("s.a", b"%d" % n) for n in range(start, start + 20)])
         while len(done) < start + 10:
             done |= await settle(await asyncio.wait_for(queue.next(), 9))
         server.kill()
@@ -309,10 +309,10 @@ async def test_work_goes_on_when_its_consumer_is_deleted(server: Any, opened: Op
     queue = await bus.work("S", "s.a", name="w", ack_wait=30, free=lambda: 1)
     waiting = asyncio.create_task(queue.next())
     async with asyncio.timeout(5):  # a pull that meets the deletion on its way gets no answer at all
-        while (await bus._link.api("CONSUMER.INFO.S.w", None))["num_waiting"] == 0:
+        while (await bus._connection.api("CONSUMER.INFO.S.w", None))["num_waiting"] == 0:
             await asyncio.sleep(0)
-    await bus._link.api("CONSUMER.DELETE.S.w", None)
-    await bus.publish(Draft("s.a", b"1"))
+    await bus._connection.api("CONSUMER.DELETE.S.w", None)
+    await bus.publish(NewMessage("s.a", b"1"))
     assert (await asyncio.wait_for(waiting, 3)).message.data == b"1"  # two missed heartbeats would be over 4 s
 
 
@@ -322,12 +322,12 @@ async def test_idle_work_is_back_soon_after_the_server_was_killed(server: Any, o
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
     queue = await bus.work("S", "s.a", name="w", ack_wait=30, free=lambda: 1)
     waiting = asyncio.create_task(queue.next())
-    await bus._link.flush()
+    await bus._connection.flush()
     server.kill()
     await until(lambda: not bus.connected)
     server.start()
     await until(lambda: bus.connected)
-    await bus.publish(Draft("s.a", b"1"))
+    await bus.publish(NewMessage("s.a", b"1"))
     assert (await asyncio.wait_for(waiting, 3)).message.data == b"1"
 
 

@@ -23,7 +23,7 @@ _log = structlog.get_logger("dspex.engine")
 MOST = 10_000  # messages looked at before a claim: a remainder was the stream's end when its writer failed
 
 
-class Repair:
+class TornCommits:
     """Looks at what lies before the claims of one process. Each message is looked at once, however many partitions claim."""
 
     def __init__(self, bus: Bus, app: str, graphs: Sequence[Graph]) -> None:
