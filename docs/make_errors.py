@@ -186,7 +186,7 @@ With `--json` it is one object on stderr: `{"v": 1, "error": {"code", "message",
 | 6 | a replay differs, or its recording is incomplete |
 | 130, 143 | stopped by a second SIGINT or SIGTERM |
 
-What the engine does with an error is decided by its place in the tree, in `engine/failure.py`:
+What the engine does with an error is decided by its place in the tree, in `engine/runtime/failure.py`:
 
 | error | what happens |
 |---|---|
