@@ -15,9 +15,8 @@ ROOMS = ("bus", "engine", "operators", "workers", "topologies", "tests", "benchm
 def missing(page: Path) -> Iterator[str]:
     text = page.read_text()
     for path in re.findall(rf"\b(?:{'|'.join(ROOMS)})/[\w/.-]*\w", text):
-        if path not in MADE and not any(
-            (ROOT / path).parent.glob(f"{(ROOT / path).name}*")
-        ):  # a folder, a file, a file without its suffix
+        near = (ROOT / path).parent.glob(f"{(ROOT / path).name}*")  # a folder, a file, a file without its suffix
+        if path not in MADE and not any(near):
             yield path
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text):
         if not (page.parent / link).exists():
