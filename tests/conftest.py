@@ -22,9 +22,9 @@ import pytest_asyncio
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How many cases a property is tried on. The nightly profile is run by scripts/fidelity.
+# How many cases a property is tried on: few in the suite, which everybody runs; many in scripts/fidelity (nightly).
 _QUIET = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
-hypothesis.settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True, suppress_health_check=_QUIET)
+hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=_QUIET)
 hypothesis.settings.register_profile("nightly", max_examples=20_000, deadline=None, suppress_health_check=_QUIET)
 hypothesis.settings.load_profile(os.environ.get("DSPEX_PROFILE", "ci"))
 

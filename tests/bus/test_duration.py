@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex.bus.duration import human, seconds, size
@@ -44,7 +44,6 @@ def test_what_is_no_duration_is_refused_with_an_example(value: Any) -> None:
     assert caught.value.code == "DX102"
 
 
-@settings(max_examples=100)
 @given(st.integers(0, 10**9), st.sampled_from(["ms", "s", "m", "h", "d"]))
 def test_units_multiply(count: int, unit: str) -> None:
     factor = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]

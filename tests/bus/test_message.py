@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex.bus import subjects
@@ -33,7 +33,6 @@ def message(headers: dict[str, str] | None = None, sequence: int = 7) -> Message
 
 
 # -- ids -------------------------------------------------------------------------------------------------------------
-@settings(max_examples=100)
 @given(st.floats(0, 200_000_000_000))
 def test_a_new_id_is_a_uuid7_of_its_time(now: float) -> None:
     id = new_id(now)
@@ -53,7 +52,6 @@ def test_new_ids_differ_and_sort_by_time() -> None:
     assert abs(at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-@settings(max_examples=100)
 @given(texts, texts, st.integers(0))
 def test_a_derived_id_is_a_uuid_and_always_the_same(parent: str, operator: str, ordinal: int) -> None:
     id = derived_id(parent, operator, ordinal)
@@ -96,7 +94,6 @@ def test_a_foreign_id_depends_on_where_the_message_is_stored() -> None:
     assert len(others | {id}) == 4
 
 
-@settings(max_examples=100)
 @given(texts)
 def test_the_time_of_any_text_is_a_time_or_none(id: str) -> None:
     assert id_time(id) is None
@@ -168,7 +165,6 @@ def test_the_partition_is_fnv1a(key: str, value: int) -> None:
         assert partition_of(key, count) == value % count
 
 
-@settings(max_examples=100)
 @given(texts, st.integers(1, 1000))
 def test_a_key_has_one_partition(key: str, count: int) -> None:
     assert 0 <= partition_of(key, count) < count

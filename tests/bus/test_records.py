@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex.bus.errors import CallTimeout, DecodeError, InvalidInput, from_dict
@@ -35,7 +35,6 @@ works = st.builds(
 WORK = Work("c", 3, 1, "t", "n", "r", {}, {"text": "hello"}, b'{"a": 1}')
 
 
-@settings(max_examples=100)
 @given(works)
 def test_work_comes_back_whole_inside_its_result(work: Work) -> None:
     outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex.bus import subjects
@@ -34,27 +34,23 @@ def taken(pattern: str) -> set[str]:
     return {s for s in ALL if brute(pattern, s)}
 
 
-@settings(max_examples=100)
 @given(patterns, st.sampled_from(ALL))
 def test_matches_is_the_rule_of_nats(pattern: str, subject: str) -> None:
     assert matches(pattern, subject) == brute(pattern, subject)
 
 
-@settings(max_examples=300)
 @given(patterns, patterns)
 def test_overlap_is_a_subject_that_both_take(a: str, b: str) -> None:
     assert overlap(a, b) == bool(taken(a) & taken(b))
     assert overlap(a, b) == overlap(b, a)
 
 
-@settings(max_examples=300)
 @given(patterns, patterns)
 def test_covers_is_to_take_all_that_the_other_takes(wide: str, narrow: str) -> None:
     # one pattern alone may take "one a or b" as "*" does, because there are only these two here: no such pair is drawn
     assert covers(wide, narrow) == (taken(narrow) <= taken(wide))
 
 
-@settings(max_examples=100)
 @given(patterns)
 def test_what_is_drawn_here_is_a_pattern(pattern: str) -> None:
     assert is_pattern(pattern)

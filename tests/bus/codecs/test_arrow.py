@@ -1,0 +1,140 @@
+"""Tables and arrays in Arrow's form: they come back equal, and no bytes from outside do any harm."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import numpy
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspex.bus.codecs import ARROW, decode, encode
+from dspex.bus.errors import DecodeError, InvalidInput
+
+TABLE = pyarrow.table({"id": [1, 2, None], "text": ["a", None, "c"], "vector": [[1.5], [], None]})
+
+
+def test_a_table_comes_back_equal() -> None:
+    encoded, content_type = encode(TABLE, "auto")
+    assert content_type == ARROW
+    assert decode(encoded, ARROW).equals(TABLE)
+    assert decode(*encode(TABLE.to_batches()[0], "arrow")).equals(TABLE)
+    assert decode(*encode(TABLE.slice(0, 0), "arrow")).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        numpy.arange(12, dtype="<f4").reshape(3, 4),
+        numpy.arange(24, dtype="i8").reshape(2, 3, 4),
+        numpy.arange(6, dtype=">i4").reshape(2, 3),
+        numpy.asfortranarray(numpy.arange(6.0).reshape(2, 3)),
+        numpy.arange(20)[::3],
+        numpy.array([True, False, True]),
+        numpy.array([1 + 2j, 3 - 1j]),
+        numpy.array(["2026-05-04", "2027-01-01"], "M8[s]"),
+        numpy.array([1.5, -2], "f2"),
+        numpy.zeros((0, 3)),
+        numpy.zeros((2, 0, 3), "u1"),
+        numpy.array([math.nan, math.inf]),
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)
+def test_an_array_comes_back_in_type_and_shape(array: Any) -> None:
+    encoded, content_type = encode(array, "auto")
+    assert content_type == ARROW
+    result = decode(encoded, content_type)
+    assert result.shape == array.shape
+    assert result.dtype == array.dtype.newbyteorder("=")
+    numpy.testing.assert_array_equal(result, array)
+
+
+def test_an_array_is_read_without_a_copy() -> None:
+    encoded, _ = encode(numpy.arange(100_000, dtype="f4").reshape(100, 1000), "arrow")
+    result = decode(encoded, ARROW)
+    assert numpy.shares_memory(result, numpy.frombuffer(encoded, "u1"))
+    assert not result.flags.writeable
+
+
+def test_an_array_without_dimensions_is_a_number() -> None:
+    assert decode(*encode(numpy.array(1.5), "auto")) == 1.5
+    result = decode(*encode(numpy.array(7, "i2"), "arrow"))
+    assert (result.shape, result.dtype, int(result)) == ((), numpy.dtype("i2"), 7)
+
+
+@pytest.mark.parametrize("array", [numpy.array([object()]), numpy.array(["text"]), numpy.zeros(2, "i4,f4")])
+def test_an_array_of_what_is_no_number_is_refused(array: Any) -> None:
+    with pytest.raises(InvalidInput):
+        encode(array, "arrow")
+
+
+def test_arrow_carries_tables_and_arrays_only() -> None:
+    with pytest.raises(InvalidInput, match="dict"):
+        encode({"a": 1}, "arrow")
+
+
+def forged(dtype: str, shape: str, column: Any = (1, 2)) -> bytes:
+    table = pyarrow.table({"data": list(column)})
+    return encode(table.replace_schema_metadata({"dspex.dtype": dtype, "dspex.shape": shape}), "arrow")[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        forged("O", "[2]"),
+        forged("<U2", "[2]"),
+        forged("<i8", "[3]"),
+        forged("<i8", "nonsense"),
+        forged("<i8", '{"a": 1}'),
+        forged("nonsense", "[2]"),
+        forged("<i8", "[2]", [1, None]),
+        forged("<i8", "[2]", ["a", "b"]),
+        encode(TABLE, "arrow")[0][:100],
+    ],
+)
+def test_a_forged_or_broken_array_is_refused(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(data, ARROW)
+
+
+def test_a_table_that_points_outside_of_itself_is_refused() -> None:
+    offsets = pyarrow.array([0, 1_000_000, 2], "i4").buffers()[1]
+    text = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"ab"))
+    with pytest.raises(DecodeError):
+        decode(encode(pyarrow.table({"text": text}), "arrow")[0], ARROW)
+
+
+@given(st.data())
+def test_a_damaged_table_gives_data_or_a_decode_error(data: st.DataObject) -> None:
+    encoded = bytearray(encode(TABLE, "arrow")[0])
+    for _ in range(data.draw(st.integers(1, 4))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(DecodeError):
+        decode(bytes(encoded), ARROW)
+
+
+def test_arrow_is_imported_only_when_it_is_used() -> None:
+    program = (
+        "import sys; from dspex.bus.codecs import *; encode({'a': 1}, 'auto');"
+        "assert not {'pyarrow', 'numpy'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_arrow_the_fix_is_named() -> None:
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from dspex.bus.codecs import *\n"
+        "from dspex.bus.errors import *\n"
+        "for act in (lambda: encode({}, 'arrow'), lambda: decode(b'', ARROW)):\n"
+        "    try: act()\n"
+        "    except (ConfigError, DecodeError) as e: print(type(e).__name__, e.fix)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "ConfigError pip install 'dspex[arrow]'\nDecodeError pip install 'dspex[arrow]'\n"

@@ -1,0 +1,87 @@
+"""`bucket` and `objects`: values by key, and content by its digest. On both buses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+
+import pytest
+from bus_bench import Buses
+
+from dspex.bus.errors import Fenced
+from dspex.bus.port import Bus
+
+
+@pytest.mark.asyncio
+async def test_a_key_has_value_and_revision(buses: Buses, unique: str) -> None:
+    one, two = await buses[0].bucket(unique), await buses[1].bucket(unique)
+    assert await one.get("a.b") is None
+    first = await one.put("a.b", b"1")
+    assert await two.get("a.b") == (b"1", first)
+    second = await two.put("a.b", b"2")
+    assert second > first
+    assert await one.get("a.b") == (b"2", second)
+    assert await one.get("a") is None
+
+
+@pytest.mark.asyncio
+async def test_a_key_is_written_only_at_the_expected_revision(buses: Buses, unique: str) -> None:
+    one, two = await buses[0].bucket(unique), await buses[1].bucket(unique)
+    first = await one.put("lease", b"1", revision=0)
+    with pytest.raises(Fenced):
+        await two.put("lease", b"x", revision=0)
+    second = await two.put("lease", b"2", revision=first)
+    for wrong in (first, second + 1, 0):
+        with pytest.raises(Fenced):
+            await one.put("lease", b"x", revision=wrong)
+    assert await one.get("lease") == (b"2", second)
+
+
+@pytest.mark.asyncio
+async def test_of_two_who_create_a_key_one_does(buses: Buses, unique: str) -> None:
+    buckets = [await bus.bucket(unique) for bus in buses]
+    results = await asyncio.gather(
+        *[b.put("k", b"%d" % n, revision=0) for n, b in enumerate(buckets * 5)], return_exceptions=True
+    )
+    assert Counter(type(r) for r in results) == {int: 1, Fenced: 9}
+
+
+@pytest.mark.asyncio
+async def test_a_deleted_key_is_gone_and_may_be_made_again(bus: Bus, unique: str) -> None:
+    bucket = await bus.bucket(unique)
+    first = await bucket.put("k", b"1")
+    await bucket.delete("k")
+    await bucket.delete("never-there")
+    assert await bucket.get("k") is None
+    assert await bucket.items() == {}
+    with pytest.raises(Fenced):
+        await bucket.put("k", b"x", revision=first)
+    again = await bucket.put("k", b"2", revision=0)
+    assert await bucket.get("k") == (b"2", again)
+
+
+@pytest.mark.asyncio
+async def test_items_are_those_below_the_prefix(bus: Bus, unique: str) -> None:
+    bucket = await bus.bucket(unique)
+    keys = ["lease", "lease.a.0", "lease.a.1", "leases.b", "pool.x"]
+    revisions = {key: await bucket.put(key, key.encode()) for key in keys}
+    await bucket.put("lease.gone", b"")
+    await bucket.delete("lease.gone")
+    everything = {key: (key.encode(), revisions[key]) for key in keys}
+    assert await bucket.items() == everything
+    assert await bucket.items("lease") == {k: everything[k] for k in keys[:3]}
+    assert await bucket.items("lease.a") == {k: everything[k] for k in keys[1:3]}
+    assert await bucket.items("nothing") == {}
+
+
+@pytest.mark.asyncio
+async def test_an_object_is_named_by_its_content(buses: Buses, unique: str) -> None:
+    one, two = await buses[0].objects(unique), await buses[1].objects(unique)
+    large = bytes(range(256)) * (5 * 4096) + b"end"  # 5 MiB and a bit: over max_payload
+    for data in (large, b"", b"small"):
+        name = await one.put(data)
+        assert name == hashlib.sha256(data).hexdigest()
+        assert await two.put(data) == name
+        assert await two.get(name) == data
+    assert await one.get("0" * 64) is None

@@ -1,0 +1,106 @@
+"""`reader`: every message once, in order, from a position on. On both buses."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+from bus_bench import Buses, put, soon, stream, take, texts
+
+from dspex.bus.errors import Unreachable
+from dspex.bus.port import Bus, NewMessage
+
+
+@pytest.mark.asyncio
+async def test_a_reader_gives_every_message_once_in_order(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    reader = await b.reader(unique, [f"{unique}.>"], after=0, name=unique, window=50)
+
+    async def write() -> None:
+        for n in range(0, 1000, 100):
+            await a.commit([NewMessage(f"{unique}.{i % 7}", b"%d" % i) for i in range(n, n + 100)])
+
+    writing = asyncio.create_task(write())
+    messages = await take(reader, 1000, limit=33)
+    await writing
+    assert texts(messages) == [str(n) for n in range(1000)]
+    assert [m.sequence for m in messages] == list(range(1, 1001))
+    assert all(x.time <= y.time for x, y in pairwise(messages))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_gives_no_more_than_asked_and_waits_for_the_first(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    reader = await b.reader(unique, [f"{unique}.>"], after=0, name=unique)
+    waiting = asyncio.create_task(reader.read(2))
+    await put(a, f"{unique}.a", 1, 2, 3)
+    got = await soon(waiting)
+    assert 1 <= len(got) <= 2
+    assert texts(got + await take(reader, 3 - len(got), limit=1)) == ["1", "2", "3"]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_keeps_to_its_filters(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    reader = await bus.reader(unique, [f"{unique}.a.*", f"{unique}.b"], after=0, name=unique)
+    for n, end in enumerate(("a.x", "c", "b", "a", "a.y", "b.z", "a.x.y", "b")):
+        await put(bus, f"{unique}.{end}", n)
+    messages = await take(reader, 4)
+    assert texts(messages) == ["0", "2", "4", "7"]
+    assert [m.sequence for m in messages] == [1, 3, 5, 8]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_starts_behind_its_position(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", *range(1, 6))
+    past = await bus.reader(unique, [f"{unique}.>"], after=3, name=unique)
+    future = await bus.reader(unique, [f"{unique}.>"], after=7, name=unique + "f")
+    waiting = asyncio.create_task(take(future, 2))
+    await put(bus, f"{unique}.a", *range(6, 10))
+    assert texts(await take(past, 6)) == ["4", "5", "6", "7", "8", "9"]
+    assert texts(await soon(waiting)) == ["8", "9"]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_goes_over_what_was_removed(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", *range(1, 7))
+    await bus.purge(unique, f"{unique}.a", below=3)
+    await bus.delete(unique, 5)
+    reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
+    assert texts(await take(reader, 3)) == ["3", "4", "6"]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_knows_when_it_has_caught_up(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1, 2, 3)
+    reader = await bus.reader(unique, [f"{unique}.a"], after=0, name=unique)
+    await take(reader, 1)
+    assert not reader.caught_up
+    await take(reader, 2)
+    assert reader.caught_up
+    nothing_new = await bus.reader(unique, [f"{unique}.a"], after=3, name=unique + "n")
+    assert nothing_new.caught_up
+
+
+@pytest.mark.asyncio
+async def test_a_closed_reader_says_so(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
+    waiting = asyncio.create_task(reader.read(1))
+    await put(bus, f"{unique}.a", 1)
+    await soon(waiting)
+    waiting = asyncio.create_task(reader.read(1))
+    await bus.stream(unique)  # the read has begun by now
+    await reader.close()
+    with pytest.raises(Unreachable):
+        await soon(waiting)
+    with pytest.raises(Unreachable):
+        await soon(reader.read(1))
+    again = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
+    assert texts(await take(again, 1)) == ["1"]

@@ -1,0 +1,96 @@
+"""`scan`, `get`, `last`, `purge` and `delete`: what is stored is found, and removed. On both buses."""
+
+from __future__ import annotations
+
+import pytest
+from bus_bench import between, put, soon, stored, stream, texts
+
+from dspex.bus.errors import BusError
+from dspex.bus.port import Bus, NewMessage
+
+
+@pytest.mark.asyncio
+async def test_scan_reads_a_range_and_waits_for_nothing(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 11):
+        await put(bus, f"{unique}.{'ab'[n % 2]}", n)
+    assert texts(await between(bus, unique, 3, 5)) == ["3", "4", "5"]
+    assert texts(await bus.scan(unique, [f"{unique}.a"], start=1, stop=100)) == ["2", "4", "6", "8", "10"]
+    both = await bus.scan(unique, [f"{unique}.a", f"{unique}.b"], start=9, stop=10)
+    assert [(m.subject, m.sequence) for m in both] == [(f"{unique}.b", 9), (f"{unique}.a", 10)]
+    assert await between(bus, unique, 11, 20) == []
+    assert await between(bus, unique, 5, 4) == []
+    assert await bus.scan(unique, [f"{unique}.nothing"], start=1, stop=10) == []
+
+
+@pytest.mark.asyncio
+async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(3):
+        await bus.commit([NewMessage(f"{unique}.{i % 2}", b"%d" % (1000 * n + i)) for i in range(1000)])
+    assert texts(await between(bus, unique, 1, 3000)) == [str(n) for n in range(3000)]
+
+
+@pytest.mark.asyncio
+async def test_get_and_last_find_one_message(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    assert await bus.last(unique, f"{unique}.a") is None
+    await bus.publish(NewMessage(f"{unique}.a", b"1", {"X": "y"}))
+    await put(bus, f"{unique}.a", 2)
+    await put(bus, f"{unique}.b", 3)
+    first, last = await bus.get(unique, 1), await bus.last(unique, f"{unique}.a")
+    assert first is not None
+    assert (first.data, first.sequence, dict(first.headers)) == (b"1", 1, {"X": "y"})
+    assert last is not None
+    assert (last.data, last.sequence) == (b"2", 2)
+    assert await bus.get(unique, 4) is None
+
+
+@pytest.mark.asyncio
+async def test_purge_removes_one_subject_below_a_sequence(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 7):
+        await put(bus, f"{unique}.{'ab'[n % 2]}", n)
+    await bus.purge(unique, f"{unique}.a", below=6)
+    assert await stored(bus, unique) == ["1", "3", "5", "6"]
+    await bus.purge(unique, f"{unique}.b", below=4)
+    assert await stored(bus, unique) == ["5", "6"]
+    info = await bus.stream(unique)
+    assert info is not None
+    assert (info.first, info.last, info.messages) == (5, 6, 2)
+
+
+@pytest.mark.asyncio
+async def test_an_emptied_stream_goes_on_counting(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1, 2)
+    await bus.delete(unique, 1)
+    await bus.delete(unique, 2)
+    assert await bus.get(unique, 2) is None
+    assert await bus.last(unique, f"{unique}.a") is None
+    info = await bus.stream(unique)
+    assert info is not None
+    assert (info.first, info.last, info.messages) == (3, 2, 0)
+    assert await put(bus, f"{unique}.a", 3) == [3]
+
+
+@pytest.mark.asyncio
+async def test_deleting_what_is_gone_is_no_error(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1)
+    await bus.delete(unique, 1)
+    await bus.delete(unique, 1)
+    await bus.delete(unique, 99)
+    await bus.purge(unique, f"{unique}.a", below=5)
+
+
+@pytest.mark.asyncio
+async def test_what_concerns_a_missing_stream_says_so(bus: Bus, unique: str) -> None:
+    for attempt in (
+        bus.get(unique, 1),
+        bus.last(unique, f"{unique}.a"),
+        bus.scan(unique, [f"{unique}.a"], start=1, stop=2),
+        bus.purge(unique, f"{unique}.a", below=1),
+    ):
+        with pytest.raises(BusError):
+            await soon(attempt)

@@ -1,0 +1,67 @@
+"""Streams: made, widened, refused. On both buses."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from bus_bench import Buses, put, stored, stream
+
+from dspex.bus.errors import SubjectTaken
+from dspex.bus.port import Bus
+
+
+@pytest.mark.asyncio
+async def test_a_new_stream_is_empty_and_known_by_name_and_subject(bus: Bus, unique: str) -> None:
+    assert await bus.stream(unique) is None
+    made = await stream(bus, unique)
+    assert (made.name, made.subjects, made.first, made.last, made.messages) == (unique, (f"{unique}.>",), 0, 0, 0)
+    assert made.created > 0
+    assert made.own
+    assert await bus.stream(unique) == made
+    assert await bus.stream_of(f"{unique}.a.b") == unique
+    assert await bus.stream_of(f"{unique}.*") == unique
+    assert await bus.stream_of(f"{unique}x.a") is None
+
+
+@pytest.mark.asyncio
+async def test_ensure_stream_adds_subjects_and_removes_nothing(bus: Bus, unique: str) -> None:
+    await stream(bus, unique, [f"{unique}.a"])
+    await put(bus, f"{unique}.a", 1)
+    info = await stream(bus, unique, [f"{unique}.b"])
+    assert set(info.subjects) == {f"{unique}.a", f"{unique}.b"}
+    await put(bus, f"{unique}.b", 2)
+    await put(bus, f"{unique}.a", 3)
+    assert await stored(bus, unique) == ["1", "2", "3"]
+
+
+@pytest.mark.asyncio
+async def test_ensure_stream_takes_subjects_that_the_stream_covers_or_that_cover_its_own(bus: Bus, unique: str) -> None:
+    await stream(bus, unique, [f"{unique}.a.*"])
+    await stream(bus, unique, [f"{unique}.a.x"])
+    await stream(bus, unique, [f"{unique}.>"])
+    await put(bus, f"{unique}.a.x", 1)
+    await put(bus, f"{unique}.other", 2)
+    assert await stored(bus, unique) == ["1", "2"]
+
+
+@pytest.mark.asyncio
+async def test_two_connections_may_make_the_same_stream_at_once(buses: Buses, unique: str) -> None:
+    a, b = buses
+    infos = await asyncio.gather(
+        stream(a, unique, [f"{unique}.a"]), stream(b, unique, [f"{unique}.a"]), stream(b, unique, [f"{unique}.a"])
+    )
+    assert len({i.created for i in infos}) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_subject_of_another_stream_is_refused(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    with pytest.raises(SubjectTaken):
+        await stream(bus, unique + "x", [f"{unique}.a"])
+    await stream(bus, unique + "y")
+    with pytest.raises(SubjectTaken):
+        await stream(bus, unique + "y", [f"{unique}.*.z"])
+    info = await bus.stream(unique + "y")
+    assert info is not None
+    assert info.subjects == (f"{unique}y.>",)

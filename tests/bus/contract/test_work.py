@@ -1,0 +1,237 @@
+"""`work`: each piece goes to one worker, and comes again until it is settled. On both buses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from bus_bench import Buses, put, soon, stream
+
+from dspex.bus.errors import Unreachable
+from dspex.bus.port import Bus, Delivery, NewMessage, WorkQueue
+
+
+async def work(bus: Bus, name: str, *, ack_wait: float = 30.0, free: Callable[[], int] = lambda: 10) -> WorkQueue:
+    return await bus.work(name, f"{name}.>", name="work-" + name, ack_wait=ack_wait, free=free)
+
+
+@pytest.mark.asyncio
+async def test_work_is_shared_and_each_piece_goes_to_one(buses: Buses, unique: str) -> None:
+    await stream(buses[0], unique)
+    await put(buses[0], f"{unique}.a", *range(10))  # before anyone listens
+    got: list[str] = []
+    done = asyncio.Event()
+
+    async def worker(bus: Bus) -> None:
+        queue = await work(bus, unique)
+        while True:
+            delivery = await queue.next()
+            assert delivery.delivered == 1
+            got.append(delivery.message.data.decode())
+            await delivery.ack()
+            if len(got) == 40:
+                done.set()
+
+    workers = [asyncio.create_task(worker(bus)) for bus in buses]
+    await put(buses[1], f"{unique}.b", *range(10, 40))
+    await soon(done.wait())
+    for task in workers:
+        task.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    assert Counter(got) == Counter(str(n) for n in range(40))
+
+
+@pytest.mark.asyncio
+async def test_work_carries_subject_headers_and_position(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    queue = await work(bus, unique)
+    await bus.publish(NewMessage(f"{unique}.a.b", b"\x00data", {"X": "y"}))
+    message = (await soon(queue.next())).message
+    assert (message.subject, message.data, message.sequence) == (f"{unique}.a.b", b"\x00data", 1)
+    assert dict(message.headers) == {"X": "y"}
+    assert message.time > 0
+
+
+@pytest.mark.asyncio
+async def test_work_takes_only_its_pattern(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    queue = await bus.work(unique, f"{unique}.gpu.>", name=unique, ack_wait=30, free=lambda: 5)
+    await put(bus, f"{unique}.cpu.a", "no")
+    await put(bus, f"{unique}.gpu.a", "yes")
+    assert (await soon(queue.next())).message.data == b"yes"
+
+
+@pytest.mark.asyncio
+async def test_unsettled_work_comes_again_and_is_counted(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    await put(a, f"{unique}.x", "frozen")
+    one = await work(a, unique, ack_wait=0.4)
+    first = await soon(one.next())
+    assert first.delivered == 1
+    two = await work(b, unique, ack_wait=0.4)
+    again = await soon(next_of(one, two))
+    assert (again.message.data, again.delivered) == (b"frozen", 2)
+    third = await soon(next_of(one, two))
+    assert third.delivered == 3
+
+
+async def next_of(*queues: WorkQueue) -> Delivery:
+    """The next delivery of any of them. Only for the last delivery that a test waits for on the losing queues."""
+    tasks = [asyncio.create_task(queue.next()) for queue in queues]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    assert len(done) == 1
+    return done.pop().result()
+
+
+@pytest.mark.asyncio
+async def test_acknowledged_work_does_not_come_again(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", "done", "lost")
+    queue = await work(bus, unique, ack_wait=0.8)
+    done, lost = await soon(queue.next()), await soon(queue.next())
+    assert (done.message.data, lost.message.data) == (b"done", b"lost")
+    await done.ack()
+    for n in (2, 3):  # twice the time after which `done` would have come
+        again = await soon(queue.next())
+        assert (again.message.data, again.delivered) == (b"lost", n)
+
+
+@pytest.mark.asyncio
+async def test_a_late_ack_counts(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", "late", "other")
+    queue = await work(bus, unique, ack_wait=0.4)
+    late = await soon(queue.next())
+    seen: list[tuple[bytes, int]] = []
+    while (b"late", 2) not in seen:
+        again = await soon(queue.next())
+        seen.append((again.message.data, again.delivered))
+    await late.ack()  # of the first delivery, though the second is under way
+    for _ in range(2):
+        assert (await soon(queue.next())).message.data == b"other"
+
+
+@pytest.mark.asyncio
+async def test_a_sign_of_life_keeps_work_from_coming_again(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", "slow", "clock")
+    queue = await work(bus, unique, ack_wait=1.0)
+    slow, clock = await soon(queue.next()), await soon(queue.next())
+    for n in range(2, 8):  # six times 0.25 s: longer than ack_wait
+        await clock.nak(delay=0.25)
+        await slow.in_progress()
+        clock = await soon(queue.next())
+        assert (clock.message.data, clock.delivered) == (b"clock", n)
+    await clock.ack()
+    again = await soon(queue.next())
+    assert (again.message.data, again.delivered) == (b"slow", 2)
+
+
+@pytest.mark.asyncio
+async def test_refused_work_comes_again_after_its_delay(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", "later", "now")
+    queue = await work(bus, unique)
+    later, now = await soon(queue.next()), await soon(queue.next())
+    started = time.monotonic()
+    await later.nak(delay=0.5)
+    await now.nak()
+    first, second = await soon(queue.next()), await soon(queue.next())
+    assert (first.message.data, first.delivered) == (b"now", 2)
+    assert (second.message.data, second.delivered) == (b"later", 2)
+    assert time.monotonic() - started > 0.4
+
+
+@pytest.mark.asyncio
+async def test_no_more_work_is_taken_than_there_is_room_for(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    await put(a, f"{unique}.x", *range(6))
+    held: list[Delivery] = []
+    small = await work(a, unique, free=lambda: 2 - len(held))
+    for _ in range(2):
+        held.append(await soon(small.next()))
+    waiting = asyncio.create_task(small.next())
+    large = await work(b, unique)
+    others = [await soon(large.next()) for _ in range(4)]  # all the rest: none waits in the full process
+    assert {d.message.data for d in [*held, *others]} == {b"%d" % n for n in range(6)}
+    assert not waiting.done()
+    done = held.pop()
+    await done.ack()
+    await others[0].nak()
+    await large.close()
+    assert (await soon(waiting)).message.data == others[0].message.data
+
+
+@pytest.mark.asyncio
+async def test_room_that_is_made_without_an_ack_is_noticed(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    room, asked = 0, asyncio.Event()
+
+    def free() -> int:
+        asked.set()
+        return room
+
+    queue = await work(bus, unique, free=free)
+    await put(bus, f"{unique}.x", 1)
+    waiting = asyncio.create_task(queue.next())
+    await bus.stream(unique)
+    asked.clear()
+    await soon(asked.wait())
+    assert not waiting.done()
+    room = 1
+    assert (await soon(waiting)).message.data == b"1"
+
+
+@pytest.mark.asyncio
+async def test_work_of_a_closed_queue_goes_to_another(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    await put(a, f"{unique}.x", 1, 2)
+    one = await work(a, unique, ack_wait=0.5, free=lambda: 1)
+    assert (await soon(one.next())).message.data == b"1"
+    waiting = asyncio.create_task(one.next())
+    await a.stream(unique)
+    await one.close()
+    result = (await asyncio.gather(soon(waiting), return_exceptions=True))[0]
+    assert isinstance(result, Unreachable) or result.message.data == b"2"  # it may just have come
+    two = await work(b, unique, ack_wait=0.5)
+    got = {(d.message.data) for d in [await soon(two.next()), await soon(two.next())]}
+    assert got == {b"1", b"2"}
+    with pytest.raises(Unreachable):
+        await soon(one.next())
+
+
+@pytest.mark.asyncio
+async def test_work_of_a_closed_connection_goes_to_another(buses: Buses, unique: str) -> None:
+    a, b = buses
+    await stream(a, unique)
+    await put(a, f"{unique}.x", 1)
+    lost = await soon((await work(a, unique, ack_wait=0.5)).next())
+    await a.close()
+    again = await soon((await work(b, unique, ack_wait=0.5)).next())
+    assert (again.message.data, again.delivered) == (b"1", 2)
+    with pytest.raises(Unreachable):
+        await soon(lost.ack())
+
+
+@pytest.mark.asyncio
+async def test_work_that_was_removed_does_not_come(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", 1, 2, 3)
+    await bus.delete(unique, 2)
+    queue = await work(bus, unique, ack_wait=0.4)
+    assert (await soon(queue.next())).message.data == b"1"
+    kept = await soon(queue.next())
+    assert kept.message.data == b"3"
+    await bus.delete(unique, 1)
+    for n in (2, 3):
+        again = await soon(queue.next())
+        assert (again.message.data, again.delivered) == (b"3", n)
