@@ -28,6 +28,21 @@ hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, dera
 hypothesis.settings.register_profile("nightly", max_examples=20_000, deadline=None, suppress_health_check=_QUIET)
 hypothesis.settings.load_profile(os.environ.get("DSPEX_PROFILE", "ci"))
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Properties are not measured: tracing makes them three times as long, and examples run over the same lines."""
+    for item in items:
+        if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.fixture(autouse=True)
+def _children_are_not_measured_either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where coverage pauses for a test (no_cover), the processes that it starts run without it too."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 CONFIG = """
 listen: "127.0.0.1:-1"
 jetstream {{ store_dir: "{store}" }}

@@ -14,6 +14,8 @@ from dspex.bus.memory.server import Faults
 from dspex.bus.message import Message
 from dspex.engine.log.commit_log import unpack
 
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.fixture(scope="module")
 def case() -> Case:
@@ -54,18 +56,18 @@ def _entry(case: Case, at: int, **changes: object) -> list[Message]:
 
 
 @pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
-def test_it_sees_what_is_lost(case: Case, of: Callable[[Message], bool]) -> None:
+def test_the_oracle_sees_what_is_lost(case: Case, of: Callable[[Message], bool]) -> None:
     at = _first(case, of)
     assert "nothing is lost" in _verdict(case, [*case.stored[:at], *case.stored[at + 1 :]])
 
 
 @pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
-def test_it_sees_what_is_doubled(case: Case, of: Callable[[Message], bool]) -> None:
+def test_the_oracle_sees_what_is_doubled(case: Case, of: Callable[[Message], bool]) -> None:
     again = case.stored[_first(case, of)]._replace(sequence=case.stored[-1].sequence + 1)
     assert {"nothing is doubled", "commits are whole"} <= _verdict(case, [*case.stored, again])
 
 
-def test_it_sees_one_content_under_two_ids(case: Case) -> None:
+def test_the_oracle_sees_one_content_under_two_ids(case: Case) -> None:
     m = case.stored[_first(case, _sink)]
     again = m._replace(headers={**m.headers, subjects.EVENT_ID: "another"})
     found = _verdict(case, [*case.stored, again])
@@ -73,7 +75,7 @@ def test_it_sees_one_content_under_two_ids(case: Case) -> None:
     assert "event ids are unique" not in found
 
 
-def test_it_sees_a_changed_content(case: Case) -> None:
+def test_the_oracle_sees_a_changed_content(case: Case) -> None:
     at = _first(case, _sink)
     changed = case.stored[at]._replace(data=case.stored[at].data.replace(b"MESSAGE", b"MASSAGE"))
     assert {"nothing is lost", "nothing is doubled", "a repeat is the same event"} <= _verdict(
@@ -81,7 +83,7 @@ def test_it_sees_a_changed_content(case: Case) -> None:
     )
 
 
-def test_it_sees_a_key_out_of_order(case: Case) -> None:
+def test_the_oracle_sees_a_key_out_of_order(case: Case) -> None:
     outputs = [i for i, m in enumerate(case.stored) if m.subject == "chaos.pieces"]
     stored = list(case.stored)
     stored[outputs[0]], stored[outputs[1]] = (
@@ -91,7 +93,7 @@ def test_it_sees_a_key_out_of_order(case: Case) -> None:
     assert "a key keeps its order" in _verdict(case, stored)
 
 
-def test_it_sees_two_clocks_in_one_event(case: Case) -> None:
+def test_the_oracle_sees_two_clocks_in_one_event(case: Case) -> None:
     at = _first(case, lambda m: m.subject == "chaos.big")
     m = case.stored[at]
     assert _verdict(case, _changed(case, at, m._replace(data=m.data.replace(b'"at":1', b'"at":2')))) == {
@@ -99,45 +101,45 @@ def test_it_sees_two_clocks_in_one_event(case: Case) -> None:
     }
 
 
-def test_it_sees_a_second_owner(case: Case) -> None:
+def test_the_oracle_sees_a_second_owner(case: Case) -> None:
     assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), owner="somebody"))
 
 
-def test_it_sees_an_epoch_that_is_left_out(case: Case) -> None:
+def test_the_oracle_sees_an_epoch_that_is_left_out(case: Case) -> None:
     claim = _first(case, lambda m: ".log." in m.subject)
     assert "epochs are dense" in _verdict(case, _entry(case, claim, epoch=7))
 
 
-def test_it_sees_an_output_outside_of_every_commit(case: Case) -> None:
+def test_the_oracle_sees_an_output_outside_of_every_commit(case: Case) -> None:
     at = _first(case, lambda m: _commit(m) and unpack(m.data)["covers"] > 0)
     assert "commits are whole" in _verdict(case, _entry(case, at, covers=0))
 
 
-def test_it_sees_a_position_that_goes_back(case: Case) -> None:
+def test_the_oracle_sees_a_position_that_goes_back(case: Case) -> None:
     last = len(case.stored) - 1 - next(i for i, m in enumerate(reversed(case.stored)) if _commit(m))
     assert "positions go forward" in _verdict(case, _entry(case, last, inbox=-1))
 
 
-def test_it_sees_a_call_that_is_never_closed(case: Case) -> None:
+def test_the_oracle_sees_a_call_that_is_never_closed(case: Case) -> None:
     at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
     assert _verdict(case, _entry(case, at, closed=[])) == {"no call stays open"}
 
 
-def test_it_sees_a_call_that_is_closed_twice(case: Case) -> None:
+def test_the_oracle_sees_a_call_that_is_closed_twice(case: Case) -> None:
     at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
     closed = unpack(case.stored[at].data)["closed"]
     assert _verdict(case, _entry(case, at, closed=closed * 2)) == {"a call is closed once"}
 
 
-def test_it_sees_a_second_record(case: Case) -> None:
+def test_the_oracle_sees_a_second_record(case: Case) -> None:
     again = case.stored[_first(case, _result)]._replace(sequence=case.stored[-1].sequence + 1)
     assert "an attempt is recorded once" in _verdict(case, [*case.stored, again])
 
 
-def test_it_sees_what_was_heard_and_is_not_stored(case: Case) -> None:
+def test_the_oracle_sees_what_was_heard_and_is_not_stored(case: Case) -> None:
     ghost = case.heard[0]._replace(headers={**case.heard[0].headers, subjects.EVENT_ID: "ghost"})
     assert _verdict(case, list(case.stored), [*case.heard, ghost]) == {"what is heard is stored"}
 
 
-def test_a_repeat_that_was_heard_is_allowed(case: Case) -> None:
+def test_the_oracle_allows_a_repeat_that_was_heard(case: Case) -> None:
     assert _verdict(case, list(case.stored), [*case.heard, case.heard[0]]) == set()

@@ -1,4 +1,7 @@
-"""Exactly once, on the in-memory bus: engines killed, frozen and taken over, workers killed, a bus that fails."""
+"""Exactly once, on the in-memory bus: engines killed, frozen and taken over, workers killed, a bus that fails.
+
+A few seeds of each kind; `scripts/chaos simulation driver` runs hundreds.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,23 @@ from simulation import Simulation
 
 from dspex.bus.memory.server import Faults
 
+pytestmark = pytest.mark.no_cover  # measured, it takes three times as long, and other tests run over the same lines
 WORST = Faults(duplicate=0.1, disconnect=0.05, delay=0.2, unsettled=0.1)
 
 
-@pytest.mark.parametrize("seed", range(1000, 1020))
+@pytest.mark.parametrize("seed", range(1000, 1004))
 def test_every_event_has_its_effects_exactly_once(seed: int) -> None:
     report = Simulation(seed, count=80).run()
     assert report.good, str(report)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_bus_at_its_worst_changes_nothing(seed: int) -> None:
     report = Simulation(seed, count=40, faults=WORST).run()
     assert report.good, str(report)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0])
 def test_an_engine_that_dies_between_parts_of_an_event_loses_and_doubles_none(seed: int) -> None:
     report = Simulation(seed, count=10, big=4, kills=12, deadly=0.4, freezes=False).run()
     assert report.good, str(report)
@@ -31,17 +35,17 @@ def test_an_engine_that_dies_between_parts_of_an_event_loses_and_doubles_none(se
 
 
 def test_a_thousand_results_may_wait_for_a_slow_call_while_engines_die() -> None:
-    report = Simulation(0, count=1500, keys=1, kills=2, slots=200).run()
+    report = Simulation(0, count=1200, keys=1, kills=2, slots=200).run()
     assert report.good, str(report)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_testing_driver_bears_faults_and_crashes(seed: int) -> None:
     report = driven.drive(seed)
     assert report.good, str(report)
 
 
 def test_a_seed_gives_the_same_run() -> None:
-    first, second = Simulation(3, count=60), Simulation(3, count=60)
+    first, second = Simulation(3, count=30), Simulation(3, count=30)
     assert str(first.run()) == str(second.run())
     assert first.stored[-1].time == second.stored[-1].time
