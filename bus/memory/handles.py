@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dspex.bus.errors import DataError, Fenced, PayloadTooLarge, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
+from dspex.bus.tasks import Tasks
 
 if TYPE_CHECKING:
     from dspex.bus.memory.server import MemoryBus
@@ -111,9 +112,6 @@ class MemoryWorkQueue:
                 self._consumer.pulls.remove(pull)
 
 
-_running: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly: one that nobody else holds may vanish
-
-
 class MemorySubscription:
     """Hands messages to a handler, one after the other."""
 
@@ -122,22 +120,18 @@ class MemorySubscription:
         self.inbox: asyncio.Queue[Message] = asyncio.Queue()
         self.bus, self._handler = bus, handler
         self._closed = False
+        self._tasks = Tasks("dspex-memory", self._handler_failed)
         self._start()
 
     def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"subscription {self.pattern}")
-        self._task.add_done_callback(self._ended)
-        _running.add(self._task)
+        self._tasks.start(self._run(), f"subscription {self.pattern}")
 
     async def _run(self) -> None:
         while not self._closed:
             await self._handler(await self.inbox.get())
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _handler_failed(self, name: str, error: BaseException) -> None:
         """A handler that fails is reported, and the next message is handled all the same."""
-        _running.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
         self.bus.events.error(f"handler of {self.pattern}: {type(error).__name__}: {error}")
         if not self._closed:
             self._start()
@@ -147,8 +141,7 @@ class MemorySubscription:
             return
         self._closed = True
         self.bus.server.subscriptions.remove(self)
-        if self._task is not asyncio.current_task():  # a handler may close its own subscription, and finish
-            self._task.cancel()
+        await self._tasks.stop()  # a handler may close its own subscription, and finish
 
 
 class MemoryBucket:

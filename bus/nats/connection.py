@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from dspex.bus.nats.client import Options, WireClient, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
 from dspex.bus.nats.protocol import Route
 from dspex.bus.port import BusEvents
+from dspex.bus.tasks import Tasks
 
 _LONGEST_PAUSE = 2.0  # seconds between tries to connect
 
@@ -95,7 +96,7 @@ class Connection:
         self._client: WireClient | None = None
         self._why: DspexError = Unreachable("not connected")
         self._gone = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = self.tasks(self._broken)
         self._subscriptions: dict[bytes, WireSubscription] = {}
         self._pending: dict[bytes, PendingRequest] = {}
         self._count = 0
@@ -110,7 +111,7 @@ class Connection:
         except DspexError:
             await self.close()
             raise
-        self._keeper = self.spawn(self._keep(), "connection", self._broken)
+        self._tasks.start(self._keep(), "connection")
 
     # -- the connection
     async def _connect(self) -> WireClient:
@@ -158,7 +159,7 @@ class Connection:
         self.events.state(*(("closed", "closed by this process") if self.closed else ("disconnected", reason)))
 
     async def _keep(self) -> None:
-        while not self.closed:  # wait_for, which nats-py connects with, may swallow the cancellation of close()
+        while not self.closed:
             await self._gone.wait()
             pause = 0.02
             while self._client is None and not self.closed:
@@ -189,9 +190,7 @@ class Connection:
         with suppress(Unreachable, NotAllowed):  # the server is gone: there is nobody to send to
             await self.flush(1.0)
         self.closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        await self._tasks.stop()
         if self._client is not None:
             await self._client.close()
         else:
@@ -227,17 +226,14 @@ class Connection:
         except (OSError, TimeoutError) as e:
             raise translated(e, "no answer from the server") from e
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str, failed: Callable[[BusError], None]) -> asyncio.Task[None]:
-        """Run a task of the bus. One that ends with an error of ours (a bug) is told to `failed`, not kept silent."""
+    def tasks(self, failed: Callable[[BusError], None]) -> Tasks:
+        """An owner of background tasks of this bus. A task that ends with an error of ours, which is a bug, calls `failed`."""
 
-        def over(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                self.events.error(f"{name} ended: {error!r}")
-                failed(BusError(f"{name} ended: {error!r}", code="DX900", fix=DspexError.fix))
+        def over(name: str, error: BaseException) -> None:
+            self.events.error(f"{name} ended: {error!r}")
+            failed(BusError(f"{name} ended: {error!r}", code="DX900", fix=DspexError.fix))
 
-        task = asyncio.create_task(work, name=f"dspex-nats-{name}")
-        task.add_done_callback(over)
-        return task
+        return Tasks("dspex-nats", over)
 
     def _broken(self, error: BusError) -> None:
         self._why = error

@@ -11,6 +11,7 @@ from dspex.bus.errors import BusError, Saturated, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
+from dspex.bus.tasks import Tasks
 
 MOST_WAITING: Final = 65_536  # messages that a slow handler may leave waiting; more are dropped, and reported
 
@@ -37,7 +38,7 @@ class NatsSubscription:
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
-        self._pump: asyncio.Task[None] | None = None
+        self._tasks = Tasks("dspex-nats", self._handler_failed)
         self._refused: BusError | None = None
 
     async def start(self) -> NatsSubscription:
@@ -71,14 +72,12 @@ class NatsSubscription:
         self._refused = error
 
     def _begin(self) -> None:
-        self._pump = asyncio.create_task(self._handle(), name=f"dspex-subscription-{self._subject}")
-        self._pump.add_done_callback(self._over)
+        self._tasks.start(self._handle(), f"subscription {self._subject}")
 
-    def _over(self, task: asyncio.Task[None]) -> None:
-        """A handler that raised must not end the subscription: tell it, and go on with the next message."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._connection.events.error(f"the handler of {self._subject} raised {error!r}")
-            self._begin()
+    def _handler_failed(self, name: str, error: BaseException) -> None:
+        """A handler that raised must not end the subscription: report it, and go on with the next message."""
+        self._connection.events.error(f"the handler of {self._subject} raised {error!r}")
+        self._begin()
 
     async def _handle(self) -> None:
         while not self._closed or self._waiting:

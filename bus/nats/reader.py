@@ -41,7 +41,7 @@ class NatsReader:
         self._trouble = asyncio.Event()
         self._failed: BusError | None = None
         self._interest: WireSubscription | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks = connection.tasks(self._fail)
 
     # -- the port
     async def start(self) -> NatsReader:
@@ -52,7 +52,7 @@ class NatsReader:
         except BaseException:
             self._stop()
             raise
-        self._watch = self._connection.spawn(self._supervise(), f"reader {self._name}", self._fail)
+        self._tasks.start(self._supervise(), f"reader {self._name}")
         return self
 
     async def read(self, limit: int) -> list[Message]:
@@ -76,8 +76,7 @@ class NatsReader:
     async def close(self) -> None:
         if self._failed is None:
             self._fail(Unreachable("the reader is closed"))
-        if self._watch is not None:
-            self._watch.cancel()
+        await self._tasks.stop()
         self._stop()
         if self._connection.up.is_set():
             try:

@@ -88,6 +88,7 @@ class NatsWorkQueue:
         self._missing = False  # the consumer may be gone
         self._failed: BusError | None = None
         self._inbox = f"_INBOX.{connection.id}.{connection.fresh()}"
+        self._tasks = connection.tasks(self._fail)
 
     # -- the port
     async def start(self) -> NatsWorkQueue:
@@ -96,7 +97,7 @@ class NatsWorkQueue:
         asks = pulls(self._stream, self._name)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         self._connection.lost.add(self._lost)
-        self._loop = self._connection.spawn(self._run(), f"work queue {self._name}", self._fail)
+        self._tasks.start(self._run(), f"work queue {self._name}")
         return self
 
     async def next(self) -> NatsDelivery:
@@ -115,7 +116,7 @@ class NatsWorkQueue:
     async def close(self) -> None:
         self._fail(Unreachable("the work queue is closed"))
         self._connection.lost.discard(self._lost)
-        self._loop.cancel()
+        await self._tasks.stop()
         await self._connection.leave(self._interest)
         while self._waiting and self._connection.up.is_set():
             await self._waiting.popleft().nak()  # nobody took it: another process gets it now, not after ack_wait

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dspex.bus import subjects
+from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
@@ -60,12 +61,12 @@ class _Run:
             self._tell_server()
             self._tell_topologies()
             await self._warm_up(stopped)
-            lines = asyncio.create_task(self._lines(), name="dspex.lines")
+            lines = Tasks("dspex", lambda name, error: self.t.note(f"the status lines ended: {error!r}"))
+            lines.start(self._lines(), "lines")
             try:
                 await until_stopped(engine, stopped)
             finally:
-                lines.cancel()
-                await asyncio.gather(lines, return_exceptions=True)
+                await lines.stop()
                 await self._drain(stopped)
 
     # -- start ----------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ class _Run:
         if pools is not None:
             sizes = [self.engine.settings.pools[name].size for name in pools.names]
             with self.t.progress("warming up", sum(sizes)) as self.bar:
-                await _first(stopped, pools.ready(), self.engine.wait())
+                await first(stopped, pools.ready(), self.engine.wait())
             self.bar = None
             if stopped.done():
                 return
@@ -107,12 +108,12 @@ class _Run:
         assert host is not None
         for graph in self.engine.graphs:
             stages = sum(r.topology == graph.name for r in host.runners)
-            change, stream = host.applied[graph.name], next(iter(host.applied))
+            change, stream = host.applied[graph.name], subjects.stream(host.app)
             data = {"event": "topology", "topology": graph.name, "digest": graph.digest, "nodes": len(graph.nodes)}
             self.t.emit(
-                data | {"stages": stages, "applied": change, "stream": stream, "stream_applied": host.applied[stream]},
+                data | {"stages": stages, "applied": change, "stream": stream, "stream_applied": host.stream_applied},
                 f"topology  {graph.name} {graph.digest[:8]}  {count(len(graph.nodes), 'node')}, {count(stages, 'stage')}; "
-                f"{change}, stream {stream} {host.applied[stream]}",
+                f"{change}, stream {stream} {host.stream_applied}",
             )
 
     def _tell_pools(self) -> None:
@@ -166,17 +167,6 @@ class _Run:
         self.t.emit({"event": "stopped", "seconds": round(took, 3)})
         if not self.t.json:
             self.t.note(f"stopped after {took:.1f} s; dspex run goes on from here")
-
-
-async def _first(stopped: asyncio.Future[int], *others: Awaitable[None]) -> None:
-    """Until one of them is done; raises what it raised."""
-    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(o) for o in others]
-    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def _server_words(settings: Settings, server: Any) -> str:

@@ -67,9 +67,12 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _each(items: Any) -> Iterator[Any]:
+    async def following() -> Any:
+        return await anext(items)  # begun on the loop's thread, so that the loop closes a generator that nobody reads on
+
     while True:
         try:
-            yield _wrap(_Loop.run(items.__anext__()))
+            yield _wrap(_Loop.run(following()))
         except StopAsyncIteration:
             return
 

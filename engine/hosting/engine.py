@@ -19,6 +19,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
+from dspex.bus.tasks import first
 from dspex.engine.graph.graph import Graph, HasGraph
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
@@ -119,15 +120,7 @@ class Engine:
         """Until the engine fails; raises what it failed with."""
         assert self.host is not None
         keepers = self.pools.processes if self.pools else ()
-        watches = [asyncio.ensure_future(watch) for watch in (self.host.wait(), *(k.failed() for k in keepers))]
-        try:
-            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
-            for watch in done:
-                watch.result()
-        finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+        await first(self.host.wait(), *(k.failed() for k in keepers))
 
     async def drain(self, timeout: Duration = "30s") -> None:
         """Sources first, then what was walked is committed, then the pools finish what they run, then all is closed."""
@@ -168,13 +161,7 @@ def stop_on_signals() -> asyncio.Future[int]:
 
 async def until_stopped(engine: Engine, stopped: asyncio.Future[Any]) -> None:
     """Until a signal, or until the engine fails; then it raises what the engine failed with."""
-    failed = asyncio.create_task(engine.wait())
-    both: set[asyncio.Future[Any]] = {stopped, failed}
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    if failed.done():
-        await failed
-    failed.cancel()
-    await asyncio.gather(failed, return_exceptions=True)
+    await first(stopped, engine.wait())
 
 
 async def _run(topologies: Sequence[HasGraph], settings: Settings | None) -> None:

@@ -13,6 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bucket, Bus, StreamConfig
+from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
@@ -69,9 +70,11 @@ class Host:
         self.runners: list[StageRunner] = []
         self.leases: Leases | None = None
         self.failure: BaseException | None = None
-        self.applied: dict[str, str] = {}  # the stream and each topology: "created", "changed" or "unchanged"
+        self.applied: dict[str, str] = {}  # each topology: "created", "changed" or "unchanged"
+        self.stream_applied = ""  # the same of the application's stream
         self._most = (most_inputs, most_open_calls)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._parts = Tasks("dspex", self._part_failed)  # all but the committer
+        self._committing = Tasks("dspex", self._part_failed)  # on its own: a drain still needs it when the rest has stopped
         self._failed = asyncio.Event()
 
     # -- applying -------------------------------------------------------------------------------------------------
@@ -90,8 +93,8 @@ class Host:
         after = await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
         known = await manifest.read(bucket)
         written = {g.name: await self._manifest(bucket, g, streams, known.get(g.name)) for g in self.graphs}
-        self.applied = {stream: _change(before and set(before.subjects), set(after.subjects))}
-        self.applied |= {name: _change(known.get(name), new) for name, new in written.items()}
+        self.stream_applied = _change(before and set(before.subjects), set(after.subjects))
+        self.applied = {name: _change(known.get(name), new) for name, new in written.items()}
         return written
 
     async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str], before: Manifest | None) -> Manifest:
@@ -141,12 +144,12 @@ class Host:
         for graph in self.graphs:
             self._add_runners(services, graph, manifests[graph.name])
         await self.leases.once()
-        self._spawn("committer", self.committer.run())
-        self._spawn("leases", self.leases.run())
+        self._committing.start(self.committer.run(), "committer")
+        self._parts.start(self.leases.run(), "leases")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
-        self._spawn("housekeeping", house)
+        self._parts.start(house, "housekeeping")
         for runner in self.runners:
-            self._spawn(f"{runner.topology}.{runner.stage.id}", runner.run())
+            self._parts.start(runner.run(), f"{runner.topology}.{runner.stage.id}")
 
     def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
         assert self.leases is not None
@@ -163,16 +166,10 @@ class Host:
         firsts = {(graph.name, graph.of_role("source")[0].name) for graph in self.graphs}
         return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
 
-    def _spawn(self, name: str, coroutine: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"dspex.{name}")
-        task.add_done_callback(self._ended)
-        self._tasks.append(task)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.failure = self.failure or error
-            _log.error("a part of the engine failed", part=task.get_name(), why=str(error))
-            self._failed.set()
+    def _part_failed(self, name: str, error: BaseException) -> None:
+        self.failure = self.failure or error
+        _log.error("a part of the engine failed", part=name, why=str(error))
+        self._failed.set()
 
     async def wait(self) -> None:
         """Until a part of the engine fails; raises what it raised."""
@@ -183,11 +180,9 @@ class Host:
     # -- stopping -------------------------------------------------------------------------------------------------
     async def drain(self, timeout: float = 30.0) -> None:
         """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
-        committer, others = self._tasks[:1], self._tasks[1:]
-        await _cancel(others)
-        if any(task.done() for task in committer):
-            await self.kill()  # nobody would ever commit what the drain waits for
-            return
+        await self._parts.stop()
+        if not self._committing:
+            return  # nobody would ever commit what the drain waits for
         try:
             async with asyncio.timeout(timeout):
                 for runner in self.runners:
@@ -196,13 +191,12 @@ class Host:
                     await self.leases.leave()
         except (TimeoutError, BusError) as e:
             _log.warning("drained in part: the next engine goes on from the last commit", why=str(e) or "time is up")
-        await _cancel(committer)
-        self._tasks = []
+        await self._committing.stop()
 
     async def kill(self) -> None:
         """Stop at once, as a crash would: nothing is committed, no lease is given back."""
-        await _cancel(self._tasks)
-        self._tasks = []
+        await self._committing.stop()  # first: nothing is committed while the rest stops
+        await self._parts.stop()
 
     # -- looking --------------------------------------------------------------------------------------------------
     def describe(self) -> dict[str, Any]:
@@ -249,9 +243,3 @@ def _without_overlap(patterns: Sequence[str]) -> list[str]:
         if not any(subjects.covers(k, pattern) for k in kept):
             kept.append(pattern)
     return kept
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,6 +18,7 @@ import structlog
 
 from dspex.bus.errors import DspexError, WorkerLost, from_dict
 from dspex.bus.settings.model import Settings
+from dspex.bus.tasks import Tasks
 
 _log = structlog.get_logger("dspex.engine")
 BACK_OFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a dead pool is started again
@@ -33,7 +34,8 @@ class PoolProcess:
         self.ready = asyncio.Event()
         self.process: Process | None = None
         self.failure: DspexError | None = None  # why it does not run; None while it does
-        self._task = asyncio.create_task(self._keep(), name=f"dspex.pool.{name}")
+        self._tasks = Tasks("dspex.pool", self._keeper_failed)
+        self._tasks.start(self._keep(), name)
 
     async def _keep(self) -> None:
         for deaths in range(1_000_000):
@@ -70,16 +72,15 @@ class PoolProcess:
         return await self.process.wait()
 
     async def failed(self) -> None:
-        """Until it is not kept running any more because of a bug of ours, which this raises."""
-        await asyncio.wait([self._task])
-        if self._task.cancelled() or self._task.exception() is None:  # stopped, or told that it cannot start
-            await asyncio.Event().wait()
-        self._task.result()
+        """Wait until it is no longer kept running because of a bug of dspex, and raise what was raised."""
+        await self._tasks.wait()
+
+    def _keeper_failed(self, name: str, error: BaseException) -> None:
+        _log.error("pool is no longer kept running", pool=name, why=repr(error))
 
     async def stop(self, grace: float) -> None:
         """End its stdin, which drains it; kill it when `grace` seconds were not enough."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.stop()
         p = self.process
         if p is None or p.returncode is not None:
             return

@@ -20,6 +20,7 @@ from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
 from dspex.bus.message import Message, message_id, partition_of
 from dspex.bus.port import Reader
 from dspex.bus.records import Work
+from dspex.bus.tasks import Tasks
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.state import State
 from dspex.engine.runtime.compile import Stage
@@ -65,7 +66,7 @@ class StageRunner:
         self.inbox = Inbox(services.app, stage, source_stream, services.limit, self.counters)
         self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters)
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
-        self._pumps: list[asyncio.Task[None]] = []
+        self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._one_by_one: dict[int, int] = {}  # index → events that get a commit each after the next claim
         self._setbacks: dict[int, int] = {}  # index → claims since anything was committed
         self._source_read = (0, "")  # up to here the source pump has handled everything: sequence, event id
@@ -127,13 +128,10 @@ class StageRunner:
     def _start_pumps(self) -> None:
         self.stopped = None
         for kind in ("source", "inbox", "clock", "watch") if self.partitions else ():
-            pump = asyncio.create_task(self._pump(kind), name=f"{self.topology}.{self.stage.id}.{kind}")
-            pump.add_done_callback(self._pump_ended)
-            self._pumps.append(pump)
+            self._pumps.start(self._pump(kind), kind)
 
-    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
-        if not pump.cancelled() and (error := pump.exception()) is not None:
-            self._orders.put_nowait(_Order("fail", why=str(error), error=error))
+    def _pump_failed(self, kind: str, error: BaseException) -> None:
+        self._orders.put_nowait(_Order("fail", why=str(error), error=error))
 
     async def _obey(self, order: _Order) -> None:
         if order.what in ("own", "recover"):
@@ -196,10 +194,7 @@ class StageRunner:
         self.s.revoked(self.topology, self.stage.id, index, given_up=True)
 
     async def _stop_pumps(self) -> None:
-        pumps, self._pumps = self._pumps, []
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await self._pumps.stop()
         self._listening = None
 
     # -- pumps ----------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_a_fenced_engine_commits_nothing_more_and_says_why(lab: MakeLab) -> None
     one.advance(1)
     stale = one.hosts["a"][0].runners[0].partitions[0]
     one.hosts["a"][0].leases.seconds = 1e9  # type: ignore[union-attr]
-    for task in [t for t in one.hosts["a"][0]._tasks if t.get_name() == "dspex.leases"]:
+    for task in [t for t in asyncio.all_tasks(one.loop) if t.get_name() == "dspex.leases"]:
         task.cancel()  # it gives no sign of life
     one.start("b")
     one.advance(12)
