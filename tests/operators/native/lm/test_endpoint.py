@@ -336,6 +336,7 @@ async def test_pieces_are_read_however_the_bytes_are_cut() -> None:
     assert sent == {**BODY, "stream": True, "stream_options": {"include_usage": True}}
 
 
+@pytest.mark.no_cover  # a budget of time
 @pytest.mark.asyncio
 async def test_a_line_without_an_end_costs_no_more_than_its_length() -> None:
     pieces, part = Pieces("here", 1 << 30), b"x" * 64

@@ -199,6 +199,7 @@ ENEMIES = {
 }
 
 
+@pytest.mark.no_cover  # a budget of time
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ENEMIES)
 def test_a_megabyte_from_an_enemy_takes_no_more_than_a_moment(kind: str) -> None:

@@ -120,6 +120,7 @@ def test_items_are_those_of_lists(text: str, found: list[str]) -> None:
     assert items(text) == found
 
 
+@pytest.mark.no_cover  # a budget of time
 @pytest.mark.parametrize(
     "bit",
     [

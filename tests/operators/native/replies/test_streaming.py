@@ -189,6 +189,7 @@ def test_text_that_can_be_no_marker_comes_at_once(adapter: Adapter, start: str) 
     assert splitter.feed(" is") == [("a", " is")]
 
 
+@pytest.mark.no_cover  # a budget of time
 @pytest.mark.parametrize("adapter", get_args(Adapter))
 @pytest.mark.parametrize(
     "text",
@@ -226,6 +227,7 @@ def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adap
     assert time.process_time() - started < 30  # a second, and many times that where lines are counted
 
 
+@pytest.mark.no_cover  # a budget of time
 @pytest.mark.parametrize(
     ("adapter", "start", "bit"), [("xml", '<a b="', ">"), ("xml", "<!--", ">"), ("chat", "[[ ## ", "x"), ("json", '{"', "x")]
 )
