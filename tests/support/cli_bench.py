@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from dspex import __main__ as cli
 
@@ -72,6 +74,43 @@ def objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
+def in_this_process(*args: str, stdin: str = "") -> Done:
+    """Run a command through the door of `python -m dspex`; logging is as it was at the end."""
+    out, err = io.StringIO(), io.StringIO()
+    with kept_logging(), fed(stdin), redirect_stdout(out), redirect_stderr(err):
+        code = cli.main(args)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def kept_logging() -> Iterator[None]:
+    """Handlers and levels at the end are those of the beginning."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
+
+
+@contextmanager
+def fed(text: str) -> Iterator[None]:
+    """This process reads `text` from its standard input, whether by `sys.stdin` or by the descriptor."""
+    kept = os.dup(0)
+    with tempfile.TemporaryFile("w+") as file, pytest.MonkeyPatch.context() as patch:
+        file.write(text)
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+        patch.setattr(sys, "stdin", file)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 0)
+            os.close(kept)
+
+
 class Running:
     """A `dspex` command that runs. Its output is read as it comes."""
 
@@ -94,7 +133,7 @@ class Running:
         with self._more:
             self._more.notify_all()
 
-    def until(self, text: str, timeout: float = 15.0) -> str:
+    def until(self, text: str, timeout: float = 60.0) -> str:
         """The first line with `text` in it."""
         with self._more:
             self._more.wait_for(lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), timeout)
@@ -106,7 +145,7 @@ class Running:
         self.log.seek(0)
         return self.log.read()
 
-    def end(self, how: int = signal.SIGTERM, timeout: float = 15.0) -> int:
+    def end(self, how: int = signal.SIGTERM, timeout: float = 60.0) -> int:
         """Its exit code, after a signal."""
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -136,24 +175,22 @@ class Project:
         (self.folder / name).write_text(text)
         return name
 
-    def dspex(self, *args: str, stdin: str = "", timeout: float = 25.0, **env: str) -> Done:
+    def dspex(self, *args: str, stdin: str = "", timeout: float = 60.0, **env: str) -> Done:
         found = subprocess.run(
             self._command(args),
             cwd=self.folder, env={**self.env, **env}, input=stdin, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
         return Done(found.returncode, found.stdout, found.stderr)
 
-    def here(self, *args: str, **env: str) -> Done:
-        """The same command in this process: a subprocess costs half a second of a core."""
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    def here(self, *args: str, stdin: str = "", **env: str) -> Done:
+        """The same command in this process: a subprocess costs a second of a core."""
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
                 patch.delenv(name)
             for name, value in {**self.env, **env}.items():
                 patch.setenv(name, value)
-            code = cli.main(args)
-        return Done(code, out.getvalue(), err.getvalue())
+            return in_this_process(*args, stdin=stdin)
 
     @contextmanager
     def start(self, *args: str, **env: str) -> Iterator[Running]:
@@ -165,8 +202,7 @@ class Project:
 
     def publish(self, *args: str, stdin: str = "") -> Done:
         """Publish to the source, and wait for the runs."""
-        command = ("--json", "publish", self.input, *args, "--wait", "15s")
-        return self.dspex(*command, stdin=stdin) if stdin else self.here(*command)
+        return self.here("--json", "publish", self.input, *args, "--wait", "30s", stdin=stdin)
 
     @staticmethod
     def _command(args: tuple[str, ...]) -> list[str]:
@@ -187,11 +223,12 @@ def stand_in() -> Iterator[str]:
         process.stdout.close()
 
 
-def eventually(test: Callable[[], Any], timeout: float = 8.0) -> Any:
+def eventually(test: Callable[[], Any], timeout: float = 60.0) -> Any:
     """What `test()` gives, as soon as it is something. For what no output tells."""
     end = time.monotonic() + timeout
     while not (found := test()):
         assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
     return found
 
 

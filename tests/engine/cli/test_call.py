@@ -44,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator
 
 
 def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
-    found = project.dspex("--json", "call", "text -> reply", "text=hello")
+    found = project.here("--json", "call", "text -> reply", "text=hello")
     assert found.code == 0, found.err
     (result,) = found.objects()
     assert list(result) == RESULT
@@ -55,7 +55,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     human = project.here("call", "triage/classify", "text=hello", "--lm", "other")
     assert [line.split()[0] for line in human.out.splitlines()] == ["intent", "urgency"]
     assert "  lm other  lightweight-" in human.err
-    many = project.dspex(
+    many = project.here(
         "--json", "call", "programs:Shout", "--signature", "text -> reply", "-", stdin='{"text":"a"}\n{"text":"b"}\n'
     )
     assert [r["data"]["reply"] for r in many.objects()] == ["A", "B"]

@@ -22,7 +22,7 @@ def fail(project: Project, *texts: str) -> list[dict[str, Any]]:
     found = project.publish("-", stdin="".join(f'{{"text":"{t}"}}\n' for t in texts))
     assert (found.code, [r["status"] for r in found.objects()]) == (1, ["failed"] * len(texts))
     runs = {r["run"] for r in found.objects()}
-    return [d for d in project.dspex("--json", "dlq", "ls").objects() if d["run"] in runs]
+    return [d for d in project.here("--json", "dlq", "ls").objects() if d["run"] in runs]
 
 
 def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -> None:
@@ -39,7 +39,7 @@ def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -
     sequence = str(letter["sequence"])
     (shown,) = native.here("--json", "dlq", "show", sequence).objects()
     assert list(shown) == [*LETTER, "traceback"]
-    human = native.dspex("dlq", "show", sequence).out
+    human = native.here("dlq", "show", sequence).out
     assert 'data   {"text":"x"}' in human
     assert "  fix: correct the fields" in human
     assert human.rstrip().splitlines()[-1].startswith("dspex.bus.errors.InvalidInput")
@@ -55,7 +55,7 @@ def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> Non
     sequence = str(letter["sequence"])
     dry = native.here("--json", "dlq", "redrive", sequence, "--dry-run")
     assert [d["sequence"] for d in dry.objects()] == [letter["sequence"]]
-    done = native.dspex("--json", "dlq", "redrive", sequence, "--set", "text=long enough", "--set", "n:=1")
+    done = native.here("--json", "dlq", "redrive", sequence, "--set", "text=long enough", "--set", "n:=1")
     assert (done.code, done.objects()) == (0, [{"redriven": 1}]), done.err
     (event,) = native.here("--json", "watch", native.output, "--start", sequence, "--count", "1").objects()
     assert (event["run"], event["data"]) == (letter["run"], {"text": "long enough", "n": 1, "size": 11})
@@ -123,7 +123,7 @@ def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_u
     native.publish("text=hello")
 
     def read() -> Any:  # engines say how far they are every second, and no output tells when
-        (said,) = native.dspex("--json", "status").objects()
+        (said,) = native.here("--json", "status").objects()
         return said["stages"][0]["lag"] == 0 and said
 
     found = eventually(read)
@@ -162,7 +162,7 @@ def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path,
 
 def test_without_a_server_one_is_started_and_said(tmp_path: Path, unique: str) -> None:
     project = Project(tmp_path, unique, "server.local = { port = -1 }")
-    found = project.dspex("--json", "status")
+    found = project.here("--json", "status")
     assert found.code == 0
     assert found.objects()[0]["engines"] == []
     assert "no server was running: started one at nats://127.0.0.1:" in found.err

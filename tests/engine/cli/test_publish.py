@@ -23,7 +23,7 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert list(a) == RECEIPT
     assert a == {"run": "order-1", "subject": native.input, "stream": f"DSPEX_{native.u}", "seq": a["seq"], "duplicate": False}
     assert b == a | {"duplicate": True}
-    human = native.dspex("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
+    human = native.here("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
     assert human.out.startswith("run ")
     (seen,) = native.here("--json", "watch", native.input, "--start", str(a["seq"] + 1), "--count", "1").objects()
     assert (seen["key"], seen["session"], seen["headers"]["Tenant"]) == ("k", "s", "acme")
@@ -37,7 +37,7 @@ def test_waiting_tells_what_the_run_brought_and_fails_with_it(native: Project) -
     assert run["outputs"] == [{"subject": native.output, "data": {"text": "hello", "size": 5}}]
     assert (run["status"], run["calls"]) == ("done", 0)
     assert run["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost": None}
-    bad = native.dspex("publish", native.input, "text=x", "--wait", "15s")
+    bad = native.here("publish", native.input, "text=x", "--wait", "15s")
     assert bad.code == 1
     assert "failed in" in bad.out
     assert "check: InvalidInput" in bad.err
@@ -60,7 +60,7 @@ def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) 
 def test_a_bad_row_is_told_with_its_line_and_the_others_go_on(native: Project, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes(b"text,n\nfirst,1\ntoo,many,cells\n\xff\xff\xff,3\n\nlast,4\n")
-    found = native.dspex("publish", native.input, "-f", str(file))
+    found = native.here("publish", native.input, "-f", str(file))
     assert (found.code, found.out.split(" in ")[0]) == (1, f"2 published to {native.input}, 0 duplicates, 2 bad rows,")
     assert "error[DX120] rows.csv:3: 3 cells, and the header has 2\n  fix: " in found.err
     assert "rows.csv:4: " in found.err

@@ -82,7 +82,7 @@ def test_a_pool_that_cannot_start_stops_the_run_with_its_error(project: Project)
         "dspex.toml",
         'topologies = ["triage.yaml"]\nserver.local = { port = -1 }\n[lm.main]\nmodel = "openai/x"\nkey_env = "NO_KEY"\n',
     )
-    found = project.dspex("--json", "run")
+    found = project.here("--json", "run")
     assert (found.code, found.error()["code"], found.error()["node"]) == (2, "DX112", "lm.main")
     human = project.here("run")
     assert "error[DX112] lm.main: the variable NO_KEY, named by key_env" in human.err
@@ -94,7 +94,7 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         run.until("ready")
         other = Project(project.folder, f"{project.u}x", 'topologies = ["other.yaml"]', NATS_URL=nats_url)
         project.write("other.yaml", NATIVE.format(u="z" + project.u).replace(f"z{project.u}.out", project.output))
-        found = other.dspex("--json", "run", "--pools", "none")
+        found = other.here("--json", "run", "--pools", "none")
         assert (found.code, found.error()["code"]) == (4, "DX406")
         assert f"captured by stream DSPEX_{project.u}" in found.error()["message"]
         assert run.end() == 0

@@ -1,20 +1,18 @@
-"""`dspex init`, `check` and `show` as a shell sees them; none of them needs a server."""
+"""`dspex init`, `check` and `show`: output and exit codes; none of them needs a server."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 import yaml
-
-from dspex import __main__ as cli
+from cli_bench import Done, in_this_process
 
 PROBLEM = ["v", "code", "level", "topology", "node", "file", "line", "message", "fix"]
 GOOD = """
@@ -39,37 +37,44 @@ nodes:
   ask: { from: in.a, predict: "a -> b", pool: gpu, lm: huge }
 sinks: { out.a: { from: ask }, out.b: { from: three } }
 """
-Dspex = Callable[..., "subprocess.CompletedProcess[str]"]
+Dspex = Callable[..., Done]
 
 
 @pytest.fixture
-def dspex(tmp_path: Path) -> Dspex:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("NATS_", "DSPEX_"))}
+def dspex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dspex]:
+    """Commands in an empty folder, without settings from outside; what they import is forgotten at the end."""
+    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
+        monkeypatch.delenv(name)
+    before, path = set(sys.modules), list(sys.path)
 
-    def run(*args: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dspex", *args]
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=20)
+    def run(*args: str, cwd: Path = tmp_path) -> Done:
+        monkeypatch.chdir(cwd)
+        return in_this_process(*args)
 
-    return run
+    yield run
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("options", [[], ["--yaml", "--no-key"]])
 def test_a_new_project_is_valid_and_is_never_written_over_another(dspex: Dspex, tmp_path: Path, options: list[str]) -> None:
     made = dspex("--json", "init", "shop", *options)
-    (said,) = map(json.loads, made.stdout.splitlines())
-    assert (made.returncode, said["v"], len(said["next"])) == (0, 1, 3)
+    (said,) = map(json.loads, made.out.splitlines())
+    assert (made.code, said["v"], len(said["next"])) == (0, 1, 3)
     assert all((tmp_path / file).is_file() for file in said["files"])
     assert ".dspex/" in (tmp_path / "shop/.gitignore").read_text()
     (tmp_path / "shop/below").mkdir()
     checked = dspex("check", "--strict", cwd=tmp_path / "shop/below")  # settings and what they name are found from below
-    assert (checked.returncode, checked.stdout) == (0, "ok support-triage 7 nodes\n"), checked.stdout
+    assert (checked.code, checked.out) == (0, "ok support-triage 7 nodes\n"), checked.out
     again = dspex("init", "shop")
-    assert (again.returncode, "would be overwritten" in again.stderr) == (2, True)
+    assert (again.code, "would be overwritten" in again.err) == (2, True)
 
 
 def test_init_leaves_a_gitignore_that_is_there_alone(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("mine\n")
-    assert dspex("init").returncode == 0
+    assert dspex("init").code == 0
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
 
 
@@ -77,46 +82,46 @@ def test_check_prints_every_problem_with_its_line_and_fix(dspex: Dspex, tmp_path
     (tmp_path / "bad.yaml").write_text(BAD)
     (tmp_path / "good.yaml").write_text(GOOD)
     found = dspex("--json", "check", "bad.yaml", "good.yaml", "none.yaml", "none:x")
-    problems: list[dict[str, Any]] = [json.loads(line) for line in found.stdout.splitlines()]
-    assert (found.returncode, found.stderr) == (3, "")
+    problems: list[dict[str, Any]] = [json.loads(line) for line in found.out.splitlines()]
+    assert (found.code, found.err) == (3, "")
     assert all(list(p) == PROBLEM and p["v"] == 1 and p["fix"] for p in problems)
     told = {(p["code"], p["node"], p["line"]) for p in problems}
     assert {("DX213", "two", 7), ("DX204", "three", 8), ("DX221", "none.yaml", None), ("DX221", "none:x", None)} <= told
     people = dspex("check", "good.yaml", "bad.yaml")
-    assert people.stdout.splitlines()[0] == "ok good 6 nodes"
-    assert "error[DX213] two (bad.yaml:7): node two is part of a cycle: one -> two -> one\n  fix: " in people.stdout
+    assert people.out.splitlines()[0] == "ok good 6 nodes"
+    assert "error[DX213] two (bad.yaml:7): node two is part of a cycle: one -> two -> one\n  fix: " in people.out
 
 
 def test_check_knows_the_pools_and_models_of_the_settings(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: [huge, local], pool: gpu"))
     found = dspex("check", "t.yaml")
-    assert found.returncode == 3
-    assert "error[DX133] ask (t.yaml:7): there is no pool 'gpu'" in found.stdout
-    assert "error[DX111] ask (t.yaml:7): there is no language model 'huge'" in found.stdout
+    assert found.code == 3
+    assert "error[DX133] ask (t.yaml:7): there is no pool 'gpu'" in found.out
+    assert "error[DX111] ask (t.yaml:7): there is no language model 'huge'" in found.out
 
 
 def test_warnings_are_errors_only_when_asked(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("[split.0, split.rest], merge: {}", "split.0, set: { x: n }"))
     mild, strict = dspex("check", "t.yaml"), dspex("check", "t.yaml", "--strict")
-    assert (mild.returncode, strict.returncode) == (0, 3)
-    assert strict.stdout.startswith("warning[DX321] split (t.yaml:8): nothing uses outlet rest")
-    assert mild.stdout == f"{strict.stdout}ok good 6 nodes, 1 warning\n"
+    assert (mild.code, strict.code) == (0, 3)
+    assert strict.out.startswith("warning[DX321] split (t.yaml:8): nothing uses outlet rest")
+    assert mild.out == f"{strict.out}ok good 6 nodes, 1 warning\n"
 
 
 def test_a_module_that_raises_is_the_users_error_and_not_ours(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "raises.py").write_text("import os\nos.nothing\n")
     found = dspex("check", "raises:topology")
-    assert found.returncode == 3
-    assert "'raises:topology' cannot be imported: AttributeError" in found.stdout
-    assert "(raises.py:2)" in found.stdout
-    assert "Traceback" not in found.stdout + found.stderr
+    assert found.code == 3
+    assert "'raises:topology' cannot be imported: AttributeError" in found.out
+    assert "(raises.py:2)" in found.out
+    assert "Traceback" not in found.out + found.err
     nobody = dspex("check")
-    assert (nobody.returncode, "error[DX135]" in nobody.stderr) == (2, True)
+    assert (nobody.code, "error[DX135]" in nobody.err) == (2, True)
 
 
 def test_show_draws_the_tree(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
-    text = dspex("show", "good.yaml").stdout.splitlines()
+    text = dspex("show", "good.yaml").out.splitlines()
     assert text[0].startswith("good ")
     assert text[0].endswith("6 nodes; 1 stage; pools lightweight")
     width = text[1].index("source")
@@ -132,18 +137,17 @@ def test_show_draws_the_tree(dspex: Dspex, tmp_path: Path) -> None:
     assert text[7].endswith("as above")
 
 
-def test_show_writes_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process: a subprocess for each would only cost time."""
-    monkeypatch.chdir(tmp_path)
+def test_show_writes_every_form(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
 
     def show(*args: str) -> str:
-        assert cli.main(["show", *args]) == 0
-        return capsys.readouterr().out
+        done = dspex("show", *args)
+        assert done.code == 0, done.err
+        return done.out
 
     (tmp_path / "again.yaml").write_text(show("good.yaml", "--as", "yaml"))
     first, second = (json.loads(show(f, "--as", "json")) for f in ("good.yaml", "again.yaml"))
     assert (first["v"], first["digest"], first["pools"]) == (1, second["digest"], ["lightweight"])
     assert show("good.yaml", "--as", "mermaid").startswith("flowchart LR\n")
     jsonschema_rs.validate(json.loads(show("--schema")), yaml.safe_load(GOOD))
-    assert cli.main(["show", "good.yaml", "--as", "asyncapi"]) == 2
+    assert dspex("show", "good.yaml", "--as", "asyncapi").code == 2
