@@ -44,6 +44,10 @@ MORE = {
         "There is no such context of the nats CLI; or a header of `publish` is one that dspex sets itself.",
         "name another context; use the option of `publish` (`--key`, `--id`, `--session`) instead of the header",
     ),
+    "DX108": (
+        "A setting, an option or a verb is of the design and not of this version. It is refused rather than ignored.",
+        "leave it out",
+    ),
     "DX110": ("A secret stands in the settings file or on the command line.", "put it into a variable and name the variable"),
     "DX111": ("A pool names a language model that has no profile.", "correct the name, or add the profile under `[lm]`"),
     "DX112": ("A variable that the settings name (`key_env`, `password_env`, …) is not set.", "export it"),

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.settings.model import LMProfile, Settings
+from dspex.bus.settings.model import Settings
+from dspex.bus.settings.tables import LMProfile
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 
 LOCAL = "local/"  # prefix of models that run on this machine

@@ -15,7 +15,8 @@ import structlog
 from dspex.bus.errors import BusError, ConfigError, Unreachable
 from dspex.bus.local.server import LocalServer, running
 from dspex.bus.port import Bus, BusEvents
-from dspex.bus.settings.model import Settings, TLSSettings
+from dspex.bus.settings.model import Settings
+from dspex.bus.settings.server import TLSSettings
 
 _log = structlog.get_logger(__name__)
 _PAUSE = 1.0  # seconds between two starts of a server that does not start

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.settings import layers
+from dspex.bus.settings import layers, not_built
 from dspex.bus.settings.layers import Key, Layer
 from dspex.bus.settings.model import Settings
 
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> S
         checked = [_problem(error, merged, origins) for error in e.errors(include_url=False)]
         problems += [p for p in checked if p.node not in secret_keys]
     else:
-        problems += _unknown_profiles(settings, origins)
+        problems += _unknown_names(settings, origins)
         if not problems:
             return settings.placed(root, {".".join(key): origin for key, origin in origins.items()})
     raise _all_of(problems)
@@ -97,7 +97,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     origin = layers.origin_of(key, origins)
     context = error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        code, message, fix = "DX104", f"there is no setting {key[-1]!r}", _suggestion(key)
+        code, message, fix = _unknown(key)
     elif error["type"] == "missing":
         code, message, fix = "DX105", "is missing", f"write {'.'.join(key)} = …"
         origin = layers.origin_of(key[:-1], origins)  # what is not there has no place; what stands beside it has
@@ -107,7 +107,14 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
         said = error["msg"].removeprefix("Value error, ")
         code, message = "DX105", f"{error['input']!r} will not do: {said[:1].lower()}{said[1:]}"
         fix = "correct the value; dspex config show tells where each one came from"
-    return _told(code, ".".join(key), origin, message, fix)
+    return _problem_at(code, ".".join(key), origin, message, fix)
+
+
+def _unknown(key: Key) -> tuple[str, str, str]:
+    """Code, message and fix for a key that no table has."""
+    if fix := not_built.fix_of(".".join(key)):
+        return not_built.CODE, "is not built in this version", fix
+    return "DX104", f"there is no setting {key[-1]!r}", _suggestion(key)
 
 
 def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:
@@ -147,7 +154,13 @@ def _suggestion(key: Key) -> str:
     return f"one of: {', '.join(names)}"
 
 
-def _unknown_profiles(settings: Settings, origins: Mapping[Key, str]) -> Iterator[Problem]:
+def _unknown_names(settings: Settings, origins: Mapping[Key, str]) -> Iterator[Problem]:
+    """Language models and pools that are named and not there."""
+    default = settings.defaults.call.pool
+    if default is not None and default not in settings.pools:
+        fix = f"add it to dspex.toml: pools.{default} = {{}}"
+        place = layers.origin_of(("defaults", "call", "pool"), origins)
+        yield _problem_at("DX133", "defaults.call.pool", place, f"there is no pool {default!r}", fix)
     named = [(("pools", name, "lm"), pool.lm) for name, pool in settings.pools.items() if pool.lm]
     named += [(("defaults", "call", "lm"), lm) for lm in settings.defaults.call.lm or ()]
     for key, lm in named:
@@ -155,10 +168,10 @@ def _unknown_profiles(settings: Settings, origins: Mapping[Key, str]) -> Iterato
             close = difflib.get_close_matches(lm, settings.lm, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.lm)}"
             origin = layers.origin_of(key, origins)
-            yield _told("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
+            yield _problem_at("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
 
 
-def _told(code: str, key: str, origin: str, message: str, fix: str) -> Problem:
+def _problem_at(code: str, key: str, origin: str, message: str, fix: str) -> Problem:
     at_line = re.fullmatch(r"(.+):(\d+)", origin)
     file, line = (at_line[1], int(at_line[2])) if at_line else (origin, None)
     return Problem(code, "error", "", key, file, line, message, fix)

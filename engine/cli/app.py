@@ -12,7 +12,7 @@ import typer
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli import demo, run, status
+from dspex.engine.cli import demo, not_built, run, status
 from dspex.engine.cli.events import call, dlq, publish, watch
 from dspex.engine.cli.server import server
 from dspex.engine.cli.terminal import log
@@ -49,21 +49,20 @@ def _run(args: list[str], terminal: Terminal) -> int:
         terminal.error(e)
         return e.exit_code
     except usage_error as e:
-        terminal.error(ConfigError(_usage(e), code="DX100", fix=_help_of(e)))
+        terminal.error(_usage_error(e))
         return 2
     except Exception as e:  # noqa: BLE001 - the last stop before the user, who gets a report instead of a traceback
         terminal.error(_bug(e))
         return 1
 
 
-def _usage(error: Any) -> str:
-    text: str = error.format_message()
-    return text[:1].lower() + text[1:].rstrip(".")
-
-
-def _help_of(error: Any) -> str:
-    context = getattr(error, "ctx", None)
-    return f"see {context.command_path if context else 'dspex'} -h"
+def _usage_error(error: Any) -> ConfigError:
+    """What click says about the command line, as an error of ours."""
+    context, text = getattr(error, "ctx", None), str(error.format_message())
+    path = str(context.command_path) if context else "dspex"
+    return not_built.refusal(path, text, getattr(error, "option_name", None)) or ConfigError(
+        text[:1].lower() + text[1:].rstrip("."), code="DX100", fix=f"see {path} -h"
+    )
 
 
 def _bug(error: Exception) -> DspexError:

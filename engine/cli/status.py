@@ -73,7 +73,7 @@ def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
     rows = [
         {
             "engine": e["engine"],
-            "state": "running" if e["alive"] else "silent",
+            "state": _state(e),
             "seen": f"{e['age']:.0f} s ago",
             "topologies": ", ".join(e["topologies"]),
             "commits": e["commits"],
@@ -83,6 +83,13 @@ def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
     ]
     columns = {"engine": "engine", "state": "state", "seen": "seen", "topologies": "topologies", "commits": "commits"}
     _block(t, rows, columns | ({"waits": "waits for"} if any(r["waits"] for r in rows) else {}))
+
+
+def _state(engine: Mapping[str, Any]) -> str:
+    health: str = engine.get("health", "ok")  # an older engine does not say it
+    if not engine["alive"]:
+        return "silent"
+    return "running" if health == "ok" else health
 
 
 def _block(t: Terminal, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:

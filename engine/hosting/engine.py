@@ -20,6 +20,7 @@ from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
+from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
@@ -51,8 +52,9 @@ class Engine:
         start_server: bool = True,
         on_ready: Callable[[dict[str, Any]], None] = lambda said: None,
     ) -> None:
-        self.graphs: list[Graph] = [t.graph for t in topologies]
         self.settings = settings or Settings.load()
+        defaults = self.settings.defaults.call.options()
+        self.graphs: list[Graph] = [with_defaults(t.graph, defaults) for t in topologies]
         self.id = engine_id()
         self.server: Found | None = None
         self.host: Host | None = None
@@ -78,6 +80,7 @@ class Engine:
                 replicas=s.server.replicas,
                 lease=s.engine.lease,
                 records=s.engine.records,
+                stall_after=s.engine.stall_after,
                 most_inputs=s.engine.commit.max_events,
                 most_open_calls=s.engine.max_open_calls,
             )

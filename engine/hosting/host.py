@@ -18,6 +18,7 @@ from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.leases import Leases, Slot
+from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
 from dspex.engine.log.positions import first_position
 from dspex.engine.log.torn_commits import TornCommits
@@ -40,6 +41,7 @@ class Host:
         replicas: of the application stream and its buckets.
         lease: seconds after which another engine takes over.
         records: seconds that records of calls are kept.
+        stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         most_inputs, most_open_calls: see Services.
         clock: seconds since the epoch.
     """
@@ -54,6 +56,7 @@ class Host:
         replicas: int = 1,
         lease: float = 5.0,
         records: float = 30 * 86400.0,
+        stall_after: float = 30.0,
         most_inputs: int = 500,
         most_open_calls: int = 10_000,
         clock: Callable[[], float] = time.time,
@@ -68,6 +71,7 @@ class Host:
         self.clock = clock
         self.committer = Committer(bus, clock)
         self.runners: list[StageRunner] = []
+        self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
         self.leases: Leases | None = None
         self.failure: BaseException | None = None
         self.applied: dict[str, str] = {}  # each topology: "created", "changed" or "unchanged"
@@ -146,6 +150,7 @@ class Host:
         await self.leases.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.leases.run(), "leases")
+        self._parts.start(self.watchdog.run(), "watchdog")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
         for runner in self.runners:
@@ -207,6 +212,7 @@ class Host:
             "time": self.clock(),
             "commits": self.committer.commits,
             "full": self.committer.full,
+            "health": self.watchdog.health,
             "stages": [self._describe(r) for r in self.runners],
             **process(),
         }

@@ -73,6 +73,11 @@ class StageRunner:
         self._inbox_read = 0  # up to here the inbox pump has
         self._listening: Reader | None = None  # the inbox pump's reader, while the pump waits for more
 
+    @property
+    def read_to(self) -> int:
+        """The sequence of the source stream up to which everything is handled."""
+        return self._source_read[0]
+
     # -- ownership ------------------------------------------------------------------------------------------------
     def own(self, index: int) -> None:
         """Claim a partition and run it, as soon as the runner gets to it."""

@@ -12,6 +12,8 @@ from dspex.bus.errors import Problem, TopologyError
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
+from dspex.engine.graph.defaults import with_defaults
+from dspex.engine.graph.graph import Graph
 
 
 # -- check ---------------------------------------------------------------------------------------------------------
@@ -51,10 +53,12 @@ def _problems(t: Terminal, target: str) -> tuple[Any, list[Problem]]:
     return topology, found
 
 
-def _unknown_to_settings(t: Terminal, graph: Any) -> Iterator[Problem]:
+def _unknown_to_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     """Pools and language models that the settings do not have."""
     settings = t.settings()
-    for node in graph.of_role("call"):
+    for node in with_defaults(graph, settings.defaults.call.options()).of_role("call"):
+        if node.call is None:
+            continue
         file, line = node.place or (None, None)
         if node.call.pool not in settings.pools:
             fix = f"add it to dspex.toml: pools.{node.call.pool} = {{}};  there are: {', '.join(settings.pools)}"

@@ -15,17 +15,15 @@ FULL = """\
 app = "bank-support"
 topologies = ["triage:topology", "billing.yaml"]
 path = ["src"]
-http = { bind = ":8080", subjects = ["support.messages"], calls = { classify = "support-triage/classify" } }
 [server]
 url = "nats://n1:4222,n2:4222"
 creds = "/run/secrets/dspex.creds"
 replicas = 3
 local = { port = 4222, store = ".dspex/jetstream", sync_interval = "2m" }
 [engine]
-commit = { max_events = 500, max_wait = "20ms" }
+commit = { max_events = 500 }
 lease = "5s"
 stall_after = "30s"
-claim_check_above = "256KiB"
 records = "30d"
 [defaults.call]
 timeout = "60s"
@@ -38,15 +36,12 @@ model = "openai/gpt-4.1-mini"
 key_env = "OPENAI_API_KEY"
 adapter = "chat"
 params = { temperature = 0.0, max_tokens = 800 }
-limits = { requests = "600/min", tokens = "200k/min", concurrent = 32, cost = "50 USD/day" }
 price = { input = 0.40, output = 1.60 }
-breaker = { failures = 5, within = "30s", open = "15s" }
 [pools.lightweight]
 size = 4
 slots = 16
 lm = "main"
 memory = "512MiB"
-cpu = 1.0
 threads = 1
 programs = ["programs:*"]
 env = { TOKENIZERS_PARALLELISM = "false" }
@@ -57,7 +52,6 @@ size = 1
 slots = 1
 python = "/opt/opt-env/bin/python"
 memory = "8GiB"
-timeout = "4h"
 [pools.gpu]
 size = 2
 slots = 8
@@ -66,10 +60,7 @@ gpus = 1
 devices = [0, 1]
 lm = "local"
 [telemetry]
-metrics = ":9464"
 log = "info,dspex.engine=debug"
-content = false
-redact = ["customer", "*.iban"]
 """
 
 
@@ -107,9 +98,9 @@ def test_without_a_file_there_is_a_local_model_a_pool_and_the_folders_name(folde
 def test_the_whole_example_of_the_documentation_is_read(folder: Path) -> None:
     (folder / "dspex.toml").write_text(FULL)
     settings = Settings.load()
-    assert settings.engine.commit.max_wait == pytest.approx(0.02)
+    assert settings.engine.commit.max_events == 500
+    assert settings.engine.stall_after == 30
     assert settings.engine.records == 30 * 86400
-    assert settings.engine.claim_check_above == 256 * 1024
     assert settings.pools["lightweight"].memory == 512 * 2**20
     assert settings.pools["gpu"].devices == (0, 1)
     assert settings.lm["main"].params == {"temperature": 0.0, "max_tokens": 800}
@@ -162,7 +153,7 @@ def test_lists_and_tables_can_come_from_a_variable(folder: Path, monkeypatch: py
     assert settings.engine.lease == 8.0
 
 
-def test_all_problems_are_told_at_once_with_place_and_suggestion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "dspex.toml").write_text(
         'ap = "x"\n[engine]\nlease = "soon"\n[pools.gpu]\nsise = 2\nsize = "many"\nmemory = "lots"\n'
         'lm = "x"\n[lm.main]\nkey_env = "K"\n'
@@ -181,6 +172,60 @@ def test_all_problems_are_told_at_once_with_place_and_suggestion(folder: Path, m
         "did you mean engine.commit.max_events?",
     )
     assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('http = { bind = ":8080" }\n', "http"),
+        ('[engine]\nclaim_check_above = "256KiB"\n', "engine.claim_check_above"),
+        ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
+        ('[lm.main]\nmodel = "a/b"\nlimits = { cost = "50 USD/day" }\n', "lm.main.limits"),
+        ('[lm.main]\nmodel = "a/b"\nbreaker = { failures = 5 }\n', "lm.main.breaker"),
+        ("[pools.a]\ncpu = 1.0\n", "pools.a.cpu"),
+        ('[pools.a]\ntimeout = "4h"\n', "pools.a.timeout"),
+        ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
+        ('[defaults.call]\ncache = "1h"\n', "defaults.call.cache"),
+        ('[defaults.call]\nfallback = "a:b"\n', "defaults.call.fallback"),
+        ("[budgets.team]\ntokens = 1000\n", "budgets"),
+    ],
+)
+def test_a_setting_that_is_not_built_is_refused_wherever_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str
+) -> None:
+    (folder / "dspex.toml").write_text(text)
+    with pytest.raises(ConfigError, match="is not built in this version") as caught:
+        Settings.load()
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.node) == ("DX108", key)
+    (folder / "dspex.toml").write_text('[lm.main]\nmodel = "a/b"\n')
+    variable = f"DSPEX_{key.upper().replace('.', '__')}"
+    monkeypatch.setenv(variable, "1")
+    assert problems()[key][:2] == ("DX108", f"env {variable}")
+    monkeypatch.delenv(variable)
+    assert problems(**{key.replace(".", "__"): "1"})[key][:2] == ("DX108", "flag")
+
+
+def test_default_call_options_are_checked_as_those_of_an_operator_are(folder: Path) -> None:
+    (folder / "dspex.toml").write_text(
+        '[defaults.call]\ntimeot = "1s"\ntimeout = "0s"\norder = "serial"\npool = "none"\nlm = "big, local"\n'
+        'retry = { attempts = 0 }\nconfig = { temprature = 1.0 }\n'
+    )
+    found = problems()
+    assert found["defaults.call.timeot"] == ("DX104", "dspex.toml:2", "did you mean defaults.call.timeout?")
+    assert found["defaults.call.timeout"][:2] == ("DX102", "dspex.toml:3")
+    assert found["defaults.call.order"][:2] == ("DX105", "dspex.toml:4")
+    assert found["defaults.call.retry.attempts"][:2] == ("DX105", "dspex.toml:7")
+    assert found["defaults.call.config.temprature"][:1] == ("DX104",)
+    (folder / "dspex.toml").write_text('[defaults.call]\npool = "gpu"\nlm = "big, local"\n')
+    found = problems()
+    assert found["defaults.call.pool"][:2] == ("DX133", "dspex.toml:2")
+    assert found["defaults.call.lm"][:2] == ("DX111", "dspex.toml:3")
+
+
+def test_more_gpus_than_devices_is_refused(folder: Path) -> None:
+    (folder / "dspex.toml").write_text("[pools.gpu]\ngpus = 1\n")
+    assert problems()["pools.gpu"][:2] == ("DX105", "dspex.toml:2")
 
 
 def test_an_unknown_profile_is_named_with_the_nearest(folder: Path) -> None:

@@ -14,7 +14,8 @@ from dspex.bus.errors import ConfigError, NotAllowed
 from dspex.bus.local.open import open_bus, tls_context
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
-from dspex.bus.settings.model import Settings, TLSSettings
+from dspex.bus.settings.model import Settings
+from dspex.bus.settings.server import TLSSettings
 from dspex.engine.cli.server.doctor import Check, checks
 
 

@@ -1,0 +1,72 @@
+"""Settings under `server`: which NATS server, and how to log in. The only place where secrets are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings import layers
+from dspex.bus.settings.values import Table, interval
+
+
+class TLSSettings(Table):
+    """Paths of PEM files."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class LocalServerSettings(Table):
+    """The server that dspex starts itself. `sync_interval`: seconds, or "always" to fsync each write."""
+
+    port: Annotated[int, Field(ge=-1, le=65535)] = 4222
+    store: Path = Path(".dspex/jetstream")
+    sync_interval: Annotated[float | Literal["always"], BeforeValidator(interval)] = 120.0
+
+
+class ServerSettings(Table):
+    """Which NATS server, and how to log in. Without `url` dspex uses a local one."""
+
+    url: str | None = None
+    creds: str | None = None
+    nkey: str | None = None
+    user: str | None = None
+    password_env: str | None = None
+    token_env: str | None = None
+    tls: TLSSettings | None = None
+    context: str | None = None
+    replicas: Literal[1, 3, 5] = 1
+    local: LocalServerSettings = LocalServerSettings()
+
+    def login(self) -> dict[str, str]:
+        """Keyword arguments for connecting: user, password, token, creds, nkey; only those that are set.
+
+        Here, and only here, secrets are read. Raises ConfigError (DX112) when a named variable is not set.
+        """
+        stored = layers.context(self.context) if self.context else {}
+        found = {
+            "user": self.user,
+            "password": _secret(self.password_env, "server.password_env") or stored.get("password"),
+            "token": _secret(self.token_env, "server.token_env") or stored.get("token"),
+            "creds": self.creds,
+            "nkey": self.nkey,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def _secret(variable: str | None, setting: str) -> str | None:
+    if variable is None:
+        return None
+    if not (value := os.environ.get(variable)):
+        raise ConfigError(
+            f"the variable {variable}, named by {setting}, is not set",
+            code="DX112",
+            node=setting,
+            fix=f"export {variable}",
+        )
+    return layers.password_of(value) if "://" in value else value

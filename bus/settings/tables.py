@@ -1,0 +1,149 @@
+"""The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
+
+Only what has an effect is here; `not_built` names what the design has besides, and this version refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dspex.bus.settings.values import PoolName, PositiveSeconds, Seconds, Size, Table, Texts, listed
+
+Adapter: TypeAlias = Literal["chat", "json", "xml"]
+
+
+class CommitSettings(Table):
+    """How much one commit may hold."""
+
+    max_events: Annotated[int, Field(ge=1, le=1000)] = 1000
+
+
+class EngineSettings(Table):
+    """How engines run.
+
+    Attributes:
+        lease: seconds after which a silent engine is replaced.
+        stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
+        records: seconds that records of calls are kept.
+        max_open_calls: of a partition; above it the source is not read on.
+    """
+
+    commit: CommitSettings = CommitSettings()
+    lease: Seconds = 5.0
+    stall_after: PositiveSeconds = 30.0
+    records: Seconds = 30 * 86400.0
+    max_open_calls: Annotated[int, Field(ge=1)] = 10000
+
+
+class RetrySettings(Table):
+    """As `dspex.Retry`."""
+
+    attempts: Annotated[int, Field(ge=1)] = 4
+    backoff: Seconds = 1.0
+    factor: Annotated[float, Field(ge=0)] = 2.0
+    cap: Seconds = 60.0
+    jitter: Annotated[float, Field(ge=0)] = 0.2
+
+
+class ModuleSettings(Table):
+    """Parameters of a DSPy module, as `dspex.ModuleConfig`. None: not set."""
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: list[str] | None = None
+    rollout_id: int | None = None
+
+
+class CallDefaults(Table):
+    """Call options of every recorded operator that does not set them itself. None: not set here."""
+
+    pool: PoolName | None = None
+    lm: Texts | None = None
+    config: ModuleSettings | None = None
+    adapter: Adapter | None = None
+    timeout: PositiveSeconds | None = None
+    deadline: PositiveSeconds | None = None
+    retry: RetrySettings | None = None
+    on_error: Literal["dead_letter", "skip"] | None = None
+    order: Literal["any", "key"] | None = None
+    route: Literal["auto", "worker", "native"] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Those that are set, by name, as plain data."""
+        return self.model_dump(exclude_none=True)
+
+
+class Defaults(Table):
+    """What holds where nothing else is said."""
+
+    call: CallDefaults = CallDefaults()
+
+
+class LMPrice(Table):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LMProfile(Table):
+    """A named language model. `key_env`: the variable that has its key; None: it needs none."""
+
+    model: str
+    key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
+    base_url: str | None = None
+    adapter: Adapter | None = None
+    params: dict[str, Any] = {}
+    price: LMPrice | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the model runs on this machine, without key and network."""
+        return self.model.startswith("local/")
+
+
+class Recycle(Table):
+    """A worker process is replaced after so many calls, or at this age in seconds."""
+
+    calls: Annotated[int | None, Field(ge=1)] = None
+    age: Seconds | None = None
+
+
+class Restart(Table):
+    """More than `max` restarts within `within` seconds: the pool is marked failed."""
+
+    max: Annotated[int, Field(ge=0)] = 5
+    within: Seconds = 60.0
+
+
+class PoolSettings(Table):
+    """A pool of workers: `size` processes with `slots` calls at once in each."""
+
+    size: Annotated[int, Field(ge=0)] = 1
+    slots: Annotated[int, Field(ge=1)] = 4
+    lm: str | None = None
+    memory: Size | None = None
+    threads: Annotated[int, Field(ge=1)] = 1
+    programs: Texts = ()
+    env: dict[str, str] = {}
+    recycle: Recycle = Recycle()
+    restart: Restart = Restart()
+    python: str | None = None
+    gpus: Annotated[int, Field(ge=0)] = 0
+    devices: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+
+    @model_validator(mode="after")
+    def _gpus_are_of_devices(self) -> Self:
+        if self.gpus > len(self.devices):
+            raise ValueError("gpus is the number of `devices` that each process gets, and there are fewer of them")
+        return self
+
+
+class TelemetrySettings(Table):
+    """What dspex says about itself. `log`: levels, "info,dspex.engine=debug"."""
+
+    log: str = "info"

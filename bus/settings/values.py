@@ -1,0 +1,79 @@
+"""Values of settings as they are written, and as they are kept: durations in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeAlias, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from dspex.bus import duration, subjects
+from dspex.bus.errors import ConfigError
+
+
+def custom_error(e: ConfigError) -> PydanticCustomError:
+    """The error as pydantic collects it, with our code and fix."""
+    return PydanticCustomError("dspex", "{message}", {"message": e.message, "code": e.code, "fix": e.fix})
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+        value = float(value)  # a number that came as text, as every variable does
+    try:
+        return duration.seconds(cast("duration.Duration", value))  # it refuses what is none
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
+def _positive(value: object) -> float:
+    found = _seconds(value)
+    if found == 0:
+        e = ConfigError("must be more than 0", code="DX102", fix='write "10s", "1m" or seconds')
+        raise custom_error(e)
+    return found
+
+
+def _size(value: object) -> int:
+    try:
+        return duration.size(cast("str | int", value))  # it refuses what is none
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
+def _app(value: object) -> str:
+    try:
+        return subjects.token(str(value), "app")
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
+def _pool(value: object) -> str:
+    try:
+        return subjects.token(str(value), "pool")
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
+def interval(value: object) -> float | Literal["always"]:
+    """Seconds, or "always"."""
+    return "always" if value == "always" else _seconds(value)
+
+
+def listed(value: object) -> object:
+    """`a,b` from a variable as a list; whatever is no text as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds)]
+PositiveSeconds: TypeAlias = Annotated[float, BeforeValidator(_positive)]
+Size: TypeAlias = Annotated[int, BeforeValidator(_size)]
+AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
+PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
+Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
+
+
+class Table(BaseModel):
+    """A table of the file: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,38 @@
+"""Call options that a deployment sets for every recorded operator: `[defaults.call]` in dspex.toml.
+
+An option at the operator wins over a default, and a default over what is built in; `retry` and `config` count as a whole. The
+options of the nodes stay as they were written, and with them the digest of the topology: it says what the topology is, and
+defaults belong to the place where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dspex.engine.graph.graph import Call, Graph, Node, Retry
+
+_OF_SPEC = ("lm", "adapter", "config", "route")  # what the worker is told; the rest is the engine's
+
+
+def with_defaults(graph: Graph, defaults: Mapping[str, Any]) -> Graph:
+    """The graph, its calls with these options where their operators set none. The same digest.
+
+    Args:
+        defaults: checked call options as plain data, durations in seconds.
+    """
+    if not defaults:
+        return graph
+    nodes = {name: replace(n, call=_call(n, n.call, defaults)) if n.call else n for name, n in graph.nodes.items()}
+    return replace(graph, nodes=nodes)
+
+
+def _call(node: Node, call: Call, defaults: Mapping[str, Any]) -> Call:
+    unset: dict[str, Any] = {name: value for name, value in defaults.items() if name not in node.options}
+    if "lm" in unset:
+        unset["lm"] = tuple(unset["lm"])
+    if "retry" in unset:
+        unset["retry"] = Retry(**unset["retry"])
+    spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
+    return replace(call, spec=replace(call.spec, **spec), **unset)

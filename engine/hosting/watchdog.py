@@ -1,0 +1,95 @@
+"""Notices an engine that is alive and makes no progress although there is work (`engine.stall_after`).
+
+Such an engine keeps its leases, so no other engine takes over, and only somebody who looks would see it. Waiting is no
+stall: for workers, for room in a full stream, for a server that is away, or behind a gap in a source, which the stage itself
+reports. Nothing is mended here; what is noticed is logged once and shown, and whoever runs the engine restarts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from dspex.bus.errors import BusError
+from dspex.bus.port import Bus
+from dspex.engine.runtime.committer import Committer
+from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.stage import StageRunner
+
+_log = structlog.get_logger("dspex.engine")
+LOOKS = 4  # within the time after which a stage counts as stalled
+SLOWEST = 5.0  # seconds between looks, at most
+
+
+@dataclass
+class _Seen:
+    """What a stage had committed when it was looked at, and since when that is all."""
+
+    committed: tuple[tuple[int, int], ...]
+    since: float
+
+
+@dataclass
+class Watchdog:
+    """Attributes:
+    after: seconds without a commit, although there is work, after which a stage is stalled.
+    """
+
+    bus: Bus
+    stream: str
+    runners: Sequence[StageRunner]
+    committer: Committer
+    after: float
+    stalled: dict[str, str] = field(default_factory=dict)  # "topology/stage" → what waits
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+
+    @property
+    def health(self) -> str:
+        """ "ok", or which stages are stalled and what waits there."""
+        return "; ".join(f"stalled: {name}, {why}" for name, why in self.stalled.items()) or "ok"
+
+    async def run(self) -> None:
+        """Look at all stages until cancelled."""
+        while True:
+            await asyncio.sleep(min(SLOWEST, self.after / LOOKS))
+            for runner in self.runners:
+                await self.look(runner)
+
+    async def look(self, runner: StageRunner) -> None:
+        """Note whether a stage has made progress, and whether it had anything to do."""
+        name, now = f"{runner.topology}/{runner.stage.id}", asyncio.get_running_loop().time()
+        committed = tuple((p.index, p.committed) for p in runner.partitions.values())
+        seen = self._seen.get(name)
+        work = await self._work(runner) if seen is not None and seen.committed == committed else ""
+        if seen is None or not work:
+            self._seen[name] = _Seen(committed, now)
+            if self.stalled.pop(name, None):
+                _log.info("goes on after a stall", stage=name)
+        elif now - seen.since >= self.after:
+            if name not in self.stalled:
+                _log.error("stalled: alive, and makes no progress", stage=name, why=work, seconds=round(now - seen.since, 1))
+            self.stalled[name] = work
+
+    async def _work(self, runner: StageRunner) -> str:
+        """What the stage could do now and does not; "" where it has nothing to do, or waits for something outside."""
+        partitions = list(runner.partitions.values())
+        if not partitions or runner.stopped or self.committer.full:
+            return ""
+        try:
+            unread = await self._unread(runner, partitions)
+        except BusError:
+            return ""  # the server is away: the engine can do nothing, and reconnects
+        return "events are processed and not committed" if any(p.unsure for p in partitions) else unread
+
+    async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
+        for p in partitions:
+            result = await self.bus.last(self.stream, p.reply)
+            if result is not None and result.sequence > p.state.inbox:
+                return "results of calls are not read"
+        event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
+        if any(len(p.state.calls) >= runner.s.most_open_calls for p in partitions):
+            return ""  # the source waits for workers
+        return "events of the source are not read" if event is not None and event.sequence > runner.read_to else ""

@@ -1,0 +1,30 @@
+"""Verbs and options that the design has and this version has not are refused by name; mistakes are usage errors as ever."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dspex.engine.cli.app import main
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "what"),
+    [
+        (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
+        (["status", "--routes"], "DX108", "--routes of dspex status"),
+        (["plan"], "DX108", "dspex plan"),
+        (["bench", "stream"], "DX108", "dspex bench stream"),
+        (["runs", "ls"], "DX108", "dspex runs"),
+        (["run", "--relaod"], "DX100", "--relaod"),
+        (["plam"], "DX100", "plam"),
+    ],
+)
+def test_what_is_not_built_is_refused_and_told_from_a_mistake(
+    capsys: pytest.CaptureFixture[str], args: list[str], code: str, what: str
+) -> None:
+    assert main(["--json", *args]) == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["code"] == code
+    assert what in error["message"]

@@ -1,0 +1,56 @@
+"""Call options of the settings: where an operator says nothing, they hold; the digest does not change."""
+
+from __future__ import annotations
+
+from dspex.bus.settings.model import Settings
+from dspex.engine.graph.defaults import with_defaults
+from dspex.engine.graph.graph import Call, Graph, Retry
+from dspex.engine.hosting.engine import Engine
+from dspex.operators.topology import Topology
+
+DEFAULTS = {
+    "pool": "gpu",
+    "lm": "big",
+    "timeout": "5s",
+    "retry": {"attempts": 2},
+    "on_error": "skip",
+    "config": {"temperature": 0.5},
+    "route": "worker",
+}
+
+
+def settings() -> Settings:
+    return Settings.model_validate({"defaults": {"call": DEFAULTS}, "pools": {"gpu": {}}, "lm": {"big": {"model": "a/b"}}})
+
+
+def topology() -> Topology:
+    t = Topology("t")
+    asked = t.source("in").predict("question -> answer", name="plain")
+    asked.predict("answer -> rating: int", name="own", timeout="9s", retry=Retry(backoff="2s"), lm="small").sink("out")
+    return t
+
+
+def call(graph: Graph, name: str) -> Call:
+    found = graph.nodes[name].call
+    assert found is not None
+    return found
+
+
+def test_a_default_holds_where_the_operator_sets_no_such_option() -> None:
+    changed = with_defaults(topology().graph, settings().defaults.call.options())
+    plain, own = call(changed, "plain"), call(changed, "own")
+    assert (plain.pool, plain.timeout, plain.retry.attempts, plain.on_error) == ("gpu", 5.0, 2, "skip")
+    assert (plain.spec.lm, plain.spec.config, plain.spec.route) == (("big",), {"temperature": 0.5}, "worker")
+    assert (own.pool, own.timeout, own.retry.attempts, own.spec.lm) == ("gpu", 9.0, 4, ("small",))
+    assert plain.deadline == 600.0
+
+
+def test_defaults_do_not_change_the_digest_of_a_topology() -> None:
+    graph = topology().graph
+    assert with_defaults(graph, settings().defaults.call.options()).digest == graph.digest
+    assert with_defaults(graph, {}) is graph
+
+
+def test_an_engine_runs_with_the_defaults_of_its_settings() -> None:
+    (graph,) = Engine(topology(), settings=settings()).graphs
+    assert call(graph, "plain").pool == "gpu"

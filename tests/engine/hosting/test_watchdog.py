@@ -1,0 +1,117 @@
+"""An engine that is alive and makes no progress says so; one that only waits does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import orjson
+from engine_lab import APP, Lab
+from structlog.testing import capture_logs
+
+from dspex.bus import subjects
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, NewMessage
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def echo() -> Topology:
+    topology = Topology("echo")
+    topology.source("in").map(lambda d: d, name="same").sink("out")
+    return topology
+
+
+def asking() -> Topology:
+    topology = Topology("asking")
+    topology.source("in").predict("question -> answer", name="ask").sink("out")
+    return topology
+
+
+def stalls(logged: list[dict[str, object]]) -> int:
+    return sum(str(line["event"]).startswith("stalled") for line in logged)
+
+
+def written(one: Lab, name: str = "a") -> dict[str, object]:
+    """What an engine writes about itself for `dspex status`."""
+
+    async def read() -> bytes:
+        bucket = await one.client.bus.bucket(subjects.bucket(APP))
+        return (await bucket.items("engine"))[subjects.member_key("engine", name)][0]
+
+    found: dict[str, object] = orjson.loads(one.run(read()))
+    return found
+
+
+class Held(MemoryBus):
+    """A connection whose commits wait while `held`."""
+
+    held = False
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        while self.held:
+            await asyncio.sleep(0.1)
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_a_commit_that_does_not_end_is_logged_once_and_shown_by_status_until_it_does(lab: MakeLab) -> None:
+    one = lab(echo())
+    bus = Held(one.server, BusEvents())
+    engine = one.start(bus=bus, stall_after=3.0, lease=3.0)
+    bus.held = True
+    one.publish("in", {"n": 1})
+    one.advance(2)
+    assert engine.watchdog.health == "ok"
+    with capture_logs() as logged:
+        one.advance(5)
+    assert stalls(logged) == 1
+    assert engine.watchdog.health == "stalled: echo/s1, events are processed and not committed"
+    assert written(one)["health"] == engine.watchdog.health
+    bus.held = False
+    one.advance(2)
+    assert engine.watchdog.health == "ok"
+
+
+def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:
+    one = lab(echo())
+    engine = one.start(stall_after=3.0)
+    for pump in engine.runners[0]._pumps:
+        pump.cancel()
+    one.publish("in", {"n": 1})
+    one.advance(5)
+    assert engine.watchdog.health == "stalled: echo/s1, events of the source are not read"
+
+
+def test_events_of_another_engines_partitions_are_no_work_of_this_one(lab: MakeLab) -> None:
+    topology = Topology("shared")
+    topology.source("in", partitions=2).map(lambda d: d, name="same").sink("out")
+    one = lab(topology)
+    engines = [one.start(name, stall_after=3.0) for name in "ab"]
+    one.advance(20)
+    for n in range(20):
+        one.publish("in", {"n": n}, key="k")
+        one.advance(1)
+    assert [e.watchdog.health for e in engines] == ["ok", "ok"]
+    assert [len(e.runners[0].partitions) for e in engines] == [1, 1]
+
+
+def test_an_engine_without_events_is_not_stalled(lab: MakeLab) -> None:
+    one = lab(echo())
+    engine = one.start(stall_after=3.0)
+    one.publish("in", {"n": 1})
+    with capture_logs() as logged:
+        one.advance(20)
+    assert stalls(logged) == 0
+    assert engine.watchdog.health == "ok"
+
+
+def test_waiting_for_workers_is_no_stall_even_when_the_source_waits_too(lab: MakeLab) -> None:
+    one = lab(asking())
+    engine = one.start(stall_after=3.0, most_open_calls=1)
+    for n in range(3):
+        one.publish("in", {"question": str(n)})
+    with capture_logs() as logged:
+        one.advance(20)
+    assert stalls(logged) == 0
+    assert engine.watchdog.health == "ok"
