@@ -1,4 +1,4 @@
-"""Settings of the design that this version does not have. Each is refused: a limit that is accepted and not kept is false safety."""
+"""Settings of the design that this version does not have. Each is refused: a limit that is not kept is false safety."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class LMProfile(Table):
     key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
     base_url: str | None = None
     adapter: Adapter | None = None
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict[str, Any])
     price: LMPrice | None = None
 
     @property
@@ -129,7 +129,7 @@ class PoolSettings(Table):
     memory: Size | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     programs: Texts = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict[str, str])
     recycle: Recycle = Recycle()
     restart: Restart = Restart()
     python: str | None = None

@@ -209,7 +209,7 @@ def test_a_setting_that_is_not_built_is_refused_wherever_it_is_written(
 def test_default_call_options_are_checked_as_those_of_an_operator_are(folder: Path) -> None:
     (folder / "dspex.toml").write_text(
         '[defaults.call]\ntimeot = "1s"\ntimeout = "0s"\norder = "serial"\npool = "none"\nlm = "big, local"\n'
-        'retry = { attempts = 0 }\nconfig = { temprature = 1.0 }\n'
+        "retry = { attempts = 0 }\nconfig = { temprature = 1.0 }\n"
     )
     found = problems()
     assert found["defaults.call.timeot"] == ("DX104", "dspex.toml:2", "did you mean defaults.call.timeout?")
