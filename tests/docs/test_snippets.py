@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import linecache
-import logging
 import os
 import re
 import shlex
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import typer.main
+from cli_bench import in_this_process, kept_logging
 
 from dspex import Settings, Topology
 from dspex.engine.cli import app
@@ -72,14 +71,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
         monkeypatch.delenv(name)
-    before, handlers, level = set(sys.modules), list(logging.getLogger().handlers), logging.getLogger().level
-    yield tmp_path
+    before = set(sys.modules)
+    with kept_logging():
+        yield tmp_path
     for name in set(sys.modules) - before:
         if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    structlog.reset_defaults()
 
 
 class Application:
@@ -112,7 +109,7 @@ class Application:
     def stop(self) -> None:
         for process in reversed(self._processes):
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -122,7 +119,6 @@ def application() -> Iterator[Application]:
     found.stop()
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_the_blocks_of_a_page_do_what_it_says(page: Path, folder: Path, application: Application) -> None:
     space: dict[str, Any] = {"__name__": "page"}
@@ -155,7 +151,7 @@ def written(block: Block, name: str) -> Path:
 def run_python(block: Block, place: str, space: dict[str, Any]) -> None:
     if "import dspy" in block.text:  # for workers only: a process of its own
         name = Path(str(block.file)).stem
-        subprocess.run([sys.executable, "-c", f"import {name}"], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", f"import {name}"], check=True, timeout=60)
         return
     linecache.cache[place] = (len(block.text), None, block.text.splitlines(keepends=True), place)
     exec(compile(block.text, place, "exec"), space)
@@ -201,8 +197,8 @@ def run_command(command: str, shown: str, place: str) -> None:
         os.chdir(words[1])
         return
     assert words[0] == "dspex", f"{place}: {command}"
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=30)
-    printed = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
+    done = in_this_process(*words[1:])
+    printed = "\n".join(line.rstrip() for line in (done.out + done.err).splitlines())
     assert printed == shown.rstrip("\n"), f"{place}: {command}"
 
 
