@@ -76,7 +76,7 @@ class Nats:
 
     def stop(self) -> None:
         self.process.terminate()
-        self._rest.join(10)
+        self._rest.join(60)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,19 +89,6 @@ def test_the_engine_starts_without_dspy() -> None:
 def test_the_version_is_told_before_anything_is_imported() -> None:
     code = "import sys; from dspex.__main__ import main; assert main(['--version']) == 0"
     assert not HEAVY & loaded_by(code)
-
-
-def test_the_version_is_told_in_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    """Under 150 ms is the promise. What it took is printed, not asserted: a busy machine must not fail the tests."""
-    command = [sys.executable, "-m", "dspex", "--version"]
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        took.append(time.perf_counter() - start)
-        assert out == f"dspex {dspex.__version__}\n"
-    with capsys.disabled():
-        sys.stderr.write(f"\ndspex --version: {min(took) * 1000:.0f} ms\n")
 
 
 @pytest.mark.parametrize("name", ["codecs", "errors", "metrics", "sync", "testing"])

@@ -155,7 +155,7 @@ class Running:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._reader.join(5)
+        self._reader.join(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.log.close()
@@ -219,7 +219,7 @@ def stand_in() -> Iterator[str]:
         yield json.loads(process.stdout.readline())["url"]
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 

@@ -29,7 +29,7 @@ def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", *
     """A piece of work: `predict` with SIGNATURE, unless `spec` says otherwise."""
     inputs = options.pop("inputs", {"text": text})
     spec = spec or CallSpec("predict", SIGNATURE, SIGNATURE)
-    known = {"ordinal": 1, "attempt": 1, "topology": "triage", "node": "classify", "reply": REPLY, "timeout": 8.0}
+    known = {"ordinal": 1, "attempt": 1, "topology": "triage", "node": "classify", "reply": REPLY, "timeout": 60.0}
     return Work(call=call or new_id(), spec=asdict(spec), inputs=inputs, **{**known, **options})
 
 
@@ -51,7 +51,7 @@ class Bench:
         for item in items:
             await self.bus.publish(NewMessage(subjects.work(APP, CLASS, item.topology, item.node), item.pack()))
 
-    async def outcomes(self, count: int, timeout: float = 9.0) -> list[CallRecord]:
+    async def outcomes(self, count: int, timeout: float = 60.0) -> list[CallRecord]:
         """The first `count` records that were stored, as soon as they are."""
         async with asyncio.timeout(timeout):
             while len(self.seen) < count:
@@ -59,14 +59,14 @@ class Bench:
                 await self.arrived.wait()
         return self.seen
 
-    async def ask(self, *items: Work, timeout: float = 9.0) -> list[CallRecord]:
+    async def ask(self, *items: Work, timeout: float = 60.0) -> list[CallRecord]:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
         before = len(self.seen)
         await self.put(*items)
         found = {o.call: o for o in (await self.outcomes(before + len(items), timeout))[before:]}
         return [found[i.call] for i in items]
 
-    async def until(self, test: Any, timeout: float = 9.0) -> None:
+    async def until(self, test: Any, timeout: float = 60.0) -> None:
         """Wait for something that no event tells."""
         end = time.monotonic() + timeout
         while not test():

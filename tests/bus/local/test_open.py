@@ -40,7 +40,7 @@ async def test_who_still_needs_a_server_takes_it_over_from_who_started_it(settin
         await bus.ensure_stream(StreamConfig("KEPT", ["kept"]))
         before = running(home)
         await first.__aexit__(None, None, None)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             while not (now := running(home)) or not bus.connected:
                 await asyncio.sleep(0.02)
         assert before is not None

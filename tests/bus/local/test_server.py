@@ -38,14 +38,14 @@ def store(tmp_path: Path) -> Path:
 
 async def gone(pid: int) -> None:
     """Returns when the process is gone."""
-    await asyncio.to_thread(psutil.wait_procs, [psutil.Process(pid)] if psutil.pid_exists(pid) else [], 8)
+    await asyncio.to_thread(psutil.wait_procs, [psutil.Process(pid)] if psutil.pid_exists(pid) else [], 30)
     assert not psutil.pid_exists(pid)
 
 
 @pytest.mark.asyncio
 async def test_jetstream_answers_as_soon_as_start_returns(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
-        answer = await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=2)
+        answer = await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=30)
         assert answer.jetstream is not None
         assert s.version.startswith("2.")
         assert LocalServer.find(store.parent.parent) == s.url
@@ -100,7 +100,7 @@ async def test_a_server_that_lost_its_supervisor_is_stopped_and_started_all_the_
     async with LocalServer(store, port=None) as s:
         pid, url = s.pid, s.url
         os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
-        await asyncio.wait_for(s.died(), 5)
+        await asyncio.wait_for(s.died(), 30)
         await s.start()
         assert (s.url, s.pid != pid) == (url, True)
         await gone(pid)
@@ -145,7 +145,7 @@ async def test_a_server_that_does_not_start_says_why(store: Path) -> None:
 async def test_a_password_is_asked_for(store: Path) -> None:
     async with LocalServer(store, port=None, user="ann", password='s3"cret') as s:
         with pytest.raises(ValueError, match="Authorization"):
-            await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=2)
+            await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=30)
 
 
 @pytest.mark.asyncio
@@ -188,7 +188,7 @@ async def test_settings_lead_to_the_named_then_the_running_then_a_new_server(
         state = server.running(settings.store.parent)
         assert state is not None
         os.kill(int(state["pid"]), signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (new := server.running(settings.store.parent)) is None or new["pid"] == state["pid"]:
                 await asyncio.sleep(0.02)
         assert new["url"] == mine.url  # it was started again, where everybody looks for it

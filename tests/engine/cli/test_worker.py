@@ -82,7 +82,7 @@ async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Benc
 
 
 async def gone(processes: list[psutil.Process]) -> None:
-    end = time.monotonic() + 8
+    end = time.monotonic() + 60
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
         assert time.monotonic() < end, "left behind"
         await asyncio.sleep(0.02)
@@ -100,7 +100,7 @@ async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Ben
         children = worker.children()
         assert len(children) == 2
         worker.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.process.wait, 8) == 0
+        assert await asyncio.to_thread(worker.process.wait, 60) == 0
         await gone(children)
     finally:
         worker.end()
@@ -134,7 +134,7 @@ async def test_a_second_signal_ends_it_at_once(bench: Bench, model: Any, nats_ur
         worker.process.send_signal(signal.SIGTERM)
         await bench.until(lambda: '"SIGTERM"' in (tmp_path / "log").read_text())
         worker.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.process.wait, 5) == 143
+        assert await asyncio.to_thread(worker.process.wait, 60) == 143
         await gone(children)
     finally:
         worker.end()
@@ -148,7 +148,7 @@ async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats
         children = worker.children()
         assert worker.process.stdin is not None
         worker.process.stdin.close()
-        assert await asyncio.to_thread(worker.process.wait, 8) == 0
+        assert await asyncio.to_thread(worker.process.wait, 60) == 0
         await gone(children)
     finally:
         worker.end()
@@ -165,7 +165,7 @@ async def test_a_worker_that_cannot_start_says_why_and_exits_with_2(
     arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "worker", pool]
     environment = {**os.environ, "DSPEX_CACHE": str(tmp_path)}
     done = await asyncio.to_thread(
-        subprocess.run, arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=9
+        subprocess.run, arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert code in done.stderr

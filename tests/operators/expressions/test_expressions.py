@@ -168,9 +168,9 @@ def test_nothing_grows_without_bound(text, data):
 
 
 def test_a_pattern_that_makes_backtracking_engines_hang_is_quick():
-    begin = time.monotonic()
+    begin = time.process_time()
     assert expressions.compile("matches(t, '^(a+)+$')")({"t": "a" * 50_000 + "b"}) is False
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 10  # backtracking would take years
 
 
 WORDS = """

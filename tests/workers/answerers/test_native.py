@@ -266,7 +266,7 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
     await bench.until(lambda: bench.pool.interactive._subscription is not None)
     await bench.bus.send(subjects.call("test", CLASS), item.pack(), reply=inbox)
-    async with asyncio.timeout(9):
+    async with asyncio.timeout(30):
         while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
             pass
     await subscription.close()

@@ -34,7 +34,7 @@ async def test_a_pool_that_cannot_take_work_any_more_fails_with_the_reason(model
     try:
         await pool.start()
         with pytest.raises(WorkerLost, match="unhashable type") as e:
-            await asyncio.wait_for(pool.failed(), 5)
+            await asyncio.wait_for(pool.failed(), 30)
         assert e.value.exit_code not in (0, 2)  # 2 means wrong settings: nobody would start it again
     finally:
         await pool.drain(1.0)

@@ -252,14 +252,14 @@ async def test_a_silent_server_ends_in_a_timeout_and_the_request_is_closed() -> 
     async with serving(b"") as (server, endpoint):
         with pytest.raises(CallTimeout, match=r"no answer within 0\.1 s"):
             await endpoint.complete(BODY, 0.1)
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
 
 @pytest.mark.asyncio
 async def test_a_cancelled_request_is_closed() -> None:
     async with serving(b"") as (server, endpoint):
         asking = asyncio.create_task(endpoint.complete(BODY))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not server.requests:
                 await asyncio.sleep(0)
             asking.cancel()
@@ -381,4 +381,4 @@ async def test_who_closes_the_iterator_closes_the_request() -> None:
     async with serving(endless) as (server, endpoint):
         async with aclosing(endpoint.stream(BODY)) as pieces:
             assert await anext(pieces) == "a"
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 30)

@@ -83,7 +83,7 @@ async def sent(dspy: Any, texts: list[str]) -> list[Any]:
             names = {n: t for n, t in TYPES.items() if n in text}
             signature = dspy.Signature(text, "x", custom_types=names or None)
             with dspy.context(lm=lm, adapter=dspy.JSONAdapter()), contextlib.suppress(dspy.utils.exceptions.AdapterParseError):
-                await asyncio.wait_for(dspy.Predict(signature).acall(q="x"), 5)
+                await asyncio.wait_for(dspy.Predict(signature).acall(q="x"), 30)
             found.append(server.last["response_format"])
     return found
 
