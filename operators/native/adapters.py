@@ -1,6 +1,6 @@
 """The three adapters by name: how a signature and its data become messages, and how a reply becomes fields.
 
-Each is written after DSPy's adapter of the same name and gives the same bytes and the same values.
+Each does what DSPy's adapter of the same name does, with the same bytes and the same values.
 """
 
 from __future__ import annotations
@@ -8,57 +8,57 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dspex.operators.native.suggestions import did_you_mean, problem
 
 if TYPE_CHECKING:
+    from dspex.operators.native.prompts.chat import ChatPrompt
     from dspex.operators.native.signature import Signature
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
+Message: TypeAlias = dict[str, str]  # {"role": …, "content": …}
+Parser: TypeAlias = Callable[[str], dict[str, Any]]  # the text of a reply → its outputs
 ADAPTERS: tuple[Adapter, ...] = ("chat", "json", "xml")
 
 
 def messages(
     signature: Signature,
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     *,
     adapter: Adapter = "chat",
-    demos: Sequence[Mapping[str, Any]] = (),
+    demos: Sequence[Mapping[str, object]] = (),
     version: str | None = None,
-) -> list[dict[str, Any]]:
-    """What DSPy would send: a system message, two for each demo, and the request.
+) -> list[Message]:
+    """The messages that DSPy would send: a system message, two for each demo, and the request.
 
     Args:
-        data: inputs by name; one that is missing is left out, as are names that the signature does not have.
-        demos: examples with inputs and outputs; one that lacks some is marked as incomplete, and comes first.
-        version: of DSPy, "3.4"; None: the newest that is known.
+        data: inputs by name. A missing input is left out of the prompt, and so are names that the signature does not have.
+        demos: examples with inputs and outputs. Those that lack a field are marked as incomplete and come first.
+        version: the version of DSPy, "3.4"; None: the newest known one.
 
-    Raises TopologyError (DX205, DX210) for an unknown adapter or version, and for types that cannot be put into a prompt;
-    InvalidInput for a value that cannot, or that holds DSPy's marker for content of other kinds.
+    Raises TopologyError (DX205, DX210) for an unknown adapter or version, and for a type that a prompt cannot show;
+    InvalidInput for a value that a prompt cannot show, or that has DSPy's marker for images and files in it.
     """
-    return _module("prompts.", adapter).messages(signature, data, demos, version)  # type: ignore[no-any-return]
+    prompt: ChatPrompt = _module("prompts.", adapter).PROMPT.of(signature, version)
+    return prompt.messages(data, demos)
 
 
-def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
-    """The outputs in a model's reply, see `Signature.parse`."""
-    return signature.parsers[adapter](text)
-
-
-class Parsers(dict[str, Callable[[str], dict[str, Any]]]):
-    """The parsers of one signature by adapter, each made when it is first used: a reply pays a look-up and no more."""
+class Parsers(dict[str, Parser]):
+    """The parsers of one signature by adapter, each made when it is first used, so that a reply costs one look-up."""
 
     def __init__(self, signature: Signature) -> None:
         super().__init__()
         self._signature = signature
 
-    def __missing__(self, adapter: str) -> Callable[[str], dict[str, Any]]:
-        made: Callable[[str], dict[str, Any]] = _module("replies.parse_", adapter).parser(self._signature)
+    def __missing__(self, adapter: str) -> Parser:
+        made: Parser = _module("replies.parse_", adapter).parser(self._signature)
         return self.setdefault(adapter, made)
 
 
 @lru_cache(maxsize=8)
-def _module(where: str, adapter: str) -> Any:
+def _module(where: str, adapter: str) -> ModuleType:
     if adapter not in ADAPTERS:
         raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
     return import_module(f".{where}{adapter}", __package__)

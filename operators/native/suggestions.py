@@ -1,4 +1,4 @@
-"""Words of errors: what was probably meant, and an error about the user's words."""
+"""Parts of error messages: the name that was probably meant, and an error about the text of a user's topology."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dspex.bus.errors import TopologyError
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The word that was probably meant. `cutoff`: how alike they must be, 0 to 1."""
+    """The known word that is most like `word`; None if none is. `cutoff`: how similar it must be, from 0 to 1."""
     known = {w.lower(): w for w in words}
     return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`did you mean map?`, or all words where none is near."""
+    """`did you mean map?`, or a list of all known words where none is similar."""
     known = list(words)
     near = nearest(word, known)
     return f"did you mean {near}?" if near else f"one of: {', '.join(known)}"
 
 
 def problem(code: str, message: str, fix: str) -> TopologyError:
-    """An error about the user's words. `code`: DX2xx; `fix`: what to write instead."""
+    """An error in a topology. `code`: DX2xx; `fix`: what to write instead."""
     return TopologyError(message, code=code, fix=fix)

@@ -19,7 +19,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from dspex.operators.native.fields.constraints import CONSTRAINTS, misfit, wrong_value
-from dspex.operators.native.fields.grammar import _SHADOWING
+from dspex.operators.native.fields.field_names import SHADOWING
 from dspex.operators.native.fields.type_names import NAMES
 
 PLAIN = [
@@ -133,7 +133,7 @@ spaces = st.sampled_from(["", "", " ", "  ", "\n", "\t", " # a comment\n", "\\\n
 def usable(name: str) -> bool:
     """Whether a name may be a field's."""
     name = unicodedata.normalize("NFKC", name)
-    refused = name in _SHADOWING or name.startswith(("_", "model_")) or keyword.iskeyword(name)
+    refused = name in SHADOWING or name.startswith(("_", "model_")) or keyword.iskeyword(name)
     return name.isidentifier() and not refused
 
 

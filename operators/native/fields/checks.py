@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 from dspex.bus.errors import DspexError
-from dspex.operators.native.fields.fields import MISSING, Field
+from dspex.operators.native.fields.fields import MISSING, Annotation, Field, Values
 from dspex.operators.native.fields.types import explain
 from dspex.operators.native.suggestions import problem
 
-_LONG = 2_000  # characters about all that is wrong
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_LONG = 2_000  # characters of the list of problems in an error
 _LISTS = ("list", "tuple", "set", "frozenset")
-# where a schema of pydantic's core has others
+# The keys under which a schema of pydantic's core holds other schemas.
 _SCHEMAS = frozenset((
     "schema", "items_schema", "keys_schema", "values_schema", "definitions", "lax_schema", "strict_schema", "python_schema",
     "json_schema", "steps",
@@ -26,8 +29,8 @@ class Check:
     """Checks and types the values of one side.
 
     Args:
-        what: how the error begins. error: its class.
-        untyped_is_any: whether a field without a type takes anything, or text.
+        what: the beginning of the error's message. error: the class of the error.
+        untyped_is_any: whether a field without a type takes any value; otherwise it takes text.
     """
 
     __slots__ = ("_error", "_fills", "_invalid", "_names", "_validate", "_what")
@@ -39,9 +42,9 @@ class Check:
         self._what, self._error, self._invalid = what, error, ValidationError
         self._names = [f.name for f in given]
         self._fills = {f.name: None if f.default is MISSING else f.default for f in given}
-        self._validate: Callable[[Any], dict[str, Any]] = validator(adapter(given, untyped_is_any=untyped_is_any))
+        self._validate: Callable[[object], Values] = validator(adapter(given, untyped_is_any=untyped_is_any))
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[str, object]) -> Values:
         try:
             found = self._validate(data)
         except self._invalid as e:
@@ -51,8 +54,8 @@ class Check:
         return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self._names}
 
 
-def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> Any:
-    """A pydantic adapter for one side. A TypedDict, because in a model a field name could hide a method.
+def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> TypeAdapter[Values]:
+    """A pydantic adapter for one side. It validates a TypedDict, because in a model a field's name could hide a method.
 
     Raises TopologyError (DX210) for a type that pydantic cannot check.
     """
@@ -61,9 +64,9 @@ def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> Any:
     from pydantic_core import SchemaError
     from typing_extensions import TypedDict
 
-    hints: dict[str, Any] = {}
+    hints: dict[str, Annotation] = {}
     for f in fields:
-        hint: Any = Any if untyped_is_any and not f.typed else hint_of(f)
+        hint: Annotation = Any if untyped_is_any and not f.typed else hint_of(f)
         hints[f.name] = hint if f.required else NotRequired[hint]
     try:
         return TypeAdapter(TypedDict("Fields", hints))  # type: ignore[operator]  # made at run time
@@ -71,25 +74,25 @@ def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> Any:
         raise problem("DX210", f"the fields {', '.join(hints)} cannot be checked: {e}", "use types that pydantic knows") from e
 
 
-def validator(adapter: Any) -> Callable[[Any], Any]:
-    """What a pydantic adapter validates with, but that a list is left at its first wrong item.
+def validator(adapter: TypeAdapter[Any]) -> Callable[[object], Any]:
+    """The validation of a pydantic adapter, except that a list fails at its first wrong item.
 
-    Pydantic makes an object for every wrong item: a short text with 300,000 of them took 300 MB. It has no such setting
-    for objects.
+    Pydantic makes an object for every wrong item: a short text with 300,000 of them took 300 MB. It has no such setting for
+    dictionaries.
     """
-    schema = adapter.core_schema
-    if not isinstance(schema, dict):  # a class that is not whole yet
-        return adapter.validator.validate_python  # type: ignore[no-any-return]
+    schema = cast("object", adapter.core_schema)
+    if not isinstance(schema, dict):  # the adapter of a class with forward references is built later
+        return adapter.validator.validate_python
     quick = _quick(schema)
     if quick == schema:
-        return adapter.validator.validate_python  # type: ignore[no-any-return]
+        return adapter.validator.validate_python
     from pydantic_core import SchemaValidator
 
     return SchemaValidator(quick).validate_python
 
 
 def _quick(schema: Any) -> Any:
-    """A schema of pydantic's core whose lists fail fast. Classes have validators of their own, and stay as they are."""
+    """A schema of pydantic's core whose lists fail fast. Models and dataclasses keep their own validators unchanged."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_quick(x) for x in schema)
     if not isinstance(schema, dict) or schema.get("type") in ("model", "dataclass"):
@@ -101,18 +104,18 @@ def _quick(schema: Any) -> Any:
     return {**made, "fail_fast": True} if schema.get("type") in _LISTS else made
 
 
-def hint_of(field: Field) -> Any:
+def hint_of(field: Field) -> Annotation:
     """The type of a field with its constraints and its description around it."""
     if not field.constraints and not field.description:
         return field.annotation
     from pydantic import Field as Info
 
-    info: Any = Info(description=field.description or None, **field.constraints)
+    info: object = Info(description=field.description or None, **field.constraints)
     return typing.Annotated[field.annotation, info]
 
 
-def typed_default(field: Field, value: Any) -> Any:
-    """A default as the field's type has it. Raises TopologyError (DX210) for one that does not fit; None always does."""
+def typed_default(field: Field, value: object) -> object:
+    """A default converted to the field's type; None fits every type. Raises TopologyError (DX210) for one that does not fit."""
     if value is None or (type(value) is field.annotation and field.annotation in (str, int, float, bool)):
         return value
     from pydantic import TypeAdapter, ValidationError

@@ -1,4 +1,4 @@
-"""What a field's values must be beyond their type: pydantic's constraints, as a signature may give them."""
+"""Constraints of a field's values beyond their type: those of pydantic that a signature may give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import typing
 from collections.abc import Callable, Mapping
 from math import prod
 from types import UnionType
-from typing import Any, cast
+from typing import cast
+
+from dspex.operators.native.fields.fields import Annotation, Constraints, get_origin
 
 _BOUNDS = ("gt", "ge", "lt", "le")
 _LENGTHS = ("min_length", "max_length")
@@ -16,8 +18,8 @@ MAX_UNFOLDED = 500
 _REPEAT = re.compile(r"(.)\{(\d{1,9}(?:,\d{0,9})?)\}", re.DOTALL)
 CONSTRAINTS = (*_BOUNDS, "multiple_of", *_LENGTHS, "pattern")
 
-# as DSPy puts them into a prompt; it says nothing of a pattern
-_WORDS: Mapping[str, str] = {
+# How DSPy describes them in a prompt; it does not describe a pattern.
+_DESCRIPTIONS: Mapping[str, str] = {
     "gt": "greater than",
     "ge": "greater than or equal to",
     "lt": "less than",
@@ -28,13 +30,13 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def in_words(constraints: Mapping[str, Any]) -> str:
+def described(constraints: Constraints) -> str:
     """The line about constraints in a prompt: `greater than: 0, less than: 9`."""
-    return ", ".join(f"{_WORDS[k]}: {v}" for k, v in constraints.items() if k in _WORDS)
+    return ", ".join(f"{_DESCRIPTIONS[k]}: {v}" for k, v in constraints.items() if k in _DESCRIPTIONS)
 
 
-def wrong_value(name: str, value: Any) -> str | None:
-    """Why a constraint cannot have this value; None if it can."""
+def wrong_value(name: str, value: object) -> str | None:
+    """The reason why a constraint cannot have this value; None if it can."""
     if name == "pattern":
         return "pattern takes text" if not isinstance(value, str) else _wrong_pattern(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -59,14 +61,14 @@ def _wrong_pattern(pattern: str) -> str | None:
 
 
 def _unfolded(pattern: str) -> int:
-    """About how long a pattern is with each repeat written out: a `\\w` takes 60 kB where it is compiled."""
+    """About how long a pattern is with each repetition written out: each `\\w` takes 60 kB when it is compiled."""
     repeats = [(m[1] == ")", max(int(n) for n in m[2].split(",") if n)) for m in _REPEAT.finditer(pattern)]
     nested = prod(n for after_group, n in repeats if after_group)
     return (len(pattern) + sum(n for after_group, n in repeats if not after_group)) * nested
 
 
-def misfit(annotation: Any, constraints: Mapping[str, Any]) -> str | None:
-    """Why constraints of a text do not fit its type, so that every value would fail; None if they fit."""
+def misfit(annotation: Annotation, constraints: Constraints) -> str | None:
+    """The reason why constraints do not fit a type, so that every value would fail; None if they fit."""
     parts = _parts(annotation)
     for name, value in constraints.items():
         for part in parts:
@@ -77,30 +79,30 @@ def misfit(annotation: Any, constraints: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _parts(annotation: Any) -> list[Any]:
+def _parts(annotation: Annotation) -> list[Annotation]:
     """The classes that a value may have: those of a union without None, and without parameters."""
-    origin = typing.get_origin(annotation)
+    origin = get_origin(annotation)
     if origin in (typing.Union, UnionType):
         return [p for a in typing.get_args(annotation) if a is not type(None) for p in _parts(a)]
     return [origin or annotation]
 
 
-def _class_of(part: Any, classes: tuple[type[Any], ...], *, late: str = "") -> bool:
+def _class_of(part: Annotation, classes: tuple[type, ...], *, late: str = "") -> bool:
     if not isinstance(part, type):
         return False
-    kind = cast("type[Any]", part)
+    kind = cast("type[object]", part)
     return issubclass(kind, classes) or (bool(late) and late == f"{kind.__module__}.{kind.__name__}")
 
 
-def _is_number(part: Any) -> bool:
+def _is_number(part: Annotation) -> bool:
     return _class_of(part, (int, float), late="decimal.Decimal") and part is not bool
 
 
-def _has_length(part: Any) -> bool:
+def _has_length(part: Annotation) -> bool:
     return isinstance(part, type) and hasattr(part, "__len__")
 
 
-_FITS: Mapping[str, Callable[[Any], bool]] = {
+_FITS: Mapping[str, Callable[[Annotation], bool]] = {
     **dict.fromkeys((*_BOUNDS, "multiple_of"), _is_number),
     **dict.fromkeys(_LENGTHS, _has_length),
     "pattern": lambda part: _class_of(part, (str, bytes)),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from dspex.operators.native.fields.checks import adapter, typed_default
 from dspex.operators.native.fields.constraints import wrong_value
-from dspex.operators.native.fields.fields import MISSING, Field, Role
-from dspex.operators.native.fields.grammar import parse_field, refuse_name
-from dspex.operators.native.fields.type_grammar import MAX_DEPTH
+from dspex.operators.native.fields.field_names import refuse_name
+from dspex.operators.native.fields.fields import MISSING, Constraints, Field, JsonSchema, Role
+from dspex.operators.native.fields.grammar import parse_field
+from dspex.operators.native.fields.token_reader import MAX_DEPTH
 from dspex.operators.native.fields.types import constant_text
 from dspex.operators.native.suggestions import problem
 
@@ -37,8 +38,8 @@ _CONSTRAINTS: Mapping[str, str] = {
     "maxProperties": "max_length",
     "pattern": "pattern",
 }
-_SILENT = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
-# what a keyword must be, where it is read
+_IGNORED = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
+# The types that the value of a keyword must have.
 _LISTED: Mapping[str, type | tuple[type, ...]] = {
     "type": (str, list), "format": str, "enum": list, "anyOf": list, "oneOf": list, "prefixItems": list,
 }  # fmt: skip
@@ -47,11 +48,11 @@ _KNOWN = frozenset(
 )
 
 
-def json_schema(fields: Iterable[Field]) -> dict[str, Any]:
+def json_schema(fields: Iterable[Field]) -> JsonSchema:
     """The JSON Schema (2020-12) of an object with these fields and no others."""
     given = list(fields)
-    schema: dict[str, Any] = adapter(given).json_schema()
-    properties: dict[str, Any] = schema.get("properties", {})
+    schema: JsonSchema = adapter(given).json_schema()
+    properties: dict[str, JsonSchema] = schema.get("properties", {})
     for f in given:
         if f.default is not MISSING:
             from pydantic_core import to_jsonable_python
@@ -60,25 +61,25 @@ def json_schema(fields: Iterable[Field]) -> dict[str, Any]:
     return {k: v for k, v in schema.items() if k != "title"} | {"additionalProperties": False}
 
 
-def fields_of(schema: Mapping[str, Any], role: Role) -> Iterator[Field]:
-    """The fields that a JSON Schema of an object describes. Raises TopologyError (DX210) for what no text can say."""
+def fields_of(schema: Mapping[str, object], role: Role) -> Iterator[Field]:
+    """The fields that a JSON Schema of an object describes. Raises TopologyError (DX210) for what a signature cannot say."""
     properties = schema.get("properties", {})
     if schema.get("type", "object") != "object" or not isinstance(properties, Mapping):
         raise problem("DX210", f"the JSON Schema of the {role}s is not one of an object with properties", 'type: "object"')
     for key in schema:
-        if key not in {*_SILENT, "type", "properties", "required", "additionalProperties", "$defs"}:
+        if key not in {*_IGNORED, "type", "properties", "required", "additionalProperties", "$defs"}:
             _refuse(role, key)
     required = schema.get("required", ())
     if not isinstance(required, (list, tuple)):
         _refuse(role, "such a list of required properties")
-    for name, part in cast("Mapping[str, Any]", properties).items():
+    for name, part in cast("Mapping[str, object]", properties).items():
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             _refuse(role, f"the name {name!r:.40}")
         refuse_name(name, name)
         yield _field(name, role, part, name in required)
 
 
-def _field(name: str, role: Role, schema: Any, required: bool) -> Field:
+def _field(name: str, role: Role, schema: object, required: bool) -> Field:
     text, constraints = _type(name, schema, 0)
     for key, value in constraints.items():
         if wrong := wrong_value(key, value):
@@ -87,7 +88,7 @@ def _field(name: str, role: Role, schema: Any, required: bool) -> Field:
         said = ", ".join(f"{k}={constant_text(v)}" for k, v in constraints.items())
         text = f"Annotated[{text}, Field({said})]"
     field = parse_field(name, role, text)
-    given: Mapping[str, Any] = schema if isinstance(schema, Mapping) else {}
+    given: Mapping[str, object] = schema if isinstance(schema, Mapping) else {}
     default = given.get("default", MISSING)
     if default is not MISSING:
         default = typed_default(field, default)
@@ -95,21 +96,21 @@ def _field(name: str, role: Role, schema: Any, required: bool) -> Field:
     return replace(field, description=str(given.get("description", "")), default=default, required=required)
 
 
-def _type(where: str, schema: Any, depth: int) -> tuple[str, dict[str, Any]]:
-    """The text of a type, and what constrains it."""
+def _type(where: str, schema: object, depth: int) -> tuple[str, Constraints]:
+    """The text of a type, and its constraints."""
     if schema is True or schema == {}:
         return "Any", {}
     if depth > MAX_DEPTH:
         _refuse(where, f"more than {MAX_DEPTH} levels")
     if not isinstance(schema, Mapping):
         _refuse(where, "a list" if isinstance(schema, list) else repr(schema)[:40])
-    part: Mapping[str, Any] = schema
+    part = cast("JsonSchema", schema)
     for key in part:
-        if key not in _SILENT and key not in _KNOWN and key not in _CONSTRAINTS:
+        if key not in _IGNORED and key not in _KNOWN and key not in _CONSTRAINTS:
             _refuse(where, key)
     constraints = {_CONSTRAINTS[k]: v for k, v in part.items() if k in _CONSTRAINTS}
     if isinstance(part.get("prefixItems"), list) and {*constraints.values()} <= {len(part["prefixItems"])}:
-        constraints = {}  # a tuple says its length itself
+        constraints = {}  # the text of a tuple states its length
     for key, kinds in _LISTED.items():
         if key in part and not isinstance(part[key], kinds):
             _refuse(where, f"such a value of {key}")
@@ -119,26 +120,26 @@ def _type(where: str, schema: Any, depth: int) -> tuple[str, dict[str, Any]]:
     return "Any", constraints
 
 
-def _inner(where: str, schema: Any, depth: int) -> str:
-    """The text of a type inside of another, where nothing may constrain it."""
+def _inner(where: str, schema: object, depth: int) -> str:
+    """The text of a type inside of another, which may have no constraints."""
     text, constraints = _type(where, schema, depth + 1)
     if constraints:
         _refuse(where, f"{', '.join(constraints)} of an inner value")
     return text
 
 
-def _union(where: str, parts: Any, depth: int) -> str:
+def _union(where: str, parts: Iterable[object], depth: int) -> str:
     texts = [_inner(where, p, depth) for p in parts]
     if not texts:
         _refuse(where, "a choice of nothing")
     return " | ".join("None" if t == "NoneType" else t for t in texts)
 
 
-def _literal(where: str, values: Any, depth: int) -> str:
+def _literal(values: Iterable[object]) -> str:
     return f"Literal[{', '.join(map(constant_text, values))}]"
 
 
-def _typed(where: str, part: Mapping[str, Any], depth: int) -> str:
+def _typed(where: str, part: JsonSchema, depth: int) -> str:
     kind = part["type"]
     if isinstance(kind, list):
         return _union(where, [{**part, "type": k} for k in kind], depth)
@@ -154,7 +155,7 @@ def _typed(where: str, part: Mapping[str, Any], depth: int) -> str:
     return "NoneType" if kind == "null" and not depth else _SCALARS[kind]
 
 
-def _array(where: str, part: Mapping[str, Any], depth: int) -> str:
+def _array(where: str, part: JsonSchema, depth: int) -> str:
     if "prefixItems" in part:
         return f"tuple[{', '.join(_inner(where, p, depth) for p in part['prefixItems']) or '()'}]"
     name = "set" if part.get("uniqueItems") else "list"
@@ -162,10 +163,10 @@ def _array(where: str, part: Mapping[str, Any], depth: int) -> str:
     return name if items is True or items == {} else f"{name}[{_inner(where, items, depth)}]"
 
 
-# the first that a schema has decides
-_READERS: Mapping[str, Callable[[str, Mapping[str, Any], int], str]] = {
-    "enum": lambda where, part, depth: _literal(where, part["enum"], depth),
-    "const": lambda where, part, depth: _literal(where, [part["const"]], depth),
+# The first of these keywords that a schema has decides how it is read.
+_READERS: Mapping[str, Callable[[str, JsonSchema, int], str]] = {
+    "enum": lambda where, part, depth: _literal(part["enum"]),
+    "const": lambda where, part, depth: _literal([part["const"]]),
     "anyOf": lambda where, part, depth: _union(where, part["anyOf"], depth),
     "oneOf": lambda where, part, depth: _union(where, part["oneOf"], depth),
     "type": _typed,

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 Role = Literal["input", "output"]
 Side = Literal["inputs", "outputs"]
+Annotation: TypeAlias = (
+    Any  # a type as an object: a class, `int | None`, `Literal["a"]`. Python has no static type for all of them
+)
+Values: TypeAlias = dict[str, Any]  # values of fields by name. The signature says their types, which are known at run time only
+JsonSchema: TypeAlias = dict[str, Any]  # a JSON Schema, or a part of one
+Constraints: TypeAlias = Mapping[str, Any]  # by the name that pydantic gives them: `ge`, `max_length`, `pattern`
+get_origin: Callable[[Annotation], Annotation] = typing.get_origin  # mypy cannot choose among its overloads for an Annotation
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-# where DSPy cuts a name into words: before a capital and its small letters, between small and capital, around digits
+# Where DSPy splits a name into words: before a capital with lower-case letters, between lower case and capital, around digits.
 _CUTS = (
     ("(.)([A-Z][a-z]+)", r"\1_\2"),
     ("([a-z0-9])([A-Z])", r"\1_\2"),
@@ -22,7 +30,7 @@ _CUTS = (
 
 
 class Missing:
-    """Stands for "has no default"; None is a default."""
+    """The class of MISSING, which means "has no default": None can be a default."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -40,39 +48,39 @@ class Field:
         type: as written ("str" where the text has none); with `Annotated[…]` around it where there are constraints.
         description: for the model; "" for none.
         constraints: of pydantic (`ge`, `max_length`, …), enforced on outputs, unlike in DSPy.
-        required: None will not do, and there is no default.
-        annotation: the type as an object; without constraints.
+        required: whether the field must have a value that is not None: it takes no None and has no default.
+        annotation: the type as an object, without constraints.
         typed: False where the text gave no type.
-        default: what a missing field becomes; MISSING for none.
-        limits: the constraints in words, as a prompt shows them; "" where it shows none: DSPy does for class forms only.
-        own_prefix: the prefix that a class form gave; "" for the one that DSPy makes of the name.
+        default: the value of a missing field; MISSING for none.
+        limits: the constraints as a prompt describes them; "" for none. DSPy describes those of class forms only.
+        own_prefix: the prefix that a class form gave; "" for the one that DSPy derives from the name.
     """
 
     name: str
     role: Role
     type: str
     description: str = ""
-    constraints: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    constraints: Constraints = field(default_factory=lambda: NOTHING)
     required: bool = True
-    annotation: Any = field(default=str, compare=False, repr=False)
+    annotation: Annotation = field(default=str, compare=False, repr=False)
     typed: bool = True
-    default: Any = field(default=MISSING, repr=False)
+    default: object = field(default=MISSING, repr=False)
     limits: str = ""
     own_prefix: str = field(default="", repr=False)
 
     @property
     def text(self) -> str:
-        """As a signature writes it: `name: type`, or `name`."""
+        """The field as a signature writes it: `name: type`, or `name`."""
         return f"{self.name}: {self.type}" if self.typed else self.name
 
     @property
     def prefix(self) -> str:
-        """What DSPy calls the field in stored programs: `Text 2 Number:` for `text2number`. No prompt shows it."""
+        """The name of the field in programs that DSPy stored: `Text 2 Number:` for `text2number`. No prompt shows it."""
         return self.own_prefix or infer_prefix(self.name) + ":"
 
 
 def infer_prefix(name: str) -> str:
-    """A name as words: `HTMLParser` is "HTML Parser"."""
+    """A name split into words: `HTMLParser` is "HTML Parser"."""
     for cut, between in _CUTS:
         name = re.sub(cut, between, name)
     return " ".join(w if w.isupper() else w.capitalize() for w in name.split("_"))

@@ -5,21 +5,29 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, NotRequired, cast
 
 import typing_extensions
 
-from dspex.bus.errors import TopologyError
-from dspex.operators.native.fields.checks import hint_of, typed_default
-from dspex.operators.native.fields.constraints import CONSTRAINTS, in_words
-from dspex.operators.native.fields.fields import MISSING, NOTHING, Field, Role, Side
-from dspex.operators.native.fields.grammar import parse_field, refuse_name
+from dspex.operators.native.fields.checks import hint_of
+from dspex.operators.native.fields.constraints import CONSTRAINTS, described
+from dspex.operators.native.fields.field_names import refuse_name
+from dspex.operators.native.fields.fields import (
+    MISSING,
+    NOTHING,
+    Annotation,
+    Constraints,
+    Field,
+    Role,
+    Side,
+    Values,
+    get_origin,
+)
 from dspex.operators.native.fields.types import (
     constant_text,
     declared_fields,
-    foreign,
     hints_of,
     required_fields,
     takes_none,
@@ -28,11 +36,15 @@ from dspex.operators.native.fields.types import (
 )
 from dspex.operators.native.suggestions import problem
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
 
 # -- reading ------------------------------------------------------------------------------------------------------
-def fields_of(tp: type[Any], role: Role) -> Iterator[Field]:
+def fields_of(tp: type, role: Role) -> Iterator[Field]:
     """The fields of a record type. Raises TopologyError (DX210)."""
-    infos: Mapping[str, Any] | None = getattr(tp, "__pydantic_fields__", None)
+    infos: Mapping[str, FieldInfo] | None = getattr(tp, "__pydantic_fields__", None)
     if infos is not None and isinstance(tp, type):  # pyright: ignore[reportUnnecessaryIsInstance]
         for name, info in infos.items():
             yield from_info(name, info, role)
@@ -45,24 +57,24 @@ def fields_of(tp: type[Any], role: Role) -> Iterator[Field]:
         refuse_name(type_text(tp), name)
         hint = unmarked(hints.get(name, annotation))
         default = defaults.get(name, MISSING)
-        field = _annotated(name, role, hint) if typing.get_origin(hint) is typing.Annotated else _plain(name, role, hint)
+        field = _annotated(name, role, hint) if get_origin(hint) is typing.Annotated else _plain(name, role, hint)
         yield dataclasses.replace(field, required=field.required and name in required, default=default)
 
 
-def _plain(name: str, role: Role, annotation: Any) -> Field:
+def _plain(name: str, role: Role, annotation: Annotation) -> Field:
     return Field(name, role, type_text(annotation), "", NOTHING, not takes_none(annotation), annotation)
 
 
-def _annotated(name: str, role: Role, hint: Any) -> Field:
+def _annotated(name: str, role: Role, hint: Annotation) -> Field:
     from pydantic.fields import FieldInfo
 
     return from_info(name, FieldInfo.from_annotation(hint), role)
 
 
-def _dataclass_defaults(tp: Any) -> dict[str, Any]:
+def _dataclass_defaults(tp: Annotation) -> dict[str, object]:
     if not dataclasses.is_dataclass(tp):
         return {}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for f in dataclasses.fields(tp):
         if f.default_factory is not dataclasses.MISSING:
             found[f.name] = _same_each_time(f.name, f.default_factory)
@@ -71,13 +83,14 @@ def _dataclass_defaults(tp: Any) -> dict[str, Any]:
     return found
 
 
-def from_info(name: str, info: Any, role: Role) -> Field:
+def from_info(name: str, info: FieldInfo, role: Role) -> Field:
     """A field of a pydantic model or of a DSPy signature. Raises TopologyError (DX210)."""
     refuse_name(name, name)
-    extra: Mapping[str, Any] = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else NOTHING
+    more = info.json_schema_extra
+    extra: Mapping[str, object] = more if isinstance(more, dict) else NOTHING
     prefix = str(extra.get("prefix") or "")
     description = str(extra.get("desc", info.description) or "")
-    constraints = {
+    constraints: Constraints = {
         c: _plain_pattern(getattr(m, c)) for m in info.metadata for c in CONSTRAINTS if getattr(m, c, None) is not None
     }
     annotation, text = info.annotation, type_text(info.annotation)
@@ -94,24 +107,25 @@ def from_info(name: str, info: Any, role: Role) -> Field:
         annotation,
         typed=not extra.get("IS_TYPE_UNDEFINED", False),
         default=MISSING if required else _default(name, info),
-        limits=str(extra.get("constraints") or "") if extra.get("__dspy_field_type") else in_words(constraints),
+        limits=str(extra.get("constraints") or "") if extra.get("__dspy_field_type") else described(constraints),
     )
     return field if prefix in ("", field.prefix) else dataclasses.replace(field, own_prefix=prefix)
 
 
-def _plain_pattern(value: Any) -> Any:
-    """The text of a compiled pattern; any other value as it is."""
+def _plain_pattern(value: object) -> object:
+    """The text of a compiled pattern; any other value unchanged."""
     return getattr(value, "pattern", value)
 
 
-def _default(name: str, info: Any) -> Any:
+def _default(name: str, info: FieldInfo) -> object:
     return info.default if info.default_factory is None else _same_each_time(name, info.default_factory)
 
 
-def _same_each_time(name: str, factory: Any) -> Any:
-    """What a default factory makes. Raises TopologyError (DX210) if it makes another value each time: data could not say it."""
+def _same_each_time(name: str, factory: object) -> object:
+    """The value that a default factory makes. Raises TopologyError (DX210) if it differs from time to time."""
     try:
-        first, second = factory(), factory()
+        make = cast("Callable[[], object]", factory)
+        first, second = make(), make()
     except TypeError as e:
         raise problem("DX210", f"{name}: its default cannot be made: {e}", "give a default that needs nothing else") from e
     if first != second:
@@ -120,97 +134,36 @@ def _same_each_time(name: str, factory: Any) -> Any:
 
 
 # -- making -------------------------------------------------------------------------------------------------------
-def _filled(field: Field) -> Any:
-    """What a missing field becomes; MISSING where it may not be missing."""
+def _filled(field: Field) -> object:
+    """The value of a missing field; MISSING where it may not be missing."""
     return None if field.default is MISSING and takes_none(field.annotation) else field.default
 
 
-def to_model(fields: Iterable[Field], side: Side) -> Any:
+def to_model(fields: Iterable[Field], side: Side) -> type[BaseModel]:
     """A pydantic model with these fields."""
     from pydantic import Field as Info
     from pydantic import create_model
 
-    made: dict[str, Any] = {}
+    made: dict[str, Annotation] = {}
     for f in fields:
         default = _filled(f)
-        said: dict[str, Any] = {} if default is MISSING else {"default": default}
+        said: Values = {} if default is MISSING else {"default": default}
         made[f.name] = (f.annotation, Info(description=f.description or None, **f.constraints, **said))
     return create_model(side.capitalize(), **made)
 
 
-def to_typed_dict(fields: Iterable[Field], side: Side) -> Any:
+def to_typed_dict(fields: Iterable[Field], side: Side) -> type:
     """A TypedDict with these fields."""
     hints = {f.name: hint_of(f) if f.required else NotRequired[hint_of(f)] for f in fields}
-    return typing_extensions.TypedDict(side.capitalize(), hints)  # type: ignore[operator]  # made at run time
+    make = cast("Callable[[str, dict[str, Annotation]], type]", typing_extensions.TypedDict)
+    return make(side.capitalize(), hints)
 
 
-def to_dataclass(fields: Iterable[Field], side: Side) -> Any:
+def to_dataclass(fields: Iterable[Field], side: Side) -> type:
     """A dataclass with these fields, given by name."""
-    made: list[Any] = []
+    made: list[tuple[str, Annotation, Annotation]] = []
     for f in fields:
         default = _filled(f)
-        how: Any = (
-            dataclasses.field() if default is MISSING else dataclasses.field(default_factory=partial(copy.deepcopy, default))
-        )
-        made.append((f.name, hint_of(f), how))
+        options: Values = {} if default is MISSING else {"default_factory": partial(copy.deepcopy, default)}
+        made.append((f.name, hint_of(f), dataclasses.field(**options)))
     return dataclasses.make_dataclass(side.capitalize(), made, kw_only=True)
-
-
-# -- between processes ----------------------------------------------------------------------------------------------
-def plain_of(field: Field, read: Field) -> dict[str, Any]:
-    """What a field says beyond its text, which reads as `read`."""
-    said: dict[str, Any] = {}
-    for key, mine, theirs in (
-        ("description", field.description, read.description),
-        ("limits", field.limits, read.limits),
-        ("prefix", field.own_prefix, read.own_prefix),
-        ("required", field.required, read.required),
-    ):
-        if mine != theirs:
-            said[key] = mine
-    if field.default is not MISSING and field.default != read.default:
-        said["default"] = _jsonable(field.default)
-    return said
-
-
-def with_plain(field: Field, said: Any) -> Field:
-    """A field with what `plain_of` said. Raises TopologyError (DX210) for a default that does not fit."""
-    if not isinstance(said, Mapping):
-        raise problem("DX210", f"{field.name}: {said!r} does not describe a field", "send what Signature.plain() gives")
-    default = typed_default(field, said["default"]) if "default" in said else field.default
-    return dataclasses.replace(
-        field,
-        description=str(said.get("description", field.description)),
-        limits=str(said.get("limits", field.limits)),
-        own_prefix=str(said.get("prefix", field.own_prefix)),
-        required=bool(said.get("required", field.required and default is MISSING)),
-        default=default,
-    )
-
-
-def _jsonable(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)
-
-
-def beyond(field: Field) -> list[str]:
-    """What a field says beyond its text and description, for a digest; [] for nothing."""
-    default = (
-        "" if field.default is MISSING or (field.default is None and takes_none(field.annotation)) else repr(field.default)
-    )
-    optional = not field.required and not takes_none(field.annotation)
-    return [field.limits, default, str(optional)] if field.limits or default or optional else []
-
-
-def unreadable(field: Field) -> Iterator[str]:
-    """The types of a field that no text can carry to another process."""
-    names = list(foreign(field.annotation))
-    yield from names
-    if not names and field.typed:
-        try:
-            parse_field(field.name, field.role, field.type)
-        except TopologyError:
-            yield field.type

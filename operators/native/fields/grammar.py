@@ -13,38 +13,28 @@ Comments, line ends, and the constants of `Literal` are those of Python.
 from __future__ import annotations
 
 import keyword
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 from dspex.operators.native.fields import tokens
 from dspex.operators.native.fields.constraints import CONSTRAINTS, misfit, wrong_value
-from dspex.operators.native.fields.fields import MISSING, NOTHING, Field, Role
+from dspex.operators.native.fields.field_names import SHADOWING, check_fields, refuse_name
+from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, Constraints, Field, Role
+from dspex.operators.native.fields.token_reader import TYPES, Constant
 from dspex.operators.native.fields.tokens import FIELDS, FORM
-from dspex.operators.native.fields.type_grammar import TYPES, TypeReader
+from dspex.operators.native.fields.type_grammar import TypeReader
 from dspex.operators.native.fields.type_names import BARE, GENERIC
 from dspex.operators.native.fields.types import constant_text, takes_none
 from dspex.operators.native.suggestions import nearest, problem
 
-MAX_FIELDS = 1000
-MAX_PATTERNS = 16
-
-# DSPy's signature classes are pydantic models and its predictors take keyword arguments: fields of these names hide
-# methods (`copy`, `json`), or are taken for something else (`config`), mostly without a word
-_SHADOWING = frozenset((
-    "self", "cls", "copy", "json", "dict", "schema", "schema_json", "construct", "validate", "parse_obj", "parse_raw",
-    "parse_file", "from_orm", "update_forward_refs", "fields", "signature", "input_fields", "output_fields", "instructions",
-    "with_instructions", "append_instructions", "with_updated_fields", "append", "prepend", "insert", "delete", "equals",
-    "dump_state", "load_state", "config", "demos", "lm", "new_signature", "prediction",
-))  # fmt: skip
-_SAID = (*CONSTRAINTS, "description", "default")  # what `Field(…)` may say
+_ARGUMENTS = (*CONSTRAINTS, "description", "default")  # what `Field(…)` may have
 _ANNOTATED = ("Annotated", "typing.Annotated")
-_FIELD = f"Annotated takes a type and Field with literal {', '.join(_SAID)}"
+_FIELD = f"Annotated takes a type and Field with literal {', '.join(_ARGUMENTS)}"
 
 
-def parse(spec: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The fields of a signature, inputs first. Raises TopologyError (DX209, DX210) that shows where it cannot be read."""
+def parse(spec: str, types: Mapping[str, Annotation]) -> tuple[Field, ...]:
+    """The fields of a signature, inputs first. Raises TopologyError (DX209, DX210) that shows the wrong place."""
     if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise problem("DX210", f"{spec!r} is not the text of a signature", FORM)
     left, right = tokens.sides(spec)
@@ -57,7 +47,7 @@ def parse(spec: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
     return made
 
 
-def parse_type(text: str, types: Mapping[str, Any]) -> Any:
+def parse_type(text: str, types: Mapping[str, Annotation]) -> Annotation:
     """A type by its text, under the rules of signatures. Raises TopologyError (DX209, DX210)."""
     if len(text) > tokens.MAX_TEXT or "->" in text:
         raise problem("DX210", f"{tokens.shown(text)!r} is not a type", 'write "pkg.module:Name", or a builtin type')
@@ -71,38 +61,6 @@ def parse_field(name: str, role: Role, text: str) -> Field:
         raise problem("DX210", f"{tokens.shown(text)!r} is not a type", "types are names, X | Y, and X[...]")
     tokens.refuse_odd(text)
     return _Side(text, text, 0, NOTHING).only_field(name, role)
-
-
-def refuse_name(spec: str, name: str) -> None:
-    """Raise TopologyError for a name that cannot be a field's, or is taken for something else by DSPy."""
-    why = None
-    if name in _SHADOWING or name.startswith("model_"):
-        why = "has a meaning of its own in DSPy"
-    elif name.startswith("_") or keyword.iskeyword(name) or not tokens.name_of(name):
-        why = "cannot be a field"
-    if why:
-        message = f'the signature "{tokens.shown(spec)}": the name {tokens.shown(name)!r} {why}'
-        raise problem("DX210", message, f"use another name: {tokens.shown(name).strip('_')}_text")
-
-
-def check_fields(fields: Sequence[Field], spec: str) -> None:
-    """Raise TopologyError for fields that are no signature together."""
-    if len({f.name for f in fields}) < len(fields):
-        _refuse_duplicates(fields, spec)
-    if len(fields) > MAX_FIELDS:
-        raise problem("DX210", f"the signature has {len(fields)} fields, more than {MAX_FIELDS}", "say less in one signature")
-    if sum("pattern" in f.constraints for f in fields if f.constraints) > MAX_PATTERNS:
-        raise problem(
-            "DX210", f"the signature has more than {MAX_PATTERNS} patterns", "check the rest behind the call: validate"
-        )
-    if not fields or fields[-1].role != "output":  # inputs come first
-        raise problem("DX210", f'the signature "{tokens.shown(spec)}" has no output', FORM)
-
-
-def _refuse_duplicates(fields: Sequence[Field], spec: str) -> None:
-    twice = ", ".join(sorted(n for n, times in Counter(f.name for f in fields).items() if times > 1))
-    message = f'the signature "{tokens.shown(spec)}" has {tokens.shown(twice)} twice'
-    raise problem("DX210", message, "give each field a name of its own")
 
 
 class _Side(TypeReader):
@@ -137,7 +95,7 @@ class _Side(TypeReader):
         name = tokens.name_of(token)
         if not name:
             self._unexpected(token)
-        if name in _SHADOWING or name[0] in "_m" or keyword.iskeyword(name):
+        if name in SHADOWING or name[0] in "_m" or keyword.iskeyword(name):
             refuse_name(self._spec, name)
         return name
 
@@ -145,7 +103,7 @@ class _Side(TypeReader):
         """A token where a field, a comma or the end should be."""
         spec = tokens.shown(self._spec)
         if token in ("*", "/", "="):
-            self._fail(f'the signature "{spec}" uses *, / or a default, which DSPy drops without a word', FIELDS)
+            self._fail(f'the signature "{spec}" uses *, / or a default, which DSPy drops silently', FIELDS)
         if token in (")", "]"):
             self._fail(f'the signature "{spec}" is not a list of fields: nothing is open here', FIELDS)
         wanted = "a name" if self._at == 0 or self._tokens[self._at - 1] == "," else "a comma, or the end of the fields"
@@ -154,70 +112,67 @@ class _Side(TypeReader):
     def _field(self, name: str, role: Role) -> Field:
         self._at += 1
         begin, token = self._at, self._tokens[self._at]
-        if token in BARE and token not in self._types and self._tokens[begin + 1] in ("", ","):  # as most are
+        if token in BARE and token not in self._types and self._tokens[begin + 1] in ("", ","):  # the usual case
             self._at += 1
             known = BARE[token]
             return Field(name, role, token, "", NOTHING, known is not type(None), known)
-        annotation, text, said = self._annotated()
+        annotation, text, arguments = self._annotated()
         if annotation is None:
             self._bad("leave the field out, or write str | None: DSPy makes text of None", begin)
         if id(annotation) in GENERIC:
             self._bad(f"write {text}[...]; did you mean {_plain_name(text)}?", begin)
         required = not takes_none(annotation)
-        return (
-            self._said(Field(name, role, text, "", NOTHING, required, annotation), said, begin)
-            if said
-            else (Field(name, role, text, "", NOTHING, required, annotation))
-        )
+        made = Field(name, role, text, "", NOTHING, required, annotation)
+        return self._with_arguments(made, arguments, begin) if arguments else made
 
-    def _said(self, field: Field, said: dict[str, Any], begin: int) -> Field:
-        """The field with what `Field(…)` says of it."""
-        constraints = {k: v for k, v in said.items() if k in CONSTRAINTS}
+    def _with_arguments(self, field: Field, arguments: dict[str, Constant], begin: int) -> Field:
+        """The field with the arguments of its `Field(…)`."""
+        constraints = cast("Constraints", {k: v for k, v in arguments.items() if k in CONSTRAINTS})
         if wrong := misfit(field.annotation, constraints):
             self._bad(wrong, begin)
         return replace(
             field,
-            type=f"Annotated[{field.type}, Field({', '.join(f'{k}={constant_text(v)}' for k, v in said.items())})]",
-            description=said.get("description", ""),
+            type=f"Annotated[{field.type}, Field({', '.join(f'{k}={constant_text(v)}' for k, v in arguments.items())})]",
+            description=cast("str", arguments.get("description", "")),
             constraints=constraints or NOTHING,
-            required=field.required and "default" not in said,
-            default=said.get("default", MISSING),
+            required=field.required and "default" not in arguments,
+            default=arguments.get("default", MISSING),
         )
 
     # -- constraints -----------------------------------------------------------------------------------------------
-    def _annotated(self) -> tuple[Any, str, dict[str, Any]]:
-        """A field's type, its text, and what `Field(…)` says of it."""
+    def _annotated(self) -> tuple[Annotation, str, dict[str, Constant]]:
+        """A field's type, its text, and the arguments of its `Field(…)`."""
         begin = self._at
         if self._tokens[begin] not in ("Annotated", "typing") or self._dotted() not in _ANNOTATED or "Annotated" in self._types:
             self._at = begin
             return (*self._type(), {})
         self._expect("[")
         self._enter(begin)
-        annotation, text, said = self._annotated()
+        annotation, text, arguments = self._annotated()
         if self._tokens[self._at] != ",":
             self._bad(_FIELD)
         while self._tokens[self._at] == "," and self._tokens[self._at + 1] != "]":
             self._at += 1
-            self._arguments(said)
+            self._arguments(arguments)
         self._at += self._tokens[self._at] == ","
         self._expect("]")
         self._depth -= 1
-        return annotation, text, said
+        return annotation, text, arguments
 
-    def _arguments(self, said: dict[str, Any]) -> None:
-        """`Field(ge=1, le=5)`."""
+    def _arguments(self, arguments: dict[str, Constant]) -> None:
+        """Read `Field(ge=1, le=5)` into a dictionary."""
         if self._tokens[self._at] != "Field" or self._tokens[self._at + 1] != "(":
             self._bad(_FIELD)
         self._at += 2
         while self._tokens[self._at] != ")":
             begin, key = self._at, self._tokens[self._at]
-            if key not in _SAID or self._tokens[self._at + 1] != "=":
-                near = nearest(key[:50], _SAID)
+            if key not in _ARGUMENTS or self._tokens[self._at + 1] != "=":
+                near = nearest(key[:50], _ARGUMENTS)
                 self._bad(f"{_FIELD}; did you mean {near}?" if near else _FIELD)
-            if key in said:
+            if key in arguments:
                 self._bad(f"say {key} once")
             self._at += 2
-            said[key] = value = self._constant()
+            arguments[key] = value = self._constant()
             wrong = wrong_value(key, value) if key in CONSTRAINTS else None
             if wrong or (key == "description" and not isinstance(value, str)):
                 self._bad(wrong or "description takes text", begin)

@@ -4,62 +4,31 @@ from __future__ import annotations
 
 import keyword
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 from dspex.operators.native.fields import tokens
-from dspex.operators.native.fields.tokens import FIELDS, broken
+from dspex.operators.native.fields.fields import Annotation, get_origin
+from dspex.operators.native.fields.token_reader import CONSTANTS, TYPES, Constant, TokenReader
 from dspex.operators.native.fields.type_names import ARITY, BARE, FORMS, KNOWN, TUPLES, find, parametrized
 from dspex.operators.native.fields.types import constant_text, foreign, type_text
 from dspex.operators.native.suggestions import nearest, problem
 
-MAX_DEPTH = 50
-
-_CONSTANTS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
-_AFTER = frozenset(("", ",", "]", "|", ")"))  # what may stand after a bare name
-TYPES = "types are names, X | Y, and X[...]"
+_AFTER = frozenset(("", ",", "]", "|", ")"))  # tokens that may follow a name without parameters
 _LITERAL = "Literal takes texts, whole numbers, True, False and None"
 
 
-class TypeReader:
-    """Reads types from one side of a signature. `_at` is the number of the token that comes next."""
+class TypeReader(TokenReader):
+    """Reads types."""
 
-    __slots__ = ("_at", "_depth", "_side", "_spec", "_start", "_tokens", "_types")
+    __slots__ = ()
 
-    def __init__(self, spec: str, side: str, start: int, types: Mapping[str, Any]) -> None:
-        self._spec, self._side, self._start, self._types = spec, side, start, types
-        if "#" in side:
-            tokens.refuse_open_comment(spec, start, side)
-        self._tokens = tokens.tokens(side)
-        self._at = self._depth = 0
-
-    def _constant(self) -> Any:
-        """A text, a number, True, False or None."""
-        token = self._tokens[self._at]
-        if token in _CONSTANTS:
-            self._at += 1
-            return _CONSTANTS[token]
-        text = tokens.text_of(token)
-        if text is not None:
-            self._at += 1
-            while (more := tokens.text_of(self._tokens[self._at])) is not None:  # 'a' 'b' is one text
-                text, self._at = text + more, self._at + 1
-            return text
-        negative = token == "-"
-        number = tokens.number_of(self._tokens[self._at + negative]) if token else None
-        if number is None:
-            self._bad("a text, a number, True, False or None is expected here")
-        self._at += 1 + negative
-        return -number if negative else number
-
-    # -- types -----------------------------------------------------------------------------------------------------
-    def whole_type(self) -> Any:
+    def whole_type(self) -> Annotation:
         annotation, _ = self._type()
         if self._tokens[self._at]:
             self._bad(TYPES)
         return type(None) if annotation is None else annotation
 
-    def _type(self) -> tuple[Any, str]:
+    def _type(self) -> tuple[Annotation, str]:
         first = annotation, text = self._part()
         if self._tokens[self._at] != "|":
             return first
@@ -69,12 +38,12 @@ class TypeReader:
             annotation, text = self._part()
             found.append(annotation)
             texts.append(text)
-        # At once, and not one by one, which takes time in the square of their number
+        # All at once: one by one takes time in the square of their number.
         return parametrized(typing.Union, found), " | ".join(texts)
 
-    def _part(self) -> tuple[Any, str]:
+    def _part(self) -> tuple[Annotation, str]:
         begin, token = self._at, self._tokens[self._at]
-        if token in BARE and token not in self._types:  # as most are
+        if token in BARE and token not in self._types:  # the usual case
             after = self._tokens[begin + 1]
             if after in _AFTER:
                 self._at += 1
@@ -103,7 +72,7 @@ class TypeReader:
         return known, text
 
     def _dotted(self) -> str:
-        """A name with dots or without; "" for what is none."""
+        """A name with or without dots; "" for another token."""
         read = self._tokens
         name = tokens.name_of(read[self._at])
         if not name or keyword.iskeyword(name):
@@ -114,12 +83,12 @@ class TypeReader:
             name = f"{name}.{more}"
         return name
 
-    def _lookup(self, name: str, at: int) -> tuple[Any, str]:
+    def _lookup(self, name: str, at: int) -> tuple[Annotation, str]:
         try:
             known = find(name, self._types)
         except KeyError:
             self._unknown(name, at)
-        if name in self._types and not any(foreign(known)):  # DSPy in the worker knows no names of ours: written out
+        if name in self._types and not any(foreign(known)):  # a worker does not know this name: its meaning is written out
             return known, type_text(known)
         return known, name
 
@@ -136,7 +105,7 @@ class TypeReader:
         )
         raise problem("DX209", message, f"did you mean {near}?  or {fix}" if near else fix)
 
-    def _subscript(self, base: Any, name: str, begin: int) -> tuple[Any, str]:
+    def _subscript(self, base: Annotation, name: str, begin: int) -> tuple[Annotation, str]:
         self._at += 1
         self._enter(begin)
         if base is typing.Annotated:
@@ -145,7 +114,7 @@ class TypeReader:
             made = self._literals()
             inner = ", ".join(map(constant_text, typing.get_args(made)))
         elif base in TUPLES and self._tokens[self._at : self._at + 3] == ["(", ")", "]"]:
-            made, inner = cast("Any", base)[()], "()"
+            made, inner = cast("Annotation", base)[()], "()"
             self._at += 2
         else:
             found, texts = self._parameters(base in TUPLES)
@@ -155,8 +124,8 @@ class TypeReader:
         self._depth -= 1
         return made, f"{name}[{inner}]"
 
-    def _parameters(self, is_tuple: bool) -> tuple[list[Any], list[str]]:
-        found: list[Any] = []
+    def _parameters(self, is_tuple: bool) -> tuple[list[Annotation], list[str]]:
+        found: list[Annotation] = []
         texts: list[str] = []
         while True:
             if is_tuple and len(found) == 1 and self._tokens[self._at] == "...":
@@ -169,7 +138,7 @@ class TypeReader:
                 return found, texts
             self._at += 1
 
-    def _made(self, base: Any, name: str, found: list[Any], begin: int) -> Any:
+    def _made(self, base: Annotation, name: str, found: list[Annotation], begin: int) -> Annotation:
         wanted = 1 if base is typing.Optional else ARITY.get(base)
         if wanted is not None and len(found) != wanted:
             self._bad(f"wrong number of parameters: {name} takes {wanted}, here are {len(found)}", begin)
@@ -178,16 +147,16 @@ class TypeReader:
         except TypeError as e:
             self._bad(f"{name} takes no such parameters: {e}", begin)
 
-    def _literals(self) -> Any:
-        values: list[Any] = []
+    def _literals(self) -> Annotation:
+        values: list[Constant] = []
         read = self._tokens
         while True:
             token = read[self._at]
             text = tokens.text_of(token)
-            if text is not None and read[self._at + 1] in (",", "]"):  # as most are
+            if text is not None and read[self._at + 1] in (",", "]"):  # the usual case
                 values.append(text)
                 self._at += 1
-            elif token in ("Literal", "typing"):  # one in another is flattened
+            elif token in ("Literal", "typing"):  # a Literal in a Literal: its values are added
                 values += self._inner_literals()
             else:
                 values.append(self._value_of_literal())
@@ -195,43 +164,18 @@ class TypeReader:
                 return Literal[tuple(values)]  # pyright: ignore[reportInvalidTypeForm]
             self._at += 1
 
-    def _inner_literals(self) -> tuple[Any, ...]:
+    def _inner_literals(self) -> tuple[Constant, ...]:
         begin = self._at
         found, _ = self._part()
-        if typing.get_origin(found) is not Literal:
+        if get_origin(found) is not Literal:
             self._bad(_LITERAL, begin)
         return typing.get_args(found)
 
-    def _value_of_literal(self) -> Any:
+    def _value_of_literal(self) -> Constant:
         begin, token = self._at, self._tokens[self._at]
-        if token not in _CONSTANTS and token != "-" and tokens.text_of(token) is None and tokens.number_of(token) is None:
+        if token not in CONSTANTS and token != "-" and tokens.text_of(token) is None and tokens.number_of(token) is None:
             self._bad(_LITERAL)
         value = self._constant()
         if isinstance(value, float):
             self._bad(_LITERAL, begin)
         return value
-
-    # -- errors ----------------------------------------------------------------------------------------------------
-    def _expect(self, token: str) -> None:
-        if self._tokens[self._at] != token:
-            spec = tokens.shown(self._spec)
-            self._fail(
-                f'the signature "{spec}" cannot be read: {token} is expected here', f"close what is open: list[int]; {FIELDS}"
-            )
-        self._at += 1
-
-    def _enter(self, begin: int) -> None:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            self._bad(f"types may be nested {MAX_DEPTH} deep", begin)
-
-    def _place(self, at: int) -> int:
-        return self._start + tokens.place(self._side, at)
-
-    def _bad(self, fix: str, at: int | None = None) -> NoReturn:
-        place = self._place(self._at if at is None else at)
-        found = self._side[place - self._start :].split(",")[0][:40].strip() or "nothing"
-        self._fail(f'the signature "{tokens.shown(self._spec)}": {found} cannot be a type', fix, at)
-
-    def _fail(self, what: str, fix: str, at: int | None = None) -> NoReturn:
-        raise broken(self._spec, self._place(self._at if at is None else at), what, fix)

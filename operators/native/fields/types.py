@@ -11,41 +11,40 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args
 
 import typing_extensions
 
+from dspex.operators.native.fields.fields import Annotation, get_origin
 from dspex.operators.native.fields.type_names import TUPLES, is_known, text_name
 
-# classes whose names in `typing` are not their own
-_ALIASES: dict[Any, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
-_MANY = 1000  # problems; of more, only the number is said
-_SHOWN = 20  # problems in an error
-_LONG = 300  # characters of a problem, and of its place
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+# Classes whose names in `typing` differ from their own.
+_ALIASES: dict[Annotation, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
+_MANY = 1000  # problems; of more than these, an error states only the number
+_SHOWN = 20  # problems that an error lists
+_LONG = 300  # characters of a problem, and of its path
 _MARKS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
 
-def is_model(tp: Any) -> bool:
+def is_model(tp: Annotation) -> bool:
     """Whether `tp` is a pydantic model."""
     return isinstance(tp, type) and hasattr(tp, "__pydantic_fields__") and hasattr(tp, "model_validate")
 
 
-def is_record_type(tp: Any) -> bool:
-    """Whether data of this type has named fields."""
-    return is_model(tp) or _is_dataclass(tp) or typing_extensions.is_typeddict(tp)
-
-
-def _is_dataclass(tp: Any) -> bool:
+def _is_dataclass(tp: Annotation) -> bool:
     return isinstance(tp, type) and dataclasses.is_dataclass(tp)
 
 
-def fields_of(tp: Any) -> dict[str, Any] | None:
-    """All fields that data of this type can have; None for a type that takes any, and for one that is no record."""
+def fields_of(tp: Annotation) -> dict[str, Annotation] | None:
+    """All fields that data of this type can have; None for a model that takes extra fields, and for a type without fields."""
     return None if is_model(tp) and tp.model_config.get("extra") == "allow" else declared_fields(tp)
 
 
-def declared_fields(tp: Any) -> dict[str, Any] | None:
-    """Fields that a record type declares, with their annotations; None for another type."""
+def declared_fields(tp: Annotation) -> dict[str, Annotation] | None:
+    """Fields that a model, dataclass or TypedDict declares, with their annotations; None for another type."""
     if is_model(tp):
         return {n: f.annotation for n, f in tp.model_fields.items()}
     if _is_dataclass(tp):
@@ -56,8 +55,8 @@ def declared_fields(tp: Any) -> dict[str, Any] | None:
     return None
 
 
-def required_fields(tp: Any) -> set[str]:
-    """Fields that a value of this type cannot do without."""
+def required_fields(tp: Annotation) -> set[str]:
+    """Fields that a value of this type must have."""
     if is_model(tp):
         return {n for n, f in tp.model_fields.items() if f.is_required()}
     if _is_dataclass(tp):
@@ -66,7 +65,7 @@ def required_fields(tp: Any) -> set[str]:
     return {n for n in hints_of(tp) if n not in _optional_keys(tp)}
 
 
-def _optional_keys(tp: Any) -> set[str]:
+def _optional_keys(tp: Annotation) -> set[str]:
     """Keys that a TypedDict may lack. Its own list is wrong below `from __future__ import annotations`."""
     marks = {n: get_origin(t) for n, t in hints_of(tp, include_extras=True).items()}
     optional = {n for n, mark in marks.items() if mark in (typing.NotRequired, typing_extensions.NotRequired)}
@@ -74,15 +73,15 @@ def _optional_keys(tp: Any) -> set[str]:
     return (set(getattr(tp, "__optional_keys__", ())) | optional) - required
 
 
-def hints_of(thing: Any, *, include_extras: bool = False) -> dict[str, Any]:
-    """Annotations of a class or function, resolved; {} where a name is only there for the type checker."""
+def hints_of(thing: Annotation, *, include_extras: bool = False) -> dict[str, Annotation]:
+    """Annotations of a class or function, resolved; {} where a name is defined for the type checker only."""
     try:
         return typing_extensions.get_type_hints(thing, include_extras=include_extras)
     except (NameError, TypeError, AttributeError):
         return {}
 
 
-def type_text(tp: Any) -> str:
+def type_text(tp: Annotation) -> str:
     """A type as users write it: `Triaged`, `list[int]`, `Literal['a', 'b']`, `str | None`."""
     if tp is None:
         return "None"
@@ -104,19 +103,19 @@ def type_text(tp: Any) -> str:
     return _bare_name(tp)
 
 
-def _bare_name(tp: Any) -> str:
+def _bare_name(tp: Annotation) -> str:
     if isinstance(tp, type):
         return _ALIASES.get(tp) or text_name(tp)
     return str(getattr(tp, "__name__", None) or tp)
 
 
-def constant_text(value: Any) -> str:
-    """A constant as a signature writes it. An arrow inside would be taken for the one between the sides."""
+def constant_text(value: object) -> str:
+    """A constant as a signature writes it. An arrow in it is escaped: it would be taken for the one between the two sides."""
     return repr(value).replace("->", r"-\x3e")
 
 
-def foreign(annotation: Any) -> Iterator[str]:
-    """Names of the classes in a type that are on no list: other processes do not know them."""
+def foreign(annotation: Annotation) -> Iterator[str]:
+    """Names of the classes in a type that are not on the list of names: other processes do not know them."""
     if get_origin(annotation) is typing.Literal:
         return
     args = get_args(annotation)
@@ -126,13 +125,13 @@ def foreign(annotation: Any) -> Iterator[str]:
         yield annotation.__name__
 
 
-def takes_none(annotation: Any) -> bool:
-    """Whether None is of this type, as DSPy sees it: not of Any."""
+def takes_none(annotation: Annotation) -> bool:
+    """Whether the type is None or a union with None. As in DSPy, Any does not count."""
     return annotation is type(None) or type(None) in get_args(annotation)
 
 
-def modern(tp: Any) -> Any:
-    """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former below Python 3.12."""
+def modern(tp: Annotation) -> Annotation:
+    """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former before Python 3.12."""
     if typing.is_typeddict(tp) and type(tp).__module__ == "typing":
         optional = _optional_keys(tp)
         bare = {n: unmarked(t) for n, t in hints_of(tp, include_extras=True).items()}
@@ -141,15 +140,15 @@ def modern(tp: Any) -> Any:
     return tp
 
 
-def unmarked(tp: Any) -> Any:
+def unmarked(tp: Annotation) -> Annotation:
     """A type without `Required` or `NotRequired` around it."""
     return get_args(tp)[0] if get_origin(tp) in _MARKS else tp
 
 
-def explain(e: Any) -> str:
-    """What a pydantic ValidationError says, in one line: its first problems, and how many more there are."""
-    count: int = e.error_count()
-    if count > _MANY:  # pydantic makes all of them or none
+def explain(e: ValidationError) -> str:
+    """The message of a pydantic ValidationError in one line: its first problems, and how many more there are."""
+    count = e.error_count()
+    if count > _MANY:  # pydantic can list all problems or none
         return f"{count} problems"
     found = e.errors(include_url=False, include_input=False)[:_SHOWN]
     parts = [(_cut(".".join(_cut(str(x)) for x in d["loc"])), _cut(str(d["msg"]))) for d in found]

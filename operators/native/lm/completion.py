@@ -1,10 +1,10 @@
-"""An answer of a chat-completions server, whole or in pieces, as the text of a model and what it cost."""
+"""An answer of a chat-completions server, whole or in pieces: the text of the model, and the tokens that it used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, cast
 
 import orjson
 
@@ -12,18 +12,20 @@ from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.bus.records import Usage
 from dspex.operators.native.lm.provider_errors import excerpt, of_body, word
 
-MOST_TOKENS = (1 << 53) - 1  # of an answer: a server may say any number, and a record's numbers have 64 bits
+Object: TypeAlias = Mapping[str, object]  # a JSON object that a server sent
+
+MOST_TOKENS = (1 << 53) - 1  # counted for an answer: a server may send any number, and a record's numbers have 64 bits
 _NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model said.
+    """The answer of a model.
 
     Attributes:
-        text: "" where it said nothing (a refusal, a call of a tool).
+        text: "" where there is none (a refusal, a call of a tool).
         usage: tokens; the cost is not known here.
-        model: as the server names it. finish: why it stopped ("stop", "length", …), "" where the server does not say.
+        model: the server's name of it. finish: why it stopped ("stop", "length", …), "" where the server does not tell.
     """
 
     text: str
@@ -33,50 +35,55 @@ class Completion:
 
 
 def read(body: bytes, where: str) -> Completion:
-    """The completion in the body of an answer. Raises LMUnavailable for what is none, and the error that it holds."""
+    """The completion in the body of an answer. Raises LMUnavailable for another body, and the error that the body holds."""
     try:
         data = orjson.loads(body)
     except ValueError:
         raise LMUnavailable(f"{where} answered with something that is not JSON: {excerpt(body)!r}") from None
     if not isinstance(data, dict):
         raise _no_completion(body, where)
-    choice = _choice(data, body, where)
-    message = choice.get("message")
-    text = _text(message.get("content")) if isinstance(message, dict) else ""
-    return Completion(text, _usage(data.get("usage")), word(data.get("model")), word(choice.get("finish_reason")))
+    answer = cast("Object", data)
+    choice = _choice(answer, body, where)
+    usage = _usage(answer.get("usage"))
+    return Completion(_content(choice.get("message")), usage, word(answer.get("model")), word(choice.get("finish_reason")))
 
 
 def _no_completion(body: bytes, where: str) -> CallError:
     return LMUnavailable(f"{where} answered with JSON that is no completion: {excerpt(body)!r}")
 
 
-def _choice(data: Mapping[str, Any], body: bytes, where: str) -> Mapping[str, Any]:
+def _choice(data: Object, body: bytes, where: str) -> Object:
     if data.get("error"):
         raise of_body(data["error"], where)
-    choices = data.get("choices") or [{}]
-    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+    found = data.get("choices") or [{}]
+    if not isinstance(found, list):
+        raise _no_completion(body, where)
+    choices = cast("list[object]", found)
+    if not isinstance(choices[0], dict):
         raise _no_completion(body, where)
     if len(choices) > 1:
         raise LMRefused(f"{where} gave {len(choices)} answers to a request for one")
-    return choices[0]
+    return cast("Object", choices[0])
 
 
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):  # in parts, as some servers do
-        return "".join(word(p.get("text")) for p in content if isinstance(p, dict) and p.get("type") == "text")
-    return ""
+def _content(message: object) -> str:
+    """The text of a message, or of a piece of one; "" where there is none."""
+    content = cast("Object", message).get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):  # some servers send it in parts
+        parts = (cast("Object", part) for part in cast("list[object]", content) if isinstance(part, dict))
+        return "".join(word(part.get("text")) for part in parts if part.get("type") == "text")
+    return content if isinstance(content, str) else ""
 
 
-def _usage(data: Any) -> Usage:
+def _usage(data: object) -> Usage:
     if not isinstance(data, dict):
         return _NO_USAGE
-    return Usage(_tokens(data.get("prompt_tokens")), _tokens(data.get("completion_tokens")))
+    counts = cast("Object", data)
+    return Usage(_tokens(counts.get("prompt_tokens")), _tokens(counts.get("completion_tokens")))
 
 
-def _tokens(value: Any) -> int:
-    """A number of tokens; 0 for nonsense, which must not cost us the answer beside it."""
+def _tokens(value: object) -> int:
+    """A number of tokens; 0 for any other value: the answer is worth more than its count."""
     return min(value, MOST_TOKENS) if isinstance(value, int) and value >= 0 else 0
 
 
@@ -85,11 +92,11 @@ class Pieces:
 
     def __init__(self, where: str, limit: int) -> None:
         self._where, self._limit = where, limit
-        self._rest: list[bytes] = []  # of a line whose end has not come: joined once, for a line may come in many parts
-        self._said: list[str] = []
+        self._rest: list[bytes] = []  # the parts of a line whose end has not come; joined only once, because there may be many
+        self._texts: list[str] = []
         self._size = 0
         self._usage, self._model, self._finish = _NO_USAGE, "", ""
-        self.done = False  # the server said that nothing follows
+        self.done = False  # whether the server sent [DONE]
 
     def feed(self, data: bytes) -> Iterator[str]:
         """The pieces of text in these bytes. Raises the error that a server sends in the middle of a stream."""
@@ -110,29 +117,29 @@ class Pieces:
             self.done = True
             return
         try:
-            event = orjson.loads(data)
+            found = orjson.loads(data)
         except ValueError:
             raise self._broken(data) from None
-        if not isinstance(event, dict):
+        if not isinstance(found, dict):
             raise self._broken(data)
+        event = cast("Object", found)
         choice = _choice(event, data, self._where)
         self._model = word(event.get("model")) or self._model
         self._finish = word(choice.get("finish_reason")) or self._finish
         if event.get("usage"):
             self._usage = _usage(event["usage"])
-        delta = choice.get("delta")
-        if isinstance(delta, dict) and (text := _text(delta.get("content"))):
-            self._said.append(text)
+        if text := _content(choice.get("delta")):
+            self._texts.append(text)
             yield text
 
     def _broken(self, data: bytes) -> CallError:
-        return LMUnavailable(f"{self._where} sent a piece that is none: {excerpt(data)!r}")
+        return LMUnavailable(f"{self._where} sent a part of a stream that cannot be read: {excerpt(data)!r}")
 
     def end(self) -> Completion:
-        """The whole. Raises LMUnavailable where the server broke off."""
+        """The whole answer. Raises LMUnavailable where the server broke off."""
         if not self.done and not self._finish:
             raise LMUnavailable(f"{self._where} broke off in the middle of its answer")
-        return Completion("".join(self._said), self._usage, self._model, self._finish)
+        return Completion("".join(self._texts), self._usage, self._model, self._finish)
 
 
 def too_large(where: str, limit: int) -> InvalidOutput:

@@ -1,14 +1,14 @@
-"""Whether native Predict can answer a call in DSPy's place, and if not, why not.
+"""Whether native Predict can answer a call in place of DSPy, and if not, why not.
 
-Covered means: the same request, to the byte of its messages, and the same outputs of the same reply. What is not known to
-be equal is not has_a_known_form, and goes to DSPy.
+It can where its request is known to be the same, with the same bytes in the messages, and the same reply to give the same
+outputs. All other calls go to DSPy.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import cast
 from urllib.parse import urlsplit
 
 from dspex.operators.native.lm.openai_models import json_mode_known, reasons
@@ -27,21 +27,21 @@ def why_not_native(
     signature: Signature,
     adapter: str,
     model: str,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     *,
     own_server: bool = False,
 ) -> str | None:
     """None where native Predict can answer, else the reason, as the end of a sentence.
 
     Args:
-        kind: of the call. model: as DSPy writes it, "openai/gpt-4.1-mini".
-        params: of the profile and the call together. own_server: see the function of this name.
+        kind: the kind of the call. model: its name in DSPy, "openai/gpt-4.1-mini".
+        params: those of the profile and of the call together. own_server: see the function of this name.
     """
     return why_not_native_signature(kind, signature) or why_not_native_model(model, adapter, params, own_server=own_server)
 
 
 def why_not_native_signature(kind: str, signature: Signature) -> str | None:
-    """The part that is known before there is a model: the kind of call and the types."""
+    """The reason that does not depend on the model: the kind of call, or a type. None if there is none."""
     if kind not in _KINDS:
         return f"{kind} runs in DSPy only"
     if kind == "chain_of_thought" and any(f.name == REASONING for f in signature.fields):
@@ -52,8 +52,8 @@ def why_not_native_signature(kind: str, signature: Signature) -> str | None:
     return None
 
 
-def why_not_native_model(model: str, adapter: str, params: Mapping[str, Any], *, own_server: bool = False) -> str | None:
-    """The part that depends on the model: its provider, its family, its parameters."""
+def why_not_native_model(model: str, adapter: str, params: Mapping[str, object], *, own_server: bool = False) -> str | None:
+    """The reason that depends on the model: its provider, its family, its parameters. None if there is none."""
     name = model_name(model)
     if name is None:
         return f"{model} is not called by OpenAI's chat API: openai/… and local/… are"
@@ -61,7 +61,7 @@ def why_not_native_model(model: str, adapter: str, params: Mapping[str, Any], *,
         if reasons(name):
             return f"{model} is a reasoning model"
         if adapter == "json" and not json_mode_known(name, own_server):
-            return f"whether {model} takes a JSON schema stands in DSPy's catalog only"
+            return f"whether {model} takes a JSON schema is known only to DSPy's catalog of models"
     for key, value in params.items():
         if value is not None and (key not in _PARAMS or not _PARAMS[key](value)):
             return f"{key}={value!r} is given to DSPy as it is"
@@ -79,25 +79,27 @@ def model_name(model: str) -> str | None:
 
 
 def own_server(base_url: str | None) -> bool:
-    """Whether this is not OpenAI's own server: then a model's name is in no catalog, unless it is a well-known one."""
+    """Whether this is another server than OpenAI's: its models are in no catalog, unless a name is well known."""
     return base_url is not None and urlsplit(base_url).hostname != "api.openai.com"
 
 
-def _between(low: float, high: float) -> Callable[[Any], bool]:
+def _between(low: float, high: float) -> Callable[[object], bool]:
     return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
 
 
-def _whole(low: int | None = None) -> Callable[[Any], bool]:
+def _whole(low: int | None = None) -> Callable[[object], bool]:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v in _INTEGERS and (low is None or v >= low)
 
 
-def _stops(value: Any) -> bool:
+def _stops(value: object) -> bool:
     texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, (list, tuple)) and all(isinstance(t, str) and t and _sendable(t) for t in texts)
+    if not isinstance(texts, (list, tuple)):
+        return False
+    return all(isinstance(t, str) and t and _is_unicode(t) for t in cast("list[object]", texts))
 
 
-def _sendable(text: str) -> bool:
-    """Whether it is Unicode, not half a character."""
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogate: only then can it be sent."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -105,9 +107,9 @@ def _sendable(text: str) -> bool:
     return True
 
 
-_INTEGERS = range(-(1 << 63), 1 << 64)  # those that the JSON of a request is written with
-# Parameters whose way into a request is known, and the values that DSPy sends as they are.
-_PARAMS: Mapping[str, Callable[[Any], bool]] = {
+_INTEGERS = range(-(1 << 63), 1 << 64)  # the integers that orjson can write into a request
+# Parameters of which it is known how DSPy sends them, and the values that DSPy sends unchanged.
+_PARAMS: Mapping[str, Callable[[object], bool]] = {
     "temperature": _between(0, 2),
     "top_p": _between(0, 1),
     "frequency_penalty": _between(-2, 2),
@@ -121,13 +123,13 @@ _PARAMS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def body_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Covered parameters as DSPy writes them into a request."""
+def body_params(params: Mapping[str, object]) -> dict[str, object]:
+    """Parameters that `why_not_native` allows, as DSPy writes them into a request."""
     known = {k: v for k, v in params.items() if v is not None and k not in ("n", "rollout_id")}
     limit = known.pop("max_tokens", None)
     if limit is not None:
         known["max_completion_tokens"] = limit
     stop = known.pop("stop", None)
     if stop:
-        known["stop"] = [stop] if isinstance(stop, str) else list(stop)
+        known["stop"] = [stop] if isinstance(stop, str) else list(cast("list[str]", stop))
     return known

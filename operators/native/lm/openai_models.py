@@ -1,6 +1,6 @@
-"""What DSPy knows of OpenAI's models that shows in a request: which take a JSON schema, and which reason by themselves.
+"""The properties of OpenAI's models that change a request: which take a JSON schema, and which are reasoning models.
 
-DSPy reads it from a catalog of 4,000 models; these are the ones of OpenAI in the catalog of DSPy 3.4.1, held to it by a test.
+DSPy reads them from a catalog of 4,000 models. These are OpenAI's models in the catalog of DSPy 3.4.1; a test compares them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _REASONING = re.compile(r"(?:o[1345](?:-(?:mini|nano|pro))?(?:-\d{4}-\d{2}-\d{2}
 
 
 def json_mode(name: str) -> JsonMode | None:
-    """How the JSON adapter asks a model of OpenAI's for JSON, beside the prompt; None: by the prompt alone."""
+    """How the JSON adapter asks a model of OpenAI for JSON in addition to the prompt; None: by the prompt alone."""
     return "schema" if name in _SCHEMA else "object" if name in _OBJECT else None
 
 
 def json_mode_known(name: str, own_server: bool) -> bool:
-    """Whether `json_mode` says of this name what DSPy does. A name of one's own server is in no catalog."""
+    """Whether `json_mode` is known to be what DSPy does for this name. A model of one's own server is in no catalog."""
     return json_mode(name) is not None or (own_server and _LISTED.search(name.lower()) is None)
 
 
 def reasons(name: str) -> bool:
-    """Whether DSPy takes it for one of OpenAI's reasoning models, to which it gives other parameters."""
+    """Whether DSPy takes the model for one of OpenAI's reasoning models, to which it sends other parameters."""
     return _REASONING.fullmatch(name.rpartition("/")[2].lower()) is not None

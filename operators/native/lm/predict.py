@@ -1,7 +1,7 @@
 """Predict and ChainOfThought without DSPy: inputs → prompt → one request → the reply's fields.
 
-The request is the one that DSPy would send, so the answer is the one that DSPy would get; `why_not_native` says where that is
-not known.
+The request is the one that DSPy would send, so the answer is the one that DSPy would get. `why_not_native` tells where that
+is not known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dspex.bus.errors import InvalidInput, InvalidOutput
 from dspex.bus.records import Usage
 from dspex.operators.native import adapters
 from dspex.operators.native.adapters import Adapter
-from dspex.operators.native.fields.fields import NOTHING
+from dspex.operators.native.fields.fields import NOTHING, Values
 from dspex.operators.native.lm.completion import Completion
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, model_name, own_server, why_not_native
@@ -29,15 +29,15 @@ _JSON_OBJECT = {"type": "json_object"}
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What came of a prediction.
+    """The result of a prediction.
 
     Attributes:
         outputs: typed, by name, in the order of the signature.
-        usage: tokens of all attempts. text: what the model said last, as it said it.
-        attempts: 2 where the first reply could not be read. model: as the server names it.
+        usage: tokens of all attempts. text: the last reply of the model, unchanged.
+        attempts: 2 where the first reply could not be read. model: the server's name of it.
     """
 
-    outputs: dict[str, Any]
+    outputs: Values
     usage: Usage
     text: str
     attempts: int = 1
@@ -55,8 +55,8 @@ class Piece:
     text: str
 
 
-def _nobody(usage: Usage) -> None:
-    """Nobody wants to know what was spent."""
+def _ignore(usage: Usage) -> None:
+    """Do nothing: the caller does not count tokens."""
 
 
 class Predict:
@@ -64,27 +64,27 @@ class Predict:
 
     Args:
         signature: text, a Signature, or a dspy.Signature class.
-        endpoint: where the model is asked; stays the caller's.
-        model: as DSPy writes it: "openai/gpt-4.1-mini"; "local/…" for one whose server holds to a JSON Schema.
+        endpoint: the model's server; the caller closes it.
+        model: its name in DSPy: "openai/gpt-4.1-mini"; "local/…" for a server that follows a JSON Schema.
         adapter: "chat", "json" or "xml".
         demos: examples, with inputs and outputs by name.
         params: temperature, max_tokens, top_p, stop, seed, frequency_penalty, presence_penalty.
-        version: of DSPy whose prompts are sent, "3.4"; None: the newest that is known.
+        version: the version of DSPy whose prompts are sent, "3.4"; None: the newest known one.
 
-    Raises TopologyError: DX236 for what only DSPy can answer; what the signature deserves.
+    Raises TopologyError: DX236 for a call that only DSPy can answer; DX209 and DX210 for the signature.
     """
 
     kind: ClassVar[str] = "predict"
 
     def __init__(
         self,
-        signature: Any,
+        signature: object,
         endpoint: Endpoint,
         *,
         model: str,
         adapter: Adapter = "chat",
-        demos: Sequence[Mapping[str, Any]] = (),
-        params: Mapping[str, Any] = NOTHING,
+        demos: Sequence[Mapping[str, object]] = (),
+        params: Mapping[str, object] = NOTHING,
         version: str | None = None,
     ) -> None:
         given = as_signature(signature)
@@ -101,7 +101,7 @@ class Predict:
     def _extended(self, signature: Signature) -> Signature:
         return signature
 
-    def _format(self, model: str) -> dict[str, Any]:
+    def _format(self, model: str) -> dict[str, object]:
         """`response_format` of the request, as the JSON adapter chooses it for the model."""
         mode = "schema" if model.startswith(LOCAL) else json_mode(model_name(model) or "")
         if self._adapter != "json" or mode is None:
@@ -112,24 +112,29 @@ class Predict:
 
         return {"response_format": response_format(self.signature)}
 
-    async def __call__(self, /, **inputs: Any) -> Prediction:
-        """The prediction. A reply that cannot be read is asked for once more.
+    async def __call__(self, /, **inputs: object) -> Prediction:
+        """The prediction. After a reply that cannot be read, the request is sent once more.
 
         Raises InvalidInput: an input is missing or cannot be sent. InvalidOutput: the second reply does not fit either.
-        RateLimited, LMRefused, LMUnavailable, CallTimeout: of the endpoint.
+        RateLimited, LMRefused, LMUnavailable, CallTimeout: from the endpoint.
         """
         return await self.ask(inputs)
 
     async def ask(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
         *,
         timeout: float | None = None,
         retry: bool = True,
-        spent: Callable[[Usage], None] = _nobody,
+        spent: Callable[[Usage], None] = _ignore,
     ) -> Prediction:
-        """As calling it. `timeout`: seconds for each request; `retry`: ask once more after a reply that cannot be read;
-        `spent`: told of the tokens of each reply, also of one that cannot be read."""
+        """The prediction, as by calling the object.
+
+        Args:
+            timeout: seconds for each request.
+            retry: whether to send the request once more after a reply that cannot be read.
+            spent: called with the tokens of each reply, also of one that cannot be read.
+        """
         body = self.body(inputs)
         answer = await self._endpoint.complete(body, timeout)
         spent(answer.usage)
@@ -142,10 +147,11 @@ class Predict:
         spent(again.usage)
         return Prediction(self.read(again.text), answer.usage + again.usage, again.text, 2, again.model)
 
-    async def stream(self, /, **inputs: Any) -> AsyncIterator[Piece | Prediction]:
+    async def stream(self, /, **inputs: object) -> AsyncIterator[Piece | Prediction]:
         """Pieces of the outputs as they arrive, and last the prediction. Closing the iterator closes the request.
 
-        A reply that cannot be read is not asked for again: its pieces were seen. Raises as calling does.
+        After a reply that cannot be read, the request is not sent again: the caller has seen the pieces. Raises what a call
+        raises.
         """
         from dspex.operators.native.replies.streaming import Splitter
 
@@ -161,8 +167,8 @@ class Predict:
             yield Piece(name, text)
         yield Prediction(self.read(answer.text), answer.usage, answer.text, 1, answer.model)
 
-    def body(self, inputs: Mapping[str, Any]) -> bytes:
-        """The request as JSON. Raises InvalidInput: an input is missing, or is text that no model can be sent."""
+    def body(self, inputs: Mapping[str, object]) -> bytes:
+        """The request as JSON. Raises InvalidInput: an input is missing, or has a lone surrogate in it."""
         for name in self._needed:
             if name not in inputs:
                 raise self._missing(inputs)
@@ -170,17 +176,17 @@ class Predict:
         try:
             return b'{"messages":' + orjson.dumps(messages) + self._end
         except TypeError as error:
-            raise InvalidInput(f"the inputs hold text that is not Unicode (half a character): {error}") from error
+            raise InvalidInput(f"the inputs hold text with a lone surrogate, which is not Unicode: {error}") from error
 
-    def _missing(self, inputs: Mapping[str, Any]) -> InvalidInput:
+    def _missing(self, inputs: Mapping[str, object]) -> InvalidInput:
         missing = [n for n in self._needed if n not in inputs]
         has = ", ".join(inputs) or "nothing"
         return InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
 
-    def read(self, text: str) -> dict[str, Any]:
-        """The outputs in a reply. Raises InvalidOutput for one that does not fit, or breaks a constraint."""
+    def read(self, text: str) -> Values:
+        """The outputs in a reply. Raises InvalidOutput for a reply that does not fit the signature or a constraint."""
         if not text:
-            raise InvalidOutput("the model said nothing")
+            raise InvalidOutput("the model's reply is empty")
         return self.signature.parse(text, adapter=self._adapter)
 
 

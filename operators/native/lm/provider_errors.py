@@ -1,4 +1,4 @@
-"""What a model's server says when it does not answer → our errors, as DSPy classes them. No error holds the key."""
+"""Error answers of a model's server as dspex errors, classified as in DSPy. No error holds the key."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import math
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import cast
 
 import orjson
 
 from dspex.bus.errors import CallError, CallTimeout, LMRefused, LMUnavailable, RateLimited
 
 _SHOWN = 600  # characters of a server's text in a message
-LONGEST_WAIT = 3600.0  # seconds: a server may name any number, and a call must not sleep for ever
+LONGEST_WAIT = 3600.0  # seconds: a server may send any number, and a call must not wait for ever
 
-# Codes and types that say more than the status beside them: "no money left" comes as 429 too, and is not worth a retry.
+# Codes and types that are more precise than the status: a used-up quota comes with 429 too, and a retry does not help.
 _REFUSALS = (
     "context_length_exceeded model_not_found model_not_available unsupported_model DeploymentNotFound "
     "insufficient_quota 1113 exceeded_current_quota_error invalid_api_key authentication_error"
 )
 _REFUSED_CODES = frozenset(_REFUSALS.split())
 _RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error"})
-# Those of an error that came with status 200, or in a stream.
+# Codes and types of an error that came with status 200, or in a stream.
 _LATE_REFUSED = _REFUSED_CODES | {"invalid_prompt"}
 _LATE_RATE = _RATE_CODES | {"no_capacity", "too_many_requests"}
 
 
 def of_status(status: int, body: bytes, headers: Mapping[str, str], where: str) -> CallError:
-    """The error for an answer whose status is not 200. `where`: the server, as the message names it."""
-    message, codes = _said(body)
+    """The error for an answer whose status is not 200. `where`: the server's name in the message."""
+    message, codes = _message_and_codes(body)
     text = short(f"{where} answered {status}: {message}" if message else f"{where} answered {status}")
     return _class(status, codes)(text, retry_after=_retry_after(headers))
 
 
-def of_body(error: Any, where: str) -> CallError:
+def of_body(error: object, where: str) -> CallError:
     """The error for an `error` object in an answer whose status was 200, or in the middle of a stream."""
-    found: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+    found = cast("Mapping[str, object]", error) if isinstance(error, Mapping) else {"message": error}
     codes = {word(found.get(k)) for k in ("code", "type")}
     reason = word(found.get("message")) or word(found.get("code")) or "no reason given"
     text = short(f"{where} answered with an error: {reason}")
@@ -46,23 +46,23 @@ def of_body(error: Any, where: str) -> CallError:
 
 
 def short(text: str) -> str:
-    """A text of a server's, cut to what a message needs."""
+    """A server's text, cut to the length that a message may have."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of what a server sent. What is cut ends in "…", as with `short`."""
+    """The beginning of what a server sent, with "…" at the end where it was cut."""
     text = body[:_SHOWN].decode(errors="replace").strip()
     return text if len(body) <= _SHOWN else f"{text}…"
 
 
-def word(value: Any) -> str:
-    """A text or number of a server's as text; "" for what else it sent, which may be nested too deeply for str()."""
+def word(value: object) -> str:
+    """A text or number that a server sent, as text; "" for any other value, which may be nested too deeply for str()."""
     return str(value) if value and isinstance(value, (str, int, float)) else ""
 
 
 def wait(seconds: float) -> float | None:
-    """How long to wait where a server asks for so much; None for nonsense."""
+    """How long to wait where a server asks for this time, at most LONGEST_WAIT; None for a time that makes no sense."""
     return float(min(seconds, LONGEST_WAIT)) if seconds >= 0 else None
 
 
@@ -76,15 +76,16 @@ def _class(status: int, codes: set[str]) -> type[CallError]:
     return LMRefused if 400 <= status < 500 else LMUnavailable
 
 
-def _said(body: bytes) -> tuple[str, set[str]]:
+def _message_and_codes(body: bytes) -> tuple[str, set[str]]:
     """(message, codes) of an error's body; the body itself where it is not in OpenAI's form."""
     try:
         data = orjson.loads(body)
     except ValueError:
         return excerpt(body), set()
-    error = data.get("error") if isinstance(data, dict) else None
-    if not isinstance(error, dict):
-        return word(error) or excerpt(body), set()
+    found = cast("Mapping[str, object]", data).get("error") if isinstance(data, dict) else None
+    if not isinstance(found, dict):
+        return word(found) or excerpt(body), set()
+    error = cast("Mapping[str, object]", found)
     return word(error.get("message")), {word(error.get(k)) for k in ("code", "type")}
 
 

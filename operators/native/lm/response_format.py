@@ -1,30 +1,28 @@
-"""What a request says about the form of the answer: DSPy's JSONAdapter, for a model that holds to a JSON Schema."""
+"""The `response_format` of a request: what DSPy's JSONAdapter sends to a model that follows a JSON Schema."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, cast
 
-from dspex.operators.native.fields.fields import MISSING
+from dspex.operators.native.fields.fields import MISSING, JsonSchema, Values, get_origin
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
 _NAME = "DSPyProgramOutputs"
-_JSON_MODE: Mapping[str, Any] = {"type": "json_object"}
+_JSON_MODE: JsonSchema = {"type": "json_object"}
 
 
-def response_format(signature: Signature) -> dict[str, Any]:
+def response_format(signature: Signature) -> JsonSchema:
     """`response_format` of an OpenAI-compatible request for the outputs: a strict JSON Schema.
 
     `{"type": "json_object"}` where DSPy falls back to it: an output that is a dict of types has no fixed properties, and
     some types have no schema. The caller must not change what it gets.
     """
-    made: dict[str, Any] = signature.compiled("response_format", _make)
-    return made
+    return signature.compiled("response_format", _make)
 
 
-def _make(signature: Signature) -> dict[str, Any]:
+def _make(signature: Signature) -> JsonSchema:
     from pydantic import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
     if any(get_origin(f.annotation) is dict for f in signature.outputs.values()):
@@ -35,26 +33,22 @@ def _make(signature: Signature) -> dict[str, Any]:
         strict = _strict(schema, schema)
     except (ValueError, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
         return dict(_JSON_MODE)
-    except RecursionError:  # a reference to itself beside a description; DSPy fails with this very error
+    except RecursionError:  # a recursive reference beside a description; DSPy fails with this error
         return dict(_JSON_MODE)
     return {"type": "json_schema", "json_schema": {"name": _NAME, "schema": strict, "strict": True}}
 
 
-def _schema(signature: Signature) -> dict[str, Any]:
+def _schema(signature: Signature) -> JsonSchema:
     from pydantic import ConfigDict, create_model
 
-    fields: dict[str, Any] = {
-        f.name: (f.annotation, ... if f.default is MISSING else f.default) for f in signature.outputs.values()
-    }
-    model: Any = create_model(_NAME, __config__=ConfigDict(extra="forbid"), **fields)
-    schema: dict[str, Any] = model.model_json_schema()
-    return schema
+    fields: Values = {f.name: (f.annotation, ... if f.default is MISSING else f.default) for f in signature.outputs.values()}
+    return create_model(_NAME, __config__=ConfigDict(extra="forbid"), **fields).model_json_schema()
 
 
-def _require_all(part: dict[str, Any]) -> None:
-    """Every object wants all of its properties and takes no others: first step, as the adapter does it."""
+def _require_all(part: JsonSchema) -> None:
+    """Step 1, as the adapter does it: every object requires all of its properties and takes no others."""
     if part.get("type") == "object":
-        properties: dict[str, Any] = part.setdefault("properties", {})
+        properties: JsonSchema = part.setdefault("properties", {})
         part["required"] = list(properties)
         part["additionalProperties"] = False
         for inner in properties.values():
@@ -66,11 +60,11 @@ def _require_all(part: dict[str, Any]) -> None:
         _require_all(inner)
 
 
-def _strict(part: Any, root: Mapping[str, Any]) -> Any:
-    """Second step, as the client does it: also inside of choices, without defaults of None, and no `$ref` beside others."""
+def _strict(part: Any, root: JsonSchema) -> Any:
+    """Step 2, as the client does it: also inside of `anyOf`, without defaults of None, and no `$ref` beside other keys."""
     if not isinstance(part, dict):
         return part
-    made = dict(part)
+    made = dict(cast("JsonSchema", part))
     if "$defs" in made:
         made["$defs"] = {name: _strict(inner, root) for name, inner in made["$defs"].items()}
     if made.get("type") == "object":

@@ -6,22 +6,23 @@
     metrics.exact_match("The Eiffel Tower!", ["Eiffel Tower", "Louvre"])  # 1.0
     metrics.batch("f1", table["answer"], table["label"])                  # a column of numbers
 
-Every metric takes `actual` (what was answered) first and `expected` (the reference, or several of them) second, and gives
-a float. Of several references the best counts. The same call with the same texts gives the same number as DSPy's metric.
+Every metric takes `actual` (the answer) first and `expected` (the reference, or several of them) second, and returns a
+float. Of several references the best counts. The numbers are those of DSPy's metrics for the same texts.
 
 Raises:
-    InvalidInput: a value is no text, or there is no reference to compare with.
+    InvalidInput: a value is no text, or there is no reference.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from dspex.bus.errors import InvalidInput
+from dspex.operators.native.metrics import scores
+from dspex.operators.native.metrics.arguments import references_of, text_of, texts_of
+from dspex.operators.native.metrics.json_values import NO_JSON, json_value, same_json
 from dspex.operators.native.metrics.text import passage, same_words, words, words_of_both
 
 __all__ = [
@@ -41,14 +42,13 @@ __all__ = [
     "token_sort",
 ]
 
-LABELS = frozenset({"yes", "no", "noanswer"})  # HotPotQA: half right is wrong for these
-FUZZY_WORK = 10**10  # of the product of two lengths; more would take longer than a second
+_FUZZY_WORK = 10**10  # the product of two lengths; more would take longer than a second
 
 
 def normalize_text(text: str) -> str:
     """`text` as the metrics compare it: NFD, lower case, without ASCII punctuation, without the words a, an and the, and with
     single spaces between words. As DSPy's `normalize_text`."""
-    return " ".join(words(_text("normalize_text", "text", text)))
+    return " ".join(words(text_of("normalize_text", "text", text)))
 
 
 def exact_match(actual: str, expected: str | Sequence[str], *, frac: float = 1.0) -> float:
@@ -63,34 +63,34 @@ def exact_match(actual: str, expected: str | Sequence[str], *, frac: float = 1.0
         return float(f1(actual, expected) >= frac)
     if type(actual) is str and type(expected) is str:
         return float(same_words(actual, expected))
-    return float(any(same_words(actual, reference) for reference in _references("exact_match", actual, expected)))
+    return float(any(same_words(actual, reference) for reference in references_of("exact_match", actual, expected)))
 
 
 def f1(actual: str, expected: str | Sequence[str]) -> float:
     """Harmonic mean of `precision` and `recall`; 0.0 when no word is shared, also for two empty texts. As DSPy's `F1`."""
     if type(actual) is str and type(expected) is str:
-        return _f1(*words_of_both(actual, expected))
-    return _best(_f1, "f1", actual, expected)
+        return scores.f1(*words_of_both(actual, expected))
+    return _best(scores.f1, "f1", actual, expected)
 
 
 def hotpot_f1(actual: str, expected: str | Sequence[str]) -> float:
     """`f1`, but 0.0 when one side is `yes`, `no` or `noanswer` and the other is not the same. As DSPy's `HotPotF1`."""
-    return _best(_hotpot_f1, "hotpot_f1", actual, expected)
+    return _best(scores.hotpot_f1, "hotpot_f1", actual, expected)
 
 
 def precision(actual: str, expected: str | Sequence[str]) -> float:
     """Share of the answer's words that are in the reference, each as often as it is there. As DSPy's `precision_score`."""
-    return _best(_precision, "precision", actual, expected)
+    return _best(scores.precision, "precision", actual, expected)
 
 
 def recall(actual: str, expected: str | Sequence[str]) -> float:
     """Share of the reference's words that are in the answer, each as often as it is there."""
-    return _best(_recall, "recall", actual, expected)
+    return _best(scores.recall, "recall", actual, expected)
 
 
 def jaccard(actual: str, expected: str | Sequence[str]) -> float:
     """Words that both have over words that either has, each counted once; 0.0 for two empty texts."""
-    return _best(_jaccard, "jaccard", actual, expected)
+    return _best(scores.jaccard, "jaccard", actual, expected)
 
 
 def passage_match(actual: str | Sequence[str], expected: str | Sequence[str]) -> float:
@@ -100,15 +100,15 @@ def passage_match(actual: str | Sequence[str], expected: str | Sequence[str]) ->
         actual: one passage, or several; no passage contains nothing.
         expected: one answer, or several; an answer without words is in every passage, no answer is in none.
     """
-    answers = [passage(text) for text in _texts("passage_match", "expected", expected)]
-    found = (passage(text) for text in _texts("passage_match", "actual", actual))
+    answers = [passage(text) for text in texts_of("passage_match", "expected", expected)]
+    found = (passage(text) for text in texts_of("passage_match", "actual", actual))
     return float(any(answer in text for text in found for answer in answers))
 
 
 def fuzzy(actual: str, expected: str | Sequence[str]) -> float:
-    """How alike the normalized texts are, letter by letter: rapidfuzz's `ratio` over 100. 1.0 for two empty texts.
+    """How similar the normalized texts are, letter by letter: rapidfuzz's `ratio` over 100. 1.0 for two empty texts.
 
-    Its time grows with the product of the lengths: a pair for which that is over 10,000,000,000 is refused (InvalidInput).
+    The time grows with the product of the two lengths; a pair with a product over 10,000,000,000 is InvalidInput.
     """
     return _alike("ratio", "fuzzy", actual, expected)
 
@@ -123,10 +123,10 @@ def token_set(actual: str, expected: str | Sequence[str]) -> float:
     return _alike("token_set_ratio", "token_set", actual, expected)
 
 
-def json_match(actual: Any, expected: Any) -> float:
+def json_match(actual: object, expected: object) -> float:
     """1.0 when both are the same JSON value, else 0.0.
 
-    The order of keys does not count, the order of a list does; `1` and `1.0` are the same number, `true` is none.
+    The order of keys does not count, the order of a list does; `1` and `1.0` are the same number, `true` is no number.
 
     Args:
         actual: JSON text, or a value made of dict, list, str, numbers, bool and None. Text that is no JSON matches nothing.
@@ -135,11 +135,11 @@ def json_match(actual: Any, expected: Any) -> float:
     Raises:
         InvalidInput: `expected` is text that is no JSON.
     """
-    wanted = _json_value(expected)
-    if wanted is _NO_JSON:
+    wanted = json_value(expected)
+    if wanted is NO_JSON:
         raise InvalidInput("json_match: expected is no JSON text")
-    given = _json_value(actual)
-    return float(given is not _NO_JSON and _same_json(given, wanted))
+    given = json_value(actual)
+    return float(given is not NO_JSON and same_json(given, wanted))
 
 
 def batch(metric: str, actual: Any, expected: Any) -> Any:
@@ -180,146 +180,22 @@ METRICS: Mapping[str, Callable[[Any, Any], float]] = MappingProxyType(
 """Every metric by its name: a function of (actual, expected)."""
 
 
-# -- references ----------------------------------------------------------------------------------------------------
-def _best(score: Callable[[list[str], list[str]], float], metric: str, actual: Any, expected: Any) -> float:
+def _best(score: Callable[[list[str], list[str]], float], metric: str, actual: object, expected: object) -> float:
     """The best of `score(words, words)` over the references."""
     if type(actual) is str and type(expected) is str:
         return score(*words_of_both(actual, expected))
-    references = _references(metric, actual, expected)
-    return max(score(*words_of_both(actual, reference)) for reference in references)
+    references = references_of(metric, actual, expected)
+    ours = text_of(metric, "actual", actual)
+    return max(score(*words_of_both(ours, reference)) for reference in references)
 
 
-def _references(metric: str, actual: Any, expected: Any) -> list[str]:
-    """`expected` as a list with something in it. Raise InvalidInput unless all is text."""
-    _text(metric, "actual", actual)
-    found = _texts(metric, "expected", expected)
-    if not found:
-        raise InvalidInput(f"{metric}: expected has no reference to compare with")
-    return found
-
-
-def _texts(metric: str, side: str, value: Any) -> list[str]:
-    """One text or several, as a list. Raise InvalidInput when it is neither."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview):
-        raise InvalidInput(f"{metric}: {side} must be text or a list of texts, not {type(value).__name__}")
-    return [_text(metric, f"an item of {side}", text) for text in value]
-
-
-def _text(metric: str, what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{metric}: {what} must be text, not {type(value).__name__}")
-    return value
-
-
-# -- words ---------------------------------------------------------------------------------------------------------
-_MANY = 48  # words: from here on it pays to make two Counters
-
-
-def _overlap(ours: list[str], theirs: list[str]) -> int:
-    """How many words both have, a word as often as the side that has it less often."""
-    if len(ours) > len(theirs):
-        ours, theirs = theirs, ours
-    same = 0
-    if len(ours) > _MANY:
-        of_theirs = Counter(theirs).get
-        for word, n in Counter(ours).items():
-            if m := of_theirs(word):
-                same += n if n < m else m
-        return same
-    once = set(ours)
-    if len(once) == len(ours):
-        return len(once.intersection(theirs))
-    left: dict[str, int] = {}
-    count = left.get
-    for word in ours:
-        left[word] = count(word, 0) + 1
-    for word in theirs:
-        if seen := count(word):
-            left[word] = seen - 1
-            same += 1
-    return same
-
-
-def _f1(ours: list[str], theirs: list[str]) -> float:
-    same = _overlap(ours, theirs)
-    if not same:
-        return 0.0
-    precise, complete = same / len(ours), same / len(theirs)
-    return (2 * precise * complete) / (precise + complete)  # in DSPy's order: the last bit counts
-
-
-def _hotpot_f1(ours: list[str], theirs: list[str]) -> float:
-    if ours != theirs and (_is_label(ours) or _is_label(theirs)):
-        return 0.0
-    return _f1(ours, theirs)
-
-
-def _is_label(found: list[str]) -> bool:
-    return len(found) == 1 and found[0] in LABELS
-
-
-def _precision(ours: list[str], theirs: list[str]) -> float:
-    return _overlap(ours, theirs) / len(ours) if ours else 0.0
-
-
-def _recall(ours: list[str], theirs: list[str]) -> float:
-    return _overlap(ours, theirs) / len(theirs) if theirs else 0.0
-
-
-def _jaccard(ours: list[str], theirs: list[str]) -> float:
-    either = set(ours).union(theirs)
-    return len(set(ours).intersection(theirs)) / len(either) if either else 0.0
-
-
-# -- letters -------------------------------------------------------------------------------------------------------
-def _alike(scorer: str, metric: str, actual: Any, expected: Any) -> float:
+def _alike(scorer: str, metric: str, actual: object, expected: object) -> float:
     from rapidfuzz import fuzz
 
     ratio = getattr(fuzz, scorer)
-    references = _references(metric, actual, expected)
-    ours = normalize_text(actual)
+    references = references_of(metric, actual, expected)
+    ours = normalize_text(text_of(metric, "actual", actual))
     theirs = [normalize_text(reference) for reference in references]
-    if len(ours) * max(map(len, theirs)) > FUZZY_WORK:
+    if len(ours) * max(map(len, theirs)) > _FUZZY_WORK:
         raise InvalidInput(f"{metric}: the texts are too long to compare letter by letter", fix="use f1 for long texts")
     return float(max(ratio(ours, text) for text in theirs)) / 100
-
-
-# -- JSON ----------------------------------------------------------------------------------------------------------
-_NO_JSON = object()
-
-
-def _json_value(value: Any) -> Any:
-    """Text read as JSON; anything else as it is; `_NO_JSON` for text that is none, or is nested too deeply to be read."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        return _NO_JSON
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")  # NaN, Infinity
-
-
-def _same_json(one: Any, other: Any) -> bool:
-    """Without recursion: a value may be nested deeply."""
-    pairs = [(one, other)]
-    while pairs:
-        a, b = pairs.pop()
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if a.keys() != b.keys():
-                return False
-            pairs += [(a[key], b[key]) for key in a]
-        elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
-            if len(a) != len(b):
-                return False
-            pairs += zip(a, b)
-        elif isinstance(a, bool) or isinstance(b, bool):
-            if a is not b:
-                return False
-        elif a != b:
-            return False
-    return True

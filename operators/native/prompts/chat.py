@@ -8,19 +8,20 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import isclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast, get_args
 
-from dspex.operators.native.fields.fields import Field
+from dspex.operators.native.fields.fields import Field, JsonSchema, get_origin
 from dspex.operators.native.prompts.names import annotation_name
 from dspex.operators.native.prompts.values import format_value, has_a_known_form, refuse_marker
 from dspex.operators.native.prompts.versions import Version, version_of
 from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
+    from dspex.operators.native.adapters import Message
     from dspex.operators.native.signature import Signature
 
-Message: TypeAlias = dict[str, Any]
-FieldSlot: TypeAlias = tuple[str, str, str, Field]  # name, what stands before its value, what stands after it, the field
+Demo: TypeAlias = Mapping[str, object]  # an example: inputs and outputs by name
+FieldSlot: TypeAlias = tuple[str, str, str, Field]  # name, text before the value, text after the value, the field
 
 INTRODUCTION = "All interactions will be structured in the following way, with the appropriate values filled in."
 INCOMPLETE = "This is an example of the task, though some input or output fields are not supplied."
@@ -28,21 +29,15 @@ MISSING = "Not supplied for this particular example. "
 CLOSING = "[[ ## completed ## ]]\n"
 
 
-def messages(
-    signature: Signature, data: Mapping[str, Any], demos: Sequence[Mapping[str, Any]], version: str | None
-) -> list[Message]:
-    """The prompt. Raises TopologyError for a signature that is not has_a_known_form, InvalidInput for a value that is not."""
-    known = version_of(version)
-    prompt: ChatPrompt = signature.compiled(("chat", known.name), partial(ChatPrompt, known))
-    return prompt.messages(data, demos)
-
-
 class ChatPrompt:
-    """All of a prompt that depends on the signature alone, ready. The other adapters change parts of it."""
+    """The parts of a prompt that depend on the signature alone, made once. The other adapters change some of them.
+
+    Raises TopologyError (DX205, DX210) for a signature with a type that a prompt cannot show.
+    """
 
     def __init__(self, version: Version, signature: Signature) -> None:
         self.version = version
-        refuse_uncovered(signature)
+        refuse_unknown_forms(signature)
         self._fields: tuple[str, ...] = tuple(f.name for f in signature.fields)
         self._names = (tuple(signature.inputs), tuple(signature.outputs))
         self._inputs = [self.input_place(f) for f in signature.inputs.values()]
@@ -52,6 +47,12 @@ class ChatPrompt:
             "role": "system",
             "content": f"{_descriptions(signature, version)}\n{self.structure(signature)}\n{_task(signature)}",
         }
+
+    @classmethod
+    def of(cls, signature: Signature, version: str | None) -> Self:
+        """The prompt of this signature for a version of DSPy, made once. Raises TopologyError (DX205, DX210)."""
+        known = version_of(version)
+        return signature.compiled((cls, known.name), partial(cls, known))
 
     # -- what depends on the signature ------------------------------------------------------------------------------
     def input_place(self, field: Field) -> FieldSlot:
@@ -70,15 +71,16 @@ class ChatPrompt:
         return "\n\n".join(f"{before}{note(field, self.version)}{after}" for _, before, after, field in places).strip()
 
     def reminder(self, signature: Signature) -> str:
-        """The end of the request, which says what to answer."""
+        """The end of the request: which fields to answer, and how."""
         outputs = signature.outputs.values()
         names = ", then ".join(f"`[[ ## {f.name} ## ]]`{type_hint(f, self.version)}" for f in outputs)
         start = "Respond with the corresponding output fields, starting with the field"
         return f"{start} {names}, and then ending with the marker for `[[ ## completed ## ]]`."
 
     # -- what depends on the data -----------------------------------------------------------------------------------
-    def messages(self, data: Mapping[str, Any], demos: Sequence[Mapping[str, Any]]) -> list[Message]:
-        made = [self._system.copy()]  # a caller may edit what it gets
+    def messages(self, data: Mapping[str, object], demos: Sequence[Demo]) -> list[Message]:
+        """The prompt for these inputs and examples. Raises InvalidInput for a value that a prompt cannot show."""
+        made = [self._system.copy()]  # a copy: the caller may change it
         if demos:
             complete, incomplete = self._sorted(demos)
             for demo in incomplete:
@@ -88,10 +90,10 @@ class ChatPrompt:
         made.append({"role": "user", "content": refuse_marker(self._user("", data, self._reminder))})
         return made
 
-    def _sorted(self, demos: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-        """Examples that have every field, and those that have an input and an output. Others tell nothing: left out."""
-        complete: list[Mapping[str, Any]] = []
-        incomplete: list[Mapping[str, Any]] = []
+    def _sorted(self, demos: Sequence[Demo]) -> tuple[list[Demo], list[Demo]]:
+        """Examples that have every field, and those that have at least one input and one output. Others are left out."""
+        complete: list[Demo] = []
+        incomplete: list[Demo] = []
         for demo in demos:
             for name in self._fields:
                 if demo.get(name) is None:
@@ -102,26 +104,26 @@ class ChatPrompt:
                 complete.append(demo)
         return complete, incomplete
 
-    def _example(self, start: str, demo: Mapping[str, Any]) -> tuple[Message, Message]:
+    def _example(self, start: str, demo: Demo) -> tuple[Message, Message]:
         return (
             {"role": "user", "content": refuse_marker(self._user(start, demo, ""))},
             {"role": "assistant", "content": self.answer(demo)},
         )
 
-    def _user(self, start: str, data: Mapping[str, Any], end: str) -> str:
+    def _user(self, start: str, data: Mapping[str, object], end: str) -> str:
         parts = [start] if start else []
         for name, before, after, field in self._inputs:
             if name in data:
                 value = data[name]
                 text = value if type(value) is str else format_value(field, value, self.version)
                 parts.append(f"{before}{text}{after}")
-        if end:  # the reminder: there is no space around it, so the whole needs no strip, which would copy it
+        if end:  # the reminder has no space around it: without strip(), which would copy the whole text
             parts.append(end)
             return "\n\n".join(parts)
         return "\n\n".join(parts).strip()
 
-    def answer(self, demo: Mapping[str, Any]) -> str:
-        """What the model should have said for an example."""
+    def answer(self, demo: Demo) -> str:
+        """The answer that the model should have given for an example."""
         parts: list[str] = []
         for name, before, after, field in self._outputs:
             value = demo.get(name, MISSING)
@@ -131,7 +133,7 @@ class ChatPrompt:
         return f"{shown}\n\n{CLOSING}" if self.version.completed else shown
 
 
-def refuse_uncovered(signature: Signature) -> None:
+def refuse_unknown_forms(signature: Signature) -> None:
     """Raise TopologyError (DX205) for fields that only DSPy itself can format."""
     for field in signature.fields:
         if not has_a_known_form(field):
@@ -156,14 +158,14 @@ def _task(signature: Signature) -> str:
 
 
 def type_hint(field: Field, version: Version) -> str:
-    """What the reminder says about the type of an output; nothing for text."""
+    """The part of the reminder about the type of an output; "" for text."""
     if field.annotation is str:
         return ""
     return f" (must be formatted as a valid Python {annotation_name(field.annotation, version)})"
 
 
 def note(field: Field, version: Version) -> str:
-    """A placeholder for a field's value, with what an output must look like."""
+    """A placeholder for a field's value; for an output also the form that its value must have."""
     wanted = "" if field.role == "input" else _requirement(field, version)
     return f"{{{field.name}}}        # note: the value you produce {wanted}" if wanted else f"{{{field.name}}}"
 
@@ -185,21 +187,24 @@ def _requirement(field: Field, version: Version) -> str:
     return f"must adhere to the JSON schema: {schema}"
 
 
-def json_schema(field: Field, **options: Any) -> dict[str, Any]:
-    """The JSON Schema of a field's type. Raises TopologyError (DX210) where pydantic knows none."""
+def json_schema(field: Field, *, by_alias: bool = True) -> JsonSchema:
+    """The JSON Schema of a field's type. Raises TopologyError (DX210) for a type that has none."""
     from pydantic import TypeAdapter
     from pydantic.errors import PydanticUserError
 
     try:
-        schema: dict[str, Any] = TypeAdapter(field.annotation).json_schema(**options)
+        return TypeAdapter(field.annotation).json_schema(by_alias=by_alias)
     except PydanticUserError as e:
-        message = f"{field.name}: a model cannot be told what a {field.type} is: {e.message}"
+        message = f"{field.name}: the type {field.type} cannot be described to a model: {e.message}"
         raise problem("DX210", message, "use a type that has a JSON Schema") from e
-    return schema
 
 
-def _type_first(schema: Any) -> Any:
-    """The schema with sorted keys, but `type` first: a model reads it in this order."""
+def _type_first(schema: object) -> object:
+    """The schema with sorted keys, but `type` first: the order in which DSPy shows it to a model."""
     if isinstance(schema, Mapping):
-        return {k: _type_first(v) for k, v in sorted(schema.items(), key=lambda item: (item[0] != "type", item[0]))}
-    return [_type_first(item) for item in schema] if isinstance(schema, list) else schema
+        items = cast("Mapping[str, object]", schema).items()
+        return {k: _type_first(v) for k, v in sorted(items, key=lambda item: (item[0] != "type", item[0]))}
+    return [_type_first(item) for item in cast("list[object]", schema)] if isinstance(schema, list) else schema
+
+
+PROMPT = ChatPrompt

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args
 
+from dspex.operators.native.fields.fields import Annotation, get_origin
 from dspex.operators.native.prompts.versions import NEWEST, Version
 
 
-def annotation_name(annotation: Any, version: Version = NEWEST) -> str:
+def annotation_name(annotation: Annotation, version: Version = NEWEST) -> str:
     """The name that a prompt shows for a type."""
     origin = get_origin(annotation)
     if origin is None:
@@ -21,7 +22,7 @@ def annotation_name(annotation: Any, version: Version = NEWEST) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text of a Literal in quotes, as DSPy puts them: only a quote is ever escaped, so this is not repr."""
+    """A text of a Literal in quotes, as DSPy writes them. Not repr(): only quotes are escaped."""
     if "'" not in text:
         return f"'{text}'"
     if '"' not in text:

@@ -6,31 +6,34 @@ import json
 import typing
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dspex.bus.errors import InvalidInput
-from dspex.operators.native.fields.fields import Field
+from dspex.operators.native.fields.fields import Annotation, Field
 from dspex.operators.native.fields.types import declared_fields
 from dspex.operators.native.prompts.versions import NEWEST, Version
 
-MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"  # DSPy puts its own content (an image, a file) between this and its end
-PLAIN = frozenset({int, float, bool, type(None)})  # what DSPy shows as `str` does
-to_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
-# What pydantic, and what the serializers of users' classes that it calls, may raise. DSPy catches everything here.
+MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"  # DSPy puts an image or a file between this and an end marker
+PLAIN = frozenset({int, float, bool, type(None)})  # types of which DSPy shows str()
+to_json: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
+
+# What pydantic may raise, and the serializers of users' classes that it calls. DSPy catches every exception here.
 _FAILURES = (ValueError, TypeError, AttributeError, RuntimeError, NameError, LookupError, ArithmeticError)
 
 
-def format_value(field: Field, value: Any, version: Version = NEWEST) -> str:
-    """The text that a prompt shows for a value of a field. Raises InvalidInput for what DSPy fails at.
+def format_value(field: Field, value: object, version: Version = NEWEST) -> str:
+    """The text that a prompt shows for a value of a field. Raises InvalidInput for a value that makes DSPy fail.
 
-    Text stays as it is; a list for a field of text is numbered; dates, models, dicts and the like are JSON.
+    Text is unchanged, the items of a list in a field of text are numbered; dates, models, dicts and so on are JSON.
     """
     if type(value) is str:
         return value
     try:
         if isinstance(value, list) and field.annotation is str:
-            return _numbered(value)
+            return _numbered(cast("list[object]", value))
         if type(value) in PLAIN:
             return str(value)
         plain = jsonable(value, version)
@@ -39,7 +42,7 @@ def format_value(field: Field, value: Any, version: Version = NEWEST) -> str:
         raise InvalidInput(f"{field.name}: {type(value).__name__} cannot be shown to a model: {e}") from e
 
 
-def _numbered(items: list[Any]) -> str:
+def _numbered(items: list[object]) -> str:
     if not items:
         return "N/A"
     if len(items) == 1:
@@ -48,20 +51,20 @@ def _numbered(items: list[Any]) -> str:
 
 
 def _passage(text: Any) -> str:
-    """One item of a list in marks that show where it ends. Not only str: DSPy takes all that knows `in`."""
+    """One item of a list, in quotation marks. Not only str: DSPy takes every value that supports `in`."""
     if "\n" in text or "«" in text or "»" in text:
         indented = text.replace("\n", "\n    ")
         return f"«««\n    {indented}\n»»»"
     return f"«{text}»"
 
 
-def jsonable(value: Any, version: Version = NEWEST) -> Any:
-    """The value as JSON can hold it, by pydantic's rules for its type; its `str` where there are none.
+def jsonable(value: object, version: Version = NEWEST) -> object:
+    """The value as JSON data, by pydantic's rules for its type; its `str` where pydantic has none.
 
-    Not `pydantic_core.to_jsonable_python`: it takes a subclass of list for a list, where a TypeAdapter of that type, which
-    is what DSPy makes for each value, fails and the text is shown.
+    Not `pydantic_core.to_jsonable_python`: it takes a subclass of list for a list. DSPy makes a TypeAdapter of the value's
+    type, which fails for such a subclass, so that DSPy shows its text.
     """
-    kind: Any = type(value)
+    kind: Annotation = type(value)
     adapter = _adapter(kind)
     if adapter is None:
         return str(value)
@@ -71,9 +74,9 @@ def jsonable(value: Any, version: Version = NEWEST) -> Any:
         return str(value)
 
 
-@lru_cache(maxsize=512)  # a class that a program makes anew for each call must not stay for ever
-def _adapter(kind: type[Any]) -> Any:
-    """pydantic's adapter of a type; None where it has none. Making one takes 10 µs and more, so it is done once."""
+@lru_cache(maxsize=512)  # bounded: a program may make new classes for each call
+def _adapter(kind: Annotation) -> TypeAdapter[Any] | None:
+    """pydantic's adapter of a type; None where it has none. Making one takes 10 µs or more, so it is cached."""
     from pydantic import TypeAdapter
 
     try:
@@ -83,19 +86,19 @@ def _adapter(kind: type[Any]) -> Any:
 
 
 def refuse_marker(content: str) -> str:
-    """The content of a user's message. Raises InvalidInput if it holds the marker that DSPy turns into other content."""
+    """The content of a user's message, unchanged. Raises InvalidInput if it has the marker for images and files in it."""
     if MARKER in content:
-        raise InvalidInput(f"the inputs hold DSPy's marker {MARKER}, which would become content of its own")
+        raise InvalidInput(f"the inputs hold DSPy's marker {MARKER}, which would become an image or a file")
     return content
 
 
 def has_a_known_form(field: Field) -> bool:
-    """Whether values of this field are formatted here: True but for DSPy's own types, on their own or inside of others."""
+    """Whether dspex can format values of this field: True unless its type is one of DSPy's own, or contains one."""
     return not any(c.__module__.partition(".")[0] == "dspy" for c in _classes(field.annotation, set()))
 
 
-def _classes(annotation: Any, seen: set[int]) -> Iterator[type[Any]]:
-    """All classes that a type is made of: arguments, bases, and the fields of records."""
+def _classes(annotation: Annotation, seen: set[int]) -> Iterator[type]:
+    """All classes in a type: its arguments, their bases, and the types of their fields."""
     if id(annotation) in seen:
         return
     seen.add(id(annotation))

@@ -1,6 +1,7 @@
-"""What the prompts of each version of DSPy look like: the few details in which they differ.
+"""The differences between the prompts of DSPy's versions.
 
-Found by comparing the sources, and held by a file of prompts that each version made itself (tests/…/native/golden).
+They were found by comparing the sources. A file of prompts that each version made itself checks them
+(tests/operators/native/golden).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PACKAGES = ("dspy", "dspy-ai")  # one library under two names
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A minor version of DSPy, as its prompts look. A flag is True from the version in its comment on."""
+    """The prompts of a minor version of DSPy. Each flag is True from the version in its comment on."""
 
     name: str
     completed: bool = True  # 3.0: the answers of chat examples end with the marker `completed`
@@ -28,7 +29,9 @@ class Version:
     letters: bool = True  # 3.2: the answers of JSON examples keep letters beyond ASCII; before, \uXXXX
     nested_xml: bool = True  # 3.3: lists, dicts and models are written as XML elements, and text is escaped
     unions: bool = True  # 3.4: `X | Y` is shown as Union[X, Y]; before, as UnionType[X, Y]
-    items_as_text: bool = True  # 3.4: what pydantic cannot write becomes text by itself; before, all around it did too
+    items_as_text: bool = (
+        True  # 3.4: a value that pydantic cannot serialize becomes text by itself; before, the whole value around it
+    )
 
 
 _V34 = Version("3.4")
@@ -53,8 +56,8 @@ NEWEST = _V34
 def version_of(text: str | None) -> Version:
     """The version whose prompts DSPy `text` ("3.4", "3.3.1") makes; None: the newest known.
 
-    One that is newer than all known is taken for the newest known. Raises TopologyError (DX205) for one that is older
-    than 2.6, and for what is no version.
+    A version newer than all known ones has the prompts of the newest known one. Raises TopologyError (DX205) for a version
+    older than 2.6, and for text that is no version.
     """
     if text is None:
         return NEWEST
@@ -69,7 +72,7 @@ def version_of(text: str | None) -> Version:
 
 
 def installed() -> str | None:
-    """The version of DSPy in this environment, without importing it; None where there is none."""
+    """The version of DSPy that is installed, read without importing DSPy; None if DSPy is not installed."""
     for package in _PACKAGES:
         try:
             return metadata.version(package)

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Union, cast, get_args
 from xml.sax.saxutils import quoteattr
 
 from typing_extensions import is_typeddict
 
-from dspex.operators.native.fields.fields import Field
+from dspex.operators.native.fields.fields import Annotation, Field, JsonSchema, get_origin
 from dspex.operators.native.fields.types import is_model
-from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPrompt, FieldSlot, Message, json_schema
+from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPrompt, Demo, FieldSlot, json_schema
 from dspex.operators.native.prompts.values import format_value, jsonable
-from dspex.operators.native.prompts.versions import version_of
+from dspex.operators.native.prompts.versions import Version
 from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
 
-def messages(
-    signature: Signature, data: Mapping[str, Any], demos: Sequence[Mapping[str, Any]], version: str | None
-) -> list[Message]:
-    """The prompt. Raises TopologyError for a signature that is not covered, InvalidInput for a value that is not."""
-    known = version_of(version)
-    if not known.xml:
-        raise problem("DX205", f"DSPy {known.name} has no XML adapter", "use chat or json")
-    prompt: XmlPrompt = signature.compiled(("xml", known.name), partial(XmlPrompt, known))
-    return prompt.messages(data, demos)
-
-
 class XmlPrompt(ChatPrompt):
-    """As `ChatPrompt`, with elements instead of headers."""
+    """As `ChatPrompt`, with elements instead of headers. Raises TopologyError (DX205) for a version without it."""
+
+    def __init__(self, version: Version, signature: Signature) -> None:
+        if not version.xml:
+            raise problem("DX205", f"DSPy {version.name} has no XML adapter", "use chat or json")
+        super().__init__(version, signature)
 
     def input_place(self, field: Field) -> FieldSlot:
         return self.output_place(field) if self.version.xml_inputs else super().input_place(field)
@@ -58,10 +51,10 @@ class XmlPrompt(ChatPrompt):
         more = f" Use this nested XML structure: {' '.join(outlines)}" if outlines else ""
         return f"Respond with the corresponding output fields wrapped in XML tags {names}.{more}"
 
-    def answer(self, demo: Mapping[str, Any]) -> str:
+    def answer(self, demo: Demo) -> str:
         return "\n\n".join(self._element(place, demo.get(place[0], MISSING)) for place in self._outputs)
 
-    def _element(self, place: FieldSlot, value: Any) -> str:
+    def _element(self, place: FieldSlot, value: object) -> str:
         _, before, after, field = place
         if not self.version.nested_xml:
             return f"{before}{format_value(field, value, self.version)}{after}"
@@ -73,8 +66,8 @@ class XmlPrompt(ChatPrompt):
         return f"{before}{_escaped(text) if field.annotation is str else text}{after}"
 
 
-def nested(annotation: Any) -> bool:
-    """Whether DSPy writes values of this type as elements in elements: lists, dicts and records."""
+def nested(annotation: Annotation) -> bool:
+    """Whether DSPy writes values of this type as nested elements: lists, dicts, models and TypedDicts."""
     if get_origin(annotation) in (Union, types.UnionType):
         some = [a for a in get_args(annotation) if a is not type(None)]
         annotation = some[0] if len(some) == 1 else annotation
@@ -85,17 +78,17 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _xml(value: Any, tag: str, attributes: str = "") -> Iterator[str]:
+def _xml(value: object, tag: str, attributes: str = "") -> Iterator[str]:
     """JSON data as an element: items of a list are `<item>`, a key that cannot be a tag is `<entry key="…">`."""
     if value is None or value == []:
         yield f"<{tag}{attributes} />"
         return
     yield f"<{tag}{attributes}>"
     if isinstance(value, list):
-        for item in value:
+        for item in cast("list[object]", value):
             yield from _xml(item, "item")
     elif isinstance(value, dict):
-        for key, item in value.items():
+        for key, item in cast("dict[str, object]", value).items():
             fits = (key[:1] + key[1:].replace("-", "_").replace(".", "_")).isidentifier()
             yield from _xml(item, key) if fits else _xml(item, "entry", f" key={quoteattr(key)}")
     else:
@@ -104,15 +97,15 @@ def _xml(value: Any, tag: str, attributes: str = "") -> Iterator[str]:
 
 
 def _outline(field: Field) -> str:
-    """The elements that a value of the field's type is made of, with `...` for what they hold."""
+    """The elements that make up a value of the field's type, with `...` in place of their content."""
     schema = json_schema(field, by_alias=False)
     return _schema_outline(field.name, schema, schema.get("$defs", {}), frozenset())
 
 
-def _schema_outline(tag: str, schema: Mapping[str, Any], definitions: Mapping[str, Any], seen: frozenset[str]) -> str:
+def _schema_outline(tag: str, schema: JsonSchema, definitions: Mapping[str, JsonSchema], seen: frozenset[str]) -> str:
     if reference := schema.get("$ref"):
         name = reference.rsplit("/", 1)[-1]
-        if name in seen:  # a type that holds itself
+        if name in seen:  # a recursive type
             return f"<{tag}>...</{tag}>"
         return _schema_outline(tag, definitions[name], definitions, seen | {name})
     if choices := schema.get("anyOf"):
@@ -122,3 +115,6 @@ def _schema_outline(tag: str, schema: Mapping[str, Any], definitions: Mapping[st
         return f"<{tag}>{_schema_outline('item', schema.get('items', {}), definitions, seen)}</{tag}>"
     properties = schema.get("properties", {})
     return f"<{tag}>{''.join(_schema_outline(n, s, definitions, seen) for n, s in properties.items()) or '...'}</{tag}>"
+
+
+PROMPT = XmlPrompt

@@ -1,7 +1,7 @@
-"""Outputs of a signature out of text that no adapter of DSPy's asked for: fenced code, `key: value` lines, numbers, lists.
+"""Outputs of a signature in text that follows no adapter of DSPy: fenced code, `key: value` lines, numbers, lists.
 
 * code: one output: the first fenced block, or as a list all of them.
-* pairs: the lines `name: value`, whatever the case of the name; `Due date` is the output `due_date`.
+* pairs: the lines `name: value`, in upper or lower case; `Due date` is the output `due_date`.
 * numbers: the numbers in their order, one for each output; or all of them for one output that is a list.
 * list: one output that is a list: the items of the bulleted and numbered lists.
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from dspex.operators.native.adapters import Parser
+from dspex.operators.native.fields.fields import Annotation, Values, get_origin
 from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ FreeText: TypeAlias = Literal["code", "pairs", "numbers", "list"]
 _LISTS = (list, tuple, set, frozenset)
 
 
-def reader(signature: Signature, kind: FreeText) -> Callable[[str], dict[str, Any]]:
+def reader(signature: Signature, kind: FreeText) -> Parser:
     """A function that finds the outputs in a text, typed as the signature says. It raises InvalidOutput.
 
     Raises TopologyError (DX205) for outputs that the kind of text cannot give.
@@ -33,14 +35,14 @@ def reader(signature: Signature, kind: FreeText) -> Callable[[str], dict[str, An
     outputs, find = Outputs.of(signature), _FINDERS[kind]
     constrained = any(f.constraints for f in signature.outputs.values())
 
-    def read(text: str) -> dict[str, Any]:
+    def read(text: str) -> Values:
         found = outputs.typed(find(text, lists), text)
         return signature.check_outputs(found) if constrained else found
 
     return read
 
 
-def _is_list(annotation: Any) -> bool:
+def _is_list(annotation: Annotation) -> bool:
     return (get_origin(annotation) or annotation) in _LISTS
 
 
@@ -60,17 +62,17 @@ def _refuse(signature: Signature, kind: str, lists: Mapping[str, bool]) -> None:
         raise problem("DX205", what, f'write "{example.get(kind, "-> answer")}"')
 
 
-def _code(text: str, lists: Mapping[str, bool]) -> dict[str, Any]:
+def _code(text: str, lists: Mapping[str, bool]) -> Values:
     from dspex.operators.native.replies.responses import code_blocks
 
     blocks = [code for _, code in code_blocks(text)]
     return {name: blocks if is_list else blocks[0] for name, is_list in lists.items()} if blocks else {}
 
 
-def _pairs(text: str, lists: Mapping[str, bool]) -> dict[str, Any]:
+def _pairs(text: str, lists: Mapping[str, bool]) -> Values:
     from dspex.operators.native.replies.responses import key_values
 
-    found = {_plain(k): v for k, v in reversed(key_values(text).items())}  # the first of two alike counts
+    found = {_plain(k): v for k, v in reversed(key_values(text).items())}  # the first of two equal names counts
     return {name: found[key] for name in lists if (key := _plain(name)) in found}
 
 
@@ -78,20 +80,20 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name).strip().casefold()
 
 
-def _numbers(text: str, lists: Mapping[str, bool]) -> dict[str, Any]:
+def _numbers(text: str, lists: Mapping[str, bool]) -> Values:
     from dspex.operators.native.replies.responses import numbers
 
     found = numbers(text)
     return dict.fromkeys(lists, found) if any(lists.values()) else dict(zip(lists, found))
 
 
-def _list(text: str, lists: Mapping[str, bool]) -> dict[str, Any]:
+def _list(text: str, lists: Mapping[str, bool]) -> Values:
     from dspex.operators.native.replies.responses import items
 
     return dict.fromkeys(lists, items(text))
 
 
-_FINDERS: Mapping[str, Callable[[str, Mapping[str, bool]], dict[str, Any]]] = {
+_FINDERS: Mapping[str, Callable[[str, Mapping[str, bool]], Values]] = {
     "code": _code,
     "pairs": _pairs,
     "numbers": _numbers,

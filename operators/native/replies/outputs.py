@@ -1,25 +1,25 @@
-"""What the parsers of all adapters share: texts by field become typed outputs, or one error that lists all that is wrong."""
+"""The part that the parsers of all adapters share: texts by field become typed outputs, or one error with all problems."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dspex.bus.errors import InvalidOutput
-from dspex.operators.native.fields.fields import MISSING
+from dspex.operators.native.fields.fields import MISSING, Values
 from dspex.operators.native.replies.parse_values import REFUSED, constrained, converter, excerpt, fallback, why
 from dspex.operators.native.replies.repair import Work, of_reply
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
-_PROBLEMS = 2_000  # characters about them all
+_PROBLEMS = 2_000  # characters of the list of problems
 _REPLY = 200  # characters of the reply in an error
 
 
 class Outputs:
-    """The output fields of a signature, made ready for parsing."""
+    """The output fields of a signature with their converters and defaults."""
 
     __slots__ = ("converters", "fallbacks")
 
@@ -30,37 +30,36 @@ class Outputs:
 
     @classmethod
     def of(cls, signature: Signature) -> Outputs:
-        """Those of the signature, made once."""
-        made: Outputs = signature.compiled("outputs", cls)
-        return made
+        """The outputs of the signature, made once."""
+        return signature.compiled("outputs", cls)
 
-    def typed(self, found: Mapping[str, Any], reply: str) -> dict[str, Any]:
+    def typed(self, found: Mapping[str, object], reply: str) -> Values:
         """All outputs in the order of the signature.
 
         Args:
-            found: a text, or a value out of JSON, by field. Names of no output are left out.
-            reply: what the model said, for the error.
+            found: by field, a text or a value from JSON. Names of no output are left out.
+            reply: the model's reply, for the error.
 
         Raises InvalidOutput: a field is missing that may not be None and has no default, or does not fit its type.
         """
-        done: dict[str, Any] = {}
+        done: Values = {}
         token = of_reply.set(Work())
         try:
             for name, convert in self.converters.items():
                 done[name] = convert(found[name])
         except (KeyError, *REFUSED):
-            return self._slowly(found, reply)
+            return self._with_all_problems(found, reply)
         finally:
             of_reply.reset(token)
         return done
 
     @staticmethod
-    def shown(value: Any) -> str:
-        """What was found for a field, as an error shows it."""
+    def shown(value: object) -> str:
+        """The value that was found for a field, as an error shows it."""
         return excerpt(value)
 
-    def _slowly(self, found: Mapping[str, Any], reply: str) -> dict[str, Any]:
-        done: dict[str, Any] = {}
+    def _with_all_problems(self, found: Mapping[str, object], reply: str) -> Values:
+        done: Values = {}
         problems: list[str] = []
         for name, convert in self.converters.items():
             if name in found:
@@ -78,6 +77,6 @@ class Outputs:
 
 
 def unfit(what: str, reply: str) -> InvalidOutput:
-    """The error about a reply, with its beginning."""
+    """The error for a reply; it shows the beginning of the reply."""
     what = excerpt(what, _PROBLEMS, quote=False)
     return InvalidOutput(f"the reply of the model does not fit: {what}. It begins: {excerpt(reply, _REPLY)}")

@@ -1,11 +1,13 @@
-"""A reply in the manner of DSPy's ChatAdapter, `[[ ## field ## ]]` above each field, as typed outputs."""
+"""Replies in the format of DSPy's ChatAdapter, `[[ ## field ## ]]` above each field, as typed outputs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container
+from typing import TYPE_CHECKING
 
+from dspex.operators.native.adapters import Parser
+from dspex.operators.native.fields.fields import Values
 from dspex.operators.native.replies.outputs import Outputs
 from dspex.operators.native.replies.parse_values import REFUSED
 
@@ -18,17 +20,18 @@ _MARKER = re.compile(re.escape(_OPEN))
 _HEADER = re.compile(r"\[\[ ## (\w+) ## \]\]")
 
 
-def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
-    """A function that reads a reply's outputs as DSPy's ChatAdapter does. Replies just as asked for take a shorter way.
+def parser(signature: Signature) -> Parser:
+    """A function that reads a reply's outputs as DSPy's ChatAdapter does. Replies in exactly the requested form take a
+    shorter way.
 
-    A header stands alone at the start of a line; the first of a name counts; text before the first header, and below headers
-    of other names, is left out. It raises InvalidOutput that lists all that is missing or does not fit.
+    A header stands alone at the start of a line; the first header of a name counts; text before the first header, and below
+    headers of other names, is left out. The function raises InvalidOutput that lists every field that is missing or wrong.
     """
     outputs = Outputs.of(signature)
     headers = [(name, f"{_OPEN}{name}{_CLOSE}\n", convert) for name, convert in outputs.converters.items()]
 
-    def parse_text(text: str) -> dict[str, Any]:
-        done: dict[str, Any] = {}
+    def parse_text(text: str) -> Values:
+        done: Values = {}
         end = 0
         try:
             for name, header, convert in headers:
@@ -36,7 +39,7 @@ def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
                     break
                 start = end + len(header)
                 end = text.find("[", start)
-                if not text.startswith(_OPEN, end):  # str.find takes 20 times as long for a word as for a character
+                if not text.startswith(_OPEN, end):  # first one character: str.find takes 20 times as long for a word
                     marker = _MARKER.search(text, end) if end >= 0 else None
                     end = marker.start() if marker else -1
                 if end < 0 or text[end - 1] != "\n":
@@ -49,14 +52,14 @@ def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
                 if text.startswith(_COMPLETED, end):
                     return done
         except REFUSED:
-            pass  # said below, with all other problems
+            pass  # `typed` below lists it with all other problems
         return outputs.typed(sections(text, outputs.converters), text)
 
     return parse_text
 
 
 def sections(text: str, wanted: Container[str]) -> dict[str, str]:
-    """The text below each header that is wanted, stripped."""
+    """The text below the header of each wanted field, stripped."""
     before, *parts = text.split(_OPEN)
     found: dict[str, str] = {}
     for part in parts:
@@ -77,8 +80,10 @@ def sections(text: str, wanted: Container[str]) -> dict[str, str]:
 
 
 def _has_breaks(s: str) -> bool:
-    """Whether a line of `s` ends with something else than "\\n": str.splitlines knows more. Nine searches take a tenth of
-    the time of one regular expression."""
+    """Whether a line of `s` ends with another character than "\\n": str.splitlines ends lines at more of them.
+
+    Nine searches take a tenth of the time of one regular expression.
+    """
     return (
         "\r" in s
         or "\x0b" in s
@@ -93,9 +98,9 @@ def _has_breaks(s: str) -> bool:
 
 
 def _by_lines(text: str, wanted: Container[str]) -> dict[str, str]:
-    """The same for every text, as DSPy does it, a line at a time."""
+    """`sections` for every text, as DSPy does it, line by line."""
     found: dict[str, str] = {}
-    lines: list[str] | None = None  # of the section that is being read; None: not wanted
+    lines: list[str] | None = None  # lines of the current section; None: the section is not wanted
     name = ""
     for line in text.splitlines():
         header = _HEADER.match(line.strip())
@@ -106,8 +111,8 @@ def _by_lines(text: str, wanted: Container[str]) -> dict[str, str]:
         if lines is not None:
             found[name] = "\n".join(lines).strip()
         name = header.group(1)
-        # The end is one in the stripped line. DSPy takes it for one in the line too, and so an indented header leaves
-        # some of its own brackets in the value. Kept, so that both routes answer alike.
+        # header.end() is an index into the stripped line. DSPy uses it as an index into the line itself, so that an indented
+        # header leaves some of its brackets in the value. dspex keeps this, so that both routes give the same value.
         rest = line[header.end() :].strip()
         lines = ([rest] if rest else []) if name in wanted and name not in found else None
     if lines is not None:

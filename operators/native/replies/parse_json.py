@@ -1,12 +1,13 @@
-"""A reply in the manner of DSPy's JSONAdapter, one JSON object, as typed outputs."""
+"""Replies in the format of DSPy's JSONAdapter, one JSON object, as typed outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
+from dspex.operators.native.adapters import Parser
+from dspex.operators.native.fields.fields import Values
 from dspex.operators.native.replies.outputs import Outputs, unfit
 from dspex.operators.native.replies.parse_values import REFUSED, why
 from dspex.operators.native.replies.repair import first_object, is_exact, loads, only_object
@@ -15,19 +16,20 @@ if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
 
-def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
-    """A function that reads a reply's outputs as DSPy's JSONAdapter does. An object just as asked for takes a shorter way.
+def parser(signature: Signature) -> Parser:
+    """A function that reads a reply's outputs as DSPy's JSONAdapter does. An object in exactly the requested form takes a
+    shorter way.
 
-    Broken JSON is repaired; fences and words around it are left out; of several objects the last counts, of equal keys too.
-    It raises InvalidOutput that lists all that is missing or does not fit.
+    Broken JSON is repaired; fences and text around it are left out; of several objects the last counts, and so it does of
+    equal keys. The function raises InvalidOutput that lists every field that is missing or wrong.
     """
     outputs = Outputs.of(signature)
     converters = list(outputs.converters.items())
 
-    def parse_text(text: str) -> dict[str, Any]:
+    def parse_text(text: str) -> Values:
         try:
             fields = orjson.loads(text if text[:1] == "{" else only_object(text) or "")
-            done: dict[str, Any] = {}
+            done: Values = {}
             for name, convert in converters:
                 value = fields[name]
                 if type(value) is str:
@@ -39,13 +41,13 @@ def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
             else:
                 return done
         except (KeyError, IndexError, *REFUSED):
-            pass  # read again with more patience; all problems are said there
+            pass  # `typed` below repairs the JSON and lists all problems
         return outputs.typed(_object(text), text)
 
     return parse_text
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str) -> Values:
     try:
         fields = loads(text)
         if not isinstance(fields, dict) and (inner := first_object(text)) is not None:
@@ -53,5 +55,5 @@ def _object(text: str) -> dict[str, Any]:
     except REFUSED as e:
         raise unfit(why(e), text) from e
     if isinstance(fields, dict):
-        return fields  # pyright: ignore[reportUnknownVariableType]
+        return cast("Values", fields)
     raise unfit("there is no JSON object in it", text)

@@ -1,4 +1,4 @@
-"""Texts of a model's reply as values of a type, equal to DSPy's `parse_value`."""
+"""Texts of a model's reply as values of a type: those that DSPy's `parse_value` returns."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from dspex.bus.errors import InvalidOutput
 from dspex.operators.native.fields.checks import validator
-from dspex.operators.native.fields.fields import MISSING, Field
+from dspex.operators.native.fields.fields import MISSING, Annotation, Field, get_origin
 from dspex.operators.native.fields.types import explain
 from dspex.operators.native.replies.repair import TooHard, value_of
 
-Converter: TypeAlias = Callable[[Any], Any]
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+Converter: TypeAlias = Callable[[Any], Any]  # a text, or a value from JSON → a value of the type. Raises one of REFUSED
 REFUSED = (ValueError, TypeError, OverflowError, RecursionError, TooHard)  # TypeError: a literal such as {[]: 1}
 _EXCERPT = 100
 _CACHED = 512
@@ -24,32 +26,19 @@ _FLOAT = re.compile(r"(?:-?(?:[1-9][0-9]{0,14}|0(?=\.))(?:\.[0-9]{1,17})?|0)\Z")
 _BOOLS = {"True": True, "true": True, "False": False, "false": False}
 
 
-def parse_value(value: Any, annotation: Any, *, name: str = "the value") -> Any:
-    """A text (or a value out of JSON) as `annotation`: what DSPy's `parse_value` returns.
+# The text is part of the key: Union[int, str] == Union[str, int], and pydantic treats them differently.
+_converters: dict[tuple[str, Annotation], Converter] = {}
 
-    Args:
-        value: a text is read as JSON, repaired JSON or a Python literal, and then validated; another value is validated.
-        annotation: any type that pydantic knows.
-        name: of the field, for the error.
 
-    Raises InvalidOutput where the value does not fit.
+def converter(annotation: Annotation) -> Converter:
+    """The converter of a type, cached: it returns what DSPy's `parse_value` returns.
+
+    A text is read as JSON, repaired JSON or a Python literal, and then validated; another value is only validated.
     """
-    try:
-        return converter(annotation)(value)
-    except REFUSED as e:
-        raise InvalidOutput(f"{name}: {why(e)} (got {excerpt(value)})") from e
-
-
-# Keyed by text too: Union[int, str] == Union[str, int], and pydantic does not treat them alike.
-_converters: dict[tuple[str, Any], Converter] = {}
-
-
-def converter(annotation: Any) -> Converter:
-    """`parse_value` for one type, kept for the next time. It raises one of REFUSED."""
     key = (repr(annotation), annotation)
     try:
         known = _converters.get(key)
-    except TypeError:  # Literal[[]]: not to be kept
+    except TypeError:  # Literal[[]] has no hash: it is not cached
         return _make(annotation)
     if known is None:
         if len(_converters) >= _CACHED:
@@ -59,18 +48,18 @@ def converter(annotation: Any) -> Converter:
 
 
 def constrained(field: Field, convert: Converter) -> Converter:
-    """`convert`, and then the field's constraints, which count other than in DSPy."""
+    """`convert`, followed by a check of the field's constraints, which DSPy does not enforce."""
     if not field.constraints:
         return convert
     from pydantic import Field as Constraint
     from pydantic import TypeAdapter
 
-    annotation: Any = typing.Annotated[field.annotation, Constraint(**field.constraints)]
+    annotation: Annotation = typing.Annotated[field.annotation, Constraint(**field.constraints)]
     check = validator(TypeAdapter(annotation))
     return lambda value: check(convert(value))
 
 
-def _make(annotation: Any) -> Converter:
+def _make(annotation: Annotation) -> Converter:
     if annotation is str:
         return str
     if isinstance(annotation, enum.EnumMeta):
@@ -78,29 +67,29 @@ def _make(annotation: Any) -> Converter:
     if get_origin(annotation) is Literal:
         return _literal(annotation)
     if get_origin(annotation) in (typing.Union, types.UnionType) and {str, type(None)} <= set(get_args(annotation)):
-        return _validator(annotation)  # a text is kept as it is: "None" and "1" too
+        return _validator(annotation)  # every text stays a text: "None" and "1" too
     return _SHORT.get(annotation, _general)(annotation) if isinstance(annotation, type) else _general(annotation)
 
 
-def _validator(annotation: Any) -> Converter:
+def _validator(annotation: Annotation) -> Converter:
     from pydantic import TypeAdapter
 
     return validator(TypeAdapter(annotation))
 
 
-def _general(annotation: Any) -> Converter:
+def _general(annotation: Annotation) -> Converter:
     validate = _validator(annotation)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         return validate(value_of(value) if isinstance(value, str) else value)
 
     return convert
 
 
-def _int(annotation: Any) -> Converter:
+def _int(annotation: Annotation) -> Converter:
     general = _general(annotation)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if type(value) is str and value.isdecimal() and value.isascii() and len(value) < 16 and value[0] != "0":
             return int(value)
         return general(value)
@@ -108,49 +97,49 @@ def _int(annotation: Any) -> Converter:
     return convert
 
 
-def _float(annotation: Any) -> Converter:
+def _float(annotation: Annotation) -> Converter:
     general = _general(annotation)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         return float(value) if type(value) is str and _FLOAT(value) else general(value)
 
     return convert
 
 
-def _bool(annotation: Any) -> Converter:
+def _bool(annotation: Annotation) -> Converter:
     general = _general(annotation)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         known = _BOOLS.get(value) if type(value) is str else None
         return general(value) if known is None else known
 
     return convert
 
 
-_SHORT: dict[Any, Callable[[Any], Converter]] = {int: _int, float: _float, bool: _bool}
+_SHORT: dict[Annotation, Callable[[Annotation], Converter]] = {int: _int, float: _float, bool: _bool}
 
 
 def _enum(annotation: enum.EnumMeta) -> Converter:
-    """By value, then by name."""
-    members: list[Any] = list(annotation)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-    names: Mapping[str, Any] = annotation.__members__
+    """A member by its value, else by its name."""
+    members = cast("list[enum.Enum]", list(annotation))  # pyright: ignore[reportUnknownArgumentType]
+    names = cast("Mapping[str, enum.Enum]", annotation.__members__)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         for member in members:
             if member.value == value:
                 return member
         if value in names:
-            return names[value]
+            return names[cast("str", value)]
         raise ValueError(f"not a value or a name of {annotation.__name__}")
 
     return convert
 
 
-def _literal(annotation: Any) -> Converter:
+def _literal(annotation: Annotation) -> Converter:
     allowed = get_args(annotation)
     general = _general(annotation)
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if value in allowed:
             return value
         if isinstance(value, str):
@@ -163,7 +152,7 @@ def _literal(annotation: Any) -> Converter:
 
 
 def _unwrapped(text: str) -> str:
-    """`Literal['a']` and `'a'` as `a`: models write those."""
+    """`Literal['a']` and `'a'` as `a`: models write them so."""
     text = text.strip()
     if text.startswith(("Literal[", "str[")) and text.endswith("]"):
         text = text[text.find("[") + 1 : -1]
@@ -172,7 +161,7 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def allows_none(annotation: Any) -> bool:
+def allows_none(annotation: Annotation) -> bool:
     """Whether a missing field becomes None."""
     if annotation is None or annotation is type(None):
         return True
@@ -182,27 +171,27 @@ def allows_none(annotation: Any) -> bool:
     return origin in (typing.Union, types.UnionType) and any(map(allows_none, args))
 
 
-def fallback(field: Field) -> Any:
-    """What the field is when the reply lacks it; MISSING where it must be there."""
+def fallback(field: Field) -> object:
+    """The value of the field when the reply lacks it; MISSING where the reply must have it."""
     if field.default is not MISSING:
         return field.default
     return None if allows_none(field.annotation) else MISSING
 
 
 def why(e: BaseException) -> str:
-    """The message of one of REFUSED, short."""
-    if hasattr(e, "errors"):  # pydantic's
-        return excerpt(explain(e), 300, quote=False)
+    """The message of one of REFUSED, shortened."""
+    if hasattr(e, "errors"):  # a ValidationError of pydantic
+        return excerpt(explain(cast("ValidationError", e)), 300, quote=False)
     return excerpt(str(e) or type(e).__name__, 300, quote=False)
 
 
-def excerpt(value: Any, size: int = _EXCERPT, *, quote: bool = True) -> str:
+def excerpt(value: object, size: int = _EXCERPT, *, quote: bool = True) -> str:
     """The beginning of a value, as an error shows it."""
     if isinstance(value, str):
         shown = repr(value[:size]) if quote else value[:size]
         return f"{shown}…" if len(value) > size else shown
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # too deep; a number of too many digits
+    except (RecursionError, ValueError):  # nested too deep, or an integer with too many digits
         text = f"a {type(value).__name__}"
     return excerpt(text, size, quote=False)

@@ -1,11 +1,13 @@
-"""A reply in the manner of DSPy's XMLAdapter, an element for each field, as typed outputs."""
+"""Replies in the format of DSPy's XMLAdapter, an element for each field, as typed outputs."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
+from dspex.operators.native.adapters import Parser
+from dspex.operators.native.fields.fields import Annotation, JsonSchema
 from dspex.operators.native.fields.types import type_text
 from dspex.operators.native.replies.outputs import Outputs, unfit
 from dspex.operators.native.replies.parse_values import Converter, constrained, converter, excerpt
@@ -15,14 +17,13 @@ from dspex.operators.native.suggestions import problem
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
 
-Schema = Mapping[str, Any]
 
-
-def parser(signature: Signature) -> Callable[[str], dict[str, Any]]:
+def parser(signature: Signature) -> Parser:
     """A function that reads a reply's outputs as DSPy's XMLAdapter does.
 
-    The reply must be well-formed below a root of its own: `<answer>…</answer>`, in any order, with words between. Elements in
-    an output become objects and lists as its JSON Schema says. It raises InvalidOutput that lists all that is missing or wrong.
+    With a root element around it, the reply must be well-formed: `<answer>…</answer>`, in any order, with text between.
+    Elements in an output become objects and lists as its JSON Schema says. The function raises InvalidOutput that lists every
+    field that is missing or wrong.
     """
     outputs = _Elements(signature)
 
@@ -46,11 +47,12 @@ class _Elements(Outputs):
         self.converters = {f.name: constrained(f, _converter(f.annotation)) for f in signature.outputs.values()}
 
     @staticmethod
-    def shown(value: list[ET.Element]) -> str:
-        return excerpt(_text(value[0]) if len(value) == 1 and not len(value[0]) else "elements")
+    def shown(value: object) -> str:
+        elements = cast("list[ET.Element]", value)
+        return excerpt(_text(elements[0]) if len(elements) == 1 and not len(elements[0]) else "elements")
 
 
-def _converter(annotation: Any) -> Converter:
+def _converter(annotation: Annotation) -> Converter:
     from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
     convert = converter(annotation)
@@ -60,7 +62,7 @@ def _converter(annotation: Any) -> Converter:
     except PydanticUserError as e:
         raise problem("DX210", f"{type_text(annotation)} has no JSON Schema, which the XML adapter needs", "use chat") from e
 
-    def read(elements: list[ET.Element]) -> Any:
+    def read(elements: list[ET.Element]) -> object:
         error: ValueError | None = None
         for schema in reader.choices:
             try:
@@ -86,13 +88,13 @@ def _grouped(element: ET.Element) -> dict[str, list[ET.Element]]:
 
 
 class _Reader:
-    """Elements as the plain value that a JSON Schema describes."""
+    """Turns elements into the JSON data that a JSON Schema describes."""
 
-    def __init__(self, schema: Schema) -> None:
-        self.definitions: Mapping[str, Schema] = schema.get("$defs", {})
-        self.choices: list[Schema] = [schema, *schema.get("anyOf", [])]
+    def __init__(self, schema: JsonSchema) -> None:
+        self.definitions: Mapping[str, JsonSchema] = schema.get("$defs", {})
+        self.choices: list[JsonSchema] = [schema, *schema.get("anyOf", [])]
 
-    def value(self, elements: list[ET.Element], schema: Schema, depth: int) -> Any:
+    def value(self, elements: list[ET.Element], schema: JsonSchema, depth: int) -> object:
         if depth > MAX_DEPTH:
             raise TooHard(f"the elements are nested over {MAX_DEPTH} deep")
         element = elements[0]
@@ -108,12 +110,12 @@ class _Reader:
         return self._object(elements, schema, depth)
 
     @staticmethod
-    def _choice(choices: Iterable[Schema], element: ET.Element) -> Schema:
+    def _choice(choices: Iterable[JsonSchema], element: ET.Element) -> JsonSchema:
         choices = [c for c in choices if c.get("type") != "null"]
         nested = (c for c in choices if c.get("type") != "string")
         return next(nested, choices[0]) if len(element) else choices[0]
 
-    def _array(self, elements: list[ET.Element], schema: Schema, depth: int) -> Any:
+    def _array(self, elements: list[ET.Element], schema: JsonSchema, depth: int) -> object:
         if len(elements) == 1:
             element = elements[0]
             text = _text(element)
@@ -123,7 +125,7 @@ class _Reader:
         items = schema.get("items", {})
         return [self.value([e], items, depth + 1) for e in elements]
 
-    def _object(self, elements: list[ET.Element], schema: Schema, depth: int) -> Any:
+    def _object(self, elements: list[ET.Element], schema: JsonSchema, depth: int) -> object:
         children = _grouped(elements[0])
         if not children:
             if schema.get("type") == "object" and not _text(elements[0]):
@@ -141,7 +143,7 @@ def _text(element: ET.Element) -> str:
 
 
 def _markup(element: ET.Element) -> str:
-    """What stands in an element, as it stands there."""
+    """The content of an element as markup."""
     if _deep(element):
         raise TooHard(f"the elements are nested over {MAX_DEPTH} deep")
     return (element.text or "") + "".join(ET.tostring(child, encoding="unicode") for child in element)

@@ -1,7 +1,7 @@
-"""JSON in a model's text, broken or not, read as DSPy reads it (json_repair, then Python literals), with a bound on the work.
+"""JSON in a model's text, broken or not, read as DSPy reads it (json_repair, then Python literals), within a limit of work.
 
-json_repair takes quadratic time and more on text like `["{"{"{"…`, and Python's parser of literals runs out of stack. So
-work is counted, not timed: a text is read on every machine or on none.
+json_repair takes quadratic time or more on text like `["{"{"{"…`, and Python's parser of literals can overflow the stack. The
+work is counted and not timed, so that a text is either read on every machine or on none.
 """
 
 from __future__ import annotations
@@ -15,56 +15,57 @@ from typing import Any, SupportsIndex
 import orjson
 
 MAX_BROKEN = 100_000  # characters of a text that is to be repaired; json_repair joins strings a character at a time
-MAX_WORK = 600_000  # looks at a character; honest text takes 3 or 4 each
-MAX_DEPTH = 200  # lists and objects in each other; orjson writes 254, and an event has some of its own
+MAX_WORK = 600_000  # reads of a character; an ordinary text takes 3 or 4 for each of its characters
+MAX_DEPTH = 200  # nested lists and objects; orjson writes at most 254 levels, and an event adds some around the value
 MAX_LITERAL = 20_000  # characters of a Python literal
-_UNCOUNTED = 200  # characters; counting doubles the time, and a text this short has no time to waste
+_UNCOUNTED = 200  # characters: the work of a shorter text is estimated, because counting doubles the time
 
-_BUGS = (AssertionError, AttributeError, IndexError, KeyError, TypeError)  # json_repair's, on text like '{"```json\n[1]'
+# json_repair has bugs that raise these, on text like '{"```json\n[1]'.
+_BUGS = (AssertionError, AttributeError, IndexError, KeyError, TypeError)
 
 _STRUCTURE = re.compile(r"[{}\[(#/]")
 _NO_LITERAL = re.compile(r"[ \t]*(?!(?:True|False|None|set)\b)[A-Za-z_]\w*+(?!['\"])")
 _BRACE = re.compile(r"[{}]")
-_LONG = 9e18  # beyond it orjson turns whole numbers to floats
+_LONG = 9e18  # orjson reads integers beyond this as floats
 
 
 class TooHard(Exception):
-    """The text is nested too deep, or too broken, to be read within bounds. No ValueError: json_repair swallows those."""
+    """The text is nested too deep, or too broken, to be read within the limits. Not a ValueError: json_repair catches those."""
 
 
 class Work:
-    """What all repairs of one reply may cost together: many fields, each a little broken, are as bad as one."""
+    """The work that all repairs of one reply may take together: many slightly broken fields take as much as one."""
 
     __slots__ = ("left",)
 
     def __init__(self) -> None:
         self.left = MAX_WORK
 
-    def spend(self, looks: int) -> None:
-        """Raises TooHard once it is used up."""
-        self.left -= looks
+    def spend(self, reads: int) -> None:
+        """Count reads of a character. Raises TooHard when there are more than MAX_WORK."""
+        self.left -= reads
         if self.left < 0:
             raise TooHard("the text is too broken to be repaired")
 
 
-# of the reply that is being read; without one, each text has a budget of its own
+# The work of the reply that is being read. Outside of a reply, each text has a limit of its own.
 of_reply: ContextVar[Work | None] = ContextVar("work of a reply", default=None)
 
 
 class _Counted(str):
-    """Text that counts how often it is looked at."""
+    """Text that counts how many of its characters are read."""
 
     __slots__ = ("work",)
     work: Work
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         found = str.__getitem__(self, key)
-        self.work.spend(1 + len(found) // 16)  # a long slice takes time too
+        self.work.spend(1 + len(found) // 16)  # a long slice takes time in proportion
         return found
 
 
-def loads(text: str) -> Any:
-    """What `json_repair.loads` gives: the value of the JSON in `text`, repaired; "" where there is none.
+def loads(text: str) -> object:
+    """The value that `json_repair.loads` returns: of the JSON in `text`, repaired; "" where there is none.
 
     Raises TooHard or ValueError for a text that is nested too deep or takes too long.
     """
@@ -76,7 +77,7 @@ def loads(text: str) -> Any:
 
 
 def is_exact(value: Any) -> bool:
-    """Whether every number in what orjson read is what Python reads: orjson makes floats of whole numbers over 64 bits.
+    """Whether each number that orjson read is what Python reads: orjson reads integers over 64 bits as floats.
 
     Raises TooHard where lists and objects are nested too deep.
     """
@@ -101,8 +102,8 @@ def _all_exact(value: Any, depth: int) -> bool:
     return True
 
 
-def _checked(value: Any) -> Any:
-    """The value, if it is not nested too deep."""
+def _checked(value: object) -> object:
+    """The value, unchanged. Raises TooHard if it is nested too deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [x for v in level if isinstance(v, (dict, list)) for x in (v.values() if isinstance(v, dict) else v)]
@@ -111,7 +112,7 @@ def _checked(value: Any) -> Any:
     raise TooHard(f"the JSON is nested over {MAX_DEPTH} deep")
 
 
-def _repaired(text: str) -> Any:
+def _repaired(text: str) -> object:
     inner = only_object(text)
     if inner is not None:
         try:
@@ -149,7 +150,7 @@ _AFTER = re.compile(r"[{\[(#/]")
 
 
 def only_object(text: str) -> str | None:
-    """The `{…}` of a text that has nothing else that json_repair would look at: in a fence, or with words around."""
+    """The `{…}` of a text in which json_repair would read nothing else: alone, in a fence, or with words around it."""
     start = _BEFORE.match(text)
     end = text.rfind("}") + 1
     if not start or end <= start.end() or _AFTER.search(text, end) or text[end:].lstrip()[:1] == ",":
@@ -173,8 +174,8 @@ def first_object(text: str) -> str | None:
     return text[slice(*first)] if first else None
 
 
-def value_of(text: str) -> Any:
-    """What DSPy takes a text for: JSON, else a Python literal, else the text itself. Raises as `loads`."""
+def value_of(text: str) -> object:
+    """The value that DSPy reads from a text: JSON, else a Python literal, else the text itself. Raises what `loads` raises."""
     candidate = loads(text)
     if candidate != "" or text == "" or len(text) > MAX_LITERAL or _NO_LITERAL.match(text):
         return text if candidate == "" else candidate

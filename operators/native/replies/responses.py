@@ -1,13 +1,8 @@
-"""What can be read out of a model's free text: JSON, fenced code, `key: value` lines, numbers, lists. Linear time."""
+"""Finds fenced code, `key: value` lines, numbers and lists in the free text of a model, in linear time."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from dspex.operators.native.replies.outputs import unfit
-from dspex.operators.native.replies.parse_values import REFUSED, why
-from dspex.operators.native.replies.repair import first_object, loads
 
 _FENCE = re.compile(r"^[ \t]*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<language>[^\s`]*+)[^\n`]*+$", re.MULTILINE)
 _PAIR = re.compile(
@@ -27,25 +22,6 @@ _ITEM = re.compile(
     r"^(?P<indent>[ \t]*+)(?:[-*•+–]|[0-9]{1,9}[.)]|[A-Za-z][.)]|\([0-9A-Za-z]{1,3}\))[ \t]++(?P<item>\S[^\n]*+)$"
 )
 _MOST_DIGITS = 400
-
-
-def json_value(text: str) -> Any:
-    """The first JSON object or list in a text, in prose or a fence, repaired where it is broken.
-
-    Text that is JSON as a whole may be any value. Raises InvalidOutput where there is none.
-
-    >>> json_value('Sure: {"a": [1, 2,]} Anything else?')
-    {'a': [1, 2]}
-    """
-    try:
-        value = loads(text)
-        if isinstance(value, list) and text.lstrip()[:1] != "[" and (inner := first_object(text)) is not None:
-            value = loads(inner)  # several values: json_repair makes a list of them
-    except REFUSED as e:
-        raise unfit(why(e), text) from e
-    if value == "" and text.strip() != '""':
-        raise unfit("there is no JSON in it", text)
-    return value
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
@@ -100,7 +76,7 @@ def numbers(text: str) -> list[int | float]:
 
 
 def _goes_on(text: str, end: int) -> bool:
-    """Whether what follows makes it a version, a date or an amount written another way."""
+    """Whether the number continues as a version, a date, a range or an amount in another notation."""
     return text[end : end + 1] in (".", ",", "-", ":", "/") and text[end + 1 : end + 2].isdigit()
 
 

@@ -1,10 +1,10 @@
-"""The chat adapter's `[[ ## field ## ]]` headers in a text that comes in pieces."""
+"""The chat adapter's `[[ ## field ## ]]` headers in a text that arrives in pieces."""
 
 from __future__ import annotations
 
 import re
 
-from dspex.operators.native.replies.streaming import FieldSplitter
+from dspex.operators.native.replies.streaming import FieldSplitter, end_of
 
 _BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines ends a line
 _BREAK = re.compile(f"[{_BREAKS}]")
@@ -14,23 +14,23 @@ _OPEN, _CLOSE = "[[ ## ", " ## ]]"
 
 
 class Scanner:
-    """Holds back what may be a header, from the first bracket of a line on, and nothing else."""
+    """Holds back text that may be a header, from the first bracket of a line on, and nothing else."""
 
-    __slots__ = ("_after_cr", "_below_header", "_indent", "_matched", "_name", "_sink", "_state")
+    __slots__ = ("_after_cr", "_below_header", "_fields", "_indent", "_matched", "_name", "_state")
 
-    def __init__(self, sink: FieldSplitter) -> None:
-        self._sink = sink
+    def __init__(self, fields: FieldSplitter) -> None:
+        self._fields = fields
         self._state = self._indented
-        self._indent = 0  # characters of space before what may be a header
-        self._matched = 0  # characters of _OPEN or _CLOSE
+        self._indent = 0  # characters of space before a possible header
+        self._matched = 0  # characters of _OPEN or _CLOSE that matched so far
         self._name: list[str] = []
-        self._below_header = True  # on a line of its own, not in the rest of a header's
+        self._below_header = True  # False in the rest of the line that has a header
         self._after_cr = False
 
     def feed(self, piece: str) -> None:
         at = 0
         while at < len(piece):
-            if self._after_cr and piece[at] == "\n":  # "\r\n" is one break
+            if self._after_cr and piece[at] == "\n":  # "\r\n" is one line break
                 at += 1
             self._after_cr = False
             if at < len(piece):
@@ -39,11 +39,11 @@ class Scanner:
     def finish(self) -> None:
         self._no_header()
 
-    # Each state reads from `at` on, and says how far it came.
+    # Each state reads from `at` on and returns the index up to which it has read.
     def _indented(self, piece: str, at: int) -> int:
-        end = _end(_INDENT, piece, at)
+        end = end_of(_INDENT, piece, at)
         self._indent += end - at
-        self._sink.text(piece[at:end])
+        self._fields.text(piece[at:end])
         if end < len(piece):
             self._state = self._opening if piece[end] == "[" else self._in_line
         return end
@@ -51,13 +51,13 @@ class Scanner:
     def _in_line(self, piece: str, at: int) -> int:
         found = _BREAK.search(piece, at)
         if not found:
-            self._sink.text(piece[at:])
+            self._fields.text(piece[at:])
             return len(piece)
-        self._sink.text(piece[at : found.start()])
-        if not self._below_header:  # the rest of a header's line is stripped for itself
-            self._sink.forget_space()
+        self._fields.text(piece[at : found.start()])
+        if not self._below_header:  # the rest of a line with a header is stripped by itself
+            self._fields.forget_space()
             self._below_header = True
-        self._sink.text("\n")
+        self._fields.text("\n")
         self._after_cr = found.group() == "\r"
         self._state, self._indent = self._indented, 0
         return found.end()
@@ -70,7 +70,7 @@ class Scanner:
         return at
 
     def _naming(self, piece: str, at: int) -> int:
-        end = _end(_WORD, piece, at)
+        end = end_of(_WORD, piece, at)
         self._name.append(piece[at:end])
         if end < len(piece):
             self._state = self._closing
@@ -94,20 +94,20 @@ class Scanner:
         return at
 
     def _no_header(self) -> None:
-        """What was held back is text."""
+        """The text that was held back is no header: it belongs to the field."""
         name = "".join(self._name)
         if self._state == self._opening:
-            self._sink.text(_OPEN[: self._matched])
+            self._fields.text(_OPEN[: self._matched])
         elif self._state in (self._naming, self._closing):
-            self._sink.text(_OPEN + name + _CLOSE[: self._matched])
+            self._fields.text(_OPEN + name + _CLOSE[: self._matched])
         self._reset()
 
     def _header(self) -> None:
         name = "".join(self._name)
         marker = f"{_OPEN}{name}{_CLOSE}"
-        self._sink.open(name)
-        # an indented header leaves as much of itself in the value as it is indented: see parse_chat
-        self._sink.text(marker[max(0, len(marker) - self._indent) :])
+        self._fields.open(name)
+        # An indented header leaves as many of its characters in the value as it is indented: see parse_chat.
+        self._fields.text(marker[max(0, len(marker) - self._indent) :])
         self._reset()
         self._below_header = False
 
@@ -115,8 +115,3 @@ class Scanner:
         self._name.clear()
         self._matched = 0
         self._state = self._in_line
-
-
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at

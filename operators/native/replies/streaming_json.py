@@ -1,11 +1,11 @@
-"""The fields of a JSON object in a text that comes in pieces."""
+"""The fields of a JSON object in a text that arrives in pieces."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from dspex.operators.native.replies.streaming import FieldSplitter
+from dspex.operators.native.replies.streaming import FieldSplitter, end_of
 
 _SPACE = re.compile(r"[ \t\r\n]*+")
 _PLAIN = re.compile(r'[^"\\]*+')
@@ -17,19 +17,19 @@ State = Callable[[str, int], int]
 
 
 class Scanner:
-    """Follows the first `{` that begins an object. Strings come decoded, other values as they are written."""
+    """Follows the first `{` that begins an object. Strings are decoded, other values are given as they are written."""
 
-    __slots__ = ("_depth", "_escape", "_first", "_high", "_key", "_sink", "_state", "_string_in")
+    __slots__ = ("_depth", "_escape", "_fields", "_first", "_high", "_key", "_state", "_string_in")
 
-    def __init__(self, sink: FieldSplitter) -> None:
-        self._sink = sink
+    def __init__(self, fields: FieldSplitter) -> None:
+        self._fields = fields
         self._state: State = self._before
         self._key: list[str] | None = None  # while the name of a field is read
-        self._escape = ""  # an escape that is not whole yet
-        self._high = 0  # the first half of a character that is written as two
-        self._depth = 0  # of lists and objects in a value
-        self._string_in = False  # in a string in those
-        self._first = True  # no field yet
+        self._escape = ""  # the part of an escape that has arrived
+        self._high = 0  # a high surrogate that waits for its low surrogate; 0 for none
+        self._depth = 0  # of nested lists and objects in a value
+        self._string_in = False  # whether in a string within a nested value
+        self._first = True  # whether no field has come yet
 
     def feed(self, piece: str) -> None:
         at = 0
@@ -38,9 +38,9 @@ class Scanner:
 
     def finish(self) -> None:
         if self._state == self._in_string:
-            self._flush_half()
+            self._flush_high_surrogate()
 
-    # Each state reads from `at` on, and says how far it came.
+    # Each state reads from `at` on and returns the index up to which it has read.
     def _before(self, piece: str, at: int) -> int:
         found = piece.find("{", at)
         if found < 0:
@@ -49,20 +49,22 @@ class Scanner:
         return found + 1
 
     def _before_key(self, piece: str, at: int) -> int:
-        at = _end(_SPACE, piece, at)
+        at = end_of(_SPACE, piece, at)
         if at == len(piece):
             return at
         if piece[at] == '"':
             self._key, self._state, self._first = [], self._in_string, False
             return at + 1
-        self._state = self._before if self._first else self._over  # `{` in words; `}`
+        self._state = (
+            self._before if self._first else self._over
+        )  # a `{` in the text before the object; or the end of the object
         return at
 
     def _before_colon(self, piece: str, at: int) -> int:
         return self._expect({":": self._before_value}, piece, at)
 
     def _before_value(self, piece: str, at: int) -> int:
-        at = _end(_SPACE, piece, at)
+        at = end_of(_SPACE, piece, at)
         if at == len(piece):
             return at
         char = piece[at]
@@ -76,18 +78,18 @@ class Scanner:
         return self._expect({",": self._before_key}, piece, at)
 
     def _expect(self, wanted: dict[str, State], piece: str, at: int) -> int:
-        at = _end(_SPACE, piece, at)
+        at = end_of(_SPACE, piece, at)
         if at == len(piece):
             return at
         self._state = wanted.get(piece[at], self._over)
         return at + 1
 
-    def _over(self, piece: str, at: int) -> int:  # a state takes both
+    def _over(self, piece: str, at: int) -> int:  # `at` is there because it is a State
         return len(piece)
 
     def _in_scalar(self, piece: str, at: int) -> int:
-        end = _end(_SCALAR, piece, at)
-        self._sink.exact(piece[at:end])
+        end = end_of(_SCALAR, piece, at)
+        self._fields.exact(piece[at:end])
         if end < len(piece):
             self._end_value()
         return end
@@ -95,12 +97,12 @@ class Scanner:
     def _in_nested(self, piece: str, at: int) -> int:
         if self._string_in:
             return self._skip_string(piece, at)
-        end = _end(_OUTSIDE, piece, at)
+        end = end_of(_OUTSIDE, piece, at)
         if end < len(piece):
             self._string_in = piece[end] == '"'
             self._depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(piece[end], 0)
             end += 1
-        self._sink.exact(piece[at:end])
+        self._fields.exact(piece[at:end])
         if not self._depth:
             self._end_value()
         return end
@@ -109,23 +111,23 @@ class Scanner:
         if self._escape:
             self._escape, end = "", at + 1
         else:
-            end = _end(_PLAIN, piece, at)
+            end = end_of(_PLAIN, piece, at)
             if end < len(piece):
                 self._string_in = piece[end] != '"'
                 self._escape = "\\" if piece[end] == "\\" else ""
                 end += 1
-        self._sink.exact(piece[at:end])
+        self._fields.exact(piece[at:end])
         return end
 
     def _end_value(self) -> None:
-        self._sink.open(None)
+        self._fields.open(None)
         self._state = self._after_value
 
     # -- strings: names of fields, and values
     def _in_string(self, piece: str, at: int) -> int:
         if self._escape:
             return self._in_escape(piece, at)
-        end = _end(_PLAIN, piece, at)
+        end = end_of(_PLAIN, piece, at)
         if end > at:
             self._decoded(piece[at:end])
         if end == len(piece):
@@ -149,42 +151,37 @@ class Scanner:
         return min(end, len(piece))
 
     def _code(self, escape: str) -> None:
-        if not _HEX(escape, 2):  # int() takes "-123" and "1_23" too
+        if not _HEX(escape, 2):  # int() would take "-123" and "1_23" too
             self._decoded(escape)
             return
         code = int(escape[2:], 16)
         if self._high and 0xDC00 <= code < 0xE000:
-            both = 0x10000 + ((self._high - 0xD800) << 10) + (code - 0xDC00)
+            pair = 0x10000 + ((self._high - 0xD800) << 10) + (code - 0xDC00)
             self._high = 0
-            self._decoded(chr(both))
+            self._decoded(chr(pair))
         elif 0xD800 <= code < 0xDC00:
-            self._flush_half()
+            self._flush_high_surrogate()
             self._high = code
         else:
             self._decoded(chr(code))
 
     def _decoded(self, text: str) -> None:
-        self._flush_half()
+        self._flush_high_surrogate()
         if self._key is None:
-            self._sink.exact(text)
+            self._fields.exact(text)
         else:
             self._key.append(text)
 
-    def _flush_half(self) -> None:
-        """A first half without a second stays what it is, as for Python's json."""
+    def _flush_high_surrogate(self) -> None:
+        """A high surrogate without a low one stays a lone surrogate, as in Python's json."""
         if self._high:
-            half, self._high = chr(self._high), 0
-            self._decoded(half)
+            lone, self._high = chr(self._high), 0
+            self._decoded(lone)
 
     def _end_string(self) -> None:
-        self._flush_half()
+        self._flush_high_surrogate()
         if self._key is None:
             self._end_value()
         else:
-            self._sink.open("".join(self._key))
+            self._fields.open("".join(self._key))
             self._key, self._state = None, self._before_colon
-
-
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at

@@ -1,4 +1,4 @@
-"""The elements of a reply in XML that comes in pieces."""
+"""The elements of a reply in XML that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dspex.operators.native.replies.streaming import FieldSplitter
 
 _SPECIAL = re.compile("[<&]")
 _TAG_ENDS = re.compile("[>\"']")
-_LONG_ENTITY = 32  # characters; none that XML knows is longer
+_LONG_ENTITY = 32  # characters; the entities of XML are shorter
 
 
 class Scanner:
-    """Gives expat whole tags only: a part of one would be read again with each new piece, which takes quadratic time."""
+    """Gives whole tags to expat: it would read a part of a tag again with each new piece, which takes quadratic time."""
 
-    __slots__ = ("_broken", "_depth", "_held", "_kind", "_parser", "_quote", "_sink", "_tail", "_token")
+    __slots__ = ("_broken", "_depth", "_fields", "_held", "_kind", "_parser", "_quote", "_tail", "_token")
 
-    def __init__(self, sink: FieldSplitter) -> None:
-        self._sink = sink
-        self._held: list[str] = []  # of a tag, a comment or an entity that is not whole yet
-        self._kind = ""  # what it ends with; "" while in text
-        self._tail = ""  # its last characters
-        self._quote = ""  # the quote that a tag's attribute is in
+    def __init__(self, fields: FieldSplitter) -> None:
+        self._fields = fields
+        self._held: list[str] = []  # the parts of a tag, comment or entity whose end has not come
+        self._kind = ""  # the characters that end the held part; "" while its kind is unknown
+        self._tail = ""  # the last characters of the held part
+        self._quote = ""  # the quotation mark of the attribute that is being read
         self._token = ""
-        self._depth = 0  # of elements in the root
+        self._depth = 0  # of open elements, the root included
         self._broken = False
         self._parser = expat.ParserCreate(namespace_separator="}")
         self._parser.StartElementHandler = self._start
@@ -39,7 +39,7 @@ class Scanner:
             at = self._in_token(piece, at) if self._held else self._in_text(piece, at)
 
     def finish(self) -> None:
-        """Text that waits for its end is no text: nothing to do."""
+        """A tag or an entity without an end is no text: there is nothing to give."""
 
     def _in_text(self, piece: str, at: int) -> int:
         found = _SPECIAL.search(piece, at)
@@ -53,7 +53,7 @@ class Scanner:
         return end + 1
 
     def _in_token(self, piece: str, at: int) -> int:
-        """Reads on to where the token may end."""
+        """Read on to the place where the tag, comment or entity may end."""
         if not self._kind:
             return self._begin(piece, at)
         end = self._tag_end(piece, at) if self._kind == ">" else piece.find(self._kind[-1], at) + 1
@@ -67,7 +67,7 @@ class Scanner:
         return end or len(piece)
 
     def _begin(self, piece: str, at: int) -> int:
-        """What kind of token it is: the first characters say."""
+        """Find out from the first characters whether it is a tag, a comment, CDATA or an instruction."""
         self._held.append(piece[at])
         self._tail += piece[at]
         begun = "".join(self._held)
@@ -82,7 +82,7 @@ class Scanner:
         return at
 
     def _tag_end(self, piece: str, at: int) -> int:
-        """Behind the `>` that ends the tag; 0: not in this piece."""
+        """The index after the `>` that ends the tag; 0: it does not end in this piece."""
         for found in _TAG_ENDS.finditer(piece, at):
             char = found.group()
             if char == ">" and not self._quote:
@@ -100,24 +100,24 @@ class Scanner:
     def _give(self, text: str) -> None:
         try:
             self._parser.Parse(text, False)
-        except (expat.ExpatError, ValueError):  # ValueError: a lone surrogate. The parser refuses all of it at the end
+        except (expat.ExpatError, ValueError):  # ValueError: a lone surrogate; the parser refuses the whole reply then
             self._broken = True
 
-    # -- what expat says
+    # -- handlers that expat calls
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         if self._depth == 2:
-            self._sink.open(attributes.get("key", name) if name == "entry" else name)
+            self._fields.open(attributes.get("key", name) if name == "entry" else name)
         elif self._depth > 2:
-            self._sink.text(self._token)
+            self._fields.text(self._token)
 
-    def _end(self, name: str) -> None:  # expat gives it
+    def _end(self, name: str) -> None:  # expat passes the name
         self._depth -= 1
         if self._depth == 1:
-            self._sink.open(None)
+            self._fields.open(None)
         elif self._depth > 1 and not self._token.endswith("/>"):
-            self._sink.text(self._token)
+            self._fields.text(self._token)
 
     def _text(self, data: str) -> None:
         if self._depth > 1:
-            self._sink.text(data if self._depth == 2 else escape(data))
+            self._fields.text(data if self._depth == 2 else escape(data))

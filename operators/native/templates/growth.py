@@ -1,4 +1,4 @@
-"""By how much a template can make its data grow, as far as its tokens tell: never less than it really does."""
+"""An upper bound of the factor by which a template can make its data grow, computed from its tokens."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LIST_FILTERS = (
     "sort", "unique",
 )  # fmt: skip
 LONGER: Mapping[str, int] = {"e": 6, "escape": 6, "string": 6, "tojson": 6, "urlencode": 3}
-_TIGHTER = frozenset(("*", "/", "//", "%", "**", ".", "|"))  # what a number before `*` may belong to
-_POSTFIX = frozenset(("**", "|", ".", "[", "("))  # what a number behind `*` may begin
+_TIGHTER = frozenset(("*", "/", "//", "%", "**", ".", "|"))  # a number before `*` may belong to one of these
+_POSTFIX = frozenset(("**", "|", ".", "[", "("))  # one of these may follow a number behind `*`
 
 
 def multipliers(tag: Tag, i: int) -> list[int]:
-    """The numbers that the `*` at `i` multiplies by; none where neither side is plainly a number."""
+    """The numbers that the `*` at `i` multiplies by; none where neither side is certain to be a number."""
     left, right = tag.at(i - 1), tag.at(i + 1)
     found = [left] if left.kind == "number" and tag.at(i - 2).text not in _TIGHTER else []
     found += [right] if right.kind == "number" and tag.at(i + 2).text not in _POSTFIX else []
@@ -25,18 +25,18 @@ def multipliers(tag: Tag, i: int) -> list[int]:
 
 
 def growth_of(tags: Sequence[Tag]) -> int:
-    """By what factor a value can be larger than all that goes into the template.
+    """The factor by which a value can be larger than all the data that goes into the template.
 
-    A value passes each place of a template at most once: what a loop sets is gone in its next round. What one tag binds
-    the next may use, so those multiply; of the others the worst counts. A list as text escapes the texts in it, six
-    characters for one, and a list of that text does it again.
+    A value passes each place of a template at most once: a variable that a loop sets is gone in the next round. A tag may use
+    what an earlier tag binds, so the factors of binding tags multiply; of the other tags the largest counts. A list that is
+    written as text escapes the texts in it, with up to six characters for one, and a list of that text escapes them again.
     """
     weights = [(_weight(tag), tag.start == "{%" and tag.at(0).text in ("for", "set")) for tag in tags]
     return prod(w for w, binds in weights if binds) * max((w for w, binds in weights if not binds), default=1)
 
 
 def _weight(tag: Tag) -> int:
-    """By what factor a value of this tag can be larger than what goes into the tag."""
+    """The factor by which a value of this tag can be larger than the data that goes into the tag."""
     tokens = tag.tokens
     weight: int = (1 + sum(t.kind == "op" and t.text in ("~", "+", ",") for t in tokens)) * 6 ** min(_lists(tag), 99)
     for i, token in enumerate(tokens):
@@ -62,13 +62,13 @@ def _filter_weight(name: str, arguments: Sequence[Token]) -> int:
 
 
 def json_indent(tag: Tag) -> int:
-    """The spaces a level that the tag asks of `tojson`, 0 for none."""
+    """The spaces per level that the tag gives to `tojson`; 0 for none."""
     names = [i for i, t in enumerate(tag.tokens) if t.text == "tojson" and tag.at(i - 1).text == "|"]
     return max((int(min(float(t.text), 1e12)) for i in names for t in call_arguments(tag, i) if t.kind == "number"), default=0)
 
 
 def ranges(tag: Tag) -> int:
-    """How many numbers its `range` make at most."""
+    """The largest number of items that the `range` calls of the tag can make."""
     calls = [
         call_arguments(tag, i) for i, t in enumerate(tag.tokens) if t == Token("name", "range") and tag.at(i - 1).text != "."
     ]
@@ -80,7 +80,7 @@ def ranges(tag: Tag) -> int:
 
 
 def _lists(tag: Tag) -> int:
-    """How often it makes a list of what may be a text: written out, or by a filter that does not just follow another such."""
+    """How often the tag makes a list that may have a text in it: written out, or by a filter after no other such one."""
     calls: list[bool] = []
     found, is_list = 0, False
     for i, token in enumerate(tag.tokens):
@@ -91,7 +91,7 @@ def _lists(tag: Tag) -> int:
         elif token.kind == "op":
             written = token.text == "{" or (token.text == "[" and not is_value(before))
             found += written or (token.text == "," and not (calls and calls[-1]) and tag.at(0).text != "for")
-            if token.text in "([{":  # whether commas in it make a tuple: a list has been counted
+            if token.text in "([{":  # whether it is a call or has been counted as a list: commas in it make no tuple
                 calls.append(token.text != "(" or (before.kind == "name" and before.text not in WORDS))
             elif token.text in ")]}":
                 call = calls.pop() if calls else False

@@ -1,4 +1,4 @@
-"""The tokens of a template's tags. A template that minijinja reads in another way than we is refused by one of the two."""
+"""The tokens of a template's tags. Where minijinja reads a template in another way, it refuses it, or we do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dspex.bus.errors import TopologyError
 from dspex.operators.native.suggestions import problem
 
-MAX_TOKENS = 500  # of one tag: minijinja reads `- - - - x` by recursion, and one of 60,000 ends the process
+MAX_TOKENS = 500  # of one tag: minijinja reads `- - - - x` recursively, and 60,000 tokens of it end the process
 
 _START = re.compile(r"(\{\{|\{%|\{#)[-+]?")
 _RAW, _ENDRAW = (re.compile(r"\{%[-+]?\s*" + word + r"\s*[-+]?%\}") for word in ("raw", "endraw"))
@@ -33,14 +33,14 @@ _NONE = Token("", "")
 
 
 class Tag(NamedTuple):
-    """What stands between `{{` and `}}`, or `{%` and `%}`."""
+    """The tokens between `{{` and `}}`, or `{%` and `%}`."""
 
     start: str
     line: int
     tokens: list[Token]
 
     def at(self, i: int) -> Token:
-        """Token `i`; one without text where there is none."""
+        """The token at `i`; an empty token where there is none."""
         return self.tokens[i] if 0 <= i < len(self.tokens) else _NONE
 
 
@@ -90,12 +90,12 @@ def _tokens(template: str, start: str, at: int, line: int) -> tuple[list[Token],
 
 
 def refused(line: int, what: str, fix: str) -> TopologyError:
-    """The error about what stands in a line of a template."""
+    """The error about a line of a template."""
     return problem("DX225", f"in line {line} of the template {what}", fix)
 
 
 def call_arguments(tag: Tag, i: int) -> list[Token]:
-    """The tokens between the parentheses behind token `i`; none where there are none."""
+    """The tokens between the parentheses after token `i`; none where there are no parentheses."""
     if tag.at(i + 1).text != "(":
         return []
     depth, found = 0, list[Token]()
@@ -108,5 +108,5 @@ def call_arguments(tag: Tag, i: int) -> list[Token]:
 
 
 def is_value(token: Token) -> bool:
-    """Whether a `[` behind this token is a subscript."""
+    """Whether a `[` after this token is a subscript."""
     return token.kind == "string" or token.text in (")", "]", "}") or (token.kind == "name" and token.text not in WORDS)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dspex import metrics
 from dspex.bus.errors import InvalidInput
-from dspex.operators.native.metrics import batch as metrics_batch
+from dspex.operators.native.metrics import columns
 
 OF_TEXTS = sorted(set(metrics.METRICS) - {"json_match"})
 OF_ONE = sorted(set(OF_TEXTS) - {"passage_match"})
@@ -132,9 +132,9 @@ def test_rows_are_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch
     texts = [t for t in hard.CORPUS if t.isprintable()] * 8
     others = [*texts[5:], *texts[:5]]
     whole = {metric: metrics.batch(metric, texts, others).to_pylist() for metric in OF_TEXTS}
-    monkeypatch.setattr(metrics_batch, "ROWS", 3)
+    monkeypatch.setattr(columns, "ROWS", 3)
     assert {metric: metrics.batch(metric, texts, others).to_pylist() for metric in OF_TEXTS} == whole
-    monkeypatch.setattr(metrics_batch, "BYTES", 1)
+    monkeypatch.setattr(columns, "BYTES", 1)
     assert {metric: metrics.batch(metric, texts, others).to_pylist() for metric in OF_TEXTS} == whole
 
 

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import pydantic
 import pytest
+from reply_texts import parse, parse_value
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
-from dspex.operators.native.adapters import Adapter, parse
-from dspex.operators.native.replies.parse_values import parse_value
-from dspex.operators.native.replies.responses import json_value
+from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.signature import Signature
 
 MEGABYTE = 1_000_000
@@ -81,8 +80,6 @@ def test_json_nested_too_deep_is_refused(depth: int) -> None:
             parse(ANY, text, adapter="json")
     with pytest.raises(InvalidOutput):
         parse(ANY, f"[[ ## a ## ]]\n{deep}\n[[ ## b ## ]]\n1\n", adapter="chat")
-    with pytest.raises(InvalidOutput):
-        json_value(deep)
 
 
 def test_json_nested_less_deep_is_read() -> None:

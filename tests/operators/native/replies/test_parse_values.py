@@ -1,5 +1,5 @@
 # ruff: noqa: E501, UP007, UP045, RUF005  # the spellings are the point; a corpus is read best in long lines
-"""`parse_value` gives what DSPy's gives: the same value of the same type, or a refusal, over types × texts."""
+"""A text becomes the value that DSPy's `parse_value` makes of it: the same value of the same type, or a refusal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pydantic
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from reply_texts import parse_value
 from typing_extensions import TypedDict
 
 from dspex.bus.errors import InvalidOutput
-from dspex.operators.native.replies.parse_values import parse_value
 
 
 class Color(enum.Enum):

@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import doctest
 import time
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspex.bus.errors import InvalidOutput
 from dspex.operators.native.replies import responses
-from dspex.operators.native.replies.responses import code_blocks, items, json_value, key_values, numbers
+from dspex.operators.native.replies.responses import code_blocks, items, key_values, numbers
 
 
 def test_the_examples_are_true() -> None:
     assert doctest.testmod(responses).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        ("[1, 2", [1, 2]),
-        ("5", 5),
-        ('""', ""),
-        ('```json\n{"a": "b",}\n```', {"a": "b"}),
-        ("So: [1, 2] it is", [1, 2]),
-        ("{'a': None}", {"a": None}),
-        ('First {"a": 1}, then {"b": 2}', {"a": 1}),
-    ],
-)
-def test_json_is_found_and_repaired(text: str, value: Any) -> None:
-    assert json_value(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "no JSON here", "   "])
-def test_a_text_without_json_is_refused(text: str) -> None:
-    with pytest.raises(InvalidOutput, match="no JSON"):
-        json_value(text)
 
 
 @pytest.mark.parametrize(

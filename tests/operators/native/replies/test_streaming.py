@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.native.adapters import Adapter, parse
+from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import parse_chat
 from dspex.operators.native.replies.streaming import Splitter
 from dspex.operators.native.signature import Signature
@@ -178,7 +178,7 @@ def test_xml_gives_the_text_of_elements_for_every_cut(case: tuple[str, list[str]
     ],
 )
 def test_what_streams_is_what_the_reply_is_parsed_to(adapter: Adapter, text: str) -> None:
-    assert split(adapter, text) == parse(SIGNATURE, text, adapter=adapter) == {"a": "one\ntwo", "b": "3", "long_name": "x"}
+    assert split(adapter, text) == SIGNATURE.parse(text, adapter=adapter) == {"a": "one\ntwo", "b": "3", "long_name": "x"}
 
 
 @pytest.mark.parametrize(("adapter", "start"), [("chat", "[[ ## a ## ]]\n"), ("json", '{"a": "'), ("xml", "<a>")])

@@ -1,0 +1,73 @@
+"""A field as plain data, for another process and for a digest: what the text of a signature cannot carry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from dspex.bus.errors import TopologyError
+from dspex.operators.native.fields.checks import typed_default
+from dspex.operators.native.fields.fields import MISSING, Field, Values
+from dspex.operators.native.fields.grammar import parse_field
+from dspex.operators.native.fields.types import foreign, takes_none
+from dspex.operators.native.suggestions import problem
+
+
+def plain_of(field: Field, read: Field) -> Values:
+    """The attributes of a field that its text does not carry. `read`: the field that the text is read as."""
+    said: Values = {}
+    for key, mine, theirs in (
+        ("description", field.description, read.description),
+        ("limits", field.limits, read.limits),
+        ("prefix", field.own_prefix, read.own_prefix),
+        ("required", field.required, read.required),
+    ):
+        if mine != theirs:
+            said[key] = mine
+    if field.default is not MISSING and field.default != read.default:
+        said["default"] = _jsonable(field.default)
+    return said
+
+
+def with_plain(field: Field, given: object) -> Field:
+    """A field with the attributes that `plain_of` gave. Raises TopologyError (DX210) for a default that does not fit."""
+    if not isinstance(given, Mapping):
+        raise problem("DX210", f"{field.name}: {given!r} does not describe a field", "send what Signature.plain() gives")
+    said = cast("Mapping[str, object]", given)
+    default = typed_default(field, said["default"]) if "default" in said else field.default
+    return dataclasses.replace(
+        field,
+        description=str(said.get("description", field.description)),
+        limits=str(said.get("limits", field.limits)),
+        own_prefix=str(said.get("prefix", field.own_prefix)),
+        required=bool(said.get("required", field.required and default is MISSING)),
+        default=default,
+    )
+
+
+def _jsonable(value: object) -> object:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
+
+
+def beyond(field: Field) -> list[str]:
+    """The attributes of a field beyond its text and description, for a digest; [] for none."""
+    usual = field.default is MISSING or (field.default is None and takes_none(field.annotation))
+    default = "" if usual else repr(field.default)
+    optional = not field.required and not takes_none(field.annotation)
+    return [field.limits, default, str(optional)] if field.limits or default or optional else []
+
+
+def unreadable(field: Field) -> Iterator[str]:
+    """The types of a field that no text can carry to another process."""
+    names = list(foreign(field.annotation))
+    yield from names
+    if not names and field.typed:
+        try:
+            parse_field(field.name, field.role, field.type)
+        except TopologyError:
+            yield field.type
