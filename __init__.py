@@ -26,11 +26,11 @@ _HOMES = {
     "Spec": "operators.recorded.spec",
     "Stream": "operators.stream",
     "Topology": "operators.topology",
-    "chain_of_thought": "operators.recorded.spec",
+    "chain_of_thought": "operators.recorded.calls",
     "connect": "engine.client.client",
-    "predict": "operators.recorded.spec",
-    "program": "operators.recorded.spec",
-    "react": "operators.recorded.spec",
+    "predict": "operators.recorded.calls",
+    "program": "operators.recorded.calls",
+    "react": "operators.recorded.calls",
     "run": "engine.hosting.engine",
 }
 _MODULES = (
@@ -62,11 +62,11 @@ if TYPE_CHECKING:
     from dspex.engine.hosting.engine import run as run
     from dspex.operators.native.signature import Field as Field
     from dspex.operators.native.signature import Signature as Signature
+    from dspex.operators.recorded.calls import chain_of_thought as chain_of_thought
+    from dspex.operators.recorded.calls import predict as predict
+    from dspex.operators.recorded.calls import program as program
+    from dspex.operators.recorded.calls import react as react
     from dspex.operators.recorded.spec import Spec as Spec
-    from dspex.operators.recorded.spec import chain_of_thought as chain_of_thought
-    from dspex.operators.recorded.spec import predict as predict
-    from dspex.operators.recorded.spec import program as program
-    from dspex.operators.recorded.spec import react as react
     from dspex.operators.stream import KeyedStream as KeyedStream
     from dspex.operators.stream import Record as Record
     from dspex.operators.stream import Stream as Stream

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
 from dspex.engine.graph.graph import Build, Call, Inlet, Node, Role, Sink, Source, SourceLine
@@ -27,7 +27,7 @@ class NodeDraft:
     automatic: str
     name: str | None = None
     inputs: list[tuple[NodeDraft, int]] = field(default_factory=list)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     build: Build | None = None
     source: Source | None = None
     call: Call | None = None
@@ -100,14 +100,18 @@ class Plan:
         file, line = where or (None, None)
         self.problems.append((draft, Problem(code, level, self.topology, node, file, line, message, fix)))
 
+    def refuse(self, draft: NodeDraft | None, error: TopologyError) -> None:
+        """Note what an error says, each of its problems where it has several."""
+        for p in error.problems or (error,):
+            self.report(draft, p.code, p.message, p.fix)
+
     @contextmanager
     def collecting(self, draft: NodeDraft | None) -> Generator[None]:
         """Note what the block raises about the user's words, and go on."""
         try:
             yield
         except TopologyError as e:
-            for p in e.problems or (e,):
-                self.report(draft, p.code, p.message, p.fix)
+            self.refuse(draft, e)
         except ConfigError as e:
             self.report(draft, "DX205", e.message, e.fix)
 

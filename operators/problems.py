@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from dspex.bus.errors import DspexError, Problem, TopologyError
 from dspex.operators.native.suggestions import problem as problem
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
 
+T = TypeVar("T")
 
-def wrong(name: str, value: Any, fix: str) -> TopologyError:
+
+def wrong(name: str, value: object, fix: str) -> TopologyError:
     """The error for a value that an option does not take."""
     return problem("DX205", f"{name} cannot be {value!r}", fix)
 
@@ -22,3 +24,14 @@ def all_of(errors: Iterable[DspexError]) -> None:
     found = [Problem(e.code, "error", "", e.node, None, None, e.message, e.fix) for e in errors]
     if found:
         raise TopologyError("; ".join(p.message for p in found), code=found[0].code, fix=found[0].fix, problems=found)
+
+
+def all_errors(check: Callable[[T], object], values: Iterable[T]) -> None:
+    """Check every value, and raise what is wrong with them as one TopologyError."""
+    errors: list[TopologyError] = []
+    for value in values:
+        try:
+            check(value)
+        except TopologyError as e:
+            errors.append(e)
+    all_of(errors)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from types import MappingProxyType
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from typing_extensions import Unpack
 
-from dspex.bus.duration import Duration, seconds
-from dspex.bus.errors import InvalidInput, Problem, TopologyError
-from dspex.engine.graph.graph import Graph, Source
+from dspex.bus.duration import Duration
+from dspex.bus.errors import Problem, TopologyError
+from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
-from dspex.operators.expressions import language as expressions
-from dspex.operators.formats.describe import TopologyInfo, describe, mermaid
-from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.options import Codec, SourceOptions, V
-from dspex.operators.plan import NodeDraft, Plan, caller
+from dspex.operators.formats.describe import TopologyInfo, describe
+from dspex.operators.formats.mermaid import mermaid
+from dspex.operators.parameters.values import in_seconds
+from dspex.operators.plan import Plan, caller
 from dspex.operators.problems import problem, wrong
-from dspex.operators.recorded.spec import type_option
-from dspex.operators.stateless.sink import CODECS
+from dspex.operators.stateless import source
+from dspex.operators.stateless.sink import CODEC
+from dspex.operators.stateless.source import SourceOptions
 from dspex.operators.stream import Stream
-from dspex.operators.typing import stream_checks as fits
+from dspex.operators.typing.names import Codec, V
 from dspex.operators.typing.refs import resolve
-from dspex.operators.typing.shape import shape_of, validator
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -54,16 +51,15 @@ class Topology:
         drop: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._plan = Plan(name, codec, caller())
+        self._plan = Plan(name, place=caller())
         self._renamed_from, self._drop = renamed_from, drop
         self._graph: Graph | None = None
         self._retention = 0.0
         with self._plan.collecting(None):
-            self._retention = seconds(retention)
+            self._retention = float(in_seconds("retention", retention))
         with self._plan.collecting(None):
-            if codec not in CODECS:
-                self._plan.codec = "json"
-                raise wrong("codec", codec, f"one of: {', '.join(CODECS)}")
+            CODEC.check("codec", codec)
+            self._plan.codec = codec
         with self._plan.collecting(None):  # YAML has no type checker
             if not isinstance(renamed_from, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise wrong("renamed_from", renamed_from, '{"new": "old"}')
@@ -75,16 +71,8 @@ class Topology:
 
         An event whose data does not fit the type goes to the dead letters.
         """
-        given = cast("Mapping[str, Any]", o)
-        options = {**({} if type is None else {"type": type_option(type)}), **_plain_source(given)}
-        draft = NodeDraft("source", "source", subject, subject, options=options, shape=shape_of(type))
-        self._plan.add(draft)
-        draft.source = Source(subject)
-        with self._plan.collecting(draft):
-            draft.source = _source(subject, None if type is None else validator(type), given)
-            if isinstance(given.get("time"), str):
-                fits.fields_exist(given["time"], draft.shape)
-        return Stream(self._plan, draft)
+        given = {**({} if type is None else {"type": type}), **cast("Mapping[str, object]", o)}
+        return Stream(self._plan, source.add(self._plan, subject, given))
 
     def check(self) -> list[Problem]:
         """Every problem: code, node, file:line, message, fix. Errors first, then warnings."""
@@ -131,9 +119,9 @@ class Topology:
 
     def to_yaml(self) -> str:
         """The topology in YAML, with the same digest. Raises TopologyError (DX223) for lambdas, naming the node."""
-        from dspex.operators.formats import yaml
+        from dspex.operators.formats.yaml_dump import dump
 
-        return yaml.dump(self.graph)
+        return dump(self.graph)
 
     def to_mermaid(self) -> str:
         """A Mermaid flow chart; the same text for the same graph."""
@@ -147,9 +135,9 @@ class Topology:
         """
         text = fspath(target)
         if text.endswith((".yaml", ".yml")):
-            from dspex.operators.formats import yaml
+            from dspex.operators.formats.yaml_load import load
 
-            return yaml.load(text)
+            return load(text)
         found = resolve(text)
         if not isinstance(found, Topology):
             raise problem("DX221", f"{text} is {type(found).__name__}, not a Topology", 'name the topology: "triage:topology"')
@@ -157,62 +145,3 @@ class Topology:
 
     def __repr__(self) -> str:
         return f"Topology({self.name!r}, {len(self._plan.drafts)} nodes)"
-
-
-def _plain_source(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in given.items()}
-
-
-def _source(subject: str, accept: Callable[[Any], Any] | None, given: Mapping[str, Any]) -> Source:
-    """The source with its options. Raises TopologyError for an unknown option (DX204) or a wrong value (DX205)."""
-    for name in given:
-        if name not in SourceOptions.__annotations__:
-            raise problem("DX204", f"a source has no option {name!r}", did_you_mean(name, SourceOptions.__annotations__))
-    partitions, on_gap = given.get("partitions", 1), given.get("on_gap", "stop")
-    if not isinstance(partitions, int) or isinstance(partitions, bool) or not 1 <= partitions <= 1024:
-        raise wrong("partitions", partitions, "a whole number from 1 to 1024")
-    if on_gap not in ("stop", "skip"):
-        raise wrong("on_gap", on_gap, "one of: stop, skip")
-    time, stream = given.get("time"), given.get("stream")
-    if stream is not None and not isinstance(stream, str):
-        raise wrong("stream", stream, "the name of a JetStream stream")
-    return Source(
-        subject,
-        stream,
-        _start(given.get("start", "all")),
-        partitions,
-        on_gap,
-        None if time is None else _event_time(time),
-        accept,
-    )
-
-
-def _start(value: Any) -> Any:
-    if value in ("new", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = datetime.fromisoformat(value)
-    if not isinstance(value, datetime):
-        raise wrong("start", value, '"new", "all", a sequence, or a time: datetime, or "2026-01-01T00:00:00Z"')
-    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-
-
-def _event_time(text: str) -> Callable[[Any], datetime]:
-    """data → event time, by an expression that gives RFC 3339 text, seconds since the epoch, or a datetime."""
-    expression = expressions.compile(text)
-
-    def time(data: Any) -> datetime:
-        value = expression.function(data)
-        try:
-            if isinstance(value, str):
-                value = datetime.fromisoformat(value)
-            elif isinstance(value, (int, float)):
-                value = datetime.fromtimestamp(value, tz=UTC)
-        except (ValueError, OverflowError, OSError) as e:
-            raise InvalidInput(f'"{text}" gives {value!r}, which is no time: {e}') from e
-        if not isinstance(value, datetime):
-            raise InvalidInput(f'"{text}" gives {type(value).__name__}, which is no time')
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-    return time

@@ -1,8 +1,7 @@
-"""A frozen graph for people: as plain data, and as a drawing."""
+"""A frozen graph as plain data, for people and programs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,25 +81,3 @@ def outlet_name(graph: Graph, node: str, outlet: int) -> str:
     if count == 1:
         return node
     return f"{node}.rest" if outlet == count - 1 else f"{node}.{outlet}"
-
-
-_BOX: Mapping[str, tuple[str, str]] = {"source": ("([", "])"), "sink": ("([", "])"), "call": ("[[", "]]")}
-
-
-def mermaid(graph: Graph) -> str:
-    """A Mermaid flow chart in graph order. Ids come from names, so that one new node changes few lines."""
-    ids: dict[str, str] = {}
-    for name in graph.nodes:
-        id = re.sub(r"\W", "_", name)
-        ids[name] = f"{id}_{len(ids)}" if id in ids.values() or id == "end" else id
-    lines = ["flowchart LR"]
-    for n in graph.nodes.values():
-        left, right = _BOX.get(n.role, ("[", "]"))
-        label = n.name if n.role in ("source", "sink") or n.name == n.op else f"{n.name}<br/>{n.op}"
-        lines.append(f'    {ids[n.name]}{left}"{label}"{right}')
-    for n in graph.nodes.values():
-        for i in n.inputs:
-            label = outlet_name(graph, i.node, i.outlet)[len(i.node) + 1 :]
-            arrow = f"-->|{label}|" if label else "-->"
-            lines.append(f"    {ids[i.node]} {arrow} {ids[n.name]}")
-    return "\n".join(lines) + "\n"

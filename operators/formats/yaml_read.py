@@ -13,6 +13,7 @@ import yaml
 
 from dspex.bus.errors import Problem, TopologyError
 
+VERSION = 1  # of the format: `dspex: 1`
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 

@@ -1,28 +1,53 @@
-"""Options of recorded operators: checked, and brought to the one form that digests and YAML hold."""
+"""The options of recorded operators: their types for type checkers, and beside them their declaration for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, TypedDict, cast
 
-from dspex.bus.duration import seconds
-from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.duration import Duration as DurationLike
+from dspex.bus.errors import ConfigError
 from dspex.bus.subjects import token
 from dspex.engine.graph.graph import Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.options import CallOptions, ModuleConfig
-from dspex.operators.problems import all_of, problem, wrong
+from dspex.operators.parameters import Arguments, Choice, Duration, Expressions, Parameter, Schema
+from dspex.operators.parameters.values import TEXT, in_seconds, mapping
+from dspex.operators.problems import problem, wrong
+from dspex.operators.typing.names import Adapter, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "adapter": ("chat", "json", "xml"),
-    "on_error": ("dead_letter", "skip"),
-    "order": ("any", "key"),
-    "route": ("auto", "worker", "native"),
-}
+
+class ModuleConfig(TypedDict, total=False):
+    """Parameters of a DSPy module; they reach the language model."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float
+    n: int
+    stop: list[str]
+    rollout_id: int
+
+
+class CallOptions(TypedDict, total=False):
+    """What every recorded operator takes. CALL_OPTIONS says what each is; docs/operators.md lists them."""
+
+    pool: str
+    lm: str | Sequence[str]
+    inputs: Mapping[str, str]
+    config: ModuleConfig
+    adapter: Adapter
+    timeout: DurationLike
+    deadline: DurationLike
+    retry: Retry
+    fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
+    on_error: OnError
+    order: Order
+    route: Route
+
+
 _CONFIG: Mapping[str, tuple[type, ...]] = {
     "temperature": (int, float),
     "max_tokens": (int,),
@@ -33,112 +58,171 @@ _CONFIG: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def normal(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as plain data, durations in seconds; a function stays one.
+@dataclass(frozen=True)
+class PoolName(Parameter):
+    """The name of a pool."""
 
-    Raises one TopologyError with every unknown option (DX204) and every wrong value (DX205).
-    """
-    found: dict[str, Any] = {}
-    errors: list[TopologyError] = []
-    for name, value in options.items():
+    @property
+    def kind(self) -> str:
+        return "the name of a pool"
+
+    def check(self, name: str, value: object) -> object:
         try:
-            found[name] = _normal(name, value)
-        except TopologyError as e:
-            errors.append(e)
-    all_of(errors)
-    return found
+            return token(cast("str", value), name)
+        except (ConfigError, TypeError) as e:
+            raise wrong(name, value, "a name of letters, digits, - and _") from e
+
+    def schema(self) -> Schema:
+        return dict(TEXT)
 
 
-def _normal(name: str, value: Any) -> Any:
-    if name not in CallOptions.__annotations__:
-        raise problem("DX204", f"there is no option {name!r}", did_you_mean(name, CallOptions.__annotations__))
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise wrong(name, value, f"one of: {', '.join(_CHOICES[name])}")
+@dataclass(frozen=True)
+class Profiles(Parameter):
+    """The name of an LM profile, or several. Checked, they are a list."""
+
+    @property
+    def kind(self) -> str:
+        return "a profile, or a list of them"
+
+    def check(self, name: str, value: object) -> object:
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, Sequence) and names:
+            found = list(cast("Sequence[object]", names))
+            if all(isinstance(n, str) and n for n in found):
+                return found
+        raise wrong(name, value, f'the name of a profile, or a list of names: {name}="main"')
+
+    def schema(self) -> Schema:
+        return {"type": ["string", "array"], "items": dict(TEXT)}
+
+
+@dataclass(frozen=True)
+class Inputs(Expressions):
+    """Expressions by the signature's input. A call sees the data only: the event is not part of its record."""
+
+    @property
+    def kind(self) -> str:
+        return "signature input → expression"
+
+    def check(self, name: str, value: object) -> object:
+        texts = mapping(value)
+        if texts is None:
+            raise wrong(name, value, f'signature input -> expression: {name}={{"text": "message.body"}}')
+        for field, text in texts.items():
+            if expressions.compile(text).uses_event:
+                raise problem(
+                    "DX208",
+                    f"{name} of {field!r} read `event`, which a call does not see",
+                    'copy it before: .set({"key": "event.key"})',
+                )
+        return dict(texts)
+
+
+@dataclass(frozen=True)
+class Config(Parameter):
+    """Parameters of the DSPy module."""
+
+    @property
+    def kind(self) -> str:
+        return '`{"temperature": 0.0, "max_tokens": 200}`'
+
+    def check(self, name: str, value: object) -> object:
+        given = mapping(value)
+        if given is None:
+            raise wrong(name, value, f'{name}={{"temperature": 0.0}}')
+        for key, v in given.items():
+            if key not in _CONFIG:
+                raise problem("DX204", f"{name} has no parameter {key!r}", did_you_mean(key, _CONFIG))
+            if not isinstance(v, _CONFIG[key]) or isinstance(v, bool):
+                raise wrong(f"{name}.{key}", v, f"a value of type {_CONFIG[key][-1].__name__}")
+        return {n: list(cast("tuple[object, ...]", v)) if isinstance(v, tuple) else v for n, v in given.items()}
+
+    def schema(self) -> Schema:
+        return {"type": "object", "properties": {k: {} for k in _CONFIG}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class RetryPolicy(Parameter):
+    """A `Retry`, or its fields as a mapping. Checked, it is a mapping of all fields, durations in seconds."""
+
+    @property
+    def kind(self) -> str:
+        return "a `Retry`; in YAML a mapping of its fields"
+
+    def check(self, name: str, value: object) -> object:
+        fields: dict[str, object] = asdict(Retry())
+        given = asdict(value) if isinstance(value, Retry) else mapping(value)
+        if given is None:
+            raise wrong(name, value, 'Retry(attempts=4, backoff="1s")')
+        for key, v in given.items():
+            if key not in fields:
+                raise problem("DX204", f"{name} has no {key!r}", did_you_mean(key, fields))
+            if key == "attempts" and (not isinstance(v, int) or v < 1):
+                raise wrong(f"{name}.attempts", v, "a whole number from 1 (the first attempt counts)")
+            if key in ("factor", "jitter") and (not isinstance(v, (int, float)) or v < 0):
+                raise wrong(f"{name}.{key}", v, "a number from 0")
+        whole = {**fields, **given}
+        return whole | {key: in_seconds(f"{name}.{key}", whole[key]) for key in ("backoff", "cap")}
+
+    def schema(self) -> Schema:
+        return {"type": "object"}
+
+
+@dataclass(frozen=True)
+class Fallback(Parameter):
+    """What answers when the attempts are spent."""
+
+    @property
+    def kind(self) -> str:
+        return "a function of the data, constant outputs, or a ref"
+
+    def check(self, name: str, value: object) -> object:
+        if isinstance(value, str):
+            resolve(value)
+            return value
+        constant = mapping(value)
+        if constant is not None:
+            return dict(constant)
+        if not callable(value):
+            raise wrong(name, value, 'a function of the data, constant outputs, or a ref "pkg.module:name"')
         return value
-    readers: Mapping[str, Callable[[Any], Any]] = {
-        "pool": _pool, "lm": _lm, "inputs": _inputs, "config": _config, "timeout": partial(_duration, "timeout"),
-        "deadline": partial(_duration, "deadline"), "retry": _retry, "fallback": _fallback,
-    }  # fmt: skip
-    return readers[name](value)
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return ref_of(value) if callable(value) else value
+
+    def schema(self) -> Schema:
+        return {"type": ["string", "object"]}
+
+    def functions(self, value: object) -> Iterable[object]:
+        return [value]
 
 
-def _pool(value: Any) -> str:
-    try:
-        return token(value, "pool")
-    except (ConfigError, TypeError) as e:
-        raise wrong("pool", value, "a name of letters, digits, - and _") from e
+CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
+    {
+        "pool": PoolName("lightweight", doc="which workers"),
+        "lm": Profiles(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
+        "inputs": Inputs(None, doc="default: the field of that name"),
+        "config": Config(None, doc="parameters of the DSPy module; default: the profile's"),
+        "adapter": Choice(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
+        "timeout": Duration("60s", zero=False, doc="of one attempt"),
+        "deadline": Duration("10m", zero=False, doc="of all attempts together"),
+        "retry": RetryPolicy(
+            None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
+        ),
+        "fallback": Fallback(None, doc="gives the outputs when the attempts are spent"),
+        "on_error": Choice("dead_letter", of=OnError, doc="what happens after retry and fallback"),
+        "order": Choice("any", of=Order, not_built=("serial",), doc="as they finish, or released in the order of their key"),
+        "route": Choice(
+            "auto",
+            of=Route,
+            doc="who answers in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy",
+        ),
+    }
+)
+NOT_BUILT = ("affinity", "cache", "cost", "priority", "tenant", "lane", "first_token_timeout", "hedge")
+"""Documented call options that this version does not have."""
 
-
-def _lm(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n for n in cast("Sequence[Any]", names)):
-        raise wrong("lm", value, 'the name of a profile, or a list of names: lm="main"')
-    return list(cast("Sequence[str]", names))
-
-
-def _inputs(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise wrong("inputs", value, 'signature input -> expression: inputs={"text": "message.body"}')
-    for name, text in cast("Mapping[str, Any]", value).items():
-        if expressions.compile(text).uses_event:
-            raise problem(
-                "DX208",
-                f"inputs of {name!r} read `event`, which a call does not see",
-                'copy it before: .set({"key": "event.key"})',
-            )
-    return dict(cast("Mapping[str, str]", value))
-
-
-def _config(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise wrong("config", value, 'config={"temperature": 0.0}')
-    config = dict(cast("Mapping[str, Any]", value))
-    for name, v in config.items():
-        if name not in _CONFIG:
-            raise problem("DX204", f"config has no parameter {name!r}", did_you_mean(name, ModuleConfig.__annotations__))
-        if not isinstance(v, _CONFIG[name]) or isinstance(v, bool):
-            raise wrong(f"config.{name}", v, f"a value of type {_CONFIG[name][-1].__name__}")
-    return {n: list(v) if isinstance(v, tuple) else v for n, v in config.items()}
-
-
-def _duration(name: str, value: Any) -> int | float:
-    try:
-        found = seconds(value)
-    except ConfigError as e:
-        raise wrong(name, value, e.fix) from e
-    if found == 0 and name in ("timeout", "deadline"):
-        raise wrong(name, value, "more than 0: every call would fail")
-    return int(found) if found.is_integer() else found
-
-
-def _retry(value: Any) -> dict[str, Any]:
-    fields = asdict(Retry())
-    given = asdict(value) if isinstance(value, Retry) else value
-    if not isinstance(given, Mapping):
-        raise wrong("retry", value, 'Retry(attempts=4, backoff="1s")')
-    given = cast("Mapping[str, Any]", given)
-    for name, v in given.items():
-        if name not in fields:
-            raise problem("DX204", f"retry has no {name!r}", did_you_mean(name, fields))
-        if name == "attempts" and (not isinstance(v, int) or v < 1):
-            raise wrong("retry.attempts", v, "a whole number from 1 (the first attempt counts)")
-        if name in ("factor", "jitter") and (not isinstance(v, (int, float)) or v < 0):
-            raise wrong(f"retry.{name}", v, "a number from 0")
-    return {**fields, **given, **{n: _duration(f"retry.{n}", {**fields, **given}[n]) for n in ("backoff", "cap")}}
-
-
-def _fallback(value: Any) -> Any:
-    if isinstance(value, str):
-        resolve(value)
-        return value
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[str, Any]", value))
-    if not callable(value):
-        raise wrong("fallback", value, 'a function of the data, constant outputs, or a ref "pkg.module:name"')
-    return value
-
-
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Normal options as they stand in a node: functions by their refs."""
-    return {n: ref_of(v) if callable(v) else v for n, v in options.items()}
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {name: p.check(name, p.default) for name, p in CALL_OPTIONS.items() if p.default is not None}
+)
+"""What a call has where nothing was said, in the form that `Spec.options` has."""

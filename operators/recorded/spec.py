@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, cast
 
@@ -18,17 +18,22 @@ from dspex.bus.errors import InvalidOutput, TopologyError
 from dspex.bus.records import CallSpec
 from dspex.engine.graph.graph import Call, Retry
 from dspex.operators.expressions import language as expressions
-from dspex.operators.native.fields.types import fields_of, foreign, type_text
-from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.options import CallOptions, T_co, V
-from dspex.operators.problems import all_of, problem, wrong
-from dspex.operators.recorded import options as call_options
-from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
+from dspex.operators.native.fields.types import fields_of
+from dspex.operators.native.signature import Signature
+from dspex.operators.parameters import Arguments
+from dspex.operators.parameters.parameter import checked
+from dspex.operators.parameters.typed import type_option
+from dspex.operators.problems import all_of, problem
+from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, NOT_BUILT, CallOptions
+from dspex.operators.typing.names import T_co, V
+from dspex.operators.typing.refs import resolve
 from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
+from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing_inputs
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
 Outputs: TypeAlias = Mapping[str, Any]
 
+NOTHING = Arguments()
 _REASONING: Mapping[str, Any] = {"reasoning": str}  # what these two add to their signature in DSPy
 
 
@@ -56,7 +61,9 @@ class Spec(Generic[T_co]):
 
     def with_options(self, **o: Unpack[CallOptions]) -> Spec[T_co]:
         """The same spec with these options changed. Raises TopologyError for a wrong one."""
-        return _checked(replace(self, options={**self.options, **call_options.normal(cast("Mapping[str, Any]", o))}))
+        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=NOT_BUILT)
+        all_of(errors)
+        return consistent(replace(self, options={**self.options, **changed}))
 
     @property
     def digest(self) -> str:
@@ -73,7 +80,8 @@ class Spec(Generic[T_co]):
             data |= {"tools": list(self.tools), "max_iters": self.max_iters}
         extra = {"instructions": self.signature.instructions, "state": self.state}
         into = {} if self.into is None else {"into": type_option(self.into)}
-        return data | {k: v for k, v in extra.items() if v} | into | call_options.plain(self.options)
+        options = {n: CALL_OPTIONS[n].plain(v, NOTHING) for n, v in self.options.items()}
+        return data | {k: v for k, v in extra.items() if v} | into | options
 
     @property
     def outputs(self) -> dict[str, Any]:
@@ -89,10 +97,17 @@ class Spec(Generic[T_co]):
         """What is known of the result for data of this shape."""
         return data.plus(self.outputs) if self.into is None else shape_of(self.into)
 
+    def misfits(self, shape: Shape) -> Iterator[TopologyError]:
+        """Every way in which the spec does not fit data of this shape, or its own `into`."""
+        mapped = self.options.get("inputs", {})
+        yield from missing_inputs(self.signature, shape, MAP_IT, mapped)
+        yield from contradictions(self.signature, self.into, shape, self.outputs)
+        for name, value in self.options.items():
+            yield from CALL_OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
+
     def to_call(self) -> Call:
         """The call as the engine runs it."""
-        o = self.options
-        retry = o.get("retry")
+        o: dict[str, Any] = {**DEFAULTS, **self.options}
         return Call(
             spec=CallSpec(
                 kind=self.kind,
@@ -104,27 +119,18 @@ class Spec(Generic[T_co]):
                 tools=self.tools,
                 max_iters=self.max_iters,
                 state=self.state,
-                route=o.get("route", "auto"),
+                route=o["route"],
             ),
-            pool=o.get("pool", "lightweight"),
+            pool=o["pool"],
             inputs=_inputs(self.signature, o.get("inputs", {})),
             accept=_accept(self),
-            timeout=float(o.get("timeout", 60.0)),
-            deadline=float(o.get("deadline", 600.0)),
-            retry=Retry(**retry) if retry else Retry(),
+            timeout=float(o["timeout"]),
+            deadline=float(o["deadline"]),
+            retry=Retry(**o.get("retry", {})),
             fallback=_fallback(o.get("fallback")),
-            order=o.get("order", "any"),
-            on_error=o.get("on_error", "dead_letter"),
+            order=o["order"],
+            on_error=o["on_error"],
         )
-
-
-def type_option(tp: Any) -> Any:
-    """A type as it stands in a node's options: its ref, or its text for one of builtins."""
-    if isinstance(tp, Mapping):
-        return dict(cast("Mapping[str, Any]", tp))
-    if isinstance(tp, type) and any(foreign(tp)):
-        return ref_of(tp)
-    return Local(f"<{type_text(tp)}>") if any(foreign(tp)) else type_text(tp)
 
 
 def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[Any], Outputs]:
@@ -150,7 +156,7 @@ def _wire(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
-def _accept(spec: Spec[Any]) -> Callable[[Any, Outputs], Any]:
+def _accept(spec: Spec[V]) -> Callable[[Any, Outputs], Any]:
     """(data, outputs) → `{**data, **outputs}`, typed by `into`. Raises InvalidOutput."""
     check, extra = spec.signature.check_outputs, [n for n in spec.outputs if n not in spec.signature.outputs]
     typed = None if spec.into is None else validator(spec.into, InvalidOutput)
@@ -170,7 +176,7 @@ def _fallback(value: Any) -> Callable[[Any], Outputs] | None:
     return cast("Callable[[Any], Outputs] | None", resolve(value) if isinstance(value, str) else value)
 
 
-def _checked(spec: Spec[Any]) -> Spec[Any]:
+def consistent(spec: Spec[V]) -> Spec[V]:
     """The spec, or one TopologyError with every way in which its parts contradict each other."""
     errors: list[TopologyError] = []
     foreign = spec.signature.foreign_types
@@ -198,100 +204,10 @@ def _checked(spec: Spec[Any]) -> Spec[Any]:
     return spec
 
 
-def _uncovered(spec: Spec[Any]) -> list[TopologyError]:
+def _uncovered(spec: Spec[V]) -> list[TopologyError]:
     """The error where native Predict cannot answer, as far as that is known without a model."""
     from dspex.operators.native.lm.native_support import why_not_native_signature
 
     why = why_not_native_signature(spec.kind, spec.signature)
     fix = 'leave it out, or route="worker": DSPy answers'
     return [problem("DX236", f'route="native" cannot be: {why}', fix)] if why else []
-
-
-def _make(
-    kind: str, signature: SignatureLike, into: Any, o: Mapping[str, Any], *, target: str | None = None, **more: Any
-) -> Spec[Any]:
-    """A spec from what the user wrote. Raises one TopologyError with every problem that can be told apart."""
-    errors: list[TopologyError] = []
-    read: Signature | None = None
-    options: dict[str, Any] = {}
-    try:
-        read = as_signature(signature)
-    except TopologyError as e:
-        errors.append(e)
-    try:
-        options = call_options.normal(o)
-    except TopologyError as e:
-        errors.append(e)
-    if read is None or errors:
-        raise _joined(errors)
-    return _checked(Spec(kind, target or str(read), read, into, options, **more))
-
-
-def _joined(errors: Sequence[TopologyError]) -> TopologyError:
-    if len(errors) == 1:
-        return errors[0]
-    problems = [p for e in errors for p in e.problems or ()]
-    first = [e for e in errors if not e.problems]
-    try:
-        all_of(first)
-    except TopologyError as e:
-        problems = [*e.problems, *problems]
-    return TopologyError("; ".join(p.message for p in problems), code=problems[0].code, problems=problems)
-
-
-def predict(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
-    """One call of the model with the signature (`dspy.Predict`)."""
-    return _make("predict", signature, into, cast("Mapping[str, Any]", o))
-
-
-def chain_of_thought(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
-    """The model reasons before it answers (`dspy.ChainOfThought`); the result has the field `reasoning` too."""
-    return _make("chain_of_thought", signature, into, cast("Mapping[str, Any]", o))
-
-
-def react(
-    signature: SignatureLike,
-    *,
-    tools: Sequence[str],
-    max_iters: int = 10,
-    into: type[V] | None = None,
-    **o: Unpack[CallOptions],
-) -> Spec[V]:
-    """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker."""
-    if isinstance(tools, str) or not isinstance(tools, Sequence) or not tools:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise wrong("tools", tools, 'a list of refs: tools=["shop:find_order"]')
-    refs = tuple(worker_ref(t, "a tool") for t in tools)
-    if not isinstance(max_iters, int) or max_iters < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise wrong("max_iters", max_iters, "a whole number from 1")
-    return _make("react", signature, into, cast("Mapping[str, Any]", o), tools=refs, max_iters=max_iters)
-
-
-def program(
-    ref: str | type[Any],
-    signature: SignatureLike,
-    *,
-    state: str | None = None,
-    into: type[V] | None = None,
-    **o: Unpack[CallOptions],
-) -> Spec[V]:
-    """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
-    if state is not None and not isinstance(state, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise wrong("state", state, 'the name of a stored program: "draft@3"')
-    target = worker_ref(ref, "a program")
-    return _make("program", signature, into, cast("Mapping[str, Any]", o), target=target, state=state)
-
-
-def worker_ref(thing: Any, what: str) -> str:
-    """The ref of what a worker shall import. Raises TopologyError: DX218 for what has none, DX221 for a bad one."""
-    if isinstance(thing, str):
-        if is_ref(thing):
-            return thing
-        raise problem("DX221", f"{thing!r} is not a ref", 'write "pkg.module:name"')
-    ref = ref_of(thing)
-    if isinstance(ref, Local):
-        raise problem(
-            "DX218",
-            f"{what} runs in a worker, which cannot import {ref}",
-            'define it at the top level of a module, and give its ref: "pkg.module:name"',
-        )
-    return ref

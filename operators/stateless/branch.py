@@ -7,6 +7,9 @@ from typing import Any
 
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions.predicate import Predicate, predicate
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Tests
+from dspex.operators.typing.shape import narrowed
 
 
 def build(tests: Sequence[str | Callable[[Any], Any]]) -> Build:
@@ -43,3 +46,13 @@ def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Handler]) -> Ha
         rest(data, ctx)
 
     return step
+
+
+OPERATOR = Operator(
+    "branch",
+    main=Tests(),
+    build=build,
+    shape=lambda shape, o: [*(narrowed(test, shape) for test in o["branch"]), shape],
+    outlets=lambda tests: len(tests) + 1,
+    doc="the datum, on the stream of the first test that is true, or on the last stream, the rest",
+)

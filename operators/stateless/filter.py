@@ -7,6 +7,9 @@ from typing import Any
 
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions.predicate import predicate
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Test
+from dspex.operators.typing.shape import narrowed
 
 
 def build(test: str | Callable[[Any], Any]) -> Build:
@@ -27,3 +30,12 @@ def build(test: str | Callable[[Any], Any]) -> Build:
         return step_with_context if with_context else step
 
     return make
+
+
+OPERATOR = Operator(
+    "filter",
+    main=Test(),
+    build=build,
+    shape=lambda shape, o: narrowed(o["filter"], shape),
+    doc="the datum where the test is true, else nothing",
+)

@@ -7,8 +7,10 @@ from typing import Any
 
 from dspex.bus.errors import DataError
 from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Function
 from dspex.operators.typing.functions import function_name, takes_context
-from dspex.operators.typing.shape import is_record
+from dspex.operators.typing.shape import is_record, returned_items
 
 
 def build(fn: Callable[..., Any]) -> Build:
@@ -39,3 +41,12 @@ def items(result: Any, name: str) -> list[Any]:
             fix=f"return a list: [{type(result).__name__}], or use .map()",
         )
     return list(result)
+
+
+OPERATOR = Operator(
+    "flat_map",
+    main=Function(),
+    build=build,
+    shape=lambda shape, o: returned_items(o["flat_map"]),
+    doc="any number: the items that the function returns",
+)

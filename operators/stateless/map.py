@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Function
 from dspex.operators.typing.functions import takes_context
+from dspex.operators.typing.shape import returned
 
 
 def build(fn: Callable[..., Any]) -> Build:
@@ -25,3 +28,12 @@ def build(fn: Callable[..., Any]) -> Build:
         return step_with_context if with_context else step
 
     return make
+
+
+OPERATOR = Operator(
+    "map",
+    main=Function(),
+    build=build,
+    shape=lambda shape, o: returned(o["map"]),
+    doc="one: what the function returns",
+)

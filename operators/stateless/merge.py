@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dspex.engine.graph.graph import Handler
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Nothing
 
 
 def build(outlets: Sequence[Handler]) -> Handler:
     """The next step itself. A merge of streams of one stage needs no hop, so it costs nothing."""
     (out,) = outlets
     return out
+
+
+OPERATOR = Operator(
+    "merge",
+    main=Nothing(),
+    build=lambda main: build,
+    many_inputs=True,
+    doc="the datum; several streams become one",
+)

@@ -6,42 +6,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
+from dspex.bus.errors import InvalidInput, InvalidOutput
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import free_text
 from dspex.operators.native.replies.free_text import FreeText
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.suggestions import nearest
-from dspex.operators.problems import wrong
-from dspex.operators.typing.refs import Local
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import INTO, Choice, FieldName
+from dspex.operators.parameters import Signature as SignatureParameter
 from dspex.operators.typing.shape import record_of, validator
 
 ParseAs: TypeAlias = Literal["chat", "json", "xml", "code", "pairs", "numbers", "list"]
 
 
-def readable(signature: Any) -> Signature | None:
-    """The signature; None where it cannot be read (`build` tells why)."""
-    try:
-        return as_signature(signature)
-    except TopologyError:
-        return None
-
-
-def signature_option(signature: Signature) -> str:
-    """A signature as its text; a `Local` where text cannot say all of it: types of the user's, descriptions."""
-    text = str(signature)
-    try:
-        same = Signature(text, instructions=signature.instructions) == signature
-    except TopologyError:
-        same = False
-    return text if same else Local(f"<{text}>")
-
-
-def build(signature: Any, field: str, adapter: str = "chat", into: Any = None) -> Build:
+def build(signature: object, field: str, adapter: ParseAs = "chat", into: object = None) -> Build:
     """The step makes `{**data, **outputs}`, typed by `into` where that is given."""
-    if not isinstance(field, str) or not field:  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
-        raise wrong("field", field, "the name of the field that holds the reply")
     read = reader(as_signature(signature), adapter)
     accept = None if into is None else validator(into)
 
@@ -58,10 +39,8 @@ def build(signature: Any, field: str, adapter: str = "chat", into: Any = None) -
     return make
 
 
-def reader(signature: Signature, adapter: str) -> Callable[[str], dict[str, Any]]:
+def reader(signature: Signature, adapter: ParseAs) -> Callable[[str], dict[str, Any]]:
     """text → outputs. It raises InvalidInput: text that is there already does not get better by being read again."""
-    if adapter not in get_args(ParseAs):
-        raise wrong("adapter", adapter, f"one of: {', '.join(get_args(ParseAs))}")
     if adapter in get_args(FreeText):
         parse = free_text.reader(signature, cast("FreeText", adapter))
     else:
@@ -84,3 +63,17 @@ def _text(record: dict[str, Any], field: str) -> str:
     if not isinstance(text, str):
         raise InvalidInput(f"the field {field!r} should hold the reply as text, and holds {type(text).__name__}")
     return text
+
+
+OPERATOR = Operator(
+    "parse",
+    main=SignatureParameter(),
+    options={
+        "field": FieldName(holds=str, doc="holds the reply"),
+        "adapter": Choice("chat", of=ParseAs, doc="how the reply is written"),
+        "into": INTO,
+    },
+    build=build,
+    shape=lambda shape, o: shape.plus(o["parse"].annotations("outputs")),
+    doc="the datum with the outputs that stand in a model's reply",
+)

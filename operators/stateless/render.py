@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import template
-from dspex.operators.native.adapters import ADAPTERS
+from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.templates.template import Template
-from dspex.operators.problems import wrong
-from dspex.operators.stateless.parse import signature_option
-from dspex.operators.typing.shape import record_of, validator
+from dspex.operators.native.templates.template import Template as JinjaTemplate
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import INTO, Arguments, Choice, FieldName, Parameter, Schema, Types
+from dspex.operators.parameters.typed import signature_option
+from dspex.operators.parameters.values import TEXT, mapping
+from dspex.operators.problems import problem, wrong
+from dspex.operators.typing.shape import Shape, record_of, validator
+from dspex.operators.typing.stream_checks import missing_inputs
 
-SYNTAXES = ("fields", "jinja")
+Syntax: TypeAlias = Literal["fields", "jinja"]
 Fill = Callable[[Any, Context], Any]
 
 
-def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = "fields", adapter: str = "chat") -> Build:
+def build(
+    what: str | Signature, field: str, into: object = None, *, syntax: Syntax = "fields", adapter: Adapter = "chat"
+) -> Build:
     """The step makes `{**data, field: what was rendered}`, typed by `into` where that is given."""
-    if not isinstance(field, str) or not field:  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
-        raise wrong("field", field, "the name of the field that takes the text")
-    if syntax not in SYNTAXES:
-        raise wrong("syntax", syntax, f"one of: {', '.join(SYNTAXES)}")
-    if adapter not in ADAPTERS:
-        raise wrong("adapter", adapter, f"one of: {', '.join(ADAPTERS)}")
     if isinstance(what, Signature) and syntax != "fields":
         raise wrong("syntax", syntax, "leave it out: a signature is no template text")
     if adapter != "chat" and not isinstance(what, Signature):
@@ -46,16 +47,16 @@ def build(what: str | Signature, field: str, into: Any = None, *, syntax: str = 
     return make
 
 
-def _fill(what: Any, syntax: str, adapter: Any) -> Fill:
+def _fill(what: str | Signature, syntax: Syntax, adapter: Adapter) -> Fill:
     if isinstance(what, Signature):
         return _messages(what, adapter)
     if syntax == "jinja":
-        jinja = Template(what).render
+        jinja = JinjaTemplate(what).render
         return lambda data, ctx: jinja(record_of(data))
     return template.renderer(template.parse(what), template.as_text)
 
 
-def _messages(signature: Signature, adapter: Any) -> Fill:
+def _messages(signature: Signature, adapter: Adapter) -> Fill:
     needed = [f.name for f in signature.inputs.values() if f.required]
 
     def fill(data: Any, ctx: Context) -> Any:
@@ -68,21 +69,71 @@ def _messages(signature: Signature, adapter: Any) -> Fill:
     return fill
 
 
-def fields(what: Any, syntax: str) -> list[str]:
-    """What a template reads, as expressions over the data; none where it cannot be read (`build` tells why)."""
-    if isinstance(what, Signature):
-        return []
-    if syntax != "jinja":
-        return template.fields(what)
-    try:
-        return sorted(Template(what).required)
-    except TopologyError:
-        return []
+@dataclass(frozen=True)
+class Template(Parameter):
+    """A template, or a Signature whose inputs are fields. YAML: text, or a mapping of a signature and its adapter."""
+
+    @property
+    def kind(self) -> str:
+        return 'a template: `"Dear {customer.name}"`, or Jinja; or a Signature'
+
+    def plain(self, value: object, others: Arguments) -> object:
+        if not isinstance(value, Signature):
+            return value
+        adapter = others.get("adapter", "chat")
+        extra: Mapping[str, object] = {"instructions": value.instructions, "adapter": "" if adapter == "chat" else adapter}
+        return {"signature": signature_option(value), **{k: v for k, v in extra.items() if v}}
+
+    def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
+        keys = mapping(value)
+        if keys is None:
+            return value
+        unknown = next((k for k in keys if k not in _KEYS), None)
+        text = keys.get("signature")
+        if unknown is not None or not isinstance(text, str):
+            what = "needs a signature" if unknown is None else f"has no key {unknown!r}"
+            fix = 'render: { signature: "text -> answer", adapter: chat }'
+            raise problem("DX204", f"render {what}: {value!r}", fix)
+        others["adapter"] = keys.get("adapter", "chat")
+        return Signature(text, instructions=str(keys.get("instructions", "")), types=types)
+
+    def schema(self) -> Schema:
+        keys = {"type": "object", "properties": dict(_KEYS), "required": ["signature"], "additionalProperties": False}
+        return {"oneOf": [dict(TEXT), keys]}
+
+    def reads(self, value: object, others: Arguments) -> Iterable[str]:
+        if isinstance(value, Signature):
+            return []
+        if others.get("syntax") != "jinja":
+            return template.fields(value)
+        try:
+            return sorted(JinjaTemplate(str(value)).required)
+        except TopologyError:  # `build` says why it cannot be read
+            return []
+
+    def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
+        yield from super().misfits(operator, value, shape, others)
+        if isinstance(value, Signature):
+            yield from missing_inputs(value, shape)
 
 
-def option(what: Any, adapter: str) -> Any:
-    """A template as it stands in a node's options."""
-    if not isinstance(what, Signature):
-        return what
-    extra: Mapping[str, Any] = {"instructions": what.instructions, "adapter": "" if adapter == "chat" else adapter}
-    return {"signature": signature_option(what), **{k: v for k, v in extra.items() if v}}
+_KEYS: Mapping[str, Schema] = {"signature": TEXT, "instructions": TEXT, "adapter": {"enum": list(ADAPTERS)}}
+
+
+def _rendered(o: Arguments) -> object:
+    return list[dict[str, Any]] if isinstance(o["render"], Signature) else str
+
+
+OPERATOR = Operator(
+    "render",
+    main=Template(),
+    options={
+        "field": FieldName(doc="takes the text or the messages"),
+        "syntax": Choice("fields", of=Syntax, doc="of a template"),
+        "adapter": Choice("chat", of=Adapter, key=False, doc="of a Signature; in YAML a key beside `signature`"),
+        "into": INTO,
+    },
+    build=build,
+    shape=lambda shape, o: shape.plus({o["field"]: _rendered(o)}),
+    doc="the datum with one more field: the template filled in, or the messages of a signature",
+)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from dspex.bus.errors import DataError
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.problems import problem, wrong
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import INTO, Arguments, Expression, FieldName, Parameter, Schema, Types
+from dspex.operators.problems import problem
 from dspex.operators.typing.functions import function_name
+from dspex.operators.typing.refs import is_ref, ref_of, resolve
 from dspex.operators.typing.shape import record_of, validator
 
-Metric = Callable[[Any, Any], float]
+Compare = Callable[[Any, Any], float]
 
 
-def build(metric: str | Metric, *, expected: str, actual: str, field: str = "score", into: Any = None) -> Build:
+def build(metric: str | Compare, *, expected: str, actual: str, field: str = "score", into: object = None) -> Build:
     """The step makes `{**data, field: metric(actual, expected)}`, typed by `into` where that is given."""
-    if not isinstance(field, str) or not field:  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
-        raise wrong("field", field, "the name of the field that takes the number")
     function, name = metric_of(metric), metric if isinstance(metric, str) else function_name(metric)
     read_actual, read_expected = expressions.compile(actual).function, expressions.compile(expected).function
     accept = None if into is None else validator(into)
@@ -37,7 +39,7 @@ def build(metric: str | Metric, *, expected: str, actual: str, field: str = "sco
     return make
 
 
-def metric_of(metric: Any) -> Metric:
+def metric_of(metric: object) -> Compare:
     """The function of (actual, expected). Raises TopologyError (DX205) for an unknown name, DX219 for what is no function."""
     if isinstance(metric, str):
         from dspex.operators.native.metrics.metrics import METRICS  # here: most topologies need not pay for it
@@ -51,11 +53,51 @@ def metric_of(metric: Any) -> Metric:
             f"score takes a metric, and this is {metric!r}",
             'the name of one, "f1", or a function of (actual, expected)',
         )
-    return cast("Metric", metric)
+    return cast("Compare", metric)
 
 
-def as_number(value: Any, name: str) -> float:
+def as_number(value: object, name: str) -> float:
     """What a metric gave. Raises DataError for anything but a number."""
     if isinstance(value, (int, float)):
         return float(value)
     raise DataError(f"the metric {name} gave {type(value).__name__}, which is no number", fix="return a float or a bool")
+
+
+@dataclass(frozen=True)
+class Metric(Parameter):
+    """The name of a metric, or a function of (actual, expected). YAML: the name, or the function's ref."""
+
+    @property
+    def kind(self) -> str:
+        return "a name of `dspex.metrics`, or a function of (actual, expected)"
+
+    def check(self, name: str, value: object) -> object:
+        metric_of(value)
+        return value
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return value if isinstance(value, str) else ref_of(value)
+
+    def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
+        return resolve(value) if isinstance(value, str) and is_ref(value) else value
+
+    def schema(self) -> Schema:
+        return {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
+
+    def functions(self, value: object) -> Iterable[object]:
+        return [value]
+
+
+OPERATOR = Operator(
+    "score",
+    main=Metric(),
+    options={
+        "expected": Expression(doc="the reference, or a list of them"),
+        "actual": Expression(doc="the answer"),
+        "field": FieldName("score", doc="takes the number"),
+        "into": INTO,
+    },
+    build=build,
+    shape=lambda shape, o: shape.plus({o["field"]: float}),
+    doc="the datum with one more field: how well one text answers another, from 0 to 1",
+)

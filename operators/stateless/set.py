@@ -8,6 +8,8 @@ from typing import Any
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import INTO, Expressions
 from dspex.operators.problems import all_of
 from dspex.operators.typing.shape import record_of, validator
 
@@ -40,3 +42,13 @@ def compile_all(fields: Mapping[str, str]) -> dict[str, expressions.Expression]:
             errors.append(e)
     all_of(errors)
     return compiled
+
+
+OPERATOR = Operator(
+    "set",
+    main=Expressions(example='set: { total: "price * count" }'),
+    options={"into": INTO},
+    build=build,
+    shape=lambda shape, o: shape.plus(dict.fromkeys(o["set"], Any)),
+    doc="the datum with these fields, each an expression over the datum as it came in",
+)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.graph import Build, Context, Handler
 from dspex.operators.native.templates.schema import Schema
-from dspex.operators.problems import wrong
-from dspex.operators.typing.shape import is_record, record_of, validator
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Choice, Type
+from dspex.operators.parameters.values import mapping
+from dspex.operators.typing.names import OnError
+from dspex.operators.typing.shape import is_record, record_of, shape_of, validator
 
 
-def build(schema: Any, on_error: str = "dead_letter") -> Build:
+def build(schema: object, on_error: OnError = "dead_letter") -> Build:
     """The step hands on the typed value (of a type), or the data as it is (of a JSON Schema)."""
-    if on_error not in ("dead_letter", "skip"):
-        raise wrong("on_error", on_error, "one of: dead_letter, skip")
-    accept = schema_validator(cast("Mapping[str, Any]", schema)) if isinstance(schema, Mapping) else validator(schema)
+    json_schema = mapping(schema)
+    accept = validator(schema) if json_schema is None else schema_validator(json_schema)
 
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
@@ -45,3 +47,14 @@ def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
         return data
 
     return accept
+
+
+OPERATOR = Operator(
+    "validate",
+    main=Type(),
+    options={"on_error": Choice("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
+    build=build,
+    shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else shape_of(o["validate"]),
+    doc="the datum, typed by a model, or checked by a JSON Schema (2020-12)",
+    not_built=("extra",),
+)

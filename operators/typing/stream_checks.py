@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Container, Iterator
 from typing import Any, get_args, get_origin
 
 from dspex.bus.errors import TopologyError
@@ -12,70 +12,51 @@ from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import declared_fields, required_fields, type_text
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.suggestions import nearest
-from dspex.operators.problems import all_of, problem
-from dspex.operators.recorded.spec import Spec
+from dspex.operators.problems import problem
 from dspex.operators.typing.shape import Shape
 
 
-def fields_exist(text: str, shape: Shape) -> None:
-    """Raise TopologyError (DX207) where an expression wants a field that the stream does not have."""
+def missing_fields(text: str, shape: Shape) -> Iterator[TopologyError]:
+    """DX207: fields that an expression wants and the stream does not have."""
     if shape.fields is None:
         return
     try:
         wanted = expressions.compile(text).fields
     except TopologyError:
         return  # reported where it is compiled
-    all_of(_no_field(text, name, shape) for name in wanted if name not in shape.fields)
+    for name in wanted:
+        if name not in shape.fields:
+            near = nearest(name, shape.fields)
+            yield problem(
+                "DX207",
+                f"the expression \"{text}\" wants field '{name}'; the stream has {shape.describe()}",
+                f"did you mean {near}?" if near else f"guard it: has({name}), or add it before: .set({{...}})",
+            )
 
 
-def _no_field(text: str, name: str, shape: Shape) -> TopologyError:
-    near = nearest(name, shape.fields or ())
-    return problem(
-        "DX207",
-        f"the expression \"{text}\" wants field '{name}'; the stream has {shape.describe()}",
-        f"did you mean {near}?" if near else f"guard it: has({name}), or add it before: .set({{...}})",
-    )
-
-
-def spec_fits(spec: Spec[Any], shape: Shape) -> None:
-    """Raise one TopologyError with every way in which a spec does not fit the data or its own `into`."""
-    mapped = spec.options.get("inputs", {})
-    errors = [*_missing_inputs(spec.signature, mapped, shape), *_wrong_into(spec.signature, spec.into, spec.outputs, shape)]
-    for text in mapped.values():
-        if shape.fields is not None:
-            errors += [_no_field(text, n, shape) for n in expressions.compile(text).fields if n not in shape.fields]
-    all_of(errors)
-
-
-def inputs_exist(signature: Signature, shape: Shape) -> None:
-    """Raise TopologyError (DX207) where a signature wants an input that the stream does not have."""
-    all_of(_missing_inputs(signature, {}, shape, 'or add it before: .set({{"{name}": "{near}"}})'))
-
-
-def outputs_fit(signature: Signature | None, into: Any, shape: Shape) -> None:
-    """Raise TopologyError (DX212) where `into` and the outputs of a signature say different things."""
-    if signature is not None:
-        all_of(_wrong_into(signature, into, signature.annotations("outputs"), shape))
-
-
-def field_is(field: str, kind: type, what: str, shape: Shape) -> None:
-    """Raise TopologyError (DX207) where the stream is known to have no such field, or one of another type."""
-    if shape.fields is None or not isinstance(field, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # of YAML
+def wrong_field(field: str, kind: type, what: str, shape: Shape) -> Iterator[TopologyError]:
+    """DX207: the stream is known to have no such field, or one of another type."""
+    if shape.fields is None:
         return
     if field not in shape.fields:
         near = nearest(field, shape.fields)
         fix = f"did you mean {near}?" if near else f'add it before: .set({{"{field}": ...}})'
-        raise problem("DX207", f"{what} wants field '{field}'; the stream has {shape.describe()}", fix)
-    if not any(accepts(a, kind) or accepts(kind, a) for a in _alternatives(shape.fields[field])):
+        yield problem("DX207", f"{what} wants field '{field}'; the stream has {shape.describe()}", fix)
+    elif not any(accepts(a, kind) or accepts(kind, a) for a in _alternatives(shape.fields[field])):
         is_now = type_text(shape.fields[field])
-        raise problem(
+        yield problem(
             "DX207", f"{what} wants {type_text(kind)} in '{field}', which is {is_now}", "name the field that holds it"
         )
 
 
-def _missing_inputs(
-    signature: Signature, mapped: Mapping[str, Any], shape: Shape, otherwise: str = 'or map it: inputs={{"{name}": "{near}"}}'
-) -> Iterable[TopologyError]:
+SET_IT = 'or add it before: .set({{"{name}": "{near}"}})'
+MAP_IT = 'or map it: inputs={{"{name}": "{near}"}}'
+
+
+def missing_inputs(
+    signature: Signature, shape: Shape, otherwise: str = SET_IT, mapped: Container[str] = ()
+) -> Iterator[TopologyError]:
+    """DX207: inputs of a signature that the stream does not have, and that nothing maps. `otherwise`: what else helps."""
     if shape.fields is None:
         return
     for name, field in signature.inputs.items():
@@ -89,8 +70,14 @@ def _missing_inputs(
         )
 
 
-def _wrong_into(signature: Signature, into: Any, given: Mapping[str, Any], shape: Shape) -> Iterable[TopologyError]:
-    """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs."""
+def contradictions(
+    signature: Signature, into: object, shape: Shape, given: Collection[str] | None = None
+) -> Iterator[TopologyError]:
+    """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs.
+
+    `given`: the fields that come out; None: the outputs of the signature.
+    """
+    given = signature.outputs if given is None else given
     fields = None if into is None else declared_fields(into)
     if fields is None:
         return

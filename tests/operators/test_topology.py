@@ -7,10 +7,10 @@ import pytest
 from pydantic import BaseModel
 
 from dspex.bus.errors import InvalidInput, TopologyError
-from dspex.operators.options import Record
-from dspex.operators.recorded.spec import predict
+from dspex.operators.recorded.calls import predict
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
+from dspex.operators.typing.names import Record
 
 
 class Message(BaseModel):

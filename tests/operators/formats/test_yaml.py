@@ -17,7 +17,7 @@ from dspex.operators.topology import Topology
 TRIAGE = """
 from typing import Literal
 from pydantic import BaseModel, Field
-from dspex.operators.options import Record
+from dspex.operators.typing.names import Record
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
 
@@ -172,7 +172,7 @@ def test_lambdas_and_local_types_cannot_be_written_and_are_named():
     ("nodes", "code", "node", "line", "message", "fix"),
     [
         ("  a: { from: in, mpa: 'triage:clean' }\n", "DX204", "a", 6, "no operator 'mpa'", "did you mean map?"),
-        ("  a: { from: in }\n", "DX204", "a", 6, "has no operator", "one of: map"),
+        ("  a: { from: in }\n", "DX204", "a", 6, "has no operator", "one of: branch, filter"),
         ("  a: { from: in, map: 'triage:clean', filter: x }\n", "DX204", "a", 6, "2 operators: map, filter", "one operator"),
         ("  a: 5\n", "DX204", "a", 6, "is a mapping", "from:"),
         ("  a: { map: 'triage:clean' }\n", "DX206", "a", 6, "where its data comes from", "from: NODE"),

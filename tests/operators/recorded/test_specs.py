@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from dspex.bus.errors import ExpressionError, InvalidInput, InvalidOutput, TopologyError
 from dspex.engine.graph.graph import Retry
-from dspex.operators.recorded.spec import chain_of_thought, predict, program, react
+from dspex.operators.recorded.calls import chain_of_thought, predict, program, react
 
 
 class Message(BaseModel):

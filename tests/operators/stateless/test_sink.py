@@ -7,12 +7,12 @@ from dspex.operators.stateless import sink
 
 
 def test_a_plain_subject_is_its_own_pattern_and_needs_no_address():
-    made = sink.make("support.replies", stream=None, codec="json")
+    made = sink.make("support.replies", codec="json")
     assert (made.subject, made.pattern, made.address) == ("support.replies", "support.replies", None)
 
 
 def test_fields_in_a_subject_make_a_wildcard_and_an_address():
-    made = sink.make("replies.{intent}.to-{customer.id}", stream=None, codec="json")
+    made = sink.make("replies.{intent}.to-{customer.id}", codec="json")
     assert made.pattern == "replies.*.*"
     assert made.address is not None
     assert made.address({"intent": "lost", "customer": {"id": 7}}) == "replies.lost.to-7"
@@ -20,7 +20,7 @@ def test_fields_in_a_subject_make_a_wildcard_and_an_address():
 
 @pytest.mark.parametrize("value", ["a.b", "a b", "*", ">", "", ["a b"]])
 def test_a_value_that_would_change_the_subject_is_invalid(value):
-    made = sink.make("replies.{intent}", stream=None, codec="json")
+    made = sink.make("replies.{intent}", codec="json")
     assert made.address is not None
     with pytest.raises(InvalidInput, match="cannot be part of a subject"):
         made.address({"intent": value})
@@ -29,5 +29,5 @@ def test_a_value_that_would_change_the_subject_is_invalid(value):
 @pytest.mark.parametrize("subject", ["a b", "a..b", "a.*", "a.>", "$SYS.a", "", ".a", "a.{"])
 def test_a_bad_subject_is_refused_at_build(subject):
     with pytest.raises(TopologyError) as e:
-        sink.make(subject, stream=None, codec="json")
+        sink.make(subject, codec="json")
     assert e.value.code in ("DX217", "DX225")

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
-
-import yaml
+from typing import Any, TypeAlias, cast
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Graph, SourceLine
-from dspex.operators.formats.describe import outlet_name
-from dspex.operators.formats.yaml_read import Mapped, read
+from dspex.engine.graph.graph import SourceLine
+from dspex.operators.formats.yaml_read import VERSION, Mapped, read
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.options import SourceOptions
+from dspex.operators.parameters.parameter import unknown
+from dspex.operators.parameters.typed import type_of
 from dspex.operators.plan import NodeDraft, Plan, shorten
 from dspex.operators.problems import problem
-from dspex.operators.stream import Stream
+from dspex.operators.registry import operators
+from dspex.operators.stateless import sink, source
+from dspex.operators.stateless.source import NOT_BUILT as SOURCE_NOT_BUILT
+from dspex.operators.stateless.source import SOURCE_OPTIONS
+from dspex.operators.stream import AnyStream, Stream
 from dspex.operators.topology import Topology
-from dspex.operators.typing.refs import Local, is_ref, resolve
-from dspex.operators.vocabulary import OPERATORS, type_of
+from dspex.operators.typing.refs import is_ref, resolve
 
-Outlets = tuple[Stream[Any, Any], ...]
+Outlets: TypeAlias = tuple[AnyStream, ...]
 
-VERSION = 1
 _HEAD = ("dspex", "topology", "codec", "retention", "renamed_from", "drop", "types", "sources", "nodes", "sinks")
 _MERGE = "merge them first: { from: [...], merge: {} }"
 _PART = ("dspex", "types", "nodes", "sinks", "output")
@@ -42,7 +42,7 @@ def load(path: str) -> Topology:
     plan.place = SourceLine(shorten(os.path.abspath(path)), document.at("topology"))
     plan.problems = [(d, replace(p, file=plan.place.file, line=plan.place.line)) for d, p in plan.problems]
     loader = _Loader(plan, path, document, _HEAD)
-    loader.sources(topology)
+    loader.sources()
     loader.build()
     plan.at = None
     return topology
@@ -104,18 +104,18 @@ class _Loader:
                 yield name, type_of(ref, {})
 
     # -- sources, nodes, sinks
-    def sources(self, topology: Topology) -> None:
+    def sources(self) -> None:
         section = self.section("sources")
         for subject, value in section.items():
             self.here(section.at(subject))
             self.about = subject
-            o = self.options(value, ("type", *SourceOptions.__annotations__), f"source {subject}", section.at(subject))
-            tp: Any = None
-            with self.plan.collecting(None):
-                tp = type_of(o.pop("type"), self.types) if "type" in o else None
-            o.pop("type", None)
-            given = {} if tp is None else {"type": tp}
-            self.done[subject] = (cast("Any", topology).source(subject, **given, **o),)
+            what = f"source {subject}"
+            o = self.options(value, SOURCE_OPTIONS, what, section.at(subject), not_built=SOURCE_NOT_BUILT)
+            given: dict[str, object] = {}
+            for name, found in o.items():
+                with self.plan.collecting(None):
+                    given[name] = SOURCE_OPTIONS[name].load(name, found, self.types, given)
+            self.done[subject] = (Stream(self.plan, source.add(self.plan, subject, given)),)
         self.about = None
 
     def build(self) -> None:
@@ -125,16 +125,18 @@ class _Loader:
         for subject, value in section.items():
             line = section.at(subject)
             self.about = subject
-            o = self.options(value, ("from", "stream", "codec"), f"sink {subject}", line)
+            o = self.options(value, ("from", *sink.SINK_OPTIONS), f"sink {subject}", line, not_built=sink.NOT_BUILT)
             streams = self.inlets(o.pop("from", None), f"sink {subject}", value, line)
             self.here(line)
             for stream in streams[:1]:
-                stream.sink(subject, **o)
+                stream.sink(subject, **cast("dict[str, Any]", o))
             if len(streams) > 1:
                 self.report("DX206", f"sink {subject} has several inputs", _MERGE, line)
         self.about = None
 
-    def options(self, value: Any, allowed: tuple[str, ...], what: str, line: int) -> dict[str, Any]:
+    def options(
+        self, value: object, allowed: Collection[str], what: str, line: int, *, not_built: Collection[str] = ()
+    ) -> dict[str, object]:
         """A mapping's known keys; unknown ones are reported."""
         if not isinstance(value, Mapped):
             if value is not None:
@@ -142,7 +144,8 @@ class _Loader:
             return {}
         for key in value:
             if key not in allowed:
-                self.report("DX204", f"{what} has no option {key!r}", did_you_mean(key, allowed), value.at(key))
+                e = unknown(key, allowed, f"{what} has", not_built)
+                self.report(e.code, e.message, e.fix, value.at(key))
         return {k: _plain(v) for k, v in value.items() if k in allowed}
 
     def node(self, name: str) -> Outlets:
@@ -164,7 +167,7 @@ class _Loader:
         return self.done[name]
 
     def operator(self, name: str, value: Mapped, line: int) -> Outlets:
-        found = [k for k in value if k in OPERATORS or k == "through"]
+        found = [k for k in value if k in operators() or k == "through"]
         streams = self.inlets(value.get("from"), f"node {name}", value, line)
         if len(found) != 1:
             self.report(*_which_operator(name, value, found), line)
@@ -176,23 +179,28 @@ class _Loader:
             return self.through(name, value, streams, line)
         return self.known(name, op, value, streams, line)
 
-    def known(self, name: str, op: str, value: Mapped, streams: list[Stream[Any, Any]], line: int) -> Outlets:
+    def known(self, name: str, op: str, value: Mapped, streams: list[AnyStream], line: int) -> Outlets:
         """A node of an operator of the vocabulary."""
-        operator = OPERATORS[op]
-        o = self.options(value, ("from", op, *operator.options), f"{op} {name}", line)
+        operator = operators()[op]
+        allowed = ("from", op, *operator.keys)
+        o = self.options(value, allowed, f"{op} {name}", line, not_built=operator.not_built)
         main, _ = o.pop(op), o.pop("from", None)
         missing = [k for k in operator.required if k not in o]
         for key in missing:
             self.report("DX204", f"{op} {name} needs the key {key!r}", f"add {key}: ...", line)
-        if op == "merge":
-            o["others"] = streams[1:]
-        elif len(streams) > 1:
+        if len(streams) > 1 and not operator.many_inputs:
             self.report("DX206", f"{op} {name} takes one input", _MERGE, value.at("from"))
         if missing:
             return self.stand_in(name, streams, line)
-        return self.made(name, streams, line, lambda: operator.make(streams[0], main, o, name, self.types))
+        others = streams[1:] if operator.many_inputs else ()
 
-    def made(self, name: str, streams: list[Stream[Any, Any]], line: int, make: Callable[[], Any]) -> Outlets:
+        def make() -> AnyStream | Outlets:
+            loaded = operator.load(main, o, self.types)
+            return streams[0]._apply(operator, loaded, name, o, others)  # pyright: ignore[reportPrivateUsage]
+
+        return self.made(name, streams, line, make)
+
+    def made(self, name: str, streams: list[AnyStream], line: int, make: Callable[[], AnyStream | Outlets]) -> Outlets:
         """What `make` gives, as outlets; a stand-in where it raises about the user's words."""
         self.here(line)
         try:
@@ -203,7 +211,7 @@ class _Loader:
             return self.stand_in(name, streams, line)
         return result if isinstance(result, tuple) else (result,)
 
-    def stand_in(self, name: str, streams: list[Stream[Any, Any]], line: int) -> Outlets:
+    def stand_in(self, name: str, streams: list[AnyStream], line: int) -> Outlets:
         """In the place of a node that could not be built, so that no problem of its neighbours follows from it."""
         self.here(line)
         inputs = [(s._draft, s._outlet) for s in streams]  # pyright: ignore[reportPrivateUsage]
@@ -211,7 +219,7 @@ class _Loader:
         return (Stream(self.plan, draft),)
 
     # -- edges
-    def inlets(self, value: Any, what: str, where: Any, line: int) -> list[Stream[Any, Any]]:
+    def inlets(self, value: Any, what: str, where: Any, line: int) -> list[AnyStream]:
         """The streams that `from` names."""
         line = where.at("from") if isinstance(where, Mapped) else line
         names = value if isinstance(value, list) else [value]
@@ -221,7 +229,7 @@ class _Loader:
         found = [self.inlet(str(n), what, line) for n in names]
         return [s for s in found if s is not None]
 
-    def inlet(self, text: str, what: str, line: int) -> Stream[Any, Any] | None:
+    def inlet(self, text: str, what: str, line: int) -> AnyStream | None:
         nodes = self.section("nodes")
         name, outlet = text, ""
         if text not in self.done and text not in nodes:
@@ -237,7 +245,7 @@ class _Loader:
             return None
         return self.outlet(self.node(name), name, outlet, what, line)
 
-    def outlet(self, streams: Outlets, name: str, outlet: str, what: str, line: int) -> Stream[Any, Any] | None:
+    def outlet(self, streams: Outlets, name: str, outlet: str, what: str, line: int) -> AnyStream | None:
         known = {str(i): s for i, s in enumerate(streams)} | ({"rest": streams[-1]} if len(streams) > 1 else {})
         if len(streams) == 1:
             known[""] = streams[0]
@@ -248,19 +256,19 @@ class _Loader:
         return streams[-1] if streams else None
 
     # -- parts
-    def through(self, name: str, value: Mapped, streams: list[Stream[Any, Any]], line: int) -> Outlets:
+    def through(self, name: str, value: Mapped, streams: list[AnyStream], line: int) -> Outlets:
         o = self.options(value, ("from", "through"), f"through {name}", line)
         target = o["through"]
         if not isinstance(target, str):
             self.report("DX221", f"through {name} names no part: {target!r}", '"parts.yaml" or "pkg.module:name"', line)
             return self.stand_in(name, streams, line)
 
-        def part(stream: Stream[Any, Any]) -> Any:
+        def part(stream: AnyStream) -> Any:
             return resolve(target)(stream) if is_ref(target) else self.included(target, stream)
 
         return self.made(name, streams, line, lambda: streams[0].through(part, name=name) or ())
 
-    def included(self, target: str, stream: Stream[Any, Any]) -> Outlets:
+    def included(self, target: str, stream: AnyStream) -> Outlets:
         """The outputs of a part file: its nodes take `input`, and `output` names what comes out."""
         path = os.path.join(os.path.dirname(self.path), target)
         if os.path.abspath(path) in (*self.parents, os.path.abspath(self.path)):
@@ -277,8 +285,8 @@ class _Loader:
 def _which_operator(name: str, value: Mapping[str, Any], found: list[str]) -> tuple[str, str, str]:
     if found:
         return "DX204", f"node {name} has {len(found)} operators: {', '.join(found)}", "one operator a node; chain them by from"
-    known = (*OPERATORS, "through")
-    unknown = [k for k in value if k != "from" and not any(k in o.options for o in OPERATORS.values())]
+    known = (*operators(), "through")
+    unknown = [k for k in value if k != "from" and not any(k in o.keys for o in operators().values())]
     if unknown:
         return "DX204", f"node {name}: there is no operator {unknown[0]!r}", did_you_mean(unknown[0], known)
     return "DX204", f"node {name} has no operator", f"one of: {', '.join(known)}"
@@ -289,44 +297,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
     return [_plain(v) for v in value] if isinstance(value, list) else value
-
-
-# -- writing --------------------------------------------------------------------------------------------------------
-def dump(graph: Graph) -> str:
-    """The graph in YAML. Raises one TopologyError (DX223) that names every node with a lambda or a local type."""
-    _refuse_local(graph)
-    document: dict[str, Any] = {"dspex": VERSION, "topology": graph.name}
-    if graph.codec != "json":
-        document["codec"] = graph.codec
-    if graph.retention != 7 * 86400.0:
-        document["retention"] = graph.retention
-    if graph.renamed_from:
-        document["renamed_from"] = dict(graph.renamed_from)
-    if graph.drop:
-        document["drop"] = list(graph.drop)
-    sections = {"source": "sources", "native": "nodes", "call": "nodes", "sink": "sinks"}
-    document |= {"sources": {}, "nodes": {}, "sinks": {}}
-    for n in graph.nodes.values():
-        edges = [outlet_name(graph, i.node, i.outlet) for i in n.inputs]
-        start: dict[str, Any] = {"from": edges if n.op == "merge" else edges[0]} if edges else {}
-        document[sections[n.role]][n.name] = start | dict(n.options)
-    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-
-
-def _refuse_local(graph: Graph) -> None:
-    found = [(n.name, local) for n in graph.nodes.values() for local in _locals(n.options)]
-    if found:
-        what = "; ".join(f"{name} uses {local}" for name, local in found)
-        fix = "define it at the top level of a module, so that a ref can name it"
-        raise TopologyError(f"cannot be written as YAML: {what}", code="DX223", fix=fix, node=found[0][0])
-
-
-def _locals(value: Any) -> Iterator[str]:
-    if isinstance(value, Local):
-        yield str(value)
-    elif isinstance(value, Mapping):
-        for v in cast("Mapping[str, Any]", value).values():
-            yield from _locals(v)
-    elif isinstance(value, list):
-        for v in value:
-            yield from _locals(v)

@@ -1,0 +1,57 @@
+"""A frozen graph in YAML, which `yaml_load` reads back to the same digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import yaml
+
+from dspex.bus.errors import TopologyError
+from dspex.engine.graph.graph import Graph
+from dspex.operators.formats.describe import outlet_name
+from dspex.operators.formats.yaml_read import VERSION
+from dspex.operators.registry import operators
+from dspex.operators.typing.refs import Local
+
+
+def dump(graph: Graph) -> str:
+    """The graph in YAML. Raises one TopologyError (DX223) that names every node with a lambda or a local type."""
+    _refuse_local(graph)
+    document: dict[str, Any] = {"dspex": VERSION, "topology": graph.name}
+    if graph.codec != "json":
+        document["codec"] = graph.codec
+    if graph.retention != 7 * 86400.0:
+        document["retention"] = graph.retention
+    if graph.renamed_from:
+        document["renamed_from"] = dict(graph.renamed_from)
+    if graph.drop:
+        document["drop"] = list(graph.drop)
+    sections = {"source": "sources", "native": "nodes", "call": "nodes", "sink": "sinks"}
+    document |= {"sources": {}, "nodes": {}, "sinks": {}}
+    for n in graph.nodes.values():
+        edges = [outlet_name(graph, i.node, i.outlet) for i in n.inputs]
+        start: dict[str, Any] = (
+            {"from": edges if n.op in operators() and operators()[n.op].many_inputs else edges[0]} if edges else {}
+        )
+        document[sections[n.role]][n.name] = start | dict(n.options)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+
+def _refuse_local(graph: Graph) -> None:
+    found = [(n.name, local) for n in graph.nodes.values() for local in _locals(n.options)]
+    if found:
+        what = "; ".join(f"{name} uses {local}" for name, local in found)
+        fix = "define it at the top level of a module, so that a ref can name it"
+        raise TopologyError(f"cannot be written as YAML: {what}", code="DX223", fix=fix, node=found[0][0])
+
+
+def _locals(value: Any) -> Iterator[str]:
+    if isinstance(value, Local):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for v in cast("Mapping[str, Any]", value).values():
+            yield from _locals(v)
+    elif isinstance(value, list):
+        for v in value:
+            yield from _locals(v)

@@ -1,0 +1,168 @@
+"""An operator, declared once. What YAML, the schema, the checks and the reference page need is asked of the declaration.
+
+    score = Operator("score", main=Metric(), options={"expected": Expression(), "field": FieldName("score")}, build=build)
+
+Every file of `operators/stateless` holds one, beside the function that builds its step; `registry` finds them there. A base
+class with a method for each purpose would do as well, but then each operator would write these methods itself, and differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, TypeAlias
+
+from dspex.bus.errors import TopologyError
+from dspex.engine.graph.graph import Build
+from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Schema, Types, checked
+from dspex.operators.plan import NodeDraft, Plan
+from dspex.operators.problems import problem
+from dspex.operators.typing import purity
+from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
+
+Edges: TypeAlias = Sequence[tuple[NodeDraft, int]]
+FROM: Schema = {
+    "type": ["string", "array"],
+    "items": {"type": "string"},
+    "description": "a source, a node, or an outlet: branch.0, branch.rest",
+}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What every operator says of itself.
+
+    Attributes:
+        name: its word: the method of `Stream`, and the key in YAML.
+        main: its main argument.
+        options: its other arguments by name, in the order of the reference page and of YAML.
+        doc: what comes out, for docs/operators.md.
+        not_built: options that are documented and do nothing yet: they are refused.
+        many_inputs: whether it joins several streams. Its method takes the other streams in place of the main argument.
+    """
+
+    name: str
+    _: KW_ONLY
+    main: Parameter
+    options: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
+    doc: str = ""
+    not_built: tuple[str, ...] = ()
+    many_inputs: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """All arguments by name, the main one first, under the operator's name."""
+        return {self.name: self.main, **self.options}
+
+    @property
+    def keys(self) -> Mapping[str, Parameter]:
+        """The options that YAML writes as keys."""
+        return {name: p for name, p in self.options.items() if p.key}
+
+    @property
+    def required(self) -> list[str]:
+        """The keys that a node must have."""
+        return [name for name, p in self.keys.items() if p.default is REQUIRED]
+
+    def load(self, main: object, options: MutableMapping[str, object], types: Types) -> object:
+        """The main argument as Python code gives it, from what YAML says; the options likewise, in their place."""
+        value = self.main.load(self.name, main, types, options)
+        for name, parameter in self.options.items():
+            if name in options:
+                options[name] = parameter.load(name, options[name], types, options)
+        return value
+
+    def schema(self) -> Schema:
+        """The JSON Schema of its nodes in YAML."""
+        properties = {"from": FROM, self.name: self.main.schema(), **{n: p.schema() for n, p in self.keys.items()}}
+        required = ["from", self.name, *self.required]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    def checked(self, given: Mapping[str, object]) -> tuple[Arguments, list[TopologyError]]:
+        """The arguments in the form that `build` takes, with the defaults of those not given; and what is wrong."""
+        arguments, errors = checked(self.parameters, given, not_built=self.not_built)
+        for name, parameter in self.parameters.items():
+            if name not in given:
+                if parameter.default is REQUIRED:
+                    errors.append(problem("DX204", f"{self.name} needs the option {name!r}", f"add {name}=..."))
+                else:
+                    arguments[name] = parameter.default
+        return arguments, errors
+
+
+def same(shape: Shape, arguments: Arguments) -> Shape:
+    """The shape of an operator that does not change its data."""
+    return shape
+
+
+def one(main: object) -> int:
+    """The outlets of most operators."""
+    return 1
+
+
+@dataclass(frozen=True)
+class Operator(Declaration):
+    """A native operator.
+
+    Attributes:
+        build: (main argument, **options) → the node's Build. It is called with checked arguments, and raises TopologyError
+            for what only it can find out.
+        shape: (shape of the data that comes in, arguments) → the shape of what comes out; of each outlet, where there are
+            several. Where `into` is given, that is the shape.
+        outlets: main argument → the number of streams that come out.
+    """
+
+    _: KW_ONLY
+    build: Callable[..., Build]
+    shape: Callable[[Shape, Arguments], Shape | list[Shape]] = same
+    outlets: Callable[[Any], int] = one
+
+    def add(
+        self, plan: Plan, inputs: Edges, shape: Shape, given: Mapping[str, object], name: str | None
+    ) -> tuple[NodeDraft, list[Shape]]:
+        """Add a node to a plan, and note what is wrong with it. The node, and the shapes of its outlets."""
+        arguments, errors = self.checked(given)
+        main = arguments.get(self.name)
+        outlets = self.outlets(given.get(self.name))
+        shapes = self._shapes(shape, arguments, outlets)
+        draft = NodeDraft(
+            "native",
+            self.name,
+            self.name if main is None else self.main.automatic_name(main, self.name),
+            name,
+            inputs=list(inputs),
+            options=self.plain(arguments),
+            outlets=outlets,
+            shape=shapes[0] if outlets == 1 else shape,
+        )
+        plan.add(draft)
+        for e in errors:
+            plan.refuse(draft, e)
+        if not errors:
+            with plan.collecting(draft):
+                draft.build = self.build(main, **{n: arguments[n] for n in self.options})
+        self._fits(plan, draft, shape, arguments)
+        return draft, shapes
+
+    def _shapes(self, shape: Shape, arguments: Arguments, outlets: int) -> list[Shape]:
+        if arguments.get("into") is not None:
+            return [shape_of(arguments["into"])]
+        try:
+            found = self.shape(shape, arguments)
+        except NotGiven:  # nothing is known of what a wrong argument would give, so no problem follows from it
+            return [UNKNOWN] * outlets
+        return [found] * outlets if isinstance(found, Shape) else found
+
+    def _fits(self, plan: Plan, draft: NodeDraft, shape: Shape, arguments: Arguments) -> None:
+        for name, parameter in self.parameters.items():
+            value = arguments.get(name)
+            if value is not None:
+                for e in parameter.misfits(self.name, value, shape, arguments):
+                    plan.refuse(draft, e)
+                for function in parameter.functions(value):
+                    purity.lint(plan, draft, function)
+
+    def plain(self, arguments: Arguments) -> dict[str, object]:
+        """The arguments as a node's options: the operator's key with its main argument, then what is not a default."""
+        keys = {self.name: self.main, **self.keys}
+        return {n: p.plain(arguments[n], arguments) for n, p in keys.items() if n in arguments and arguments[n] != p.default}

@@ -1,0 +1,101 @@
+"""Kinds of parameters that are types: of the data, or of what goes into a program and comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from dspex.bus.errors import TopologyError
+from dspex.operators.native.fields.grammar import parse_type
+from dspex.operators.native.fields.types import foreign, type_text
+from dspex.operators.native.signature import Signature as NativeSignature
+from dspex.operators.native.signature import as_signature
+from dspex.operators.parameters.parameter import Arguments, Parameter, Schema, Types
+from dspex.operators.parameters.values import TEXT, mapping
+from dspex.operators.problems import problem
+from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
+from dspex.operators.typing.shape import Shape
+from dspex.operators.typing.stream_checks import contradictions
+
+
+@dataclass(frozen=True)
+class Type(Parameter):
+    """A type, or a JSON Schema as a mapping. YAML: a ref, a name of `types:`, or the text of a builtin type.
+
+    That data can be checked against it is found out by `build`, which makes the validator: pydantic need not make it twice.
+    """
+
+    @property
+    def kind(self) -> str:
+        return "a model, dataclass, TypedDict or builtin type"
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return type_option(value)
+
+    def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
+        return type_of(value, types)
+
+    def schema(self) -> Schema:
+        description = "a ref pkg.module:Name, a name of types:, or a builtin type"
+        return {"type": ["string", "object"], "description": description}
+
+
+INTO = Type(None, doc="a type that validates and types the result")
+
+
+@dataclass(frozen=True)
+class Signature(Parameter):
+    """A signature: its text, a Signature, or a class of DSPy. Checked, it is a Signature. YAML: text, and `instructions:`."""
+
+    @property
+    def kind(self) -> str:
+        return 'a signature: `"text -> answer"`'
+
+    def check(self, name: str, value: object) -> object:
+        return as_signature(value)
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return signature_option(cast("NativeSignature", value))
+
+    def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
+        if not isinstance(value, str):
+            raise problem("DX210", f"{value!r} is not a signature", 'write "text -> answer"')
+        instructions = str(others.pop("instructions", ""))
+        # plain text is left as it is: what is wrong with it is told together with what is wrong with the options
+        return NativeSignature(value, instructions=instructions, types=types) if types or instructions else value
+
+    def schema(self) -> Schema:
+        return dict(TEXT)
+
+    def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
+        yield from contradictions(cast("NativeSignature", value), others.get("into"), shape)
+
+
+def type_of(value: object, types: Types) -> Any:
+    """The type that a YAML value names: a ref, a name of `types:`, or the text of a builtin type."""
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    if not isinstance(value, str):
+        raise problem("DX221", f"{value!r} names no type", 'write "pkg.module:Name"')
+    return resolve(value) if is_ref(value) else parse_type(value, types)
+
+
+def type_option(tp: Any) -> object:
+    """A type as it stands in a node's options: its ref, or its text for one of builtins."""
+    schema = mapping(tp)
+    if schema is not None:
+        return dict(schema)
+    if isinstance(tp, type) and any(foreign(tp)):
+        return ref_of(tp)
+    return Local(f"<{type_text(tp)}>") if any(foreign(tp)) else type_text(tp)
+
+
+def signature_option(signature: NativeSignature) -> str:
+    """A signature as its text; a `Local` where text cannot say all of it: types of the user's, descriptions."""
+    text = str(signature)
+    try:
+        same = NativeSignature(text, instructions=signature.instructions) == signature
+    except TopologyError:
+        same = False
+    return text if same else Local(f"<{text}>")

@@ -1,0 +1,156 @@
+"""Kinds of parameters that are plain values: they read nothing and hold no code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, get_args
+
+from dspex.bus.duration import seconds
+from dspex.bus.errors import ConfigError, TopologyError
+from dspex.operators.parameters.parameter import Arguments, Parameter, Schema
+from dspex.operators.problems import wrong
+from dspex.operators.typing.shape import Shape
+from dspex.operators.typing.stream_checks import wrong_field
+
+TEXT: Schema = {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Text(Parameter):
+    """A text that is not empty. `fix`: what to write, for the message."""
+
+    _: KW_ONLY
+    fix: str = "a text"
+
+    @property
+    def kind(self) -> str:
+        return self.fix
+
+    def check(self, name: str, value: object) -> object:
+        if value is not self.default and (not isinstance(value, str) or not value):
+            raise wrong(name, value, self.fix)
+        return value
+
+    def schema(self) -> Schema:
+        return dict(TEXT)
+
+
+@dataclass(frozen=True)
+class FieldName(Parameter):
+    """The name of a field. `holds`: the type that this field of the stream must have; None for a field that is written."""
+
+    _: KW_ONLY
+    holds: type | None = None
+
+    @property
+    def kind(self) -> str:
+        return "the name of a field"
+
+    def check(self, name: str, value: object) -> object:
+        if not isinstance(value, str) or not value:
+            raise wrong(name, value, self.kind)
+        return value
+
+    def schema(self) -> Schema:
+        return dict(TEXT)
+
+    def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
+        if self.holds is not None:
+            yield from wrong_field(str(value), self.holds, operator, shape)
+
+
+@dataclass(frozen=True)
+class Integer(Parameter):
+    """A whole number from `least` to `most`."""
+
+    _: KW_ONLY
+    least: int = 1
+    most: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return f"a whole number from {self.least}" + ("" if self.most is None else f" to {self.most}")
+
+    def check(self, name: str, value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= (self.most or value):
+            raise wrong(name, value, self.kind)
+        return value
+
+    def schema(self) -> Schema:
+        return {"type": "integer", "minimum": self.least} | ({} if self.most is None else {"maximum": self.most})
+
+
+@dataclass(frozen=True)
+class Duration(Parameter):
+    """A duration; checked, it is in seconds. `zero`: whether it may be 0."""
+
+    _: KW_ONLY
+    zero: bool = True
+
+    @property
+    def kind(self) -> str:
+        return '`"10s"`, `"1m30s"`, or seconds'
+
+    def check(self, name: str, value: object) -> object:
+        return in_seconds(name, value, zero=self.zero)
+
+    def schema(self) -> Schema:
+        return {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
+
+
+def in_seconds(name: str, value: Any, *, zero: bool = True) -> int | float:
+    """A duration in seconds, whole where it is. Raises TopologyError (DX205)."""
+    try:
+        found = seconds(value)
+    except ConfigError as e:
+        raise wrong(name, value, e.fix) from e
+    if found == 0 and not zero:
+        raise wrong(name, value, "more than 0: every call would fail")
+    return int(found) if found.is_integer() else found
+
+
+@dataclass(frozen=True)
+class Choice(Parameter):
+    """One of a few words. `of`: the Literal that lists them. `not_built`: words that are documented and do nothing yet."""
+
+    _: KW_ONLY
+    of: object = None
+    not_built: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return get_args(self.of)
+
+    @property
+    def kind(self) -> str:
+        return ", ".join(f'`"{w}"`' for w in self.words)
+
+    def check(self, name: str, value: object) -> object:
+        if value not in self.words:
+            later = f" ({', '.join(self.not_built)} is not built in this version)" if value in self.not_built else ""
+            raise wrong(name, value, f"one of: {', '.join(self.words)}{later}")
+        return value
+
+    def schema(self) -> Schema:
+        return {"enum": list(self.words)}
+
+
+@dataclass(frozen=True)
+class Nothing(Parameter):
+    """No argument at all; YAML writes `{}`."""
+
+    @property
+    def kind(self) -> str:
+        return "nothing: `{}` in YAML"
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return {}
+
+    def schema(self) -> Schema:
+        return {"type": "object", "maxProperties": 0}
+
+
+def mapping(value: object) -> Mapping[str, Any] | None:
+    """The value where it is a mapping."""
+    return value if isinstance(value, Mapping) else None  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,149 @@
+"""The recorded operators: each as a function that makes a Spec, and as a declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, cast
+
+from typing_extensions import Unpack
+
+from dspex.bus.errors import TopologyError
+from dspex.operators.operator import Declaration, Edges
+from dspex.operators.parameters import INTO, Integer, Parameter, Ref, Refs, Signature, Text
+from dspex.operators.parameters.parameter import checked
+from dspex.operators.plan import NodeDraft, Plan
+from dspex.operators.problems import all_of
+from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
+from dspex.operators.recorded.spec import SignatureLike, Spec, consistent
+from dspex.operators.typing import purity
+from dspex.operators.typing.names import V
+from dspex.operators.typing.shape import Shape
+
+_INSTRUCTIONS = Text(
+    None, fix="what the signature's task is", doc="the signature's instructions; in Python a part of the Signature"
+)
+
+
+@dataclass(frozen=True)
+class CallOperator(Declaration):
+    """A recorded operator. `spec`: (main argument, **options) → its Spec; raises TopologyError with every problem."""
+
+    _: KW_ONLY
+    spec: Callable[..., Spec[Any]]
+
+    @property
+    def keys(self) -> Mapping[str, Parameter]:
+        return {**super().keys, "instructions": _INSTRUCTIONS}
+
+
+def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], Spec[V]], name: str) -> NodeDraft:
+    """Add a node for the spec to a plan, and note what is wrong with it."""
+    draft = plan.add(NodeDraft("call", kind, kind, name or "", inputs=list(inputs)))
+    with plan.collecting(draft):
+        spec = make()
+        draft.options, draft.shape, draft.call = spec.plain(), spec.shape(shape), spec.to_call()
+        for e in spec.misfits(shape):
+            plan.refuse(draft, e)
+        for option, value in spec.options.items():
+            for function in CALL_OPTIONS[option].functions(value):
+                purity.lint(plan, draft, function)
+    return draft
+
+
+def predict(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
+    """One call of the model with the signature (`dspy.Predict`)."""
+    return _spec(PREDICT, {"predict": signature, "into": into}, o)
+
+
+def chain_of_thought(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
+    """The model reasons before it answers (`dspy.ChainOfThought`); the result has the field `reasoning` too."""
+    return _spec(CHAIN_OF_THOUGHT, {"chain_of_thought": signature, "into": into}, o)
+
+
+def react(
+    signature: SignatureLike,
+    *,
+    tools: Sequence[str],
+    max_iters: int = 10,
+    into: type[V] | None = None,
+    **o: Unpack[CallOptions],
+) -> Spec[V]:
+    """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker."""
+    return _spec(REACT, {"react": signature, "tools": tools, "max_iters": max_iters, "into": into}, o)
+
+
+def program(
+    ref: str | type[Any],
+    signature: SignatureLike,
+    *,
+    state: str | None = None,
+    into: type[V] | None = None,
+    **o: Unpack[CallOptions],
+) -> Spec[V]:
+    """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
+    return _spec(PROGRAM, {"program": ref, "signature": signature, "state": state, "into": into}, o)
+
+
+def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
+    """A spec from what the user wrote. Raises one TopologyError with every problem that can be told apart."""
+    o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=NOT_BUILT)
+    if errors:
+        raise _joined(errors)
+    signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))
+    extra = {name: o[name] for name in ("tools", "max_iters", "state") if name in o}
+    return consistent(
+        Spec(operator.name, target, signature, o["into"], {n: o[n] for n in options if n in CALL_OPTIONS}, **extra)
+    )
+
+
+def _joined(errors: Sequence[TopologyError]) -> TopologyError:
+    if len(errors) == 1:
+        return errors[0]
+    problems = [p for e in errors for p in e.problems or ()]
+    first = [e for e in errors if not e.problems]
+    try:
+        all_of(first)
+    except TopologyError as e:
+        problems = [*e.problems, *problems]
+    return TopologyError("; ".join(p.message for p in problems), code=problems[0].code, problems=problems)
+
+
+_OPTIONS: Mapping[str, Parameter] = {"into": INTO, **CALL_OPTIONS}
+
+PREDICT = CallOperator(
+    "predict",
+    main=Signature(),
+    options=_OPTIONS,
+    spec=predict,
+    doc="one call of the model: `dspy.Predict`",
+)
+CHAIN_OF_THOUGHT = CallOperator(
+    "chain_of_thought",
+    main=Signature(),
+    options=_OPTIONS,
+    spec=chain_of_thought,
+    doc="the same with `reasoning` before the answer: `dspy.ChainOfThought`",
+)
+REACT = CallOperator(
+    "react",
+    main=Signature(),
+    options={
+        "tools": Refs(what="a tool", doc="functions that the model may use; they run in the worker"),
+        "max_iters": Integer(10, doc="the most steps"),
+        **_OPTIONS,
+    },
+    spec=react,
+    doc="the model uses tools until it knows: `dspy.ReAct`",
+)
+PROGRAM = CallOperator(
+    "program",
+    main=Ref(what="a program"),
+    options={
+        "signature": Signature(doc="what goes in and out"),
+        "state": Text(None, fix='the name of a stored program: "draft@3"', doc="a stored compiled program"),
+        **_OPTIONS,
+    },
+    spec=program,
+    doc="a `dspy.Module` of yours",
+)

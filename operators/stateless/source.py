@@ -1,0 +1,128 @@
+"""Sources: where events enter a topology. Their options, declared once, and the engine's `Source` made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from dspex.bus.errors import InvalidInput
+from dspex.engine.graph.graph import Source
+from dspex.operators.expressions import language as expressions
+from dspex.operators.parameters import Arguments, Choice, Expression, Integer, Parameter, Schema, Text, Type
+from dspex.operators.parameters.parameter import checked
+from dspex.operators.plan import NodeDraft, Plan
+from dspex.operators.problems import wrong
+from dspex.operators.typing.shape import shape_of, validator
+
+OnGap: TypeAlias = Literal["stop", "skip"]
+
+
+class SourceOptions(TypedDict, total=False):
+    """What a source takes. SOURCE_OPTIONS says what each is; docs/operators.md lists them."""
+
+    stream: str
+    start: Literal["new", "all"] | int | datetime
+    time: str
+    partitions: int
+    on_gap: OnGap
+
+
+@dataclass(frozen=True)
+class Start(Parameter):
+    """Where a source begins when it is first applied."""
+
+    @property
+    def kind(self) -> str:
+        return '`"all"`, `"new"`, a sequence, or a time'
+
+    def check(self, name: str, value: object) -> object:
+        _start(value)
+        return value
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return value.isoformat() if isinstance(value, datetime) else value
+
+    def schema(self) -> Schema:
+        return {"type": ["string", "integer"]}
+
+
+SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
+    {
+        "type": Type(None, doc="checks and types the data; an event that does not fit is a dead letter"),
+        "stream": Text(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
+        "start": Start("all", doc="where to begin when it is first applied; afterwards its position is what was stored"),
+        "time": Expression(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
+        "partitions": Integer(
+            1, most=1024, doc="events are spread by key, else session, else subject, and a key stays in its partition"
+        ),
+        "on_gap": Choice("stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"),
+    }
+)
+NOT_BUILT = ("codec", "accept", "idle", "hold")
+"""Documented options of a source that this version does not have."""
+
+
+def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
+    """Add a source to a plan, and note what is wrong with it."""
+    o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=NOT_BUILT)
+    options = {name: SOURCE_OPTIONS[name].plain(value, o) for name, value in o.items() if name in given}
+    draft = NodeDraft("source", "source", subject, subject, options=options, shape=shape_of(o.get("type")))
+    plan.add(draft)
+    draft.source = Source(subject)
+    for e in errors:
+        plan.refuse(draft, e)
+    with plan.collecting(draft):
+        draft.source = _source(subject, {name: p.default for name, p in SOURCE_OPTIONS.items()} | o)
+    for name, value in o.items():
+        for e in SOURCE_OPTIONS[name].misfits("source", value, draft.shape, o):
+            plan.refuse(draft, e)
+    return draft
+
+
+def _source(subject: str, o: Mapping[str, Any]) -> Source:
+    time, tp = o["time"], o["type"]
+    return Source(
+        subject,
+        o["stream"],
+        _start(o["start"]),
+        o["partitions"],
+        o["on_gap"],
+        None if time is None else _event_time(time),
+        None if tp is None else validator(tp),
+    )
+
+
+def _start(value: object) -> Literal["new", "all"] | int | float:
+    """As the engine takes it: a time in seconds. Raises TopologyError (DX205)."""
+    if value in ("new", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        raise wrong("start", value, '"new", "all", a sequence, or a time: datetime, or "2026-01-01T00:00:00Z"')
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+def _event_time(text: str) -> Callable[[Any], datetime]:
+    """data → event time, by an expression that gives RFC 3339 text, seconds since the epoch, or a datetime."""
+    expression = expressions.compile(text)
+
+    def time(data: object) -> datetime:
+        value = expression.function(data)
+        try:
+            if isinstance(value, str):
+                value = datetime.fromisoformat(value)
+            elif isinstance(value, (int, float)):
+                value = datetime.fromtimestamp(value, tz=UTC)
+        except (ValueError, OverflowError, OSError) as e:
+            raise InvalidInput(f'"{text}" gives {value!r}, which is no time: {e}') from e
+        if not isinstance(value, datetime):
+            raise InvalidInput(f'"{text}" gives {type(value).__name__}, which is no time')
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+    return time
