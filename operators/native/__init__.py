@@ -1,5 +1,5 @@
-"""What DSPy does around a model call, without DSPy: signatures, prompts, parsing, metrics, Predict.
+"""The parts of DSPy around a model call, reimplemented so that they work without it: signatures, prompts, parsing, metrics.
 
-This room imports `bus` and nothing else of ours, so that engine, operators and workers can all use it: the engine checks
-what a worker will be asked, and a worker answers without paying for `import dspy`.
+Of dspex this package imports `bus` only, so that engine, operators and workers can all use it: the engine checks a call before
+a worker gets it, and a worker can answer without `import dspy`.
 """

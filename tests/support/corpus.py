@@ -1,4 +1,4 @@
-"""Signatures, data and examples whose prompts the golden files hold. Imports neither dspy nor dspex: every version reads it."""
+"""The signatures, data and examples of the golden files. It imports neither dspy nor dspex: every version reads it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Case:
 
 
 def _value(value: Any) -> Case:
-    """A value of a kind in three places: for an input that takes anything, for one of text, and in an example's answers."""
+    """A value in three places: in an input of any type, in an input of text, and in the answers of an example."""
     return Case("a: Any, b: str -> c: Any, d: str", {"a": value, "b": value}, [{"a": 1, "b": "x", "c": value, "d": value}])
 
 

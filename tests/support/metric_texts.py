@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-# Articles beside everything that may end a word or not; what changes in NFD or in lower case; every kind of white space.
+# Articles next to characters that may or may not end a word; characters that NFD or lower case changes; all white space.
 PIECES = [
     *(
         "a",
@@ -196,7 +196,7 @@ CORPUS = [
 
 
 def texts(*, surrogates: bool = True) -> st.SearchStrategy[str]:
-    """Made of hard pieces, of anything at all, or of both."""
+    """Texts of the pieces above, of any characters, or of both."""
     pieces = st.sampled_from([*PIECES, *(SURROGATES if surrogates else [])])
     anything = st.text(st.characters(codec=None if surrogates else "utf-8"), max_size=4)
     mixed = st.lists(pieces | anything, max_size=10).map("".join)
@@ -209,7 +209,7 @@ def texts(*, surrogates: bool = True) -> st.SearchStrategy[str]:
 
 @st.composite
 def pairs(draw: st.DrawFn, *, surrogates: bool = True) -> tuple[str, str]:
-    """Two texts that often share words, or differ in what normalizing takes away."""
+    """Two texts that often share words, or differ only in characters that normalization removes."""
     one = draw(texts(surrogates=surrogates))
     change = draw(st.integers(0, 6))
     if change == 0:

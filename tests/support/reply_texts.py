@@ -13,13 +13,8 @@ import pydantic
 from hypothesis import strategies as st
 
 from dspex.bus.errors import InvalidOutput
-from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies.parse_values import REFUSED, converter
 from dspex.operators.native.signature import Signature
-
-
-def parse(signature: Signature, text: str, *, adapter: Adapter = "chat") -> dict[str, Any]:
-    return signature.parse(text, adapter=adapter)
 
 
 def parse_value(value: Any, annotation: Any) -> Any:
@@ -189,8 +184,8 @@ AROUND = [("", "")] * 4 + [
 
 
 @st.composite
-def wounded(draw: st.DrawFn, text: str) -> str:
-    """The text, or what a bad model or a cut connection left of it."""
+def damaged(draw: st.DrawFn, text: str) -> str:
+    """The text, unchanged or damaged as by a weak model or a cut connection."""
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2, 3]))):
         at = draw(st.integers(0, len(text)))
         how = draw(st.sampled_from(["cut", "drop", "insert", "swap"]))
@@ -212,7 +207,7 @@ def json_replies(draw: st.DrawFn) -> tuple[str, str]:
     if not draw(st.integers(0, 5)):
         text += draw(st.sampled_from(["", "\n", ", ", " and "])) + draw(objects(spec))
     before, after = draw(st.sampled_from(AROUND))
-    return spec, draw(wounded(before + text + after))
+    return spec, draw(damaged(before + text + after))
 
 
 def element(name: str, value: Any) -> str:
@@ -244,7 +239,7 @@ def xml_replies(draw: st.DrawFn) -> tuple[str, str]:
             else f"<{name}>\n{value if isinstance(value, str) else json.dumps(value)}\n</{name}>"
         )
         parts.append(text + draw(st.sampled_from(["", "\n", "\n\n", " and "])))
-    return spec, draw(wounded("".join(parts)))
+    return spec, draw(damaged("".join(parts)))
 
 
 def _escaped(value: Any) -> Any:

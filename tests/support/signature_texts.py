@@ -150,7 +150,7 @@ def fields(draw: st.DrawFn, names: list[str]) -> str:
 
 @st.composite
 def signatures(draw: st.DrawFn) -> str:
-    """A text that both take."""
+    """A text that dspex and DSPy both take."""
     found = draw(st.lists(names, min_size=1, max_size=4, unique_by=lambda n: unicodedata.normalize("NFKC", n)))
     cut = draw(st.integers(0, len(found) - 1))
     return f"{draw(spaces)}{draw(fields(found[:cut]))}->{draw(spaces)}{draw(fields(found[cut:]))}"
@@ -166,7 +166,7 @@ ODD = list("()[]{},:|=*/-+.#'\"\\ \n\t\r\f\x0b\x00_aI10é·\u0301ª½\u2028\xa0;
 
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
-    """A text that both take, with some characters left out, put in, or put elsewhere."""
+    """A text that both take, with some characters removed, inserted, replaced or repeated."""
     text = draw(signatures())
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(text) - 1, 0)))
@@ -182,18 +182,18 @@ def mutated(draw: st.DrawFn) -> str:
 
 # -- the independent reading ----------------------------------------------------------------------------------------
 class Refused(Exception):
-    """A text that is no signature, and why: the words under which docs/dspy-compatibility.md lists the difference."""
+    """A text that is no signature, with a short reason."""
 
 
 def parsed(text: str) -> ast.Module:
-    """The syntax tree; of an escape that it does not know, Python only warns."""
+    """The syntax tree, without Python's warnings about unknown escapes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text)
 
 
 def arguments(side: str) -> ast.arguments:
-    """The parameter list that one side is, as DSPy reads it, and nothing more than that."""
+    """One side read as a parameter list, as DSPy reads it. Raises Refused for anything more than that."""
     try:
         tree, closed = parsed(f"def f({side}): pass"), parsed(f"def f({side}\n) -> end: pass")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
@@ -274,7 +274,7 @@ def _annotated(node: ast.expr) -> tuple[Any, dict[str, Any]]:
 
 
 def _constant(node: ast.expr) -> Any:
-    """The constant; `...` for what is none that a signature may hold."""
+    """The constant; `...` for a value that a signature may not have."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
         value = node.operand.value
         return -value if isinstance(value, (int, float)) and not isinstance(value, bool) else ...

@@ -1,6 +1,6 @@
-"""The text of a signature as tokens, those of Python, and where each stands.
+"""The text of a signature as tokens, which are those of Python, and the place of each token.
 
-Not `ast`: it takes half of the time that a whole signature may take, and reads much more than a signature may say.
+It does not use `ast`, which takes half of the time that a whole signature may take, and reads more than a signature may have.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.native.suggestions import problem
 
 MAX_TEXT = 65_536
-MAX_NAME = 200  # characters of a name with others than those of ASCII
+MAX_NAME = 200  # characters of a name that is not all ASCII
 _SHOWN = 200  # characters of a text in an error
 _AROUND = 60  # characters before and after the place of an error
 
-# What comes first wins; what fits nothing takes all that is left, so that a bad text costs one attempt. No part can match
-# the same characters in two ways, so none backtracks.
+# The first alternative that matches counts. The last one takes the rest of the text, so that a wrong text takes one attempt.
+# No part can match the same characters in two ways, so none backtracks.
 _SPACE = r"(?:[ \t\f\n\r]|\#[^\n\r]*+|\\(?:\r\n|[\n\r]))*+"
 _NAME = r"[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+(?!['\"])"
 _ESCAPE = r"\\(?:\r\n|[\x00-\U0010ffff])"
@@ -35,7 +35,7 @@ _NUMBER = r"(?:[0-9]|\.[0-9])(?:[eE][+\-](?=[0-9])|[0-9A-Za-z_.])*+"
 _TOKENS = re.compile(
     rf"{_SPACE}({_NAME}|[:,\[\]()|=*/\-]|[rRuU]?(?:{_TEXT})|\.\.\.|{_NUMBER}|\.|\Z|[\x00-\U0010ffff]++)", re.ASCII
 )
-_ODD = re.compile(r"[\x00\ud800-\udfff]")  # what Python does not take anywhere in a text
+_ODD = re.compile(r"[\x00\ud800-\udfff]")  # characters that no Python source may have
 _ESCAPED = re.compile(r"\\([\x00-\U0010ffff])")
 _SIMPLE = re.compile(r"'[^'\\\n\r]*'\Z|\"[^\"\\\n\r]*\"\Z").match
 _KNOWN_ESCAPES = frozenset("\n\r\\'\"abfnrtv01234567xuUN")
@@ -45,7 +45,7 @@ FIELDS = 'fields are "name" or "name: type", with commas between them'
 
 
 def sides(text: str) -> tuple[str, str]:
-    """What stands before and after the arrow. Raises TopologyError where that is not clear, or the text is too long."""
+    """The text before and after the arrow. Raises TopologyError unless there is exactly one, or if the text is too long."""
     if len(text) > MAX_TEXT:
         raise problem("DX210", f"the signature has {len(text)} characters, more than {MAX_TEXT}", "say less in one signature")
     if text.count("->") != 1:
@@ -55,12 +55,12 @@ def sides(text: str) -> tuple[str, str]:
 
 
 def tokens(side: str) -> list[str]:
-    """The tokens of one side; the last is "". What is no token comes as one with all that follows it."""
+    """The tokens of one side; the last one is "". Text that is no token makes one token with everything after it."""
     return _TOKENS.findall(side)
 
 
 def refuse_odd(text: str) -> None:
-    """Raise TopologyError for characters that Python takes nowhere, and for a comment that hides the end of a side."""
+    """Raise TopologyError for characters that no Python source may have."""
     odd = _ODD.search(text)
     if odd:
         raise broken(text, odd.start(), f"the character {odd[0]!r} cannot be in a signature", "leave it out")
@@ -76,7 +76,7 @@ def refuse_open_comment(text: str, start: int, side: str) -> None:
 
 
 def place(side: str, number: int) -> int:
-    """Where the token of this number begins."""
+    """The place where the token of this number begins."""
     for i, match in enumerate(_TOKENS.finditer(side)):
         if i == number:
             return match.start(1)
@@ -84,12 +84,12 @@ def place(side: str, number: int) -> int:
 
 
 def broken(text: str, at: int, what: str, fix: str, *, code: str = "DX210") -> TopologyError:
-    """The error about one place of a text, which it shows with a mark below it."""
+    """The error about one place of a text. It shows the line, with a mark below the place."""
     return problem(code, f"{what}\n{mark(text, at)}", fix)
 
 
 def mark(text: str, at: int) -> str:
-    """The line of a text that has the place, and a mark below it."""
+    """The line of the text with this place, and a mark below the place."""
     start = max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1
     end = min((i for i in (text.find("\n", at), text.find("\r", at)) if i >= 0), default=len(text))
     first, last = max(start, at - _AROUND), min(end, at + _AROUND)
@@ -100,14 +100,14 @@ def mark(text: str, at: int) -> str:
 
 
 def _width(character: str) -> int:
-    """Columns that a terminal gives a character."""
+    """The number of columns that a character takes in a terminal."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shown(text: str) -> str:
-    """A text for an error message: long ones are cut."""
+    """A text for an error message, cut if it is long."""
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
@@ -117,7 +117,7 @@ def name_of(token: str) -> str:
         return ""
     if token.isascii():
         return token
-    return unicodedata.normalize("NFKC", token) if len(token) <= MAX_NAME else ""  # it is quadratic in marks side by side
+    return unicodedata.normalize("NFKC", token) if len(token) <= MAX_NAME else ""  # NFKC is quadratic in combining marks
 
 
 def text_of(token: str) -> str | None:
@@ -132,12 +132,12 @@ def text_of(token: str) -> str | None:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """An escape that Python knows as it is; of another, the backslash is a character, which Python warns about."""
+    """A known escape unchanged. Before another character the backslash is doubled: Python only warns about it."""
     return match[0] if match[1] in _KNOWN_ESCAPES else "\\" + match[0]
 
 
 def number_of(token: str) -> int | float | None:
-    """The number that a token is; None for another token, and for one that no text can carry."""
+    """The number that a token is; None for another token, and for infinity and numbers that are too long."""
     if token.isdecimal() and token.isascii() and len(token) <= 20 and (token[0] != "0" or len(token) == 1):
         return int(token)
     if not (token[:1].isdecimal() or token[:1] == ".") or not token.isascii() or len(token) > 40:
@@ -147,7 +147,7 @@ def number_of(token: str) -> int | float | None:
 
 
 def _value(token: str) -> object:
-    """The constant that one token is, by Python's own reader; None where it takes it for none."""
+    """The constant that a token is, read by Python; None where Python does not read it as a constant."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -24,7 +24,7 @@ def parser(signature: Signature) -> Parser:
     """A function that reads a reply's outputs as DSPy's ChatAdapter does. Replies in exactly the requested form take a
     shorter way.
 
-    A header stands alone at the start of a line; the first header of a name counts; text before the first header, and below
+    A header is at the start of a line of its own; the first header of a name counts; text before the first header, and below
     headers of other names, is left out. The function raises InvalidOutput that lists every field that is missing or wrong.
     """
     outputs = Outputs.of(signature)

@@ -95,8 +95,8 @@ def _is_field(tag: Tag, i: int) -> bool:
 
 def _is_guarded(tag: Tag, i: int) -> bool:
     behind = [t.text for t in tag.tokens[i + 1 : i + 4]]
-    asked = behind[:1] == ["is"] and {"defined", "undefined"}.intersection(behind)
-    return tag.at(i - 1).text != "." and bool(asked or (behind[:1] == ["|"] and behind[1:2] in (["default"], ["d"])))
+    tested = behind[:1] == ["is"] and {"defined", "undefined"}.intersection(behind)
+    return tag.at(i - 1).text != "." and bool(tested or (behind[:1] == ["|"] and behind[1:2] in (["default"], ["d"])))
 
 
 def _is_bound(tag: Tag, i: int) -> bool:

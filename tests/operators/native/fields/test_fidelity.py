@@ -69,7 +69,7 @@ def only_ours(text: str) -> bool:
 @given(signatures(), st.one_of(st.just(""), st.text(max_size=30)))
 @example("a -> b", "\r")
 @example("a: list[None], b: dict[str, None] -> c: tuple[None, int], d: Union[None, int]", "")
-def test_what_dspy_takes_is_taken_with_the_same_fields(dspy, text, instructions):
+def test_a_signature_that_dspy_takes_has_the_same_fields(dspy, text, instructions):
     ours = Signature(text, instructions=instructions)
     if not only_ours(text):
         theirs = ask(dspy, text, instructions or None)
@@ -96,7 +96,7 @@ def test_what_dspy_takes_is_taken_with_the_same_fields(dspy, text, instructions)
 @example("a->b: Literal[1if]")
 @example("a->b: Literal['''x'y''']")
 @example("a->b: Literal['''x''''']")
-def test_a_damaged_text_is_taken_or_refused_as_python_reads_it(dspy, text):
+def test_a_damaged_signature_is_read_or_refused_as_pythons_parser_does(dspy, text):
     compare(dspy, text)
 
 
@@ -143,7 +143,7 @@ ALPHABET += [
 
 
 @given(st.lists(st.sampled_from(ALPHABET), max_size=16).map("".join))
-def test_a_text_of_any_tokens_is_taken_or_refused_as_python_reads_it(dspy, text):
+def test_a_signature_of_any_tokens_is_read_or_refused_as_pythons_parser_does(dspy, text):
     compare(dspy, text)
     compare(dspy, f"a -> b: {text}")
 
@@ -201,7 +201,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_dspex_refuses_beyond_dspy(dspy, text):
+def test_signatures_that_dspy_takes_and_dspex_intentionally_refuses(dspy, text):
     assert ask(dspy, text)
     with pytest.raises(TopologyError):
         Signature(text)
@@ -212,7 +212,7 @@ TAKEN = ["q -> a: Literal[-1]", "q -> a: Annotated[int, Field(gt=-1)]", "q -> a:
 
 
 @pytest.mark.parametrize("text", TAKEN)
-def test_what_dspex_takes_beyond_dspy(dspy, text):
+def test_signatures_that_dspex_takes_and_dspy_refuses(dspy, text):
     assert Signature(text)
     with pytest.raises(ValueError, match="unhandled AST node"):
         ask(dspy, text)
@@ -315,12 +315,12 @@ def test_types_keep_the_order_in_which_they_are_written_whatever_was_read_before
         assert [p for p in re.findall(r"\w+", str(made)) if p in parts][:2] == parts
 
 
-def test_dspys_own_types_are_known_by_name(dspy):
+def test_types_of_dspy_are_known_by_name(dspy):
     for name in OWN:
         assert Signature(f"a -> b: {name}").foreign_types == []
         assert as_signature(ask(dspy, f"a -> b: list[{name}]")).outputs["b"].type == f"list[{name}]"
 
 
-def test_usable_names_are_generated():
+def test_generated_field_names_are_usable():
     assert usable("question")
     assert not usable("copy")

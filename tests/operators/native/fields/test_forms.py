@@ -101,7 +101,7 @@ def test_class_forms_keep_descriptions_constraints_defaults_and_show_the_constra
     assert "Constraints: maximum length: 9" in s.messages({"text": "t"})[0]["content"]
 
 
-def test_a_typed_dict_says_what_may_be_missing_and_keeps_it_across_processes():
+def test_optional_keys_of_a_typed_dict_stay_optional_in_another_process():
     class Out(TypedDict):
         urgency: Annotated[int, pydantic.Field(ge=1)]
         note: NotRequired[Annotated[str, pydantic.Field(description="why")]]
@@ -115,7 +115,7 @@ def test_a_typed_dict_says_what_may_be_missing_and_keeps_it_across_processes():
     assert s.check_outputs({"urgency": 1}) == {"urgency": 1, "note": None}
 
 
-def test_a_default_that_is_another_each_time_is_refused():
+def test_a_default_factory_that_gives_different_values_is_refused():
     counter = iter(range(9))
 
     class In(BaseModel):
@@ -125,7 +125,7 @@ def test_a_default_that_is_another_each_time_is_refused():
         Signature.of(In, In)
 
 
-def test_types_that_no_text_can_carry_are_told():
+def test_types_that_no_text_can_carry_are_listed():
     class Color(Enum):
         RED = "red"
 
@@ -142,7 +142,7 @@ def test_types_that_no_text_can_carry_are_told():
     assert all("Color" in t or "datetime.date(" in t for t in s.foreign_types)
 
 
-def test_a_class_of_dspy_gives_all_that_it_says(dspy):
+def test_a_dspy_signature_class_becomes_a_signature_with_all_its_attributes(dspy):
     class Rate(dspy.Signature):
         """Rate the text.
 
@@ -201,13 +201,13 @@ def test_a_signature_becomes_json_schemas_and_is_made_of_them_again(text):
         ({"type": "integer", "minLength": 1}, "min_length does not fit int"),
     ],
 )
-def test_what_a_signature_cannot_say_of_a_json_schema_is_refused(schema, why):
+def test_a_json_schema_that_a_signature_cannot_express_is_refused(schema, why):
     with pytest.raises(TopologyError) as e:
         Signature.from_json_schema({"type": "object", "properties": {}}, {"type": "object", "properties": {"b": schema}})
     assert why in f"{e.value.message} {e.value.fix}"
 
 
-def test_a_schema_that_is_no_object_or_nested_for_ever_is_refused():
+def test_a_json_schema_of_no_object_or_nested_too_deep_makes_no_signature():
     with pytest.raises(TopologyError, match="not one of an object"):
         Signature.from_json_schema({"type": "string"}, {})
     deep: dict[str, Any] = {"type": "integer"}
@@ -227,7 +227,7 @@ VALUES = [3, 4.5, "aa", b"ab", [1], {"a": 1}, {1, 2}, (1, 2), Decimal(4), True, 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
 @pytest.mark.parametrize("tp", TYPES, ids=str)
-def test_constraints_that_are_taken_are_ones_that_pydantic_can_check(tp, constraint):
+def test_pydantic_can_check_every_constraint_that_a_signature_takes(tp, constraint):
     if misfit(tp, constraint):
         return
     adapter: Any = pydantic.TypeAdapter(Annotated[tp, pydantic.Field(**constraint)])
@@ -260,7 +260,7 @@ def test_a_missing_output_is_filled_as_dspy_fills_it(dspy):
         s.check_outputs({})
 
 
-def test_all_fields_that_do_not_fit_are_in_one_error_and_the_order_is_that_of_the_signature():
+def test_one_error_lists_all_wrong_fields_and_values_keep_the_order_of_the_signature():
     s = Signature(PLAIN)
     with pytest.raises(InvalidOutput) as e:
         s.check_outputs({"urgency": 9, "kind": "c"})
@@ -283,7 +283,7 @@ def test_a_reply_that_breaks_a_constraint_is_refused():
         s.parse("[[ ## urgency ## ]]\n6")
 
 
-def test_dspys_own_types_take_any_value_without_dspy():
+def test_types_of_dspy_take_any_value_without_dspy():
     s = Signature("photo: dspy.Image, past: dspy.History | None -> b: list[dspy.Tool]")
     assert s.check_inputs({"photo": {"url": "u"}}) == {"photo": {"url": "u"}, "past": None}
     assert s.json_schema("outputs")["properties"]["b"]["type"] == "array"
@@ -304,7 +304,7 @@ def test_the_same_text_is_the_same_object_and_cannot_be_changed():
     assert repr(Signature("a -> b", instructions="x")) == "Signature('a -> b', instructions='x')"
 
 
-def test_what_was_compiled_of_a_signature_is_kept_with_it():
+def test_compiled_parts_of_a_signature_are_cached_with_it():
     s, calls = Signature("compiled -> once"), []
     assert s.compiled("key", lambda s: calls.append(s) or len(calls)) == 1
     assert s.compiled("key", lambda s: calls.append(s) or len(calls)) == 1
@@ -354,13 +354,13 @@ def test_edits_make_new_signatures_and_keep_the_sentence_about_the_old_fields_as
         (lambda s: s.delete("answer"), "has no output"),
     ],
 )
-def test_an_edit_that_cannot_be_is_refused(edit, message):
+def test_an_impossible_edit_of_a_signature_is_refused(edit, message):
     with pytest.raises(TopologyError) as e:
         edit(Signature("question -> answer"))
     assert message in e.value.message
 
 
 @given(st.text(max_size=40))
-def test_instructions_are_shown_without_their_indent_as_in_dspy(dspy, text):
+def test_instructions_lose_their_indentation_as_in_dspy(dspy, text):
     made = dspy.Signature("a -> b", text or None)
     assert Signature("a -> b", instructions=text).objective == made.instructions

@@ -1,4 +1,4 @@
-"""Signatures from an enemy: a clear error in bounded time, and nothing is imported, evaluated or read."""
+"""Untrusted signatures: a clear error in bounded time, and nothing is imported, evaluated or read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ HUGE = {
 
 @pytest.mark.no_cover  # a budget of time
 @pytest.mark.parametrize("name", HUGE)
-def test_a_text_of_any_size_is_read_or_refused_in_bounded_time(name):
+def test_a_signature_of_any_size_is_read_or_refused_within_seconds(name):
     began = time.process_time()
     problem = refusal(HUGE[name])
     assert time.process_time() - began < BUDGET
@@ -106,7 +106,7 @@ PIECES = [
 
 
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.integers(1, 400)), max_size=6))
-def test_repeated_pieces_are_read_or_refused_in_bounded_time(parts):
+def test_a_signature_of_repeated_pieces_is_read_or_refused_within_seconds(parts):
     text = "".join(piece * times for piece, times in parts)
     began = time.process_time()
     with suppress(TopologyError):  # any other exception fails the test
@@ -114,7 +114,7 @@ def test_repeated_pieces_are_read_or_refused_in_bounded_time(parts):
     assert time.process_time() - began < BUDGET
 
 
-def test_no_signature_is_kept_that_is_long_and_not_any_number_of_short_ones():
+def test_the_cache_of_signatures_is_bounded_and_has_no_long_texts():
     from dspex.operators.native import signature
 
     kept = signature._known.cache_info()
@@ -159,7 +159,7 @@ NAMES += [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_reaches_nothing_but_the_list_and_the_classes_in_the_body_of_a_given_one(name):
+def test_the_name_of_a_type_reaches_only_listed_types_and_the_classes_in_a_given_class(name):
     class T:
         class Inner:
             pass
@@ -209,14 +209,14 @@ SCHEMAS = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=repr)
-def test_a_json_schema_of_an_enemy_is_refused(schema):
+def test_a_malformed_json_schema_makes_no_signature(schema):
     answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
     with pytest.raises(TopologyError):
         Signature.from_json_schema({"type": "object", "properties": {"q": schema}}, answer)
 
 
 @pytest.mark.parametrize("name", ["b: int, c", "a b->", "", "a\n", "1", 5, None, "é" * 40_000, "a-b"])
-def test_a_name_that_is_no_name_is_no_field(name):
+def test_a_field_needs_a_python_name(name):
     one = {"type": "object", "properties": {name: {"type": "string"}}}
     answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
     with pytest.raises(TopologyError):
@@ -226,27 +226,27 @@ def test_a_name_that_is_no_name_is_no_field(name):
             Signature("q -> a").append(name, "output", "str")
 
 
-def test_required_properties_are_a_list():
+def test_a_json_schema_whose_required_is_no_list_is_refused():
     answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
     with pytest.raises(TopologyError):
         Signature.from_json_schema({**answer, "required": 5}, answer)
 
 
 @pytest.mark.no_cover  # a budget of time
-def test_a_name_with_very_many_marks_is_refused_in_bounded_time():
+def test_a_field_name_with_thousands_of_combining_marks_is_refused_within_seconds():
     began = time.process_time()
     assert refusal("a" + "\u0300\u0316" * 30_000 + " -> b") is not None
     assert time.process_time() - began < BUDGET
 
 
 @pytest.mark.parametrize("pattern", ["a" * 201, r"\w{501}", r"(\w{10}){60}", r"((a{9}){9}){9}"])
-def test_a_pattern_that_would_eat_memory_is_refused(pattern):
+def test_a_pattern_whose_compilation_takes_much_memory_is_refused(pattern):
     with pytest.raises(TopologyError) as e:
         Signature(f"q -> a: Annotated[str, Field(pattern={pattern!r})]")
     assert "with each repeat written out" in e.value.fix
 
 
-def test_patterns_that_people_write_are_taken_and_their_number_is_bounded():
+def test_usual_patterns_are_taken_and_their_number_is_bounded():
     uuid = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
     field = f"Annotated[str, Field(pattern={uuid!r})]"
     assert Signature(f"q -> a: {field}").outputs["a"].constraints == {"pattern": uuid}

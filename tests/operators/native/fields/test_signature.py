@@ -41,13 +41,13 @@ def test_the_text_is_canonical_and_so_is_the_digest():
     assert tight != Signature(str(tight), instructions="Be brief.")
 
 
-def test_names_of_types_are_written_out_where_text_can_carry_them():
+def test_the_text_of_a_signature_has_the_meaning_of_given_type_names():
     s = Signature("a -> b: Intent, c: list[Intent]", types={"Intent": Literal["x", "y"]})
     assert str(s) == "a -> b: Literal['x', 'y'], c: list[Literal['x', 'y']]"
     assert s.foreign_types == []
 
 
-def test_a_type_that_only_this_process_knows_is_told():
+def test_types_that_only_this_process_knows_are_listed():
     class Color(Enum):
         RED = "red"
 
@@ -88,7 +88,7 @@ def test_a_type_that_only_this_process_knows_is_told():
         ("1q -> b", "DX210", "cannot be read", "commas"),
     ],
 )
-def test_what_is_not_a_signature_is_refused_with_a_fix(text, code, message, fix):
+def test_a_text_that_is_no_signature_is_refused_with_a_fix(text, code, message, fix):
     with pytest.raises(TopologyError) as e:
         Signature(text)
     assert e.value.code == code
@@ -96,7 +96,7 @@ def test_what_is_not_a_signature_is_refused_with_a_fix(text, code, message, fix)
     assert fix in e.value.fix
 
 
-def test_inputs_are_checked_and_every_field_is_told():
+def test_an_error_about_inputs_lists_every_wrong_field():
     s = Signature("text: str, n: int, day: datetime.date, hint: str | None, any -> a")
     good = {"text": "t", "n": 1, "day": "2026-01-02", "any": {"x": 1}, "extra": 5}
     assert s.check_inputs(good) == {"text": "t", "n": 1, "day": datetime.date(2026, 1, 2), "hint": None, "any": {"x": 1}}
@@ -106,7 +106,7 @@ def test_inputs_are_checked_and_every_field_is_told():
         assert part in e.value.message
 
 
-def test_outputs_are_checked_constraints_among_them():
+def test_outputs_are_checked_with_their_constraints():
     s = Signature(TRIAGE)
     assert s.check_outputs({"intent": "other", "urgency": 5}) == {"intent": "other", "urgency": 5, "note": None}
     with pytest.raises(InvalidOutput) as e:
@@ -115,7 +115,7 @@ def test_outputs_are_checked_constraints_among_them():
     assert e.value.retryable
 
 
-def test_a_field_may_have_a_name_that_a_model_would_hide():
+def test_a_field_may_have_the_name_of_a_method():
     assert Signature("a -> items: list[int], values, name").check_outputs({"items": [1], "values": "v", "name": "n"})
 
 
@@ -232,13 +232,13 @@ def test_a_signature_class_of_dspy_is_taken_without_importing_dspy():
 
 
 @given(st.text(alphabet="abc ->:,[]|()'\"*/=_.\\n{}lambda0LiteralOptionalstrimport", max_size=60))
-def test_no_text_runs_code_or_fails_in_another_way(text):
+def test_a_signature_of_any_text_is_read_or_refused(text):
     with suppress(TopologyError):  # any other exception fails the test
         s = Signature(text)
         assert Signature(str(s)) == s
 
 
-def test_nobody_can_change_what_a_signature_has():
+def test_the_fields_of_a_signature_are_read_only():
     signature = Signature("a -> b, c: int")
     for side in (signature.inputs, signature.outputs):
         with pytest.raises(TypeError):
@@ -246,6 +246,6 @@ def test_nobody_can_change_what_a_signature_has():
     assert list(Signature("a -> b, c: int").outputs) == ["b", "c"]
 
 
-def test_a_role_that_is_none_is_told():
+def test_a_field_with_an_unknown_role_is_refused():
     with pytest.raises(TopologyError, match="'out' is no role of a field"):
         Signature("a -> b").append("c", "out", "str")

@@ -165,7 +165,7 @@ def test_request_and_outputs_are_those_of_dspy(lab: Lab, case: dict[str, Any]) -
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-3.5-turbo", "stand-in"])
 @pytest.mark.parametrize("signature", ["text -> reply, n: Optional[int], tags: list[str]", "text -> notes: dict[str, int]"])
-def test_the_form_of_the_answer_is_asked_for_in_dspys_order(lab: Lab, model: str, signature: str) -> None:
+def test_the_response_format_has_the_order_of_dspys(lab: Lab, model: str, signature: str) -> None:
     """JSON of equal content is not enough: a model writes the fields in the order of the schema."""
     asked, _ = lab.theirs("chain_of_thought", signature, {"text": "x"}, "json", f"openai/{model}")
     sent, _ = lab.ours("chain_of_thought", signature, {"text": "x"}, "json", f"openai/{model}")
@@ -212,7 +212,7 @@ async def test_a_prediction_has_outputs_tokens_and_what_the_model_said() -> None
 
 
 @pytest.mark.asyncio
-async def test_a_reply_that_cannot_be_read_is_asked_for_once_more_and_both_are_paid_for() -> None:
+async def test_predict_repeats_a_request_once_after_an_unreadable_reply_and_counts_both() -> None:
     async with StandIn() as model, Endpoint(model.url) as endpoint:
         model.fault("hello", "nonsense=0x1")
         predict = Predict("text -> reply", endpoint, model=MODEL)
@@ -230,7 +230,7 @@ async def test_a_reply_that_cannot_be_read_is_asked_for_once_more_and_both_are_p
 
 
 @pytest.mark.asyncio
-async def test_nothing_else_is_tried_twice() -> None:
+async def test_predict_does_not_repeat_requests_that_failed() -> None:
     async with StandIn() as model, Endpoint(model.url) as endpoint:
         predict = Predict("text -> reply", endpoint, model=MODEL)
         for fault, kind in {"500": LMUnavailable, "401": LMRefused, "garbage": LMUnavailable}.items():
@@ -255,11 +255,11 @@ async def test_constraints_are_enforced_unlike_in_dspy() -> None:
     [
         ({"text": "a"}, "the signature wants more; there is text"),
         ({}, "the signature wants text, more; there is nothing"),
-        ({"text": "half \ud800", "more": ""}, "not Unicode"),
+        ({"text": "lone \ud800", "more": ""}, "not Unicode"),
         ({"text": "<<CUSTOM-TYPE-START-IDENTIFIER>>[]<<CUSTOM-TYPE-END-IDENTIFIER>>", "more": ""}, "marker"),
     ],
 )
-async def test_inputs_that_cannot_be_sent_are_refused_before_anything_is(inputs: dict[str, Any], why: str) -> None:
+async def test_inputs_that_cannot_be_sent_are_refused_before_a_request(inputs: dict[str, Any], why: str) -> None:
     async with StandIn() as model, Endpoint(model.url) as endpoint:
         with pytest.raises(InvalidInput, match=why):
             await Predict("text, more, maybe: Optional[int] -> reply", endpoint, model=MODEL)(**inputs)
@@ -285,7 +285,7 @@ async def test_fields_come_in_pieces_and_last_comes_the_prediction(adapter: Any)
 
 
 @pytest.mark.asyncio
-async def test_a_stream_that_cannot_be_read_is_not_asked_for_again() -> None:
+async def test_predict_does_not_repeat_a_streamed_request_with_an_unreadable_reply() -> None:
     async with StandIn() as model, Endpoint(model.url) as endpoint:
         with pytest.raises(InvalidOutput):
             _ = [p async for p in Predict("text -> reply", endpoint, model=MODEL).stream(text="standin:nonsense")]
@@ -314,13 +314,13 @@ async def test_a_stream_that_cannot_be_read_is_not_asked_for_again() -> None:
         ({"params": {"max_tokens": 3, "max_completion_tokens": 3}}, "both given"),
     ],
 )
-def test_what_is_not_known_to_be_equal_is_refused(options: dict[str, Any], why: str) -> None:
+def test_calls_that_may_differ_from_dspy_are_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(TopologyError) as caught:
         Predict("text -> reply", Endpoint("http://127.0.0.1:9/v1"), **{"model": MODEL, **options})
     assert (caught.value.code, why in caught.value.message) == ("DX236", True), caught.value.message
 
 
-def test_kinds_and_types_of_dspy_alone_are_told_before_there_is_a_model(dspy: Any) -> None:
+def test_calls_that_only_dspy_can_answer_are_known_without_a_model(dspy: Any) -> None:
     assert why_not_native_signature("predict", Signature("text -> reply: list[dict[str, int]]")) is None
     assert "react runs in DSPy only" in str(why_not_native_signature("react", Signature("text -> reply")))
     assert "of its own" in str(why_not_native_signature("chain_of_thought", Signature("reasoning -> reply")))
@@ -329,7 +329,7 @@ def test_kinds_and_types_of_dspy_alone_are_told_before_there_is_a_model(dspy: An
     assert why_not_native("predict", image, "chat", MODEL, {}) == why_not_native_signature("predict", image)
 
 
-def test_what_models_can_do_is_what_dspys_catalog_says(lab: Lab) -> None:
+def test_the_properties_of_openais_models_are_those_of_dspys_catalog(lab: Lab) -> None:
     from dspy.clients.capabilities import capabilities
     from dspy.clients.lm import _is_openai_reasoning_model
     from dspy.clients.model_metadata import _snapshot

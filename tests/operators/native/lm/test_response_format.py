@@ -97,11 +97,11 @@ async def test_the_schema_is_what_a_server_gets_from_dspy_in_the_same_order(loca
         assert json.dumps(response_format(Signature(text, types=TYPES))) == json.dumps(body), text
 
 
-def test_an_open_dict_is_asked_for_as_any_json():
+def test_an_output_with_any_keys_requests_any_json_object():
     assert response_format(Signature("q -> a: dict[str, int], b")) == {"type": "json_object"}
 
 
-def test_a_schema_without_end_or_none_at_all_is_asked_for_as_any_json():
+def test_a_recursive_or_missing_schema_requests_any_json_object():
     for kind in ("Loop", "Strange"):
         types = {**TYPES, "Strange": BaseModel.__class__}
         with warnings.catch_warnings():
@@ -109,6 +109,6 @@ def test_a_schema_without_end_or_none_at_all_is_asked_for_as_any_json():
             assert response_format(Signature(f"q -> a: {kind}", types=types)) == {"type": "json_object"}
 
 
-def test_it_is_made_once_for_a_signature():
+def test_the_response_format_of_a_signature_is_made_once():
     s = Signature("q -> a")
     assert response_format(s) is response_format(s)

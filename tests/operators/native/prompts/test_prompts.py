@@ -49,7 +49,7 @@ def pairs(messages: list[dict[str, Any]]) -> list[list[Any]]:
     return [[m["role"], m["content"]] for m in messages]
 
 
-def test_the_files_hold_every_version_that_is_known():
+def test_there_is_a_golden_file_for_every_known_version():
     assert [version_of(v).name for v in make.VERSIONS] == [v.name for v in reversed(VERSIONS.values())]
 
 
@@ -81,7 +81,7 @@ TEXT = st.one_of(
     st.text(max_size=6),
     st.sampled_from(["[[ ## q ## ]]", "{q}", "${q}", "", " ", corpus.HARD, MARKED, MARKER, "Not supplied.", "</q>"]),
 )
-READABLE = st.text(ALPHABET.replace("\ud800", ""), max_size=12)  # pydantic takes no half of a pair in a description
+READABLE = st.text(ALPHABET.replace("\ud800", ""), max_size=12)  # pydantic refuses lone surrogates in a description
 KEYS = st.one_of(READABLE, st.sampled_from(["a-b", "-a", "1a", "a b", "ü.x", "item", "q"]))
 LEAVES = [
     *(str, int, float, bool, bytes, list, dict, tuple, set, Any, type(None)),
@@ -239,10 +239,10 @@ def test_a_class_of_dspy_makes_the_prompt_that_it_makes_there(dspy):
         assert as_signature(Rate).messages(data, adapter=adapter, version=installed()) == wanted
 
 
-# -- what is meant to be otherwise ---------------------------------------------------------------------------------
+# -- intentional differences ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("value", [MARKED, MARKER, [MARKED], {"x": [MARKED]}, {MARKED: 1}, [{"x": f"a{MARKER}b"}]])
-def test_dspys_marker_for_other_content_is_refused_in_inputs_and_in_examples(adapter, value):
+def test_dspys_marker_for_images_and_files_is_refused_in_inputs_and_examples(adapter, value):
     s = Signature("q: Any -> a")
     with pytest.raises(InvalidInput, match="marker"):
         s.messages({"q": value}, adapter=adapter)
@@ -256,7 +256,7 @@ def test_the_marker_in_an_answer_of_an_example_stays_text_as_in_dspy(dspy):
     assert Signature("q -> a").messages({"q": "y"}, demos=demos) == wanted
 
 
-def test_types_of_dspys_own_are_left_to_dspy(dspy):
+def test_prompts_with_types_of_dspy_are_left_to_dspy(dspy):
     class Letter(corpus.BaseModel):
         picture: dspy.Image
 
@@ -270,7 +270,7 @@ def test_types_of_dspys_own_are_left_to_dspy(dspy):
     assert all(has_a_known_form(f) for f in Signature("a: Person -> b: list[Node]", types=corpus.TYPES).fields)
 
 
-def test_what_has_no_json_schema_is_refused_with_the_field():
+def test_an_output_type_without_a_json_schema_is_refused_with_its_field():
     s = Signature("a -> b: T", types={"T": typing.Callable[..., str]})
     for adapter in ADAPTERS:
         with pytest.raises(TopologyError, match="cannot be described to a model"):
@@ -287,14 +287,14 @@ def test_a_value_that_cannot_be_shown_names_its_field():
         Signature("q: Any -> a").messages({"q": deep})
 
 
-def test_a_prompt_may_be_edited_by_who_got_it():
+def test_editing_a_prompt_does_not_change_the_next_one():
     s = Signature("q -> a")
     s.messages({"q": "x"})[0]["content"] = "changed"
     assert s.messages({"q": "x"})[0]["content"].startswith("Your input fields")
 
 
 @pytest.mark.no_cover  # a budget of time
-def test_a_big_prompt_takes_no_longer_than_its_size():
+def test_a_prompt_of_megabytes_is_made_within_seconds():
     text = (MARKER[:-1] + "«\n") * 100_000
     started = time.process_time()
     for adapter in ADAPTERS:
@@ -316,19 +316,19 @@ def test_a_big_prompt_takes_no_longer_than_its_size():
         ("4.0", "3.4"),
     ],
 )
-def test_a_version_is_known_by_its_minor_and_a_newer_one_is_the_newest(text, name):
+def test_a_dspy_version_is_known_by_its_minor_and_a_newer_one_counts_as_the_newest(text, name):
     assert version_of(text).name == name
 
 
 @pytest.mark.parametrize("text", ["2.5.43", "0.1", "", "three", "3", "3.x", "-3.4", "3." + "9" * 5000])
-def test_what_is_no_known_version_is_refused_with_those_that_are(text):
+def test_an_unknown_dspy_version_is_refused_with_a_list_of_known_ones(text):
     with pytest.raises(TopologyError) as e:
         Signature("q -> a").messages({"q": "x"}, version=text)
     assert e.value.code == "DX205"
     assert "2.6, 3.0, 3.1, 3.2, 3.3, 3.4" in e.value.fix
 
 
-def test_the_xml_adapter_came_with_3_0():
+def test_there_is_no_xml_adapter_before_dspy_3_0():
     with pytest.raises(TopologyError, match=r"2\.6 has no XML adapter"):
         Signature("q -> a").messages({"q": "x"}, adapter="xml", version="2.6.27")
 

@@ -69,7 +69,7 @@ def test_an_xml_reply_is_what_dspy_makes_of_it(peers: Any, case: tuple[str, str]
     text=content | chat_replies().map(lambda c: c[1]) | json_replies().map(lambda c: c[1]),
     adapter=st.sampled_from(["chat", "json", "xml"]),
 )
-def test_a_reply_in_the_manner_of_another_adapter_is_what_dspy_makes_of_it(
+def test_a_reply_in_the_format_of_another_adapter_is_what_dspy_makes_of_it(
     peers: Any, spec: str, text: str, adapter: str
 ) -> None:
     event(compare(peers, adapter, spec, text))

@@ -201,7 +201,7 @@ NASTY = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
-    """A text that was right, with a few wounds."""
+    """A correct text with some damage."""
     text = draw(rendered | st.sampled_from(WORDS))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
@@ -240,7 +240,7 @@ def outcome(parse: Any, value: Any, annotation: Any) -> Any:
 @given(annotation=st.sampled_from(TYPES), value=values)
 @example(annotation=list[Union[str, int]], value='[1, "1"]')
 @example(annotation=list[Union[int, str]], value='[1, "1"]')
-def test_a_value_is_what_dspy_makes_of_it(dspy: Any, annotation: Any, value: Any) -> None:
+def test_a_value_of_a_reply_is_what_dspy_makes_of_it(dspy: Any, annotation: Any, value: Any) -> None:
     theirs = outcome(dspy.adapters.utils.parse_value, value, annotation)
     assert outcome(parse_value, value, annotation) == theirs
 

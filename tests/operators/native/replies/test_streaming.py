@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 import pytest
+from cost import grows_linearly
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def chat(draw: st.DrawFn) -> tuple[str, list[str]]:
 @given(case=chat())
 @example(case=("[[ ## a ## ]] x \t\n y", list("[[ ## a ## ]] x \t\n y")))
 @example(case=("\r\n[[ ## a ## ]]\r\n\r\nx\r\n", list("\r\n[[ ## a ## ]]\r\n\r\nx\r\n")))
-def test_chat_gives_what_the_parser_sees_for_every_cut(case: tuple[str, list[str]]) -> None:
+def test_a_streamed_chat_reply_gives_the_parsers_texts_however_it_is_cut(case: tuple[str, list[str]]) -> None:
     text, pieces = case
     seen = parse_chat.sections(text, SIGNATURE.outputs)
     assert split("chat", pieces) == {name: value for name, value in seen.items() if value}
@@ -111,12 +112,12 @@ def objects(draw: st.DrawFn) -> tuple[dict[str, Any], list[str]]:
     after = draw(
         st.sampled_from(["", "\n```", "}", ' {"a": 2}' if value else ""])
     )  # the first object is empty: the next counts
-    return json.loads(written), cut(draw, before + written + after)  # two halves of a character become one
+    return json.loads(written), cut(draw, before + written + after)  # a pair of surrogates becomes one character
 
 
 @settings(max_examples=settings().max_examples // 4)
 @given(case=objects())
-def test_json_gives_the_text_of_strings_and_the_json_of_other_values_for_every_cut(
+def test_a_streamed_json_reply_gives_decoded_strings_and_other_values_as_json_however_it_is_cut(
     case: tuple[dict[str, Any], list[str]],
 ) -> None:
     value, pieces = case
@@ -161,7 +162,7 @@ def elements(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 @settings(max_examples=settings().max_examples // 4)
 @given(case=elements())
-def test_xml_gives_the_text_of_elements_for_every_cut(case: tuple[str, list[str]]) -> None:
+def test_a_streamed_xml_reply_gives_the_text_of_elements_however_it_is_cut(case: tuple[str, list[str]]) -> None:
     text, pieces = case
     seen: dict[str, str] = {}
     for child in ET.fromstring(f"<r>{text}</r>"):
@@ -177,12 +178,12 @@ def test_xml_gives_the_text_of_elements_for_every_cut(case: tuple[str, list[str]
         ("xml", "<a>one\ntwo</a> <b> 3 </b>\n<long_name>x</long_name>"),
     ],
 )
-def test_what_streams_is_what_the_reply_is_parsed_to(adapter: Adapter, text: str) -> None:
+def test_streamed_fields_are_equal_to_the_parsed_reply(adapter: Adapter, text: str) -> None:
     assert split(adapter, text) == SIGNATURE.parse(text, adapter=adapter) == {"a": "one\ntwo", "b": "3", "long_name": "x"}
 
 
 @pytest.mark.parametrize(("adapter", "start"), [("chat", "[[ ## a ## ]]\n"), ("json", '{"a": "'), ("xml", "<a>")])
-def test_text_that_can_be_no_marker_comes_at_once(adapter: Adapter, start: str) -> None:
+def test_streamed_text_that_cannot_be_a_marker_is_given_at_once(adapter: Adapter, start: str) -> None:
     splitter = Splitter(SIGNATURE, adapter)
     splitter.feed(start)
     assert splitter.feed("Paris") == [("a", "Paris")]
@@ -218,12 +219,12 @@ def test_text_that_can_be_no_marker_comes_at_once(adapter: Adapter, start: str) 
     ],
     ids=repr,
 )
-def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adapter, text: str) -> None:
-    hostile = (text * (200_000 // len(text)))[:200_000]
+def test_an_untrusted_reply_is_split_within_seconds_however_it_is_cut(adapter: Adapter, text: str) -> None:
+    untrusted = (text * (60_000 // len(text)))[:60_000]
     started = time.process_time()
     for first in ("", text, "[[ ## a ## ]]\n", '{"a": "', "<a>"):
-        split(adapter, first + hostile[:4_000])
-        split(adapter, [first, hostile])
+        split(adapter, first + untrusted[:2_000])
+        split(adapter, [first, untrusted])
     assert time.process_time() - started < 30  # a second, and many times that where lines are counted
 
 
@@ -231,13 +232,11 @@ def test_a_hostile_text_takes_no_long_time_in_one_piece_or_in_many(adapter: Adap
 @pytest.mark.parametrize(
     ("adapter", "start", "bit"), [("xml", '<a b="', ">"), ("xml", "<!--", ">"), ("chat", "[[ ## ", "x"), ("json", '{"', "x")]
 )
-def test_a_marker_that_does_not_end_takes_linear_time_in_single_characters(adapter: Adapter, start: str, bit: str) -> None:
-    started = time.process_time()
-    assert not split(adapter, start + bit * 300_000)
-    assert time.process_time() - started < 20
+def test_a_marker_without_an_end_is_split_in_linear_time(adapter: Adapter, start: str, bit: str) -> None:
+    assert grows_linearly(lambda size: split(adapter, start + bit * size), 10_000)
 
 
-def test_an_adapter_that_is_not_known_is_refused() -> None:
+def test_an_unknown_adapter_is_refused() -> None:
     with pytest.raises(TopologyError, match="chta"):
         Splitter(SIGNATURE, "chta")  # type: ignore[arg-type]
 
