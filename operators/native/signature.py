@@ -12,15 +12,16 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.operators.native import adapters
 from dspex.operators.native.adapters import Adapter
-from dspex.operators.native.fields import edits, field_schemas, forms, plain
+from dspex.operators.native.fields import field_schemas, forms, plain
 from dspex.operators.native.fields.checks import Check
+from dspex.operators.native.fields.edits import Edits
 from dspex.operators.native.fields.field_names import check_fields
-from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, JsonSchema, Role, Side, Values
+from dspex.operators.native.fields.fields import NOTHING, Annotation, JsonSchema, Role, Side, Values
 from dspex.operators.native.fields.fields import Field as Field
 from dspex.operators.native.fields.grammar import parse
 from dspex.operators.native.fields.tokens import shown
@@ -36,7 +37,7 @@ _SIDES: tuple[Side, Side] = ("inputs", "outputs")
 _CACHED = 4096  # characters: the signature of a longer text is not cached
 
 
-class Signature:
+class Signature(Edits):
     """The inputs and outputs of a program: names, types, instructions. It is immutable: edits make a new one.
 
     Args:
@@ -47,14 +48,14 @@ class Signature:
     Raises TopologyError: DX209 for an unknown type, DX210 for everything else.
     """
 
-    fields: tuple[Field, ...]
     instructions: str
 
     # Not __init__: it would run for a signature from the cache too.
     def __new__(cls, spec: str, /, *, instructions: str = "", types: Mapping[str, Annotation] = NOTHING) -> Self:
         if types or type(spec) is not str or len(spec) > _CACHED or "pattern" in spec:  # a compiled pattern takes much memory
             return cls._made(parse(spec, types), instructions)
-        return cast("Self", _known(cast("Hashable", cls), spec, instructions))
+        made: Self = _known(cls, spec, instructions)
+        return made
 
     @classmethod
     def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
@@ -224,12 +225,13 @@ class Signature:
     def compiled(self, key: Hashable, make: Callable[[Signature], T]) -> T:
         """The result of `make` for this signature, made once for each `key`: a prompt, a parser."""
         try:
-            return cast("T", self._compiled[key])
+            found: T = self._compiled[key]
         except KeyError:
-            return cast("T", self._compiled.setdefault(key, make(self)))
+            found = self._compiled.setdefault(key, make(self))
+        return found
 
     @cached_property
-    def _compiled(self) -> dict[Hashable, object]:
+    def _compiled(self) -> dict[Hashable, Any]:
         return {}
 
     # -- other forms -----------------------------------------------------------------------------------------------
@@ -248,63 +250,6 @@ class Signature:
     def to_dataclass(self, side: Side) -> type:
         """One side as a dataclass with keyword arguments only; `of` is the inverse. It checks no values."""
         return forms.to_dataclass(self._side(side).values(), side)
-
-    # -- edits: each makes a new signature, with the `objective` of this one as its instructions, as in DSPy -------
-    def with_instructions(self, instructions: str) -> Self:
-        """The same fields with other instructions; "" for DSPy's default."""
-        return self._made(self.fields, instructions)
-
-    def append_instructions(self, instructions: str) -> Self:
-        """The same fields, and more instructions in a paragraph of their own."""
-        return self._made(self.fields, f"{self.objective}\n\n{instructions}")
-
-    def with_updated_fields(self, name: str, *, description: str | None = None, type: str | Annotation | None = None) -> Self:
-        """One field changed; None keeps the description or the type.
-
-        Args:
-            type: text, or the type itself. The field loses its constraints and its default.
-
-        Raises TopologyError (DX209, DX210): there is no such field, or no such type.
-        """
-        return self._made(edits.updated(self.fields, self._text, name, description, type), self.objective)
-
-    def insert(
-        self,
-        index: int,
-        name: str,
-        role: Role,
-        type: str | Annotation | None = None,
-        *,
-        description: str = "",
-        default: object = MISSING,
-    ) -> Self:
-        """One more field.
-
-        Args:
-            index: among the fields of its role; -1 is the end, as in DSPy, not the last but one.
-            type: text, or the type itself; None for text.
-            default: the value when the field is missing.
-
-        Raises TopologyError (DX209, DX210): the name is taken or cannot be one, there is no such type, or no such place.
-        """
-        fields = edits.inserted(self.fields, self._text, index, name, role, type, description=description, default=default)
-        return self._checked(fields, self.objective)
-
-    def prepend(
-        self, name: str, role: Role, type: str | Annotation | None = None, *, description: str = "", default: object = MISSING
-    ) -> Self:
-        """One more field, the first of its role. See `insert`."""
-        return self.insert(0, name, role, type, description=description, default=default)
-
-    def append(
-        self, name: str, role: Role, type: str | Annotation | None = None, *, description: str = "", default: object = MISSING
-    ) -> Self:
-        """One more field, the last of its role. See `insert`."""
-        return self.insert(-1, name, role, type, description=description, default=default)
-
-    def delete(self, name: str) -> Self:
-        """Without the field of this name, if there is one, as in DSPy. Raises TopologyError for the last output."""
-        return self._checked((f for f in self.fields if f.name != name), self.objective)
 
     # -- immutable ------------------------------------------------------------------------------------------
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -327,7 +272,7 @@ def _read(cls: type[Signature], spec: str, instructions: str) -> Signature:
     return cls._made(parse(spec, NOTHING), instructions)  # pyright: ignore[reportPrivateUsage]
 
 
-_known = lru_cache(maxsize=1024)(_read)
+_known: Callable[..., Any] = lru_cache(maxsize=1024)(_read)
 
 
 def as_signature(value: object) -> Signature:

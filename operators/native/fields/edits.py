@@ -1,9 +1,11 @@
-"""Edits of a signature's fields: each function gives a new list of fields."""
+"""Edits of a signature: each makes a new one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Self, TypeAlias
 
 from dspex.operators.native.fields.field_names import refuse_name
 from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, Field, Role
@@ -11,49 +13,104 @@ from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.types import takes_none, type_text
 from dspex.operators.native.suggestions import did_you_mean, problem
 
-
-def updated(
-    fields: Sequence[Field], spec: str, name: str, description: str | None, type: str | Annotation | None
-) -> tuple[Field, ...]:
-    """The fields with one of them changed, see `Signature.with_updated_fields`. `spec`: the signature, for the error."""
-    old = next((f for f in fields if f.name == name), None)
-    if old is None:
-        raise problem("DX210", f"there is no field {name!r} in {spec!r}", did_you_mean(name, [f.name for f in fields]))
-    new = old if type is None else _retyped(old, type)
-    new = new if description is None else replace(new, description=description)
-    return tuple(new if f is old else f for f in fields)
+TypeOrText: TypeAlias = str | Annotation | None
 
 
-def inserted(
-    fields: Sequence[Field],
-    spec: str,
-    index: int,
-    name: str,
-    role: Role,
-    type: str | Annotation | None,
-    *,
-    description: str,
-    default: object,
-) -> tuple[Field, ...]:
-    """The fields and one more, see `Signature.insert`. `spec`: the signature, for the error."""
-    if role not in ("input", "output"):
-        raise problem("DX210", f"{role!r} is no role of a field", f'append("{name}", "output", "str")')
-    sides: dict[Role, list[Field]] = {side: [f for f in fields if f.role == side] for side in ("input", "output")}
-    siblings = sides[role]
-    place = index + len(siblings) + 1 if index < 0 else index
-    if not 0 <= place <= len(siblings):
-        message = f"there is no place {index} among {len(siblings)} {role} fields of {spec!r}"
-        raise problem("DX210", message, f"from {-len(siblings) - 1} to {len(siblings)}; -1 is the end")
-    refuse_name(name, name)
-    field = Field(name, role, "str", description)
-    field = field if type is None else _retyped(field, type)
-    if default is not MISSING:
-        field = replace(field, default=default, required=False)
-    siblings.insert(place, field)
-    return (*sides["input"], *sides["output"])
+class Edits:
+    """The part of Signature that edits it. As in DSPy, the instructions of the new one are the `objective` of the old one."""
+
+    fields: tuple[Field, ...]
+
+    @cached_property
+    def objective(self) -> str:
+        """The instructions that a prompt shows."""
+        raise NotImplementedError
+
+    @classmethod
+    def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def _checked(cls, fields: Iterable[Field], instructions: str) -> Self:
+        raise NotImplementedError
+
+    def with_instructions(self, instructions: str) -> Self:
+        """The same fields with other instructions; "" for DSPy's default."""
+        return self._made(self.fields, instructions)
+
+    def append_instructions(self, instructions: str) -> Self:
+        """The same fields, and more instructions in a paragraph of their own."""
+        return self._made(self.fields, f"{self.objective}\n\n{instructions}")
+
+    def with_updated_fields(self, name: str, *, description: str | None = None, type: TypeOrText = None) -> Self:
+        """One field changed; None keeps the description or the type.
+
+        Args:
+            type: text, or the type itself. The field loses its constraints and its default.
+
+        Raises TopologyError (DX209, DX210): there is no such field, or no such type.
+        """
+        old = next((f for f in self.fields if f.name == name), None)
+        if old is None:
+            fix = did_you_mean(name, [f.name for f in self.fields])
+            raise problem("DX210", f"there is no field {name!r} in {str(self)!r}", fix)
+        new = old if type is None else _retyped(old, type)
+        new = new if description is None else replace(new, description=description)
+        return self._made(tuple(new if f is old else f for f in self.fields), self.objective)
+
+    def insert(
+        self,
+        index: int,
+        name: str,
+        role: Role,
+        type: TypeOrText = None,
+        *,
+        description: str = "",
+        default: object = MISSING,
+    ) -> Self:
+        """One more field.
+
+        Args:
+            index: among the fields of its role; -1 is the end, as in DSPy, not the last but one.
+            type: text, or the type itself; None for text.
+            default: the value when the field is missing.
+
+        Raises TopologyError (DX209, DX210): the name is taken or cannot be one, there is no such type, or no such place.
+        """
+        if role not in ("input", "output"):
+            raise problem("DX210", f"{role!r} is no role of a field", f'append("{name}", "output", "str")')
+        sides: dict[Role, list[Field]] = {side: [f for f in self.fields if f.role == side] for side in ("input", "output")}
+        fields = sides[role]
+        place = index + len(fields) + 1 if index < 0 else index
+        if not 0 <= place <= len(fields):
+            message = f"there is no place {index} among {len(fields)} {role} fields of {str(self)!r}"
+            raise problem("DX210", message, f"from {-len(fields) - 1} to {len(fields)}; -1 is the end")
+        refuse_name(name, name)
+        field = Field(name, role, "str", description)
+        field = field if type is None else _retyped(field, type)
+        if default is not MISSING:
+            field = replace(field, default=default, required=False)
+        fields.insert(place, field)
+        return self._checked((*sides["input"], *sides["output"]), self.objective)
+
+    def prepend(
+        self, name: str, role: Role, type: TypeOrText = None, *, description: str = "", default: object = MISSING
+    ) -> Self:
+        """One more field, the first of its role. See `insert`."""
+        return self.insert(0, name, role, type, description=description, default=default)
+
+    def append(
+        self, name: str, role: Role, type: TypeOrText = None, *, description: str = "", default: object = MISSING
+    ) -> Self:
+        """One more field, the last of its role. See `insert`."""
+        return self.insert(-1, name, role, type, description=description, default=default)
+
+    def delete(self, name: str) -> Self:
+        """Without the field of this name, if there is one, as in DSPy. Raises TopologyError for the last output."""
+        return self._checked((f for f in self.fields if f.name != name), self.objective)
 
 
-def _retyped(field: Field, tp: str | Annotation) -> Field:
+def _retyped(field: Field, tp: TypeOrText) -> Field:
     """The field with another type, given as text or as an object. Constraints and default belonged to the old type."""
     if isinstance(tp, str):
         read = parse_field(field.name, field.role, tp)

@@ -85,8 +85,8 @@ def _field(name: str, role: Role, schema: object, required: bool) -> Field:
         if wrong := wrong_value(key, value):
             _refuse(name, f"{key} {value!r:.40} ({wrong})")
     if constraints:
-        said = ", ".join(f"{k}={constant_text(v)}" for k, v in constraints.items())
-        text = f"Annotated[{text}, Field({said})]"
+        arguments = ", ".join(f"{k}={constant_text(v)}" for k, v in constraints.items())
+        text = f"Annotated[{text}, Field({arguments})]"
     field = parse_field(name, role, text)
     given: Mapping[str, object] = schema if isinstance(schema, Mapping) else {}
     default = given.get("default", MISSING)

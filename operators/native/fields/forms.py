@@ -147,8 +147,8 @@ def to_model(fields: Iterable[Field], side: Side) -> type[BaseModel]:
     made: dict[str, Annotation] = {}
     for f in fields:
         default = _filled(f)
-        said: Values = {} if default is MISSING else {"default": default}
-        made[f.name] = (f.annotation, Info(description=f.description or None, **f.constraints, **said))
+        more: Values = {} if default is MISSING else {"default": default}
+        made[f.name] = (f.annotation, Info(description=f.description or None, **f.constraints, **more))
     return create_model(side.capitalize(), **made)
 
 

@@ -16,7 +16,7 @@ from dspex.operators.native.suggestions import problem
 
 def plain_of(field: Field, read: Field) -> Values:
     """The attributes of a field that its text does not carry. `read`: the field that the text is read as."""
-    said: Values = {}
+    found: Values = {}
     for key, mine, theirs in (
         ("description", field.description, read.description),
         ("limits", field.limits, read.limits),
@@ -24,24 +24,24 @@ def plain_of(field: Field, read: Field) -> Values:
         ("required", field.required, read.required),
     ):
         if mine != theirs:
-            said[key] = mine
+            found[key] = mine
     if field.default is not MISSING and field.default != read.default:
-        said["default"] = _jsonable(field.default)
-    return said
+        found["default"] = _jsonable(field.default)
+    return found
 
 
 def with_plain(field: Field, given: object) -> Field:
     """A field with the attributes that `plain_of` gave. Raises TopologyError (DX210) for a default that does not fit."""
     if not isinstance(given, Mapping):
         raise problem("DX210", f"{field.name}: {given!r} does not describe a field", "send what Signature.plain() gives")
-    said = cast("Mapping[str, object]", given)
-    default = typed_default(field, said["default"]) if "default" in said else field.default
+    found = cast("Mapping[str, object]", given)
+    default = typed_default(field, found["default"]) if "default" in found else field.default
     return dataclasses.replace(
         field,
-        description=str(said.get("description", field.description)),
-        limits=str(said.get("limits", field.limits)),
-        own_prefix=str(said.get("prefix", field.own_prefix)),
-        required=bool(said.get("required", field.required and default is MISSING)),
+        description=str(found.get("description", field.description)),
+        limits=str(found.get("limits", field.limits)),
+        own_prefix=str(found.get("prefix", field.own_prefix)),
+        required=bool(found.get("required", field.required and default is MISSING)),
         default=default,
     )
 

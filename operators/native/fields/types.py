@@ -152,8 +152,8 @@ def explain(e: ValidationError) -> str:
         return f"{count} problems"
     found = e.errors(include_url=False, include_input=False)[:_SHOWN]
     parts = [(_cut(".".join(_cut(str(x)) for x in d["loc"])), _cut(str(d["msg"]))) for d in found]
-    said = "; ".join(f"{where}: {what}" if where else what for where, what in parts)
-    return f"{said}; and {count - _SHOWN} more problems" if count > _SHOWN else said
+    listed = "; ".join(f"{where}: {what}" if where else what for where, what in parts)
+    return f"{listed}; and {count - _SHOWN} more problems" if count > _SHOWN else listed
 
 
 def _cut(text: str) -> str:
