@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
 from dspex.bus.port import StreamConfig
-from dspex.engine.log.commit_log import SNAPSHOT_EVERY
+from dspex.engine.log import commit_log
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 KEEP = 300.0  # seconds of retention
 LATER = 1300.0  # seconds after which two sweeps have gone over what is past it
+SNAPSHOT_EVERY = 64  # entries; 256 in earnest
 MANY = 3 * SNAPSHOT_EVERY
+
+
+@pytest.fixture(autouse=True)
+def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes before a snapshot stands behind it: with frequent ones a few hundred events show what thousands would."""
+    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
 
 
 def kept(name: str = "kept", source: str = "in", **options: Any) -> Topology:
