@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich and asgi of the design come later.
 _HOMES = {
     "Client": "engine.client.client",
-    "Context": "engine.graph.graph",
+    "Context": "engine.graph.context",
     "Duration": "bus.duration",
     "Engine": "engine.hosting.engine",
     "Event": "bus.message",
@@ -19,7 +19,7 @@ _HOMES = {
     "KeyedStream": "operators.stream",
     "Record": "operators.stream",
     "Result": "engine.client.call",
-    "Retry": "engine.graph.graph",
+    "Retry": "engine.graph.nodes",
     "Run": "engine.client.client",
     "Settings": "bus.settings.model",
     "Signature": "operators.native.signature",
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from dspex.engine.client.client import Client as Client
     from dspex.engine.client.client import Run as Run
     from dspex.engine.client.client import connect as connect
-    from dspex.engine.graph.graph import Context as Context
-    from dspex.engine.graph.graph import Retry as Retry
+    from dspex.engine.graph.context import Context as Context
+    from dspex.engine.graph.nodes import Retry as Retry
     from dspex.engine.hosting.engine import Engine as Engine
     from dspex.engine.hosting.engine import run as run
     from dspex.operators.native.signature import Field as Field

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
-from dspex.engine.graph.graph import SourceLine
+from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import NAME
 

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Build
+from dspex.engine.graph.context import Build
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Schema, Types, checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem

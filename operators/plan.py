@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
-from dspex.engine.graph.graph import Build, Call, Inlet, Node, Role, Sink, Source, SourceLine
+from dspex.engine.graph.context import Build, Handler
+from dspex.engine.graph.nodes import (
+    Call,
+    CallNode,
+    Inlet,
+    NativeNode,
+    Node,
+    Role,
+    Sink,
+    SinkNode,
+    Source,
+    SourceLine,
+    SourceNode,
+)
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
 
@@ -38,22 +51,29 @@ class NodeDraft:
 
     def node(self, names: Mapping[NodeDraft, str]) -> Node:
         """The draft as a node of a graph."""
-        return Node(
-            name=names[self],
-            role=self.role,
-            op=self.op,
-            inputs=tuple(Inlet(names[d], outlet) for d, outlet in self.inputs),
-            options=self.options,
-            build=self.build,
-            source=self.source,
-            call=self.call,
-            sink=self.sink,
-            outlets=self.outlets,
-            place=self.place,
-            type=self.shape.name,
-            fields=self.shape.texts,
-            named=self.name is not None,
-        )
+        common: dict[str, Any] = {
+            "name": names[self],
+            "op": self.op,
+            "inputs": tuple(Inlet(names[d], outlet) for d, outlet in self.inputs),
+            "options": self.options,
+            "outlets": self.outlets,
+            "place": self.place,
+            "type": self.shape.name,
+            "fields": self.shape.texts,
+            "named": self.name is not None,
+        }
+        if self.source is not None:
+            return SourceNode(**common, source=self.source)
+        if self.call is not None:
+            return CallNode(**common, call=self.call)
+        if self.sink is not None:
+            return SinkNode(**common, sink=self.sink)
+        return NativeNode(**common, build=self.build or _not_built)
+
+
+def _not_built(outlets: Sequence[Handler]) -> Handler:
+    """Stands in for an operator with a problem while the graph is checked; a topology with a problem never runs."""
+    raise TopologyError("an operator with a problem cannot run", fix="see the problems that `check` gives")
 
 
 @dataclass

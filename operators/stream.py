@@ -12,7 +12,7 @@ from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import TypeIs, Unpack
 
-from dspex.engine.graph.graph import Context
+from dspex.engine.graph.context import Context
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan

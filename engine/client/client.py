@@ -22,8 +22,8 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.graph import manifest
-from dspex.engine.graph.graph import Call
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.nodes import Call
 
 V = TypeVar("V", covariant=True)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from dspex.bus import subjects
 from dspex.bus.errors import Problem
-from dspex.engine.graph.graph import Node
+from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, SourceNode
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _OWN = "dspex."  # subjects of every application; a sink there could be read as work or as a commit
@@ -17,7 +17,7 @@ _OWN = "dspex."  # subjects of every application; a sink there could be read as 
 def problems(topology: str, nodes: Sequence[Node]) -> list[Problem]:
     """Every problem of a graph that is not frozen yet, so that names need not be unique."""
     found = [*_names(nodes), *_subjects(nodes), *_sinks(nodes), *_unused(nodes)]
-    if not any(n.role == "source" for n in nodes):
+    if not any(isinstance(n, SourceNode) for n in nodes):
         found.append((None, "DX228", "the topology has no source", 'add one: topology.source("support.messages")'))
     return [_problem(topology, *f) for f in found]
 
@@ -34,41 +34,42 @@ def _problem(topology: str, node: Node | None, code: str, message: str, fix: str
 def _names(nodes: Sequence[Node]) -> Iterator[Finding]:
     first: dict[str, Node] = {}
     for n in nodes:
-        if n.role in ("native", "call") and not all(NAME.fullmatch(part) for part in n.name.split("/")):
+        if isinstance(n, NativeNode | CallNode) and not all(NAME.fullmatch(part) for part in n.name.split("/")):
             rule = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
             yield n, "DX202", f"{n.name!r} is not a name for an operator" if n.name else f"{n.op} needs a name", rule
         # "/" becomes "-" in subjects, so a/b and a-b would share theirs
         other = first.setdefault(n.name.replace("/", "-"), n)
-        if other is not n and not (n.sink and (other.sink or other.source)):  # sinks have rules of their own
+        ends = isinstance(n, SinkNode) and isinstance(other, SinkNode | SourceNode)
+        if other is not n and not ends:  # sinks have rules of their own
             where = f" ({other.place.file}:{other.place.line})" if other.place else ""
-            what = "subject" if n.role == "source" else "name"
+            what = "subject" if isinstance(n, SourceNode) else "name"
             yield n, "DX201", f"the {what} {n.name!r} is taken by {other.op} {other.name!r}{where}", _rename(n)
 
 
 def _rename(n: Node) -> str:
-    if n.role == "source":
+    if isinstance(n, SourceNode):
         return "read the subject once, and use the stream twice"
     return 'give it another name: name="..."'
 
 
 def _subjects(nodes: Sequence[Node]) -> Iterator[Finding]:
     for n in nodes:
-        if n.source and not subjects.is_pattern(n.source.subject):
+        if isinstance(n, SourceNode) and not subjects.is_pattern(n.source.subject):
             rule = "tokens with dots between them, no spaces, no $ in front; * for one token, > for the rest"
             yield n, "DX217", f"{n.source.subject!r} is not a subject that can be read", rule
-        if n.sink and n.sink.pattern.startswith(_OWN):
+        if isinstance(n, SinkNode) and n.sink.pattern.startswith(_OWN):
             yield n, "DX217", f"{n.sink.subject!r} is below dspex., which dspex keeps for itself", "use another subject"
 
 
 def _sinks(nodes: Sequence[Node]) -> Iterator[Finding]:
-    sinks = [(n, n.sink) for n in nodes if n.sink]
-    for (a, left), (b, right) in combinations(sinks, 2):
-        if subjects.overlap(left.pattern, right.pattern):
+    sinks = [n for n in nodes if isinstance(n, SinkNode)]
+    for a, b in combinations(sinks, 2):
+        if subjects.overlap(a.sink.pattern, b.sink.pattern):
             same = "two sinks on one subject" if a.name == b.name else f"the sinks {a.name} and {b.name} overlap"
             yield b, "DX215", f"{same}; a subject has one sink", "merge the streams first: a.merge(b).sink(...)"
-    for n, out in sinks:
+    for n in sinks:
         for s in nodes:
-            if s.source and subjects.overlap(out.pattern, s.source.subject):
+            if isinstance(s, SourceNode) and subjects.overlap(n.sink.pattern, s.source.subject):
                 loop = f"the sink {n.name} feeds the source {s.name} of the same topology: events would go round for ever"
                 yield n, "DX216", loop, "use another subject"
 
@@ -76,7 +77,7 @@ def _sinks(nodes: Sequence[Node]) -> Iterator[Finding]:
 def _unused(nodes: Sequence[Node]) -> Iterator[Finding]:
     used = {(i.node, i.outlet) for n in nodes for i in n.inputs}
     for n in nodes:
-        if n.role == "sink":
+        if isinstance(n, SinkNode):
             continue
         free = [o for o in range(n.outlets) if (n.name, o) not in used]
         if len(free) == n.outlets:

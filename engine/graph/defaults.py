@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dspex.engine.graph.graph import Call, Graph, Node, Retry
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call, CallNode, Retry
 
 _OF_SPEC = ("lm", "adapter", "config", "route")  # what the worker is told; the rest is the engine's
 
@@ -24,15 +25,15 @@ def with_defaults(graph: Graph, defaults: Mapping[str, Any]) -> Graph:
     """
     if not defaults:
         return graph
-    nodes = {name: replace(n, call=_call(n, n.call, defaults)) if n.call else n for name, n in graph.nodes.items()}
+    nodes = dict(graph.nodes) | {n.name: replace(n, call=_call(n, defaults)) for n in graph.calls}
     return replace(graph, nodes=nodes)
 
 
-def _call(node: Node, call: Call, defaults: Mapping[str, Any]) -> Call:
+def _call(node: CallNode, defaults: Mapping[str, Any]) -> Call:
     unset: dict[str, Any] = {name: value for name, value in defaults.items() if name not in node.options}
     if "lm" in unset:
         unset["lm"] = tuple(unset["lm"])
     if "retry" in unset:
         unset["retry"] = Retry(**unset["retry"])
     spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
-    return replace(call, spec=replace(call.spec, **spec), **unset)
+    return replace(node.call, spec=replace(node.call.spec, **spec), **unset)

@@ -15,7 +15,8 @@ import orjson
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bucket
-from dspex.engine.graph.graph import Call, Graph
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call, CallNode, SourceNode
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ async def write(bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts
 def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], before: Manifest | None) -> Manifest:
     stages = dict(before.stages) if before else {}
     begun = dict(before.starts) if before else {}
-    for node in graph.of_role("source"):
-        assert node.source is not None
+    for node in graph.sources:
         was = graph.renamed_from.get(node.name, "")
         if node.name not in stages and was in stages:
             stages[node.name], begun[node.name] = stages.pop(was), begun.pop(was, 0)
@@ -92,8 +92,8 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
         digest=graph.digest,
         stages=stages,
         streams=dict(streams),
-        calls={n.name: _call(n.call) for n in graph.of_role("call") if n.call},
-        sinks=tuple(n.sink.pattern for n in graph.of_role("sink") if n.sink),
+        calls={n.name: _call(n.call) for n in graph.calls},
+        sinks=tuple(n.sink.pattern for n in graph.sinks),
         starts=begun,
         retention=graph.retention,
     )
@@ -109,15 +109,15 @@ def _call(call: Call) -> dict[str, Any]:
 
 def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int]]) -> None:
     """Refuse changes that would strand state and were not declared. `stages`: as they will be."""
-    for node in graph.of_role("source"):
+    for node in graph.sources:
         count = stages[node.name][1]
-        if node.source and node.source.partitions != count:
+        if node.source.partitions != count:
             raise TopologyError(
                 f"{graph.name}: {node.name} was applied with {count} partitions and now has {node.source.partitions}",
                 code="DX234",
                 fix=f"keep partitions={count}: a key stays in its partition for good",
             )
-    now = {n.name for n in graph.nodes.values() if n.role in ("call", "source")}
+    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | SourceNode)}
     declared = set(graph.renamed_from.values()) | set(graph.drop)
     gone = [name for name in (*before.calls, *before.streams) if name not in now and name not in declared]
     if gone:

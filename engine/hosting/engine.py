@@ -97,7 +97,7 @@ class Engine:
         return self
 
     def _pool_names(self) -> list[str]:
-        calls = [n.call for g in self.graphs for n in g.of_role("call") if n.call]
+        calls = [n.call for g in self.graphs for n in g.calls]
         for lm in [lm for c in calls for lm in c.spec.lm if lm not in self.settings.lm]:
             known = ", ".join(self.settings.lm)
             message = f"a topology uses language model {lm!r}; the settings have: {known}"

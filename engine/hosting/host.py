@@ -17,6 +17,7 @@ from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.nodes import Source
 from dspex.engine.hosting.leases import Leases, Slot
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
@@ -87,7 +88,7 @@ class Host:
         bucket = await self.bus.bucket(subjects.bucket(self.app))
         wanted = list(subjects.own_subjects(self.app))
         for graph in self.graphs:
-            for pattern in [n.sink.pattern for n in graph.of_role("sink") if n.sink]:
+            for pattern in [n.sink.pattern for n in graph.sinks]:
                 await self._sink_is_ours(graph, pattern)
                 wanted.append(pattern)
         streams = {s.subject: s.stream or await self._captured(s.subject, wanted) for s in self._sources()}
@@ -102,14 +103,14 @@ class Host:
         return written
 
     async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str], before: Manifest | None) -> Manifest:
-        sources = {n.name: n.source for n in graph.of_role("source") if n.source}
+        sources = {n.name: n.source for n in graph.sources}
         own = {name: streams[source.subject] for name, source in sources.items()}
         new = {name: source for name, source in sources.items() if before is None or name not in before.stages}
         starts = {name: await first_position(self.bus, own[name], source) for name, source in new.items()}
         return await manifest.write(bucket, graph, own, starts)
 
-    def _sources(self) -> list[Any]:
-        return [n.source for g in self.graphs for n in g.of_role("source")]
+    def _sources(self) -> list[Source]:
+        return [n.source for g in self.graphs for n in g.sources]
 
     async def _captured(self, subject: str, sinks: Sequence[str]) -> str:
         """The stream that a source is read from: the one that captures it, else the application's."""
@@ -158,7 +159,7 @@ class Host:
 
     def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
         assert self.leases is not None
-        for source in graph.of_role("source"):
+        for source in graph.sources:
             id, count = applied.stages[source.name]
             stage = compile_stage(graph, source, id)
             start = applied.starts.get(source.name, 0)
@@ -168,7 +169,7 @@ class Host:
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: one engine keeps house for all."""
-        firsts = {(graph.name, graph.of_role("source")[0].name) for graph in self.graphs}
+        firsts = {(graph.name, graph.sources[0].name) for graph in self.graphs}
         return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
 
     def _part_failed(self, name: str, error: BaseException) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dspex.bus.port import Bus, StreamInfo
-from dspex.engine.graph.graph import Source
+from dspex.engine.graph.nodes import Source
 
 
 async def first_position(bus: Bus, stream: str, source: Source) -> int:

@@ -34,7 +34,7 @@ class TornCommits:
         self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.snapshot(app, g.name, "*", "*"))]
         self._inboxes = [subjects.result(app, g.name, "*", "*") for g in graphs]
         self._marked = [subjects.dead_pattern(app, g.name) for g in graphs]
-        self._marked += [n.sink.pattern for g in graphs for n in g.of_role("sink") if n.sink]
+        self._marked += [n.sink.pattern for g in graphs for n in g.sinks]
 
     async def before(self, claim: int, entry: int) -> None:
         """Remove what is torn between the last `entry` of a log and the `claim` that follows it. Raises BusError."""

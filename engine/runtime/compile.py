@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus import codecs
-from dspex.engine.graph.graph import Context, Graph, Handler, Node, Source
+from dspex.engine.graph.context import Context, Handler
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
 from dspex.engine.runtime.walk import call_step, named_step, sink_step
 
 
@@ -25,23 +27,18 @@ class Stage:
         source: the source node.
         enter: step for decoded source data.
         after: per call node, the step for its accepted output.
-        at: per node, the step that begins with that node (where a redriven event goes on).
-        nodes: names of all operators in it.
         calls: its call nodes by name.
     """
 
     id: str
     graph: Graph
-    source: Node
+    source: SourceNode
     enter: Handler
     after: dict[str, Handler]
-    at: dict[str, Handler]
-    nodes: tuple[str, ...]
-    calls: dict[str, Node]
+    calls: dict[str, CallNode]
 
     @property
     def settings(self) -> Source:
-        assert self.source.source is not None
         return self.source.source
 
     def walk(self, data: bytes, content_type: str | None, walk: Any) -> None:
@@ -92,21 +89,21 @@ class _Fuse:
         return self.steps[node.name]
 
     def _make(self, node: Node) -> Handler:
-        if node.role == "sink":
-            return sink_step(node, self.graph.codec)
-        if node.role == "call":
-            self.after[node.name] = self.outlets(node)[0]
-            return call_step(node, self.graph.codec)
-        if node.role == "source":
-            return self.outlets(node)[0]
-        assert node.build is not None, node.name
-        return named_step(node, node.build(self.outlets(node)))
+        match node:
+            case SourceNode():
+                return self.outlets(node)[0]
+            case NativeNode():
+                return named_step(node, node.build(self.outlets(node)))
+            case CallNode():
+                self.after[node.name] = self.outlets(node)[0]
+                return call_step(node, self.graph.codec)
+            case SinkNode():
+                return sink_step(node, self.graph.codec)
 
 
-def compile_stage(graph: Graph, source: Node, id: str) -> Stage:
+def compile_stage(graph: Graph, source: SourceNode, id: str) -> Stage:
     """The stage that begins at `source`."""
     fuse = _Fuse(graph)
     enter = fuse.step(source)
-    names = tuple(n for n in graph.nodes if n in fuse.steps)
-    calls = {n: graph.nodes[n] for n in names if graph.nodes[n].role == "call"}
-    return Stage(id, graph, source, enter, fuse.after, fuse.steps, names, calls)
+    calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
+    return Stage(id, graph, source, enter, fuse.after, calls)

@@ -27,7 +27,7 @@ from dspex.bus.duration import seconds
 from dspex.bus.errors import BusError, CallError, DataError, DspexError, InvalidOutput, RetryLater
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, Letter, Origin, Work
-from dspex.engine.graph.graph import Call
+from dspex.engine.graph.nodes import Call
 
 TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
 

@@ -17,7 +17,7 @@ from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DecodeError, DspexError, InvalidOutput, RetryLater, TopologyError, from_dict
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord, Origin, Work
-from dspex.engine.graph.graph import Call
+from dspex.engine.graph.nodes import Call
 from dspex.engine.log.state import OpenCall
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.failure import Failure, Verdict, decide, guard, letter, refusal, run_again
@@ -260,7 +260,6 @@ class Inbox:
 
     def _ask_anew(self, node: str, work: Work) -> Callable[[_Landing, Walk], None]:
         call = self.stage.calls[node].call
-        assert call is not None
 
         def step(_: _Landing, walk: Walk) -> None:
             data = codecs.decode(work.data, work.content_type)
@@ -290,7 +289,6 @@ class Inbox:
     def _go_on(self, landing: _Landing, walk: Any) -> None:
         node, work, outputs = landing
         call = self.stage.calls[node].call
-        assert call is not None
         data = call.accept(codecs.decode(work.data, work.content_type), outputs)
         walk.origin = origin_after(work.call, walk.origin)
         self.stage.after[node](data, walk)

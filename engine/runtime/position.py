@@ -13,7 +13,7 @@ import structlog
 from dspex.bus.errors import SourceGap, Unreachable
 from dspex.bus.message import message_id
 from dspex.bus.port import Bus, StreamInfo
-from dspex.engine.graph.graph import Source
+from dspex.engine.graph.nodes import Source
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")

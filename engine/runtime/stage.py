@@ -62,7 +62,7 @@ class StageRunner:
         self.counters = Counters()
         self.partitions: dict[int, Partition] = {}
         self.stopped: str | None = None  # why this stage does not run: a gap in its source
-        self.ordered = frozenset(n for n, c in stage.calls.items() if c.call and c.call.order == "key")
+        self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self.inbox = Inbox(services.app, stage, source_stream, services.limit, self.counters)
         self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters)
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()

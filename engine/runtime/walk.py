@@ -22,7 +22,8 @@ from dspex.bus.message import Event, derived_id
 from dspex.bus.port import NewMessage
 from dspex.bus.records import Origin, Work
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
-from dspex.engine.graph.graph import Call, Handler, Node, Sink
+from dspex.engine.graph.context import Handler
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode
 
 _log = structlog.get_logger("dspex.engine")
 MOST_SUBJECT = 512  # characters of a subject; a server takes 4096 bytes with all that stands beside it
@@ -54,7 +55,7 @@ Output = NewMessage | Asked | Reattempt
 
 
 class Walk:
-    """The context of one event in one stage, and the outputs of its walk (`Context` in graph.py is what users see of it).
+    """The context of one event in one stage, and what its walk emits. Users see `Context` (graph/context.py) of it.
 
     One object serves one event after another (`begin`), because making one for each would cost as much as a short walk.
     """
@@ -137,7 +138,7 @@ class Walk:
             headers[TRACEPARENT] = o.trace
         if content_type != JSON:
             headers[CONTENT_TYPE] = content_type
-        self.outputs.append(NewMessage(sink.subject if sink.address is None else _addressed(sink, data), body, headers))
+        self.outputs.append(NewMessage(_subject(sink, data), body, headers))
 
     def ask(self, node: str, call: Call, codec: Any, data: Any) -> None:
         """Open a call with `data`."""
@@ -156,8 +157,9 @@ class Walk:
 _NOWHERE = Origin(id="", subject="", run="")
 
 
-def _addressed(sink: Sink, data: Any) -> str:
-    assert sink.address is not None
+def _subject(sink: Sink, data: Any) -> str:
+    if sink.address is None:
+        return sink.subject
     subject = sink.address(data)
     # The server closes the connection over a longer one: the commit would never get an answer, for ever.
     if not subjects.is_subject(subject) or len(subject) > MOST_SUBJECT or not subjects.matches(sink.pattern, subject):
@@ -174,10 +176,9 @@ def origin_after(call: str, before: Origin) -> Origin:
     return before._replace(id=call, cause=before.id)
 
 
-def sink_step(node: Node, codec: str) -> Handler:
+def sink_step(node: SinkNode, codec: str) -> Handler:
     """The step that ends a walk in a sink."""
     sink, name = node.sink, node.name
-    assert sink is not None
     how = sink.codec or codec
 
     def step(data: Any, ctx: Any) -> None:
@@ -187,10 +188,9 @@ def sink_step(node: Node, codec: str) -> Handler:
     return step
 
 
-def call_step(node: Node, codec: str) -> Handler:
+def call_step(node: CallNode, codec: str) -> Handler:
     """The step that ends a walk in a call; its result begins another."""
     call, name = node.call, node.name
-    assert call is not None
 
     def step(data: Any, ctx: Any) -> None:
         ctx.node = name
@@ -199,7 +199,7 @@ def call_step(node: Node, codec: str) -> Handler:
     return step
 
 
-def named_step(node: Node, inner: Handler) -> Handler:
+def named_step(node: NativeNode, inner: Handler) -> Handler:
     """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
     name = node.name
 

@@ -109,7 +109,7 @@ class Driver:
         await self._bus.close()
 
     def _start_workers(self) -> None:
-        classes = sorted({c.call.pool for g in self._graphs for c in g.of_role("call") if c.call})
+        classes = sorted({c.call.pool for g in self._graphs for c in g.calls})
         self._workers = [self._loop.create_task(self._work(c)) for c in classes]
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -184,7 +184,7 @@ class Driver:
         self._failures.setdefault(self._known(node), deque()).extend([error] * times)
 
     def _known(self, node: str) -> str:
-        names = [n.name for g in self._graphs for n in g.of_role("call")]
+        names = [n.name for g in self._graphs for n in g.calls]
         if node not in names:
             raise NoAnswer(f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", node=node)
         return node

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Context
+from dspex.engine.graph.context import Context
 from dspex.operators.expressions import language as expressions
 from dspex.operators.problems import problem
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dspex.engine.graph.graph import Graph, Node
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import CallNode, Node
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,22 @@ class TopologyInfo:
 
 def describe(graph: Graph) -> TopologyInfo:
     """The graph as plain data, nodes in graph order."""
-    calls = [n.call for n in graph.of_role("call") if n.call]
+    calls = [n.call for n in graph.calls]
     return TopologyInfo(
         name=graph.name,
         digest=graph.digest,
         codec=graph.codec,
         retention=graph.retention,
         nodes=[_node(graph, n) for n in graph.nodes.values()],
-        sources=[n.name for n in graph.of_role("source")],
-        sinks=[n.name for n in graph.of_role("sink")],
+        sources=[n.name for n in graph.sources],
+        sinks=[n.name for n in graph.sinks],
         pools=sorted({c.pool for c in calls}),
         programs=sorted({c.spec.target for c in calls if c.spec.kind == "program"}),
     )
 
 
 def _node(graph: Graph, n: Node) -> NodeInfo:
+    call = n.call if isinstance(n, CallNode) else None
     return NodeInfo(
         name=n.name,
         role=n.role,
@@ -70,8 +72,8 @@ def _node(graph: Graph, n: Node) -> NodeInfo:
         type=n.type,
         fields=n.fields,
         place=f"{n.place.file}:{n.place.line}" if n.place else None,
-        pool=n.call.pool if n.call else None,
-        signature=n.call.spec.signature if n.call else None,
+        pool=call.pool if call else None,
+        signature=call.spec.signature if call else None,
     )
 
 

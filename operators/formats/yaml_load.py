@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import SourceLine
+from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.formats.yaml_read import VERSION, Mapped, read
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.parameters.parameter import unknown

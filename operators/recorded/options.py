@@ -10,7 +10,7 @@ from typing import Any, TypedDict, cast
 from dspex.bus.duration import Duration as DurationLike
 from dspex.bus.errors import ConfigError
 from dspex.bus.subjects import token
-from dspex.engine.graph.graph import Retry
+from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.parameters import Arguments, Choice, Duration, Expressions, Parameter, Schema

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from dspex.bus.errors import InvalidOutput, TopologyError
 from dspex.bus.records import CallSpec
-from dspex.engine.graph.graph import Call, Retry
+from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import fields_of
 from dspex.operators.native.signature import Signature

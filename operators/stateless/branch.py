@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions.predicate import Predicate, predicate
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import Tests

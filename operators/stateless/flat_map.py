@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import Function
 from dspex.operators.typing.functions import function_name, takes_context

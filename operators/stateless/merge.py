@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dspex.engine.graph.graph import Handler
+from dspex.engine.graph.context import Handler
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import Nothing
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from dspex.bus.errors import InvalidInput, InvalidOutput
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import free_text
 from dspex.operators.native.replies.free_text import FreeText

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from dspex.bus.errors import InvalidInput, TopologyError
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.signature import Signature

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator

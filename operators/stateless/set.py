@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, Expressions

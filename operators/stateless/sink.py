@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.graph import Sink
+from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
 from dspex.operators.parameters import Choice, Parameter
 from dspex.operators.parameters.parameter import checked

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.graph import Source
+from dspex.engine.graph.nodes import Source
 from dspex.operators.expressions import language as expressions
 from dspex.operators.parameters import Arguments, Choice, Expression, Integer, Parameter, Schema, Text, Type
 from dspex.operators.parameters.parameter import checked

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.graph import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import Choice, Type

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # engines that a
 import standin
 
 from dspex.bus.message import derived_id, new_id
-from dspex.engine.graph.graph import Context, Retry
+from dspex.engine.graph.context import Context
+from dspex.engine.graph.nodes import Retry
 from dspex.operators.topology import Topology
 
 SOURCE, POOL = "chaos.events", "lightweight"

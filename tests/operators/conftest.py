@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from dspex.bus.message import Event
-from dspex.engine.graph.graph import Build
+from dspex.engine.graph.context import Build
 
 
 class Walk:

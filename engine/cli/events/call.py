@@ -16,7 +16,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 if TYPE_CHECKING:
     from dspex.engine.client.call import Result
     from dspex.engine.client.client import Client
-    from dspex.engine.graph.graph import Call
+    from dspex.engine.graph.nodes import Call
 
 
 def call(
@@ -64,7 +64,7 @@ class _Asked:
 async def _asked(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Asked:
     from dspex.bus.records import CallSpec
     from dspex.bus.settings.model import DEFAULT_POOL
-    from dspex.engine.graph.graph import Call
+    from dspex.engine.graph.nodes import Call
 
     if signature is not None:
         spec, its_pool = CallSpec(kind="program", target=what, signature=signature), DEFAULT_POOL

@@ -56,9 +56,7 @@ def _problems(t: Terminal, target: str) -> tuple[Any, list[Problem]]:
 def _unknown_to_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     """Pools and language models that the settings do not have."""
     settings = t.settings()
-    for node in with_defaults(graph, settings.defaults.call.options()).of_role("call"):
-        if node.call is None:
-            continue
+    for node in with_defaults(graph, settings.defaults.call.options()).calls:
         file, line = node.place or (None, None)
         if node.call.pool not in settings.pools:
             fix = f"add it to dspex.toml: pools.{node.call.pool} = {{}};  there are: {', '.join(settings.pools)}"

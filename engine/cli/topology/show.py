@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from dspex.engine.cli.terminal.terminal import to_json
-from dspex.engine.graph.graph import Graph, Node
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode
 from dspex.operators.formats.describe import describe, outlet_name
 
 _WIDEST = 60  # characters of a name in its tree, and of an operator's argument
@@ -20,7 +21,7 @@ class _Line(NamedTuple):
 
 def text(graph: Graph) -> str:
     """The head line, the tree of each stage, and the fields of each type."""
-    lines = [line for source in graph.of_role("source") for line in _tree(graph, source, "", "", set())]
+    lines = [line for source in graph.sources for line in _tree(graph, source, "", "", set())]
     left, middle = max(len(line.tree) for line in lines), max(len(line.op) for line in lines)
     body = [f"{line.tree:<{min(left, _WIDEST)}}  {line.op:<{middle}}  {line.rest}".rstrip() for line in lines]
     types = [f"  {name}: {fields}" for name, fields in _types(graph).items()]
@@ -38,7 +39,7 @@ def _head(graph: Graph) -> str:
 
 def _tree(graph: Graph, node: Node, before: str, below: str, seen: set[str]) -> Iterator[_Line]:
     """The node and all that follows it. `before` and `below`: what stands left of it, and left of what follows."""
-    if node.name in seen and node.role != "sink":
+    if node.name in seen and not isinstance(node, SinkNode):
         yield _Line(f"{before}{node.name}", node.op, "as above")
         return
     seen.add(node.name)
@@ -54,9 +55,10 @@ def _detail(node: Node) -> str:
     main = node.options.get(node.op)
     words = to_json(main) if isinstance(main, Mapping) else ", ".join([main] if isinstance(main, str) else map(str, main or ()))
     short = words if len(words) <= _WIDEST else f"{words[: _WIDEST - 1]}…"
-    pool = f"pool {node.call.pool}" if node.call else ""
-    lm = f"lm {', '.join(node.call.spec.lm)}" if node.call and node.call.spec.lm else ""
-    kind = f"→ {node.type}" if node.type and node.role in ("native", "call") and node.op != "branch" else ""
+    call = node.call if isinstance(node, CallNode) else None
+    pool = f"pool {call.pool}" if call else ""
+    lm = f"lm {', '.join(call.spec.lm)}" if call and call.spec.lm else ""
+    kind = f"→ {node.type}" if node.type and isinstance(node, NativeNode | CallNode) and node.op != "branch" else ""
     return "  ".join(part for part in (short, kind, pool, lm) if part)
 
 

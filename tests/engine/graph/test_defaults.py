@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dspex.bus.settings.model import Settings
 from dspex.engine.graph.defaults import with_defaults
-from dspex.engine.graph.graph import Call, Graph, Retry
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call, Retry
 from dspex.engine.hosting.engine import Engine
 from dspex.operators.topology import Topology
 
@@ -31,9 +32,7 @@ def topology() -> Topology:
 
 
 def call(graph: Graph, name: str) -> Call:
-    found = graph.nodes[name].call
-    assert found is not None
-    return found
+    return next(n.call for n in graph.calls if n.name == name)
 
 
 def test_a_default_holds_where_the_operator_sets_no_such_option() -> None:

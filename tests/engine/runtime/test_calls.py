@@ -11,7 +11,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
 from dspex.bus.memory.server import Faults
 from dspex.bus.records import Work
-from dspex.engine.graph.graph import Retry
+from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 

@@ -12,7 +12,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, ProgramError, RetryLater
 from dspex.bus.port import NewMessage
 from dspex.engine.client import letters
-from dspex.engine.graph.graph import Retry
+from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 

@@ -8,7 +8,7 @@ import pytest
 
 from dspex.bus import errors as e
 from dspex.bus.records import CallSpec
-from dspex.engine.graph.graph import Call, Retry
+from dspex.engine.graph.nodes import Call, Retry
 from dspex.engine.runtime.failure import decide
 
 SPEC = CallSpec("predict", "a -> b", "a -> b")

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from dspex.bus.errors import ExpressionError, InvalidInput, InvalidOutput, TopologyError
-from dspex.engine.graph.graph import Retry
+from dspex.engine.graph.nodes import Retry
 from dspex.operators.recorded.calls import chain_of_thought, predict, program, react
 
 

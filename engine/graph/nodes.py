@@ -1,0 +1,157 @@
+"""The nodes of a graph, of four kinds (source, native, call, sink), and what each kind needs to know.
+
+The engine knows these four and no operator by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from dspex.bus.records import CallSpec
+from dspex.engine.graph.context import Build
+
+Role: TypeAlias = Literal["source", "native", "call", "sink"]
+
+
+class SourceLine(NamedTuple):
+    """Where something was written."""
+
+    file: str
+    line: int
+
+
+class Inlet(NamedTuple):
+    """One incoming edge: a node, and which of its outlets (0 for all but `branch`)."""
+
+    node: str
+    outlet: int = 0
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How a retryable failure is tried again: `backoff * factor**n`, at most `cap`, spread by `jitter` of itself.
+
+    `attempts` counts the first one. Durations are in the units of `Duration`.
+    """
+
+    attempts: int = 4
+    backoff: str | float = "1s"
+    factor: float = 2.0
+    cap: str | float = "60s"
+    jitter: float = 0.2
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a recorded operator asks, and what happens when it fails. Durations in seconds.
+
+    Attributes:
+        spec: what a worker needs.
+        pool: which workers run it.
+        inputs: data → signature inputs; raises InvalidInput.
+        accept: (data, outputs) → the operator's output, `{**data, **outputs}` validated by `into`; raises InvalidOutput.
+        fallback: data → outputs, when attempts are spent; None for none.
+        order: "any": as they finish; "key": released in the order of their key (None is a key too).
+        on_error: "dead_letter" or "skip".
+    """
+
+    spec: CallSpec
+    pool: str
+    inputs: Callable[[Any], Mapping[str, Any]]
+    accept: Callable[[Any, Mapping[str, Any]], Any]
+    timeout: float = 60.0
+    deadline: float = 600.0
+    retry: Retry = field(default_factory=Retry)
+    fallback: Callable[[Any], Mapping[str, Any]] | None = None
+    order: Literal["any", "key"] = "any"
+    on_error: Literal["dead_letter", "skip"] = "dead_letter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where events come from. `stream`: None for the one that captures the subject."""
+
+    subject: str
+    stream: str | None = None
+    start: Literal["new", "all"] | int | float = "all"  # int: a sequence; float: seconds since the epoch
+    partitions: int = 1
+    on_gap: Literal["stop", "skip"] = "stop"
+    time: Callable[[Any], datetime] | None = None
+    accept: Callable[[Any], Any] | None = None  # decoded data → typed data; raises InvalidInput
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where events go. `subject` may hold `{field}`; then `address` fills it in. `pattern` is what the stream captures."""
+
+    subject: str
+    pattern: str
+    address: Callable[[Any], str] | None = None
+    stream: str | None = None
+    codec: str = "json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeBase:
+    """What every node has, whatever the engine does with it.
+
+    Attributes:
+        name: unique in the topology; the identity of state, calls and dead letters. Sources and sinks: the subject.
+        op: the operator's word ("map", "branch", "predict"), for people.
+        inputs: incoming edges; none for a source.
+        options: everything that makes it what it is, as plain data: digest, YAML and `show` come from it. A function
+            stands in it as its ref, or as "<lambda>".
+        outlets: number of outgoing streams; only `branch` has more than one.
+        type: what its output is called, for people ("Triaged"); None where unknown.
+        fields: output fields by name with their types as text; None where unknown.
+        named: False where dspex made up the name.
+    """
+
+    role: ClassVar[Role]
+    name: str
+    op: str
+    inputs: tuple[Inlet, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    outlets: int = 1
+    place: SourceLine | None = None
+    type: str | None = None
+    fields: Mapping[str, str] | None = None
+    named: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceNode(NodeBase):
+    """Events come in here: a stage begins with it."""
+
+    role: ClassVar[Role] = "source"
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeNode(NodeBase):
+    """A pure function that the engine runs. `build`: see context.py."""
+
+    role: ClassVar[Role] = "native"
+    build: Build
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallNode(NodeBase):
+    """A worker is asked, and its record is stored before anything uses it."""
+
+    role: ClassVar[Role] = "call"
+    call: Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkNode(NodeBase):
+    """Events are published here, with the commit."""
+
+    role: ClassVar[Role] = "sink"
+    sink: Sink
+
+
+Node: TypeAlias = SourceNode | NativeNode | CallNode | SinkNode
