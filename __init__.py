@@ -20,7 +20,7 @@ _HOMES = {
     "Record": "operators.stream",
     "Result": "engine.client.call",
     "Retry": "engine.graph.nodes",
-    "Run": "engine.client.client",
+    "Run": "engine.client.run",
     "Settings": "bus.settings.model",
     "Signature": "operators.native.signature",
     "Spec": "operators.recorded.spec",
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings as Settings
     from dspex.engine.client.call import Result as Result
     from dspex.engine.client.client import Client as Client
-    from dspex.engine.client.client import Run as Run
     from dspex.engine.client.client import connect as connect
+    from dspex.engine.client.run import Run as Run
     from dspex.engine.graph.context import Context as Context
     from dspex.engine.graph.nodes import Retry as Retry
     from dspex.engine.hosting.engine import Engine as Engine

@@ -22,8 +22,8 @@ from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.client.client import Client
-from dspex.engine.client.follow import Step, steps
 from dspex.engine.client.letters import DeadLetter
+from dspex.engine.client.steps import Step, steps
 from dspex.engine.hosting.engine import Engine, until_stopped
 from dspex.workers.models import weights
 

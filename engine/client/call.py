@@ -1,6 +1,6 @@
 """Interactive calls: ask a worker over core NATS and wait for its answer.
 
-A worker is a member of its class's queue group only while it has a free slot, so the server's choice is among idle workers
+A worker is a member of its pool's queue group only while it has a free slot, so the server's choice is among idle workers
 and "nobody there" is known at once. A call keeps its id however often it is asked.
 """
 
@@ -10,17 +10,20 @@ import asyncio
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, cast
 
 import orjson
+from typing_extensions import TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallSpec, Usage, Work
+from dspex.engine.client.resolve import HasCall, resolve
 
 T = TypeVar("T")
+V = TypeVar("V", default=dict[str, Any])
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
 
 
@@ -59,10 +62,32 @@ class Result(Generic[T]):
         }
 
 
+async def call(
+    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float, session: str | None = None
+) -> Result[V]:
+    """See `Client.call`."""
+    spec, pool, known = await resolve(bus, app, what)
+    inputs = dict(known.inputs(data)) if known else dict(data)
+    record, elapsed = await ask(bus, app, pool, spec, inputs, timeout=timeout, session=session)
+    outputs = record.outputs or {}
+    answer = known.accept(data, outputs) if known else cast(V, dict(outputs))
+    return Result(
+        data=answer,
+        id=record.call,
+        route=record.route,
+        usage=Usage(**record.usage),
+        lm=record.lm,
+        worker=record.worker,
+        attempts=record.attempt,
+        elapsed=timedelta(seconds=elapsed),
+        dspy_version=record.dspy_version,
+    )
+
+
 async def ask(
     bus: Bus, app: str, pool: str, spec: CallSpec, inputs: dict[str, Any], *, timeout: float, session: str | None = None
 ) -> tuple[CallRecord, float]:
-    """One call, asked until a worker takes it. Its outcome, and seconds that it took.
+    """One call, asked until a worker takes it. Its record, and the seconds that it took.
 
     Raises the call's error; Saturated when nobody takes it in time; CallTimeout.
     """
@@ -85,14 +110,14 @@ async def ask(
     subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):
-            outcome = await asking.outcome()
+            record = await asking.record()
     except TimeoutError:
         raise asking.gave_up(timeout) from None
     finally:
         await subscription.close()
-    if outcome.error is not None:
-        raise from_dict(outcome.error)
-    return outcome, time.monotonic() - began
+    if record.error is not None:
+        raise from_dict(record.error)
+    return record, time.monotonic() - began
 
 
 class _Asking:
@@ -105,7 +130,7 @@ class _Asking:
         self.taken = False  # a worker has accepted it
         self.seen: dict[str, Any] = {}  # what a pool said of itself when nobody took it
 
-    async def outcome(self) -> CallRecord:
+    async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
         pause = 0.05
         while True:

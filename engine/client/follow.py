@@ -6,7 +6,6 @@ the commit logs, so following a run is reading; the engine keeps no index for it
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from dspex.bus import subjects
-from dspex.bus.errors import RunNotFound
 from dspex.bus.message import Message, id_time, message_id, new_id, partition_of
 from dspex.bus.port import Bus
-from dspex.bus.records import CallRecord, Usage, Work
+from dspex.bus.records import CallRecord, Usage
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.commit_log import unpack
 from dspex.engine.log.positions import sequence_before
@@ -266,102 +264,3 @@ class Follower:
                 self.take(message)
         if self._unseen and self.look_at_everything():
             await self.look()
-
-
-@dataclass(frozen=True)
-class Step:
-    """One attempt at a call, as recorded. `id`: `node#ordinal` within the run; it does not depend on worker or attempt."""
-
-    id: str
-    node: str
-    event: str
-    inputs: Any
-    outputs: Any
-    route: str | None
-    lm: str | None
-    program: str | None
-    worker: str | None
-    started: datetime
-    elapsed: timedelta
-    usage: Usage
-    error: str | None
-    run: str = ""
-    call: str = ""
-    attempt: int = 1
-
-
-def steps(stored: Iterable[Message]) -> list[Step]:
-    """The records among messages of inboxes, in their order."""
-    found: list[Step] = []
-    ordinals: dict[tuple[str, str], list[str]] = {}
-    for message in stored:
-        o = CallRecord.unpack(message.data)
-        if o.kind != "result":
-            continue
-        work = Work.unpack(o.work)
-        run = str(work.origin.get("run", ""))
-        calls = ordinals.setdefault((run, o.node), [])
-        if o.call not in calls:
-            calls.append(o.call)
-        found.append(_step(o, work, run, calls.index(o.call)))
-    return found
-
-
-def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
-    return Step(
-        id=f"{o.node}#{ordinal}",
-        node=o.node,
-        event=str(work.origin.get("id", "")),
-        inputs=dict(work.inputs),
-        outputs=None if o.outputs is None else dict(o.outputs),
-        route=o.route,
-        lm=o.lm or None,
-        program=o.program or None,
-        worker=o.worker or None,
-        started=datetime.fromtimestamp(o.started, tz=UTC),
-        elapsed=timedelta(seconds=o.elapsed),
-        usage=Usage(**o.usage),
-        error=None if o.error is None else str(o.error.get("message", "")),
-        run=run,
-        call=o.call,
-        attempt=o.attempt,
-    )
-
-
-async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: str) -> str:
-    """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
-    if len(suffix) < 6:
-        raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
-    found: set[str] = set()
-    for manifest in manifests.values():
-        for source, stream in manifest.streams.items():
-            info = await bus.stream(stream)
-            if info is None:
-                continue
-            for m in await bus.scan(stream, [source], start=info.first, stop=info.last):
-                run = m.headers.get(subjects.RUN) or message_id(m, info.created)
-                if run.endswith(suffix):
-                    found.add(run)
-    if len(found) != 1:
-        how = "no run ends with" if not found else f"{len(found)} runs end with"
-        raise RunNotFound(f"{how} {suffix!r}")
-    return found.pop()
-
-
-async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str]) -> dict[str, list[Message]]:
-    """What each run sent to sinks, in order."""
-    follower = Follower(bus, app, manifests, ids)
-    found: dict[str, list[Message]] = {id: [] for id in follower.runs}
-    sinks = sorted({s for m in manifests.values() for s in m.sinks})
-    info = await bus.stream(subjects.stream(app))
-    if info is None or not sinks:
-        return found
-    while True:
-        after = await follower.begin()
-        stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
-        for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
-            if (run := m.headers.get(subjects.RUN, "")) in found:
-                found[run].append(m)
-        if all(found.values()) or not follower.look_at_everything():
-            return found
-        found = {id: [] for id in found}

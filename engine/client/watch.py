@@ -5,34 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
+from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
 
-if TYPE_CHECKING:
-    from dspex.engine.client.client import Client
-
-Start = Literal["new", "all"] | int | datetime
+Start: TypeAlias = Literal["new", "all"] | int | datetime
 
 
-async def events(client: Client, what: str, start: Start) -> AsyncIterator[Event[Any]]:
+async def events(bus: Bus, app: str, what: str, start: Start) -> AsyncIterator[Event[Any]]:
     """See `Client.watch`. A subject that no stream stores is watched live; `start` means nothing then."""
     if "/" in what:
-        found: tuple[str | None, list[str], str | None] = await _node(client, what)
+        found: tuple[str | None, list[str], str | None] = await _node(bus, app, what)
     else:
-        found = await client.bus.stream_of(what), [what], None
+        found = await bus.stream_of(what), [what], None
     stream, filters, node = found
     if stream is None:
-        async for message in _live(client.bus, what):
+        async for message in _live(bus, what):
             yield _read(message, None)
         return
-    after = await _after(client.bus, stream, start)
-    reader = await client.bus.reader(stream, filters, after=after, name=f"dspex-{client.app}-watch-{new_id()}")
+    after = await _after(bus, stream, start)
+    reader = await bus.reader(stream, filters, after=after, name=f"dspex-{app}-watch-{new_id()}")
     try:
         while True:
             for message in await reader.read(100):
@@ -42,16 +40,16 @@ async def events(client: Client, what: str, start: Start) -> AsyncIterator[Event
         await reader.close()
 
 
-async def _node(client: Client, what: str) -> tuple[str, list[str], str]:
+async def _node(bus: Bus, app: str, what: str) -> tuple[str, list[str], str]:
     topology, _, node = what.partition("/")
-    applied = (await client.manifests()).get(topology)
+    applied = (await manifest.of_application(bus, app)).get(topology)
     if applied is None or node not in applied.calls:
         raise TopologyError(
             f"{what!r} cannot be watched: only sinks, sources and recorded nodes pass over the bus",
             code="DX235",
             fix=f"recorded nodes: {', '.join(applied.calls) if applied else 'none, the topology is not applied'}",
         )
-    return subjects.stream(client.app), [subjects.result(client.app, topology, "*", "*")], node
+    return subjects.stream(app), [subjects.result(app, topology, "*", "*")], node
 
 
 async def _after(bus: Bus, stream: str, start: Start) -> int:
@@ -77,14 +75,14 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
 
 
 def _of(message: Message, node: str) -> bool:
-    outcome = CallRecord.unpack(message.data)
-    return outcome.kind == "result" and outcome.node == node  # and not an event that is to go on behind the node
+    record = CallRecord.unpack(message.data)
+    return record.kind == "result" and record.node == node  # and not an event that is to go on behind the node
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:
     if node is not None:
-        outcome = CallRecord.unpack(message.data)
-        return to_event(message, dict(outcome.outputs) if outcome.outputs is not None else {"error": outcome.error})
+        record = CallRecord.unpack(message.data)
+        return to_event(message, dict(record.outputs) if record.outputs is not None else {"error": record.error})
     try:
         return to_event(message, codecs.decode(message.data, message.headers.get(subjects.CONTENT_TYPE)))
     except DecodeError:

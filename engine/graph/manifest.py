@@ -14,7 +14,7 @@ import orjson
 
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
-from dspex.bus.port import Bucket
+from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, SourceNode
 
@@ -55,6 +55,11 @@ async def read(bucket: Bucket) -> dict[str, Manifest]:
     """The manifests of all topologies of the application."""
     found = await bucket.items("manifest")
     return {key.removeprefix("manifest."): Manifest.unpack(value) for key, (value, _) in found.items()}
+
+
+async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
+    """The manifests of all topologies of `app`."""
+    return await read(await bus.bucket(subjects.bucket(app)))
 
 
 async def write(bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int]) -> Manifest:

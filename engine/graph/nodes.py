@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias
+
+from typing_extensions import TypeVar
 
 from dspex.bus.records import CallSpec
 from dspex.engine.graph.context import Build
 
+R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data
 Role: TypeAlias = Literal["source", "native", "call", "sink"]
 
 
@@ -45,7 +48,7 @@ class Retry:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Generic[R_co]):
     """What a recorded operator asks, and what happens when it fails. Durations in seconds.
 
     Attributes:
@@ -61,7 +64,7 @@ class Call:
     spec: CallSpec
     pool: str
     inputs: Callable[[Any], Mapping[str, Any]]
-    accept: Callable[[Any, Mapping[str, Any]], Any]
+    accept: Callable[[Any, Mapping[str, Any]], R_co]
     timeout: float = 60.0
     deadline: float = 600.0
     retry: Retry = field(default_factory=Retry)

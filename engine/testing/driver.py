@@ -29,9 +29,10 @@ from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.port import Delivery, NewMessage
 from dspex.bus.records import CallRecord, Work
 from dspex.engine.client import letters
-from dspex.engine.client.client import Client, read_event
-from dspex.engine.client.follow import Step, steps
+from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
+from dspex.engine.client.run import read_event
+from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph
 from dspex.engine.hosting.host import Host
 

@@ -105,7 +105,7 @@ class Spec(Generic[T_co]):
         for name, value in self.options.items():
             yield from CALL_OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
 
-    def to_call(self) -> Call:
+    def to_call(self) -> Call[T_co]:
         """The call as the engine runs it."""
         o: dict[str, Any] = {**DEFAULTS, **self.options}
         return Call(

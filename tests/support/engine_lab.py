@@ -14,8 +14,9 @@ from dspex.bus.message import Message, new_id
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import CallRecord, Work
 from dspex.engine.client import letters
-from dspex.engine.client.client import Client, read_event
+from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
+from dspex.engine.client.run import read_event
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, assert_type
 from pydantic import BaseModel, Field
 from typing_extensions import TypeIs
 
+import dspex
 from dspex import (
     Context,
     KeyedStream,
@@ -25,6 +26,10 @@ from dspex import (
     program,
     react,
 )
+from dspex.codecs import register_codec
+from dspex.errors import Reject
+from dspex.metrics import f1
+from dspex.testing import Driver
 
 
 class Message(BaseModel):
@@ -154,3 +159,38 @@ names: list[str] = [n.name for n in topology.describe().nodes]
 loaded: Topology = Topology.load("triage.yaml")
 signature = Signature.of(Message, Triaged)
 outputs: dict[str, Any] = signature.check_outputs({"urgency": 1})
+
+
+# -- clients
+def script() -> None:
+    with dspex.sync.connect() as c:
+        assert_type(c, dspex.sync.Client)
+        assert_type(c.call(specs[1], {"text": "hi"}).data, Triaged)
+        assert_type(c.call("text -> lang", {"text": "hi"}).data, Record)
+        sent = c.publish("support.messages", {"text": "hi"}, key="c1")
+        assert_type(sent, dspex.sync.Run)
+        assert_type(sent.wait("10s").status, str)
+        for event in c.watch("support.replies"):
+            assert_type(event, dspex.Event[Any])
+
+
+async def service() -> None:
+    async with dspex.connect() as c:
+        assert_type((await c.call(specs[1], {"text": "hi"})).data, Triaged)
+        assert_type((await c.call("text -> lang", {"text": "hi"})).data, Record)
+        assert_type(await c.publish("support.messages", {}), dspex.Run)
+
+
+# -- the modules
+def refused(data: Record) -> Record:
+    raise Reject("no text")
+
+
+register_codec("application/x-point", encode=lambda p: str(p.x).encode(), decode=lambda b: Point(int(b)), types=[Point])
+similarity: float = f1("a b", "a c")
+
+
+def test_topology() -> None:
+    with Driver(topology) as driver:
+        assert_type(driver.publish("m", {}), str)
+        assert_type(driver.outputs("replies"), list[Any])

@@ -21,7 +21,8 @@ from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.engine.cli.events.rows import Row, Source
-    from dspex.engine.client.client import Client, Run
+    from dspex.engine.client.client import Client
+    from dspex.engine.client.run import Run
 
 IN_FLIGHT = 256  # events that wait for their acknowledgement
 SAME_ROW_FOR = 30.0  # seconds that a row is tried again while the server is away

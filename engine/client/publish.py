@@ -1,0 +1,59 @@
+"""Publishing: one event, stored before it is reported as such."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import ConfigError, NotStored
+from dspex.bus.port import Bus, NewMessage
+from dspex.engine.client.run import Run
+from dspex.engine.graph import manifest
+
+
+async def publish(bus: Bus, app: str, id: str, message: NewMessage) -> Run:
+    """Store an event of a source; the run that it begins. Raises ConfigError for what is no subject; NotStored."""
+    subject = message.subject
+    if not subjects.is_subject(subject):
+        raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="tokens joined by dots, without wildcards")
+    try:
+        ack = await bus.publish(message)
+    except NotStored as e:
+        raise await _suggested(bus, app, subject, e) from None
+    return Run(bus, app, id, subject, ack.stream, ack.sequence, ack.duplicate)
+
+
+async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStored:
+    applied = await manifest.of_application(bus, app)
+    known = {source: topology for topology, m in applied.items() for source in m.streams}
+    close = difflib.get_close_matches(subject, known, n=1)
+    fix = "apply a topology that reads it: dspex run"
+    if close:
+        fix = f"did you mean {close[0]} (source of {known[close[0]]})?  or {fix}"
+    return NotStored(f"nothing stores {subject!r}, so the event would be lost", code=e.code, fix=fix, node="publish")
+
+
+def headers_of(
+    id: str,
+    key: str | None,
+    session: str | None,
+    time: datetime | None,
+    more: Mapping[str, str] | None,
+    content_type: str,
+) -> dict[str, str]:
+    """The headers of an event. Raises ConfigError (DX107) where `more` has one that dspex sets itself."""
+    ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith("nats-")]
+    if ours:
+        raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")
+    headers = dict(more or {}) | {subjects.MESSAGE_ID: id}
+    if key is not None:
+        headers[subjects.KEY] = key
+    if session is not None:
+        headers[subjects.SESSION] = session
+    if time is not None:
+        headers[subjects.TIME] = (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+    if content_type != codecs.JSON:
+        headers[subjects.CONTENT_TYPE] = content_type
+    return headers

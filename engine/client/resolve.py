@@ -1,0 +1,47 @@
+"""What a call asks: a spec whose code is here, a signature, or a recorded operator that is applied."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Protocol
+
+from typing_extensions import TypeVar
+
+from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.port import Bus
+from dspex.bus.records import CallSpec
+from dspex.engine.graph import manifest
+from dspex.engine.graph.nodes import Call
+
+V_co = TypeVar("V_co", covariant=True, default=Any)
+DEFAULT_POOL = "lightweight"
+
+
+class HasCall(Protocol[V_co]):
+    """What can be called: a `Spec`."""
+
+    def to_call(self) -> Call[V_co]: ...
+
+
+async def resolve(bus: Bus, app: str, what: HasCall[V_co] | str) -> tuple[CallSpec, str, Call[V_co] | None]:
+    """The spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+    if not isinstance(what, str):
+        call = what.to_call()
+        return call.spec, call.pool, call
+    if "->" in what:
+        return CallSpec(kind="predict", target=what, signature=what, route="auto"), DEFAULT_POOL, None
+    if "/" not in what:
+        raise ConfigError(
+            f"{what!r} is neither a signature nor a node",
+            code="DX106",
+            fix='"text -> lang", "topology/node", or dspex.program("pkg.module:Class", "a -> b") for a program',
+        )
+    topology, _, node = what.partition("/")
+    applied = await manifest.of_application(bus, app)
+    if topology not in applied or node not in applied[topology].calls:
+        known = [f"{t}/{n}" for t, m in applied.items() for n in m.calls]
+        close = difflib.get_close_matches(what, known, n=1) or known
+        raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=f"known: {', '.join(close) or 'none'}")
+    found = applied[topology].calls[node]
+    raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["spec"].items()}
+    return CallSpec(**raw), found["pool"], None

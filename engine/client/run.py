@@ -1,0 +1,140 @@
+"""A run as a client holds it: its state, the wait for its end, what it sent to sinks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from dspex.bus import codecs, subjects
+from dspex.bus.duration import Duration, human, seconds
+from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
+from dspex.bus.message import Event, Message, message_id, to_event
+from dspex.bus.port import Bus
+from dspex.engine.client.follow import Follower, Progress, RunInfo
+from dspex.engine.graph import manifest
+from dspex.engine.graph.manifest import Manifest
+
+FULL_ID = 36  # characters; what is shorter is the end of one
+
+
+class Run:
+    """Everything that one source event caused.
+
+    Attributes:
+        id: of the run; the end of it until somebody asks, where the run was named so.
+        subject, stream, sequence: where its event is stored, if this client published it.
+        duplicate: the same event was stored before.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        id: str,
+        subject: str = "",
+        stream: str = "",
+        sequence: int = 0,
+        duplicate: bool = False,
+    ) -> None:
+        self._bus = bus
+        self._app = app
+        self.id = id
+        self.subject = subject
+        self.stream = stream
+        self.sequence = sequence
+        self.duplicate = duplicate
+
+    async def _known(self) -> tuple[str, Mapping[str, Manifest]]:
+        """The full id, and what is applied."""
+        applied = await manifest.of_application(self._bus, self._app)
+        if len(self.id) < FULL_ID:
+            self.id = await find(self._bus, applied, self.id)
+        return self.id, applied
+
+    async def info(self) -> RunInfo:
+        """What is known of it now. Raises RunNotFound."""
+        id, applied = await self._known()
+        follower = Follower(self._bus, self._app, applied, [id])
+        await follower.look()
+        if not follower.runs[id].started:
+            raise RunNotFound(f"no source holds the event {id}", run=id)
+        return follower.runs[id].info(applied)
+
+    async def wait(self, timeout: Duration | None = None) -> RunInfo:
+        """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
+        id, applied = await self._known()
+        async for finished in finishing(self._bus, self._app, [id], timeout):
+            info = finished[0].info(applied)
+            if info.dead_letters:
+                raise RunFailed(f"run {id} is done, with {info.dead_letters} dead letter(s)", run=id)
+            return info
+        raise RunNotFound(f"run {id} is not known", run=id)
+
+    async def outputs(self) -> list[Event[Any]]:
+        """What it sent to sinks so far, in order."""
+        id, applied = await self._known()
+        return (await outputs(self._bus, self._app, applied, [id]))[id]
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+
+async def finishing(bus: Bus, app: str, ids: Iterable[str], timeout: Duration | None) -> AsyncIterator[list[Progress]]:
+    """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
+    follower = Follower(bus, app, await manifest.of_application(bus, app), ids)
+    try:
+        async with asyncio.timeout(seconds(timeout) if timeout is not None else None):
+            async for finished in follower.follow():
+                yield finished
+    except TimeoutError:
+        left = [r.id for r in follower.runs.values() if not r.done]
+        raise CallTimeout(
+            f"{len(left)} of {len(follower.runs)} runs are not finished after {human(seconds(timeout or 0))}",
+            run=left[0],
+            fix="wait longer, or see what they wait for: dspex status",
+        ) from None
+
+
+async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
+    """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
+    if len(suffix) < 6:
+        raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
+    found: set[str] = set()
+    for applied in manifests.values():
+        for source, stream in applied.streams.items():
+            info = await bus.stream(stream)
+            if info is None:
+                continue
+            for m in await bus.scan(stream, [source], start=info.first, stop=info.last):
+                run = m.headers.get(subjects.RUN) or message_id(m, info.created)
+                if run.endswith(suffix):
+                    found.add(run)
+    if len(found) != 1:
+        how = "no run ends with" if not found else f"{len(found)} runs end with"
+        raise RunNotFound(f"{how} {suffix!r}")
+    return found.pop()
+
+
+async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
+    """What each run sent to sinks so far, in order."""
+    follower = Follower(bus, app, manifests, ids)
+    found: dict[str, list[Event[Any]]] = {id: [] for id in follower.runs}
+    sinks = sorted({s for m in manifests.values() for s in m.sinks})
+    info = await bus.stream(subjects.stream(app))
+    if info is None or not sinks:
+        return found
+    while True:
+        after = await follower.begin()
+        stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
+        for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
+            if (run := m.headers.get(subjects.RUN, "")) in found:
+                found[run].append(read_event(m))
+        if all(found.values()) or not follower.look_at_everything():
+            return found
+        found = {id: [] for id in found}
+
+
+def read_event(m: Message) -> Event[Any]:
+    """A stored message as a user sees it."""
+    return to_event(m, codecs.decode(m.data, m.headers.get(subjects.CONTENT_TYPE)))

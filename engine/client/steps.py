@@ -1,0 +1,71 @@
+"""Steps of runs: the attempts at calls, as their records say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dspex.bus.message import Message
+from dspex.bus.records import CallRecord, Usage, Work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempt at a call, as recorded. `id`: `node#ordinal` within the run; it does not depend on worker or attempt."""
+
+    id: str
+    node: str
+    event: str
+    inputs: Any
+    outputs: Any
+    route: str | None
+    lm: str | None
+    program: str | None
+    worker: str | None
+    started: datetime
+    elapsed: timedelta
+    usage: Usage
+    error: str | None
+    run: str = ""
+    call: str = ""
+    attempt: int = 1
+
+
+def steps(stored: Iterable[Message]) -> list[Step]:
+    """The records among messages of inboxes, in their order."""
+    found: list[Step] = []
+    ordinals: dict[tuple[str, str], list[str]] = {}
+    for message in stored:
+        o = CallRecord.unpack(message.data)
+        if o.kind != "result":
+            continue
+        work = Work.unpack(o.work)
+        run = str(work.origin.get("run", ""))
+        calls = ordinals.setdefault((run, o.node), [])
+        if o.call not in calls:
+            calls.append(o.call)
+        found.append(_step(o, work, run, calls.index(o.call)))
+    return found
+
+
+def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
+    return Step(
+        id=f"{o.node}#{ordinal}",
+        node=o.node,
+        event=str(work.origin.get("id", "")),
+        inputs=dict(work.inputs),
+        outputs=None if o.outputs is None else dict(o.outputs),
+        route=o.route,
+        lm=o.lm or None,
+        program=o.program or None,
+        worker=o.worker or None,
+        started=datetime.fromtimestamp(o.started, tz=UTC),
+        elapsed=timedelta(seconds=o.elapsed),
+        usage=Usage(**o.usage),
+        error=None if o.error is None else str(o.error.get("message", "")),
+        run=run,
+        call=o.call,
+        attempt=o.attempt,
+    )

@@ -1,0 +1,189 @@
+"""Generated from `client` and `run` by scripts/make_sync.py: the same names without `await`. Do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from typing_extensions import TypeVar
+
+from dspex.bus.codecs import Codec
+from dspex.bus.duration import Duration
+from dspex.bus.message import Event
+from dspex.bus.port import Bus
+from dspex.bus.records import CallSpec
+from dspex.engine.client import background
+from dspex.engine.client import client as _client
+from dspex.engine.client import run as _run
+from dspex.engine.client.call import Result
+from dspex.engine.client.follow import Progress, RunInfo
+from dspex.engine.client.letters import DeadLetter
+from dspex.engine.client.resolve import HasCall
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.nodes import Call
+
+V = TypeVar("V", default=dict[str, Any])
+
+
+class Run:
+    """Everything that one source event caused.
+
+    Attributes:
+        id: of the run; the end of it until somebody asks, where the run was named so.
+        subject, stream, sequence: where its event is stored, if this client published it.
+        duplicate: the same event was stored before.
+    """
+
+    def __init__(self, of: _run.Run) -> None:
+        self._of = of
+
+    @property
+    def id(self) -> str:
+        return self._of.id
+
+    @property
+    def subject(self) -> str:
+        return self._of.subject
+
+    @property
+    def stream(self) -> str:
+        return self._of.stream
+
+    @property
+    def sequence(self) -> int:
+        return self._of.sequence
+
+    @property
+    def duplicate(self) -> bool:
+        return self._of.duplicate
+
+    def info(self) -> RunInfo:
+        """What is known of it now. Raises RunNotFound."""
+        return background.run(self._of.info())
+
+    def wait(self, timeout: Duration | None = None) -> RunInfo:
+        """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
+        return background.run(self._of.wait(timeout))
+
+    def outputs(self) -> list[Event[Any]]:
+        """What it sent to sinks so far, in order."""
+        return background.run(self._of.outputs())
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+
+class Client:
+    """A connection to an application. All methods may raise `BusError`s."""
+
+    def __init__(self, of: _client.Client) -> None:
+        self._of = of
+
+    @property
+    def app(self) -> str:
+        return self._of.app
+
+    def close(self) -> None:
+        """Close the connection. Calling it again does nothing."""
+        background.run(self._of.close())
+
+    @property
+    def bus(self) -> Bus:
+        """The bus below; for tools."""
+        return self._of.bus
+
+    def manifests(self) -> dict[str, Manifest]:
+        """What is applied, by topology."""
+        return background.run(self._of.manifests())
+
+    def publish(
+        self,
+        subject: str,
+        data: Any,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        session: str | None = None,
+        time: datetime | None = None,
+        headers: Mapping[str, str] | None = None,
+        codec: Codec | None = None,
+    ) -> Run:
+        """Store an event; returns once it is stored. The same id twice is one event and one run.
+
+        Args:
+            subject: of a source.
+            data: anything that the codec takes.
+            id: of the event; a new UUIDv7 by default.
+            key: keeps order, and spreads over partitions.
+            session: id of the session it belongs to.
+            time: event time; by default when it is stored.
+            headers: more headers; dspex's own are refused.
+            codec: "json" by default; "auto" chooses by the data.
+
+        Raises:
+            NotStored: no stream takes the subject. PayloadTooLarge. InvalidInput: the data cannot be encoded.
+        """
+        return Run(
+            background.run(
+                self._of.publish(subject, data, id=id, key=key, session=session, time=time, headers=headers, codec=codec)
+            )
+        )
+
+    def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> Iterator[Event[Any]]:
+        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.
+
+        `start`: "new", "all", a sequence, or a time.
+        """
+        return background.each(self._of.watch(what, start=start))
+
+    def call(self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration = "60s", session: str | None = None) -> Result[V]:
+        """Ask a worker and wait for the answer.
+
+        Args:
+            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify").
+            data: the inputs by name.
+            timeout: of the whole call.
+
+        Raises:
+            Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
+        """
+        return background.run(self._of.call(what, data, timeout=timeout, session=session))
+
+    def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
+        """What `call` asks: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+        return background.run(self._of.resolve(what))
+
+    def run(self, id: str) -> Run:
+        """A run by its full id, or by a unique end of it (6 hex digits or more)."""
+        return Run(self._of.run(id))
+
+    def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[Progress]]:
+        """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
+        return background.each(self._of.follow(ids, timeout))
+
+    def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
+        """What each of these runs sent to sinks so far, in order."""
+        return background.run(self._of.outputs(ids))
+
+    def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> Iterator[DeadLetter]:
+        """The dead letters stored now, oldest first; `"*"` for all topologies. `reason`: an error class or code."""
+        return background.each(self._of.dead_letters(topology, node=node, reason=reason))
+
+    def redrive(self, letters_: Iterable[DeadLetter]) -> int:
+        """Run their events again from where they failed: same event id, same run. How many."""
+        return background.run(self._of.redrive(letters_))
+
+    def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+        """Server, engines, stages, and pools, as plain data. `pools`: more of them to ask than the topologies use."""
+        return background.run(self._of.status(pools))
+
+    def __enter__(self) -> Self:
+        background.run(self._of.__aenter__())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._of)
