@@ -77,7 +77,8 @@ def _doc(node: ast.ClassDef | Method) -> str:
     inner = node.body[0]
     assert isinstance(inner, ast.Expr)
     indent = "    " if isinstance(node, ast.ClassDef) else "        "
-    assert isinstance(inner.value, ast.Constant) and isinstance(inner.value.value, str)
+    assert isinstance(inner.value, ast.Constant)
+    assert isinstance(inner.value.value, str)
     return f'{indent}"""{inner.value.value}"""'
 
 
