@@ -1,4 +1,4 @@
-"""What engine and workers say to each other: work, result, dead letter. They meet only here.
+"""What engines and workers send to each other: work, records, dead letters. Nothing else connects the two.
 
 A result carries its work back, bytes and all. So a stage keeps no event in memory while a call is open, a record is whole
 by itself (what was asked, what came), and a retry is the same work with the next attempt number.
@@ -64,9 +64,9 @@ class CallSpec:
         tools: refs, for react.
         max_iters: for react.
         state: name of a stored compiled program; None for none.
-        fields: of the signature, what its text cannot say, by field: see `Signature.plain`. A worker that does not know
-            it, and an engine that does not send it, have descriptions and defaults of class forms left out, as ever.
-        route: who answers: "auto", "worker" (DSPy) or "native". Work that does not say is of an engine that knew DSPy alone.
+        fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
+            dspex that do not know it; descriptions and defaults of class forms are then left out.
+        route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
     """
 
     kind: str

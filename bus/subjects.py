@@ -115,9 +115,9 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-def work_consumer(resource_class: str) -> str:
+def work_consumer(pool: str) -> str:
     """The durable consumer that the workers of a class share."""
-    return f"work-{token(resource_class, 'pool')}"
+    return f"work-{token(pool, 'pool')}"
 
 
 # -- subjects ----------------------------------------------------------------------------------------------------
@@ -139,18 +139,18 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 
 
-def work(app: str, resource_class: str, topology: str, operator: str) -> str:
+def work(app: str, pool: str, topology: str, operator: str) -> str:
     """Where the calls of an operator wait for a worker of the class."""
-    return f"{prefix(app)}.work.{token(resource_class, 'pool')}.{topology}.{operator.replace('/', '-')}"
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
 
 
-def work_pattern(app: str, resource_class: str) -> str:
-    """All work of a resource class: what its workers' consumer filters on."""
-    return f"{prefix(app)}.work.{token(resource_class, 'pool')}.>"
+def work_pattern(app: str, pool: str) -> str:
+    """All work of a pool: what its workers' consumer filters on."""
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.>"
 
 
 def work_of(app: str, topology: str) -> str:
-    """All work of a topology, of every resource class."""
+    """All work of a topology, of every pool."""
     return f"{prefix(app)}.work.*.{topology}.*"
 
 
@@ -159,9 +159,9 @@ def result(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.result.{topology}.{stage}.{partition}"
 
 
-def record(app: str, resource_class: str) -> str:
+def record(app: str, pool: str) -> str:
     """Records of interactive calls, which no stage asked for."""
-    return f"{prefix(app)}.record.{token(resource_class, 'pool')}"
+    return f"{prefix(app)}.record.{token(pool, 'pool')}"
 
 
 def records(app: str) -> str:
@@ -179,14 +179,14 @@ def dead_pattern(app: str, topology: str = "*") -> str:
     return f"{prefix(app)}.dead.{topology}.>"
 
 
-def call(app: str, resource_class: str) -> str:
-    """Interactive calls (core NATS): queue group `resource_class`, members only while they have a free slot."""
-    return f"{prefix(app)}.call.{token(resource_class, 'pool')}"
+def call(app: str, pool: str) -> str:
+    """Interactive calls (core NATS): queue group `pool`, members only while they have a free slot."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}"
 
 
-def control(app: str, resource_class: str) -> str:
+def control(app: str, pool: str) -> str:
     """Commands to the pools of a class, and questions to them (core NATS)."""
-    return f"{prefix(app)}.control.{token(resource_class, 'pool')}"
+    return f"{prefix(app)}.control.{token(pool, 'pool')}"
 
 
 # -- keys of the bucket --------------------------------------------------------------------------------------------

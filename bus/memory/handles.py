@@ -14,7 +14,7 @@ from dspex.bus.message import Message
 from dspex.bus.tasks import Tasks
 
 if TYPE_CHECKING:
-    from dspex.bus.memory.server import MemoryBus
+    from dspex.bus.memory.connection import MemoryBus
 
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 

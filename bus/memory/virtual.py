@@ -1,4 +1,4 @@
-"""An asyncio loop whose clock stands still until it is told to move, so that tests with timers are exact and take no time.
+"""An asyncio loop whose clock stands still until a test moves it, so that tests with timers are exact and take no time.
 
 It is driven from plain, synchronous code: `settle()` runs all that can run now, `advance(5)` lets five seconds pass. It
 reads no socket and no wall clock, so nothing from outside the process can reach it: with the in-memory bus, two runs of the

@@ -35,7 +35,7 @@ async def connect(
 
     Args:
         name: of the connection, as `nats server report connections` shows it.
-        events: told about connection and errors.
+        events: callbacks for changes of the connection, and for errors.
         creds: path of a credentials file (JWT); nkey: path of a seed file. Both need the package nkeys.
         timeout: seconds for one try to connect to one server.
 

@@ -170,7 +170,7 @@ class WireClient(Client):
 async def dial(options: Options, url: str, ended: Callable[[str], None], complained: Callable[[str], None]) -> WireClient:
     """One try to connect to one server. Raises Unreachable, NotAllowed, UnsupportedServer.
 
-    `ended` is told once why the connection is over; `complained` what the server says with -ERR.
+    `ended` is called once, with the reason why the connection ended; `complained` with each -ERR of the server.
     """
     parts = urlparse(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password

@@ -13,7 +13,6 @@ import json
 import random
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
@@ -21,65 +20,12 @@ from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Options, WireClient, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
+from dspex.bus.nats.pending import Answer, PendingRequest, WireSubscription, any_answer
 from dspex.bus.nats.protocol import Route
 from dspex.bus.port import BusEvents
 from dspex.bus.tasks import Tasks
 
 _LONGEST_PAUSE = 2.0  # seconds between tries to connect
-
-Answer = tuple[bytes, bytes]
-"""Data and header block."""
-
-
-def any_answer(data: bytes, head: bytes) -> bool:
-    return True
-
-
-@dataclass
-class WireSubscription:
-    """One subscription; it outlives the TCP connection.
-
-    `refused` is called when the server does not permit it, or does not permit to publish to `asks` (where its pulls go).
-    """
-
-    sid: bytes
-    subject: str
-    queue: str
-    route: Route
-    refused: Callable[[BusError], None]
-    asks: str
-
-    def command(self) -> bytes:
-        return b"SUB %b %b %b\r\n" % (self.subject.encode(), self.queue.encode(), self.sid)
-
-    def end(self) -> bytes:
-        return b"UNSUB %b\r\n" % self.sid
-
-
-class PendingRequest:
-    """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it."""
-
-    __slots__ = ("answers", "done", "final", "reply", "subjects")
-
-    def __init__(self, subjects: Collection[str], reply: str, final: Callable[[bytes, bytes], bool]) -> None:
-        self.subjects, self.reply, self.final = subjects, reply, final
-        self.answers: list[Answer] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def take(self, data: bytes, head: bytes) -> None:
-        self.answers.append((data, head))
-        if self.final(data, head) and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: BusError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    async def settled(self, timeout: float) -> list[Answer]:
-        """The answers, once the final one is there. Raises TimeoutError, Unreachable (connection lost), NotAllowed."""
-        async with asyncio.timeout(timeout):
-            await asyncio.shield(self.done)
-        return self.answers
 
 
 class Connection:
@@ -172,7 +118,7 @@ class Connection:
                     pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _complained(self, text: str) -> None:
-        """-ERR of the server. A missing permission is told to whoever asked, instead of letting it time out."""
+        """-ERR of the server. A missing permission fails at once what needs it: otherwise that would wait for its timeout."""
         self.events.error(text)
         error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
         subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")

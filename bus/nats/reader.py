@@ -14,8 +14,9 @@ from typing import Final
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
-from dspex.bus.nats.connection import Connection, WireSubscription
+from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
+from dspex.bus.nats.pending import WireSubscription
 
 HEARTBEAT: Final = 2.0  # seconds; two missed ones are trouble
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again

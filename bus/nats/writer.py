@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
-from dspex.bus.nats.connection import Answer, Connection, PendingRequest
+from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
+from dspex.bus.nats.pending import Answer, PendingRequest
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
 _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again

@@ -14,7 +14,7 @@ from typing import Any
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, Retry
 
-_OF_SPEC = ("lm", "adapter", "config", "route")  # what the worker is told; the rest is the engine's
+_OF_SPEC = ("lm", "adapter", "config", "route")  # of these the worker must know; the others concern the engine alone
 
 
 def with_defaults(graph: Graph, defaults: Mapping[str, Any]) -> Graph:

@@ -21,7 +21,7 @@ _log = structlog.get_logger("dspex.engine")
 
 
 class Owner(Protocol):
-    """Who is told when a commit of its partition failed."""
+    """What owns a partition: it handles the failure of a commit."""
 
     def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 

@@ -150,12 +150,14 @@ def letter(
 
 
 def _text(text: str) -> str:
-    """`text` without what no encoding has (half a character): a letter must always be possible."""
+    """`text` with lone surrogates replaced, which UTF-8 cannot hold: it must always be possible to write a letter."""
     return text.encode(errors="replace").decode()
 
 
 def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> bytes:
-    """The letter as bytes that one message can hold: it gives up what can be had elsewhere, or matters least.
+    """The letter as bytes that one message can hold.
+
+    Where it is too large, it leaves out first what is stored elsewhere, then what a redrive can do without.
 
     A letter that the server refused would stop its partition for good.
     """

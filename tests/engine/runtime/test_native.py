@@ -81,7 +81,7 @@ def _mute() -> None:
 
 
 def _half_a_character() -> None:
-    raise ValueError("\udc80 is half a character")
+    raise ValueError("\udc80 is a lone surrogate")
 
 
 def _deep() -> None:

@@ -1,0 +1,229 @@
+"""One connection to an in-memory server: the methods of `dspex.bus.port.Bus`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dspex.bus.errors import (
+    BusError,
+    DataError,
+    DspexError,
+    NotStored,
+    PayloadTooLarge,
+    Saturated,
+    Unreachable,
+    Unsettled,
+)
+from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
+from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
+from dspex.bus.message import Message
+from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from dspex.bus.memory.server import MemoryServer
+
+T = TypeVar("T")
+
+LATE = 5.0  # seconds within which a write lands whose answer is lost
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+_HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+class MemoryBus:
+    """One connection. Keeps the promises of `dspex.bus.port.Bus`, where its methods are described."""
+
+    url = "memory://"
+
+    def __init__(self, server: MemoryServer, events: BusEvents) -> None:
+        self.server, self.events = server, events
+        self.max_payload = server.max_payload
+        self.connected = True
+        self._waiting: set[asyncio.Future[Any]] = set()
+        events.state("connected", "")
+
+    async def close(self) -> None:
+        if not self.connected:
+            return
+        self.connected = False
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(Unreachable("the connection is closed"))
+        for subscription in [s for s in self.server.subscriptions if s.bus is self]:
+            await subscription.close()
+        self.events.state("closed", "")
+
+    # -- what its parts need
+    async def trip(self) -> None:
+        """To the server and back: takes a turn of the loop at least, and may go wrong."""
+        luck = self.server.luck
+        if self.connected:
+            await asyncio.sleep(luck.pause())
+        if not self.connected:
+            raise Unreachable("the connection is closed")
+        if luck.hits(luck.faults.disconnect):
+            raise Unreachable("the connection was cut (a fault of the test)")
+
+    async def wait(self, future: asyncio.Future[T]) -> T:
+        """Wait for what the server does, or for the end of the connection."""
+        self._waiting.add(future)
+        try:
+            return await future
+        finally:
+            self._waiting.remove(future)
+
+    def _check(self, draft: NewMessage) -> None:
+        if not _SUBJECT.fullmatch(draft.subject):
+            raise DataError(f"{draft.subject!r} is not a subject to publish to", fix="no spaces, wildcards or empty tokens")
+        for name, value in (draft.headers or {}).items():
+            if not _HEADER.fullmatch(name) or "\r" in value or "\n" in value:
+                raise DataError(f"header {name!r} has a line break, or its name is none", fix="put it in the data")
+        if (bytes := size(draft)) > self.max_payload:
+            raise PayloadTooLarge(f"{bytes} bytes for {draft.subject}: at most {self.max_payload} in one message")
+
+    def _stream(self, name: str) -> MemoryStream:
+        if name not in self.server.streams:
+            raise NotStored(f"there is no stream {name}")
+        return self.server.streams[name]
+
+    # -- streams
+    async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
+        await self.trip()
+        return self.server.ensure_stream(config).info()
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        await self.trip()
+        stream = self.server.streams.get(name)
+        return stream.info() if stream else None
+
+    async def stream_of(self, subject: str) -> str | None:
+        await self.trip()
+        stream = self.server.stream_of(subject)
+        return stream.config.name if stream else None
+
+    # -- write
+    async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
+        self._check(draft)
+        return await self._write(lambda: self.server.publish(draft))
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        if not 0 < len(drafts) <= COMMIT_LIMIT:
+            raise BusError(f"a commit of {len(drafts)} messages: it takes 1 to {COMMIT_LIMIT}")
+        for draft in drafts:
+            self._check(draft)
+        batch = tuple(drafts)
+        return await self._write(lambda: self.server.commit(batch))
+
+    async def _write(self, write: Callable[[], T]) -> T:
+        await self.trip()
+        luck = self.server.luck
+        if not luck.hits(luck.faults.unsettled):
+            return write()
+
+        def unseen() -> None:
+            with suppress(DspexError):
+                write()
+
+        fate = luck.random.choice(("landed", "late", "lost"))
+        if fate == "landed":
+            unseen()
+        elif fate == "late":
+            asyncio.get_running_loop().call_later(luck.random.uniform(0, LATE), unseen)
+        raise Unsettled("no answer to a write (a fault of the test)")
+
+    # -- read
+    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> MemoryReader:
+        await self.trip()
+        return MemoryReader(self, self._stream(stream), filters, after)
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        await self.trip()
+        return self._stream(stream).messages.get(sequence)
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        await self.trip()
+        found = self._stream(stream)
+        return found.messages.get(found.last_of(subject))
+
+    async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
+        await self.trip()
+        found = self._stream(stream)
+        return found.messages.get(found.find([subject], sequence, found.last))
+
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        await self.trip()
+        found, got = self._stream(stream), list[Message]()
+        stop = min(stop, found.last)
+        while (start := found.find(filters, start, stop)) <= stop:
+            got.append(found.messages[start])
+            start += 1
+        return got
+
+    async def purge(self, stream: str, subject: str, *, below: int) -> None:
+        await self.trip()
+        self._stream(stream).purge(subject, below)
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        await self.trip()
+        self._stream(stream).remove(sequence)
+
+    # -- work
+    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> MemoryWorkQueue:
+        await self.trip()
+        found = self._stream(stream)
+        if name not in found.consumers:
+            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck)
+        found.consumers[name].ack_wait = ack_wait
+        return MemoryWorkQueue(self, found.consumers[name], free)
+
+    # -- core
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> Message:
+        self._check(NewMessage(subject, data, headers))
+        await self.trip()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        async def answered(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        inbox = self.inbox()
+        subscription = await self.subscribe(inbox, answered)
+        try:
+            if not self.server.route(Message(subject, data, headers or {}, reply=inbox)):
+                raise Saturated(f"nobody listens on {subject}")
+            async with asyncio.timeout(timeout):
+                return await self.wait(answer)
+        except TimeoutError:
+            raise Unreachable(f"no answer from {subject} within {timeout:g} s") from None
+        finally:
+            await subscription.close()
+
+    async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        self._check(NewMessage(subject, data, headers))
+        await self.trip()
+        self.server.route(Message(subject, data, headers or {}, reply=reply))
+
+    async def subscribe(
+        self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
+    ) -> MemorySubscription:
+        await self.trip()
+        subscription = MemorySubscription(self, subject, queue, handler)
+        self.server.subscriptions.append(subscription)
+        return subscription
+
+    def inbox(self) -> str:
+        return f"_INBOX.memory.{self.server.number()}"
+
+    # -- keys and objects
+    async def bucket(self, name: str) -> MemoryBucket:
+        await self.trip()
+        return MemoryBucket(self, self.server.buckets.setdefault(name, {}))
+
+    async def objects(self, name: str) -> MemoryObjects:
+        await self.trip()
+        return MemoryObjects(self, self.server.objects.setdefault(name, {}))
