@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import coverage
 import hypothesis
 import pytest
 import pytest_asyncio
@@ -34,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End what already measures a process of pytest-xdist: pytest-cov, which is about to begin there, would be the second to
+    trace every line, and where it pauses (no_cover) the first would go on."""
+    if hasattr(session.config, "workerinput"):
+        while (early := coverage.Coverage.current()) is not None:
+            early.stop()
 
 
 @pytest.fixture(autouse=True)
