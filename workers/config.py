@@ -1,13 +1,13 @@
 """What a pool needs of the settings, resolved once: profiles with defaults, sizes in bytes and seconds, the environment.
 
-The child gets it as data in its first frame. No secret is in it: keys are named, and travel as environment variables.
+The child gets its part in its first frame. No secret is in it: keys are named, and travel as environment variables.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.bus.errors import ConfigError
@@ -72,16 +72,26 @@ class PoolConfig:
     gpus: int = 0
     devices: tuple[int, ...] = ()
 
-    def for_child(self) -> dict[str, Any]:
-        """What a child is told, as plain data."""
-        return {
-            "pool": self.name,
-            "slots": self.slots,
-            "lm": self.lm,
-            "profiles": {name: asdict(p) for name, p in self.profiles.items()},
-            "programs": list(self.programs),
-            "path": list(self.path),
-        }
+    def for_child(self) -> PoolConfig:
+        """What a child needs to know; the rest is the parent's. Its variables reach it in its environment alone."""
+        return PoolConfig(
+            self.app,
+            self.name,
+            slots=self.slots,
+            lm=self.lm,
+            profiles=self.profiles,
+            programs=self.programs,
+            path=self.path,
+        )
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> PoolConfig:
+        """The configuration whose fields, as plain data, are `plain`."""
+        read: dict[str, Any] = {**plain}
+        for name in ("programs", "path", "devices"):
+            read[name] = tuple(plain[name])
+        read["profiles"] = {name: Profile(**profile) for name, profile in plain["profiles"].items()}
+        return cls(**read)
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`. Raises ConfigError (DX113)."""

@@ -2,11 +2,6 @@
 
 A socket of their own, not stdin and stdout: a program that prints would write into the frames, and a program that closes
 stdin would look like a dead parent.
-
-    parent → child   {"op": "config", ...}  once, first
-                     {"op": "call", "id", "work", "local"}  ·  {"op": "cancel", "id"}  ·  {"op": "stop"}
-    child → parent   {"op": "hello", "pid", "dspy_version", "python", "found", "failed"}  or  {"op": "fatal", "error"}
-                     {"op": "done", "id", ...}  ·  {"op": "status", "id", "text"}
 """
 
 from __future__ import annotations
@@ -16,23 +11,113 @@ import socket
 import struct
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.bus import codecs
+from dspex.bus.records import Usage
+from dspex.workers.answer import Answer, ErrorMap
+from dspex.workers.config import PoolConfig
 
-Frame = dict[str, Any]
 _HEAD = struct.Struct(">I")
 
 
-def pack(frame: Mapping[str, Any]) -> bytes:
-    """A frame as it goes over the socket."""
-    body = codecs.msgpack_bytes(dict(frame))
+# -- parent → child --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Start:
+    """The first frame. `parent`: process id; the child ends with it."""
+
+    parent: int
+    pool: PoolConfig
+
+
+@dataclass(frozen=True)
+class Call:
+    """Answer a call. `work`: packed; `local`: where the local model's server is, if the call may need it."""
+
+    id: int
+    work: bytes
+    local: str | None = None
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give a call up."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Let nothing more run, and end."""
+
+
+# -- child → parent --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Hello:
+    """The child is ready. `found`: refs of the programs that it can run; `failed`: why not, by pattern of the allow-list."""
+
+    pid: int = 0
+    dspy_version: str = ""
+    python: str = ""
+    found: list[str] = field(default_factory=list[str])
+    failed: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """The child cannot run: a setting is wrong, or something is not installed."""
+
+    error: ErrorMap
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a program says about a call that it is running."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a call."""
+
+    id: int
+    answer: Answer
+
+
+Frame = Start | Call | Cancel | Stop | Hello | Fatal | Status | Done
+_TYPES: Mapping[str, type[Frame]] = {
+    "start": Start,
+    "call": Call,
+    "cancel": Cancel,
+    "stop": Stop,
+    "hello": Hello,
+    "fatal": Fatal,
+    "status": Status,
+    "done": Done,
+}
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as it goes over the socket. Raises InvalidInput for a value that MessagePack cannot hold."""
+    body = codecs.msgpack_bytes({"type": _NAMES[type(frame)], **vars(frame)})
     return _HEAD.pack(len(body)) + body
 
 
 def _unpack(body: bytes) -> Frame:
-    frame: Frame = codecs.decode(body, codecs.MSGPACK)
-    return frame
+    raw: dict[str, Any] = codecs.decode(body, codecs.MSGPACK)
+    kind = _TYPES[raw.pop("type")]
+    if kind is Start:
+        raw["pool"] = PoolConfig.from_plain(raw["pool"])
+    elif kind is Done:
+        answer: dict[str, Any] = raw["answer"]
+        if answer["usage"] is not None:
+            answer["usage"] = Usage(**answer["usage"])
+        raw["answer"] = Answer(**answer)
+    return kind(**raw)
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
@@ -51,8 +136,8 @@ class Pipe:
         self._sock = sock
         self._lock = threading.Lock()
 
-    def send(self, frame: Mapping[str, Any]) -> None:
-        """Write one frame. Waits while the parent does not read."""
+    def send(self, frame: Frame) -> None:
+        """Write one frame. Waits while the parent does not read. Raises InvalidInput as `pack` does."""
         data = pack(frame)
         with self._lock:
             self._sock.sendall(data)

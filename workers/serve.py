@@ -7,16 +7,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from dspex.bus.local.open import open_bus
 from dspex.bus.port import BusEvents
 from dspex.bus.settings.model import Settings
+from dspex.bus.tasks import first
 from dspex.workers.config import resolve
 from dspex.workers.pool.pool import Pool
+from dspex.workers.pool.status import Summary
 
 log = structlog.get_logger("dspex.workers")
 
@@ -29,7 +30,7 @@ async def serve(
     slots: int | None = None,
     grace: float = 30.0,
     with_parent: bool = False,
-    ready: Callable[[Pool], None] = lambda pool: None,
+    ready: Callable[[Summary], None] = lambda summary: None,
 ) -> None:
     """Run the pools until SIGTERM or SIGINT, then drain; a second signal ends the process at once with 143 or 130.
 
@@ -38,7 +39,7 @@ async def serve(
         size, slots: instead of those in the settings.
         grace: seconds that running calls have to finish.
         with_parent: drain when stdin ends too, so that no pool outlives the process that started it.
-        ready: called for each pool that takes work.
+        ready: called for each pool that has begun to take work.
 
     Raises:
         ConfigError, BusError; WorkerLost where a part of a pool failed, so that the process ends and is started anew.
@@ -54,30 +55,16 @@ async def serve(
         pools = [Pool(bus, config) for config in configs]
         try:
             for pool in pools:
-                if not await _first(pool.start(), pool.failed(), stopped.wait()):
+                if await first(pool.start(), pool.failed(), stopped.wait()) != 0:
                     return
-                ready(pool)
-            await _first(stopped.wait(), *(pool.failed() for pool in pools))
+                ready(pool.status.summary())
+            await first(stopped.wait(), *(pool.failed() for pool in pools))
         finally:
             await asyncio.gather(*(pool.drain(grace) for pool in pools))
 
 
-async def _first(wanted: Coroutine[Any, Any, Any], *others: Coroutine[Any, Any, Any]) -> bool:
-    """Wait for the first of all to end, and cancel the rest. Raises what it raised. Whether it was the wanted one."""
-    tasks = [asyncio.ensure_future(c) for c in (wanted, *others)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return tasks[0] in done
-
-
 def _on_signals() -> asyncio.Event:
-    """An event that the first signal sets; the second one ends the process. The children end with it."""
+    """An event that the first SIGTERM or SIGINT sets. The second one ends the process, and the children end with it."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -127,7 +127,7 @@ def _owner(s: Mapping[str, Any]) -> str:
 def _pools(t: Terminal, pools: list[dict[str, Any]]) -> None:
     rows = [
         {
-            "pool": p["class"],
+            "pool": p["pool"],
             "id": p["id"] or "not running",
             "ready": f"{p['ready']}/{p['size']}" if p["id"] else "",
             "busy": f"{p['busy']}/{p['slots'] * p['ready']}" if p["id"] else "",

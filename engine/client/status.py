@@ -26,7 +26,7 @@ FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
 
 
 async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> dict[str, Any]:
-    """All of it. `pools`: resource classes to ask besides those that the applied topologies use."""
+    """All of it. `pools`: pools to ask besides those that the applied topologies use."""
     used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
     engines, rows = await asyncio.gather(_engines(bus, app), _pools(bus, app, sorted(used | set(pools))))
     stages = await asyncio.gather(
@@ -103,21 +103,21 @@ async def _last(bus: Bus, stream: str, source: str) -> int:
 
 
 # -- pools ---------------------------------------------------------------------------------------------------------
-async def _pools(bus: Bus, app: str, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """What each pool process says of itself, or that a class has none."""
-    answers = await asyncio.gather(*(_ask(bus, app, c) for c in classes))
+async def _pools(bus: Bus, app: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What each process of each pool says of itself, or that a pool has none."""
+    answers = await asyncio.gather(*(_ask(bus, app, name) for name in names))
     nobody = {"id": None, "host": None, "pid": None, "size": 0, "slots": 0, "busy": 0, "ready": 0, "restarts": 0}
-    return [row for c, rows in zip(classes, answers) for row in rows or [{"class": c, **nobody}]]
+    return [row for name, rows in zip(names, answers) for row in rows or [{"pool": name, **nobody}]]
 
 
-async def _ask(bus: Bus, app: str, resource_class: str) -> list[dict[str, Any]]:
-    """The answers of all pools of a class: several processes, on several hosts, hear the question."""
+async def _ask(bus: Bus, app: str, pool: str) -> list[dict[str, Any]]:
+    """The answers of all processes of a pool, which may run on several hosts."""
     answers: asyncio.Queue[Message] = asyncio.Queue()
     inbox = bus.inbox()
     subscription = await bus.subscribe(inbox, answers.put)
     found: list[dict[str, Any]] = []
     try:
-        await bus.send(subjects.control(app, resource_class), orjson.dumps({"kind": "status"}), reply=inbox)
+        await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=inbox)
         async with asyncio.timeout(FIRST_ANSWER) as limit:
             while (answer := await answers.get()).headers.get("Status") != "503":
                 found.append(orjson.loads(answer.data))
@@ -126,4 +126,4 @@ async def _ask(bus: Bus, app: str, resource_class: str) -> list[dict[str, Any]]:
         pass  # no more of them
     finally:
         await subscription.close()
-    return sorted(found, key=lambda pool: str(pool["id"]))
+    return sorted(found, key=lambda process: str(process["id"]))

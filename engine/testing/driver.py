@@ -12,22 +12,18 @@ answers that the test gives. It has a thread and a loop of its own, so it also w
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.duration import Duration, seconds
-from dspex.bus.errors import BusError, DspexError, NoAnswer, ProgramError
+from dspex.bus.errors import BusError, NoAnswer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
-from dspex.bus.port import Delivery, NewMessage
-from dspex.bus.records import CallRecord, Work
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
@@ -35,20 +31,19 @@ from dspex.engine.client.run import read_event
 from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph
 from dspex.engine.hosting.host import Host
+from dspex.engine.testing.workers import Answers, Workers
 
 __all__ = ["Driver", "Faults"]
 
 T = TypeVar("T")
-Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 APP = "test"
-ACK_WAIT = 15.0
 AGAIN = 0.1  # seconds until what a fault made fail is done again
 START = 1_767_225_600.0  # 2026-01-01: when every driver's clock begins
-FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them by chance
+FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them is random
 
 
 async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Do it again until the bus lets it pass: faults are for the engine to bear, not for the test."""
+    """Do it again until the bus lets it pass: the engine has to cope with faults, not the test."""
     while True:
         try:
             return await make()
@@ -56,12 +51,6 @@ async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
             if not e.retryable:
                 raise
         await asyncio.sleep(AGAIN)
-
-
-@dataclass
-class _Answer:
-    outputs: Answers
-    after: float
 
 
 class Driver:
@@ -77,9 +66,6 @@ class Driver:
         self._graphs: list[Graph] = [t.graph for t in topologies]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
         self._seed, self._faults = seed, faults
-        self._answers: dict[str, _Answer] = {}
-        self._failures: dict[str, deque[Exception]] = {}
-        self._problem: DspexError | None = None
         self._letters_seen = False
         self._published = 0
 
@@ -93,7 +79,9 @@ class Driver:
         self._server = MemoryServer(seed=self._seed, faults=self._faults, epoch=START)
         self._client = Client(bus=self._server.connect(), app=APP)
         self._run(_insist(self._start_engine))
-        self._start_workers()
+        pools = sorted({n.call.pool for g in self._graphs for n in g.calls})
+        self._workers = Workers(self._server, APP, pools)
+        self._run(self._workers.start())
         self._loop.advance(0.5)
 
     async def _start_engine(self) -> None:
@@ -108,10 +96,6 @@ class Driver:
     async def _stop_engine(self) -> None:
         await self._host.kill()
         await self._bus.close()
-
-    def _start_workers(self) -> None:
-        classes = sorted({c.call.pool for g in self._graphs for c in g.calls})
-        self._workers = [self._loop.create_task(self._work(c)) for c in classes]
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         try:
@@ -152,8 +136,8 @@ class Driver:
     def _check(self) -> None:
         if self._host.failure is not None:
             raise self._host.failure
-        if self._problem is not None:
-            problem, self._problem = self._problem, None
+        if self._workers.problem is not None:
+            problem, self._workers.problem = self._workers.problem, None
             raise problem
 
     # -- what a test does -----------------------------------------------------------------------------------------
@@ -178,11 +162,11 @@ class Driver:
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
-        self._answers[self._known(node)] = _Answer(outputs, seconds(after))
+        self._workers.answer(self._known(node), outputs, seconds(after))
 
     def fail(self, node: str, error: Exception, *, times: int = 1) -> None:
         """The next `times` calls of `node` fail with `error`. A plain exception is a ProgramError, as in a worker."""
-        self._failures.setdefault(self._known(node), deque()).extend([error] * times)
+        self._workers.fail(self._known(node), error, times)
 
     def _known(self, node: str) -> str:
         names = [n.name for g in self._graphs for n in g.calls]
@@ -203,9 +187,8 @@ class Driver:
                 self._run(self._stop_engine())
                 self._run(_insist(self._start_engine))
             if what in ("workers", "all"):
-                for worker in self._workers:
-                    worker.cancel()
-                self._start_workers()
+                self._run(self._workers.kill())
+                self._run(self._workers.start())
             self._loop.advance(0.5)
 
         self._in_thread(go)
@@ -249,59 +232,3 @@ class Driver:
     async def _redrive(self) -> int:
         found = await _insist(self._letters)
         return await _insist(lambda: self._client.redrive(found))  # again from the first: none runs twice
-
-    # -- the stand-in for workers ---------------------------------------------------------------------------------
-    async def _work(self, resource_class: str) -> None:
-        bus, stream = self._server.connect(), subjects.stream(APP)
-        pattern, name = subjects.work_pattern(APP, resource_class), subjects.work_consumer(resource_class)
-        queue = await _insist(lambda: bus.work(stream, pattern, name=name, ack_wait=ACK_WAIT, free=lambda: 1000))
-        tasks: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                task = asyncio.ensure_future(self._serve(bus, await _insist(queue.next)))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await bus.close()
-
-    async def _serve(self, bus: MemoryBus, delivery: Delivery) -> None:
-        work = Work.unpack(delivery.message.data)
-        answer = self._answers.get(work.node)
-        failures = self._failures.get(work.node)
-        if answer is None and not failures:
-            self._problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
-            await _insist(delivery.ack)
-            return
-        if answer is not None and answer.after:
-            await asyncio.sleep(answer.after)
-        outcome = self._outcome(work, failures.popleft() if failures else None, answer)
-        headers = {
-            subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
-            subjects.RUN: str(work.origin.get("run", "")),
-        }
-        await _insist(lambda: bus.publish(NewMessage(work.reply, outcome.pack(), headers)))
-        await _insist(delivery.ack)
-
-    def _outcome(self, work: Work, failure: Exception | None, answer: _Answer | None) -> CallRecord:
-        outputs = error = None
-        if failure is not None:
-            own = failure if isinstance(failure, DspexError) else ProgramError(f"{type(failure).__name__}: {failure}")
-            error = own.as_dict()
-        else:
-            assert answer is not None
-            given = answer.outputs
-            outputs = dict(given(dict(work.inputs)) if callable(given) else given)
-        return CallRecord(
-            call=work.call,
-            ordinal=work.ordinal,
-            attempt=work.attempt,
-            node=work.node,
-            work=work.pack(),
-            outputs=outputs,
-            error=error,
-            worker="driver",
-            lm="driver",
-            started=self._server.now,
-        )

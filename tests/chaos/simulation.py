@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -32,12 +33,12 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, Work
+from dspex.bus.serving import Job, WorkLoop
 from dspex.engine.hosting.host import Host
 
 APP = "sim"
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
 PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost
-ACK_WAIT = 15.0
 
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ class Simulation:
             self.server.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
         tasks = [
             *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
-            *(asyncio.create_task(self._worker(i)) for i in range(self.workers)),
+            *(asyncio.create_task(self._worker()) for _ in range(self.workers)),
             asyncio.create_task(self._listen()),
         ]
         publishing = asyncio.create_task(self._publish())
@@ -217,43 +218,28 @@ class Simulation:
     def topology(self) -> Any:
         return workload.build(partitions=1 + 3 * (self.seed % 2)).graph
 
-    async def _worker(self, index: int) -> None:
+    async def _worker(self) -> None:
+        """A worker process under a supervisor: it dies some times, and is started again."""
         for fate in [*self._fates(), PATIENCE]:
             bus = Bus(self.server, self.random)
-            work = asyncio.create_task(self._serve(bus))
-            await asyncio.wait([work], timeout=fate)
-            self.done["workers killed"] += not work.done()
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed)
+            work.start()
+            await asyncio.sleep(fate)
+            self.done["workers killed"] += 1
+            await work.kill()
             await bus.close()
             await asyncio.sleep(self.random.uniform(0.1, 3.0))
 
-    async def _serve(self, bus: Bus) -> None:
-        pattern, name = subjects.work_pattern(APP, POOL), subjects.work_consumer(POOL)
-        async with asyncio.TaskGroup() as group:
-            while True:
-                if subjects.stream(APP) in self.server.streams:
-                    queue = await insist(
-                        lambda: bus.work(subjects.stream(APP), pattern, name=name, ack_wait=ACK_WAIT, free=lambda: self.slots)
-                    )
-                    while True:
-                        group.create_task(self._answer(bus, await insist(queue.next)))
-                await asyncio.sleep(0.2)
+    def _worker_failed(self, error: BaseException) -> None:
+        self.failures.append(Violation("a worker does not fail", f"{type(error).__name__}: {error}"))
 
-    async def _answer(self, bus: Bus, delivery: Delivery) -> None:
-        work = Work.unpack(delivery.message.data)
+    def _accept(self, work: Work, delivery: Delivery) -> Job:
+        return partial(self._answer, work)
+
+    async def _answer(self, work: Work) -> CallRecord:
         await asyncio.sleep(self.random.expovariate(1 / 0.3))
         self.model_calls[subjects.attempt_id(work.call, work.attempt)] += 1
-        outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), **self._model(work))
-        headers = {
-            subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt),
-            subjects.RUN: str(work.origin.get("run", "")),
-        }
-        await insist(lambda: bus.publish(NewMessage(work.reply, outcome.pack(), headers)))
-        try:
-            await delivery.ack()
-        except BusError:
-            return  # it comes again, and its record is there
+        return CallRecord(work.call, work.ordinal, work.attempt, work.node, **self._model(work))
 
     def _model(self, work: Work) -> dict[str, Any]:
         text = str(work.inputs["text"])

@@ -20,7 +20,7 @@ from dspex.workers.pool.pool import Pool
 
 HERE = Path(__file__).parent
 
-APP, CLASS, REPLY = "test", "light", "dspex.test.result.triage.classify.0"
+APP, POOL, REPLY = "test", "light", "dspex.test.result.triage.classify.0"
 SIGNATURE = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
 CHOICES = ["card_arrival", "lost_card", "exchange_rate", "other"]
 
@@ -49,9 +49,9 @@ class Bench:
 
     async def put(self, *items: Work) -> None:
         for item in items:
-            await self.bus.publish(NewMessage(subjects.work(APP, CLASS, item.topology, item.node), item.pack()))
+            await self.bus.publish(NewMessage(subjects.work(APP, POOL, item.topology, item.node), item.pack()))
 
-    async def outcomes(self, count: int, timeout: float = 60.0) -> list[CallRecord]:
+    async def records(self, count: int, timeout: float = 60.0) -> list[CallRecord]:
         """The first `count` records that were stored, as soon as they are."""
         async with asyncio.timeout(timeout):
             while len(self.seen) < count:
@@ -63,7 +63,7 @@ class Bench:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
         before = len(self.seen)
         await self.put(*items)
-        found = {o.call: o for o in (await self.outcomes(before + len(items), timeout))[before:]}
+        found = {r.call: r for r in (await self.records(before + len(items), timeout))[before:]}
         return [found[i.call] for i in items]
 
     async def until(self, test: Any, timeout: float = 60.0) -> None:
@@ -84,7 +84,7 @@ def config(url: str, **options: Any) -> PoolConfig:
     """A pool of one child that uses the stand-in."""
     profiles = {"main": Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0})}
     known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*",), "path": (str(HERE / "programs"),)}
-    return PoolConfig(APP, CLASS, **{**known, **options})
+    return PoolConfig(APP, POOL, **{**known, **options})
 
 
 @asynccontextmanager

@@ -1,11 +1,12 @@
-"""One attempt at a call, as both halves of a worker see it: the native one and DSPy. Nothing here imports dspy."""
+"""One attempt at a call, as every answerer sees it: the native one and DSPy. Nothing here imports dspy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -15,40 +16,65 @@ import structlog
 from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
 from dspex.bus.records import CallSpec, Usage, Work
 from dspex.operators.native.signature import Signature
+from dspex.workers.answer import Answer, ErrorMap, Outputs
 from dspex.workers.answerers.context import CallContext, enter
 from dspex.workers.config import Profile
-from dspex.workers.frames import Frame
 
-KEPT = 256  # calls whose program is kept: a topology has fewer, and strangers may ask for any number
+KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted callers may ask for any number
 _SHOWN = 600  # characters of a model's or provider's text in a message
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
     """What is asked, and what is known so far of the answer.
 
     Attributes:
+        work, spec: the call.
         local: where the local model's server is; None where there is none.
-        answer: the fields of an Outcome that only this process knows.
+        lm: the profile that is tried; "" for none.
+        route, dspy_version: of the answerer that is asked.
+        program: see `Answer`.
+        usage: what the attempt has cost so far; None while nothing is known.
+        refusals: why the answerers that come before this one do not answer.
+        started: seconds since the epoch.
     """
 
     work: Work
     spec: CallSpec
     local: str | None
-    answer: Frame
+    lm: str = ""
+    route: str = "worker"
+    dspy_version: str = ""
+    program: str = ""
+    usage: Usage | None = None
+    refusals: list[str] = field(default_factory=list[str])
+    started: float = field(default_factory=time.time)
 
     def spend(self, read: int, written: int, profile: Profile | None) -> None:
-        """Add tokens to what the attempt has cost, an answer that is of no use too."""
+        """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
         price = profile.price if profile else {}
         cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
-        before, used = self.answer["usage"], Usage(read, written, cost)
-        total = Usage(**before) + used if before else used
-        self.answer["usage"] = {"input_tokens": total.input_tokens, "output_tokens": total.output_tokens, "cost": total.cost}
+        used = Usage(read, written, cost)
+        self.usage = self.usage + used if self.usage else used
+
+    def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:
+        """The end of the attempt, with all that is known of it."""
+        return Answer(
+            started=self.started,
+            elapsed=time.time() - self.started,
+            outputs=outputs,
+            error=error,
+            route=self.route,
+            lm=self.lm,
+            program=self.program,
+            dspy_version=self.dspy_version,
+            usage=self.usage,
+        )
 
 
 def spec_of(work: Work) -> CallSpec:
     """The spec of a piece of work; keys of a newer version are left out."""
-    raw: dict[str, Any] = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
+    raw = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
     raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
     return CallSpec(**raw)
 
@@ -65,14 +91,14 @@ def signature_of(spec: CallSpec) -> str:
 def checked(work: Work, spec: CallSpec) -> Work:
     """The work with inputs that fit its signature. Raises InvalidInput.
 
-    An interactive call may come from anybody; what an engine asks durably, it has checked.
+    Only an interactive call is checked, because anybody may make one. The engine has checked the inputs of a durable call.
     """
     if work.reply:
         return work
     try:
         signature = _signature(signature_of(spec))
     except TopologyError:
-        return work  # who answers says what is wrong with it
+        return work  # the answerer says what is wrong with it
     found = signature.check_inputs(work.inputs)
     return replace(work, inputs={n: plain(n, v) for n, v in found.items() if v is not None or n in work.inputs})
 
@@ -83,15 +109,16 @@ def _signature(plain: str) -> Signature:
 
 
 def program_name(spec: CallSpec) -> str:
-    """`predict#…`: the kind, and a digest of what the program is made from. The same whoever answers."""
+    """`predict#…`: the kind, and a digest of what the program is made from. The same for every answerer."""
     made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
     text = json.dumps([*made_from, *([spec.fields] if spec.fields else [])], default=str)
     return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def enter_context(work: Work, started: float, status: Callable[[str], None]) -> None:
-    """Make this attempt what `dspex.workers.context()` tells a program."""
-    limit = started + work.timeout
+def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
+    """Make this attempt what `dspex.workers.context()` gives a program."""
+    work = attempt.work
+    limit = attempt.started + work.timeout
     run = str(work.origin.get("run", ""))
     enter(
         CallContext(
@@ -107,7 +134,7 @@ def enter_context(work: Work, started: float, status: Callable[[str], None]) -> 
 
 
 def plain(name: str, value: Any) -> Any:
-    """An output as JSON-able data. Raises InvalidOutput for what is none: bytes that are no text, an Ellipsis."""
+    """An output as JSON-able data. Raises InvalidOutput for what cannot be that: bytes that are no text, an Ellipsis."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     from pydantic_core import to_jsonable_python  # here: few calls need it, and it is slow to import
@@ -125,7 +152,7 @@ def as_error(error: BaseException, node: str, target: str) -> DspexError:
     return ProgramError(f"{target} raised {type(error).__name__}: {short(str(error))}", node=node)
 
 
-def short(text: Any) -> str:
-    """A text of a model's or a program's, cut to what a message needs."""
+def short(text: object) -> str:
+    """A text of a model or a program, cut to what a message needs."""
     text = str(text)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

@@ -1,11 +1,10 @@
-"""The native half of a worker: predict and chain_of_thought without DSPy. Never imports it."""
+"""Native calls: predict and chain_of_thought without DSPy, which is never imported here."""
 
 from __future__ import annotations
 
 import json
 import os
 from functools import lru_cache
-from typing import Any
 
 from dspex.bus.errors import TopologyError
 from dspex.bus.records import Usage
@@ -14,6 +13,7 @@ from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.signature import Signature
+from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
@@ -33,21 +33,22 @@ class Native:
         self.dspy_version = installed or versions.NEWEST.name  # whose prompts are followed
         self._predict = lru_cache(maxsize=KEPT)(self._make)
 
-    def refuses(self, attempt: Attempt, name: str) -> str | None:
-        """Why DSPy must answer instead, as the end of a sentence; None where this half can. Raises ConfigError."""
-        made = self._found(attempt, name)
+    def refuses(self, attempt: Attempt) -> str | None:
+        if attempt.spec.route == "worker":
+            return "its route is worker"
+        made = self._predict_of(attempt)
         return made if isinstance(made, str) else None
 
-    async def ask(self, attempt: Attempt, name: str) -> dict[str, Any]:
-        """The outputs as plain data. Raises what the model's server or its answer deserve.
+    async def ask(self, attempt: Attempt) -> Outputs:
+        """The outputs. Raises the error that fits what the model's server did, or what is wrong with its answer.
 
         A durable call leaves a second try to the engine, which counts and records it; behind an interactive call there is
         nobody who would try again.
         """
-        predict = self._found(attempt, name)
-        assert isinstance(predict, Predict), "refuses() was asked before"
-        attempt.answer["program"] = program_name(attempt.spec)
-        profile, work = self._pool.profile(name), attempt.work
+        predict = self._predict_of(attempt)
+        assert isinstance(predict, Predict), "only called where refuses() gave None"
+        attempt.program = program_name(attempt.spec)
+        profile, work = self._pool.profile(attempt.lm), attempt.work
         attempt.spend(0, 0, profile)  # known to be nothing, should no answer come
 
         def spent(usage: Usage) -> None:
@@ -56,13 +57,14 @@ class Native:
         found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=not work.reply, spent=spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}
 
-    def _found(self, attempt: Attempt, name: str) -> Predict | str:
+    def _predict_of(self, attempt: Attempt) -> Predict | str:
+        """What answers the call; why it cannot be answered here."""
         spec = attempt.spec
         if spec.kind not in KINDS or spec.state:
             return f"{spec.kind} runs in DSPy only"
         config = json.dumps(spec.config, sort_keys=True, default=str) if spec.config else ""
-        local = attempt.local if self._pool.profile(name).local else None
-        return self._predict(spec.kind, signature_of(spec), spec.adapter, config, name, local)
+        local = attempt.local if self._pool.profile(attempt.lm).local else None
+        return self._predict(spec.kind, signature_of(spec), spec.adapter, config, attempt.lm, local)
 
     def _make(self, kind: str, plain: str, adapter: str | None, config: str, name: str, local: str | None) -> Predict | str:
         profile = self._pool.profile(name)
@@ -93,7 +95,7 @@ class Native:
         if profile.local:
             url, key = need_local(profile, local), "none"
         else:
-            # a server that wants no key still gets one, as from DSPy
+            # a server that wants no key still gets one, as DSPy does it
             key = key_of(profile, self._pool.name) or ("none" if profile.base_url else os.environ["OPENAI_API_KEY"])
             url = profile.base_url or _OPENAI
         at = f"{url} {profile.key_env}"

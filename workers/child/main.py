@@ -14,52 +14,45 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import structlog
 
 from dspex.bus.errors import DspexError
-from dspex.workers.frames import Frame, Pipe
+from dspex.workers.config import PoolConfig
+from dspex.workers.frames import Fatal, Frame, Hello, Pipe, Start
 from dspex.workers.processes import die_with
 
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
 
 
-def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Any) -> None:
+def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Callable[[Frame], None]) -> None:
     while (frame := pipe.receive()) is not None:
         loop.call_soon_threadsafe(handle, frame)
     os._exit(0)  # the parent is gone: nobody would read an answer
 
 
-async def _main(pipe: Pipe, config: Frame) -> None:
+async def _main(pipe: Pipe, pool: PoolConfig) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
-    early: list[Frame] = []
-    handle: Any = early.append
+    early: list[Frame] = []  # that come before there is a runner
+    handle: Callable[[Frame], None] = early.append
     threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
     try:
-        from dspex.workers.answerers.router import Router, Runner  # here, so that the socket is read while they are imported
+        from dspex.workers.answerers.router import Router  # here, so that the socket is read while they are imported
+        from dspex.workers.child.runner import Runner
 
-        router = Router(config)
+        router = Router(pool)
     except DspexError as error:
-        pipe.send({"op": "fatal", "error": error.as_dict()})
+        pipe.send(Fatal(error.as_dict()))
         return
     runner = Runner(pipe, router)
     handle = runner.handle
     for frame in early:
         runner.handle(frame)
     found, failed = router.scan()
-    pipe.send(
-        {
-            "op": "hello",
-            "pid": os.getpid(),
-            "dspy_version": router.dspy_version,
-            "python": platform.python_version(),
-            "found": found,
-            "failed": failed,
-        }
-    )
+    pipe.send(Hello(os.getpid(), router.dspy_version, platform.python_version(), found, failed))
     await runner.stopped.wait()
     await router.close()
 
@@ -69,10 +62,10 @@ def main() -> None:
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
     pipe = Pipe(socket.socket(fileno=fd))
-    config = pipe.receive()
-    if config is None:
+    start = pipe.receive()
+    if not isinstance(start, Start):  # the parent is gone already
         return
-    die_with(config["parent"])
+    die_with(start.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     structlog.configure(
         processors=[
@@ -84,13 +77,13 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(_main(pipe, config))
+    asyncio.run(_main(pipe, start.pool))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads of programs that cannot be cancelled must not hold the end up
 
 
-def _event_first(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+def _event_first(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     return {"event": event.pop("event"), **event}
 
 

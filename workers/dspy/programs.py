@@ -1,4 +1,4 @@
-"""CallSpec → DSPy program → outputs: DSPy's half of a worker. With `models.py` and `failure.py`, what imports dspy."""
+"""Calls answered by DSPy: CallSpec → program → outputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pydantic import BaseModel, TypeAdapter
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
+from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs, public
 from dspex.workers.config import PoolConfig
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
-from dspex.workers.frames import Frame
 
 _REASONED = ("chain_of_thought", "react")
 Made = TypeVar("Made")
@@ -33,17 +33,16 @@ _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
 class Programs:
-    """Everything that a child can run. One instance of a program serves all slots of the child, at the same time."""
+    """The programs that a child has made. One instance of a program serves all slots of the child, at the same time."""
 
-    route = "worker"
     dspy_version: str = dspy.__version__
 
-    def __init__(self, pool: PoolConfig, config: Frame) -> None:
-        self._refs = Refs(config["pool"], config["programs"], config["path"])
+    def __init__(self, pool: PoolConfig) -> None:
+        self._refs = Refs(pool.name, pool.programs, pool.path)
         self._models = Models(pool)
-        self._threads = ThreadPoolExecutor(config["slots"], thread_name_prefix="program")
+        self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
-        self._programs: dict[str, Any] = {}
+        self._programs: dict[str, tuple[Any, str]] = {}
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
     def scan(self) -> tuple[list[str], dict[str, str]]:
@@ -57,15 +56,15 @@ class Programs:
                 failed[pattern] = f"{type(error).__name__}: {error}"
         return found, failed
 
-    async def ask(self, attempt: Attempt, name: str) -> dict[str, Any]:
-        """The outputs, with the profile called `name` ("": with none). Notes program and tokens in `attempt`.
+    async def ask(self, attempt: Attempt) -> Outputs:
+        """The outputs, with the profile `attempt.lm` ("": with none). Notes program and tokens in `attempt`.
 
         Raises errors of our tree for those of DSPy, and whatever the user's program raises.
         """
-        spec, work = attempt.spec, attempt.work
+        spec, work, name = attempt.spec, attempt.work, attempt.lm
         signature = self._signature(spec)
         inputs = _inputs(signature, work.inputs)
-        program = self._program(spec, signature, attempt.answer)
+        program, attempt.program = self._program(spec, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         try:
             with (
@@ -87,7 +86,7 @@ class Programs:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 
-    async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
+    async def _call(self, program: Any, inputs: Outputs) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""
         if _is_module(program) and hasattr(program, "aforward"):
             return await program.acall(**inputs)
@@ -108,12 +107,12 @@ class Programs:
         key = signature_of(spec)
         return _kept(self._signatures, key, lambda: signatures.to_dspy(signatures.read(json.loads(key))))
 
-    def _program(self, spec: CallSpec, signature: type[dspy.Signature], answer: Frame) -> Any:
+    def _program(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
+        """The program, made once, and its name."""
         if spec.state:
             raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
         key = json.dumps([spec.kind, spec.target, signature_of(spec), spec.tools, spec.max_iters])
-        program, answer["program"] = _kept(self._programs, key, lambda: self._build(spec, signature))
-        return program
+        return _kept(self._programs, key, lambda: self._build(spec, signature))
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program and its name with a digest of what it was made from."""

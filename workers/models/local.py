@@ -1,4 +1,4 @@
-"""The model server of a pool, as the pool's parent sees it: started when a call needs it, started again when it dies."""
+"""The model servers of a pool, as its parent sees them: started when a call needs them, started again when they die."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import asyncio
 import json
 import os
 import sys
-from typing import Any
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import LMUnavailable
-from dspex.workers.config import Profile
+from dspex.bus.records import Work
+from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.models import weights
 from dspex.workers.processes import kill
 
-log: Any = structlog.get_logger("dspex.workers")
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 START_TIMEOUT = 60.0  # seconds to load the weights
 PAUSE = 1.0  # seconds between two starts
+SLOTS = 1  # requests that a local model serves at once: more share the same cores, and each prompt cache is cold
 
 
 class LocalModel:
@@ -92,6 +94,43 @@ class LocalModel:
         url: str = json.loads(line)["url"]
         log.info("model server ready", model=self.profile.model, pid=process.pid, url=url)
         return url
+
+
+class LocalModels:
+    """The local models of one pool, each with its server."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self._config = config
+        self._models: dict[str, LocalModel] = {}
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the servers that run."""
+        return [m.pid for m in self._models.values() if m.pid is not None]
+
+    async def url_for(self, work: Work) -> str | None:
+        """Where the server of the call's local model listens; None for a call that names no local model.
+
+        Raises ConfigError (not installed) or LMUnavailable.
+        """
+        default = self._config.default_profile()
+        names = list(work.spec.get("lm") or ([default.name] if default else []))
+        local = [n for n in names if n in self._config.profiles and self._config.profiles[n].local]
+        return await self.url(local[0]) if local else None
+
+    async def url(self, name: str) -> str:
+        """Where the server of the profile's model listens; starts it if it does not run. Raises as `url_for`."""
+        profile = self._config.profile(name)
+        if profile.model not in self._models:
+            # One core is left to everybody else. llama.cpp's threads wait for each other at every step: with as many as
+            # there are cores, any other process on one of them made calls eight times slower (8.9 s instead of 1.1 s).
+            threads = max(1, (os.cpu_count() or 1) - 1)
+            self._models[profile.model] = LocalModel(profile, SLOTS, threads)
+        return await self._models[profile.model].url()
+
+    async def stop(self) -> None:
+        """End the servers."""
+        await asyncio.gather(*(m.stop() for m in self._models.values()))
 
 
 async def _forward(stream: asyncio.StreamReader, model: str) -> None:

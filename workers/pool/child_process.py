@@ -11,52 +11,68 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import errors
 from dspex.bus.errors import WorkerLost
+from dspex.bus.tasks import Tasks
 from dspex.workers import frames
+from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, child_environment
-from dspex.workers.frames import Frame
+from dspex.workers.frames import Call, Cancel, Done, Fatal, Frame, Hello, Start, Status, Stop
 from dspex.workers.processes import kill
 
-log: Any = structlog.get_logger("dspex.workers")
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end of the child
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
+
+
+@dataclass(frozen=True)
+class _OpenCall:
+    """A call that the child runs: where its answer goes, and what its program says meanwhile."""
+
+    answer: asyncio.Future[Answer]
+    status: Callable[[str], None]
 
 
 class Child:
     """A worker process.
 
     Attributes:
-        hello: what it said when it was ready; None before.
+        hello: its greeting; None before it is ready.
         busy, calls: calls it runs now, and has finished.
         retiring: it takes no more calls.
         gone: set when the process is dead and its calls are answered.
     """
 
-    def __init__(self, pool: str, process: asyncio.subprocess.Process, stream: tuple[Any, Any]) -> None:
+    def __init__(
+        self, pool: str, process: asyncio.subprocess.Process, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    ) -> None:
         self.pool = pool
-        self.hello: Frame | None = None
+        self.hello: Hello | None = None
         self.busy = self.calls = 0
         self.retiring = False
         self.gone = asyncio.Event()
         self._process = process
-        self._reader: asyncio.StreamReader = stream[0]
-        self._writer: asyncio.StreamWriter = stream[1]
-        self._open: dict[int, asyncio.Future[Frame]] = {}
-        self._status: dict[int, Callable[[str], None]] = {}
+        self._reader, self._writer = stream
+        self._open: dict[int, _OpenCall] = {}
         self._ids = itertools.count(1)
         self._started = time.monotonic()
-        self._greeting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(self._read()), *self._printed()]
+        self._greeting: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks(f"worker {process.pid}")
+        self._tasks.start(self._read(), "frames")
+        for name, printed in {"stdout": process.stdout, "stderr": process.stderr}.items():
+            if printed is not None:
+                self._tasks.start(self._forward(printed, name), name)
 
     @classmethod
     async def start(cls, config: PoolConfig, index: int) -> Self:
-        """Start the process and tell it what it is."""
+        """Start the process and send it its configuration."""
         ours, theirs = socket.socketpair()
         process = await asyncio.create_subprocess_exec(
             config.python or sys.executable,
@@ -72,7 +88,7 @@ class Child:
         )
         theirs.close()
         child = cls(config.name, process, await asyncio.open_connection(sock=ours, limit=2**20))
-        child._send({"op": "config", "parent": os.getpid(), **config.for_child()})
+        child._send(Start(os.getpid(), config.for_child()))
         return child
 
     @property
@@ -89,7 +105,7 @@ class Child:
         """Seconds since it was started."""
         return time.monotonic() - self._started
 
-    async def ready(self, timeout: float) -> Frame:
+    async def ready(self, timeout: float) -> Hello:
         """Its hello. Raises the error that it reported, or WorkerLost."""
         try:
             async with asyncio.timeout(timeout):
@@ -100,25 +116,25 @@ class Child:
         return hello
 
     # -- calls -----------------------------------------------------------------------------------------------------
-    def call(self, work: bytes, local: str | None, status: Callable[[str], None]) -> tuple[int, asyncio.Future[Frame]]:
-        """Run a packed Work; a number to cancel it by, and its "done" frame to come (WorkerLost if the process dies)."""
+    def call(self, work: bytes, local: str | None, status: Callable[[str], None]) -> tuple[int, asyncio.Future[Answer]]:
+        """Run a packed Work; a number to cancel it by, and its answer to come (WorkerLost if the process dies)."""
         number = next(self._ids)
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self.gone.is_set():
             future.set_exception(self._lost())
             return number, future
-        self._open[number], self._status[number] = future, status
-        self._send({"op": "call", "id": number, "work": work, "local": local})
+        self._open[number] = _OpenCall(future, status)
+        self._send(Call(number, work, local))
         return number, future
 
     def cancel(self, number: int) -> None:
         """Ask the child to give a call up."""
-        self._send({"op": "cancel", "id": number})
+        self._send(Cancel(number))
 
     async def idle(self) -> None:
         """Returns when no call runs."""
         while self._open:
-            await asyncio.wait(self._open.values())
+            await asyncio.wait([call.answer for call in self._open.values()])
 
     # -- end -------------------------------------------------------------------------------------------------------
     def kill(self) -> None:
@@ -127,7 +143,7 @@ class Child:
 
     async def stop(self) -> None:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
-        self._send({"op": "stop"})
+        self._send(Stop())
         try:
             async with asyncio.timeout(STOP_WITHIN):
                 await self._process.wait()
@@ -135,9 +151,7 @@ class Child:
             self.kill()
         await self._process.wait()
         await self.gone.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     # -- frames ----------------------------------------------------------------------------------------------------
     def _send(self, frame: Frame) -> None:
@@ -151,31 +165,32 @@ class Child:
             async with asyncio.timeout(CLOSED_WITHIN):
                 await self._process.wait()
         except TimeoutError:
-            self.kill()  # its socket is closed and it lives: it is of no use any more
+            self.kill()  # it closed its socket and goes on: nobody can reach it any more
             await self._process.wait()
         self._writer.close()
         if not self._greeting.done():
             self._greeting.set_exception(self._lost())
             self._greeting.exception()  # nobody may be waiting any more
-        for future in self._open.values():
-            if not future.done():
-                future.set_exception(self._lost())
+        for call in self._open.values():
+            if not call.answer.done():
+                call.answer.set_exception(self._lost())
         self._open.clear()
         self.gone.set()
 
     def _handle(self, frame: Frame) -> None:
-        op, number = frame["op"], frame.get("id", 0)
-        if op == "done":
-            future = self._open.pop(number, None)
-            self._status.pop(number, None)
-            if future is not None and not future.done():
-                future.set_result(frame)
-        elif op == "status" and number in self._status:
-            self._status[number](str(frame["text"]))
-        elif op == "hello" and not self._greeting.done():
-            self._greeting.set_result(frame)
-        elif op == "fatal" and not self._greeting.done():
-            self._greeting.set_exception(errors.from_dict(frame["error"]))
+        match frame:
+            case Done(id=number, answer=answer) if number in self._open:
+                future = self._open.pop(number).answer
+                if not future.done():
+                    future.set_result(answer)
+            case Status(id=number, text=text) if number in self._open:
+                self._open[number].status(text)
+            case Hello() if not self._greeting.done():
+                self._greeting.set_result(frame)
+            case Fatal(error=error) if not self._greeting.done():
+                self._greeting.set_exception(errors.from_dict(error))
+            case _:
+                pass  # about a call that nobody waits for any more
 
     def _lost(self) -> WorkerLost:
         code = self.returncode
@@ -183,10 +198,6 @@ class Child:
         return WorkerLost(f"worker {self.pid} of pool {self.pool} {how}", node=self.pool)
 
     # -- what user code prints -------------------------------------------------------------------------------------
-    def _printed(self) -> list[asyncio.Task[None]]:
-        streams = {"stdout": self._process.stdout, "stderr": self._process.stderr}
-        return [asyncio.create_task(self._forward(s, name)) for name, s in streams.items() if s is not None]
-
     async def _forward(self, stream: asyncio.StreamReader, name: str) -> None:
         """Lines of user code into the log; those of our own child are JSON already, and keep their fields."""
         while line := await _line(stream):

@@ -1,38 +1,48 @@
 """Interactive calls: requests over core NATS, answered on the caller's inbox, recorded afterwards (DESIGN.md, 4).
 
-The pool is a member of the class's queue group only while it has a free slot. So the server picks among idle pools, and
-"nobody listens" reaches a caller at once as "saturated or absent". A request that arrives when the last slot has just gone
-is answered `busy`, and the caller asks again.
+A process is a member of its pool's queue group only while it has a free slot. So the server picks among processes that have
+one, and "nobody listens" reaches a caller at once as "saturated or absent". A request that arrives when the last slot has just
+been taken is answered `busy`, and the caller asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING
 
-import msgpack
 import structlog
+from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DecodeError, WorkerLost
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
 from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, Work
+from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
 
-log: Any = structlog.get_logger("dspex.workers")
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
+LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
 
 class Interactive:
-    """The door for interactive calls of one pool."""
+    """Takes and answers the interactive calls of one pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._changed = asyncio.Event()
-        pool.children.freed = self._changed.set
+        pool.children.slots.freed = self._changed.set
         self._subscription: Subscription | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether this process is in the queue group, so that it may get calls."""
+        return self._subscription is not None
 
     async def run(self) -> None:
         """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
@@ -40,12 +50,10 @@ class Interactive:
             while True:
                 self._changed.clear()
                 await self._join_or_leave()
-                # a slot is also taken by work from the queue, of which nobody tells: look again soon
-                changed = asyncio.ensure_future(self._changed.wait())
-                try:
-                    await asyncio.wait([changed], timeout=0.5)
-                finally:
-                    changed.cancel()
+                # work from the queue takes slots too, and `freed` is not called for that: look again soon
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN):
+                        await self._changed.wait()
         finally:
             if self._subscription is not None:
                 await self._subscription.close()
@@ -57,6 +65,7 @@ class Interactive:
                 subject = subjects.call(config.app, config.name)
                 self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
             elif free <= 0 and self._subscription is not None:
+                await asyncio.sleep(LEAVE_AFTER)  # requests under way are answered `busy`; a closed subscription drops them
                 subscription, self._subscription = self._subscription, None
                 await subscription.close()
         except BusError as error:
@@ -72,19 +81,20 @@ class Interactive:
         except DecodeError as error:
             log.error("unreadable request dropped", pool=self._pool.config.name, why=error.message)
             return
-        self._pool.unplaced += 1
+        reservation = self._pool.children.slots.reserve()
         self._changed.set()
-        self._pool.spawn(self._serve(message, work))
+        self._pool.work.calls.start(self._serve(message, work, reservation), "interactive call")
 
-    async def _serve(self, message: Message, work: Work) -> None:
+    async def _serve(self, message: Message, work: Work, reservation: Reservation) -> None:
         pool = self._pool
-        data: Any = msgpack.packb({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
-        await pool.bus.send(message.reply, data, headers={KIND_HEADER: ACCEPTED})
-        try:
-            outcome = await pool.run(work, message.data)
-        except asyncio.CancelledError:
-            outcome = pool.refusal(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
-            await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
-            raise
-        await pool.bus.send(message.reply, outcome.pack(), headers={KIND_HEADER: RESULT})
-        await pool.records.store(subjects.record(pool.config.app, pool.config.name), outcome, work, message.data)
+        with reservation:
+            accepted = codecs.msgpack_bytes({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
+            await pool.bus.send(message.reply, accepted, headers={KIND_HEADER: ACCEPTED})
+            try:
+                record = await pool.attempts.run(work, message.data, reservation)
+            except asyncio.CancelledError:
+                stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
+                await pool.bus.send(message.reply, stopped.pack(), headers={KIND_HEADER: RESULT})
+                raise
+        await pool.bus.send(message.reply, record.pack(), headers={KIND_HEADER: RESULT})
+        await pool.records.store(subjects.record(pool.config.app, pool.config.name), record, work, message.data)

@@ -9,22 +9,24 @@ tries again with fresh children after `restart.within` seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import structlog
+from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import errors
-from dspex.bus.errors import ConfigError, DspexError, WorkerLost
+from dspex.bus.errors import CallError, ConfigError, DspexError, WorkerLost
+from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
-from dspex.workers.frames import Frame
+from dspex.workers.frames import Hello
 from dspex.workers.pool.child_process import Child
+from dspex.workers.pool.slots import Slots
 
-log: Any = structlog.get_logger("dspex.workers")
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 START_TIMEOUT = 120.0  # seconds until a child must have said hello: importing a user's programs can be slow
 WATCH_EVERY = 1.0  # seconds between two looks at size and age
@@ -33,59 +35,56 @@ BACKOFF, BACKOFF_CAP = 0.2, 10.0
 
 
 class Supervisor:
-    """Keeps `size` children alive and hands out their slots.
+    """Keeps `size` children alive.
+
+    Args:
+        failed: called with the error when a task of the supervisor itself dies, which is a bug of dspex.
 
     Attributes:
+        slots: of the children, for those who have calls to run.
         restarts: how often a child was started in place of a dead one.
         failed: whether the restart intensity was exceeded.
         hello: what the last child said when it was ready: versions, programs found and failed.
     """
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, failed: Callable[[BaseException], None]) -> None:
         self.config = config
         self.children: list[Child] = []
+        self.slots = Slots(self.children, config.size, config.slots)
         self.restarts = 0
         self.failed = False
-        self.hello: Frame = {}
-        self.freed: Callable[[], None] = lambda: None  # called when there may be a free slot again
-        self.failed_with: Callable[[BaseException], None] = lambda error: None  # called when a task of ours dies
+        self.hello = Hello()
         self._deaths: deque[float] = deque()
-        self._waiting: deque[asyncio.Future[Child]] = deque()
-        self._keepers: list[asyncio.Task[None]] = []
-        self._retiring: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._tasks = Tasks(f"supervisor of {config.name}", lambda name, error: failed(error))
         self._fatal: DspexError | None = None
         self._settled = asyncio.Event()
 
     # -- life ------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Start the children and wait until each is ready. Raises ConfigError if they cannot run at all."""
-        self._keepers = [asyncio.create_task(self._keep(i)) for i in range(self.config.size)]
-        for keeper in self._keepers:
-            keeper.add_done_callback(self._ended)
-        while len(self._ready()) < self.config.size and not self.failed:
+        for index in range(self.config.size):
+            self._tasks.start(self._keep(index), f"child {index}")
+        while self.ready < self.config.size and not self.failed:
             if self._fatal:
                 await self.stop()
                 raise self._fatal
             self._settled.clear()
             await self._settled.wait()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.failed_with(error)
-
     async def stop(self) -> None:
         """End every child: asked first, then killed."""
-        self._stopping = True
-        for task in (*self._keepers, *self._retiring):
-            task.cancel()
-        await asyncio.gather(*self._keepers, *self._retiring, return_exceptions=True)
+        self.slots.refuse(self._stopped)
+        await self._tasks.stop()
         await asyncio.gather(*(child.stop() for child in self.children))
         self.children.clear()
-        self._refuse()
+
+    @property
+    def ready(self) -> int:
+        """Children that take calls."""
+        return len(self.slots.usable)
 
     async def _keep(self, index: int) -> None:
-        """Keep place `index` filled for as long as the pool lives."""
+        """Keep child number `index` alive for as long as the pool lives."""
         tries = 0
         while True:
             child = await self._start(index)
@@ -114,23 +113,21 @@ class Supervisor:
             self._settled.set()
             return None
         self.hello = hello
-        log.info("worker ready", pool=self.config.name, pid=child.pid, dspy_version=hello.get("dspy_version"))
+        log.info("worker ready", pool=self.config.name, pid=child.pid, dspy_version=hello.dspy_version)
         self._settled.set()
-        self._hand_out()
+        self.slots.hand_out()
         return child
 
     async def _watch(self, child: Child) -> None:
         """Until the child is gone, or is to be replaced."""
-        gone = asyncio.ensure_future(child.gone.wait())
-        try:
-            while not gone.done():
-                await asyncio.wait([gone], timeout=WATCH_EVERY)
-                if not gone.done() and (why := self._worn(child)):
-                    log.info("worker replaced", pool=self.config.name, pid=child.pid, why=why)
-                    self._retire(child)
-                    return
-        finally:
-            gone.cancel()
+        while not child.gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_EVERY):
+                    await child.gone.wait()
+            if not child.gone.is_set() and (why := self._worn(child)):
+                log.info("worker replaced", pool=self.config.name, pid=child.pid, why=why)
+                self._retire(child)
+                return
         await child.stop()
         self.children.remove(child)
 
@@ -147,9 +144,10 @@ class Supervisor:
             self.failed = True
             log.error("pool failed", pool=self.config.name, deaths=len(self._deaths), within=self.config.restart_within)
         self._settled.set()
-        self._refuse()
+        self.slots.refuse(self._given_up)
         await asyncio.sleep(self.config.restart_within)
         self.failed = False
+        self.slots.allow()
         self._deaths.clear()
 
     # -- replacing -------------------------------------------------------------------------------------------------
@@ -164,12 +162,9 @@ class Supervisor:
         return None
 
     def _retire(self, child: Child) -> None:
-        """Give it no more calls, let it finish those it has, and stop it. Its place is filled at once."""
+        """Give it no more calls, let it finish those it has, and stop it. Another child is started at once."""
         child.retiring = True
-        task = asyncio.create_task(self._finish(child))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-        task.add_done_callback(self._ended)
+        self._tasks.start(self._finish(child), f"retire {child.pid}")
 
     async def _finish(self, child: Child) -> None:
         try:
@@ -180,82 +175,11 @@ class Supervisor:
         await child.stop()
         self.children.remove(child)
 
-    def kill(self, child: Child) -> None:
-        """End a child that does not react. Its calls end in WorkerLost; its place is filled again."""
-        child.kill()
+    # -- refusing --------------------------------------------------------------------------------------------------
+    def _stopped(self) -> CallError:
+        return WorkerLost(f"pool {self.config.name} was stopped", retry_after=1.0)
 
-    # -- slots -----------------------------------------------------------------------------------------------------
-    def _ready(self) -> list[Child]:
-        return [c for c in self.children if c.hello is not None and not c.retiring and not c.gone.is_set()]
-
-    @property
-    def ready(self) -> int:
-        """Children that take calls."""
-        return len(self._ready())
-
-    @property
-    def capacity(self) -> int:
-        """Slots of the children that take calls."""
-        return self.ready * self.config.slots
-
-    @property
-    def busy(self) -> int:
-        """Calls that run, those of retiring children too."""
-        return sum(c.busy for c in self.children)
-
-    @property
-    def free(self) -> int:
-        """Slots that could take a call now. A failed pool has as many as it would have: it answers at once."""
-        if self.failed:
-            return self.config.size * self.config.slots
-        return sum(self.config.slots - c.busy for c in self._ready()) - len(self._waiting)
-
-    async def acquire(self) -> Child:
-        """A child with one slot taken; waits for one. Raises WorkerLost in a failed or stopped pool."""
-        if self.failed or self._stopping:
-            raise self._lost()
-        if (child := self._pick()) is None:
-            future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            try:
-                return await future
-            except asyncio.CancelledError:
-                if future in self._waiting:
-                    self._waiting.remove(future)
-                elif future.done() and not future.cancelled() and future.exception() is None:
-                    self.release(future.result())
-                raise
-        child.busy += 1
-        return child
-
-    def release(self, child: Child) -> None:
-        """Give the slot back."""
-        child.busy -= 1
-        child.calls += 1
-        self._hand_out()
-        self.freed()
-
-    def _pick(self) -> Child | None:
-        open_ = [c for c in self._ready() if c.busy < self.config.slots]
-        return min(open_, key=lambda c: c.busy, default=None)
-
-    def _hand_out(self) -> None:
-        while self._waiting and (child := self._pick()) is not None:
-            future = self._waiting.popleft()
-            if not future.done():
-                child.busy += 1
-                future.set_result(child)
-        self.freed()
-
-    def _refuse(self) -> None:
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(self._lost())
-
-    def _lost(self) -> errors.CallError:
-        if self._stopping:
-            return WorkerLost(f"pool {self.config.name} was stopped", retry_after=1.0)
+    def _given_up(self) -> CallError:
         return WorkerLost(
             f"pool {self.config.name} failed: its workers died {len(self._deaths)} times within "
             f"{self.config.restart_within:.0f} s",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dspex.bus.errors import DspexError
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.status import Summary
 
 
 def worker(
@@ -23,13 +26,13 @@ def worker(
     """Run worker processes for POOL until SIGTERM, which drains them."""
     t = terminal(context)
     if with_parent:
-        _told_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
+        _reporting_errors_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
     else:
         _serve(t, pools, size, slots, grace)
 
 
-def _told_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
-    """An error is for the parent, which shows it as its own; stderr is shared with it and belongs to logs."""
+def _reporting_errors_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
+    """An error goes to stdout, where the parent reads it and shows it as its own; stderr, which both share, is for logs."""
     try:
         serve()
     except DspexError as e:
@@ -49,16 +52,16 @@ def _serve(
     with ExitStack() as stack:
         bar = stack.enter_context(t.progress("warming up", sum(waiting.values())))
 
-        def ready(pool: Any) -> None:
-            bar.advance(waiting.pop(pool.config.name), pool.config.name)
+        def ready(summary: Summary) -> None:
+            bar.advance(waiting.pop(summary["pool"]), summary["pool"])
             if not waiting:
                 stack.close()
-            _tell(t, pool.summary())
+            _show(t, summary)
 
         t.run(serve(settings, pools, size=size, slots=slots, grace=wait, with_parent=with_parent, ready=ready))
 
 
-def _tell(t: Terminal, summary: dict[str, Any]) -> None:
+def _show(t: Terminal, summary: Summary) -> None:
     found, failed = summary["programs"], summary["failed"]
     lines = [
         f"pool      {summary['pool']} {summary['size']}/{summary['size']} ready, "

@@ -91,7 +91,7 @@ def test_runs_with_calls_tell_their_usage(project: Project, tmp_path: Path) -> N
     with project.start("--json", "status", "--watch") as status:  # an engine says how it is now and then
         (found,) = objects(status.until('"lag":0,"open_calls":0,'))
     (pool,) = found["pools"]
-    assert (pool["class"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
+    assert (pool["pool"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
     (seen,) = project.here("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()
     assert set(seen["data"]) == {"intent", "urgency"}
 

@@ -136,7 +136,7 @@ def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_u
     ]
     assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)
     assert stage["owners"] == [engine["engine"]]
-    assert [(p["class"], p["ready"]) for p in found["pools"]] == [("lightweight", 0)]
+    assert [(p["pool"], p["ready"]) for p in found["pools"]] == [("lightweight", 0)]
     text = native.here("status").out
     assert f"native/s1  {native.input}  0" in text
     assert "not running" in text

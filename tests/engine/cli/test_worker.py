@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
-from pool_bench import APP, CLASS, HERE, Bench, program, work
+from pool_bench import APP, HERE, POOL, Bench, program, work
 
 from dspex.bus import nats, subjects
 from dspex.bus.port import StreamConfig
@@ -35,7 +35,7 @@ class Worker:
     """A running `dspex worker`."""
 
     def __init__(self, folder: Path, nats_url: str, *options: str) -> None:
-        arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "--json", "worker", CLASS, *options]
+        arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "--json", "worker", POOL, *options]
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
             arguments, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
@@ -66,7 +66,7 @@ class Worker:
 async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     """A real bus with the application's stream, and a folder with settings for the worker."""
     (tmp_path / "dspex.toml").write_text(
-        CONFIG.format(app=APP, path=HERE / "programs", url=model.url, pool=CLASS), encoding="utf-8"
+        CONFIG.format(app=APP, path=HERE / "programs", url=model.url, pool=POOL), encoding="utf-8"
     )
     bus = await nats.connect(nats_url)
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
@@ -93,10 +93,10 @@ async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Ben
     worker = Worker(tmp_path, nats_url, "--size", "2", "--slots", "3")
     try:
         ready = await asyncio.to_thread(worker.ready)
-        assert (ready["event"], ready["pool"], ready["size"], ready["slots"]) == ("pool ready", CLASS, 2, 3)
+        assert (ready["event"], ready["pool"], ready["size"], ready["slots"]) == ("pool ready", POOL, 2, 3)
         assert "sample:echo" in ready["programs"]
-        outcomes = await bench.ask(work(), work(spec=program("echo")))
-        assert [o.error for o in outcomes] == [None, None]
+        records = await bench.ask(work(), work(spec=program("echo")))
+        assert [r.error for r in records] == [None, None]
         children = worker.children()
         assert len(children) == 2
         worker.process.send_signal(signal.SIGTERM)

@@ -13,12 +13,13 @@ from typing import Any
 import dspy
 import pytest
 import standin
-from pool_bench import CLASS, SIGNATURE, Bench, config, program, running, work
+from pool_bench import POOL, SIGNATURE, Bench, config, program, running, work
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
 from dspex.bus.records import ACCEPTED, KIND_HEADER, CallRecord, CallSpec, Work
+from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile
 
@@ -35,9 +36,9 @@ def plain(url: str, **options: Any) -> PoolConfig:
     return config(url, **{"programs": (), **options})
 
 
-def error(outcome: CallRecord) -> dict[str, Any]:
-    assert outcome.error is not None, outcome.outputs
-    return dict(outcome.error)
+def error(record: CallRecord | Answer) -> dict[str, Any]:
+    assert record.error is not None, record.outputs
+    return dict(record.error)
 
 
 # -- the same answer -------------------------------------------------------------------------------------------------
@@ -69,9 +70,9 @@ async def test_each_failure_of_a_model_is_the_same_whoever_asked(model: Any) -> 
     async with running(config(model.url)) as bench:
         found = {}
         for route in ("native", "worker"):
-            outcomes = await bench.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
-            assert {o.route for o in outcomes} == {route}
-            found[route] = [(error(o)["type"], error(o)["retryable"], error(o)["retry_after"], o.usage) for o in outcomes]
+            records = await bench.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
+            assert {r.route for r in records} == {route}
+            found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
     assert found["native"] == found["worker"]
     assert model.requests == 2 * len(faults), "nothing below dspex retries a durable call"
     assert found["native"][-1][3]["output_tokens"] > 0, "a useless answer was paid for too"
@@ -98,9 +99,9 @@ async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(model: Any) -
 async def test_constraints_of_outputs_are_enforced(model: Any) -> None:
     async with running(plain(model.url)) as bench:
         asked = spec("text -> urgency: Annotated[int, Field(ge=100)]")
-        (outcome,) = await bench.ask(work("hello", spec=asked))
-    assert (outcome.route, error(outcome)["type"]) == ("native", "InvalidOutput")
-    assert "greater than or equal to 100" in error(outcome)["message"]
+        (record,) = await bench.ask(work("hello", spec=asked))
+    assert (record.route, error(record)["type"]) == ("native", "InvalidOutput")
+    assert "greater than or equal to 100" in error(record)["message"]
 
 
 # -- who answers -----------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ async def test_dspy_answers_what_native_does_not_cover_and_what_asks_for_it(mode
         "two": Profile("two", "openai/stand-in", base_url=model.url, params={"n": 2}),
     }
     async with running(config(model.url, profiles=profiles)) as bench:
-        outcomes = await bench.ask(
+        records = await bench.ask(
             work(spec=spec(route="worker")),
             work(spec=spec("text -> reply", kind="react", tools=("sample:echo",), max_iters=2)),
             work(spec=program("echo", route="auto")),
@@ -121,8 +122,8 @@ async def test_dspy_answers_what_native_does_not_cover_and_what_asks_for_it(mode
             work(spec=spec("text -> reasoning, reply", kind="chain_of_thought")),
             work(spec=spec()),
         )
-    assert [o.error for o in outcomes] == [None] * 8
-    assert [o.route for o in outcomes] == ["worker"] * 7 + ["native"]
+    assert [r.error for r in records] == [None] * 8
+    assert [r.route for r in records] == ["worker"] * 7 + ["native"]
 
 
 @pytest.mark.asyncio
@@ -142,9 +143,9 @@ async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_a
         "dspy.History": spec("text, past: dspy.History -> reply", "native"),
     }
     async with running(plain(model.url, profiles=profiles)) as bench:
-        outcomes = await bench.ask(*[work(spec=s) for s in wanted.values()])
-    for why, outcome in zip(wanted, outcomes, strict=True):
-        found = error(outcome)
+        records = await bench.ask(*[work(spec=s) for s in wanted.values()])
+    for why, record in zip(wanted, records, strict=True):
+        found = error(record)
         assert (found["type"], found["retryable"]) == ("ProgramError", False)
         assert why in found["message"]
         assert 'route="native" cannot be' in found["message"]
@@ -155,15 +156,15 @@ async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_a
 async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(bench: Bench) -> None:
     item = work()
     old = {k: v for k, v in item.spec.items() if k != "route"}
-    (outcome,) = await bench.ask(replace(item, spec=old))
-    assert (outcome.route, outcome.error) == ("worker", None)
+    (record,) = await bench.ask(replace(item, spec=old))
+    assert (record.route, record.error) == ("worker", None)
 
 
 @pytest.mark.asyncio
 async def test_where_dspy_would_call_another_server_native_does_not_answer(model: Any) -> None:
     async with running(plain(model.url, env={"OPENAI_API_BASE": "http://127.0.0.1:9/v1"})) as bench:
-        (outcome,) = await bench.ask(work(spec=spec(route="native")))
-    assert "OPENAI_API_BASE is set" in error(outcome)["message"]
+        (record,) = await bench.ask(work(spec=spec(route="native")))
+    assert "OPENAI_API_BASE is set" in error(record)["message"]
     assert model.requests == 0
 
 
@@ -192,9 +193,9 @@ async def test_a_child_that_only_serves_native_calls_never_imports_dspy(model: A
     (tmp_path / "dspy.py").write_text("raise ImportError('dspy was imported')")
     async with running(plain(model.url, env={"PYTHONPATH": str(tmp_path)})) as bench:
         cot = spec("text -> reply", kind="chain_of_thought", adapter="json")
-        outcomes = await bench.ask(*[work(f"t{i}", spec=spec()) for i in range(5)], work("c", spec=cot))
-        assert [(o.route, o.error) for o in outcomes] == [("native", None)] * 6
-        assert bench.pool.status()["dspy_version"] == VERSION, "told without importing it"
+        records = await bench.ask(*[work(f"t{i}", spec=spec()) for i in range(5)], work("c", spec=cot))
+        assert [(r.route, r.error) for r in records] == [("native", None)] * 6
+        assert bench.pool.status.full()["dspy_version"] == VERSION, "told without importing it"
         (other,) = await bench.ask(work(spec=spec(route="worker")))
         assert "dspy was imported" in error(other)["message"]
         assert (await bench.ask(work("after", spec=spec())))[0].error is None
@@ -203,14 +204,14 @@ async def test_a_child_that_only_serves_native_calls_never_imports_dspy(model: A
 @pytest.mark.asyncio
 async def test_dspy_is_imported_when_it_is_needed_and_native_calls_go_on_meanwhile(model: Any) -> None:
     async with running(plain(model.url)) as bench:
-        (child,) = bench.pool.status()["children"]
+        (child,) = bench.pool.status.full()["children"]
         calls = [work(f"w{i}", spec=spec(route="worker")) for i in range(3)]
         await bench.put(*calls)
         natives = await bench.ask(*[work(f"n{i}", spec=spec(route="native")) for i in range(5)])
-        assert [o.error for o in natives] == [None] * 5
-        outcomes = {o.call: o for o in await bench.outcomes(8)}
-        assert [(outcomes[c.call].route, outcomes[c.call].error) for c in calls] == [("worker", None)] * 3
-        (after,) = bench.pool.status()["children"]
+        assert [r.error for r in natives] == [None] * 5
+        records = {r.call: r for r in await bench.records(8)}
+        assert [(records[c.call].route, records[c.call].error) for c in calls] == [("worker", None)] * 3
+        (after,) = bench.pool.status.full()["children"]
         assert after["pid"] == child["pid"]
         assert after["rss"] > child["rss"] + (20 << 20), "DSPy is large: whoever does not need it does not pay for it"
 
@@ -238,7 +239,7 @@ async def test_an_environment_without_dspy_serves_native_calls_and_says_what_the
 ) -> None:
     async with running(plain(model.url, python=without_dspy)) as bench:
         served, other = await bench.ask(work(spec=spec()), work(spec=spec(route="worker")))
-        assert bench.pool.status()["dspy_version"] == ""
+        assert bench.pool.status.full()["dspy_version"] == ""
     assert (served.route, served.error, served.dspy_version) == ("native", None, "3.4")
     assert (error(other)["type"], error(other)["code"]) == ("ConfigError", "DX134")
     assert "pip install 'dspex[dspy]'" in error(other)["fix"]
@@ -264,8 +265,8 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
-    await bench.until(lambda: bench.pool.interactive._subscription is not None)
-    await bench.bus.send(subjects.call("test", CLASS), item.pack(), reply=inbox)
+    await bench.until(lambda: bench.pool.interactive.joined)
+    await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
             pass
@@ -309,12 +310,12 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: An
             for k in replies
         }
         await bench.put(*[work(kind, spec=s, call=kind) for kind, s in asked.items()])
-        outcomes = {o.call: o for o in await bench.outcomes(1 + len(asked))}
+        records = {r.call: r for r in await bench.records(1 + len(asked))}
         assert bench.pool.children.restarts == 0
-    assert outcomes.pop(slow.call).error is None, "its neighbour goes on"
-    for kind, outcome in outcomes.items():
-        assert (error(outcome)["type"], outcome.outputs) == ("InvalidOutput", None), kind
-        assert outcome.elapsed < 5
+    assert records.pop(slow.call).error is None, "its neighbour goes on"
+    for kind, record in records.items():
+        assert (error(record)["type"], record.outputs) == ("InvalidOutput", None), kind
+        assert record.elapsed < 5
 
 
 @pytest.mark.asyncio
@@ -324,8 +325,8 @@ async def test_a_value_that_is_no_json_is_an_invalid_output(model: Any, route: s
     router = Router(plain(model.url).for_child())
     for kind in model.replies:
         answer = await router.run(work(kind, spec=spec(f"text -> a: {kind}", route)), None, print)
-        assert answer["error"] is None or answer["error"]["type"] == "InvalidOutput", (kind, answer["error"])
-    assert answer["error"], "an Ellipsis"
+        assert answer.error is None or error(answer)["type"] == "InvalidOutput", (kind, answer.error)
+    assert answer.error, "an Ellipsis"
     await router.close()
 
 
@@ -341,7 +342,7 @@ async def test_what_strangers_ask_for_is_not_kept_for_ever(model: Any) -> None:
     for start in (0, 300, 600):
         for i in range(start, start + 300):
             answer = await router.run(work(spec=spec(f"text -> a{i}", "worker")), None, print)
-            assert answer["error"]["type"] != "ProgramError", answer["error"]
+            assert error(answer)["type"] != "ProgramError", answer.error
         counts.append(alive())
     assert counts[0] > 200, "one is made for each"
     assert counts[2] - counts[0] < 100, counts
@@ -360,9 +361,9 @@ async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any
         for route in ("native", "worker"):
             item = work(spec=spec(signature, route, config={"max_tokens": 40}, adapter="chat"))
             answers.append(await router.run(item, model.url, print))
-        assert [a["route"] for a in answers] == ["native", "worker"]
-        assert answers[0]["error"] is None
-        assert answers[0]["outputs"] == answers[1]["outputs"]
+        assert [a.route for a in answers] == ["native", "worker"]
+        assert answers[0].error is None
+        assert answers[0].outputs == answers[1].outputs
         assert model.bodies[-1] == model.bodies[-2]
         assert model.bodies[-1]["response_format"]["type"] in ("json_schema", "json_object")
     await router.close()

@@ -10,7 +10,7 @@ import pytest
 import standin
 from dspy.primitives import code_interpreter
 from dspy.utils import exceptions as dspy_errors
-from pool_bench import APP, CHOICES, CLASS, SIGNATURE, Bench, config, program, running, work
+from pool_bench import APP, CHOICES, POOL, SIGNATURE, Bench, config, program, running, work
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import CallSpec, Work
@@ -20,64 +20,64 @@ from dspex.workers.dspy.failure import TABLE, to_error
 
 @pytest.mark.asyncio
 async def test_a_prediction_is_what_the_model_said_and_says_who_answered(bench: Bench) -> None:
-    (outcome,) = await bench.ask(item := work("I lost my card"))
-    assert outcome.error is None
-    assert outcome.outputs == {
+    (record,) = await bench.ask(item := work("I lost my card"))
+    assert record.error is None
+    assert record.outputs == {
         "intent": standin.intent("I lost my card", CHOICES),
         "urgency": standin.urgency("I lost my card"),
     }
-    assert (outcome.call, outcome.ordinal, outcome.attempt, outcome.node) == (item.call, 1, 1, "classify")
-    assert Work.unpack(outcome.work) == Work.unpack(item.pack())
-    assert (outcome.lm, outcome.route, outcome.dspy_version) == ("main", "worker", dspy.__version__)
-    assert outcome.worker == f"{CLASS}-{bench.pool.id}"
-    assert outcome.program.startswith("predict#")
-    used = outcome.usage
+    assert (record.call, record.ordinal, record.attempt, record.node) == (item.call, 1, 1, "classify")
+    assert Work.unpack(record.work) == Work.unpack(item.pack())
+    assert (record.lm, record.route, record.dspy_version) == ("main", "worker", dspy.__version__)
+    assert record.worker == f"{POOL}-{bench.pool.id}"
+    assert record.program.startswith("predict#")
+    used = record.usage
     assert used["input_tokens"] > 50
     assert used["cost"] == pytest.approx((used["input_tokens"] + 2 * used["output_tokens"]) / 1e6)
-    assert 0 < outcome.elapsed < 9
-    assert outcome.started > 1_700_000_000
+    assert 0 < record.elapsed < 9
+    assert record.started > 1_700_000_000
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("adapter", ["chat", "json"])
 async def test_every_adapter_gives_the_same_outputs(bench: Bench, adapter: str) -> None:
     spec = CallSpec("predict", SIGNATURE, SIGNATURE, adapter=adapter)
-    (outcome,) = await bench.ask(work("how is the rate", spec=spec))
-    assert outcome.outputs is not None
-    assert outcome.outputs["urgency"] == standin.urgency("how is the rate")
+    (record,) = await bench.ask(work("how is the rate", spec=spec))
+    assert record.outputs is not None
+    assert record.outputs["urgency"] == standin.urgency("how is the rate")
 
 
 @pytest.mark.asyncio
 async def test_chain_of_thought_and_react_add_their_reasoning(bench: Bench) -> None:
     cot = CallSpec("chain_of_thought", "text -> reply", "text -> reply")
     react = CallSpec("react", "text -> reply", "text -> reply", tools=("sample:echo",), max_iters=2)
-    for outcome in await bench.ask(work(spec=cot), work(spec=react)):
-        assert outcome.outputs == {"reasoning": "reasoning of hello", "reply": "reply of hello"}, outcome.error
+    for record in await bench.ask(work(spec=cot), work(spec=react)):
+        assert record.outputs == {"reasoning": "reasoning of hello", "reply": "reply of hello"}, record.error
 
 
 @pytest.mark.asyncio
 async def test_programs_of_every_shape_run(bench: Bench) -> None:
     draft = program("Draft", signature="text, intent -> reply")
-    outcomes = await bench.ask(
+    records = await bench.ask(
         work(spec=draft, inputs={"text": "hello", "intent": "other", "not_an_input": 1}),
         work(spec=program("Slow")),
         work(spec=program("made")),
         work(spec=program("echo")),
         work(spec=program("pydantic_answer", signature="text -> reply, score: float")),
     )
-    assert [o.error for o in outcomes] == [None] * 5
-    assert [o.outputs and o.outputs["reply"] for o in outcomes] == ["reply of hello"] * 3 + ["hello", "HELLO"]
-    assert outcomes[3].outputs == {"reply": "hello"}
-    assert outcomes[4].outputs == {"reply": "HELLO", "score": 0.5}
-    assert outcomes[1].usage["output_tokens"] > 0
-    assert outcomes[0].program.startswith("sample:Draft#")
+    assert [r.error for r in records] == [None] * 5
+    assert [r.outputs and r.outputs["reply"] for r in records] == ["reply of hello"] * 3 + ["hello", "HELLO"]
+    assert records[3].outputs == {"reply": "hello"}
+    assert records[4].outputs == {"reply": "HELLO", "score": 0.5}
+    assert records[1].usage["output_tokens"] > 0
+    assert records[0].program.startswith("sample:Draft#")
 
 
 @pytest.mark.asyncio
 async def test_a_program_knows_the_call_it_serves(bench: Bench) -> None:
     item = work(spec=program("status"), origin={"run": "r1", "session": "s1"}, attempt=3)
-    (outcome,) = await bench.ask(item)
-    assert outcome.outputs == {"reply": f"{item.call} r1 s1 3"}
+    (record,) = await bench.ask(item)
+    assert record.outputs == {"reply": f"{item.call} r1 s1 3"}
 
 
 @pytest.mark.asyncio
@@ -111,12 +111,12 @@ async def test_each_failure_of_a_model_has_its_class(bench: Bench, model: Any) -
         "401": ("LMRefused", False, None),
         "nonsense": ("InvalidOutput", True, None),
     }
-    outcomes = await bench.ask(*[work(f"standin:{fault}") for fault in wanted])
-    found = [o.error and (o.error["type"], o.error["retryable"], o.error["retry_after"]) for o in outcomes]
+    records = await bench.ask(*[work(f"standin:{fault}") for fault in wanted])
+    found = [r.error and (r.error["type"], r.error["retryable"], r.error["retry_after"]) for r in records]
     assert found == list(wanted.values())
     assert model.requests == len(wanted), "nothing below dspex retries"
-    assert all(o.error is not None and len(o.error["message"]) < 1200 for o in outcomes)
-    assert outcomes[-1].usage["output_tokens"] > 0, "a useless answer was paid for too"
+    assert all(r.error is not None and len(r.error["message"]) < 1200 for r in records)
+    assert records[-1].usage["output_tokens"] > 0, "a useless answer was paid for too"
 
 
 @pytest.mark.asyncio
@@ -148,11 +148,11 @@ async def test_what_is_not_allowed_or_cannot_be_imported_says_what_to_do(model: 
             work(spec=program("Egg")),
             work(spec=program("echo")),
         )
-        assert bench.pool.status()["programs"]["found"] == ["sample:echo"]
-        assert "a_module_that_is_not_there" in bench.pool.status()["programs"]["failed"]["sample_broken:*"]
-    for outcome in (denied, broken, absent):
-        assert outcome.error is not None
-        assert outcome.error["type"] == "ProgramError"
+        assert bench.pool.status.full()["programs"]["found"] == ["sample:echo"]
+        assert "a_module_that_is_not_there" in bench.pool.status.full()["programs"]["failed"]["sample_broken:*"]
+    for record in (denied, broken, absent):
+        assert record.error is not None
+        assert record.error["type"] == "ProgramError"
     assert denied.error is not None
     assert "sample:E*" in denied.error["message"]
     assert 'programs = ["os:*"]' in denied.error["fix"]
@@ -203,17 +203,17 @@ async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypa
             pass
     assert caught.value.code == "DX112"
     assert caught.value.message == (
-        f"lm.main: the variable NO_SUCH_KEY, named by key_env, is not set in pool {CLASS}'s environment"
+        f"lm.main: the variable NO_SUCH_KEY, named by key_env, is not set in pool {POOL}'s environment"
     )
     assert 'lm.main.model = "local/smollm2-135m"' in caught.value.fix
 
 
 @pytest.mark.asyncio
 async def test_a_call_that_names_an_unknown_profile_is_told_which_there_are(bench: Bench) -> None:
-    (outcome,) = await bench.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
-    assert outcome.error is not None
-    assert outcome.error["code"] == "DX113"
-    assert "there are: main" in outcome.error["message"]
+    (record,) = await bench.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
+    assert record.error is not None
+    assert record.error["code"] == "DX113"
+    assert "there are: main" in record.error["message"]
 
 
 def test_every_error_class_of_dspy_is_mapped_by_name() -> None:

@@ -40,25 +40,25 @@ LOCAL = {"main": Profile("main", "local/smollm2-135m")}
 async def test_the_local_model_holds_to_a_signature_of_ten_intents(route: str) -> None:
     spec = CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
     async with running(config("", profiles=LOCAL)) as bench:
-        outcomes = await bench.ask(*[work(t, spec=spec, timeout=40) for t in TEXTS], timeout=45)
-        assert [(o.error, o.route) for o in outcomes] == [(None, route)] * len(TEXTS)
-        for outcome in outcomes:
-            assert outcome.outputs is not None
-            assert outcome.outputs["intent"] in INTENTS
-            assert isinstance(outcome.outputs["urgency"], int)
-            assert outcome.usage["input_tokens"] > 50
-            assert outcome.usage["cost"] is None
+        records = await bench.ask(*[work(t, spec=spec, timeout=40) for t in TEXTS], timeout=45)
+        assert [(r.error, r.route) for r in records] == [(None, route)] * len(TEXTS)
+        for record in records:
+            assert record.outputs is not None
+            assert record.outputs["intent"] in INTENTS
+            assert isinstance(record.outputs["urgency"], int)
+            assert record.usage["input_tokens"] > 50
+            assert record.usage["cost"] is None
 
 
 @pytest.mark.asyncio
 async def test_a_model_server_that_dies_is_started_again_and_none_is_left() -> None:
     spec = CallSpec("predict", "text -> kind: Literal['a', 'b']", "text -> kind: Literal['a', 'b']")
     async with running(config("", profiles=LOCAL)) as bench:
-        (first,) = bench.pool.status()["model_servers"]
+        (first,) = bench.pool.status.full()["model_servers"]
         assert (await bench.ask(work(spec=spec, timeout=20), timeout=25))[0].error is None
         os.kill(first, signal.SIGKILL)
-        await bench.until(lambda: not bench.pool.status()["model_servers"])
-        (outcome,) = await bench.ask(work(spec=spec, timeout=20), timeout=25)
-        assert outcome.error is None
-        (second,) = bench.pool.status()["model_servers"]
+        await bench.until(lambda: not bench.pool.status.full()["model_servers"])
+        (record,) = await bench.ask(work(spec=spec, timeout=20), timeout=25)
+        assert record.error is None
+        (second,) = bench.pool.status.full()["model_servers"]
     assert not psutil.pid_exists(second)

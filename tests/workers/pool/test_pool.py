@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import standin
-from pool_bench import APP, CHOICES, CLASS, REPLY, Bench, config, program, running, work
+from pool_bench import APP, CHOICES, POOL, REPLY, Bench, config, program, running, work
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
@@ -46,23 +46,23 @@ async def test_a_child_that_dies_is_answered_for_at_once_and_replaced(bench: Ben
 async def test_all_calls_of_a_killed_child_end_in_worker_lost(bench: Bench) -> None:
     items = [work(spec=program("sleeps"), timeout=60) for _ in range(8)]
     await bench.put(*items)
-    await bench.until(lambda: bench.pool.children.busy == 8)
+    await bench.until(lambda: bench.pool.children.slots.busy == 8)
     os.kill(children(bench)[0], signal.SIGKILL)
-    outcomes = await bench.outcomes(8)
-    assert {o.error and o.error["type"] for o in outcomes} == {"WorkerLost"}
+    records = await bench.records(8)
+    assert {r.error and r.error["type"] for r in records} == {"WorkerLost"}
 
 
 @pytest.mark.asyncio
 async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(model: Any) -> None:
     async with running(config(model.url, restart_max=0, restart_within=4.0)) as bench:
         await bench.ask(work(spec=program("dies")))
-        await bench.until(lambda: bench.pool.status()["failed"])
+        await bench.until(lambda: bench.pool.status.full()["failed"])
         (refused,) = await bench.ask(work())
-        assert bench.pool.status()["failed"], "it is refused while no child runs"
+        assert bench.pool.status.full()["failed"], "it is refused while no child runs"
         assert refused.error is not None
         assert (refused.error["type"], refused.error["retry_after"]) == ("WorkerLost", 4.0)
-        assert f"pool {CLASS} failed" in refused.error["message"]
-        await bench.until(lambda: bench.pool.status()["ready"] == 1)
+        assert f"pool {POOL} failed" in refused.error["message"]
+        await bench.until(lambda: bench.pool.status.full()["ready"] == 1)
         assert (await bench.ask(work()))[0].error is None
 
 
@@ -84,7 +84,7 @@ async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(mode
     async with running(config(model.url), ack_wait=1.5, sign_of_life=0.2) as bench:
         await bench.put(work(spec=program("holds_the_gil"), timeout=3.5))
         busy: set[int] = set()
-        await bench.until(lambda: busy.add(bench.pool.children.busy) or bench.seen)
+        await bench.until(lambda: busy.add(bench.pool.children.slots.busy) or bench.seen)
         assert max(busy) == 1, "work without signs of life is delivered a second time"
 
 
@@ -110,10 +110,10 @@ async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(b
 async def test_work_that_is_delivered_again_leaves_one_record(bench: Bench, model: Any) -> None:
     item = work("again")
     await bench.put(item)
-    await bench.outcomes(1)
+    await bench.records(1)
     await bench.put(item)
     await bench.ask(work("another"))
-    assert [o.call for o in bench.seen].count(item.call) == 1
+    assert [r.call for r in bench.seen].count(item.call) == 1
     assert model.texts["again"] == 2, "it was run again: the record of the first run was stored first"
 
 
@@ -128,7 +128,7 @@ async def test_an_answer_that_no_message_can_hold_becomes_an_error(bench: Bench)
 @pytest.mark.asyncio
 async def test_unreadable_work_is_dropped_and_said(bench: Bench) -> None:
     with capture_logs() as logs:
-        await bench.bus.publish(NewMessage(subjects.work(APP, CLASS, "triage", "classify"), b"\xc1 no MessagePack"))
+        await bench.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
         assert (await bench.ask(work()))[0].error is None
     assert any(e["event"] == "unreadable work dropped" and e["log_level"] == "error" for e in logs)
 
@@ -136,14 +136,14 @@ async def test_unreadable_work_is_dropped_and_said(bench: Bench) -> None:
 @pytest.mark.asyncio
 async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(bench: Bench) -> None:
     with capture_logs() as logs:
-        printed, told = await bench.ask(work(spec=program("prints")), work(spec=program("status")))
+        printed, reported = await bench.ask(work(spec=program("prints")), work(spec=program("status")))
         assert printed.outputs == {"reply": "ok"}
-        assert told.error is None
+        assert reported.error is None
         await bench.until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
     lines = {e["line"] for e in logs if e["event"] == "program output"}
     assert {"printed by a program hello", "written to fd 1"} <= lines
     (own,) = [e for e in logs if e["event"] == "logged by a program"]
-    assert (own["seen"], own["call"]) == ("hello", told.call)
+    assert (own["seen"], own["call"]) == ("hello", reported.call)
     assert any(e["event"] == "status" and e["text"] == "half way" for e in logs)
 
 
@@ -152,8 +152,8 @@ async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(ben
 async def test_a_child_is_replaced_after_so_many_calls_and_loses_none(model: Any) -> None:
     async with running(config(model.url, recycle_calls=3)) as bench:
         (first,) = children(bench)
-        outcomes = await bench.ask(*[work(f"t{i}") for i in range(6)])
-        assert [o.error for o in outcomes] == [None] * 6
+        records = await bench.ask(*[work(f"t{i}") for i in range(6)])
+        assert [r.error for r in records] == [None] * 6
         await bench.until(lambda: children(bench) and first not in children(bench) and bench.pool.children.ready == 1)
         assert bench.pool.children.restarts == 0
 
@@ -177,14 +177,14 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
         await first.until(lambda: model.running == 2)
         pids = children(first)
         await first.pool.drain(3.0)
-        (done,) = await first.outcomes(1)
+        (done,) = await first.records(1)
         assert (done.call, done.error) == (quick.call, None)
         assert not any(psutil.pid_exists(p) for p in pids)
         async with running(config(model.url), server.connect()) as second:
-            outcomes = await second.outcomes(2)
-            assert [o.call for o in outcomes] == [quick.call, slow.call]
-            assert outcomes[1].error is None
-            assert outcomes[1].worker != done.worker
+            records = await second.records(2)
+            assert [r.call for r in records] == [quick.call, slow.call]
+            assert records[1].error is None
+            assert records[1].worker != done.worker
 
 
 @pytest.mark.asyncio
@@ -193,11 +193,11 @@ async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(m
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
     async with running(config(model.url, slots=2), bus) as bench:
         await bench.put(*[work(f"t{i}") for i in range(40)])
-        await bench.until(lambda: bench.pool.free() == 0 and bench.pool.children.busy == 0)
-        assert len(await bench.outcomes(2)) == 2
+        await bench.until(lambda: bench.pool.free() == 0 and bench.pool.children.slots.busy == 0)
+        assert len(await bench.records(2)) == 2
         assert model.requests < 12, "it does not call models for records that it cannot store"
-        await bus.purge(subjects.stream(APP), subjects.work_pattern(APP, CLASS), below=38)
-        calls = [o.call for o in await bench.outcomes(6)]
+        await bus.purge(subjects.stream(APP), subjects.work_pattern(APP, POOL), below=38)
+        calls = [r.call for r in await bench.records(6)]
         assert len(set(calls)) == len(calls)
 
 
@@ -222,7 +222,7 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
     """Ask as the engine's client does; the frames up to the last, by kind."""
     inbox = bench.bus.inbox()
     subscription = await bench.bus.subscribe(inbox, frames.put)
-    await bench.bus.send(subjects.call(APP, CLASS), item.pack(), reply=inbox)
+    await bench.bus.send(subjects.call(APP, POOL), item.pack(), reply=inbox)
     found: list[tuple[str, Message]] = []
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:
@@ -234,31 +234,31 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
 
 @pytest.mark.asyncio
 async def test_an_interactive_call_is_accepted_answered_and_then_recorded(bench: Bench) -> None:
-    await bench.until(lambda: bench.pool.interactive._subscription is not None)
+    await bench.until(lambda: bench.pool.interactive.joined)
     item = work("quick", reply="", ordinal=-1)
     frames = await call(bench, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
-    outcome = CallRecord.unpack(frames[1][1].data)
-    assert outcome.outputs is not None
-    assert outcome.outputs["intent"] == standin.intent("quick", CHOICES)
-    reader = await bench.bus.reader(subjects.stream(APP), [subjects.record(APP, CLASS)], after=0, name="records")
+    record = CallRecord.unpack(frames[1][1].data)
+    assert record.outputs is not None
+    assert record.outputs["intent"] == standin.intent("quick", CHOICES)
+    reader = await bench.bus.reader(subjects.stream(APP), [subjects.record(APP, POOL)], after=0, name="records")
     async with asyncio.timeout(30):
-        (record,) = await reader.read(10)
-    assert CallRecord.unpack(record.data).outputs == outcome.outputs
-    assert record.headers[subjects.MESSAGE_ID] == f"{item.call}:1"
+        (stored,) = await reader.read(10)
+    assert CallRecord.unpack(stored.data).outputs == record.outputs
+    assert stored.headers[subjects.MESSAGE_ID] == f"{item.call}:1"
 
 
 @pytest.mark.asyncio
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
     async with running(config(model.url, slots=1)) as bench:
         interactive = bench.pool.interactive
-        await bench.until(lambda: interactive._subscription is not None)
+        await bench.until(lambda: interactive.joined)
         await bench.put(work("standin:slow=3"))
-        await bench.until(lambda: interactive._subscription is None)
+        await bench.until(lambda: not interactive.joined)
         with pytest.raises(Saturated):
-            await bench.bus.request(subjects.call(APP, CLASS), work("x").pack(), timeout=1)
-        await bench.outcomes(1)
-        await bench.until(lambda: interactive._subscription is not None)
+            await bench.bus.request(subjects.call(APP, POOL), work("x").pack(), timeout=1)
+        await bench.records(1)
+        await bench.until(lambda: interactive.joined)
         frames = await call(bench, work("again", reply=""), asyncio.Queue())
         assert frames[-1][0] == RESULT
 
@@ -266,7 +266,7 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
 @pytest.mark.asyncio
 async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model: Any) -> None:
     async with running(config(model.url, slots=1)) as bench:
-        await bench.until(lambda: bench.pool.interactive._subscription is not None)
+        await bench.until(lambda: bench.pool.interactive.joined)
         first, second = await asyncio.gather(
             *[call(bench, work(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
         )
@@ -276,7 +276,7 @@ async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model
 @pytest.mark.asyncio
 async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -> None:
     async with running(config(model.url)) as bench:
-        await bench.until(lambda: bench.pool.interactive._subscription is not None)
+        await bench.until(lambda: bench.pool.interactive.joined)
         asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
         await bench.until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
@@ -289,16 +289,16 @@ async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -
 @pytest.mark.asyncio
 async def test_status_tells_what_a_pool_is_doing(bench: Bench) -> None:
     await bench.put(work("standin:slow=0.5"))
-    await bench.until(lambda: bench.pool.children.busy == 1)
-    answer = await bench.bus.request(subjects.control(APP, CLASS), json.dumps({"kind": "status"}).encode())
+    await bench.until(lambda: bench.pool.children.slots.busy == 1)
+    answer = await bench.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
     status = json.loads(answer.data)
     assert {"id", "host", "pid", "restarts", "dspy_version", "programs"} <= set(status)
-    assert (status["class"], status["size"], status["slots"], status["busy"], status["ready"]) == (CLASS, 1, 16, 1, 1)
+    assert (status["pool"], status["size"], status["slots"], status["busy"], status["ready"]) == (POOL, 1, 16, 1, 1)
     assert status["failed"] is False
     assert status["children"][0]["pid"] == children(bench)[0]
     assert status["children"][0]["rss"] > 10 << 20
     assert "sample:Draft" in status["programs"]["found"]
-    await bench.outcomes(1)
+    await bench.records(1)
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,97 @@
+"""The workers of the testing driver: the real worker loop, with answers that the test gives in place of a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dspex.bus.errors import DspexError, NoAnswer, ProgramError
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.port import Delivery
+from dspex.bus.records import CallRecord, Work
+from dspex.bus.serving import Job, WorkLoop
+
+Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
+ROOM = 1000  # calls at once
+
+
+@dataclass
+class _Answer:
+    outputs: Answers
+    after: float
+
+
+class Workers:
+    """One worker for each pool in `pools`.
+
+    Attributes:
+        problem: the error of a call that no answer was given for; None while there is none.
+    """
+
+    def __init__(self, server: MemoryServer, app: str, pools: Sequence[str]) -> None:
+        self._server, self._app, self._pools = server, app, pools
+        self._answers: dict[str, _Answer] = {}
+        self._failures: dict[str, deque[Exception]] = {}
+        self._running: list[tuple[WorkLoop, MemoryBus]] = []
+        self.problem: DspexError | None = None
+
+    def answer(self, node: str, outputs: Answers, after: float) -> None:
+        """From now on, calls of `node` give `outputs` after so many seconds."""
+        self._answers[node] = _Answer(outputs, after)
+
+    def fail(self, node: str, error: Exception, times: int) -> None:
+        """The next `times` calls of `node` fail with `error`."""
+        self._failures.setdefault(node, deque()).extend([error] * times)
+
+    async def start(self) -> None:
+        """Begin to take work."""
+        for pool in self._pools:
+            bus = self._server.connect()
+            loop = WorkLoop(bus, self._app, pool, self._accept, free=lambda: ROOM, failed=self._failed)
+            loop.start()
+            self._running.append((loop, bus))
+
+    async def kill(self) -> None:
+        """End as SIGKILL would: the work that was taken comes again when the bus misses their signs of life."""
+        for loop, bus in self._running:
+            await loop.kill()
+            await bus.close()
+        self._running.clear()
+
+    def _failed(self, error: BaseException) -> None:
+        self.problem = DspexError(f"the driver's workers failed: {error!r}")
+
+    def _accept(self, work: Work, delivery: Delivery) -> Job:
+        return partial(self._run, work)
+
+    async def _run(self, work: Work) -> CallRecord | None:
+        answer, failures = self._answers.get(work.node), self._failures.get(work.node)
+        if answer is None and not failures:
+            self.problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
+            return None
+        if answer is not None and answer.after:
+            await asyncio.sleep(answer.after)
+        record = partial(
+            CallRecord,
+            call=work.call,
+            ordinal=work.ordinal,
+            attempt=work.attempt,
+            node=work.node,
+            worker="driver",
+            lm="driver",
+            started=self._server.now,
+        )
+        if failures:
+            return record(error=_as_error(failures.popleft()).as_dict())
+        assert answer is not None
+        outputs = answer.outputs
+        return record(outputs=dict(outputs(dict(work.inputs)) if callable(outputs) else outputs))
+
+
+def _as_error(failure: Exception) -> DspexError:
+    """The error of a worker whose program raised `failure`."""
+    return failure if isinstance(failure, DspexError) else ProgramError(f"{type(failure).__name__}: {failure}")

@@ -1,0 +1,71 @@
+"""What one attempt at a call gave: from the program that answered, through the frame to the parent, into the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dspex.bus.errors import DspexError
+from dspex.bus.records import CallRecord, Usage, Work
+
+Outputs = dict[str, Any]  # of a call, by name, as JSON-able data
+ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
+
+
+def error_map(error: DspexError, traceback: str = "") -> ErrorMap:
+    """An error as a record holds it. `traceback`: at most 8 KiB."""
+    return {**error.as_dict(), "traceback": traceback}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Outputs, or an error.
+
+    Attributes:
+        outputs: by name; None with an error.
+        error: None with outputs.
+        route: "worker" (DSPy answered) or "native".
+        lm: the profile that answered; "" for none.
+        program: the kind and a digest of what the program is made from.
+        dspy_version: whose behaviour it has; "" where there is no DSPy.
+        usage: tokens and cost; None where nothing is known.
+        started: seconds since the epoch; elapsed: seconds.
+    """
+
+    started: float
+    elapsed: float = 0.0
+    outputs: Outputs | None = None
+    error: ErrorMap | None = None
+    route: str = "worker"
+    lm: str = ""
+    program: str = ""
+    dspy_version: str = ""
+    usage: Usage | None = None
+
+    @classmethod
+    def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
+        """What the parent answers where no child did. `started`: when a child got the call; None: none ever did."""
+        now = time.time()
+        begun = now if started is None else started
+        return cls(begun, now - begun, error=error_map(error), dspy_version=dspy_version)
+
+    def record(self, work: Work, worker: str) -> CallRecord:
+        """The record of the attempt. `worker`: name of the pool's process."""
+        return CallRecord(
+            call=work.call,
+            ordinal=work.ordinal,
+            attempt=work.attempt,
+            node=work.node,
+            outputs=self.outputs,
+            error=self.error,
+            route=self.route,
+            lm=self.lm,
+            worker=worker,
+            program=self.program,
+            dspy_version=self.dspy_version,
+            started=self.started,
+            elapsed=self.elapsed,
+            usage=asdict(self.usage) if self.usage else {},
+        )

@@ -1,0 +1,87 @@
+"""What a pool says about itself: to whoever asks on its control subject, in a log line, and on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, TypedDict
+
+from dspex.bus import subjects
+from dspex.bus.message import Message
+from dspex.bus.port import Subscription
+from dspex.workers.pool.supervisor import resident
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.pool import Pool
+
+
+class Summary(TypedDict):
+    """What a log line and the CLI say about a ready pool. `failed`: why programs cannot run, by pattern."""
+
+    pool: str
+    id: str
+    size: int
+    slots: int
+    dspy_version: str
+    programs: list[str]
+    failed: dict[str, str]
+
+
+class PoolStatus:
+    """Answers the questions that are asked of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._started = time.time()
+
+    async def subscribe(self) -> Subscription:
+        """Answer from now on, until the subscription is closed."""
+        config = self._pool.config
+        return await self._pool.bus.subscribe(subjects.control(config.app, config.name), self._on_request)
+
+    async def _on_request(self, message: Message) -> None:
+        try:
+            kind = json.loads(message.data).get("kind")
+        except (ValueError, AttributeError):
+            return
+        if kind == "status" and message.reply:
+            await self._pool.bus.send(message.reply, json.dumps(self.full()).encode())
+
+    def summary(self) -> Summary:
+        """A few words about a ready pool."""
+        pool, hello = self._pool, self._pool.children.hello
+        return {
+            "pool": pool.config.name,
+            "id": pool.id,
+            "size": pool.children.ready,
+            "slots": pool.config.slots,
+            "dspy_version": hello.dspy_version,
+            "programs": hello.found,
+            "failed": dict(hello.failed),
+        }
+
+    def full(self) -> dict[str, object]:
+        """All of it, JSON-able."""
+        pool, children, hello = self._pool, self._pool.children, self._pool.children.hello
+        return {
+            "id": pool.id,
+            "pool": pool.config.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "size": pool.config.size,
+            "slots": pool.config.slots,
+            "busy": children.slots.busy,
+            "ready": children.ready,
+            "restarts": children.restarts,
+            "failed": children.failed,
+            "draining": pool.draining,
+            "served": pool.work.served,
+            "started": self._started,
+            "dspy_version": hello.dspy_version,
+            "python": hello.python,
+            "programs": {"found": hello.found, "failed": hello.failed},
+            "children": [{"pid": c.pid, "rss": resident(c.pid), "calls": c.calls} for c in children.children],
+            "model_servers": pool.models.pids,
+        }
