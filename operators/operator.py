@@ -80,7 +80,7 @@ class Declaration:
 
     def checked(self, given: Mapping[str, object]) -> tuple[Arguments, list[TopologyError]]:
         """The arguments in the form that `build` takes, with the defaults of those not given; and what is wrong."""
-        arguments, errors = checked(self.parameters, given, not_built=self.not_built)
+        arguments, errors = checked(self.parameters, given, options=(*self.options, "name"), not_built=self.not_built)
         for name, parameter in self.parameters.items():
             if name not in given:
                 if parameter.default is REQUIRED:

@@ -87,7 +87,7 @@ class Stream(Generic[T_co, K_co]):
         streams = [self, *others]
         edges = [(s._draft, s._outlet) for s in streams if s._plan is self._plan]
         shape = self._shape if all(s._shape == self._shape for s in streams) else UNKNOWN
-        draft, shapes = operator.add(self._plan, edges, shape, {operator.name: main, **options}, name)
+        draft, shapes = operator.add(self._plan, edges, shape, {**options, operator.name: main}, name)
         for other in streams:
             if other._plan is not self._plan:
                 message = f"a stream of topology {other._plan.topology} cannot be merged into {self._plan.topology}"

@@ -94,13 +94,20 @@ class Parameter:
 
 
 def checked(
-    parameters: Mapping[str, Parameter], given: Mapping[str, object], *, has: str = "there is", not_built: Iterable[str] = ()
+    parameters: Mapping[str, Parameter],
+    given: Mapping[str, object],
+    *,
+    has: str = "there is",
+    options: Iterable[str] | None = None,
+    not_built: Iterable[str] = (),
 ) -> tuple[Arguments, list[TopologyError]]:
     """The given arguments in the form that `build` takes, and what is wrong with the others.
 
-    `has`: how the message about an unknown one begins. `not_built`: names that are documented and do nothing yet.
+    `has`: how the message about an unknown one begins. `options`: the names that it offers; None: all.
+    `not_built`: names that are documented and do nothing yet.
     """
-    arguments, errors = Arguments(), [unknown(name, parameters, has, not_built) for name in given if name not in parameters]
+    offered = parameters if options is None else options
+    arguments, errors = Arguments(), [unknown(name, offered, has, not_built) for name in given if name not in parameters]
     for name, parameter in parameters.items():
         if name in given:
             try:

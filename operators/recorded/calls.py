@@ -31,6 +31,7 @@ class CallOperator(Declaration):
 
     _: KW_ONLY
     spec: Callable[..., Spec[Any]]
+    not_built: tuple[str, ...] = NOT_BUILT
 
     @property
     def keys(self) -> Mapping[str, Parameter]:
@@ -87,7 +88,7 @@ def program(
 
 def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
     """A spec from what the user wrote. Raises one TopologyError with every problem that can be told apart."""
-    o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=NOT_BUILT)
+    o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=operator.not_built)
     if errors:
         raise _joined(errors)
     signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))
@@ -116,14 +117,14 @@ PREDICT = CallOperator(
     main=Signature(),
     options=_OPTIONS,
     spec=predict,
-    doc="one call of the model: `dspy.Predict`",
+    doc="one call of the model with the signature: `dspy.Predict`",
 )
 CHAIN_OF_THOUGHT = CallOperator(
     "chain_of_thought",
     main=Signature(),
     options=_OPTIONS,
     spec=chain_of_thought,
-    doc="the same with `reasoning` before the answer: `dspy.ChainOfThought`",
+    doc="one call of the model, which gives its `reasoning` before the answer: `dspy.ChainOfThought`",
 )
 REACT = CallOperator(
     "react",
@@ -134,7 +135,7 @@ REACT = CallOperator(
         **_OPTIONS,
     },
     spec=react,
-    doc="the model uses tools until it knows: `dspy.ReAct`",
+    doc="the model uses tools until it has the answer: `dspy.ReAct`",
 )
 PROGRAM = CallOperator(
     "program",

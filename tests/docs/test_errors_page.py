@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-MAKE: dict[str, Any] = runpy.run_path(str(ROOT / "docs/make_errors.py"))
+MAKE: dict[str, Any] = runpy.run_path(str(ROOT / "docs/make/errors.py"))
 
 
 def codes_in_source() -> set[str]:
@@ -17,7 +17,7 @@ def codes_in_source() -> set[str]:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert MAKE["PAGE"].read_text() == MAKE["page"](), "run: python docs/make_errors.py"
+    assert MAKE["PAGE"].read_text() == MAKE["page"](), "run: python docs/make/errors.py"
 
 
 def test_every_code_is_on_the_page_once_and_no_other() -> None:

@@ -1,4 +1,4 @@
-"""Write docs/errors.md from the tree in bus/errors.py: `python docs/make_errors.py`. A test holds the page to the code.
+"""Write docs/errors.md from the tree in bus/errors.py: `python docs/make/errors.py`. A test holds the page to the code.
 
 A class of the tree brings its code, its docstring and its fix. Most mistakes in settings and topologies have a code and no
 class of their own; MORE says what each of them means, and the same test finds a code that is missing in it.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dspex.bus import errors
 
-PAGE = Path(__file__).with_name("errors.md")
+PAGE = Path(__file__).parents[1] / "errors.md"
 
 GROUPS = {
     "1": "Settings and the command line",
@@ -166,7 +166,7 @@ def _dedented(text: str) -> str:
 
 HEAD = """# Errors
 
-This page is made from `bus/errors.py` by `docs/make_errors.py`: change it there.
+This page is made from `bus/errors.py` by `docs/make/errors.py`: change it there.
 
 An error that dspex raises on purpose is a `DspexError` with `code`, `message`, `fix`, `node`, `run`, `retryable` and
 `retry_after`. The command line shows the code, the place, what is wrong and one thing to do; a traceback only with `-v`:

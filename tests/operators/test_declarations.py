@@ -1,0 +1,115 @@
+"""What the declarations promise for every operator and every option: nothing is accepted and ignored."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from dspex.bus.errors import TopologyError
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import Choice
+from dspex.operators.recorded.calls import predict
+from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
+from dspex.operators.registry import operators
+from dspex.operators.stateless import source
+from dspex.operators.stateless.source import SOURCE_OPTIONS, SourceOptions
+from dspex.operators.stream import Stream
+from dspex.operators.topology import Topology
+
+
+def problems(make: Any) -> list[tuple[str, str, str]]:
+    topology = Topology("t")
+    make(topology.source("a.b"))
+    return [(p.code, p.message, p.fix) for p in topology.check() if p.code not in ("DX214", "DX320")]
+
+
+def test_every_call_option_and_every_source_option_of_the_types_is_declared() -> None:
+    assert set(CallOptions.__annotations__) == set(CALL_OPTIONS)
+    assert {"type", *SourceOptions.__annotations__} == set(SOURCE_OPTIONS)
+
+
+def test_a_choice_lists_the_words_that_its_type_lists() -> None:
+    hints = get_type_hints(CallOptions)
+    choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, Choice)}
+    assert choices == {name: get_args(hints[name]) for name in ("adapter", "on_error", "order", "route")}
+
+
+@pytest.mark.parametrize("operator", [o for o in operators().values() if isinstance(o, Operator)], ids=lambda o: o.name)
+def test_the_method_of_an_operator_has_the_options_and_defaults_of_its_declaration(operator: Operator) -> None:
+    method = inspect.signature(getattr(Stream, operator.name))
+    typed = {n: p for n, p in method.parameters.items() if p.kind is p.KEYWORD_ONLY and n != "name"}
+    assert set(typed) <= set(operator.options)
+    for name, parameter in typed.items():
+        required = parameter.default is inspect.Parameter.empty
+        assert required == (name in operator.required), name
+        assert required or parameter.default == operator.options[name].default, name
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
+    (found,) = problems(lambda s: s.predict("a -> b", name="p", **{name: "x"}))
+    assert found == ("DX204", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
+    with pytest.raises(TopologyError, match="is not built"):
+        predict("a -> b", **{name: "x"})  # type: ignore[arg-type]
+    with pytest.raises(TopologyError, match="is not built"):
+        predict("a -> b").with_options(**{name: "x"})  # type: ignore[arg-type]
+
+
+def test_an_order_that_is_not_built_is_refused() -> None:
+    (found,) = problems(lambda s: s.predict("a -> b", name="p", order="serial"))
+    assert found == ("DX205", "order cannot be 'serial'", "one of: any, key (serial is not built in this version)")
+
+
+@pytest.mark.parametrize("name", source.NOT_BUILT)
+def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
+    topology = Topology("t")
+    topology.source("a.b", **{name: "x"}).sink("c.d")  # type: ignore[call-overload, arg-type]
+    assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX204", True)]
+
+
+@pytest.mark.parametrize("options", [{"stream": "KEPT"}, {"cloudevents": "binary"}])
+def test_a_sink_option_that_is_not_built_is_refused(options: dict[str, str]) -> None:
+    (found,) = problems(lambda s: s.sink("c.d", **options))
+    assert (found[0], "is not built" in found[1]) == ("DX204", True)
+
+
+def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text(
+        "dspex: 1\ntopology: t\nsources: { a.b: { idle: 30s } }\n"
+        "nodes:\n  p: { from: a.b, predict: a -> b, cache: 1h }\nsinks: { c.d: { from: p, stream: S } }\n"
+    )
+    found = [(p.line, p.node, "is not built" in p.message) for p in Topology.load("t.yaml").check()]
+    assert found == [(3, "a.b", True), (5, "p", True), (6, "c.d", True)]
+
+
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [
+        (lambda s: s.score("f1", expectd="a", actual="b"),
+         [("expectd", "did you mean expected?"), ("expected", "add expected=...")]),
+        (lambda s: s.parse("-> a", feld="text"), [("feld", "did you mean field?"), ("field", "add field=...")]),
+        (lambda s: s.render("{a}", field="t", sintax="jinja"), [("sintax", "did you mean syntax?")]),
+        (lambda s: s.validate({}, on_eror="skip"), [("on_eror", "did you mean on_error?")]),
+        (lambda s: s.map(str, nam="x"), [("nam", "did you mean name?")]),
+    ],
+)  # fmt: skip
+def test_a_misspelt_or_missing_option_is_a_problem_that_check_tells(use: Any, expected: list[tuple[str, str]]) -> None:
+    found = problems(use)
+    assert [code for code, _, _ in found] == ["DX204"] * len(expected)
+    for (_, message, fix), (name, hint) in zip(found, expected):
+        assert f"option {name!r}" in message
+        assert hint in fix
+
+
+def test_every_wrong_argument_of_an_operator_is_told_at_once() -> None:
+    found = problems(lambda s: s.score("f2", expected="a +", actual=5, field=""))
+    assert [code for code, _, _ in found] == ["DX205", "DX205", "DX208", "DX208"]
+
+
+def test_the_main_argument_may_be_given_by_its_name() -> None:
+    assert problems(lambda s: s.map(fn=str).filter(test="it == 'a'").validate(schema=str).sink("c.d")) == []
+    with pytest.raises(TypeError, match="map\\(\\) takes one argument"):
+        Topology("t").source("a.b").map(str, int)  # type: ignore[call-overload]
