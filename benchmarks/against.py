@@ -1,0 +1,94 @@
+"""Compare the working tree with another commit: `scripts/bench pipeline --against REF`. Exits 1 when it is slower by over 15 %.
+
+The commit is checked out beside. Each side runs its own code and its own benchmark script, by turns, on one server, over the
+same events and in the environment of the working tree. So what differs is the code; the middle of all rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pipeline
+
+from dspex.bus.local.server import LocalServer
+
+ROOT = Path(__file__).parents[1]
+SLOWER = 1.15  # times as long: what the noise of a quiet machine does not reach
+NOW = "now"
+
+
+@contextmanager
+def checkout(ref: str) -> Iterator[Path]:
+    """A folder that has the commit as the package `dspex`, as PYTHONPATH wants it. Gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="dspex-bench-") as folder:
+        tree = Path(folder) / "dspex"
+        add = subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), ref], cwd=ROOT)
+        if add.returncode:
+            raise SystemExit(2)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+
+
+async def measure(sides: dict[str, Path], events: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side, by round. The side that begins changes with every round."""
+    took: dict[str, list[float]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        async with LocalServer(Path(folder) / "jetstream", port=None) as server:
+            await pipeline.preload(server.url, events)
+            for number in range(rounds):
+                for side in list(sides)[:: 1 if number % 2 else -1]:
+                    took[side].append(await once(sides[side], server.url, events))
+                    print(f"  {side:<12}{events / took[side][-1]:>10,.0f} /s", file=sys.stderr)
+    return took
+
+
+async def once(folder: Path, url: str, events: int) -> float:
+    """Seconds that the code in `folder` takes, in a process of its own."""
+    script = folder / "dspex/benchmarks/pipeline.py"
+    command = [sys.executable, str(script), "--one", "dspex", "--url", url, "--events", str(events)]
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=env)
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{script} failed")
+    return float(out.split()[-1])
+
+
+def verdict(took: dict[str, list[float]], ref: str, events: int) -> tuple[list[str], bool]:
+    """The table, and whether the working tree is slower than it may be."""
+    medians = {side: statistics.median(times) for side, times in took.items()}
+    ratio = medians[NOW] / medians[ref]
+    lines = [f"{'side':<14}{'events/s':>12}{'time':>9}   (median of {len(took[NOW])}, {events:,} events)"]
+    lines += [f"{side[:13]:<14}{events / t:>12,.0f}{t / medians[ref]:>8.2f}x" for side, t in medians.items()]
+    slow = ratio > SLOWER
+    lines.append(f"{'SLOWER' if slow else 'ok'}: {ratio:.2f} times as long as {ref}; allowed are {SLOWER:g}")
+    return lines, slow
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--against", metavar="REF", required=True, help="a commit, branch or tag")
+    parser.add_argument("--events", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with checkout(args.against) as folder:
+        sides = {NOW: ROOT / ".venv/as", args.against: folder}
+        took = asyncio.run(measure(sides, args.events, args.rounds))
+    lines, slow = verdict(took, args.against, args.events)
+    print("\n".join(lines))
+    sys.exit(slow)
+
+
+if __name__ == "__main__":
+    main()
