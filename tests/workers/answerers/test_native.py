@@ -331,7 +331,7 @@ async def test_a_value_that_is_no_json_is_an_invalid_output(model: Any, route: s
 
 
 @pytest.mark.asyncio
-async def test_what_strangers_ask_for_is_not_kept_for_ever(model: Any) -> None:
+async def test_programs_of_untrusted_callers_are_not_kept_for_ever(model: Any) -> None:
     def alive() -> int:
         gc.collect()
         return sum(isinstance(c, type) and issubclass(c, dspy.Signature) for c in gc.get_objects())
@@ -372,7 +372,7 @@ async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("route", ["native", "worker"])
-async def test_inputs_of_a_stranger_are_checked_whoever_answers(model: Any, route: str) -> None:
+async def test_inputs_of_an_interactive_call_are_checked_on_every_route(model: Any, route: str) -> None:
     asked = spec("n: int, note: str | None -> reply", route=route)
     async with running(plain(model.url)) as bench:
         wrong = await interactive(bench, work(spec=asked, inputs={"n": "abc"}, reply="", ordinal=-1))

@@ -126,7 +126,7 @@ async def test_an_answer_that_no_message_can_hold_becomes_an_error(bench: Bench)
 
 
 @pytest.mark.asyncio
-async def test_unreadable_work_is_dropped_and_said(bench: Bench) -> None:
+async def test_unreadable_work_is_dropped_with_a_log_line(bench: Bench) -> None:
     with capture_logs() as logs:
         await bench.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
         assert (await bench.ask(work()))[0].error is None
@@ -264,7 +264,7 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model: Any) -> None:
+async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy(model: Any) -> None:
     async with running(config(model.url, slots=1)) as bench:
         await bench.until(lambda: bench.pool.interactive.joined)
         first, second = await asyncio.gather(
@@ -274,7 +274,7 @@ async def test_a_request_that_comes_when_the_last_slot_has_gone_is_told_so(model
 
 
 @pytest.mark.asyncio
-async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -> None:
+async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(model: Any) -> None:
     async with running(config(model.url)) as bench:
         await bench.until(lambda: bench.pool.interactive.joined)
         asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
@@ -287,7 +287,7 @@ async def test_a_caller_is_told_when_the_pool_stops_under_its_call(model: Any) -
 
 
 @pytest.mark.asyncio
-async def test_status_tells_what_a_pool_is_doing(bench: Bench) -> None:
+async def test_status_shows_what_a_pool_is_doing(bench: Bench) -> None:
     await bench.put(work("standin:slow=0.5"))
     await bench.until(lambda: bench.pool.children.slots.busy == 1)
     answer = await bench.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
