@@ -180,7 +180,7 @@ class _Loader:
         return self.known(name, op, value, streams, line)
 
     def known(self, name: str, op: str, value: Mapped, streams: list[AnyStream], line: int) -> Outlets:
-        """A node of an operator of the vocabulary."""
+        """A node of a declared operator."""
         operator = operators()[op]
         allowed = ("from", op, *operator.keys)
         o = self.options(value, allowed, f"{op} {name}", line, not_built=operator.not_built)
