@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import structlog
 
@@ -25,6 +25,10 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk import Asked, Output, Reattempt, Walk, origin_after
 
 _log = structlog.get_logger("dspex.engine")
+
+
+Poison: TypeAlias = dict[tuple[int, str, int], str]
+"""(partition, "source" or "inbox", sequence), or (partition, "clock", -1 - ordinal) → why the server refuses what follows."""
 
 
 class _Landing(NamedTuple):
@@ -53,7 +57,7 @@ class Counters:
 class Inbox:
     """The inbox of the partitions of one stage."""
 
-    def __init__(self, app: str, stage: Stage, stream: str, limit: int, counters: Counters) -> None:
+    def __init__(self, app: str, stage: Stage, stream: str, limit: int, counters: Counters, poison: Poison) -> None:
         self.app = app
         self.stage = stage
         self.stream = stream  # of its source
@@ -61,8 +65,7 @@ class Inbox:
         self.limit = limit
         self.counters = counters
         self.walk = Walk(self.topology, limit)
-        # (partition, "inbox", sequence) or (partition, "clock", -1 - ordinal) → why the server refuses what follows
-        self.poison: dict[tuple[int, str, int], str] = {}
+        self.poison = poison
         self._freed: list[int] = []
         self.new_names = {old: new for new, old in stage.graph.renamed_from.items()}
 

@@ -12,7 +12,7 @@ from dspex.bus.message import Message, cause_of, event_time, message_id
 from dspex.bus.records import Origin
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.failure import Failure, guard, letter, refusal, run_again, source_work
-from dspex.engine.runtime.inbox import Counters
+from dspex.engine.runtime.inbox import Counters, Poison
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk import Output, Walk
 
@@ -24,17 +24,17 @@ class Intake:
 
     Attributes:
         created: when the source stream was made; ids of events without one depend on it.
-        poison: (partition, "source", sequence) → why the server refuses a commit of what that event causes.
+        poison: see Poison; shared with the inbox of the stage.
     """
 
-    def __init__(self, app: str, stage: Stage, stream: str, limit: int, counters: Counters) -> None:
+    def __init__(self, app: str, stage: Stage, stream: str, limit: int, counters: Counters, poison: Poison) -> None:
         self.app = app
         self.stage = stage
         self.stream = stream
         self.limit = limit
         self.counters = counters
         self.created = 0.0
-        self.poison: dict[tuple[int, str, int], str] = {}
+        self.poison = poison
         self._walk = Walk(stage.graph.name, limit)
 
     @property

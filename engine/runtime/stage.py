@@ -24,7 +24,7 @@ from dspex.bus.tasks import Tasks
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.state import State
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inbox import Counters, Inbox
+from dspex.engine.runtime.inbox import Counters, Inbox, Poison
 from dspex.engine.runtime.intake import Intake
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.position import Watched, check_source
@@ -63,8 +63,9 @@ class StageRunner:
         self.partitions: dict[int, Partition] = {}
         self.stopped: str | None = None  # why this stage does not run: a gap in its source
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self.inbox = Inbox(services.app, stage, source_stream, services.limit, self.counters)
-        self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters)
+        self._poison: Poison = {}
+        self.inbox = Inbox(services.app, stage, source_stream, services.limit, self.counters, self._poison)
+        self.intake = Intake(services.app, stage, source_stream, services.limit, self.counters, self._poison)
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._one_by_one: dict[int, int] = {}  # index → events that get a commit each after the next claim
@@ -115,7 +116,7 @@ class StageRunner:
         batch = p.flying[0]
         _log.error("the server refused a commit", why=error.message, partition=p.index, events=batch.inputs)
         if batch.inputs == 1:
-            self.inbox.poison[p.index, *batch.event] = self.intake.poison[p.index, *batch.event] = error.message
+            self._poison[p.index, *batch.event] = error.message
 
     async def run(self) -> None:
         """Carry out changes of ownership until cancelled. Raises what a pump died of."""
