@@ -153,13 +153,22 @@ class WorkLoop:
             try:
                 self._queue = await self._open()
                 reported = ""
-                while True:
-                    self._begin(await self._queue.next())
+                await self._take_from(self._queue)
             except BusError as error:
                 if error.message != reported:
                     log.warning("cannot take work, trying again", pool=self.pool, why=error.message)
                 reported = error.message
             await asyncio.sleep(OPEN_AGAIN)
+
+    async def _take_from(self, queue: WorkQueue) -> None:
+        """Take work until the queue fails, and close it then: what it holds goes to others now, not after `ack_wait`."""
+        try:
+            while True:
+                self._begin(await queue.next())
+        except BusError:
+            self._queue = None
+            await queue.close()
+            raise
 
     async def _open(self) -> WorkQueue:
         return await self.bus.work(
