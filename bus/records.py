@@ -10,10 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 from dspex.bus import codecs
 from dspex.bus.errors import DecodeError
+
+Adapter: TypeAlias = Literal["chat", "json", "xml"]
+"""How the inputs of a call are written into messages, and how its reply is read."""
+
+Route: TypeAlias = Literal["auto", "worker", "native"]
+"""Who answers a call in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy."""
+
+OnError: TypeAlias = Literal["dead_letter", "skip"]
+"""What becomes of an event that fails for good."""
+
+Order: TypeAlias = Literal["any", "key"]
+"""How results are released: as they finish, or in the order of their key."""
+
+ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
 
 class _Packed:

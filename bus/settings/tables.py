@@ -5,13 +5,12 @@ Only what has an effect is here; `not_built` names what the design has besides, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dspex.bus.records import Adapter, OnError, Order, Route
 from dspex.bus.settings.values import PoolName, PositiveSeconds, Seconds, Size, Table, Texts, listed
-
-Adapter: TypeAlias = Literal["chat", "json", "xml"]
 
 
 class CommitSettings(Table):
@@ -68,9 +67,9 @@ class CallDefaults(Table):
     timeout: PositiveSeconds | None = None
     deadline: PositiveSeconds | None = None
     retry: RetrySettings | None = None
-    on_error: Literal["dead_letter", "skip"] | None = None
-    order: Literal["any", "key"] | None = None
-    route: Literal["auto", "worker", "native"] | None = None
+    on_error: OnError | None = None
+    order: Order | None = None
+    route: Route | None = None
 
     def options(self) -> dict[str, Any]:
         """Those that are set, by name, as plain data."""

@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
-from dspex.bus.records import CallSpec
+from dspex.bus.records import CallSpec, OnError, Order
 from dspex.engine.graph.context import Build
 
 R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data
 Role: TypeAlias = Literal["source", "native", "call", "sink"]
+OnGap: TypeAlias = Literal["stop", "skip"]
+Start: TypeAlias = Literal["new", "all"] | int | float
 
 
 class SourceLine(NamedTuple):
@@ -69,8 +71,8 @@ class Call(Generic[R_co]):
     deadline: float = 600.0
     retry: Retry = field(default_factory=Retry)
     fallback: Callable[[Any], Mapping[str, Any]] | None = None
-    order: Literal["any", "key"] = "any"
-    on_error: Literal["dead_letter", "skip"] = "dead_letter"
+    order: Order = "any"
+    on_error: OnError = "dead_letter"
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class Source:
 
     subject: str
     stream: str | None = None
-    start: Literal["new", "all"] | int | float = "all"  # int: a sequence; float: seconds since the epoch
+    start: Start = "all"  # int: a sequence; float: seconds since the epoch
     partitions: int = 1
-    on_gap: Literal["stop", "skip"] = "stop"
+    on_gap: OnGap = "stop"
     time: Callable[[Any], datetime] | None = None
     accept: Callable[[Any], Any] | None = None  # decoded data → typed data; raises InvalidInput
 

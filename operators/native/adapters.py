@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dspex.bus.records import ADAPTERS as ADAPTERS
+from dspex.bus.records import Adapter as Adapter
 from dspex.operators.native.suggestions import did_you_mean, problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.prompts.chat import ChatPrompt
     from dspex.operators.native.signature import Signature
 
-Adapter: TypeAlias = Literal["chat", "json", "xml"]
 Message: TypeAlias = dict[str, str]  # {"role": …, "content": …}
 Parser: TypeAlias = Callable[[str], dict[str, Any]]  # the text of a reply → its outputs
-ADAPTERS: tuple[Adapter, ...] = ("chat", "json", "xml")
 
 
 def messages(

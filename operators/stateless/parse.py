@@ -18,7 +18,7 @@ from dspex.operators.parameters import INTO, Choice, FieldName
 from dspex.operators.parameters import Signature as SignatureParameter
 from dspex.operators.typing.shape import record_of, validator
 
-ParseAs: TypeAlias = Literal["chat", "json", "xml", "code", "pairs", "numbers", "list"]
+ParseAs: TypeAlias = Literal[Adapter, FreeText]
 
 
 def build(signature: object, field: str, adapter: ParseAs = "chat", into: object = None) -> Build:

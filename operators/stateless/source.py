@@ -7,18 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.nodes import Source
+from dspex.engine.graph.nodes import OnGap, Source
+from dspex.engine.graph.nodes import Start as StoredStart
 from dspex.operators.expressions import language as expressions
 from dspex.operators.parameters import Arguments, Choice, Expression, Integer, Parameter, Schema, Text, Type
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import wrong
 from dspex.operators.typing.shape import shape_of, validator
-
-OnGap: TypeAlias = Literal["stop", "skip"]
 
 
 class SourceOptions(TypedDict, total=False):
@@ -96,7 +95,7 @@ def _source(subject: str, o: Mapping[str, Any]) -> Source:
     )
 
 
-def _start(value: object) -> Literal["new", "all"] | int | float:
+def _start(value: object) -> StoredStart:
     """As the engine takes it: a time in seconds. Raises TopologyError (DX205)."""
     if value in ("new", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec as Codec
-from dspex.operators.native.adapters import Adapter as Adapter
+from dspex.bus.records import Adapter as Adapter
+from dspex.bus.records import OnError as OnError
+from dspex.bus.records import Order as Order
+from dspex.bus.records import Route as Route
 
 Record: TypeAlias = dict[str, Any]
 """Data without a declared type."""
@@ -17,7 +20,4 @@ K_co = TypeVar("K_co", covariant=True, default=None)
 V = TypeVar("V", default=Record)
 """What `into=` names; a Record where it is left out."""
 
-Route: TypeAlias = Literal["auto", "worker", "native"]
-OnError: TypeAlias = Literal["dead_letter", "skip"]
-Order: TypeAlias = Literal["any", "key"]
 Name: TypeAlias = str | None

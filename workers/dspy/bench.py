@@ -17,9 +17,9 @@ import dspy
 from dspy.evaluate import metrics
 
 from dspex.workers.bench.cases import SHORT, TYPED, TYPES, Case, places
+from dspex.workers.dspy.models import ADAPTERS
 
 Run = Callable[[Any], Any]
-_ADAPTERS: dict[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 _PROGRAMS: dict[str, Any] = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 _METRICS: dict[str, Any] = {"exact_match": metrics.EM, "f1": metrics.F1, "hotpot_f1": metrics.HotPotF1}
 
@@ -55,13 +55,13 @@ def _signatures(case: Case) -> Run:
 
 
 def _format(case: Case) -> Run:
-    signature, adapter = _signature(case.options["signature"]), _ADAPTERS[case.options["adapter"]]()
+    signature, adapter = _signature(case.options["signature"]), ADAPTERS[case.options["adapter"]]()
     demos = case.options["demos"]
     return partial(adapter.format, signature, demos)
 
 
 def _parse(case: Case) -> Run:
-    signature, adapter = _signature(case.options["signature"]), _ADAPTERS[case.options["adapter"]]()
+    signature, adapter = _signature(case.options["signature"]), ADAPTERS[case.options["adapter"]]()
     return partial(adapter.parse, signature)
 
 

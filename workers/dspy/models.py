@@ -10,7 +10,7 @@ from dspy import lm15
 
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
-_ADAPTERS: Mapping[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
+ADAPTERS: Mapping[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 
 
 class Models:
@@ -37,7 +37,7 @@ class Models:
         The chat adapter's own second try with JSON is off: retries belong to the engine, which counts and records them.
         """
         kind = adapter_of(self.profile(name) if name else None, wanted)
-        return _ADAPTERS[kind]() if kind == "json" else _ADAPTERS[kind](use_json_adapter_fallback=False)
+        return ADAPTERS[kind]() if kind == "json" else ADAPTERS[kind](use_json_adapter_fallback=False)
 
     def _make(self, profile: Profile, local: str | None) -> dspy.LM:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
