@@ -126,7 +126,6 @@ class Operator(Declaration):
         outlets = self.outlets(given.get(self.name))
         shapes = self._shapes(shape, arguments, outlets)
         draft = NodeDraft(
-            "native",
             self.name,
             self.name if main is None else self.main.automatic_name(main, self.name),
             name,
@@ -140,7 +139,7 @@ class Operator(Declaration):
             plan.refuse(draft, e)
         if not errors:
             with plan.collecting(draft):
-                draft.build = self.build(main, **{n: arguments[n] for n in self.options})
+                draft.payload = self.build(main, **{n: arguments[n] for n in self.options})
         self._fits(plan, draft, shape, arguments)
         return draft, shapes
 

@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
 from dspex.engine.graph.context import Build, Handler
@@ -21,7 +21,6 @@ from dspex.engine.graph.nodes import (
     Inlet,
     NativeNode,
     Node,
-    Role,
     Sink,
     SinkNode,
     Source,
@@ -30,21 +29,26 @@ from dspex.engine.graph.nodes import (
 )
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
+Payload: TypeAlias = Source | Call | Sink | Build
+"""What makes a node the kind of node that it is: see engine/graph/nodes.py."""
+
+
+def _refused(outlets: Sequence[Handler]) -> Handler:
+    """Stands in for an operator with a problem while the graph is checked; a topology with a problem never runs."""
+    raise TopologyError("an operator with a problem cannot run", fix="see the problems that `check` gives")
+
 
 @dataclass(eq=False)
 class NodeDraft:
     """One node that is being built. `automatic`: the name that it gets where the user gave none."""
 
-    role: Role
     op: str
     automatic: str
     name: str | None = None
+    _: KW_ONLY
+    payload: Payload = _refused
     inputs: list[tuple[NodeDraft, int]] = field(default_factory=list)
     options: Mapping[str, object] = field(default_factory=dict)
-    build: Build | None = None
-    source: Source | None = None
-    call: Call | None = None
-    sink: Sink | None = None
     outlets: int = 1
     place: SourceLine | None = None
     shape: Shape = UNKNOWN
@@ -62,18 +66,15 @@ class NodeDraft:
             "fields": self.shape.texts,
             "named": self.name is not None,
         }
-        if self.source is not None:
-            return SourceNode(**common, source=self.source)
-        if self.call is not None:
-            return CallNode(**common, call=self.call)
-        if self.sink is not None:
-            return SinkNode(**common, sink=self.sink)
-        return NativeNode(**common, build=self.build or _not_built)
-
-
-def _not_built(outlets: Sequence[Handler]) -> Handler:
-    """Stands in for an operator with a problem while the graph is checked; a topology with a problem never runs."""
-    raise TopologyError("an operator with a problem cannot run", fix="see the problems that `check` gives")
+        match self.payload:
+            case Source() as source:
+                return SourceNode(**common, source=source)
+            case Call() as call:
+                return CallNode(**common, call=call)
+            case Sink() as sink:
+                return SinkNode(**common, sink=sink)
+            case build:
+                return NativeNode(**common, build=build)
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Plan:
                 fix="add all operators before check, freeze, digest, or handing the topology to an engine",
             )
         draft.place = self.at or caller()
-        if self.prefix and draft.role in ("native", "call"):
+        if self.prefix and not isinstance(draft.payload, Source | Sink):
             draft.automatic = self.prefix + draft.automatic
             draft.name = self.prefix + draft.name if draft.name else None
         self.drafts.append(draft)

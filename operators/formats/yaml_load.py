@@ -215,7 +215,7 @@ class _Loader:
         """In the place of a node that could not be built, so that no problem of its neighbours follows from it."""
         self.here(line)
         inputs = [(s._draft, s._outlet) for s in streams]  # pyright: ignore[reportPrivateUsage]
-        draft = self.plan.add(NodeDraft("native", "unknown", name, name, inputs=inputs))
+        draft = self.plan.add(NodeDraft("unknown", name, name, inputs=inputs))
         return (Stream(self.plan, draft),)
 
     # -- edges

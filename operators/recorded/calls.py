@@ -40,10 +40,10 @@ class CallOperator(Declaration):
 
 def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], Spec[V]], name: str) -> NodeDraft:
     """Add a node for the spec to a plan, and note what is wrong with it."""
-    draft = plan.add(NodeDraft("call", kind, kind, name or "", inputs=list(inputs)))
+    draft = plan.add(NodeDraft(kind, kind, name or "", inputs=list(inputs)))
     with plan.collecting(draft):
         spec = make()
-        draft.options, draft.shape, draft.call = spec.plain(), spec.shape(shape), spec.to_call()
+        draft.options, draft.shape, draft.payload = spec.plain(), spec.shape(shape), spec.to_call()
         for e in spec.misfits(shape):
             plan.refuse(draft, e)
         for option, value in spec.options.items():

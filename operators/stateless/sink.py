@@ -27,13 +27,13 @@ NOT_BUILT = ("stream", "cloudevents")
 def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, given: Mapping[str, object]) -> None:
     """Add a sink behind an outlet of a node, and note what is wrong with it."""
     o, errors = checked(SINK_OPTIONS, given, has="a sink has", not_built=NOT_BUILT)
-    draft = NodeDraft("sink", "sink", subject, subject, inputs=[(node, outlet)], options=dict(o), shape=shape)
+    payload = Sink(subject, subject)
+    draft = NodeDraft("sink", subject, subject, payload=payload, inputs=[(node, outlet)], options=dict(o), shape=shape)
     plan.add(draft)
-    draft.sink = Sink(subject, subject)
     for e in errors:
         plan.refuse(draft, e)
     with plan.collecting(draft):
-        draft.sink = make(subject, codec=o.get("codec", plan.codec), shape=shape)
+        draft.payload = make(subject, codec=o.get("codec", plan.codec), shape=shape)
     for text in template.fields(subject):
         for e in missing_fields(text, shape):
             plan.refuse(draft, e)

@@ -69,13 +69,12 @@ def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
     """Add a source to a plan, and note what is wrong with it."""
     o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=NOT_BUILT)
     options = {name: SOURCE_OPTIONS[name].plain(value, o) for name, value in o.items() if name in given}
-    draft = NodeDraft("source", "source", subject, subject, options=options, shape=shape_of(o.get("type")))
+    draft = NodeDraft("source", subject, subject, payload=Source(subject), options=options, shape=shape_of(o.get("type")))
     plan.add(draft)
-    draft.source = Source(subject)
     for e in errors:
         plan.refuse(draft, e)
     with plan.collecting(draft):
-        draft.source = _source(subject, {name: p.default for name, p in SOURCE_OPTIONS.items()} | o)
+        draft.payload = _source(subject, {name: p.default for name, p in SOURCE_OPTIONS.items()} | o)
     for name, value in o.items():
         for e in SOURCE_OPTIONS[name].misfits("source", value, draft.shape, o):
             plan.refuse(draft, e)
