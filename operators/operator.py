@@ -158,8 +158,7 @@ class Operator(Declaration):
             if value is not None:
                 for e in parameter.misfits(self.name, value, shape, arguments):
                     plan.refuse(draft, e)
-                for function in parameter.functions(value):
-                    purity.lint(plan, draft, function)
+                purity.lint(plan, draft, value)
 
     def plain(self, arguments: Arguments) -> dict[str, object]:
         """The arguments as a node's options: the operator's key with its main argument, then what is not a default."""

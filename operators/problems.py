@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from dspex.bus.errors import DspexError, Problem, TopologyError
+from dspex.bus.errors import Problem, TopologyError
 from dspex.operators.native.suggestions import problem as problem
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
@@ -19,9 +19,9 @@ def wrong(name: str, value: object, fix: str) -> TopologyError:
     return problem("DX205", f"{name} cannot be {value!r}", fix)
 
 
-def all_of(errors: Iterable[DspexError]) -> None:
-    """Raise the errors as one TopologyError; nothing when there are none."""
-    found = [Problem(e.code, "error", "", e.node, None, None, e.message, e.fix) for e in errors]
+def all_of(errors: Iterable[TopologyError]) -> None:
+    """Raise the errors as one TopologyError with all their problems; nothing when there are none."""
+    found = [p for e in errors for p in e.problems or [Problem(e.code, "error", "", e.node, None, None, e.message, e.fix)]]
     if found:
         raise TopologyError("; ".join(p.message for p in found), code=found[0].code, fix=found[0].fix, problems=found)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from dspex.operators.expressions import language as expressions
 from dspex.operators.typing.functions import takes_data_only
-from dspex.operators.typing.refs import ref_of
 
 
 class Predicate(NamedTuple):
@@ -24,8 +23,3 @@ def predicate(test: Any, op: str) -> Predicate:
         return Predicate(expression.function, expression.uses_event)
     takes_data_only(test, op)
     return Predicate(test)
-
-
-def option(test: Any) -> str:
-    """A test as it stands in a node's options: the expression, or the function's ref."""
-    return test if isinstance(test, str) else ref_of(test)

@@ -7,6 +7,7 @@ from dspex.operators.parameters.code import Ref as Ref
 from dspex.operators.parameters.code import Refs as Refs
 from dspex.operators.parameters.code import Test as Test
 from dspex.operators.parameters.code import Tests as Tests
+from dspex.operators.parameters.code import TextOrFunction as TextOrFunction
 from dspex.operators.parameters.parameter import Arguments as Arguments
 from dspex.operators.parameters.parameter import Parameter as Parameter
 from dspex.operators.parameters.parameter import Schema as Schema

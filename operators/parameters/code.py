@@ -19,9 +19,8 @@ from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 class Function(Parameter):
     """A function of (data) or (data, ctx). YAML: its ref."""
 
-    @property
-    def kind(self) -> str:
-        return "a function of (data) or (data, ctx)"
+    noun: ClassVar[str] = "a function of (data) or (data, ctx)"
+    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
         takes_context(value, name)
@@ -35,27 +34,13 @@ class Function(Parameter):
             raise problem("DX221", f"{value!r} names no function", 'write "pkg.module:name"')
         return resolve(value)
 
-    def schema(self) -> Schema:
-        return {**TEXT, "description": "pkg.module:name"}
-
-    def functions(self, value: object) -> Iterable[object]:
-        return [value]
-
     def automatic_name(self, value: object, operator: str) -> str:
         return automatic_name(value, operator)
 
 
 @dataclass(frozen=True)
-class Test(Parameter):
-    """An expression, or a function of the data. YAML: a ref is never an expression, because a colon is no part of those."""
-
-    @property
-    def kind(self) -> str:
-        return "an expression, or a function of the data"
-
-    def check(self, name: str, value: object) -> object:
-        predicate(value, name)
-        return value
+class TextOrFunction(Parameter):
+    """A text that means something to the operator, or a function. YAML: a ref is the function that it names."""
 
     def plain(self, value: object, others: Arguments) -> object:
         return value if isinstance(value, str) else ref_of(value)
@@ -63,14 +48,20 @@ class Test(Parameter):
     def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
         return resolve(value) if isinstance(value, str) and is_ref(value) else value
 
-    def schema(self) -> Schema:
-        return {**TEXT, "description": "an expression, or the ref of a function"}
+
+@dataclass(frozen=True)
+class Test(TextOrFunction):
+    """An expression, or a function of the data. YAML: a ref is never an expression, because a colon is no part of those."""
+
+    noun: ClassVar[str] = "an expression, or a function of the data"
+    form: ClassVar[Schema] = {**TEXT, "description": "an expression, or the ref of a function"}
+
+    def check(self, name: str, value: object) -> object:
+        predicate(value, name)
+        return value
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
         return [value] if isinstance(value, str) else []
-
-    def functions(self, value: object) -> Iterable[object]:
-        return [value]
 
     def automatic_name(self, value: object, operator: str) -> str:
         return operator if isinstance(value, str) else automatic_name(value, operator)
@@ -84,9 +75,7 @@ class Tests(Parameter):
     _: KW_ONLY
     one: Test = Test()
 
-    @property
-    def kind(self) -> str:
-        return "tests: expressions, or functions of the data"
+    noun: ClassVar[str] = "tests: expressions, or functions of the data"
 
     def check(self, name: str, value: object) -> object:
         tests = self._tests(name, value)
@@ -110,25 +99,18 @@ class Tests(Parameter):
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
         return [text for test in cast("Sequence[object]", value) for text in self.one.reads(test, others)]
 
-    def functions(self, value: object) -> Iterable[object]:
-        return cast("Sequence[object]", value)
-
 
 @dataclass(frozen=True)
 class Expression(Parameter):
     """An expression over the data."""
 
-    @property
-    def kind(self) -> str:
-        return "an expression"
+    noun: ClassVar[str] = "an expression"
+    form: ClassVar[Schema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         if value is not self.default:
             expressions.compile(cast("str", value))
         return value
-
-    def schema(self) -> Schema:
-        return dict(TEXT)
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
         return [value] if isinstance(value, str) else []
@@ -141,9 +123,8 @@ class Expressions(Parameter):
     _: KW_ONLY
     example: str = ""
 
-    @property
-    def kind(self) -> str:
-        return "expressions by name"
+    noun: ClassVar[str] = "expressions by name"
+    form: ClassVar[Schema] = {"type": "object", "additionalProperties": TEXT}
 
     def check(self, name: str, value: object) -> object:
         texts = mapping(value)
@@ -151,9 +132,6 @@ class Expressions(Parameter):
             raise problem("DX205", f"{name} takes fields, and this is {value!r}", self.example)
         all_errors(expressions.compile, texts.values())
         return dict(texts)
-
-    def schema(self) -> Schema:
-        return {"type": "object", "additionalProperties": dict(TEXT)}
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
         return [str(text) for text in (mapping(value) or {}).values()]
@@ -166,48 +144,29 @@ class Ref(Parameter):
     _: KW_ONLY
     what: str = "a program"
 
-    @property
-    def kind(self) -> str:
-        return 'a ref, `"pkg.module:name"`, or what it names'
+    noun: ClassVar[str] = 'a ref, `"pkg.module:name"`, or what it names'
+    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
-        return worker_ref(value, self.what)
-
-    def schema(self) -> Schema:
-        return {**TEXT, "description": "pkg.module:name"}
+        if isinstance(value, str):
+            if is_ref(value):
+                return value
+            raise problem("DX221", f"{value!r} is not a ref", 'write "pkg.module:name"')
+        ref = ref_of(value)
+        if isinstance(ref, Local):
+            fix = 'define it at the top level of a module, and give its ref: "pkg.module:name"'
+            raise problem("DX218", f"{self.what} runs in a worker, which cannot import {ref}", fix)
+        return ref
 
 
 @dataclass(frozen=True)
-class Refs(Parameter):
+class Refs(Ref):
     """One ref or more of what a worker runs. Checked, they are a tuple. `what`: for messages."""
 
-    _: KW_ONLY
-    what: str = "a tool"
-
-    @property
-    def kind(self) -> str:
-        return 'a list of refs: `["shop:find_order"]`'
+    noun: ClassVar[str] = 'a list of refs: `["shop:find_order"]`'
+    form: ClassVar[Schema] = {"type": "array", "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise wrong(name, value, f'a list of refs: {name}=["shop:find_order"]')
-        return tuple(worker_ref(v, self.what) for v in cast("Sequence[object]", value))
-
-    def schema(self) -> Schema:
-        return {"type": "array", "items": dict(TEXT)}
-
-
-def worker_ref(thing: object, what: str) -> str:
-    """The ref of what a worker shall import. Raises TopologyError: DX218 for what has none, DX221 for a bad one."""
-    if isinstance(thing, str):
-        if is_ref(thing):
-            return thing
-        raise problem("DX221", f"{thing!r} is not a ref", 'write "pkg.module:name"')
-    ref = ref_of(thing)
-    if isinstance(ref, Local):
-        raise problem(
-            "DX218",
-            f"{what} runs in a worker, which cannot import {ref}",
-            'define it at the top level of a module, and give its ref: "pkg.module:name"',
-        )
-    return ref
+        return tuple(super(Refs, self).check(name, v) for v in cast("Sequence[object]", value))

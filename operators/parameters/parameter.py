@@ -43,10 +43,13 @@ class Parameter:
         default: what it is where it is left out, which YAML and the digest leave out too. REQUIRED: it cannot be left out.
         doc: what it means, for docs/operators.md.
         key: whether it stands in YAML under its name; False where the main argument holds it, or where there is no YAML for it.
-        kind: what a value is, for docs/operators.md.
+        noun: what a value is, for docs/operators.md. form: what YAML may say, as a JSON Schema. A kind whose values depend on
+            its own settings overrides `kind` and `schema` instead.
         variadic: whether a main argument of this kind is any number of arguments in Python, and a list in YAML.
     """
 
+    noun: ClassVar[str] = "any value"
+    form: ClassVar[Schema] = {}
     variadic: ClassVar[bool] = False
     default: object = REQUIRED
     doc: str = field(default="", kw_only=True)
@@ -54,7 +57,8 @@ class Parameter:
 
     @property
     def kind(self) -> str:
-        return "any value"
+        """What a value is, for docs/operators.md."""
+        return self.noun
 
     def check(self, name: str, value: object) -> object:
         """The value as `build` takes it. Raises TopologyError where it is wrong. `name`: what the user calls it."""
@@ -73,7 +77,7 @@ class Parameter:
 
     def schema(self) -> Schema:
         """What YAML may say."""
-        return {}
+        return dict(self.form)
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
         """The expressions over the data that it holds."""
@@ -83,10 +87,6 @@ class Parameter:
         """Every way in which the value does not fit the stream's data, as far as that is known before it runs."""
         for text in self.reads(value, others):
             yield from missing_fields(text, shape)
-
-    def functions(self, value: object) -> Iterable[object]:
-        """The user's functions in it that run in the engine, and therefore must be pure."""
-        return ()
 
     def automatic_name(self, value: object, operator: str) -> str:
         """The name of an operator with this main argument, where the user gave none."""

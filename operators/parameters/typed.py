@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import TopologyError
 from dspex.operators.native.fields.grammar import parse_type
@@ -26,19 +26,17 @@ class Type(Parameter):
     That data can be checked against it is found out by `build`, which makes the validator: pydantic need not make it twice.
     """
 
-    @property
-    def kind(self) -> str:
-        return "a model, dataclass, TypedDict or builtin type"
+    noun: ClassVar[str] = "a model, dataclass, TypedDict or builtin type"
+    form: ClassVar[Schema] = {
+        "type": ["string", "object"],
+        "description": "a ref pkg.module:Name, a name of types:, or a builtin type",
+    }
 
     def plain(self, value: object, others: Arguments) -> object:
         return type_option(value)
 
     def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
         return type_of(value, types)
-
-    def schema(self) -> Schema:
-        description = "a ref pkg.module:Name, a name of types:, or a builtin type"
-        return {"type": ["string", "object"], "description": description}
 
 
 INTO = Type(None, doc="a type that validates and types the result")
@@ -48,9 +46,8 @@ INTO = Type(None, doc="a type that validates and types the result")
 class Signature(Parameter):
     """A signature: its text, a Signature, or a class of DSPy. Checked, it is a Signature. YAML: text, and `instructions:`."""
 
-    @property
-    def kind(self) -> str:
-        return 'a signature: `"text -> answer"`'
+    noun: ClassVar[str] = 'a signature: `"text -> answer"`'
+    form: ClassVar[Schema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         return as_signature(value)
@@ -64,9 +61,6 @@ class Signature(Parameter):
         instructions = str(others.pop("instructions", ""))
         # plain text is left as it is: what is wrong with it is told together with what is wrong with the options
         return NativeSignature(value, instructions=instructions, types=types) if types or instructions else value
-
-    def schema(self) -> Schema:
-        return dict(TEXT)
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
         yield from contradictions(cast("NativeSignature", value), others.get("into"), shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError, TopologyError
@@ -43,17 +43,13 @@ class FieldName(Parameter):
     _: KW_ONLY
     holds: type | None = None
 
-    @property
-    def kind(self) -> str:
-        return "the name of a field"
+    noun: ClassVar[str] = "the name of a field"
+    form: ClassVar[Schema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         if not isinstance(value, str) or not value:
             raise wrong(name, value, self.kind)
         return value
-
-    def schema(self) -> Schema:
-        return dict(TEXT)
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
         if self.holds is not None:
@@ -88,15 +84,11 @@ class Duration(Parameter):
     _: KW_ONLY
     zero: bool = True
 
-    @property
-    def kind(self) -> str:
-        return '`"10s"`, `"1m30s"`, or seconds'
+    noun: ClassVar[str] = '`"10s"`, `"1m30s"`, or seconds'
+    form: ClassVar[Schema] = {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
 
     def check(self, name: str, value: object) -> object:
         return in_seconds(name, value, zero=self.zero)
-
-    def schema(self) -> Schema:
-        return {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
 
 
 def in_seconds(name: str, value: Any, *, zero: bool = True) -> int | float:
@@ -140,15 +132,11 @@ class Choice(Parameter):
 class Nothing(Parameter):
     """No argument at all; YAML writes `{}`."""
 
-    @property
-    def kind(self) -> str:
-        return "nothing: `{}` in YAML"
+    noun: ClassVar[str] = "nothing: `{}` in YAML"
+    form: ClassVar[Schema] = {"type": "object", "maxProperties": 0}
 
     def plain(self, value: object, others: Arguments) -> object:
         return {}
-
-    def schema(self) -> Schema:
-        return {"type": "object", "maxProperties": 0}
 
 
 def mapping(value: object) -> Mapping[str, Any] | None:

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from typing_extensions import Unpack
 
-from dspex.bus.errors import TopologyError
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import INTO, Integer, Parameter, Ref, Refs, Signature, Text
 from dspex.operators.parameters.parameter import checked
@@ -46,9 +45,8 @@ def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], S
         draft.options, draft.shape, draft.payload = spec.plain(), spec.shape(shape), spec.to_call()
         for e in spec.misfits(shape):
             plan.refuse(draft, e)
-        for option, value in spec.options.items():
-            for function in CALL_OPTIONS[option].functions(value):
-                purity.lint(plan, draft, function)
+        for value in spec.options.values():
+            purity.lint(plan, draft, value)
     return draft
 
 
@@ -89,25 +87,12 @@ def program(
 def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
     """A spec from what the user wrote. Raises one TopologyError with every problem that can be told apart."""
     o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=operator.not_built)
-    if errors:
-        raise _joined(errors)
+    all_of(errors)
     signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))
     extra = {name: o[name] for name in ("tools", "max_iters", "state") if name in o}
     return consistent(
         Spec(operator.name, target, signature, o["into"], {n: o[n] for n in options if n in CALL_OPTIONS}, **extra)
     )
-
-
-def _joined(errors: Sequence[TopologyError]) -> TopologyError:
-    if len(errors) == 1:
-        return errors[0]
-    problems = [p for e in errors for p in e.problems or ()]
-    first = [e for e in errors if not e.problems]
-    try:
-        all_of(first)
-    except TopologyError as e:
-        problems = [*e.problems, *problems]
-    return TopologyError("; ".join(p.message for p in problems), code=problems[0].code, problems=problems)
 
 
 _OPTIONS: Mapping[str, Parameter] = {"into": INTO, **CALL_OPTIONS}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 from dspex.bus.duration import Duration as DurationLike
 from dspex.bus.errors import ConfigError
@@ -62,9 +62,8 @@ _CONFIG: Mapping[str, tuple[type, ...]] = {
 class PoolName(Parameter):
     """The name of a pool."""
 
-    @property
-    def kind(self) -> str:
-        return "the name of a pool"
+    noun: ClassVar[str] = "the name of a pool"
+    form: ClassVar[Schema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         try:
@@ -72,17 +71,13 @@ class PoolName(Parameter):
         except (ConfigError, TypeError) as e:
             raise wrong(name, value, "a name of letters, digits, - and _") from e
 
-    def schema(self) -> Schema:
-        return dict(TEXT)
-
 
 @dataclass(frozen=True)
 class Profiles(Parameter):
     """The name of an LM profile, or several. Checked, they are a list."""
 
-    @property
-    def kind(self) -> str:
-        return "a profile, or a list of them"
+    noun: ClassVar[str] = "a profile, or a list of them"
+    form: ClassVar[Schema] = {"type": ["string", "array"], "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         names = [value] if isinstance(value, str) else value
@@ -92,17 +87,12 @@ class Profiles(Parameter):
                 return found
         raise wrong(name, value, f'the name of a profile, or a list of names: {name}="main"')
 
-    def schema(self) -> Schema:
-        return {"type": ["string", "array"], "items": dict(TEXT)}
-
 
 @dataclass(frozen=True)
 class Inputs(Expressions):
     """Expressions by the signature's input. A call sees the data only: the event is not part of its record."""
 
-    @property
-    def kind(self) -> str:
-        return "signature input → expression"
+    noun: ClassVar[str] = "signature input → expression"
 
     def check(self, name: str, value: object) -> object:
         texts = mapping(value)
@@ -122,9 +112,7 @@ class Inputs(Expressions):
 class Config(Parameter):
     """Parameters of the DSPy module."""
 
-    @property
-    def kind(self) -> str:
-        return '`{"temperature": 0.0, "max_tokens": 200}`'
+    noun: ClassVar[str] = '`{"temperature": 0.0, "max_tokens": 200}`'
 
     def check(self, name: str, value: object) -> object:
         given = mapping(value)
@@ -145,9 +133,8 @@ class Config(Parameter):
 class RetryPolicy(Parameter):
     """A `Retry`, or its fields as a mapping. Checked, it is a mapping of all fields, durations in seconds."""
 
-    @property
-    def kind(self) -> str:
-        return "a `Retry`; in YAML a mapping of its fields"
+    noun: ClassVar[str] = "a `Retry`; in YAML a mapping of its fields"
+    form: ClassVar[Schema] = {"type": "object"}
 
     def check(self, name: str, value: object) -> object:
         fields: dict[str, object] = asdict(Retry())
@@ -164,17 +151,13 @@ class RetryPolicy(Parameter):
         whole = {**fields, **given}
         return whole | {key: in_seconds(f"{name}.{key}", whole[key]) for key in ("backoff", "cap")}
 
-    def schema(self) -> Schema:
-        return {"type": "object"}
-
 
 @dataclass(frozen=True)
 class Fallback(Parameter):
     """What answers when the attempts are spent."""
 
-    @property
-    def kind(self) -> str:
-        return "a function of the data, constant outputs, or a ref"
+    noun: ClassVar[str] = "a function of the data, constant outputs, or a ref"
+    form: ClassVar[Schema] = {"type": ["string", "object"]}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str):
@@ -189,12 +172,6 @@ class Fallback(Parameter):
 
     def plain(self, value: object, others: Arguments) -> object:
         return ref_of(value) if callable(value) else value
-
-    def schema(self) -> Schema:
-        return {"type": ["string", "object"]}
-
-    def functions(self, value: object) -> Iterable[object]:
-        return [value]
 
 
 CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(

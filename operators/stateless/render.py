@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.engine.graph.context import Build, Context, Handler
@@ -73,9 +73,7 @@ def _messages(signature: Signature, adapter: Adapter) -> Fill:
 class Template(Parameter):
     """A template, or a Signature whose inputs are fields. YAML: text, or a mapping of a signature and its adapter."""
 
-    @property
-    def kind(self) -> str:
-        return 'a template: `"Dear {customer.name}"`, or Jinja; or a Signature'
+    noun: ClassVar[str] = 'a template: `"Dear {customer.name}"`, or Jinja; or a Signature'
 
     def plain(self, value: object, others: Arguments) -> object:
         if not isinstance(value, Signature):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Arguments, Expression, FieldName, Parameter, Schema, Types
+from dspex.operators.parameters import INTO, Expression, FieldName, Schema, TextOrFunction
 from dspex.operators.problems import problem
 from dspex.operators.typing.functions import function_name
-from dspex.operators.typing.refs import is_ref, ref_of, resolve
 from dspex.operators.typing.shape import record_of, validator
 
 Compare = Callable[[Any, Any], float]
@@ -64,28 +63,15 @@ def as_number(value: object, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Metric(Parameter):
+class Metric(TextOrFunction):
     """The name of a metric, or a function of (actual, expected). YAML: the name, or the function's ref."""
 
-    @property
-    def kind(self) -> str:
-        return "a name of `dspex.metrics`, or a function of (actual, expected)"
+    noun: ClassVar[str] = "a name of `dspex.metrics`, or a function of (actual, expected)"
+    form: ClassVar[Schema] = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
 
     def check(self, name: str, value: object) -> object:
         metric_of(value)
         return value
-
-    def plain(self, value: object, others: Arguments) -> object:
-        return value if isinstance(value, str) else ref_of(value)
-
-    def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
-        return resolve(value) if isinstance(value, str) and is_ref(value) else value
-
-    def schema(self) -> Schema:
-        return {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
-
-    def functions(self, value: object) -> Iterable[object]:
-        return [value]
 
 
 OPERATOR = Operator(

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspex.bus.errors import TopologyError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, Expressions
-from dspex.operators.problems import all_of
 from dspex.operators.typing.shape import record_of, validator
 
 
 def build(fields: Mapping[str, str], into: Any = None) -> Build:
     """The step makes `{**data, **fields}`, typed by `into` where that is given."""
-    compiled = {name: e.function for name, e in compile_all(fields).items()}
+    compiled = {name: expressions.compile(text).function for name, text in fields.items()}
     accept = None if into is None else validator(into)
 
     def make(outlets: Sequence[Handler]) -> Handler:
@@ -29,19 +27,6 @@ def build(fields: Mapping[str, str], into: Any = None) -> Build:
         return step
 
     return make
-
-
-def compile_all(fields: Mapping[str, str]) -> dict[str, expressions.Expression]:
-    """All expressions of a mapping. Raises one TopologyError with every problem."""
-    compiled: dict[str, expressions.Expression] = {}
-    errors: list[TopologyError] = []
-    for name, text in fields.items():
-        try:
-            compiled[name] = expressions.compile(text)
-        except TopologyError as e:
-            errors.append(e)
-    all_of(errors)
-    return compiled
 
 
 OPERATOR = Operator(

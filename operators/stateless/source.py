@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.nodes import OnGap, Source
@@ -34,9 +34,8 @@ class SourceOptions(TypedDict, total=False):
 class Start(Parameter):
     """Where a source begins when it is first applied."""
 
-    @property
-    def kind(self) -> str:
-        return '`"all"`, `"new"`, a sequence, or a time'
+    noun: ClassVar[str] = '`"all"`, `"new"`, a sequence, or a time'
+    form: ClassVar[Schema] = {"type": ["string", "integer"]}
 
     def check(self, name: str, value: object) -> object:
         _start(value)
@@ -44,9 +43,6 @@ class Start(Parameter):
 
     def plain(self, value: object, others: Arguments) -> object:
         return value.isoformat() if isinstance(value, datetime) else value
-
-    def schema(self) -> Schema:
-        return {"type": ["string", "integer"]}
 
 
 SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(

@@ -35,16 +35,18 @@ _IMPURE: Mapping[str, tuple[tuple[str, ...], str]] = {
 _BUILTINS = ("open", "input")
 
 
-def lint(plan: Plan, draft: NodeDraft, fn: Any) -> None:
-    """Warn of every impure name that a user's function uses."""
-    if not isinstance(fn, (types.FunctionType, types.MethodType)):
-        return
-    for name, fix in dict(impure(fn)).items():
-        message = f"{function_name(fn)} uses {name}: it may run again, on recovery and on replay, and must give the same"
-        plan.report(draft, "DX310", message, fix, level="warning")
+def lint(plan: Plan, draft: NodeDraft, argument: object) -> None:
+    """Warn of every impure name that a user's function uses: the argument, or one of those that it lists."""
+    for fn in argument if isinstance(argument, list) else [argument]:
+        if isinstance(fn, (types.FunctionType, types.MethodType)):
+            for name, fix in dict(impure(fn)).items():
+                message = (
+                    f"{function_name(fn)} uses {name}: it may run again, on recovery and on replay, and must give the same"
+                )
+                plan.report(draft, "DX310", message, fix, level="warning")
 
 
-def impure(fn: Any) -> Iterator[tuple[str, str]]:
+def impure(fn: types.FunctionType | types.MethodType) -> Iterator[tuple[str, str]]:
     """Impure names that a function uses, each with what to do instead."""
     seen: set[types.CodeType] = set()
     yield from _code(fn.__code__, getattr(fn, "__globals__", {}), fn.__module__, seen)

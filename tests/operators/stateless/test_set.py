@@ -37,5 +37,5 @@ def test_data_without_fields_is_invalid(run):
 
 def test_all_bad_expressions_are_told_at_once():
     with pytest.raises(TopologyError) as e:
-        set.build({"a": "1 +", "b": "lowr(x)"})
+        set.OPERATOR.main.check("set", {"a": "1 +", "b": "lowr(x)"})
     assert [p.code for p in e.value.problems] == ["DX208", "DX208"]
