@@ -1,4 +1,4 @@
-"""Arrow: tables and arrays as an IPC stream. pyarrow and NumPy are imported on first use, so they cost nothing till then.
+"""Arrow: tables and arrays as an IPC stream. pyarrow and NumPy are imported only when data needs them.
 
 A NumPy array is a table of one column, whose metadata say type and shape. It is read in place: the array's memory is the
 message's, so it cannot be written to.
@@ -18,12 +18,12 @@ _PORTABLE = "biufcmM"  # kinds of array that mean the same everywhere: no object
 
 
 def is_numpy(value: Any) -> bool:
-    """Whether it is an array or a number of NumPy's, found out without importing it."""
+    """Whether `value` is an array or a number of NumPy's, found out without importing NumPy."""
     return type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist")
 
 
 def is_columnar(data: Any) -> bool:
-    """Whether it is an array, or a table of any library that speaks Arrow (pyarrow, polars, pandas, …)."""
+    """Whether `data` is an array, or a table of any library that speaks Arrow (pyarrow, polars, pandas, …)."""
     return hasattr(type(data), "__arrow_c_stream__") or (is_numpy(data) and hasattr(data, "shape") and data.shape != ())
 
 

@@ -1,0 +1,40 @@
+"""MessagePack, for data that contains bytes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgpack
+
+from dspex.bus.codecs.plain import EXCERPT, checked, simpler
+from dspex.bus.errors import DecodeError, InvalidInput
+
+
+def msgpack_bytes(data: object) -> bytes:
+    """`data` as MessagePack. Raises InvalidInput naming the type and the place of what cannot be encoded."""
+    try:
+        return _pack(data)
+    except (TypeError, ValueError, OverflowError):
+        plain = checked(data, binary=True)
+    try:
+        return _pack(plain)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise InvalidInput(f"data cannot be written as MessagePack: {e}", fix="make it flatter") from e
+
+
+def _pack(data: object) -> bytes:
+    # strict: else a named tuple would be packed as a list, and an enum of text by its own str()
+    return cast(bytes, msgpack.packb(data, default=simpler, strict_types=True))
+
+
+def load_msgpack(data: bytes) -> Any:
+    """The data of MessagePack bytes. Raises DecodeError with an excerpt."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False, timestamp=3, ext_hook=_no_extension)
+    except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as e:
+        why = f"{type(e).__name__} {e}".strip()
+        raise DecodeError(f"not MessagePack: {why}; {len(data)} bytes, beginning {data[:EXCERPT]!r}") from e
+
+
+def _no_extension(code: int, data: bytes) -> object:
+    raise ValueError(f"extension type {code} is not known")
