@@ -76,7 +76,7 @@ class Watchdog:
     async def _work(self, runner: StageRunner) -> str:
         """What the stage could do now and does not; "" where it has nothing to do, or waits for something outside."""
         partitions = list(runner.partitions.values())
-        if not partitions or runner.stopped or self.committer.full:
+        if not partitions or runner.pumps.stopped or self.committer.full:
             return ""
         try:
             unread = await self._unread(runner, partitions)
@@ -92,4 +92,4 @@ class Watchdog:
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
         if any(len(p.state.calls) >= runner.s.most_open_calls for p in partitions):
             return ""  # the source waits for workers
-        return "events of the source are not read" if event is not None and event.sequence > runner.read_to else ""
+        return "events of the source are not read" if event is not None and event.sequence > runner.pumps.read_to else ""

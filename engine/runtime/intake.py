@@ -12,8 +12,8 @@ from dspex.bus.message import Message, cause_of, event_time, message_id
 from dspex.bus.records import Origin
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.failure import Failure, guard, letter, refusal, run_again, source_work
-from dspex.engine.runtime.inbox import Counters, Poison
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.settle import Counters, Poison
 from dspex.engine.runtime.walk import Output, Walk
 
 _log = structlog.get_logger("dspex.engine")

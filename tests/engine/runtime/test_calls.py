@@ -263,7 +263,7 @@ def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: M
     one.store(again._replace(data=b"\xff garbage", headers={}))
     assert len(one.outputs("out")) == 1
     assert host.runners[0].counters.dropped == 4
-    assert host.runners[0].stopped is None
+    assert host.runners[0].pumps.stopped is None
 
 
 def test_a_function_behind_a_call_may_ask_for_later_without_another_call() -> None:
