@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from dspex.bus.errors import DataError, ExpressionError
+from dspex.engine.graph.context import Context
 from dspex.operators.native.suggestions import nearest
 from dspex.operators.typing.shape import is_record, record_of
 
@@ -17,15 +18,15 @@ class MissingField(LookupError):
     """A field that the data does not have; (the record, the field)."""
 
 
-def record(data: Any) -> Mapping[str, Any]:
+def record(data: object) -> Mapping[str, object]:
     """The fields of data, to be read only: a model's own dictionary where it has no others."""
     if getattr(data, "__pydantic_extra__", data) is None:
-        fields: Mapping[str, Any] = data.__dict__  # record_of would copy it
+        fields: Mapping[str, object] = data.__dict__  # record_of would copy it
         return fields
     return record_of(data)
 
 
-def field(data: Any, name: str) -> Any:
+def field(data: Any, name: str) -> object:
     """The field of a record, however deep it stands. Never an attribute that is not a field."""
     if data.__class__ is dict and name in data:
         return data[name]
@@ -37,7 +38,7 @@ def field(data: Any, name: str) -> Any:
     return found[name]
 
 
-def item(data: Any, index: Any) -> Any:
+def item(data: Any, index: Any) -> object:
     """An item of a list or text by position, of a record by name."""
     if isinstance(data, (list, tuple, str)):
         if not isinstance(index, int):
@@ -46,19 +47,19 @@ def item(data: Any, index: Any) -> Any:
     return field(data, index)
 
 
-def event(ctx: Any) -> Any:
+def event(ctx: Context | None) -> object:
     """The event of a context."""
     if ctx is None:
         raise ValueError("there is no event here: `event` can be read in a topology only")
     return ctx.event
 
 
-def has(read: Callable[[], Any]) -> bool:
+def has(read: Callable[[], object]) -> bool:
     """Whether the field is there and not null."""
     return coalesce(read) is not None
 
 
-def coalesce(*reads: Callable[[], Any]) -> Any:
+def coalesce(*reads: Callable[[], object]) -> object:
     """The first that is there and not null; None where none is."""
     for read in reads:
         try:
@@ -70,23 +71,23 @@ def coalesce(*reads: Callable[[], Any]) -> Any:
     return None
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> float:
     if not isinstance(value, (int, float)):
         raise TypeError(f"{type(value).__name__} is not a number")
     return value
 
 
-def times(a: Any, b: Any) -> Any:
+def times(a: object, b: object) -> float:
     """Product of numbers; of text it could be endless."""
     return _number(a) * _number(b)
 
 
-def modulo(a: Any, b: Any) -> Any:
+def modulo(a: object, b: object) -> float:
     """Remainder of numbers; of text `%` would be formatting."""
     return _number(a) % _number(b)
 
 
-def round_(value: Any, digits: Any = None) -> Any:
+def round_(value: object, digits: object = None) -> float:
     """`round`, to at most 15 digits either way: round(1, -10**9) would compute 10**10**9."""
     if digits is None:
         return round(_number(value))
@@ -95,7 +96,7 @@ def round_(value: Any, digits: Any = None) -> Any:
     return round(_number(value), digits)
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is not text")
     return value
@@ -109,7 +110,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def searcher(pattern: str) -> Callable[[Any], bool]:
+def searcher(pattern: str) -> Callable[[str], bool]:
     """A function that says whether a text has the pattern in it. Raises ValueError for a bad pattern."""
     import jsonschema_rs  # here: 20 ms that most topologies need not pay
 
@@ -118,12 +119,12 @@ def searcher(pattern: str) -> Callable[[Any], bool]:
     return jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions()).is_valid
 
 
-def matches(value: Any, search: Callable[[Any], bool]) -> bool:
+def matches(value: object, search: Callable[[str], bool]) -> bool:
     """Whether the pattern is found in the text."""
     return search(text(value))
 
 
-def explain(source: str, data: Any, error: Exception) -> DataError:
+def explain(source: str, data: object, error: Exception) -> DataError:
     """The ExpressionError for what went wrong: the field that is missing, and the fields that exist."""
     if isinstance(error, MissingField):
         return _missing(source, *error.args)
@@ -133,7 +134,7 @@ def explain(source: str, data: Any, error: Exception) -> DataError:
     return ExpressionError(f'"{source}": {what or type(error).__name__}')
 
 
-def _missing(source: str, data: Mapping[str, Any], name: str) -> ExpressionError:
+def _missing(source: str, data: Mapping[str, object], name: str) -> ExpressionError:
     have = ", ".join(sorted(map(str, data))) or "none"
     near = nearest(name, map(str, data))
     return ExpressionError(

@@ -28,9 +28,9 @@ class Part(NamedTuple):
     field: expressions.Expression | None
 
 
-def parse(template: str) -> list[Part]:
+def parse(template: object) -> list[Part]:
     """The parts of a template. Raises TopologyError (DX225)."""
-    if not isinstance(template, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # YAML may give anything
+    if not isinstance(template, str):  # YAML may give anything
         raise problem("DX225", f"a template is text, and this is {template!r}", 'write "Dear {name}"')
     try:
         raw = list(Formatter().parse(template))
@@ -39,7 +39,7 @@ def parse(template: str) -> list[Part]:
     return [Part(text, None if path is None else _field(template, path, spec, how)) for text, path, spec, how in raw]
 
 
-def fields(template: Any) -> list[str]:
+def fields(template: object) -> list[str]:
     """The paths that a template reads; none where it cannot be read (`parse` tells why)."""
     try:
         return [p.field.text for p in parse(template) if p.field is not None]
@@ -61,12 +61,12 @@ def _field(template: str, path: str, spec: str | None, how: str | None) -> expre
 def renderer(parts: list[Part], encode: Callable[[Any], str]) -> Callable[[Any, Context | None], str]:
     """A function of (data, ctx) that fills in a template. `encode`: a field's value as text."""
 
-    def render(data: Any, ctx: Context | None = None) -> str:
+    def render(data: object, ctx: Context | None = None) -> str:
         return "".join(p.text if p.field is None else p.text + encode(p.field.function(data, ctx)) for p in parts)
 
     return render
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json_bytes(value).decode()

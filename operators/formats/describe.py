@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, Node
@@ -18,7 +17,7 @@ class NodeInfo:
     role: str
     op: str
     inputs: list[str]
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     type: str | None
     fields: Mapping[str, str] | None
     place: str | None
@@ -40,7 +39,7 @@ class TopologyInfo:
     pools: list[str]
     programs: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As plain data."""
         return asdict(self)
 

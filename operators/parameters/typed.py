@@ -75,7 +75,7 @@ def type_of(value: object, types: Types) -> Any:
     return resolve(value) if is_ref(value) else parse_type(value, types)
 
 
-def type_option(tp: Any) -> object:
+def type_option(tp: object) -> object:
     """A type as it stands in a node's options: its ref, or its text for one of builtins."""
     schema = mapping(tp)
     if schema is not None:

@@ -34,7 +34,7 @@ SignatureLike: TypeAlias = "str | Signature | type[Any]"
 Outputs: TypeAlias = Mapping[str, Any]
 
 NOTHING = Arguments()
-_REASONING: Mapping[str, Any] = {"reasoning": str}  # what these two add to their signature in DSPy
+_REASONING: Mapping[str, object] = {"reasoning": str}  # what these two add to their signature in DSPy
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Spec(Generic[T_co]):
     kind: str
     target: str
     signature: Signature
-    into: Any = None
+    into: object = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
     max_iters: int = 10
@@ -71,9 +71,9 @@ class Spec(Generic[T_co]):
         text = json.dumps([self.plain(), self.signature.digest], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The spec as a node's options: the operator's key with its main argument, then the rest."""
-        data: dict[str, Any] = {self.kind: self.target}
+        data: dict[str, object] = {self.kind: self.target}
         if self.kind == "program":
             data["signature"] = str(self.signature)
         if self.kind == "react":
@@ -84,7 +84,7 @@ class Spec(Generic[T_co]):
         return data | {k: v for k, v in extra.items() if v} | into | options
 
     @property
-    def outputs(self) -> dict[str, Any]:
+    def outputs(self) -> dict[str, object]:
         """The fields that it adds to the data, with their types."""
         added = self.signature.annotations("outputs")
         if self.kind in ("chain_of_thought", "react"):
@@ -133,12 +133,12 @@ class Spec(Generic[T_co]):
         )
 
 
-def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[Any], Outputs]:
+def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
     """data → inputs by name, checked, as plain data. Raises InvalidInput, ExpressionError."""
     read = {name: expressions.compile(text).function for name, text in mapped.items()}
     by_name = [n for n in signature.inputs if n not in read]
 
-    def inputs(data: Any) -> Outputs:
+    def inputs(data: object) -> Outputs:
         record = record_of(data)
         found = {n: record[n] for n in by_name if n in record}
         found.update({n: value(record) for n, value in read.items()})
@@ -147,7 +147,7 @@ def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[Any], 
     return inputs
 
 
-def _wire(value: Any) -> Any:
+def _wire(value: object) -> object:
     """A value that MessagePack takes: models and dates inside become what JSON makes of them."""
     if value is None or isinstance(value, (str, int, float, bytes)):
         return value
@@ -156,12 +156,12 @@ def _wire(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
-def _accept(spec: Spec[V]) -> Callable[[Any, Outputs], Any]:
+def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
     """(data, outputs) → `{**data, **outputs}`, typed by `into`. Raises InvalidOutput."""
     check, extra = spec.signature.check_outputs, [n for n in spec.outputs if n not in spec.signature.outputs]
     typed = None if spec.into is None else validator(spec.into, InvalidOutput)
 
-    def accept(data: Any, outputs: Outputs) -> Any:
+    def accept(data: object, outputs: Outputs) -> object:
         added = {n: outputs[n] for n in extra if n in outputs}
         result = {**record_of(data), **added, **check(outputs)}
         return result if typed is None else typed(result)
@@ -169,11 +169,11 @@ def _accept(spec: Spec[V]) -> Callable[[Any, Outputs], Any]:
     return accept
 
 
-def _fallback(value: Any) -> Callable[[Any], Outputs] | None:
+def _fallback(value: object) -> Callable[[object], Outputs] | None:
     if isinstance(value, Mapping):
         constant = cast("Outputs", value)
         return lambda data: constant
-    return cast("Callable[[Any], Outputs] | None", resolve(value) if isinstance(value, str) else value)
+    return cast("Callable[[object], Outputs] | None", resolve(value) if isinstance(value, str) else value)
 
 
 def consistent(spec: Spec[V]) -> Spec[V]:

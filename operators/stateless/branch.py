@@ -25,7 +25,7 @@ def build(tests: Sequence[str | Callable[[Any], Any]]) -> Build:
 
 
 def _one_test(passes: Callable[[Any], Any], match: Handler, rest: Handler) -> Handler:
-    def step(data: Any, ctx: Context) -> None:
+    def step(data: object, ctx: Context) -> None:
         if passes(data):
             match(data, ctx)
         else:
@@ -38,7 +38,7 @@ def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Handler]) -> Ha
     cases = [(p.function, p.with_context, out) for p, out in zip(compiled, outlets[:-1])]
     rest = outlets[-1]
 
-    def step(data: Any, ctx: Context) -> None:
+    def step(data: object, ctx: Context) -> None:
         for passes, with_context, out in cases:
             if passes(data, ctx) if with_context else passes(data):
                 out(data, ctx)

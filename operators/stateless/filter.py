@@ -19,11 +19,11 @@ def build(test: str | Callable[[Any], Any]) -> Build:
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             if passes(data):
                 out(data, ctx)
 
-        def step_with_context(data: Any, ctx: Context) -> None:
+        def step_with_context(data: object, ctx: Context) -> None:
             if passes(data, ctx):
                 out(data, ctx)
 

@@ -23,7 +23,7 @@ def build(fn: Callable[..., Any]) -> Build:
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             result = fn(data, ctx) if with_context else fn(data)
             for item in result if type(result) is list else items(result, name):
                 out(item, ctx)
@@ -33,7 +33,7 @@ def build(fn: Callable[..., Any]) -> Build:
     return make
 
 
-def items(result: Any, name: str) -> list[Any]:
+def items(result: Any, name: str) -> list[object]:
     """The items of a function's result. Raises DataError for one that is itself a datum."""
     if isinstance(result, (str, bytes, bytearray)) or is_record(result) or not isinstance(result, Iterable):
         raise DataError(

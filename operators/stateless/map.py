@@ -19,10 +19,10 @@ def build(fn: Callable[..., Any]) -> Build:
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             out(fn(data), ctx)
 
-        def step_with_context(data: Any, ctx: Context) -> None:
+        def step_with_context(data: object, ctx: Context) -> None:
             out(fn(data, ctx), ctx)
 
         return step_with_context if with_context else step

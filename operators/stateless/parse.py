@@ -29,7 +29,7 @@ def build(signature: object, field: str, adapter: ParseAs = "chat", into: object
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             record = record_of(data)
             result = {**record, **read(_text(record, field))}
             out(result if accept is None else accept(result), ctx)

@@ -21,7 +21,7 @@ from dspex.operators.typing.shape import Shape, record_of, validator
 from dspex.operators.typing.stream_checks import missing_inputs
 
 Syntax: TypeAlias = Literal["fields", "jinja"]
-Fill = Callable[[Any, Context], Any]
+Fill = Callable[[object, Context], object]
 
 
 def build(
@@ -38,7 +38,7 @@ def build(
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             result = {**record_of(data), field: fill(data, ctx)}
             out(result if accept is None else accept(result), ctx)
 
@@ -59,7 +59,7 @@ def _fill(what: str | Signature, syntax: Syntax, adapter: Adapter) -> Fill:
 def _messages(signature: Signature, adapter: Adapter) -> Fill:
     needed = [f.name for f in signature.inputs.values() if f.required]
 
-    def fill(data: Any, ctx: Context) -> Any:
+    def fill(data: object, ctx: Context) -> object:
         record = record_of(data)
         if missing := [n for n in needed if n not in record]:  # DSPy would ask without, and get an answer to half a question
             has = ", ".join(record) or "nothing"

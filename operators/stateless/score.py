@@ -28,7 +28,7 @@ def build(metric: str | Compare, *, expected: str, actual: str, field: str = "sc
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             number = as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)
             result = {**record_of(data), field: number}
             out(result if accept is None else accept(result), ctx)

@@ -12,7 +12,7 @@ from dspex.operators.parameters import INTO, Expressions
 from dspex.operators.typing.shape import record_of, validator
 
 
-def build(fields: Mapping[str, str], into: Any = None) -> Build:
+def build(fields: Mapping[str, str], into: object = None) -> Build:
     """The step makes `{**data, **fields}`, typed by `into` where that is given."""
     compiled = {name: expressions.compile(text).function for name, text in fields.items()}
     accept = None if into is None else validator(into)
@@ -20,7 +20,7 @@ def build(fields: Mapping[str, str], into: Any = None) -> Build:
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             result = {**record_of(data), **{name: value(data, ctx) for name, value in compiled.items()}}
             out(result if accept is None else accept(result), ctx)
 

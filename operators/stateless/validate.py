@@ -23,10 +23,10 @@ def build(schema: object, on_error: OnError = "dead_letter") -> Build:
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
 
-        def step(data: Any, ctx: Context) -> None:
+        def step(data: object, ctx: Context) -> None:
             out(accept(data), ctx)
 
-        def step_that_skips(data: Any, ctx: Context) -> None:
+        def step_that_skips(data: object, ctx: Context) -> None:
             try:
                 valid = accept(data)
             except InvalidInput:
@@ -42,7 +42,7 @@ def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
     """A check against a JSON Schema (2020-12) that lists every error. Raises TopologyError (DX226) for a bad schema."""
     check = Schema(schema).check
 
-    def accept(data: Any) -> Any:
+    def accept(data: object) -> object:
         check(record_of(data) if data.__class__ is not dict and is_record(data) else data)
         return data
 

@@ -10,7 +10,7 @@ from typing import Any
 from dspex.operators.problems import NAME, problem
 
 
-def takes_context(fn: Any, op: str) -> bool:
+def takes_context(fn: object, op: str) -> bool:
     """Whether a function takes (data, ctx) rather than (data). Raises TopologyError (DX219) for anything else."""
     if not callable(fn):
         raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f".{op}(lambda x: ...)")
@@ -32,7 +32,7 @@ def takes_context(fn: Any, op: str) -> bool:
     return len(required) == 2 or (len(positional) >= 2 and positional[1].name in ("ctx", "context"))
 
 
-def takes_data_only(fn: Any, op: str) -> None:
+def takes_data_only(fn: object, op: str) -> None:
     """Raise TopologyError (DX219) unless the function can be called with (data)."""
     if takes_context(fn, op):
         raise problem(
@@ -49,12 +49,12 @@ def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return None
 
 
-def function_name(fn: Any) -> str:
+def function_name(fn: object) -> str:
     """What messages call a function."""
     return str(getattr(fn, "__name__", None) or type(fn).__name__)
 
 
-def automatic_name(fn: Any, op: str) -> str:
+def automatic_name(fn: object, op: str) -> str:
     """The function's name where that can be an operator's name, else the operator's word."""
     name = re.sub(r"[^a-z0-9_-]", "", function_name(fn).lower()).lstrip("_-0123456789")
     return name if NAME.fullmatch(name) and name != "lambda" else op

@@ -19,7 +19,7 @@ class Local(str):
     """Stands for a function or type that no ref can name: a lambda, a closure, a local class. Never exported."""
 
 
-def ref_of(thing: Any) -> str:
+def ref_of(thing: object) -> str:
     """The ref of a function or class; a `Local` where none leads to it."""
     module, path = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(path, str):

@@ -17,15 +17,15 @@ import typing_extensions
 from dspex.bus.errors import DspexError, InvalidInput, TopologyError
 from dspex.operators.native.fields.types import explain, fields_of, hints_of, is_model, modern, type_text
 
-_RECORDS = (dict, dict[str, Any], Mapping, Mapping[str, Any])
+_RECORDS: tuple[object, ...] = (dict, dict[str, Any], Mapping, Mapping[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """A stream's type and its fields with their annotations; None where it is not known before run time."""
 
-    type: Any = None
-    fields: Mapping[str, Any] | None = None
+    type: object = None
+    fields: Mapping[str, object] | None = None
 
     @property
     def name(self) -> str | None:
@@ -40,7 +40,7 @@ class Shape:
         """`customer: str, text: str`"""
         return ", ".join(f"{n}: {t}" for n, t in (self.texts or {}).items()) or "no fields"
 
-    def plus(self, added: Mapping[str, Any]) -> Shape:
+    def plus(self, added: Mapping[str, object]) -> Shape:
         """The record that has these fields besides its own."""
         return UNKNOWN if self.fields is None else Shape(None, {**self.fields, **added})
 
@@ -48,7 +48,7 @@ class Shape:
 UNKNOWN = Shape()
 
 
-def shape_of(tp: Any) -> Shape:
+def shape_of(tp: object) -> Shape:
     """What is known of data of this type."""
     if tp is None or tp is Any or tp is object or tp is inspect.Parameter.empty:
         return UNKNOWN
@@ -59,12 +59,12 @@ def shape_of(tp: Any) -> Shape:
     return Shape(tp, fields_of(tp))
 
 
-def returned(fn: Any) -> Shape:
+def returned(fn: object) -> Shape:
     """What a function's annotation says that it returns."""
     return shape_of(hints_of(fn).get("return")) if _is_plain_function(fn) else UNKNOWN
 
 
-def returned_items(fn: Any) -> Shape:
+def returned_items(fn: object) -> Shape:
     """What the annotation of a function says that it returns many of."""
     result = hints_of(fn).get("return") if _is_plain_function(fn) else None
     origin, args = get_origin(result), get_args(result)
@@ -73,7 +73,7 @@ def returned_items(fn: Any) -> Shape:
     return UNKNOWN
 
 
-def narrowed(fn: Any, shape: Shape) -> Shape:
+def narrowed(fn: object, shape: Shape) -> Shape:
     """What is known after a test: a `TypeIs[T]` or `TypeGuard[T]` narrows."""
     result = hints_of(fn).get("return") if _is_plain_function(fn) else None
     if get_origin(result) in (typing_extensions.TypeIs, typing_extensions.TypeGuard):
@@ -81,12 +81,12 @@ def narrowed(fn: Any, shape: Shape) -> Shape:
     return shape
 
 
-def _is_plain_function(fn: Any) -> bool:
+def _is_plain_function(fn: object) -> bool:
     return isinstance(fn, (types.FunctionType, types.MethodType))
 
 
 # -- at run time -------------------------------------------------------------------------------------------------
-def is_record(data: Any) -> bool:
+def is_record(data: object) -> bool:
     """Whether data has named fields: a mapping, a pydantic model or a dataclass instance."""
     return isinstance(data, Mapping) or (
         not isinstance(data, type) and (hasattr(data, "__pydantic_fields__") or dataclasses.is_dataclass(data))
@@ -112,12 +112,12 @@ def record_of(data: Any) -> dict[str, Any]:
 Accept = Callable[[Any], Any]
 
 
-def validator(tp: Any, error: type[DspexError] = InvalidInput) -> Accept:
+def validator(tp: object, error: type[DspexError] = InvalidInput) -> Accept:
     """A function that checks data against a type and gives the typed value.
 
     It raises `error` with every field that does not fit. Raises TopologyError (DX226) for a type that cannot be checked.
     """
-    if tp in (Any, object):
+    if tp is Any or tp is object:
         return lambda data: data
     if tp in (*_RECORDS, str, list, bool):
         return _instance_check(get_origin(tp) or tp, error)
@@ -125,7 +125,7 @@ def validator(tp: Any, error: type[DspexError] = InvalidInput) -> Accept:
 
 
 def _instance_check(kind: Any, error: type[DspexError]) -> Accept:
-    def check(data: Any) -> Any:
+    def check(data: object) -> object:
         if isinstance(data, kind):
             return data
         if kind in (dict, Mapping) and is_record(data):
@@ -135,13 +135,13 @@ def _instance_check(kind: Any, error: type[DspexError]) -> Accept:
     return check
 
 
-def _pydantic_check(tp: Any, error: type[DspexError]) -> Accept:
+def _pydantic_check(tp: object, error: type[DspexError]) -> Accept:
     from pydantic import ValidationError
 
     validate, name = _validate_function(tp), type_text(tp)
     kind: Any = tp if isinstance(tp, type) and not typing_extensions.is_typeddict(tp) else ()
 
-    def check(data: Any) -> Any:
+    def check(data: object) -> object:
         if data.__class__ is not dict and not isinstance(data, kind) and is_record(data):
             data = record_of(data)  # another model's instance: pydantic takes its own or a mapping only
         try:

@@ -101,12 +101,12 @@ def contradictions(
             )
 
 
-def accepts(wide: Any, narrow: Any) -> bool:
+def accepts(wide: object, narrow: object) -> bool:
     """Whether every value of type `narrow` has type `wide`, as far as builtin types tell; True where they do not."""
     return all(any(_accepts_one(w, n) for w in _alternatives(wide)) for n in _alternatives(narrow))
 
 
-def _alternatives(tp: Any) -> list[Any]:
+def _alternatives(tp: object) -> list[object]:
     origin = get_origin(tp)
     if origin is typing.Annotated:
         return _alternatives(get_args(tp)[0])

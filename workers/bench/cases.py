@@ -6,13 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 GROUPS = ("signature", "format", "parse", "template", "schema", "metrics", "predict")
+Run: TypeAlias = Callable[[Any], Any]
+"""An operation, made ready: from the data of its case to the side's own kind of result."""
+
+Inputs: TypeAlias = Mapping[str, object]
+AsyncRun: TypeAlias = Callable[[Inputs], Awaitable[object]]
+"""A call of a model: from inputs to outputs."""
+
 PEERS = {"jinja2": "jinja2", "sandbox": "jinja2, sandboxed", "jsonschema": "jsonschema", "dspy": "DSPy"}
 
 
@@ -56,7 +63,7 @@ class Report(BaseModel):
     tags: dict[str, int]
 
 
-TYPES: Mapping[str, Any] = {"Report": Report}
+TYPES: Mapping[str, type] = {"Report": Report}
 SHORT = "question -> answer"
 TYPED = "question, context: list[str] -> answer, score: float"
 NESTED = "text -> report: Report"
@@ -84,7 +91,7 @@ def _signatures() -> list[Case]:
 
 
 def _formats() -> list[Case]:
-    def case(name: str, signature: str, data: Any, adapter: str = "chat", demos: int = 0) -> Case:
+    def case(name: str, signature: str, data: object, adapter: str = "chat", demos: int = 0) -> Case:
         options = {"signature": signature, "adapter": adapter, "demos": [_DEMO] * demos}
         return Case(f"format {name}", "format", "format", data, 10, options=options)
 
@@ -151,7 +158,7 @@ def _metrics() -> list[Case]:
     passages = {"actual": [_SENTENCE * 5, _SENTENCE[:60] * 8, "Nothing of the kind. " * 24], "expected": "Gustave Eiffel"}
     equal = {"actual": short["actual"], "expected": "eiffel  tower"}  # a match takes longest: all has to be looked at
     long_equal = {"actual": kilobyte["actual"], "expected": kilobyte["actual"].upper()}
-    singles: list[tuple[str, Any, str]] = [
+    singles: list[tuple[str, object, str]] = [
         ("exact_match", equal, ", same"),
         ("exact_match", short, ", not the same"),
         ("exact_match", long_equal, ", same, 1 KB"),
@@ -186,12 +193,12 @@ def places(errors: str) -> list[str]:
     return sorted(error.partition(": ")[0] for error in errors.split("; ") if error)
 
 
-def same(ours: Any, theirs: Any) -> bool:
+def same(ours: object, theirs: object) -> bool:
     """Whether two results are equal to the last bit: 5 is not 5.0."""
     return _text(ours) == _text(theirs)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     from pydantic_core import to_jsonable_python
 
     return json.dumps(to_jsonable_python(value), sort_keys=True)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
 
 BATCH = 1e-3  # seconds: long beside what the clock costs, short beside a time slice of the machine
 FEWEST = 5  # rounds, however little time there is
@@ -40,7 +39,7 @@ def timing(samples: Sequence[float]) -> Timing:
     return Timing(found[len(found) // 2] * 1e6, found[min(len(found) - 1, len(found) * 99 // 100)] * 1e6)
 
 
-def measure(sides: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
+def measure(sides: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
     """Time all sides, in turns, for `seconds` together (at least FEWEST rounds)."""
     loops = {name: _loops(run, min(BATCH, seconds / (FEWEST * len(sides)))) for name, run in sides.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
@@ -65,7 +64,7 @@ def quiet() -> Generator[None, None, None]:
         gc.unfreeze()
 
 
-def _loops(run: Callable[[], Any], batch: float) -> int:
+def _loops(run: Callable[[], object], batch: float) -> int:
     """How often to run it in a batch of `batch` seconds. Runs it a few times first: lazy parts are made then."""
     run()
     loops = 1
@@ -74,7 +73,7 @@ def _loops(run: Callable[[], Any], batch: float) -> int:
     return max(1, round(loops * batch / max(took, 1e-9))) if took < batch else loops
 
 
-def _batch(run: Callable[[], Any], loops: int) -> float:
+def _batch(run: Callable[[], object], loops: int) -> float:
     """Seconds of the processor for one run, on average over `loops`."""
     gc.disable()
     try:

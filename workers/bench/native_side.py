@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -13,9 +13,8 @@ from dspex.operators.native.metrics.metrics import METRICS, batch, normalize_tex
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.native.templates.template import Template
-from dspex.workers.bench.cases import SHORT, TYPED, TYPES, Case, places
+from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncRun, Case, Inputs, Run, places
 
-Run = Callable[[Any], Any]
 _DISTINCT = 5000  # texts in turn: more than any cache of ours holds
 
 
@@ -24,7 +23,7 @@ def build(case: Case) -> Run:
     return _BUILD[case.kind](case)
 
 
-def plain(case: Case, result: Any) -> Any:
+def plain(case: Case, result: Any) -> object:
     """A result in the form that both sides share."""
     if case.group == "schema":
         return places(result.removeprefix("the data does not fit the schema: "))
@@ -55,7 +54,7 @@ def _distinct(spec: str) -> Callable[[], str]:
 def _all_new(case: Case) -> Run:
     spec = _distinct(TYPED)
 
-    def run(data: Any) -> Any:
+    def run(data: Any) -> object:
         signature = Signature(spec())
         text = data["text"]
         if (name := [*signature.outputs][-1]) != "score":
@@ -97,7 +96,7 @@ def _new_template(case: Case) -> Run:
     return lambda data: Template(text).render(data)
 
 
-def _errors(schema: Schema, data: Any) -> str:
+def _errors(schema: Schema, data: object) -> str:
     try:
         schema.check(data)
     except InvalidInput as error:
@@ -115,7 +114,7 @@ def _new_schema(case: Case) -> Run:
 
 
 @asynccontextmanager
-async def predict(kind: str, url: str, model: str) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+async def predict(kind: str, url: str, model: str) -> AsyncGenerator[AsyncRun, None]:
     """Our own call of a model: outputs from inputs. For as long as the block runs its connections are kept."""
     from dspex.operators.native.lm.endpoint import Endpoint
     from dspex.operators.native.lm.predict import KINDS
@@ -123,7 +122,7 @@ async def predict(kind: str, url: str, model: str) -> AsyncGenerator[Callable[[A
     async with Endpoint(url, "none") as endpoint:
         program = KINDS[kind](SHORT, endpoint, model=f"openai/{model}")
 
-        async def call(inputs: Any) -> Any:
+        async def call(inputs: Inputs) -> object:
             return (await program(**inputs)).outputs
 
         yield call

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 from dspex.workers.bench import native_side
@@ -23,7 +22,7 @@ from dspex.workers.bench.rows import Row, check
 from dspex.workers.bench.worker import Worker, by_dspy
 
 BATCH = 5e-3  # seconds in which one side calls again and again
-Call = Callable[[], Awaitable[Any]]
+Call = Callable[[], Awaitable[object]]
 
 
 class Wire(asyncio.Protocol):
@@ -133,7 +132,7 @@ async def _row(ask: _Ask, url: str, wire: Wire, seconds: float, asked: Worker | 
     )
 
 
-def _prompt(request: bytes) -> Any:
+def _prompt(request: bytes) -> object:
     """The messages that a request asks with."""
     return json.loads(request.partition(b"\r\n\r\n")[2])["messages"]
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from dspex.workers.bench.cases import cases
+from dspex.workers.bench.cases import Run, cases
 from dspex.workers.dspy import bench as dspy_side
 
 _CASES = {case.name: case for case in cases()}
-_BUILT: dict[str, Any] = {}
+_BUILT: dict[str, Run] = {}
 
 
-async def operation(name: str, data: Any) -> dict[str, Any]:
+async def operation(name: str, data: object) -> dict[str, object]:
     """`name`: of the case."""
     if name not in _BUILT:
         _BUILT[name] = dspy_side.build(_CASES[name])

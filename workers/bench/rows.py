@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dspex.bus.errors import DspexError
 from dspex.workers.bench.cases import same
@@ -65,7 +64,7 @@ class Row:
         """Why the goal is missed, as far as it is known; "" where it is not missed."""
         return REASONS.get(self.name, "") if self.met is False else ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As `--json` prints it: microseconds, operations a second, ratios."""
 
         def p(found: Timing | None, which: str) -> float | None:
@@ -91,7 +90,7 @@ class Row:
         }
 
 
-def check(name: str, ours: Any, theirs: Any) -> None:
+def check(name: str, ours: object, theirs: object) -> None:
     """Raise DspexError where the two sides of an operation do not give the same: then their times say nothing."""
     if not same(ours, theirs):
         message = f"{name}: not compared, dspex and its peer do not give the same: {ours!r}, {theirs!r}"

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
-from typing import Any
 
 from dspex.bus.errors import ConfigError
 from dspex.workers.bench import native_side, predict
@@ -85,7 +84,7 @@ async def row(case: Case, seconds: float, asked: Worker | None) -> Row:
     return replace(blank, peer=PEERS[case.peer], ours=found["ours"], theirs=found["theirs"], worker=trips)
 
 
-async def _trips(case: Case, asked: Worker, expected: Any, seconds: float) -> Timing:
+async def _trips(case: Case, asked: Worker, expected: object, seconds: float) -> Timing:
     """The peer's operation in a worker: from asking to the answer."""
     result, _ = await asked.operation(case.name, case.data)  # the worker makes what it keeps
     check(f"{case.name}, through a worker", result, expected)

@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    async def call(self, spec: CallSpec, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    async def call(self, spec: CallSpec, inputs: Mapping[str, object]) -> tuple[dict[str, object], float]:
         """The outputs of one call, and the seconds from asking to their arrival. Raises the call's error."""
         began = time.perf_counter()
         inbox, result = self._bus.inbox(), asyncio.get_running_loop().create_future()
@@ -56,7 +56,7 @@ class Worker:
             raise from_dict(outcome.error)
         return dict(outcome.outputs or {}), time.perf_counter() - began
 
-    async def operation(self, name: str, data: Any) -> tuple[Any, float]:
+    async def operation(self, name: str, data: object) -> tuple[object, float]:
         """An operation of `programs.py`: its result, and the seconds of the round trip."""
         spec = CallSpec("program", "dspex.workers.bench.programs:operation", "name: str, data: Any -> result: Any")
         outputs, seconds = await self.call(spec, {"name": name, "data": data})

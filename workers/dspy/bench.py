@@ -6,7 +6,7 @@ Nothing is kept between two runs but what the peer's user would keep: the signat
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,9 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy
 from dspy.evaluate import metrics
 
-from dspex.workers.bench.cases import SHORT, TYPED, TYPES, Case, places
+from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncRun, Case, Inputs, Run, places
 from dspex.workers.dspy.models import ADAPTERS
 
-Run = Callable[[Any], Any]
 _PROGRAMS: dict[str, Any] = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 _METRICS: dict[str, Any] = {"exact_match": metrics.EM, "f1": metrics.F1, "hotpot_f1": metrics.HotPotF1}
 
@@ -29,7 +28,7 @@ def build(case: Case) -> Run:
     return _BUILD[case.kind](case)
 
 
-def plain(case: Case, result: Any) -> Any:
+def plain(case: Case, result: Any) -> object:
     """A result in the form that both sides share."""
     if case.group == "schema":
         return places(result)
@@ -68,7 +67,7 @@ def _parse(case: Case) -> Run:
 def _all_new(case: Case) -> Run:
     adapter = dspy.ChatAdapter()
 
-    def run(data: Any) -> Any:
+    def run(data: Any) -> object:
         signature = _signature(TYPED)
         return [adapter.format(signature, [], data["inputs"]), adapter.parse(signature, data["text"])]
 
@@ -112,7 +111,7 @@ def _validator(schema: Any) -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-def _errors(validator: Any, data: Any) -> str:
+def _errors(validator: Any, data: object) -> str:
     return "; ".join(f"{'.'.join(map(str, e.absolute_path)) or 'data'}: {e.message}" for e in validator.iter_errors(data))
 
 
@@ -126,16 +125,16 @@ def _new_schema(case: Case) -> Run:
     return lambda data: _errors(_validator(schema), data)
 
 
-def predict(kind: str, url: str, model: str, calls: str) -> Callable[[Any], Awaitable[Any]]:
+def predict(kind: str, url: str, model: str, calls: str) -> AsyncRun:
     """DSPy's own call of a model. `calls`: "sync" or "acall". Its cache and its retries are off, all else is as it comes."""
     lm = dspy.LM(f"openai/{model}", api_base=url, api_key="none", cache=False, num_retries=0)
     program = _PROGRAMS[kind](SHORT)
     program.set_lm(lm)
 
-    async def sync(inputs: Any) -> Any:
+    async def sync(inputs: Inputs) -> object:
         return program(**inputs).toDict()
 
-    async def acall(inputs: Any) -> Any:
+    async def acall(inputs: Inputs) -> object:
         return (await program.acall(**inputs)).toDict()
 
     return sync if calls == "sync" else acall
