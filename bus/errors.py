@@ -23,10 +23,10 @@
     ├── RunError                     RunFailed, RunNotFound
     ├── SessionError                 SessionConflict, SessionEnded, AffinityLost
     ├── ReplayError                  Divergence, RecordingIncomplete
-    ├── NoAnswer                     a test asked a node that it gave no answer
+    ├── NoAnswer                     a test reached a node that it gave no answer
     └── RetryLater                   raised by a user's function: run this event again later   (retryable)
 
-A class says when you get it, and what the engine does. The shape of the tree is also the policy: `engine/failure.py`
+A class says when you get it, and what the engine does. The shape of the tree is also the policy: `engine/runtime/failure.py`
 reads `retryable`, `retry_after` and the class, and nothing else decides what happens to a failed event.
 
 Codes: DX1xx configuration, 2xx build, 3xx lint, 4xx bus, 5xx data, 6xx call, 7xx session, 8xx replay, 9xx dspex itself.
@@ -150,7 +150,7 @@ class ConfigError(DspexError):
     """A setting is wrong or missing. You get it before anything starts; `.problems` has all of them at once."""
 
     code, _exit = "DX100", 2
-    fix = "correct the setting; dspex config show tells where each value came from"
+    fix = "correct the setting; dspex config show says where each value came from"
 
     def __init__(self, message: str, *, problems: Sequence[Problem] = (), **kw: Any) -> None:
         super().__init__(message, **kw)
@@ -193,7 +193,7 @@ class BusError(DspexError):
     """The wire failed. The engine waits, recovers by a claim, and goes on; a client gets the error."""
 
     code, _exit = "DX400", 4
-    fix = "look at the NATS server; dspex doctor tells what it sees"
+    fix = "look at the NATS server; dspex doctor shows what it sees"
 
 
 class Unreachable(BusError):
@@ -225,7 +225,7 @@ class NotStored(BusError):
 
 
 class PayloadTooLarge(BusError):
-    """Headers and data together exceed the server's max_payload. Sent anyway it would close the connection for good."""
+    """Headers and data together exceed the server's max_payload. The server would close the connection over it."""
 
     code = "DX405"
     fix = "send less data in one event, or raise max_payload of the server"
@@ -456,7 +456,7 @@ class ReplayError(DspexError):
 
 
 class Divergence(ReplayError):
-    """A replay asked for a call that the recording does not have."""
+    """A replay reached a call that the recording does not have."""
 
     code = "DX801"
     fix = "undo the change, or replay with --mode hybrid"

@@ -1,11 +1,11 @@
-"""The port: what dspex asks of a bus, and the one place where that is written down.
+"""The port: what dspex needs of a bus. Nothing else says it.
 
-Two buses keep it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory.server` (same promises, in process). Both pass
-`tests/bus/contract`. The port is as small as the engine's needs, not as wide as NATS: a wide port could not be
-kept by two.
+Two buses implement it: `dspex.bus.nats` (JetStream) and `dspex.bus.memory.server` (same promises, in process). Both pass
+`tests/bus/contract`. The port is as small as the engine's needs, not as wide as NATS: two
+implementations of a wide port would drift apart.
 
-A write has three outcomes, never two: it landed (you get a sequence), it did not (you get the reason), or nobody knows
-(`Unsettled`). Pretending that the third is the second is how duplicates are made.
+A write ends in one of three ways: it was stored (you get its sequence), it was not stored (you get the reason), or that is
+unknown (`Unsettled`). Whoever takes the third for the second and writes again makes duplicates.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Reader(Protocol):
         """1 to `limit` messages in stream order, as soon as there is one.
 
         Never a gap: the reader starts again behind its last message when the wire lost one. Raises `Unreachable` when
-        closed meanwhile, `NotAllowed` when it may not read; anything that may pass is waited out.
+        closed meanwhile, `NotAllowed` when it may not read; it waits while an error may pass by itself.
         """
         ...
 
@@ -228,7 +228,10 @@ class Bus(Protocol):
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
     ) -> Message:
-        """Ask and wait for one answer. `Saturated` at once when nobody listens; `Unreachable` without an answer."""
+        """Send a request and wait for one answer.
+
+        Raises `Saturated` at once when nobody listens, `Unreachable` when no answer comes within `timeout` seconds.
+        """
         ...
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
@@ -258,7 +261,7 @@ BusState = Literal["connected", "disconnected", "closed"]
 
 @dataclass
 class BusEvents:
-    """What a bus tells its user about itself: called from the bus's own loop, and must not block."""
+    """Callbacks for the state and the errors of a bus. They are called from the bus's own loop and must not block."""
 
     state: Callable[[BusState, str], None] = field(default=lambda state, why: None)
     error: Callable[[str], None] = field(default=lambda text: None)

@@ -1,7 +1,7 @@
 """What engines and workers send to each other: work, records, dead letters. Nothing else connects the two.
 
 A result carries its work back, bytes and all. So a stage keeps no event in memory while a call is open, a record is whole
-by itself (what was asked, what came), and a retry is the same work with the next attempt number.
+by itself (the inputs and the outputs), and a retry is the same work with the next attempt number.
 
 MessagePack maps with the field names as keys: unknown keys of a newer version are ignored, missing ones get the default.
 """
@@ -105,7 +105,7 @@ class Work(_Packed):
         call: id of the call; the same in every attempt.
         ordinal: dense number of the call in its stage partition; -1 for an interactive call.
         attempt: from 1.
-        topology, node: who asks.
+        topology, node: the operator that makes the call.
         reply: subject that the result is stored on; "" for an interactive call (the reply goes to the caller's inbox).
         spec: CallSpec as a map.
         inputs: signature inputs by name.
@@ -150,7 +150,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class CallRecord(_Packed):
-    """What came of one attempt: outputs, or an error; the record once it is stored.
+    """The record of one attempt: outputs, or an error.
 
     Attributes:
         kind: "result" (of a call) or "resume" (run the event of `work` again from `node` on: a redrive, a RetryLater).
@@ -190,7 +190,7 @@ class Letter(_Packed):
 
     Attributes:
         node: the operator that failed; for an event that could not be read, the source.
-        entry: where a redrive goes on: the source, or the call whose outcome could not be used or never came.
+        entry: where a redrive goes on: the source, or the call whose answer could not be used or never came.
         outputs: of that call, where it had answered; None otherwise.
         origin: Origin of the event as a map.
         data: the event's data as encoded; `content_type` says how. b"" where it was too large to be kept twice: then

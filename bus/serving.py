@@ -1,6 +1,6 @@
 """The worker loop: take work, have it answered, store the record, then ack. Pools and their stand-ins in tests share it.
 
-The order is what loses nothing. A process that dies before the ack leaves work that is delivered again. The record of the
+This order loses nothing. A process that dies before the ack leaves work that is delivered again. The record of the
 second answer has the same id, and the bus does not store it.
 """
 

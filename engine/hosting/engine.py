@@ -41,7 +41,7 @@ class Engine:
         topologies: to run together, as one application.
         settings: loaded as every dspex process loads them when left out.
         pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
-        on_ready: called with what each pool says about itself when it is ready.
+        on_ready: called when a pool is ready, with its description as plain data.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class Engine:
         await self.drain()
 
     async def wait(self) -> None:
-        """Until the engine fails; raises what it failed with."""
+        """Wait until the engine fails; raises the error."""
         assert self.host is not None
         keepers = self.pools.processes if self.pools else ()
         await first(self.host.wait(), *(k.failed() for k in keepers))
 
     async def drain(self, timeout: Duration = "30s") -> None:
-        """Sources first, then what was walked is committed, then the pools finish what they run, then all is closed."""
+        """Stop reading, commit what was walked, let the pools finish what they run, then close everything."""
         if self.host is not None:
             await self.host.drain(seconds(timeout))
             self.host = None
@@ -163,7 +163,7 @@ def stop_on_signals() -> asyncio.Future[int]:
 
 
 async def until_stopped(engine: Engine, stopped: asyncio.Future[Any]) -> None:
-    """Until a signal, or until the engine fails; then it raises what the engine failed with."""
+    """Wait for a signal, or until the engine fails; then raises the error."""
     await first(stopped, engine.wait())
 
 

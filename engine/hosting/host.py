@@ -168,7 +168,7 @@ class Host:
             self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
 
     def _first_of(self) -> list[str]:
-        """The topologies whose first partition runs here: one engine keeps house for all."""
+        """The topologies whose first partition runs here: its engine does the housekeeping for all."""
         firsts = {(graph.name, graph.sources[0].name) for graph in self.graphs}
         return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
 
@@ -178,7 +178,7 @@ class Host:
         self._failed.set()
 
     async def wait(self) -> None:
-        """Until a part of the engine fails; raises what it raised."""
+        """Wait until a part of the engine fails; raises its error."""
         await self._failed.wait()
         assert self.failure is not None
         raise self.failure
@@ -188,7 +188,7 @@ class Host:
         """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
         await self._parts.stop()
         if not self._committing:
-            return  # nobody would ever commit what the drain waits for
+            return  # the committer has failed: what the drain waits for would never be committed
         try:
             async with asyncio.timeout(timeout):
                 for runner in self.runners:

@@ -1,7 +1,8 @@
-"""Who runs which partition. Leases only spread work; the log decides (log.py), so nothing here needs to be right, just soon.
+"""Leases say which engine should run which partition. They only spread the work: who owns a partition is decided by its
+commit log, so a mistake here costs time and never an event.
 
 A lease is a key that its holder touches. Another engine that sees it untouched for `lease` seconds *by its own clock* takes it,
-so clocks need not agree. An engine that loses a lease and does not know goes on until its next commit is fenced.
+so clocks need not agree. An engine that loses a lease and does not notice goes on until its next commit is fenced.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class Leases:
             try:
                 await self.once()
             except BusError as e:
-                _log.debug("leases wait", why=e.message)  # the engine goes on without: the log decides
+                _log.debug("cannot keep leases now, trying again", why=e.message)  # the engine goes on: the log decides
             await asyncio.sleep(self.seconds / 3)
 
     async def once(self) -> None:
-        """One round: say that we live, keep what we have, take what we may, hand over what is more than our share."""
+        """One round: write the member key, keep our leases, take free ones, hand over what exceeds our share."""
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(self.describe()))
         leases = await self.bucket.items("lease")
         members = await self.bucket.items("engine")
@@ -96,7 +97,9 @@ class Leases:
             else:
                 slot.revision = 0  # taken over while we were away; our next commit will be fenced
         else:
-            free = found is None or self._abandoned(slot.key, *found)  # asked each time: that is how silence is measured
+            free = found is None or self._abandoned(
+                slot.key, *found
+            )  # looked at in every round: that measures how long it is untouched
             if may_take and free:
                 await self._take(slot, found[1] if found else 0)
 

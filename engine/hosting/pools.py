@@ -61,7 +61,7 @@ class PoolProcess:
             try:
                 said = orjson.loads(line)
             except orjson.JSONDecodeError:
-                _log.warning("a pool printed what is no JSON", pool=self.name, line=line[:200].decode(errors="replace"))
+                _log.warning("a pool printed a line that is not JSON", pool=self.name, line=line[:200].decode(errors="replace"))
                 continue
             if said.get("event") == "pool failed":
                 self.failure = from_dict(said["error"])
@@ -103,7 +103,7 @@ class Pools:
         self.processes = [PoolProcess(name, settings, on_ready) for name in names]
 
     async def ready(self) -> None:
-        """Until every pool is ready, or has said that it never will be."""
+        """Wait until every pool is ready, or has failed for good."""
         await asyncio.gather(*(p.ready.wait() for p in self.processes))
 
     @property

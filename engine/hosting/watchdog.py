@@ -1,8 +1,8 @@
 """Notices an engine that is alive and makes no progress although there is work (`engine.stall_after`).
 
-Such an engine keeps its leases, so no other engine takes over, and only somebody who looks would see it. Waiting is no
+Such an engine keeps its leases, so no other engine takes over, and nothing else shows the stall. Waiting is no
 stall: for workers, for room in a full stream, for a server that is away, or behind a gap in a source, which the stage itself
-reports. Nothing is mended here; what is noticed is logged once and shown, and whoever runs the engine restarts it.
+reports. The watchdog repairs nothing: it logs a stall once, `status` shows it, and whoever runs the engine restarts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOWEST = 5.0  # seconds between looks, at most
 
 @dataclass
 class _Seen:
-    """What a stage had committed when it was looked at, and since when that is all."""
+    """What a stage had committed when it was looked at, and since when that has not changed."""
 
     committed: tuple[tuple[int, int], ...]
     since: float

@@ -2,7 +2,7 @@
 
 Start, take-over and a write whose answer never came are the same case: drop what is in memory, append a claim, read the log
 back up to the claim, go on from there. Reading alone would not do: a commit can land after a read that did not show it
-(reference: 17 of 68 timed-out commits landed), but not after a claim, because the claim moved the sequence that it expects.
+(measured: 17 of 68 timed-out commits landed), but not after a claim, because the claim moved the sequence that it expects.
 
 A snapshot is in the entry that it belongs to, or in messages of the same commit where one cannot hold it. Each entry names
 the last two (`base`, `older`), and a damaged one is passed over for the one before.
@@ -66,7 +66,7 @@ class CommitLog:
     async def claim(self, state: State, *, at: float, repair: Callable[[int, int], Awaitable[None]]) -> State:
         """Become the owner, and bring `state`, which is new, up to date.
 
-        `repair(claim, entry)` removes what a torn commit left between the two (repair.py).
+        `repair(claim, entry)` removes what a torn commit left between the two (torn_commits.py).
 
         Raises Unreachable; TopologyError where a newer manifest claimed it; BusError where the log cannot be read.
         """
@@ -110,7 +110,7 @@ class CommitLog:
     def entry(self, delta: Changes, state: State | None, *, covers: int, at: float, room: int = 0) -> Entry:
         """The entry that makes `delta` durable. `covers`: messages of the commit before it.
 
-        `state`: with delta applied and nothing more, for a snapshot; None where that is not to be had now.
+        `state`: with delta applied and nothing more, for a snapshot; None where there is no such state now.
         `room`: messages that a snapshot may add to the commit.
         """
         body: dict[str, Any] = {**self._frame(at), "kind": "commit", "covers": covers, **delta.as_dict()}
@@ -211,7 +211,7 @@ async def restored(bus: Bus, place: LogAddress, sequence: int) -> State | None:
 
 
 async def look(bus: Bus, app: str, topology: str, stage: str, partition: int) -> State:
-    """The state of a partition as far as its log says now, for those who only want to know. A claim may move it at once."""
+    """The state of a partition as its log says now, without a claim: its owner may change it at once."""
     place, state = LogAddress.of(app, topology, stage, partition), State()
     last = await bus.last(place.stream, place.subject)
     if last is not None:

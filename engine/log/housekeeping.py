@@ -1,7 +1,7 @@
 """Housekeeping: removes from the application stream what nobody needs any more and the topology's retention does not keep.
 
 Nothing in the stream expires by itself (DESIGN: nothing that is still needed can expire), so the engine that owns the first
-partition of a topology does this for all of it. It asks the logs, not its own memory: what a snapshot says is needed is an
+partition of a topology does this for all of it. It reads the logs, not its own memory: what a snapshot says is needed is an
 answer that stays right, since positions only move on, and whoever takes over begins at that snapshot or after it.
 
     removed, when older than the retention            kept as long as
@@ -91,7 +91,7 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _K
     state = await restored(bus, place, base) if base else None  # with what the entry itself changed
     if state is None:
         return _Kept(place, inbox, 0, Needed(0, 0, 0))
-    needed = state.needed()  # what was read or asked later lies behind the snapshot
+    needed = state.needed()  # what was read or written later lies behind the snapshot
     return _Kept(place, inbox, older, needed._replace(work=min(needed.work, base)))
 
 

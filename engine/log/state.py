@@ -1,7 +1,7 @@
 """What a stage partition knows: how far it has read, and which calls are open. Rebuilt from its commit log, and only from it.
 
 It stays small however long the run: events are in the stream, a call's event is in its work and in its result, so a call
-costs a row here and no more. Ordinals are dense, and a call that is not open is finished (or was never asked for): the set of
+costs a row here and no more. Ordinals are dense, and a call that is not open is finished (or was never made): the set of
 the finished needs no memory at all.
 """
 
@@ -147,7 +147,7 @@ class State:
         return queue[0]
 
     def releasable(self) -> list[int]:
-        """Inbox sequences of held results that wait for nobody any more: their release was cut short."""
+        """Inbox sequences of held results that need not wait any more: their release was cut short."""
         return [r.held for o, r in self.calls.items() if r.held and self.first_open(r.node, r.key) == o]
 
     def due(self, now: float) -> Iterator[int]:

@@ -4,7 +4,7 @@ A commit is all or nothing, but for two cases: a server that loses power before 
 in the middle of a batch (seen with 2.15.1: what comes before the limit is stored, and nobody gets an answer). The log entry
 is the last message of its commit, and says how many before it belong to it. So once a claim has a sequence, every message of
 ours below it that no entry covers is a remainder: it is removed, and the new owner emits the same again, under the same ids.
-Who has read it already sees a repeat that the id tells.
+A reader that has it already sees a repeat under the same id.
 """
 
 from __future__ import annotations

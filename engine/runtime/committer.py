@@ -1,7 +1,7 @@
 """The committer: one writer for all partitions that a process owns, never two commits in flight.
 
 A stream takes 330 to 400 atomic batches a second, however small they are, so partitions commit together and a batch grows
-while the one before it flies. Each partition has its own log entry and its own fence; one that is fenced is dropped, and the
+while the one before it is in flight. Each partition has its own log entry and its own fence; one that is fenced is dropped, and the
 rest goes again.
 """
 
@@ -71,7 +71,7 @@ class Committer:
         try:
             last = await self._write([d for _, _, drafts in taken for d in drafts])
         except DspexError as e:  # a DataError too: a subject or header that no server would take
-            if len(taken) > 1 and not e.retryable:  # refused: find out whose fault it is
+            if len(taken) > 1 and not e.retryable:  # refused: find out which partition has what is refused
                 for one in taken:
                     await self._commit([one])
                 return

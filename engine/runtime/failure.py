@@ -57,7 +57,7 @@ def guard(step: Callable[[T, Any], None], data: T, walk: Any) -> Failure | None:
         step(data, walk)
     except DspexError as e:
         return Failure(e, e.node or walk.node, _excerpt(e))
-    except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the last two are its own
+    except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
         reason = DataError(
             f"{walk.node} raised {''.join(traceback.format_exception_only(e)).strip()}",
             code="DX507",
@@ -84,8 +84,8 @@ def refusal(why: str, node: str) -> BusError:
 def decide(error: DspexError, attempt: int, call: Call, id: str, *, left: float, invalid: int = 0) -> Verdict:
     """What happens to a call whose attempt number `attempt` failed.
 
-    `left`: seconds until its deadline. `invalid`: earlier attempts that ended in InvalidOutput: not those that a dead
-    worker spent, or the event would end in another way because a process was killed.
+    `left`: seconds until its deadline. `invalid`: earlier attempts that ended in InvalidOutput. Those that were lost with
+    a worker do not count: a killed process must not change how an event ends.
     """
     after = _next_attempt(error, attempt, call, id, invalid)
     if after is not None and after < left:
@@ -109,7 +109,7 @@ def _back_off(error: DspexError, attempt: int, call: Call, id: str) -> float:
     if isinstance(error, InvalidOutput):
         return 0.0
     wait = min(seconds(r.backoff) * r.factor ** (attempt - 1), seconds(r.cap))
-    spread = Random(f"{id}:{attempt}").uniform(-r.jitter, r.jitter)  # not the global one: a replay waits as long
+    spread = Random(f"{id}:{attempt}").uniform(-r.jitter, r.jitter)  # seeded by the call: a replay waits as long
     return max(error.retry_after or 0.0, wait * (1 + spread))
 
 
@@ -157,9 +157,8 @@ def _text(text: str) -> str:
 def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> bytes:
     """The letter as bytes that one message can hold.
 
-    Where it is too large, it leaves out first what is stored elsewhere, then what a redrive can do without.
-
-    A letter that the server refused would stop its partition for good.
+    Where it is too large, it leaves out first what is stored elsewhere, then what a redrive can do without: a letter that
+    the server refuses would stop its partition for good.
     """
     body = letter.pack()
     if len(body) > limit and stored:
@@ -169,10 +168,12 @@ def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> byte
         short = {k: v[:500] if isinstance(v, str) else v for k, v in letter.error.items()}
         letter = replace(letter, error=short, traceback=letter.traceback[-500:], headers={})
         body = letter.pack()
-    if len(body) > limit:  # of a call: its data fits twice, and a redrive asks again
+    if len(body) > limit:  # of a call: its data fits, and a redrive makes the call again
         letter = replace(letter, outputs=None)
         body = letter.pack()
-    return body if len(body) <= limit else replace(letter, data=b"").pack()  # whoever redrove it has it
+    return (
+        body if len(body) <= limit else replace(letter, data=b"").pack()
+    )  # the data came with a redrive: who redrove it has it
 
 
 def run_again(

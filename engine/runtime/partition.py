@@ -211,7 +211,7 @@ class Partition:
         self._changed = True
 
     def undelay(self, inbox_sequence: int) -> None:
-        """It is looked at now."""
+        """A message that was delayed is looked at now."""
         if self.state.delayed.pop(inbox_sequence, None) is not None:
             self._changes.done.append(inbox_sequence)
             self._changed = True
@@ -228,7 +228,7 @@ class Partition:
         return self.batches[0].size
 
     def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage] | None:
-        """The next commit, of at most `room` messages, the log entry last. None if there is nothing, or one flies."""
+        """The next commit, of at most `room` messages, the log entry last. None where there is nothing to commit, or a commit is in flight."""
         if self.flying or self.settled.is_set() or self.revoked:
             return None
         batch = self.batches.popleft()

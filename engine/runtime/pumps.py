@@ -101,7 +101,7 @@ class Pumps:
         bus, settings = self._services.bus, self._stage.settings
         mine = list(self._partitions.values())
         self._intake.created = await check_source(bus, self._source_stream, settings, mine)
-        # of those that were there: one may be fenced while we ask, and with the last one goes all that there is to read
+        # of the partitions as they were: one may have been fenced while the stream was looked at
         after = min((p.state.source_sequence for p in mine), default=0)
         self._source_read = (after, "")
         reader = await bus.reader(self._source_stream, [settings.subject], after=after, name=self._name("source"))
@@ -173,7 +173,7 @@ class Pumps:
         await self._release_held(p, self._inbox.freed())
 
     async def _take(self, p: Partition, message: Message, *, due: bool = False) -> None:
-        """Handle one message. Nothing is awaited at its end: what it freed is still the last that was freed."""
+        """Handle one message. Nothing is awaited after `Inbox.take`, so that `freed` is about this message."""
         stored: Message | None = None
         if place := message.headers.get(subjects.STORED):
             stream, _, sequence = place.rpartition(":")
@@ -186,7 +186,7 @@ class Pumps:
         if due:
             p.undelay(message.sequence)
         p.add(self._inbox.take(p, message, clock, due=due, stored=stored), "inbox", message.sequence, clock=clock)
-        p.room.set()  # a call may have finished, and the source may have waited for that
+        p.room.set()  # a call may have finished, and the source pump may wait for that
 
     async def _release_held(self, p: Partition, held: Sequence[int]) -> None:
         """Results that waited for an earlier call of their key, and those that wait for them, one after another.
@@ -204,7 +204,9 @@ class Pumps:
         if message is not None:
             await self._take(p, message, due=True)
             return
-        _log.error("a message that was put off is gone: somebody purged it", stream=self._services.stream, sequence=sequence)
+        _log.error(
+            "a message that was put off is gone: it was purged from the stream", stream=self._services.stream, sequence=sequence
+        )
         p.undelay(sequence)
         for ordinal in [o for o, row in p.state.calls.items() if row.held == sequence]:
             p.put(ordinal, p.state.calls[ordinal]._replace(held=0))  # its deadline settles it
@@ -245,7 +247,7 @@ class Pumps:
         await self._release_held(p, self._inbox.freed())
 
     async def _watch_source(self) -> None:
-        """Now and then: is the source still what it was, and may the positions of idle partitions move on?"""
+        """Look at the source stream now and then: was it made anew or trimmed, and may idle partitions move on?"""
         watched = Watched(self._services.bus, self._source_stream, self._stage.settings)
         while True:
             await asyncio.sleep(WATCH)

@@ -12,7 +12,7 @@ from dspex.engine.runtime.committer import Committer
 
 
 class Revoked(Protocol):
-    """Told when a partition is not this engine's any more; `given_up`: by its own will."""
+    """Called when a partition is not this engine's any more; `given_up`: the engine released it itself."""
 
     def __call__(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None: ...
 
@@ -20,7 +20,7 @@ class Revoked(Protocol):
 @dataclass(frozen=True)
 class Services:
     """Attributes:
-    bus, app, stream: where.
+    bus, app, stream: the connection, the application and its stream.
     engine: id of this engine.
     committer: the one writer of this process.
     clock: seconds since the epoch.

@@ -39,7 +39,7 @@ class _Order:
 
 
 class StageRunner:
-    """Runs one stage for the partitions that this process owns. `start`: the position it begins with, ever."""
+    """Runs one stage for the partitions that this process owns. `start`: where a partition that never committed begins."""
 
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:
         self.s = services
@@ -130,7 +130,7 @@ class StageRunner:
     async def _obey(self, order: _Order) -> None:
         if order.what in ("own", "recover"):
             setbacks = self._setbacks.get(order.index, 0)
-            if setbacks > 2:  # not even a dead letter can be stored: nothing is lost, and nobody is flooded with claims
+            if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
                 await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
             await self._claim(order.index)
         elif order.what == "release":

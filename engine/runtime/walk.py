@@ -26,11 +26,11 @@ from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode
 
 _log = structlog.get_logger("dspex.engine")
-MOST_SUBJECT = 512  # characters of a subject; a server takes 4096 bytes with all that stands beside it
+MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
 class Asked(NamedTuple):
-    """A call that a walk asked for. It gets its ordinal, and becomes work, when it is taken into a commit."""
+    """A call that a walk makes. It gets its ordinal, and becomes work, when a commit takes it."""
 
     node: str
     call: Call
@@ -161,7 +161,7 @@ def _subject(sink: Sink, data: Any) -> str:
     if sink.address is None:
         return sink.subject
     subject = sink.address(data)
-    # The server closes the connection over a longer one: the commit would never get an answer, for ever.
+    # The server closes the connection over a longer one: the commit would never get an answer.
     if not subjects.is_subject(subject) or len(subject) > MOST_SUBJECT or not subjects.matches(sink.pattern, subject):
         raise InvalidInput(
             f"{sink.subject} gives {subject[:200]!r}, which is no subject of {sink.pattern}",
@@ -172,7 +172,7 @@ def _subject(sink: Sink, data: Any) -> str:
 
 
 def origin_after(call: str, before: Origin) -> Origin:
-    """The origin of what follows a call: the call's outcome is the cause of all that comes after it."""
+    """The origin of what follows a call: the call is the cause of all that comes after it."""
     return before._replace(id=call, cause=before.id)
 
 

@@ -40,7 +40,7 @@ def test_a_call_that_fails_is_made_again_after_its_back_off() -> None:
         assert len({s.call for s in d.calls("ask")}) == 1
 
 
-def test_retry_after_is_honoured() -> None:
+def test_the_next_attempt_at_a_call_waits_for_retry_after() -> None:
     with Driver(asking()) as d:
         d.answer("ask", {"answer": "yes"})
         d.fail("ask", RateLimited("slow down", retry_after=45.0))
@@ -51,7 +51,7 @@ def test_retry_after_is_honoured() -> None:
         assert len(d.outputs("out")) == 1
 
 
-def test_spent_attempts_fall_back() -> None:
+def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
     with Driver(asking(retry=Retry(attempts=2), fallback={"answer": "perhaps"})) as d:
         d.fail("ask", LMUnavailable("down"), times=2)
         d.publish("in", {"text": "a"})
@@ -69,7 +69,7 @@ def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error
         assert (letter.run, letter.event.data) == (run, {"text": "a"})
 
 
-def test_what_may_be_skipped_leaves_nothing() -> None:
+def test_a_call_that_fails_with_on_error_skip_leaves_no_output_and_no_dead_letter() -> None:
     with Driver(asking(on_error="skip")) as d:
         d.answer("ask", {"answer": "yes"})
         d.fail("ask", ProgramError("no"))

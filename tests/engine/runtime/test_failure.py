@@ -67,7 +67,7 @@ def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataE
     assert decide(cls("x"), 1, call(skip=True), "id", left=FOREVER).what == "skip"
 
 
-def test_every_error_of_a_call_is_in_one_of_the_tables() -> None:
+def test_every_class_of_call_error_is_tried_here() -> None:
     assert set(tree(e.CallError)) == RETRIED | AT_ONCE
 
 
@@ -80,7 +80,7 @@ def test_waits_grow_to_their_cap_and_are_spread_by_the_calls_id() -> None:
     assert decide(e.CallTimeout("x"), 1, call(jitter=0.5), "a", left=FOREVER).after == spread[0]
 
 
-def test_what_the_model_asks_for_is_waited_for() -> None:
+def test_the_pause_before_an_attempt_is_at_least_retry_after() -> None:
     assert decide(e.RateLimited("x", retry_after=30.0), 1, call(), "id", left=FOREVER).after == 30.0
     assert decide(e.RateLimited("x", retry_after=0.1), 1, call(), "id", left=FOREVER).after == 1.0
 
@@ -94,7 +94,7 @@ def test_an_attempt_that_would_begin_after_the_deadline_is_not_made() -> None:
     assert decide(e.RetryLater(after=5.0), 1, call(), "id", left=5.0).what == "dead"
 
 
-def test_a_program_that_asks_for_later_is_asked_again_as_often_as_it_likes() -> None:
+def test_a_program_that_raises_retry_later_is_run_again_any_number_of_times() -> None:
     assert decide(e.RetryLater(after=7.0), 99, call(), "id", left=FOREVER) == decide(
         e.RetryLater(after=7.0), 1, call(), "id", left=FOREVER
     )

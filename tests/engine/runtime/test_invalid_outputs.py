@@ -20,12 +20,12 @@ def ends(*failures: DspexError) -> tuple[list[str], int]:
         return [o["label"] for o in d.outputs("out.picky")], len(d.dead_letters())
 
 
-def test_it_is_asked_for_once_more() -> None:
+def test_an_invalid_output_is_asked_for_once_more() -> None:
     assert ends(InvalidOutput("nonsense")) == (["good"], 0)
     assert ends(InvalidOutput("nonsense"), InvalidOutput("nonsense")) == ([], 1)
 
 
-def test_a_worker_that_died_before_or_in_between_changes_nothing() -> None:
+def test_a_worker_that_dies_does_not_use_up_the_second_try_at_an_invalid_output() -> None:
     assert ends(WorkerLost("killed"), InvalidOutput("nonsense")) == (["good"], 0)
     assert ends(InvalidOutput("nonsense"), WorkerLost("killed")) == (["good"], 0)
     assert ends(InvalidOutput("nonsense"), WorkerLost("killed"), InvalidOutput("nonsense")) == ([], 1)

@@ -116,7 +116,7 @@ def test_2500_calls_of_one_event_are_all_made_and_answered() -> None:
         assert len(d.calls("ask")) == 2500
 
 
-def test_a_batch_of_many_bytes_is_split_too(lab: MakeLab) -> None:
+def test_an_event_whose_outputs_have_more_bytes_than_a_commit_may_is_split(lab: MakeLab) -> None:
     topology = Topology("bytes")
     topology.source("in").flat_map(lambda d: [{"text": "x" * 200_000} for _ in range(100)], name="many").sink("out")
     one = lab(topology)

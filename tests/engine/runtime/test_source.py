@@ -44,7 +44,7 @@ def numbers(one: Lab) -> list[int]:
 
 
 # -- start
-def test_all_begins_with_the_first_event_there_is(lab: MakeLab) -> None:
+def test_start_all_begins_with_the_first_event_there_is(lab: MakeLab) -> None:
     one = lab(reading())
     foreign(one)
     number(one, 1, 2)
@@ -53,7 +53,7 @@ def test_all_begins_with_the_first_event_there_is(lab: MakeLab) -> None:
     assert numbers(one) == [1, 2, 3]
 
 
-def test_new_begins_with_the_first_event_after_applying_even_if_the_engine_dies_at_once(lab: MakeLab) -> None:
+def test_start_new_begins_with_the_first_event_after_applying_even_if_the_engine_dies_at_once(lab: MakeLab) -> None:
     one = lab(reading(start="new"))
     foreign(one)
     number(one, 1, 2)
@@ -66,7 +66,7 @@ def test_new_begins_with_the_first_event_after_applying_even_if_the_engine_dies_
     assert numbers(one) == [3, 4]
 
 
-def test_a_sequence_and_a_time_say_where_to_begin(lab: MakeLab) -> None:
+def test_a_source_may_start_at_a_sequence_or_a_time(lab: MakeLab) -> None:
     for start in (3, datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC)):
         one = lab(reading(start=start))
         foreign(one)
@@ -77,7 +77,7 @@ def test_a_sequence_and_a_time_say_where_to_begin(lab: MakeLab) -> None:
         assert numbers(one) == [3, 4], start
 
 
-def test_a_sequence_that_is_still_to_come_is_waited_for(lab: MakeLab) -> None:
+def test_a_source_that_starts_at_a_future_sequence_waits_for_it(lab: MakeLab) -> None:
     one = lab(reading(start=3))
     foreign(one)
     host = one.start()
@@ -205,7 +205,7 @@ def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab
     assert "trimmed" in (host.runners[0].pumps.stopped or "")
 
 
-def test_or_records_the_gap_and_goes_on_where_that_is_declared(lab: MakeLab) -> None:
+def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> None:
     from dspex.engine.log.commit_log import unpack
 
     one = lab(reading(on_gap="skip"))

@@ -130,7 +130,7 @@ def test_a_result_of_which_the_server_takes_nothing_is_a_dead_letter_and_its_cal
     assert host.runners[0].partitions[0].state.calls == {}
 
 
-def test_so_is_a_fallback_and_a_redriven_event(lab: MakeLab) -> None:
+def test_a_fallback_or_redriven_event_of_which_the_server_takes_nothing_is_a_dead_letter(lab: MakeLab) -> None:
     topology = Topology("picky")
     topology.source("in").predict("text -> answer", name="ask", deadline="5s", fallback={"answer": "poison"}).sink("out")
     one = lab(topology)
