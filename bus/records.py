@@ -89,12 +89,12 @@ class CallSpec:
     instructions: str = ""
     lm: tuple[str, ...] = ()
     adapter: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
     max_iters: int = 10
     state: str | None = None
     route: str = "worker"
-    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Work(_Packed):
     node: str
     reply: str
     spec: Mapping[str, Any]
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     data: bytes = b""
     content_type: str = "application/json"
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -172,8 +172,8 @@ class CallRecord(_Packed):
     work: bytes = b""
     kind: str = "result"
     due: float = 0.0
-    outputs: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None
+    outputs: Mapping[str, object] | None = None
+    error: Mapping[str, object] | None = None
     route: str = "worker"
     lm: str = ""
     worker: str = ""
@@ -210,14 +210,14 @@ class Letter(_Packed):
     origin: Mapping[str, Any]
     data: bytes
     content_type: str
-    error: Mapping[str, Any]
+    error: Mapping[str, object]
     traceback: str = ""
     attempts: int = 1
     time: float = 0.0
     reply: str = ""
     call: str = ""
     entry: str = ""
-    outputs: Mapping[str, Any] | None = None
+    outputs: Mapping[str, object] | None = None
     stored: tuple[str, int] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -81,7 +81,7 @@ class WireClient(Client):
         self._parser = Parser(self.routes)
         self._ended, self._complained = ended, complained
         self._over = False
-        self._echoes: set[asyncio.Future[Any]] = set()
+        self._echoes: set[asyncio.Future[object]] = set()
 
     def put(self, data: bytes) -> None:
         """Hand bytes to the socket at once: nothing waits in nats-py's buffer."""
@@ -93,7 +93,7 @@ class WireClient(Client):
 
     async def echo(self) -> None:
         """Wait until the server has seen all that was put. Raises OSError when the connection ends."""
-        pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        pong: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._echoes.add(pong)
         self._pongs.append(pong)
         try:

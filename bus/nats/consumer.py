@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
@@ -31,7 +31,7 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     return DeliveryInfo(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
 
 
-def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, Any]:
+def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, object]:
     """The configuration of an ordered pull consumer, which is gone by itself after `idle` seconds without a pull."""
     return {
         "name": name,
@@ -46,7 +46,7 @@ def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[
     }
 
 
-async def create(connection: Connection, stream: str, config: Mapping[str, Any]) -> int:
+async def create(connection: Connection, stream: str, config: Mapping[str, object]) -> int:
     """Create a consumer; the number of messages that wait for it. Raises BusError."""
     request = {"stream_name": stream, "config": config, "action": "create"}
     answer = await connection.api(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
@@ -67,7 +67,7 @@ def pulls(stream: str, name: str) -> str:
     return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
 
 
-def pull(subject: str, reply: str, **request: Any) -> bytes:
+def pull(subject: str, reply: str, **request: object) -> bytes:
     """A pull request as sent to `subject`; its messages and its end go to `reply`."""
     body = json.dumps(request).encode()
     return protocol.message(subject, body, None, reply=reply, limit=len(body))

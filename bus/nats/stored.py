@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message
@@ -40,7 +40,7 @@ def timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-async def message(connection: Connection, stream: str, which: dict[str, Any]) -> Message | None:
+async def message(connection: Connection, stream: str, which: Mapping[str, object]) -> Message | None:
     """The message that `which` describes (`seq`, `last_by_subj`, `next_by_subj`), asked of the leader; None: no such."""
     try:
         found = (await connection.api(f"STREAM.MSG.GET.{stream}", which))["message"]
@@ -152,7 +152,7 @@ async def delete(connection: Connection, stream: str, sequence: int) -> None:
             raise
 
 
-async def direct(connection: Connection, stream: str, request: dict[str, Any]) -> list[Message] | None:
+async def direct(connection: Connection, stream: str, request: Mapping[str, object]) -> list[Message] | None:
     """Messages by direct get (ADR-31), from any replica; None where there are too many to give at once."""
     try:
         body = json.dumps(request).encode()

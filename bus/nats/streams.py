@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from dspex.bus.errors import SubjectTaken
@@ -45,7 +45,7 @@ async def info(connection: Connection, name: str) -> StreamInfo | None:
     return None if found is None else _described(found)
 
 
-async def make(connection: Connection, config: dict[str, Any]) -> None:
+async def make(connection: Connection, config: Mapping[str, object]) -> None:
     """Create a stream of exactly this configuration, unless one of the name is there."""
     try:
         await connection.api(f"STREAM.CREATE.{config['name']}", config)
@@ -63,7 +63,7 @@ async def _info(connection: Connection, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _request(config: StreamConfig) -> dict[str, Any]:
+def _request(config: StreamConfig) -> dict[str, object]:
     return {
         "name": config.name,
         "subjects": list(config.subjects),

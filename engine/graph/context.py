@@ -14,6 +14,8 @@ from random import Random
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
+from structlog.typing import FilteringBoundLogger
+
 from dspex.bus.message import Event
 
 Handler: TypeAlias = Callable[[Any, "Context"], None]  # data, context: hand on what comes out, return when all is done
@@ -40,7 +42,7 @@ class Context(Protocol):
     def session(self) -> str | None: ...
 
     @property
-    def log(self) -> Any:
+    def log(self) -> FilteringBoundLogger:
         """A structlog logger bound to the event and the operator."""
         ...
 

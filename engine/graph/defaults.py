@@ -17,7 +17,7 @@ from dspex.engine.graph.nodes import Call, CallNode, Retry
 _OF_SPEC = ("lm", "adapter", "config", "route")  # of these the worker must know; the others concern the engine alone
 
 
-def with_defaults(graph: Graph, defaults: Mapping[str, Any]) -> Graph:
+def with_defaults(graph: Graph, defaults: Mapping[str, object]) -> Graph:
     """The graph, its calls with these options where their operators set none. The same digest.
 
     Args:
@@ -29,7 +29,7 @@ def with_defaults(graph: Graph, defaults: Mapping[str, Any]) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _call(node: CallNode, defaults: Mapping[str, Any]) -> Call:
+def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
     unset: dict[str, Any] = {name: value for name, value in defaults.items() if name not in node.options}
     if "lm" in unset:
         unset["lm"] = tuple(unset["lm"])

@@ -107,8 +107,8 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
     return new
 
 
-def _call(call: Call) -> dict[str, Any]:
-    spec: dict[str, Any] = orjson.loads(orjson.dumps(call.spec))  # as it will be read back, so that equal stays equal
+def _call(call: Call) -> dict[str, object]:
+    spec: dict[str, object] = orjson.loads(orjson.dumps(call.spec))  # as it will be read back, so that equal stays equal
     return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
 
 

@@ -65,12 +65,12 @@ class Call(Generic[R_co]):
 
     spec: CallSpec
     pool: str
-    inputs: Callable[[Any], Mapping[str, Any]]
-    accept: Callable[[Any, Mapping[str, Any]], R_co]
+    inputs: Callable[[Any], Mapping[str, object]]
+    accept: Callable[[Any, Mapping[str, object]], R_co]
     timeout: float = 60.0
     deadline: float = 600.0
     retry: Retry = field(default_factory=Retry)
-    fallback: Callable[[Any], Mapping[str, Any]] | None = None
+    fallback: Callable[[Any], Mapping[str, object]] | None = None
     order: Order = "any"
     on_error: OnError = "dead_letter"
 

@@ -50,7 +50,7 @@ class Engine:
         settings: Settings | None = None,
         pools: Literal["all", "none"] | Sequence[str] = "all",
         start_server: bool = True,
-        on_ready: Callable[[dict[str, Any]], None] = lambda said: None,
+        on_ready: Callable[[dict[str, object]], None] = lambda said: None,
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()

@@ -219,7 +219,7 @@ class Host:
         }
 
     @staticmethod
-    def _describe(r: StageRunner) -> dict[str, Any]:
+    def _describe(r: StageRunner) -> dict[str, object]:
         return {
             "topology": r.topology,
             "stage": r.stage.id,
@@ -239,7 +239,7 @@ class Host:
         }
 
 
-def _change(before: Any, after: Any) -> str:
+def _change(before: object, after: object) -> str:
     return "created" if before is None else "unchanged" if before == after else "changed"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 import structlog
@@ -56,7 +55,7 @@ class Leases:
     engine: str
     seconds: float
     clock: Callable[[], float]
-    describe: Callable[[], dict[str, Any]]
+    describe: Callable[[], dict[str, object]]
     slots: list[Slot] = field(default_factory=list)
     _seen: dict[str, _Seen] = field(default_factory=dict)
 

@@ -11,7 +11,6 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import orjson
 import structlog
@@ -27,7 +26,7 @@ BACK_OFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a dead pool is started a
 class PoolProcess:
     """One pool's parent process, kept running."""
 
-    def __init__(self, name: str, settings: Settings, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, name: str, settings: Settings, on_ready: Callable[[dict[str, object]], None]) -> None:
         self.name = name
         self.settings = settings
         self.on_ready = on_ready  # what the pool says about itself when it is ready
@@ -98,7 +97,7 @@ class PoolProcess:
 class Pools:
     """The pools that an engine started."""
 
-    def __init__(self, names: Sequence[str], settings: Settings, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, names: Sequence[str], settings: Settings, on_ready: Callable[[dict[str, object]], None]) -> None:
         self.names = tuple(names)
         self.processes = [PoolProcess(name, settings, on_ready) for name in names]
 

@@ -96,7 +96,7 @@ class CommitLog:
                 self.base, self.older = good, 0
             return state
 
-    def _frame(self, at: float) -> dict[str, Any]:
+    def _frame(self, at: float) -> dict[str, object]:
         return {
             "v": 1,
             "owner": self.owner,
@@ -140,7 +140,7 @@ class CommitLog:
             self.base, self.older, self.since = sequence, self.base, 0
 
 
-def _packed(entry: Mapping[str, Any]) -> bytes:
+def _packed(entry: Mapping[str, object]) -> bytes:
     return cast("bytes", msgpack.packb(entry))
 
 

@@ -77,7 +77,7 @@ class Changes:
             self.delayed.update(later.delayed)
             self.done = [m for m in self.done if m not in later.delayed]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Only what is there, as plain data."""
         pairs = {
             "source": self.source,
@@ -195,7 +195,7 @@ class State:
         row = OpenCall(*raw)
         return row._replace(node=self.names.get(row.node, row.node))
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, object]:
         """All of it as plain data. What was walked and is not in a commit yet must not be in it: take it before walking on."""
         return {
             "source": (self.source_sequence, self.source_id, self.source_created),

@@ -1,8 +1,8 @@
 """The committer: one writer for all partitions that a process owns, never two commits in flight.
 
 A stream takes 330 to 400 atomic batches a second, however small they are, so partitions commit together and a batch grows
-while the one before it is in flight. Each partition has its own log entry and its own fence; one that is fenced is dropped, and the
-rest goes again.
+while the one before it is in flight. Each partition has its own log entry and its own fence; one that is fenced is dropped,
+and the rest goes again.
 """
 
 from __future__ import annotations

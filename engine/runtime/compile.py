@@ -60,14 +60,14 @@ def _fan_out(steps: Sequence[Handler]) -> Handler:
     if not steps:
         return _nowhere
 
-    def step(data: Any, ctx: Context) -> None:
+    def step(data: object, ctx: Context) -> None:
         for s in steps:
             s(data, ctx)
 
     return step
 
 
-def _nowhere(data: Any, ctx: Context) -> None:
+def _nowhere(data: object, ctx: Context) -> None:
     """The step of an outlet that nothing is attached to."""
 
 

@@ -20,7 +20,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.duration import seconds
@@ -28,6 +28,7 @@ from dspex.bus.errors import BusError, CallError, DataError, DspexError, Invalid
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, Letter, Origin, Work
 from dspex.engine.graph.nodes import Call
+from dspex.engine.runtime.walk import Walk
 
 TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
 
@@ -51,7 +52,7 @@ class Verdict:
     after: float = 0.0
 
 
-def guard(step: Callable[[T, Any], None], data: T, walk: Any) -> Failure | None:
+def guard(step: Callable[[T, Walk], None], data: T, walk: Walk) -> Failure | None:
     """Run a walk. Whatever a user's function raises becomes a Failure: one poison event must not stop its partition."""
     try:
         step(data, walk)
@@ -123,7 +124,7 @@ def letter(
     reply: str,
     clock: float,
     limit: int,
-    outputs: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, object] | None = None,
     stored: tuple[str, int] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> NewMessage:
@@ -177,7 +178,7 @@ def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> byte
 
 
 def run_again(
-    work: Work, entry: str, after: float, reply: str, clock: float, outputs: Mapping[str, Any] | None = None
+    work: Work, entry: str, after: float, reply: str, clock: float, outputs: Mapping[str, object] | None = None
 ) -> NewMessage:
     """The message that brings an event back to its partition's inbox, where it waits until it is due.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from dspex.bus import codecs, subjects
@@ -54,7 +52,7 @@ class Intake:
             failure = guard(self._enter, m, walk)
         return walk.outputs if failure is None else [self._failed(p, m, failure, clock)]
 
-    def _enter(self, m: Message, walk: Any) -> None:
+    def _enter(self, m: Message, walk: Walk) -> None:
         self.stage.walk(m.data, m.headers.get(subjects.CONTENT_TYPE), walk)
 
     def _origin(self, m: Message) -> Origin:

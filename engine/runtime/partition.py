@@ -228,7 +228,10 @@ class Partition:
         return self.batches[0].size
 
     def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage] | None:
-        """The next commit, of at most `room` messages, the log entry last. None where there is nothing to commit, or a commit is in flight."""
+        """The next commit, of at most `room` messages, the log entry last.
+
+        None where there is nothing to commit, or a commit is in flight.
+        """
         if self.flying or self.settled.is_set() or self.revoked:
             return None
         batch = self.batches.popleft()

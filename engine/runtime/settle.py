@@ -34,7 +34,7 @@ class Landing(NamedTuple):
 
     node: str
     work: Work
-    outputs: Mapping[str, Any]
+    outputs: Mapping[str, object]
 
 
 def operator_gone(node: str) -> TopologyError:
@@ -96,7 +96,7 @@ class Settler:
         return self.spent(p, o.ordinal, row, work, call, Failure(error, row.node, trace), verdict, clock)
 
     def _answered(
-        self, p: Partition, o: CallRecord, row: OpenCall, call: Call, outputs: Mapping[str, Any], clock: float
+        self, p: Partition, o: CallRecord, row: OpenCall, call: Call, outputs: Mapping[str, object], clock: float
     ) -> list[Output]:
         work = Work.unpack(o.work)
         failure = self.land(row.node, work, outputs, clock)
@@ -108,7 +108,7 @@ class Settler:
         return self.spent(p, o.ordinal, row, work, call, failure, verdict, clock, outputs)
 
     def landed(
-        self, p: Partition, failure: Failure | None, work: Work, node: str, outputs: Mapping[str, Any] | None, clock: float
+        self, p: Partition, failure: Failure | None, work: Work, node: str, outputs: Mapping[str, object] | None, clock: float
     ) -> list[Output]:
         """What becomes of an event that went on from `node`: what it emitted, or the same again later, or a dead letter."""
         if failure is None:
@@ -127,7 +127,7 @@ class Settler:
         failure: Failure,
         verdict: Verdict,
         clock: float,
-        outputs: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, object] | None = None,
     ) -> list[Output]:
         """Close a call that is not asked again: its fallback stands in, or it is skipped, or it is a dead letter."""
         if verdict.what == "fallback":
@@ -137,7 +137,7 @@ class Settler:
         return self.close(p, ordinal, row, [self.letter(p, failure, work, row.node, clock, outputs)])
 
     def _fall_back(self, p: Partition, node: str, work: Work, call: Call, clock: float) -> list[Output]:
-        fallback, outputs = call.fallback, dict[str, Any]()
+        fallback, outputs = call.fallback, dict[str, object]()
         assert fallback is not None
 
         def stand_in(landing: Landing, walk: Walk) -> None:
@@ -174,7 +174,7 @@ class Settler:
         p.close(o.ordinal)
         return [self.letter(p, Failure(operator_gone(row.node), row.node), Work.unpack(o.work), row.node, clock, o.outputs)]
 
-    def land(self, node: str, work: Work, outputs: Mapping[str, Any], clock: float) -> Failure | None:
+    def land(self, node: str, work: Work, outputs: Mapping[str, object], clock: float) -> Failure | None:
         """Walk on behind a call with its outputs."""
         return self.begin(node, work, outputs, clock, self._go_on)
 
@@ -186,7 +186,7 @@ class Settler:
         self.stage.after[node](data, walk)
 
     def begin(
-        self, node: str, work: Work, outputs: Mapping[str, Any], clock: float, step: Callable[[Landing, Walk], None]
+        self, node: str, work: Work, outputs: Mapping[str, object], clock: float, step: Callable[[Landing, Walk], None]
     ) -> Failure | None:
         """Begin a walk at `node` with `step`; what went wrong in it, if anything."""
         self.walk.begin(Origin(**work.origin), clock)
@@ -209,7 +209,7 @@ class Settler:
         work: Work,
         entry: str,
         clock: float,
-        outputs: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, object] | None = None,
     ) -> Output:
         """The dead letter of an event that ended in `failure`. `entry`: where a redrive goes on."""
         self.counters.dead_letters += 1

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.codecs import JSON, encode
+from dspex.bus.codecs import JSON, Codec, encode
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import Event, derived_id
 from dspex.bus.port import NewMessage
@@ -25,7 +26,7 @@ from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION,
 from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode
 
-_log = structlog.get_logger("dspex.engine")
+_log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
@@ -36,7 +37,7 @@ class Asked(NamedTuple):
     call: Call
     id: str
     origin: Origin
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     data: bytes
     content_type: str
     clock: float
@@ -104,7 +105,7 @@ class Walk:
         return self.origin.session
 
     @property
-    def log(self) -> Any:
+    def log(self) -> FilteringBoundLogger:
         return _log.bind(topology=self.topology, node=self.node, event=self.origin.id, run=self.origin.run)
 
     @cached_property
@@ -121,7 +122,7 @@ class Walk:
         self._counts[node] = n + 1
         return n
 
-    def emit(self, node: str, sink: Sink, codec: Any, data: Any) -> None:
+    def emit(self, node: str, sink: Sink, codec: Codec, data: object) -> None:
         """Send `data` to a sink."""
         body, content_type = encode(data, codec)
         if len(body) > self._most:
@@ -140,7 +141,7 @@ class Walk:
             headers[CONTENT_TYPE] = content_type
         self.outputs.append(NewMessage(_subject(sink, data), body, headers))
 
-    def ask(self, node: str, call: Call, codec: Any, data: Any) -> None:
+    def ask(self, node: str, call: Call, codec: Codec, data: object) -> None:
         """Open a call with `data`."""
         inputs = call.inputs(data)
         body, content_type = encode(data, codec)
@@ -157,7 +158,7 @@ class Walk:
 _NOWHERE = Origin(id="", subject="", run="")
 
 
-def _subject(sink: Sink, data: Any) -> str:
+def _subject(sink: Sink, data: object) -> str:
     if sink.address is None:
         return sink.subject
     subject = sink.address(data)
@@ -181,7 +182,7 @@ def sink_step(node: SinkNode, codec: str) -> Handler:
     sink, name = node.sink, node.name
     how = sink.codec or codec
 
-    def step(data: Any, ctx: Any) -> None:
+    def step(data: object, ctx: Any) -> None:
         ctx.node = name
         ctx.emit(name, sink, how, data)
 
@@ -192,7 +193,7 @@ def call_step(node: CallNode, codec: str) -> Handler:
     """The step that ends a walk in a call; its result begins another."""
     call, name = node.call, node.name
 
-    def step(data: Any, ctx: Any) -> None:
+    def step(data: object, ctx: Any) -> None:
         ctx.node = name
         ctx.ask(name, call, codec, data)
 
@@ -203,7 +204,7 @@ def named_step(node: NativeNode, inner: Handler) -> Handler:
     """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
     name = node.name
 
-    def step(data: Any, ctx: Any) -> None:
+    def step(data: object, ctx: Any) -> None:
         ctx.node = name
         inner(data, ctx)
 
