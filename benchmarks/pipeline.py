@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--bare", action="store_true", help="events without ids, as nobody should publish them")
+    parser.add_argument("--bare", action="store_true", help="events without ids, as they should not be published")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--url")

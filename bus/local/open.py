@@ -84,11 +84,11 @@ async def _while(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
 async def _take_over(settings: Settings, url: str) -> None:
     """Start the server of another process again when it is gone, on the same port, and keep it from then on."""
     while True:
-        while running(settings.store.parent):  # noqa: ASYNC110  another process tells of its end by its lock alone
+        while running(settings.store.parent):  # noqa: ASYNC110  only the lock shows that the server of another process ended
             await asyncio.sleep(_LOOK)
         try:
             async with _server(settings, urlsplit(url).port or -1) as server:
-                _log.info("the local nats-server stopped with whoever had started it: taken over", url=server.url)
+                _log.info("the local nats-server stopped with the process that had started it: started again", url=server.url)
                 await _keep(server)
         except (BusError, ConfigError) as e:
             _log.debug("not taken over", reason=e.message)  # another process may have been quicker
@@ -116,7 +116,7 @@ async def open_bus(
     Args:
         name: of the connection, for those who look at the server.
         start: as in `server_of`.
-        events: what the bus tells about itself.
+        events: called with the events of the connection.
 
     Raises:
         Unreachable, NotAllowed, UnsupportedServer, ConfigError.
@@ -131,7 +131,7 @@ async def open_bus(
 
 async def connect(settings: Settings, found: Found, *, name: str, events: BusEvents | None = None) -> Bus:
     """A bus on a server that is there, with the login of the settings where they name that server."""
-    from dspex.bus import nats  # the client costs 0.1 s to import; whoever only looks for a server does not need it
+    from dspex.bus import nats  # the client costs 0.1 s to import; it is not needed to look for a server
 
     login: dict[str, Any] = {} if found.local else dict(settings.server.login())
     if settings.server.tls and not found.local:

@@ -5,7 +5,7 @@ kernel closes the writing end, and the shell stops the server. The obvious alter
 PR_SET_PDEATHSIG does not exist on macOS) or do not survive a SIGKILL (atexit, signal handlers). It runs in a session of
 its own, so that a ^C at the terminal reaches us and not the server: a drain needs the server to the end.
 
-Beside the store lie its lock, configuration, log, and `server.json`, which tells other processes where it is. The lock is
+Beside the store lie its lock, configuration, log, and `server.json`, from which other processes learn where it is. The lock is
 held by the server process itself, so it is free exactly when the server is gone.
 """
 
@@ -77,7 +77,7 @@ class LocalServer:
         sync_interval: how often the server syncs to disk; "always" for each write.
         extra_config: lines for its configuration file.
         max_file: bytes that all streams may have together; None: the server's default.
-        user, password: ask for them; None: anyone on this machine may connect.
+        user, password: required of clients; None: anyone on this machine may connect.
         detached: outlive this process (`dspex server start`).
 
     Raises (from start): ConfigError where there is no nats-server or another one has the store, BusError where it did
@@ -131,7 +131,7 @@ class LocalServer:
 
     @property
     def version(self) -> str:
-        """As the server told, e.g. "2.15.1"."""
+        """As the server reports it, e.g. "2.15.1"."""
         return self._version
 
     @property
@@ -161,11 +161,11 @@ class LocalServer:
                     break
             state = {"url": self.url, "pid": self.pid, "version": self.version, "store": str(self.store)}
             _state_file(self.store.parent).write_text(json.dumps(state))
-        except BaseException:  # cancelled, or the disk is full: nobody would know of the server
+        except BaseException:  # cancelled, or the disk is full: no other process would know of the server
             await self.kill()
             raise
         finally:
-            lock.close()  # the server holds it now, or nobody
+            lock.close()  # if the server runs, it holds the lock now
 
     async def stop(self) -> None:
         """SIGTERM, and return once it is gone. Nothing to do where it is not running."""
@@ -240,7 +240,7 @@ class LocalServer:
         )
 
     async def _ready(self, port: int, *, again: bool) -> bool:
-        """Wait until JetStream answers. False, with `again` only: somebody took the port meanwhile."""
+        """Wait until JetStream answers. False, with `again` only: another process took the port meanwhile."""
         assert self._process is not None
         user, password = self._login
         end = time.monotonic() + READY_TIMEOUT

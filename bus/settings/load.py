@@ -106,7 +106,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     else:
         said = error["msg"].removeprefix("Value error, ")
         code, message = "DX105", f"{error['input']!r} will not do: {said[:1].lower()}{said[1:]}"
-        fix = "correct the value; dspex config show tells where each one came from"
+        fix = "correct the value; dspex config show says where each one came from"
     return _problem_at(code, ".".join(key), origin, message, fix)
 
 

@@ -61,7 +61,7 @@ def interval(value: object) -> float | Literal["always"]:
 
 
 def listed(value: object) -> object:
-    """`a,b` from a variable as a list; whatever is no text as it is."""
+    """`a,b` from a variable as a list; anything but text is left as it is."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 

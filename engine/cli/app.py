@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
     except SystemExit as e:
         if not isinstance(e.__context__, BrokenPipeError):
             raise
-        # `dspex watch … | head`: whoever read us has enough. typer makes an exit with 1 of it.
+        # `dspex watch … | head`: the reader has closed the pipe. typer would exit with 1.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -44,7 +44,7 @@ def demo(
     t, limit = terminal(context), seconds(timeout)
     weights.require(LOCAL_MODEL)
     result = t.run(_run(t, samples()[:number], limit))
-    _tell(t, result)
+    _print(t, result)
     if result.missing:
         raise typer.Exit(1)
 
@@ -77,7 +77,7 @@ class _Demo:
 
 # -- run -----------------------------------------------------------------------------------------------------------
 def _settings(t: Terminal) -> Settings:
-    """Settings of its own, so that the demo is the same in every folder: no file and no variable has a say in it."""
+    """Settings of its own, so that the demo is the same in every folder: no file and no variable changes it."""
     demo = {
         "app": APP,
         "server": {"url": t.flags.get("server__url"), "local": {"store": STORE}},
@@ -163,8 +163,8 @@ def _row(
     }
 
 
-# -- tell ----------------------------------------------------------------------------------------------------------
-def _tell(t: Terminal, result: _Demo) -> None:
+# -- print ---------------------------------------------------------------------------------------------------------
+def _print(t: Terminal, result: _Demo) -> None:
     figures = {
         "messages": len(result.rows),
         "urgent": result.went(URGENT),
@@ -208,7 +208,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 NEXT = """
 The model has 135 million parameters and is often wrong. Every answer is on record, no message is lost.
 Where to look next:
-  dspex init my-pipeline --no-key   a project of your own; it tells what to type next
+  dspex init my-pipeline --no-key   a project of your own; it prints what to type next
   dspex run                         there: its server, engine and workers; ^C drains
   dspex publish support.messages customer=c1 text="My card was stolen!" --wait
   dspex watch support.urgent        live, from another terminal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
 
 if TYPE_CHECKING:
+    from dspex.bus.local.open import Found
     from dspex.bus.settings.model import Settings
     from dspex.engine.hosting.engine import Engine
 
@@ -39,7 +41,7 @@ def run(
 
 
 class _Run:
-    """One run of the verb, and what it tells about it."""
+    """One run of the verb, and what it prints."""
 
     def __init__(self, t: Terminal, topologies: list[Any], pools: Any, start_server: bool, grace: float) -> None:
         from dspex.engine.hosting.engine import Engine
@@ -50,7 +52,7 @@ class _Run:
             *topologies, settings=t.settings(), pools=pools, start_server=start_server, on_ready=self._pool_ready
         )
         self.began = time.monotonic()
-        self.pools_told: list[dict[str, Any]] = []
+        self.ready_pools: list[Mapping[str, Any]] = []
         self.bar: Bar | None = None  # while the pools warm up
 
     async def main(self) -> None:
@@ -58,8 +60,8 @@ class _Run:
 
         stopped = stop_on_signals()
         async with self.engine as engine:
-            self._tell_server()
-            self._tell_topologies()
+            self._print_server()
+            self._print_topologies()
             await self._warm_up(stopped)
             lines = Tasks("dspex", lambda name, error: self.t.note(f"the status lines ended: {error!r}"))
             lines.start(self._lines(), "lines")
@@ -81,19 +83,19 @@ class _Run:
                 return
             if pools.failures:
                 raise pools.failures[0]
-            self._tell_pools()
+            self._print_pools()
         took = time.monotonic() - self.began
         self.t.emit({"event": "ready", "seconds": round(took, 3)}, f"ready in {took:.1f} s")
 
-    def _pool_ready(self, said: dict[str, Any]) -> None:
+    def _pool_ready(self, said: Mapping[str, Any]) -> None:
         """A pool takes work: for the first time, or again after it died."""
         if self.bar is not None:
             self.bar.advance(said["size"], said["pool"])
-            self.pools_told.append(said)
+            self.ready_pools.append(said)
         else:
-            self._tell_pool(said)
+            self._print_pool(said)
 
-    def _tell_server(self) -> None:
+    def _print_server(self) -> None:
         server, settings = self.engine.server, self.engine.settings
         assert server is not None
         sync = settings.server.local.sync_interval
@@ -103,7 +105,7 @@ class _Run:
             f"server    {server.url}  {_server_words(settings, server)}",
         )
 
-    def _tell_topologies(self) -> None:
+    def _print_topologies(self) -> None:
         host = self.engine.host
         assert host is not None
         for graph in self.engine.graphs:
@@ -116,22 +118,22 @@ class _Run:
                 f"{change}, stream {stream} {host.stream_applied}",
             )
 
-    def _tell_pools(self) -> None:
+    def _print_pools(self) -> None:
         if self.t.json:
-            for said in self.pools_told:
-                self._tell_pool(said)
+            for said in self.ready_pools:
+                self._print_pool(said)
             return
-        told = "    ".join(f"{s['pool']} {s['size']}/{s['size']} ready" for s in self.pools_told)
-        self.t.line(f"pool      {told}")
-        for said in self.pools_told:
-            self._tell_failed(said)
+        text = "    ".join(f"{s['pool']} {s['size']}/{s['size']} ready" for s in self.ready_pools)
+        self.t.line(f"pool      {text}")
+        for said in self.ready_pools:
+            self._print_failed(said)
 
-    def _tell_pool(self, said: dict[str, Any]) -> None:
+    def _print_pool(self, said: Mapping[str, Any]) -> None:
         self.t.emit({**said, "event": "pool ready"}, f"pool      {said['pool']} {said['size']}/{said['size']} ready again")
         if not self.t.json:
-            self._tell_failed(said)
+            self._print_failed(said)
 
-    def _tell_failed(self, said: dict[str, Any]) -> None:
+    def _print_failed(self, said: Mapping[str, Any]) -> None:
         for pattern, why in said["failed"].items():
             self.t.note(f"warning: pool {said['pool']}: {pattern} cannot be imported: {why}; calls of it become dead letters")
 
@@ -169,7 +171,7 @@ class _Run:
             self.t.note(f"stopped after {took:.1f} s; dspex run goes on from here")
 
 
-def _server_words(settings: Settings, server: Any) -> str:
+def _server_words(settings: Settings, server: Found) -> str:
     if not server.local:
         return "yours"
     from dspex.bus.duration import human
@@ -182,7 +184,7 @@ def _server_words(settings: Settings, server: Any) -> str:
     return f"{started}, data in {store}, {lost}"
 
 
-def _figures(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _figures(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "topology": new["topology"],
         "stage": new["stage"],
@@ -195,7 +197,7 @@ def _figures(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _line(f: dict[str, Any]) -> str:
+def _line(f: Mapping[str, Any]) -> str:
     stopped = f"  STOPPED: {f['stopped']}" if f["stopped"] else ""
     return (
         f"{f['topology']}/{f['stage']}  {f['events']:,} events, {f['rate']:g}/s  {count(f['open_calls'], 'open call')}  "

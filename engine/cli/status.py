@@ -43,7 +43,7 @@ async def _status(t: Terminal, watch: bool) -> None:
             if t.json:
                 t.emit(found)
             else:
-                _tell(t, found, clear=watch and sys.stdout.isatty())
+                _print(t, found, clear=watch and sys.stdout.isatty())
             if not watch:
                 return
             await asyncio.sleep(EVERY)
@@ -56,7 +56,7 @@ def _add_rates(found: Mapping[str, Any], before: Mapping[tuple[str, str], int] |
         s["rate"] = None if old is None else round(max(0, s["events"] - old) / max(seconds, 1e-3), 1)
 
 
-def _tell(t: Terminal, found: Mapping[str, Any], *, clear: bool) -> None:
+def _print(t: Terminal, found: Mapping[str, Any], *, clear: bool) -> None:
     server = found["server"]
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
     stored = stream if server["stream"] else f"nothing is applied for app {server['app']} yet: dspex run"
@@ -86,7 +86,7 @@ def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
 
 
 def _state(engine: Mapping[str, Any]) -> str:
-    health: str = engine.get("health", "ok")  # an older engine does not say it
+    health: str = engine.get("health", "ok")  # an older engine does not report it
     if not engine["alive"]:
         return "silent"
     return "running" if health == "ok" else health
@@ -119,7 +119,7 @@ def _owner(s: Mapping[str, Any]) -> str:
     if s["stopped"]:
         return f"STOPPED: {s['stopped']}"
     if not s["owners"]:
-        return "nobody"
+        return "no owner"
     unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
     return ", ".join(s["owners"]) + unowned
 

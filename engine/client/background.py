@@ -23,7 +23,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def each(items: AsyncIterator[T]) -> Iterator[T]:
-    """The items of an asynchronous iterator, one at a time; it is closed when nobody wants more of them."""
+    """The items of an asynchronous iterator, one at a time; it is closed when the caller takes no more of them."""
     try:
         while True:
             try:

@@ -1,7 +1,7 @@
-"""Interactive calls: ask a worker over core NATS and wait for its answer.
+"""Interactive calls: send a request to a worker over core NATS and wait for its result.
 
 A worker is a member of its pool's queue group only while it has a free slot, so the server's choice is among idle workers
-and "nobody there" is known at once. A call keeps its id however often it is asked.
+and the absence of workers is known at once. A call keeps its id however often it is sent.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ async def call(
 async def ask(
     bus: Bus, app: str, pool: str, spec: CallSpec, inputs: dict[str, Any], *, timeout: float, session: str | None = None
 ) -> tuple[CallRecord, float]:
-    """One call, asked until a worker takes it. Its record, and the seconds that it took.
+    """One call, sent until a worker takes it. Returns its record, and the seconds that it took.
 
-    Raises the call's error; Saturated when nobody takes it in time; CallTimeout.
+    Raises the call's error; Saturated when no worker takes it in time; CallTimeout.
     """
     id, began = new_id(), time.monotonic()
     origin = {"id": id, "subject": "", "run": id, "session": session}
@@ -128,7 +128,7 @@ class _Asking:
         self.inbox = bus.inbox()
         self.frames: asyncio.Queue[Message] = asyncio.Queue()
         self.taken = False  # a worker has accepted it
-        self.seen: dict[str, Any] = {}  # what a pool said of itself when nobody took it
+        self.seen: dict[str, Any] = {}  # what a pool reported when no worker took the call
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
@@ -157,7 +157,7 @@ class _Asking:
 
 
 async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
-    """The accepted frame; None where the worker was busy, nobody was there, or it is frozen."""
+    """The accepted frame; None where the worker was busy, there was no worker, or it is frozen."""
     try:
         async with asyncio.timeout(ACCEPT_WITHIN):
             while True:

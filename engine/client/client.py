@@ -145,7 +145,7 @@ class Client:
         return await interactive.call(self.bus, self.app, what, data, timeout=seconds(timeout), session=session)
 
     async def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
-        """What `call` asks: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+        """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
         return await resolve(self.bus, self.app, what)
 
     # -- runs -----------------------------------------------------------------------------------------------------
@@ -173,5 +173,5 @@ class Client:
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
-        """Server, engines, stages, and pools, as plain data. `pools`: more of them to ask than the topologies use."""
+        """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return await status.status(self.bus, self.app, await self.manifests(), pools)

@@ -145,7 +145,7 @@ class Follower:
                 self._arrived(message, readers, info.created)
 
     def filters(self) -> list[str]:
-        """The subjects that tell about runs."""
+        """The subjects of which the messages concern runs."""
         own = [source for (stream, source) in self._sources if stream == self.stream]
         return [self._logs, self._inboxes, self._dead, *own]
 

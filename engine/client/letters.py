@@ -109,7 +109,7 @@ async def listing(
 async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None) -> int:
     """Run events again from where they failed: same event id, same run, the next attempt. How many.
 
-    `data`: instead of what each holds. The letter is removed once its event is back in the stream; asked twice in between,
+    `data`: instead of what each holds. The letter is removed once its event is back in the stream; redriven twice in between,
     the event still runs once, because the message carries the letter's own sequence as its id.
     """
     count = 0

@@ -1,4 +1,4 @@
-"""What a call asks: a spec whose code is here, a signature, or a recorded operator that is applied."""
+"""What is called: a spec whose code is here, a signature, or a recorded operator that is applied."""
 
 from __future__ import annotations
 

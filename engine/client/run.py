@@ -22,7 +22,7 @@ class Run:
     """Everything that one source event caused.
 
     Attributes:
-        id: of the run; the end of it until somebody asks, where the run was named so.
+        id: of the run; only the end of it until it is looked up, where the run was named by its end.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """

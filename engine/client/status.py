@@ -1,7 +1,7 @@
 """How an application is doing, as plain data: server, engines, stages with their lag, pools.
 
-Engines write what they do into the bucket at every round of their leases; pools answer a question. So looking costs those
-who work nothing, and what is shown of an engine is as old as its last round.
+Engines write their state into the bucket at every round of their leases; pools answer a request. So looking does not cost the
+engines anything, and the state shown of an engine is as old as its last round.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
 
 
 async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> dict[str, Any]:
-    """All of it. `pools`: pools to ask besides those that the applied topologies use."""
+    """The state of the application. `pools`: pools to include besides those that the applied topologies use."""
     used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
     engines, rows = await asyncio.gather(_engines(bus, app), _pools(bus, app, sorted(used | set(pools))))
     stages = await asyncio.gather(
@@ -55,7 +55,7 @@ async def _server(bus: Bus, app: str) -> dict[str, Any]:
 
 
 async def _engines(bus: Bus, app: str) -> list[dict[str, Any]]:
-    """Those that live, and those that fell silent a short while ago: frozen, cut off, or killed on another host."""
+    """The engines that live, and those that have been silent for a short while: frozen, cut off, or killed on another host."""
     bucket = await bus.bucket(subjects.bucket(app))
     found: list[dict[str, Any]] = [orjson.loads(value) for value, _ in (await bucket.items("engine")).values()]
     now = time.time()
@@ -75,7 +75,7 @@ async def _stage(
     owned = {p["index"] for _, s in held for p in s["partitions"]}
     read = [max(p["source"] for p in s["partitions"]) for _, s in held]
     calls = sum(p["open_calls"] for _, s in held for p in s["partitions"])
-    if not held:  # nobody runs it: the logs say how far it came
+    if not held:  # no engine runs it: the logs say how far it came
         states = await asyncio.gather(*(look(bus, app, topology, id, i) for i in range(count)))
         read, calls = [max(s.source_sequence for s in states)], sum(len(s.calls) for s in states)
     last = await _last(bus, applied.streams[source], source)
@@ -104,10 +104,10 @@ async def _last(bus: Bus, stream: str, source: str) -> int:
 
 # -- pools ---------------------------------------------------------------------------------------------------------
 async def _pools(bus: Bus, app: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """What each process of each pool says of itself, or that a pool has none."""
+    """What each process of each pool reports, or that a pool has none."""
     answers = await asyncio.gather(*(_ask(bus, app, name) for name in names))
-    nobody = {"id": None, "host": None, "pid": None, "size": 0, "slots": 0, "busy": 0, "ready": 0, "restarts": 0}
-    return [row for name, rows in zip(names, answers) for row in rows or [{"pool": name, **nobody}]]
+    absent = {"id": None, "host": None, "pid": None, "size": 0, "slots": 0, "busy": 0, "ready": 0, "restarts": 0}
+    return [row for name, rows in zip(names, answers) for row in rows or [{"pool": name, **absent}]]
 
 
 async def _ask(bus: Bus, app: str, pool: str) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class Run:
     """Everything that one source event caused.
 
     Attributes:
-        id: of the run; the end of it until somebody asks, where the run was named so.
+        id: of the run; only the end of it until it is looked up, where the run was named by its end.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """
@@ -151,7 +151,7 @@ class Client:
         return background.run(self._of.call(what, data, timeout=timeout, session=session))
 
     def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
-        """What `call` asks: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+        """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
         return background.run(self._of.resolve(what))
 
     def run(self, id: str) -> Run:
@@ -175,7 +175,7 @@ class Client:
         return background.run(self._of.redrive(letters_))
 
     def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
-        """Server, engines, stages, and pools, as plain data. `pools`: more of them to ask than the topologies use."""
+        """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""`dspex call`: ask a worker, and print its answer."""
+"""`dspex call`: call a worker, and print its result."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def call(
     what: Annotated[str, typer.Argument(metavar="WHAT", help='"text -> lang", topology/node, or pkg.module:Program.')],
     data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="k=v, k:=json, @file, - (JSON lines).")] = None,
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", help="Resource class.")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG", help="Of a program.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
-    """Ask a worker and print the answer. WHAT is a signature, a node that is applied, or a program."""
+    """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
     from dspex.bus.duration import seconds
     from dspex.bus.records import ROUTES
     from dspex.engine.cli.terminal.arguments import records
@@ -42,17 +42,17 @@ def call(
             raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(ROUTES)}")
         more["route"] = route
 
-    async def ask() -> None:
+    async def main() -> None:
         async with client(t, "call") as c:
-            asked = await _asked(c, what, signature, pool, more)
+            spec = await _spec(c, what, signature, pool, more)
             for inputs in records(data or [], sys.stdin):
-                _tell_result(t, await c.call(asked, inputs, timeout=limit, session=session))
+                _print_result(t, await c.call(spec, inputs, timeout=limit, session=session))
 
-    t.run(ask())
+    t.run(main())
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Spec:
     """What is called, with the options of the command line."""
 
     call: Call
@@ -61,7 +61,7 @@ class _Asked:
         return self.call
 
 
-async def _asked(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Asked:
+async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec:
     from dspex.bus.records import CallSpec
     from dspex.bus.settings.model import DEFAULT_POOL
     from dspex.engine.graph.nodes import Call
@@ -73,20 +73,20 @@ async def _asked(c: Client, what: str, signature: str | None, pool: str | None, 
         raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX106", fix=fix)
     else:
         spec, its_pool, _ = await c.resolve(what)
-    return _Asked(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
+    return _Spec(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
 
 
-def _inputs(data: Any) -> Mapping[str, Any]:
+def _inputs(data: object) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix="text=… or a JSON object")
     return cast("dict[str, Any]", data)
 
 
-def _outputs(data: Any, outputs: Mapping[str, Any]) -> Any:
+def _outputs(data: object, outputs: Mapping[str, object]) -> dict[str, object]:
     return dict(outputs)
 
 
-def _tell_result(t: Terminal, result: Result[Any]) -> None:
+def _print_result(t: Terminal, result: Result[Any]) -> None:
     width = max(map(len, result.data), default=0)
     lines = [f"{name:<{width}}  {v if isinstance(v, str) else to_json(v)}" for name, v in result.data.items()]
     ms = result.elapsed.total_seconds() * 1000

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from dspex.engine.client.letters import DeadLetter
     from dspex.engine.client.run import Run
 
-MOST_LETTERS = 5  # dead letters that are told one by one
+MOST_LETTERS = 5  # dead letters that are printed one by one
 
 
-async def tell(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None, began: float) -> int:
-    """Wait until the runs are done, and tell what they brought. How many of them failed.
+async def print_outcomes(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None, began: float) -> int:
+    """Wait until the runs are done, and print their outputs. Returns how many of them failed.
 
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
     """
@@ -40,11 +40,11 @@ async def tell(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None,
         for run in runs:
             t.emit(_object(run, found[run.id], outputs[run.id]))
     elif len(runs) == 1:
-        _tell_one(t, found[ids[0]], outputs[ids[0]], took)
+        _print_one(t, found[ids[0]], outputs[ids[0]], took)
     else:
-        _tell_all(t, list(found.values()), outputs, took)
+        _print_all(t, list(found.values()), outputs, took)
     if not t.json:
-        _tell_letters(t, letters)
+        _print_letters(t, letters)
     return sum(1 for p in found.values() if p.dead_letters)
 
 
@@ -73,7 +73,7 @@ def _status(p: Progress) -> str:
     return "failed" if p.dead_letters else "done"
 
 
-def _object(run: Run, p: Progress, outputs: Sequence[Event[Any]]) -> dict[str, Any]:
+def _object(run: Run, p: Progress, outputs: Sequence[Event[object]]) -> dict[str, object]:
     return {
         "run": run.id,
         "subject": run.subject,
@@ -87,13 +87,13 @@ def _object(run: Run, p: Progress, outputs: Sequence[Event[Any]]) -> dict[str, A
     }
 
 
-def _tell_one(t: Terminal, p: Progress, outputs: Sequence[Event[Any]], took: float) -> None:
+def _print_one(t: Terminal, p: Progress, outputs: Sequence[Event[object]], took: float) -> None:
     t.line(f"run {short(p.id)}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
     for event in outputs:
         t.line(f"{event.subject}  {to_json(event.data)}")
 
 
-def _tell_all(t: Terminal, runs: Sequence[Progress], outputs: Mapping[str, Sequence[Event[Any]]], took: float) -> None:
+def _print_all(t: Terminal, runs: Sequence[Progress], outputs: Mapping[str, Sequence[Event[object]]], took: float) -> None:
     failed = sum(1 for p in runs if p.dead_letters)
     usage = sum((p.usage for p in runs), Usage())
     bad = f", {failed:,} failed" if failed else ""
@@ -104,7 +104,7 @@ def _tell_all(t: Terminal, runs: Sequence[Progress], outputs: Mapping[str, Seque
         t.line(f"{subject}  {count(number, 'event')}")
 
 
-def _tell_letters(t: Terminal, letters: Sequence[DeadLetter]) -> None:
+def _print_letters(t: Terminal, letters: Sequence[DeadLetter]) -> None:
     for d in letters[:MOST_LETTERS]:
         t.note(f"dead letter {d.sequence}  {d.node}: {d.reason}: {d.message}")
     if letters:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 256  # events that wait for their acknowledgement
 SAME_ROW_FOR = 30.0  # seconds that a row is tried again while the server is away
-MOST_FAULTS = 20  # bad rows that are told one by one
+MOST_FAULTS = 20  # bad rows that are printed one by one
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d))+")
 
 
@@ -110,8 +110,8 @@ class _Publish:
                         await self._all(c, bar)
                 else:
                     await self._all(c, None)
-            finally:  # also when interrupted: whoever goes on from here must know where that is
-                self._tell(time.monotonic() - began)
+            finally:  # also when interrupted: the figures say where to go on
+                self._print(time.monotonic() - began)
             if self.fatal:
                 raise self.fatal
             failed = await self._outcomes(c, limit, began) if wait and self.runs else 0
@@ -119,9 +119,9 @@ class _Publish:
             raise typer.Exit(1)
 
     async def _outcomes(self, c: Client, limit: float | None, began: float) -> int:
-        from dspex.engine.cli.events.outcomes import tell
+        from dspex.engine.cli.events.outcomes import print_outcomes
 
-        return await tell(self.t, c, self.runs, limit, began)
+        return await print_outcomes(self.t, c, self.runs, limit, began)
 
     # -- publishing -----------------------------------------------------------------------------------------------
     async def _all(self, c: Client, bar: Bar | None) -> None:
@@ -137,7 +137,7 @@ class _Publish:
                 task.add_done_callback(lambda _: room.release())
                 sent += 1
                 if sent == 1:
-                    await task  # a subject that nothing stores is found out once, and not 256 times
+                    await task  # an error for a subject that nothing stores appears once, not 256 times
 
     async def _rows(self) -> AsyncIterator[Row]:
         if not self.source.live:
@@ -148,7 +148,7 @@ class _Publish:
         loop = asyncio.get_running_loop()
 
         def pump() -> None:
-            # the loop may be gone by the time that a line comes
+            # the loop may have ended before a line arrives
             with suppress(concurrent.futures.CancelledError, RuntimeError):
                 for row in (*self.source.rows(), None):
                     asyncio.run_coroutine_threadsafe(rows.put(row), loop).result()
@@ -176,7 +176,7 @@ class _Publish:
             self.t.emit(data | {"duplicate": run.duplicate}, text)
 
     async def _stored(self, c: Client, row: Row) -> Run:
-        """The row is stored. A server that is away for a moment is waited for: the id makes it safe to ask again."""
+        """Store the row, and wait for a server that is away for a moment: with its id it is safe to send it again."""
         from dspex.bus.message import new_id
 
         file = Path(self.source.file).name if self.source.file else None
@@ -201,9 +201,9 @@ class _Publish:
             e.node = row.where
             self.t.error(e)
         elif self.faults == MOST_FAULTS + 1:
-            self.t.note("more bad rows follow; only their number is told")
+            self.t.note("more bad rows follow; only their number is printed")
 
-    def _tell(self, took: float) -> None:
+    def _print(self, took: float) -> None:
         if not self.source.many or self.t.json:
             return
         new = len(self.runs) - self.duplicates

@@ -1,6 +1,6 @@
 """Rows of a file or of stdin as events to publish: CSV, JSON lines, JSON, Parquet, Arrow.
 
-A row that cannot be read is a problem of that row alone: it is told with its line, and the others go on.
+A row that cannot be read is a problem of that row alone: it is reported with its line, and the others go on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Row:
 
     where: str
     number: int
-    data: Any
+    data: object
     fault: str | None = None
 
     def id(self, subject: str, file: str) -> str:
@@ -37,7 +37,7 @@ class Row:
         digest = hashlib.sha256(codecs.json_bytes(self.data)).hexdigest()
         return derived_id(f"{subject}/{file}", digest, self.number)
 
-    def laid_under(self, fields: Mapping[str, Any]) -> Row:
+    def laid_under(self, fields: Mapping[str, object]) -> Row:
         """The row with the fields of the command line on top."""
         if not fields or self.fault:
             return self
@@ -46,7 +46,7 @@ class Row:
         return Row(self.where, self.number, {**self.data, **fields})
 
     def error(self, why: str | None = None) -> DataError:
-        """The error that tells what is wrong with it."""
+        """The error that says what is wrong with the row."""
         return DataError(why or str(self.fault), code="DX120", node=self.where, fix="correct the row and publish it again")
 
 
@@ -85,7 +85,7 @@ class Source:
         rows = lines(_stdin(), "stdin") if self.file is None else of_file(self.file)
         yield from (row.laid_under(fields) for row in rows)
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> dict[str, object]:
         """Fields that are laid over each row."""
         return arguments.pairs([d for d in self.data if d != "-"])
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import typer
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from dspex.bus.message import Event
 
 
-# -- watch ---------------------------------------------------------------------------------------------------------
+_Start: TypeAlias = Literal["new", "all"] | int | datetime
+
+
 def watch(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A subject (wildcards too), or topology/node.")],
@@ -39,13 +41,13 @@ def watch(
         return  # the way to end it
 
 
-def _compiled(where: str) -> Callable[[Any, Any], Any]:
+def _compiled(where: str) -> Callable[[Any, Any], object]:
     from dspex.operators.expressions import language  # here: few commands need it
 
     return language.compile(where).function
 
 
-def _start(text: str) -> Literal["new", "all"] | int | datetime:
+def _start(text: str) -> _Start:
     from dspex.bus.duration import seconds
 
     names: dict[str, Literal["new", "all"]] = {"new": "new", "all": "all"}  # a test alone does not narrow for every checker
@@ -56,24 +58,24 @@ def _start(text: str) -> Literal["new", "all"] | int | datetime:
     try:
         return datetime.now(UTC) - timedelta(seconds=seconds(text))
     except ConfigError as e:
-        raise ConfigError(f"--start {text!r} is no place to begin", fix="new, all, a duration (1h) or a sequence") from e
+        raise ConfigError(f"--start {text!r} does not say where to begin", fix="new, all, a duration (1h) or a sequence") from e
 
 
 @dataclass
 class _Test:
-    """A `--where`. Events that it cannot be evaluated on are left out, and the first one is told."""
+    """A `--where`. Events on which it cannot be evaluated are left out, and the first of them is reported."""
 
     t: Terminal
-    function: Any
-    told: bool = False
+    function: Callable[[Any, Any], object]
+    reported: bool = False
 
-    def __call__(self, event: Event[Any]) -> bool:
+    def __call__(self, event: Event[object]) -> bool:
         try:
             return bool(self.function(event.data, _Context(event)))
         except ExpressionError as e:
-            if not self.told:
+            if not self.reported:
                 self.t.note(f"--where cannot be evaluated on event {event.id}: {e.message}; such events are left out")
-            self.told = True
+            self.reported = True
             return False
 
 
@@ -81,22 +83,24 @@ class _Test:
 class _Context:
     """What an expression may read besides the data."""
 
-    event: Event[Any]
+    event: Event[object]
 
 
-async def _watch(t: Terminal, what: str, start: Any, number: int | None, test: _Test | None, names: list[str] | None) -> None:
+async def _watch(
+    t: Terminal, what: str, start: _Start, number: int | None, test: _Test | None, names: list[str] | None
+) -> None:
     seen = 0
     async with client(t, "watch") as c, aclosing(cast("Any", c.watch(what, start=start))) as events:
         async for event in cast("AsyncIterator[Event[Any]]", events):
             if test is not None and not test(event):
                 continue
-            _tell_event(t, event, names)
+            _print_event(t, event, names)
             seen += 1
             if seen == number:
                 return
 
 
-def _tell_event(t: Terminal, event: Event[Any], names: list[str] | None) -> None:
+def _print_event(t: Terminal, event: Event[Any], names: list[str] | None) -> None:
     data = event.data
     if names is not None and isinstance(data, dict):
         data = {name: data[name] for name in names if name in data}

@@ -54,7 +54,7 @@ def _fault(name: str, error: DspexError) -> Check:
 
 
 async def checks(settings: Settings) -> list[Check]:
-    """All checks, in the order they are told. A server that is started for them stops with them."""
+    """All checks, in the order in which they are printed. A server that is started for them stops with them."""
     found: list[Check] = []
     try:
         async with server_of(settings, start=True) as server:
@@ -131,13 +131,13 @@ async def _clock(settings: Settings, bus: Bus, server: Found) -> Check:
     if server.local:
         return Check("clock", True, "the server runs on this machine")
     before = time.time()
-    told = (await _ask(bus, _STREAM + subjects.stream(settings.app))).get("ts")
+    server_time = (await _ask(bus, _STREAM + subjects.stream(settings.app))).get("ts")
     after = time.time()
-    if not told:
+    if not server_time:
         return Check("clock", True, "not visible before the first topology is applied")
-    skew = datetime.fromisoformat(str(told)[:26].rstrip("Z") + "+00:00").timestamp() - (before + after) / 2
+    skew = datetime.fromisoformat(str(server_time)[:26].rstrip("Z") + "+00:00").timestamp() - (before + after) / 2
     good = abs(skew) <= MOST_SKEW + (after - before)
-    fix = None if good else "synchronise the clocks (NTP): deadlines are told as times"
+    fix = None if good else "synchronise the clocks (NTP): deadlines travel as times"
     return Check("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
 
 
@@ -191,7 +191,7 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Che
 
 
 async def _interpreter(python: str) -> Mapping[str, Any] | str:
-    """Versions of what is installed for an interpreter, or why it cannot be asked. Imports nothing of it."""
+    """Versions of what is installed for an interpreter, or why it cannot be started. Imports none of its packages."""
     try:
         process = await asyncio.create_subprocess_exec(
             python, "-c", _ASK_INTERPRETER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"

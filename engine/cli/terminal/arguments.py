@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import orjson
 
@@ -15,7 +15,7 @@ _PAIR = re.compile(r"([^=:\s]+)(:?=)(.*)", re.DOTALL)
 _FIX = "write field=text, field:=json, @file.json, or - for JSON lines on stdin"
 
 
-def records(arguments: Sequence[str], stdin: TextIO) -> Iterator[Any]:
+def records(arguments: Sequence[str], stdin: TextIO) -> Iterator[object]:
     """The data that the arguments describe: one datum, or with `-` one a line of `stdin`, read as they are needed.
 
     Fields given beside `-` or `@file` are laid over each datum. Raises ConfigError (DX120).
@@ -34,19 +34,19 @@ def records(arguments: Sequence[str], stdin: TextIO) -> Iterator[Any]:
     yield datum
 
 
-def pairs(arguments: Sequence[str]) -> dict[str, Any]:
+def pairs(arguments: Sequence[str]) -> dict[str, object]:
     """`k=v` and `k:=json` as a map. Raises ConfigError (DX120)."""
     return dict(_pair(a) for a in arguments)
 
 
-def _pair(argument: str) -> tuple[str, Any]:
+def _pair(argument: str) -> tuple[str, object]:
     if not (match := _PAIR.fullmatch(argument)):
-        raise ConfigError(f"{argument!r} is no data", code="DX120", fix=_FIX)
+        raise ConfigError(f"{argument!r} is not data", code="DX120", fix=_FIX)
     name, sign, text = match.groups()
     return name, text if sign == "=" else _json(text, argument)
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str) -> object:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as e:
@@ -60,7 +60,7 @@ def _read(file: str) -> str:
         raise ConfigError(f"cannot read {file}: {e}", code="DX120", fix="correct the path after @") from e
 
 
-def _laid_over(datum: Any, fields: Any) -> Any:
+def _laid_over(datum: object, fields: object) -> object:
     if not fields:
         return datum
     if isinstance(datum, dict) and isinstance(fields, dict):

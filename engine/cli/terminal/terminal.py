@@ -42,7 +42,7 @@ class Bar(Protocol):
 
 @dataclass
 class Terminal:
-    """The global options, and printing as they ask for.
+    """The global options, and printing as they demand.
 
     Attributes:
         json: one object a line instead of text for people.
@@ -71,9 +71,9 @@ class Terminal:
 
             handed = os.environ.get("DSPEX_SETTINGS_JSON")  # from the engine that started this pool
             self._settings = found = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
-            asked_for = found.origins().get("telemetry.log") != "default"
-            # for people the verbs tell what happens; the lines for log collectors would say it twice
-            level = found.telemetry.log if asked_for or not sys.stderr.isatty() else "warning"
+            chosen = found.origins().get("telemetry.log") != "default"
+            # people read what the verbs print; log lines would repeat it
+            level = found.telemetry.log if chosen or not sys.stderr.isatty() else "warning"
             log.configure(level, verbosity=self.verbosity, quiet=self.quiet)
         return self._settings
 
@@ -82,7 +82,7 @@ class Terminal:
         return asyncio.run(verb)
 
     # -- results
-    def emit(self, data: Mapping[str, Any], text: str | None = None) -> None:
+    def emit(self, data: Mapping[str, object], text: str | None = None) -> None:
         """One result: the object with --json, else `text` (None: nothing)."""
         if self.json:
             _write(sys.stdout, to_json({"v": 1, **data}))
@@ -99,7 +99,7 @@ class Terminal:
         _write(sys.stdout, text.rstrip("\n"))
 
     def table(
-        self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str = "", *, wrap: str | None = None
+        self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str], title: str = "", *, wrap: str | None = None
     ) -> None:
         """Rows as a table, or as one object each with --json.
 
@@ -120,7 +120,7 @@ class Terminal:
             table.add_column(heading, no_wrap=wrap not in (None, key))
         for row in rows:
             table.add_row(*(Text(_cell(row.get(key))) for key in columns))
-        width = None if sys.stdout.isatty() else _UNLIMITED  # whoever reads a file or a pipe wants a row on a line
+        width = None if sys.stdout.isatty() else _UNLIMITED  # in a file or a pipe each row stays on one line
         Console(file=sys.stdout, no_color=not self.colored(sys.stdout), width=width).print(table)
 
     # -- the rest
@@ -168,12 +168,12 @@ class Terminal:
 
 
 def terminal(context: typer.Context) -> Terminal:
-    """The terminal that the global options asked for."""
+    """The terminal as the global options set it."""
     found: Terminal = context.find_root().obj
     return found
 
 
-def to_json(data: Any) -> str:
+def to_json(data: object) -> str:
     """One line of JSON; times as RFC 3339, whatever else is unknown as text."""
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
     return orjson.dumps(data, default=str, option=options).decode()
@@ -193,7 +193,7 @@ def problem_lines(problem: Problem, *, colored: bool = False) -> list[str]:
     return _lines(problem.level, problem.code, f"{problem.place}: {problem.message}", problem.fix, colored)
 
 
-def problem_object(problem: Problem) -> dict[str, Any]:
+def problem_object(problem: Problem) -> dict[str, object]:
     """A problem with the keys of `check --json`."""
     names = ("code", "level", "topology", "node", "file", "line", "message", "fix")
     return {name: getattr(problem, name) for name in names}
@@ -206,15 +206,15 @@ def _lines(level: str, code: str, text: str, fix: str, colored: bool) -> list[st
     return [f"{head} {text}", tail]
 
 
-def _as_object(error: DspexError) -> dict[str, Any]:
+def _as_object(error: DspexError) -> dict[str, object]:
     data = error.as_dict()
-    found = {name: data[name] for name in ("code", "message", "fix", "node", "run", "retryable")}
+    found: dict[str, object] = {name: data[name] for name in ("code", "message", "fix", "node", "run", "retryable")}
     if isinstance(error, ConfigError | TopologyError) and error.problems:
         found["problems"] = [problem_object(p) for p in error.problems]
     return found
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else to_json(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph
+
+if TYPE_CHECKING:
+    from dspex.operators.topology import Topology
 
 
 # -- check ---------------------------------------------------------------------------------------------------------
@@ -41,7 +44,7 @@ def _valid(t: Terminal, target: str, strict: bool) -> bool:
     return True
 
 
-def _problems(t: Terminal, target: str) -> tuple[Any, list[Problem]]:
+def _problems(t: Terminal, target: str) -> tuple[Topology | None, list[Problem]]:
     """The topology, None where it cannot be loaded, and its problems."""
     try:
         topology = load_one(target)

@@ -109,7 +109,7 @@ def init(
             (folder / name).write_text(content)
     except OSError as e:
         raise ConfigError(f"cannot write to {folder}: {e.strerror}", code="DX137", fix="name another folder") from e
-    _tell(t, folder, list(files), no_key)
+    _print(t, folder, list(files), no_key)
 
 
 def _files(yaml: bool, no_key: bool) -> dict[str, str]:
@@ -121,7 +121,7 @@ def _files(yaml: bool, no_key: bool) -> dict[str, str]:
     }
 
 
-def _tell(t: Terminal, folder: Path, files: list[str], no_key: bool) -> None:
+def _print(t: Terminal, folder: Path, files: list[str], no_key: bool) -> None:
     first = "dspex model install smollm2" if no_key else "export OPENAI_API_KEY=…"
     commands = [
         first if folder == Path() else f"cd {_quoted(folder)} && {first}",

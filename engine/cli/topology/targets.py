@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
 from dspex.engine.cli.terminal.terminal import Terminal, where_raised
+
+if TYPE_CHECKING:
+    from dspex.bus.settings.model import Settings
+    from dspex.operators.topology import Topology
 
 Targets = Annotated[
     list[str] | None,
@@ -36,14 +40,14 @@ def named(t: Terminal, given: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _placed(settings: Any, target: str) -> str:
+def _placed(settings: Settings, target: str) -> str:
     """A file that the settings name lies beside them, wherever the command is typed."""
     return str(settings.root / target) if target.endswith((".yaml", ".yml")) else target
 
 
-def load_one(target: str) -> Any:
+def load_one(target: str) -> Topology:
     """The topology of a target, frozen or not. Raises TopologyError, with DX221 where it cannot be imported."""
-    from dspex.operators.topology import Topology  # here: `dspex --help` need not wait for it
+    from dspex.operators.topology import Topology  # here: `dspex --help` does not import it
 
     try:
         return Topology.load(target)
@@ -55,9 +59,9 @@ def load_one(target: str) -> Any:
         raise TopologyError(message, code="DX221", fix="correct the module; -v shows where") from e
 
 
-def load(t: Terminal, given: Sequence[str] | None) -> list[Any]:
+def load(t: Terminal, given: Sequence[str] | None) -> list[Topology]:
     """The frozen topologies of the targets. Raises one TopologyError with the problems of all of them, ConfigError."""
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, Topology] = {}
     problems: list[Problem] = []
     for target in named(t, given):
         try:

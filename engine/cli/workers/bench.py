@@ -54,16 +54,16 @@ def native(
 
     t.run(collect())
     t.table([_shown(row.as_dict(), t) for row in rows], _COLUMNS if against else dict(list(_COLUMNS.items())[:4]))
-    _tell(t, rows)
+    _print(t, rows)
 
 
 def _groups(only: str | None) -> Sequence[str]:
     from dspex.workers.bench.cases import GROUPS
 
-    asked = [word.strip() for word in only.split(",")] if only else GROUPS
-    if unknown := [word for word in asked if word not in GROUPS]:
+    groups = [word.strip() for word in only.split(",")] if only else GROUPS
+    if unknown := [word for word in groups if word not in GROUPS]:
         raise ConfigError(f"--only: there is no group {unknown[0]!r}", code="DX100", fix=f"one of: {', '.join(GROUPS)}")
-    return asked
+    return groups
 
 
 def _require(against: str) -> None:
@@ -89,7 +89,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _tell(t: Terminal, rows: Sequence[Row]) -> None:
+def _print(t: Terminal, rows: Sequence[Row]) -> None:
     """Goals missed with their reasons, how to read the rest, and the verdict."""
     from dspex.workers.bench.runs import versions
 

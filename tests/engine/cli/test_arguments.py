@@ -48,7 +48,7 @@ def test_stdin_is_read_as_it_comes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["novalue"], "'novalue' is no data"),
+        (["novalue"], "'novalue' is not data"),
         (["a:=x"], "a:=x is not JSON"),
         (["@/no/such/file"], "cannot read /no/such/file"),
         (["-", "a=1"], "to a JSON object only"),
