@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from dspex.bus import subjects
@@ -11,8 +12,9 @@ from dspex.bus.errors import BusError, DspexError, ProgramError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
-from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.port import BusEvents, Delivery, NewMessage
 from dspex.bus.records import CallRecord, Work
+from dspex.bus.serving import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
@@ -68,7 +70,8 @@ class Lab:
         self.asked: list[Work] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
         self.client = Client(bus=self.server.connect(), app=APP)
-        self._workers: list[asyncio.Task[None]] = []
+        self.failures: list[BaseException] = []  # of the workers
+        self._workers: list[WorkLoop] = []
 
     def close(self) -> None:
         self.loop.close()
@@ -115,23 +118,24 @@ class Lab:
 
     def work(self, *pools: str) -> None:
         """Start workers for these pools ("lightweight" if none is named)."""
-        self._workers = [self.loop.create_task(self._work(p)) for p in pools or ("lightweight",)]
+        for pool in pools or ("lightweight",):
+            self.run(self._work(pool))
         self.advance(0.1)
 
     async def _work(self, pool: str) -> None:
-        bus = self.server.connect()
-        name, pattern = subjects.work_consumer(pool), subjects.work_pattern(APP, pool)
-        queue = await insist(lambda: bus.work(STREAM, pattern, name=name, ack_wait=15.0, free=lambda: 1000))
-        while True:
-            delivery = await insist(queue.next)
-            work = Work.unpack(delivery.message.data)
-            self.asked.append(work)
-            result = self.result(work)
-            await insist(lambda: bus.publish(result))  # noqa: B023  it is over before the next turn
-            await insist(delivery.ack)
+        def accept(work: Work, delivery: Delivery) -> Job:
+            return partial(self._answer, work)
 
-    def result(self, work: Work, **changes: Any) -> NewMessage:
-        """What a worker stores for this work."""
+        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: 1000, failed=self.failures.append)
+        loop.start()
+        self._workers.append(loop)
+
+    async def _answer(self, work: Work) -> CallRecord:
+        self.asked.append(work)
+        return self.record(work)
+
+    def record(self, work: Work, **changes: Any) -> CallRecord:
+        """The record of a worker for this work."""
         outputs: Any = None
         error: Any = None
         try:
@@ -145,12 +149,16 @@ class Lab:
             "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
             "work": work.pack(), "outputs": outputs, "error": error, "worker": "lab",
         }  # fmt: skip
-        outcome = CallRecord(**{**values, **changes})
+        return CallRecord(**{**values, **changes})
+
+    def result(self, work: Work, **changes: Any) -> NewMessage:
+        """What a worker stores for this work."""
+        record = self.record(work, **changes)
         headers = {
-            subjects.MESSAGE_ID: subjects.attempt_id(outcome.call, outcome.attempt),
+            subjects.MESSAGE_ID: subjects.attempt_id(record.call, record.attempt),
             subjects.RUN: str(work.origin["run"]),
         }
-        return NewMessage(work.reply, outcome.pack(), headers)
+        return NewMessage(work.reply, record.pack(), headers)
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
