@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.settings import layers, not_built
+from dspex.bus.settings import files, layers, not_built
 from dspex.bus.settings.layers import Key, Layer
 from dspex.bus.settings.model import Settings
 
@@ -50,14 +50,14 @@ def load(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> S
 
 def _file(path: str | os.PathLike[str] | None) -> Path | None:
     if path is None:
-        return layers.find_file(Path.cwd())
+        return files.find_file(Path.cwd())
     given = Path(path).resolve()
-    return layers.find_file(given) if given.is_dir() else given
+    return files.find_file(given) if given.is_dir() else given
 
 
 def _layers(file: Path | None, overrides: Mapping[str, Any]) -> list[Layer]:
     """From weakest to strongest. A nats context counts just below the place that names it."""
-    below = layers.file_layer(file) if file else Layer()
+    below = files.file_layer(file) if file else Layer()
     known, _ = layers.merge([below])
     found = [
         below,

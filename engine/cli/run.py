@@ -13,7 +13,8 @@ import typer
 from dspex.bus import subjects
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.terminal.client import count, shown
-from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
+from dspex.engine.cli.terminal.progress import Bar
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
 
 if TYPE_CHECKING:

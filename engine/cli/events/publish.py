@@ -17,7 +17,8 @@ from typer.core import TyperCommand
 
 from dspex.bus.errors import BusError, ConfigError, DataError, DspexError, PayloadTooLarge, StreamFull
 from dspex.engine.cli.terminal.client import client, count, short
-from dspex.engine.cli.terminal.terminal import Bar, Terminal, terminal
+from dspex.engine.cli.terminal.progress import Bar
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.engine.cli.events.rows import Row, Source

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 import traceback
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import orjson
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+from dspex.engine.cli.terminal.progress import Bar, Lines, NoBar, rich_bar
 
 if TYPE_CHECKING:
     import typer
@@ -26,18 +26,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
 _UNLIMITED = 10_000  # columns
-
-
-class Bar(Protocol):
-    """A progress bar, or what stands for it."""
-
-    def advance(self, by: int = 1, note: str = "") -> None:
-        """`by` more are done. `note`: what else there is to say, e.g. "3 duplicates"."""
-        ...
 
 
 @dataclass
@@ -157,12 +148,12 @@ class Terminal:
     def progress(self, label: str, total: int | None = None) -> Generator[Bar, None, None]:
         """A bar on stderr if that is a terminal, else a line every 10 s and one at the end."""
         if self.quiet or not self.bars:
-            yield _NoBar()
+            yield NoBar()
         elif sys.stderr.isatty():
-            with _rich_bar(label, total, colored=self.colored(sys.stderr)) as bar:
+            with rich_bar(label, total, colored=self.colored(sys.stderr)) as bar:
                 yield bar
         else:
-            lines = _Lines(label, total)
+            lines = Lines(label, total, lambda text: _write(sys.stderr, text))
             yield lines
             lines.end()
 
@@ -223,53 +214,6 @@ def _cell(value: object) -> str:
 def _write(stream: TextIO, text: str) -> None:
     stream.write(text + "\n")
     stream.flush()
-
-
-# -- progress ------------------------------------------------------------------------------------------------------
-class _NoBar:
-    def advance(self, by: int = 1, note: str = "") -> None:
-        pass
-
-
-class _Lines:
-    def __init__(self, label: str, total: int | None) -> None:
-        self._label, self._total = label, total
-        self._done, self._note = 0, ""
-        self._start = self._last = time.monotonic()
-
-    def advance(self, by: int = 1, note: str = "") -> None:
-        self._done += by
-        self._note = note or self._note
-        if time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            self._print()
-
-    def end(self) -> None:
-        self._print()
-
-    def _print(self) -> None:
-        rate = self._done / max(time.monotonic() - self._start, 1e-3)
-        of = f"/{self._total}" if self._total is not None else ""
-        _write(sys.stderr, f"{self._label}  {self._done}{of}  {rate:.1f}/s  {self._note}".rstrip())
-
-
-@contextmanager
-def _rich_bar(label: str, total: int | None, *, colored: bool) -> Generator[Bar, None, None]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
-    with Progress(*columns, console=Console(file=sys.stderr, no_color=not colored)) as progress:
-        task = progress.add_task(label, total=total, note="")
-
-        class RichBar:
-            def advance(self, by: int = 1, note: str = "") -> None:
-                if note:
-                    progress.update(task, note=note)
-                progress.advance(task, by)
-
-        yield RichBar()
 
 
 def where_raised(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
-from dspex.engine.cli.terminal import log, terminal
+from dspex.engine.cli.terminal import log, progress
 from dspex.engine.cli.terminal.terminal import Terminal, error_lines, to_json
 
 BARS = """
@@ -129,8 +129,8 @@ def test_a_bar_is_drawn_on_a_terminal_and_a_line_told_elsewhere() -> None:
     assert told.endswith("1 duplicate\n")
 
 
-def test_a_long_job_tells_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(terminal, "LINE_EVERY", 0.0)
+def test_a_long_job_prints_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     with Terminal().progress("replay") as bar:
         bar.advance()
         bar.advance(2)
