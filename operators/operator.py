@@ -1,4 +1,4 @@
-"""An operator, declared once. What YAML, the schema, the checks and the reference page need is asked of the declaration.
+"""An operator, declared once. YAML, the schema, the checks and the reference page are derived from the declaration.
 
     score = Operator("score", main=Metric(), options={"expected": Expression(), "field": FieldName("score")}, build=build)
 
@@ -33,7 +33,7 @@ class Declaration:
     """What every operator says of itself.
 
     Attributes:
-        name: its word: the method of `Stream`, and the key in YAML.
+        name: of the method of `Stream`, and of the key in YAML.
         main: its main argument.
         options: its other arguments by name, in the order of the reference page and of YAML.
         doc: what comes out, for docs/operators.md.
@@ -148,7 +148,7 @@ class Operator(Declaration):
             return [shape_of(arguments["into"])]
         try:
             found = self.shape(shape, arguments)
-        except NotGiven:  # nothing is known of what a wrong argument would give, so no problem follows from it
+        except NotGiven:  # the output of a wrong argument is unknown, so no further problem is reported
             return [UNKNOWN] * outlets
         return [found] * outlets if isinstance(found, Shape) else found
 

@@ -128,7 +128,7 @@ class Plan:
 
     @contextmanager
     def collecting(self, draft: NodeDraft | None) -> Generator[None]:
-        """Note what the block raises about the user's words, and go on."""
+        """Note the error that the block raises about what the user wrote, and go on."""
         try:
             yield
         except TopologyError as e:

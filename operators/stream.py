@@ -39,7 +39,7 @@ AnyStream: TypeAlias = "Stream[Any, Any]"
 def declared(method: Method) -> Method:
     """Make a method of the operator that has its name. Its signature is for people and type checkers.
 
-    The arguments are checked by the declaration, so that a misspelt keyword is a problem that `check` tells with the others.
+    The arguments are checked by the declaration, so that a misspelt keyword is a problem that `check` lists with the others.
     """
     operator = operators()[method.__name__]
     main_name = method.__code__.co_varnames[1]  # behind self: `map(fn=...)` is `map(...)`
@@ -61,7 +61,7 @@ class Stream(Generic[T_co, K_co]):
     """Data of type T on its way through a topology; with a key (a string) or, without one, K = None.
 
     Made by `Topology.source` and by the methods here, not by hand. A method that gets something wrong does not raise:
-    `Topology.check` tells all problems at once.
+    `Topology.check` lists all problems at once.
     """
 
     __slots__ = ("_draft", "_outlet", "_plan", "_shape")
@@ -291,7 +291,7 @@ class Stream(Generic[T_co, K_co]):
         Args:
             subject: one sink a subject; merge streams first.
             codec: how the data is encoded; default: the topology's.
-            not_built: any other option is a problem that `check` tells: `stream` and `cloudevents` are not built yet.
+            not_built: any other option is a problem that `check` lists: `stream` and `cloudevents` are not built yet.
         """
         given: dict[str, object] = {**({} if codec is None else {"codec": codec}), **not_built}
         sink.add(self._plan, self._draft, self._outlet, self._shape, subject, given)

@@ -38,7 +38,7 @@ class Topology:
         renamed_from: {new: old} names of nodes, for a change of a running topology.
         drop: names of nodes that are given up, with their calls and state.
 
-    What is wrong in it is told by `check`, all at once; only `freeze`, and what freezes, raises.
+    `check` lists all problems at once. Only `freeze`, and what freezes the topology, raises an error.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Topology:
         return check(self._plan)
 
     def freeze(self) -> Self:
-        """End the growing. Raises one TopologyError that carries all problems."""
+        """Make it read-only. Raises one TopologyError that carries all problems."""
         if self._graph is None:
             errors = [p for p in self.check() if p.level == "error"]
             if errors:
@@ -129,7 +129,7 @@ class Topology:
 
     @classmethod
     def load(cls, target: str | PathLike[str]) -> Topology:
-        """The topology of "triage:topology" or "triage.yaml". Its problems are told by `check`.
+        """The topology of "triage:topology" or "triage.yaml". `check` lists its problems.
 
         Raises TopologyError where there is no topology to be read: DX221 (no such ref or file), DX222 (no YAML).
         """

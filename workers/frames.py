@@ -121,7 +121,7 @@ def _unpack(body: bytes) -> Frame:
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
-    """The next frame; None when the other side is gone."""
+    """The next frame; None when the other side has closed."""
     try:
         (size,) = _HEAD.unpack(await stream.readexactly(_HEAD.size))
         return _unpack(await stream.readexactly(size))
@@ -143,7 +143,7 @@ class Pipe:
             self._sock.sendall(data)
 
     def receive(self) -> Frame | None:
-        """The next frame; None when the parent is gone."""
+        """The next frame; None when the parent has ended."""
         head = self._exactly(_HEAD.size)
         body = self._exactly(_HEAD.unpack(head)[0]) if head else None
         if body is None:

@@ -40,7 +40,7 @@ def parse(template: object) -> list[Part]:
 
 
 def fields(template: object) -> list[str]:
-    """The paths that a template reads; none where it cannot be read (`parse` tells why)."""
+    """The paths that a template reads; none where it cannot be read (`parse` says why)."""
     try:
         return [p.field.text for p in parse(template) if p.field is not None]
     except TopologyError:

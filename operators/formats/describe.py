@@ -27,7 +27,7 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class TopologyInfo:
-    """What a topology is made of. `pools`: resource classes that its calls go to. `programs`: refs run in workers."""
+    """What a topology is made of. `pools`: those that its calls go to. `programs`: refs run in workers."""
 
     name: str
     digest: str

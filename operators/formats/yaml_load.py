@@ -31,7 +31,7 @@ _PART = ("dspex", "types", "nodes", "sinks", "output")
 
 
 def load(path: str) -> Topology:
-    """The topology of a YAML file. What is wrong with it is told by `Topology.check`.
+    """The topology of a YAML file. `Topology.check` lists its problems.
 
     Raises TopologyError where nothing can be read: DX221 (no such file), DX222 (not YAML, a key twice, aliases).
     """
@@ -67,7 +67,7 @@ class _Loader:
     parents: tuple[str, ...] = ()  # files that include this one
     done: dict[str, Outlets] = field(default_factory=dict)
     building: list[str] = field(default_factory=list)
-    about: str | None = None  # the node, source or sink that is being read: problems are told of it
+    about: str | None = None  # the node, source or sink that is being read: problems are reported for it
 
     def __post_init__(self) -> None:
         self.here(self.document.line)
@@ -201,7 +201,7 @@ class _Loader:
         return self.made(name, streams, line, make)
 
     def made(self, name: str, streams: list[AnyStream], line: int, make: Callable[[], AnyStream | Outlets]) -> Outlets:
-        """What `make` gives, as outlets; a stand-in where it raises about the user's words."""
+        """What `make` gives, as outlets; a stand-in where the user wrote something wrong."""
         self.here(line)
         try:
             result = make()

@@ -1,7 +1,7 @@
 """YAML text as plain data that remembers its lines.
 
 Aliases are refused: a few lines of them can stand for a billion nodes, and a topology has no use for them. So are tags,
-duplicate keys (YAML's last one wins without a word), and nesting deeper than any topology.
+duplicate keys (in YAML the last one silently wins), and nesting deeper than any topology.
 """
 
 from __future__ import annotations

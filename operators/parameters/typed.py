@@ -59,7 +59,7 @@ class Signature(Parameter):
         if not isinstance(value, str):
             raise problem("DX210", f"{value!r} is not a signature", 'write "text -> answer"')
         instructions = str(others.pop("instructions", ""))
-        # plain text is left as it is: what is wrong with it is told together with what is wrong with the options
+        # plain text is left as it is: so that its problems are reported together with those of the options
         return NativeSignature(value, instructions=instructions, types=types) if types or instructions else value
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:

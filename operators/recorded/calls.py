@@ -85,7 +85,7 @@ def program(
 
 
 def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
-    """A spec from what the user wrote. Raises one TopologyError with every problem that can be told apart."""
+    """A spec from what the user wrote. Raises one TopologyError with every problem."""
     o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=operator.not_built)
     all_of(errors)
     signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))

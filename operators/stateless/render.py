@@ -61,7 +61,7 @@ def _messages(signature: Signature, adapter: Adapter) -> Fill:
 
     def fill(data: object, ctx: Context) -> object:
         record = record_of(data)
-        if missing := [n for n in needed if n not in record]:  # DSPy would ask without, and get an answer to half a question
+        if missing := [n for n in needed if n not in record]:  # DSPy would send the request without it
             has = ", ".join(record) or "nothing"
             raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
         return signature.messages(record, adapter=adapter)

@@ -16,7 +16,7 @@ def takes_context(fn: object, op: str) -> bool:
         raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f".{op}(lambda x: ...)")
     parameters = _parameters(fn)
     if parameters is None:
-        return False  # some builtins tell nothing of themselves; they take the data alone
+        return False  # some builtins have no signature to read; they take the data alone
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -55,6 +55,6 @@ def function_name(fn: object) -> str:
 
 
 def automatic_name(fn: object, op: str) -> str:
-    """The function's name where that can be an operator's name, else the operator's word."""
+    """The function's name where that can be an operator's name, else the operator's own name."""
     name = re.sub(r"[^a-z0-9_-]", "", function_name(fn).lower()).lstrip("_-0123456789")
     return name if NAME.fullmatch(name) and name != "lambda" else op

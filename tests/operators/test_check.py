@@ -70,7 +70,7 @@ def test_names_that_would_share_their_subjects():
 
 
 @pytest.mark.parametrize("name", ["Classify", "9a", "a b", "a.b", "x" * 49, "é"])
-def test_a_bad_name(name):
+def test_a_node_name_that_is_not_allowed_is_an_error(name):
     found = only(lambda t, s: s.filter("text", name=name).sink("out"), "DX202")
     assert found.node == name
     assert "a-z" in found.fix

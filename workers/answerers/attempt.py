@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 import structlog
 
@@ -133,7 +132,7 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
     )
 
 
-def plain(name: str, value: Any) -> Any:
+def plain(name: str, value: object) -> object:
     """An output as JSON-able data. Raises InvalidOutput for what cannot be that: bytes that are no text, an Ellipsis."""
     if value is None or type(value) in (str, int, float, bool):
         return value

@@ -1,10 +1,10 @@
 """Timing two ways of doing the same thing, so that their ratio holds on a machine that is busy with other things too.
 
-Time is the processor's time of this process. On the clock of the wall a batch that takes longer is also interrupted more often
-by other processes: with three of them on two cores, ratios came out twice as high as they are.
+Time is the processor's time of this process. By wall-clock time, a longer batch is also interrupted more often by other
+processes: with three of them on two cores, ratios came out twice as high as they are.
 
 The sides take turns, a batch each, and the order of the two changes with every round: whatever slows the machine down for a
-moment meets both. The middle of all batches counts. While a batch runs no garbage is collected; what was there before the
+moment affects both. The median of all batches counts. While a batch runs no garbage is collected; what was there before the
 measurement is never looked through, so a big program pays no more than a small one.
 """
 
@@ -23,13 +23,13 @@ FEWEST = 5  # rounds, however little time there is
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds that one operation takes: the middle of all samples, and what 99 of 100 stay below."""
+    """Microseconds that one operation takes: the median, and the 99th percentile."""
 
     p50: float
     p99: float
 
     def less(self, other: Timing) -> Timing:
-        """What is left of both when the middle of `other` is taken away; never below zero."""
+        """Both less the median of `other`; never below zero."""
         return Timing(max(self.p50 - other.p50, 0.0), max(self.p99 - other.p50, 0.0))
 
 
@@ -74,7 +74,7 @@ def _loops(run: Callable[[], object], batch: float) -> int:
 
 
 def _batch(run: Callable[[], object], loops: int) -> float:
-    """Seconds of the processor for one run, on average over `loops`."""
+    """Processor seconds for one run, on average over `loops`."""
     gc.disable()
     try:
         began = time.process_time()

@@ -53,7 +53,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("the model's server of the benchmark is gone"))
+            self._answer.set_exception(exc or ConnectionResetError("the benchmark's model server closed the connection"))
 
     async def send(self, request: bytes) -> bytes:
         """The body of the answer."""
@@ -63,7 +63,7 @@ class Wire(asyncio.Protocol):
         return await self._answer
 
     async def last(self) -> bytes:
-        """The last request that the server got, from whomever."""
+        """The last request that the server got, from any client."""
         return await self.send(b"GET /last HTTP/1.1\r\nHost: bench\r\n\r\n")
 
     def close(self) -> None:

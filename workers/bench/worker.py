@@ -36,7 +36,7 @@ class Worker:
         self._bus = bus
 
     async def call(self, spec: CallSpec, inputs: Mapping[str, object]) -> tuple[dict[str, object], float]:
-        """The outputs of one call, and the seconds from asking to their arrival. Raises the call's error."""
+        """The outputs of one call, and the seconds from the request to their arrival. Raises the call's error."""
         began = time.perf_counter()
         inbox, result = self._bus.inbox(), asyncio.get_running_loop().create_future()
 
@@ -49,12 +49,12 @@ class Worker:
             work = Work(new_id(), -1, 1, "", "bench", "", asdict(spec), inputs, timeout=LIMIT)
             await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
             async with asyncio.timeout(LIMIT):
-                outcome = CallRecord.unpack(await result)
+                record = CallRecord.unpack(await result)
         finally:
             await subscription.close()
-        if outcome.error is not None:
-            raise from_dict(outcome.error)
-        return dict(outcome.outputs or {}), time.perf_counter() - began
+        if record.error is not None:
+            raise from_dict(record.error)
+        return dict(record.outputs or {}), time.perf_counter() - began
 
     async def operation(self, name: str, data: object) -> tuple[object, float]:
         """An operation of `programs.py`: its result, and the seconds of the round trip."""

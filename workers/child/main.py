@@ -1,4 +1,4 @@
-"""A worker's child process: `python -m dspex.workers.child.main FD`. Runs programs, knows nothing of NATS.
+"""A worker's child process: `python -m dspex.workers.child.main FD`. Runs programs, does not use NATS.
 
 Three things must not depend on what a program does: that the parent's end is noticed, that frames stay whole, and that a
 cancel is read. So a thread of its own reads the socket, and ends the process when the socket does; the kernel does the same
@@ -30,7 +30,7 @@ _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor sever
 def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Callable[[Frame], None]) -> None:
     while (frame := pipe.receive()) is not None:
         loop.call_soon_threadsafe(handle, frame)
-    os._exit(0)  # the parent is gone: nobody would read an answer
+    os._exit(0)  # the parent has ended: nobody would read an answer
 
 
 async def _main(pipe: Pipe, pool: PoolConfig) -> None:
@@ -58,12 +58,12 @@ async def _main(pipe: Pipe, pool: PoolConfig) -> None:
 
 
 def main() -> None:
-    """Serve until the parent says stop or is gone."""
+    """Serve until the parent says stop or ends."""
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
     pipe = Pipe(socket.socket(fileno=fd))
     start = pipe.receive()
-    if not isinstance(start, Start):  # the parent is gone already
+    if not isinstance(start, Start):  # the parent has ended already
         return
     die_with(start.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

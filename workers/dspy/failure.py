@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError
 from dspy.utils import exceptions as dspy_errors
@@ -45,7 +44,7 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
         return error
     cls = next((TABLE[c] for c in type(error).__mro__ if c in TABLE), ProgramError)
     if type(error) is dspy_errors.LMProviderError and not 400 <= (getattr(error, "status", None) or 0) < 500:
-        cls = errors.LMUnavailable  # it answered, but not with what its API says: a proxy's page, half a body
+        cls = errors.LMUnavailable  # the response is not one of its API: a proxy's page, or a body that was cut off
     retry_after = getattr(error, "retry_after", None)
     if cls is errors.InvalidOutput:
         return errors.InvalidOutput(f"{node}: {_unparsed(error)}", node=node)
@@ -63,5 +62,5 @@ def _unparsed(error: BaseException) -> str:
     return f"the model's answer has not the fields {wanted} as the signature wants them: {short(said)!r}"
 
 
-def _seconds(value: Any) -> float | None:
+def _seconds(value: object) -> float | None:
     return wait(value) if isinstance(value, (int, float)) else None

@@ -1,4 +1,4 @@
-"""Language model profiles → `dspy.LM`. Keys are read here, from this process's environment, and go nowhere else."""
+"""Language model profiles → `dspy.LM`. Keys are read here, from this process's environment, and are sent nowhere else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Models:
         """The profile called `name`. Raises ConfigError."""
         return self._config.profile(name)
 
-    def lm(self, name: str, local: str | None, timeout: float, params: Mapping[str, Any]) -> dspy.LM:
+    def lm(self, name: str, local: str | None, timeout: float, params: Mapping[str, object]) -> dspy.LM:
         """The profile's LM for one call. `local`: where the local model's server is; `params`: of the call."""
         key = (name, local if self.profile(name).local else None)
         if key not in self._made:
@@ -54,11 +54,11 @@ class Models:
 
 
 def _declare_local() -> None:
-    """Tell DSPy that models called `local/…` hold to a JSON schema; without it the JSON adapter would not send one."""
+    """Register models called `local/…` with DSPy as following a JSON schema; without it the JSON adapter would not send one."""
     access = lm15.AccessPolicy(
         provider="local",
         supports=lm15.EndpointSupport(complete=True, stream=True),
-        base_url="http://127.0.0.1/v1",  # a place to stand: each LM says its own api_base
+        base_url="http://127.0.0.1/v1",  # required, and not used: each LM has its own api_base
     )
     definition = lm15.ProviderDefinition.chat(access, compat=lm15.OpenAIChatCompat(), placeholder_key="none")
     lm15.register_provider(definition, supports=lm15.ModelSupport(response_schema=True))

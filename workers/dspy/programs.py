@@ -97,8 +97,8 @@ class Programs:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled. To say that it ended would free a slot that is not free; so wait, and let the
-            # parent kill this process if it takes too long.
+            # A thread cannot be cancelled. Reporting an end now would free a slot that is still occupied, so wait; the parent
+            # kills this process if it takes too long.
             await asyncio.wait([future])
             raise
 
@@ -122,7 +122,7 @@ class Programs:
             return _instance(target, spec.target), f"{spec.target}#{_digest_file(source)}"
         name = program_name(spec)
         if spec.kind == "react":
-            tools: Sequence[Any] = [self._load(ref) for ref in spec.tools]
+            tools: Sequence[Callable[..., object]] = [self._load(ref) for ref in spec.tools]
             return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name
         if spec.kind not in _KINDS:
             raise ProgramError(f"there is no kind of call {spec.kind!r}", fix="upgrade the workers: pip install -U dspex")
@@ -149,7 +149,7 @@ def _kept(cache: dict[str, Made], key: str, make: Callable[[], Made]) -> Made:
     return found
 
 
-def _is_module(program: Any) -> bool:
+def _is_module(program: object) -> bool:
     return isinstance(program, dspy.Module)
 
 
@@ -171,7 +171,7 @@ def _digest_file(path: str) -> str:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
-def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> Outputs:
     """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data.
 
     Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
@@ -181,7 +181,7 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[s
     if missing := [n for n in wanted if n not in given and n not in optional]:
         has = ", ".join(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
-    inputs: dict[str, Any] = {}
+    inputs: Outputs = {}
     for name, info in signature.input_fields.items():
         if name in given:
             signatures.check_text(given[name], name)
@@ -191,7 +191,7 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, Any]) -> dict[s
     return inputs
 
 
-def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> dict[str, Any]:
+def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Outputs:
     """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
     names = list(signature.output_fields)
     if spec.kind in _REASONED and "reasoning" not in names:

@@ -1,7 +1,7 @@
 """Signatures from the wire: read by dspex, then made into classes of DSPy, which never sees a text.
 
 DSPy resolves a type that it does not know by importing a module of that name (`q -> a: this` runs `this`), so a signature
-that came over the wire would be code. The engine checks it too, but a worker trusts nothing it was sent.
+that came over the wire would be code. The engine checks it too, but a worker does not trust what it receives.
 """
 
 from __future__ import annotations

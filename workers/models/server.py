@@ -25,7 +25,7 @@ def _wait_for_end() -> None:
 
 
 def main() -> None:
-    """Load the weights, say where the server listens, and serve until the parent is gone."""
+    """Load the weights, say where the server listens, and serve until the parent ends."""
     path, slots, threads, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     die_with(parent)
     threading.Thread(target=_wait_for_end, daemon=True).start()

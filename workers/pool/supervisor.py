@@ -189,7 +189,7 @@ class Supervisor:
 
 
 def resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 when it is gone."""
+    """Resident memory of a process in bytes; 0 when it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:

@@ -178,7 +178,7 @@ def test_a_wrong_option_is_refused_with_a_fix(options, code, message, fix):
     assert fix in e.value.fix
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_a_spec_reports_all_its_problems_at_once():
     with pytest.raises(TopologyError) as e:
         predict("q -> a: Foo", pol="x", timeout="soon")  # type: ignore[call-arg]
     assert sorted(p.code for p in e.value.problems) == ["DX204", "DX205", "DX209"]

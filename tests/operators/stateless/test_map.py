@@ -6,7 +6,7 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.stateless import map
 
 
-def test_each_datum_is_replaced_by_what_the_function_returns(run):
+def test_map_replaces_each_datum_by_what_the_function_returns(run):
     assert run(map.build(lambda x: x + 1), 1, 2) == [2, 3]
 
 
@@ -23,7 +23,7 @@ def test_a_builtin_and_a_bound_method_can_be_mapped(run):
     assert run(map.build("-".join), ["a", "b"]) == ["a-b"]
 
 
-def test_what_the_function_raises_is_not_touched(run):
+def test_map_passes_on_the_error_that_the_function_raises(run):
     with pytest.raises(ZeroDivisionError):
         run(map.build(lambda x: 1 / x), 0)
 

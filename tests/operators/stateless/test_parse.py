@@ -54,7 +54,7 @@ def test_free_text_is_read_by_its_kind(run, adapter, signature, text, outputs):
         ("numbers", "-> a: Annotated[int, Field(ge=5)]", "3", "greater than or equal to 5"),
     ],
 )
-def test_what_does_not_fit_is_a_data_error_that_names_the_fields(run, adapter, signature, text, message):
+def test_a_reply_that_does_not_fit_its_signature_is_a_data_error_naming_the_fields(run, adapter, signature, text, message):
     with pytest.raises(InvalidInput, match=message) as e:
         run(parse.build(signature, "t", adapter), {"t": text})
     assert isinstance(e.value, DataError)
@@ -75,7 +75,7 @@ class Answer(BaseModel):
     score: float
 
 
-def test_into_types_the_result(run):
+def test_parse_types_its_result_by_into(run):
     assert run(parse.build(SIGNATURE, "r", "json", Answer), {"r": JSON}) == [Answer(answer="Paris", score=0.5)]
     with pytest.raises(InvalidInput, match="does not fit Answer: answer"):
         run(parse.build(SIGNATURE, "r", "json", Answer), {"r": JSON.replace("Paris", "Oslo")})
@@ -103,7 +103,7 @@ def problems(make) -> list[tuple[str, str, str]]:
         ({"field": ""}, "DX205", "field cannot be ''"),
     ],
 )
-def test_what_is_wrong_is_told_at_build(arguments, code, message):
+def test_parse_refuses_wrong_arguments_at_build(arguments, code, message):
     found = problems(lambda s: s.parse("-> answer: int, score: float", **arguments))
     assert [(c, message in m) for c, m, _ in found if c == code] == [(code, True)]
 
@@ -131,7 +131,7 @@ sinks:
 """
 
 
-def test_yaml_and_python_are_the_same_graph(module, tmp_path):
+def test_parse_in_yaml_and_python_gives_the_same_graph(module, tmp_path):
     made = module("replies", "from pydantic import BaseModel\nclass Reply(BaseModel):\n    text: str\n")
     topology = Topology("t")
     topology.source("a.b", made.Reply).parse(Signature("-> answer, n: int"), field="text", adapter="pairs").sink("c.d")

@@ -84,7 +84,7 @@ def problems(make) -> list[tuple[str, str]]:
     return [(p.code, p.message) for p in topology.check()]
 
 
-def test_what_a_template_reads_must_be_there():
+def test_a_field_that_a_template_reads_must_be_in_the_stream():
     def jinja(text):
         return problems(lambda s: s.render(text, field="t", syntax="jinja"))
 
@@ -103,7 +103,7 @@ def test_what_a_template_reads_must_be_there():
         ({"adapter": "x"}, "adapter"),
     ],
 )
-def test_a_wrong_option_is_told_at_build(arguments, message):
+def test_render_refuses_a_wrong_option_at_build(arguments, message):
     found = problems(lambda s: s.render("{items}", **{"field": "t", **arguments}))
     assert [(code, message in text) for code, text in found] == [("DX205", True)]
 
@@ -140,7 +140,7 @@ sinks:
 """
 
 
-def test_yaml_and_python_are_the_same_graph(tmp_path):
+def test_render_in_yaml_and_python_gives_the_same_graph(tmp_path):
     topology = Topology("t")
     mail = topology.source("a.b").render("Dear {{ name }}", syntax="jinja", field="mail", name="mail")
     signature = Signature("name -> answer: int", instructions="Be brief.")

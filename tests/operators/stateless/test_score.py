@@ -42,7 +42,7 @@ def test_a_function_gets_the_answer_and_then_the_reference(run):
     assert (result["score"], type(result["score"])) == (1.0, float)
 
 
-def test_what_is_no_number_is_a_data_error(run):
+def test_a_metric_that_gives_no_number_is_a_data_error(run):
     with pytest.raises(DataError, match="the metric <lambda> gave str"):
         run(score.build(lambda a, e: "good", expected="gold", actual="said"), DATA)
 
@@ -59,7 +59,7 @@ class Scored(BaseModel):
     score: float
 
 
-def test_into_types_the_result(run):
+def test_score_types_its_result_by_into(run):
     assert run(score.build("f1", expected="gold", actual="said", into=Scored), DATA) == [
         Scored(gold="Eiffel Tower", score=2 / 3)
     ]
@@ -86,7 +86,7 @@ class Said(BaseModel):
     gold: str
 
 
-def test_what_is_wrong_is_told_at_build():
+def test_score_refuses_wrong_arguments_at_build():
     topology = Topology("t")
     scored = topology.source("a.b", Said).score("f1", expected="golden", actual="said +", field="x", name="one")
     scored.score("f1", expected="x", actual="y", name="two").sink("c.d")
@@ -106,7 +106,7 @@ sinks:
 """
 
 
-def test_yaml_and_python_are_the_same_graph(module, tmp_path):
+def test_score_in_yaml_and_python_gives_the_same_graph(module, tmp_path):
     own = module("own", "def metric(actual, expected):\n    return len(actual)\n")
     topology = Topology("t")
     scored = topology.source("a.b").score("f1", expected="gold", actual="lower(said)", name="f1")

@@ -108,6 +108,6 @@ def test_without_dspy_it_names_the_extra(capsys: pytest.CaptureFixture[str], mon
 
 
 @pytest.mark.parametrize(("option", "word"), [("--only", "parsing"), ("--against", "langchain")])
-def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str], option: str, word: str) -> None:
+def test_bench_refuses_an_unknown_group_or_peer(capsys: pytest.CaptureFixture[str], option: str, word: str) -> None:
     assert cli.main(["bench", "native", option, word]) == 2
     assert word in capsys.readouterr().err

@@ -24,7 +24,7 @@ from dspex.workers.dspy import signature
         "a: typing.List[int] -> b: Union[int, str]",
     ],
 )
-def test_ordinary_types_are_taken(text: str) -> None:
+def test_a_worker_accepts_a_signature_of_ordinary_types(text: str) -> None:
     signature.read({"signature": text})
 
 
@@ -56,7 +56,7 @@ def test_everything_else_is_refused_and_imports_nothing(text: str) -> None:
     assert set(sys.modules) == before
 
 
-def test_what_the_engine_writes_is_taken() -> None:
+def test_a_worker_accepts_the_signature_that_the_engine_writes() -> None:
     text = "text: str, n: Optional[int], at: datetime.datetime -> intent: Literal['a', 'b'], tags: list[str], x: dict[str, Any]"
     signature.read(Signature(text).plain())
 
