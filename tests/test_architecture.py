@@ -147,3 +147,10 @@ def test_no_type_error_is_ignored_without_saying_which() -> None:
         return (number for number, line in lines if re.search(r"# type: ignore(?!\[)", line))
 
     assert found_in_files(bare) == {}
+
+
+def test_no_script_sets_a_variable_that_dspex_would_take_for_a_setting() -> None:
+    """DSPEX_NAME is the setting `name`, and every process that a script starts would refuse one that it does not know."""
+    scripts = [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]
+    set_by = {f.name: re.findall(r"\bDSPEX_\w+(?==)", f.read_text()) for f in scripts if f.is_file()}
+    assert {name: found for name, found in set_by.items() if found} == {}

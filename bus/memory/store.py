@@ -203,7 +203,7 @@ class MemoryConsumer:
         self._stream, self._pattern, self._luck = stream, pattern, luck
         self._next = 1
         self._delivered: Counter[int] = Counter()
-        self._timers: dict[int, asyncio.TimerHandle] = {}  # of what is held, or put off by a nak
+        self._timers: dict[int, asyncio.TimerHandle] = {}  # redelivery of work that is held, or was returned with a delay
         self._again: deque[int] = deque()
         self._looking: asyncio.TimerHandle | None = None
 

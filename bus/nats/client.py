@@ -190,7 +190,7 @@ async def dial(options: Options, url: str, ended: Callable[[str], None], complai
         return client
     except (OSError, TimeoutError, ValueError, nats_errors.Error) as e:
         raise translated(e, f"cannot connect to {shown}") from e
-    finally:  # also when cancelled half way: the socket must not stay open
+    finally:  # also when connecting is cancelled: the socket must be closed
         if not good:
             await client.close()
 

@@ -80,8 +80,8 @@ class NatsWorkQueue:
             "replay_policy": "instant",
         }
         self._waiting: deque[NatsDelivery] = deque()
-        self._asked = 0  # deliveries asked for that have not come
-        self._round = 0  # of pulls: the end of a pull of an earlier round is no news
+        self._asked = 0  # requested deliveries that have not arrived
+        self._round = 0  # number of the pull; status messages of earlier pulls are ignored
         self._quiet = 0  # heartbeats that should have come since anything came
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
@@ -119,7 +119,7 @@ class NatsWorkQueue:
         await self._tasks.stop()
         await self._connection.leave(self._interest)
         while self._waiting and self._connection.up.is_set():
-            await self._waiting.popleft().nak()  # nobody took it: another process gets it now, not after ack_wait
+            await self._waiting.popleft().nak()  # unused work goes to another process at once instead of after ack_wait
 
     # -- pulling
     async def _ensure(self) -> None:

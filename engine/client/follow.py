@@ -154,7 +154,7 @@ class Follower:
         if subjects.matches(self._logs, m.subject):
             self._entry(m)
         elif subjects.matches(self._inboxes, m.subject):
-            self._outcome(m)
+            self._record(m)
         elif subjects.matches(self._dead, m.subject):
             if (run := self.runs.get(m.headers.get(subjects.RUN, ""))) is not None:
                 run.dead_letters += 1
@@ -225,17 +225,17 @@ class Follower:
                 run.delayed.discard((inbox, sequence))
                 yield run
 
-    def _outcome(self, m: Message) -> None:
+    def _record(self, m: Message) -> None:
         run = self.runs.get(m.headers.get(subjects.RUN, ""))
         if run is None:
             return
-        outcome = CallRecord.unpack(m.data)
-        if outcome.kind == "resume":
+        record = CallRecord.unpack(m.data)
+        if record.kind == "resume":
             run.parked.add((m.subject, m.sequence))
             self._parked.setdefault(m.subject, {})[m.sequence] = run
             run.finished = None
-        elif outcome.usage:
-            run.usage = run.usage + Usage(**outcome.usage)
+        elif record.usage:
+            run.usage = run.usage + Usage(**record.usage)
 
     async def follow(self) -> AsyncIterator[list[Progress]]:
         """The runs that have just finished, as they do, until all have."""

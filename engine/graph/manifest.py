@@ -108,7 +108,9 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
 
 
 def _call(call: Call) -> dict[str, object]:
-    spec: dict[str, object] = orjson.loads(orjson.dumps(call.spec))  # as it will be read back, so that equal stays equal
+    spec: dict[str, object] = orjson.loads(
+        orjson.dumps(call.spec)
+    )  # through JSON, as it is stored, so that the two compare equal
     return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
 
 

@@ -25,7 +25,7 @@ from dspex.engine.log.state import Changes, State
 
 _log = structlog.get_logger("dspex.engine")
 SNAPSHOT_EVERY = 256  # entries, and more with many open calls: recovery reads at most this many
-INLINE = 64 << 10  # bytes of a snapshot that its entry holds itself
+INLINE = 64 << 10  # bytes of the largest snapshot that is stored in the entry itself
 
 
 class LogAddress(NamedTuple):
@@ -92,7 +92,7 @@ class CommitLog:
                 continue  # someone wrote in between, perhaps this very claim: look again
             await repair(self.sequence, after)
             self.since, good = await read_back(self.bus, self.place, self.base, self.older, self.sequence, state)
-            if good != self.base:  # the next snapshot must have a sound one before it
+            if good != self.base:  # an intact earlier snapshot must stay to fall back to
                 self.base, self.older = good, 0
             return state
 
@@ -107,19 +107,19 @@ class CommitLog:
             "older": self.older,
         }
 
-    def entry(self, delta: Changes, state: State | None, *, covers: int, at: float, room: int = 0) -> Entry:
-        """The entry that makes `delta` durable. `covers`: messages of the commit before it.
+    def entry(self, changes: Changes, state: State | None, *, covers: int, at: float, room: int = 0) -> Entry:
+        """The entry that makes `changes` durable. `covers`: messages of the commit before it.
 
-        `state`: with delta applied and nothing more, for a snapshot; None where there is no such state now.
+        `state`: with changes applied and nothing more, for a snapshot; None where there is no such state now.
         `room`: messages that a snapshot may add to the commit.
         """
-        body: dict[str, Any] = {**self._frame(at), "kind": "commit", "covers": covers, **delta.as_dict()}
+        body: dict[str, Any] = {**self._frame(at), "kind": "commit", "covers": covers, **changes.as_dict()}
         if state is None or not self._is_time(state):
             return Entry(NewMessage(self.place.subject, _packed(body), expect=self.sequence), [], False)
         whole = _packed(state.snapshot())
         pieces = [] if len(whole) <= INLINE else self._pieces(whole)
         if len(pieces) > room:
-            return self.entry(delta, None, covers=covers, at=at)
+            return self.entry(changes, None, covers=covers, at=at)
         body["covers"] += len(pieces)
         digest = hashlib.sha256(whole).digest()
         body["snapshot"] = {"sha256": digest, "pieces": len(pieces), "data": None if pieces else whole}

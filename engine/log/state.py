@@ -159,7 +159,7 @@ class State:
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self.calls):
             _, ordinal = heapq.heappop(self._deadlines)
             if ordinal in self.calls:
-                heapq.heappush(self._deadlines, (now + 5.0, ordinal))  # looked at again, should it not be settled
+                heapq.heappush(self._deadlines, (now + 5.0, ordinal))  # checked again later if it is still open
                 yield ordinal
 
     def next_alarm(self) -> float | None:

@@ -20,7 +20,7 @@ from dspex.engine.graph.graph import Graph
 from dspex.engine.log.commit_log import unpack
 
 _log = structlog.get_logger("dspex.engine")
-MOST = 10_000  # messages looked at before a claim: a remainder was the stream's end when its writer failed
+MOST = 10_000  # messages read back from a claim: a torn commit was the stream's end when its writer failed
 
 
 class TornCommits:

@@ -174,7 +174,7 @@ def _fitting(letter: Letter, limit: int, stored: tuple[str, int] | None) -> byte
         body = letter.pack()
     return (
         body if len(body) <= limit else replace(letter, data=b"").pack()
-    )  # the data came with a redrive: who redrove it has it
+    )  # the data came with a redrive, whose letter still holds it
 
 
 def run_again(

@@ -58,7 +58,7 @@ class Intake:
     def _origin(self, m: Message) -> Origin:
         h = m.headers
         id = message_id(m, self.created)
-        if len(h) == 1 and subjects.MESSAGE_ID in h:  # a source event as most are: nothing to look for
+        if len(h) == 1 and subjects.MESSAGE_ID in h:  # the usual case: the event has no headers of ours
             return Origin(id, m.subject, id, None, None, None, m.time, m.sequence)
         at = event_time(m).timestamp() if subjects.TIME in h else m.time
         run, cause = h.get(subjects.RUN) or id, cause_of(h)

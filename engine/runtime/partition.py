@@ -19,7 +19,7 @@ from dspex.engine.log.commit_log import CommitLog, Entry
 from dspex.engine.log.state import Changes, InputRef, OpenCall, State
 from dspex.engine.runtime.walk import Asked, Output
 
-MOST_OUTPUTS = COMMIT_LIMIT - 1  # one place is the log entry's
+MOST_OUTPUTS = COMMIT_LIMIT - 1  # one message of a batch is the log entry
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
 
 
@@ -28,8 +28,8 @@ class Batch:
     """What one commit will hold, but for its log entry."""
 
     drafts: list[NewMessage] = field(default_factory=list)
-    delta: Changes = field(default_factory=Changes)
-    works: dict[int, int] = field(default_factory=dict)  # ordinal → index of its work in drafts
+    changes: Changes = field(default_factory=Changes)
+    works: dict[int, int] = field(default_factory=dict)  # ordinal of a call → index in `drafts` of the message that asks for it
     inputs: int = 0
     event: InputRef = ("", 0)  # the last one in it
     size: int = 0
@@ -57,7 +57,7 @@ class Partition:
         self.reply = reply
         self.most_inputs = most
         self.created = 0.0  # when the source stream was made
-        self.one_by_one = 0  # so many events get a commit each, while a refused commit is narrowed down
+        self.one_by_one = 0  # events still to be committed one by one, to find the one that is refused
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: tuple[Batch, Entry] | None = None
         self.revoked = False  # fenced, recovered or released: nothing of this object may be committed any more
@@ -98,7 +98,7 @@ class Partition:
             self._part(event, done, clock)
         self._append(rest)
         if self._changed:
-            self.batches[-1].delta.merge(self._changes)
+            self.batches[-1].changes.merge(self._changes)
             self._changes, self._changed = Changes(), False
         self._read(event, id)
         if self.one_by_one:
@@ -108,7 +108,7 @@ class Partition:
     def _part(self, event: InputRef, done: int, clock: float) -> None:
         """End a commit that holds some of the event's outputs, and not yet its position."""
         batch = self.batches[-1]
-        self.state.parts[event] = batch.delta.parts[event] = (done, clock)
+        self.state.parts[event] = batch.changes.parts[event] = (done, clock)
         batch.inputs, batch.event = 1, event
         self.batches.append(Batch())
 
@@ -165,14 +165,14 @@ class Partition:
             deadline=deadline,
         )
         key = o.origin.key if o.node in self.state.ordered else None
-        self.put(ordinal, OpenCall(o.node, o.id, o.origin.run, deadline, o.attempt, key=key, first=o.attempt), batch.delta)
+        self.put(ordinal, OpenCall(o.node, o.id, o.origin.run, deadline, o.attempt, key=key, first=o.attempt), batch.changes)
         return self._send(ordinal, work, o.call.pool, batch)
 
     def _send(self, ordinal: int, work: Work, pool: str, batch: Batch) -> NewMessage:
         """The message that asks a worker of `pool`, about to be appended to the batch."""
         row = self.state.calls[ordinal]
         if row.attempt != work.attempt:
-            self.put(ordinal, row._replace(attempt=work.attempt, work=0, held=0), batch.delta)
+            self.put(ordinal, row._replace(attempt=work.attempt, work=0, held=0), batch.changes)
         batch.works[ordinal] = len(batch.drafts)
         subject = subjects.work(self.app, pool, work.topology, work.node)
         return NewMessage(subject, work.pack(), {subjects.RUN: str(work.origin.get("run", "")), subjects.CAUSE: work.call})
@@ -181,23 +181,23 @@ class Partition:
         (which, sequence), state, batch = event, self.state, self.batches[-1]
         if which == "source":
             state.source_sequence, state.source_id, state.source_created = sequence, id, self.created
-            batch.delta.source = (sequence, id, self.created)
+            batch.changes.source = (sequence, id, self.created)
         elif which == "inbox" and sequence > state.inbox:
-            state.inbox = batch.delta.inbox = sequence
+            state.inbox = batch.changes.inbox = sequence
         batch.inputs += 1
         batch.event = event
         self.settled.clear()
         if event in state.parts:
             del state.parts[event]
-            batch.delta.unparted.append(event)
+            batch.changes.unparted.append(event)
 
     # -- rows, changed by the event that is handled now; `add` ends it -----------------------------------------------
-    def put(self, ordinal: int, row: OpenCall, delta: Changes | None = None) -> None:
+    def put(self, ordinal: int, row: OpenCall, changes: Changes | None = None) -> None:
         """Open a call, or change its row."""
         self.state.put(ordinal, row)
-        if delta is None:
-            delta, self._changed = self._changes, True
-        delta.calls[ordinal] = row
+        if changes is None:
+            changes, self._changed = self._changes, True
+        changes.calls[ordinal] = row
 
     def close(self, ordinal: int) -> None:
         """A call is finished."""
@@ -241,12 +241,12 @@ class Partition:
         self.room.set()
         count = len(batch.drafts)
         for ordinal, index in batch.works.items():
-            row = batch.delta.calls.get(ordinal)
+            row = batch.changes.calls.get(ordinal)
             if row is not None:
-                batch.delta.calls[ordinal] = row._replace(work=index - count)
+                batch.changes.calls[ordinal] = row._replace(work=index - count)
         # A snapshot is of the state after this commit, so there may be nothing walked beyond it.
         state = self.state if alone else None
-        entry = self.log.entry(batch.delta, state, covers=count, at=at, room=room - count - 1)
+        entry = self.log.entry(batch.changes, state, covers=count, at=at, room=room - count - 1)
         self.flying = (batch, entry)
         return [*entry.pieces, *batch.drafts, entry.draft]
 
@@ -262,7 +262,7 @@ class Partition:
         self.flying = None
         self.log.landed(entry, sequence)
         self.committed += batch.inputs
-        for ordinal, row in batch.delta.calls.items():
+        for ordinal, row in batch.changes.calls.items():
             live = self.state.calls.get(ordinal)
             if row.work < 0 and live is not None and live.attempt == row.attempt:
                 self.state.calls[ordinal] = live._replace(work=sequence + row.work)

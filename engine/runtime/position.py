@@ -31,7 +31,7 @@ async def check_source(bus: Bus, stream: str, source: Source, partitions: Sequen
         if source.on_gap == "stop":
             raise SourceGap(why, node=source.subject)
         _log.error("a gap in the source, recorded and skipped", why=why, source=source.subject)
-        p.batches[-1].delta.gap = (gap[0], gap[1])
+        p.batches[-1].changes.gap = (gap[0], gap[1])
         p.add([], "source", gap[1])
     return info.created
 
@@ -79,7 +79,7 @@ async def _gap(bus: Bus, info: StreamInfo, subject: str, p: Partition) -> tuple[
         return at, max(0, info.first - 1), "made anew"
     if not info.own and info.first > at + 1:
         last = await bus.last(info.name, subject)
-        if last is not None and last.sequence > at:  # else all of ours was read, and others' events were trimmed
+        if last is not None and last.sequence > at:  # otherwise only events of other subjects were trimmed
             return at, info.first - 1, "trimmed"
     return None
 

@@ -252,7 +252,7 @@ class Pumps:
         while True:
             await asyncio.sleep(WATCH)
             if self._intake.created and (why := await watched.look(self._intake.created, self._source_read[0])):
-                self._restart(why)  # the source pump looks closer when it begins
+                self._restart(why)  # the source pump checks for a gap when it starts
                 return
             if watched.quiet_up_to > self._source_read[0]:
                 self._source_read = (watched.quiet_up_to, "")

@@ -81,7 +81,7 @@ class Settler:
                 return []
             return self._answered(p, o, row, call, o.outputs, clock)
         error = from_dict(o.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"})
-        waited = due and not row.held  # for its next attempt, which was before the deadline when that was decided
+        waited = due and not row.held  # for its next attempt, which was scheduled before the deadline
         work = Work.unpack(o.work)
         left = inf if waited else row.deadline - clock
         verdict = decide(error, row.tries, call, o.call, left=left, invalid=work.invalid)

@@ -78,7 +78,7 @@ class StageRunner:
         """A commit of `p` failed: the committer gives the error."""
         p.revoked = True
         p.room.set()
-        p.settled.set()  # it never will be, and nobody may wait for that
+        p.settled.set()  # it can settle no more: let go whoever waits for it
         if self.partitions.get(p.index) is not p:
             return  # given up, or claimed anew, while the commit flew
         if isinstance(error, Fenced):

@@ -34,7 +34,7 @@ SignatureLike: TypeAlias = "str | Signature | type[Any]"
 Outputs: TypeAlias = Mapping[str, Any]
 
 NOTHING = Arguments()
-_REASONING: Mapping[str, object] = {"reasoning": str}  # what these two add to their signature in DSPy
+_REASONING: Mapping[str, object] = {"reasoning": str}  # the field that DSPy adds to these signatures
 
 
 @dataclass(frozen=True)

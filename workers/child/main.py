@@ -80,7 +80,7 @@ def main() -> None:
     asyncio.run(_main(pipe, start.pool))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of programs that cannot be cancelled must not hold the end up
+    os._exit(0)  # do not wait for threads of programs, which cannot be cancelled
 
 
 def _event_first(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -61,7 +61,7 @@ class Attempts:
             return future.result()
         await self._give_up(child, number, future)
         if future.exception() is None and future.result().outputs is not None:
-            return future.result()  # it came after all, and was paid for
+            return future.result()  # the result arrived while the call was being cancelled: keep it
         raise CallTimeout(f"{work.node}: no answer within {limit:.1f} s", node=work.node)
 
     async def _give_up(self, child: Child, number: int, future: asyncio.Future[Answer]) -> None:

@@ -29,7 +29,7 @@ from dspex.workers.pool.slots import Slots
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 START_TIMEOUT = 120.0  # seconds until a child must have said hello: importing a user's programs can be slow
-WATCH_EVERY = 1.0  # seconds between two looks at size and age
+WATCH_EVERY = 1.0  # seconds between two checks of memory and age
 RETIRE_WITHIN = 30.0  # seconds that a child to be replaced has for the calls it runs
 BACKOFF, BACKOFF_CAP = 0.2, 10.0
 

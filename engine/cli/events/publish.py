@@ -115,14 +115,14 @@ class _Publish:
                 self._print(time.monotonic() - began)
             if self.fatal:
                 raise self.fatal
-            failed = await self._outcomes(c, limit, began) if wait and self.runs else 0
+            failed = await self._results(c, limit, began) if wait and self.runs else 0
         if self.faults or failed:
             raise typer.Exit(1)
 
-    async def _outcomes(self, c: Client, limit: float | None, began: float) -> int:
-        from dspex.engine.cli.events.outcomes import print_outcomes
+    async def _results(self, c: Client, limit: float | None, began: float) -> int:
+        from dspex.engine.cli.events.results import print_results
 
-        return await print_outcomes(self.t, c, self.runs, limit, began)
+        return await print_results(self.t, c, self.runs, limit, began)
 
     # -- publishing -----------------------------------------------------------------------------------------------
     async def _all(self, c: Client, bar: Bar | None) -> None:

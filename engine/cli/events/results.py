@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_LETTERS = 5  # dead letters that are printed one by one
 
 
-async def print_outcomes(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None, began: float) -> int:
+async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: float | None, began: float) -> int:
     """Wait until the runs are done, and print their outputs. Returns how many of them failed.
 
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
