@@ -104,7 +104,7 @@ class _Publish:
     async def main(self, wait: bool, limit: float | None) -> None:
         self.wait = wait
         total, began = self.source.total(), time.monotonic()
-        async with client(self.t, "publish") as c:
+        async with client(self.t, "publish", start=True) as c:
             try:
                 if self.source.many:
                     with self.t.progress("publish", total) as bar:

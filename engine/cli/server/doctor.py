@@ -17,6 +17,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, ConfigError, DspexError
 from dspex.bus.local import probe
 from dspex.bus.local.open import Found, connect, server_of
+from dspex.bus.local.server import find_binary
 from dspex.bus.port import Bus
 from dspex.bus.settings.model import Settings
 from dspex.workers.models import weights
@@ -54,13 +55,15 @@ def _fault(name: str, error: DspexError) -> Check:
 
 
 async def checks(settings: Settings) -> list[Check]:
-    """All checks, in the order in which they are printed. A server that is started for them stops with them."""
+    """All checks, in the order in which they are printed. None of them starts a server or writes a file."""
     found: list[Check] = []
     try:
-        async with server_of(settings, start=True) as server:
+        async with server_of(settings) as server:
             found += await _server(settings, server)
     except (BusError, ConfigError) as e:
         found.append(_fault("server", e))
+        if not settings.server.url:
+            found += _server_to_start(settings)
     found += _models(settings)
     found += await _pools(settings)
     return found
@@ -68,7 +71,7 @@ async def checks(settings: Settings) -> list[Check]:
 
 # -- server --------------------------------------------------------------------------------------------------------
 async def _server(settings: Settings, server: Found) -> list[Check]:
-    found = [await _version(server), _sync(settings, server)]
+    found = [await _version(server), _sync(settings, server.local)]
     bus = await connect(settings, server, name="dspex doctor")
     try:
         found.append(_payload(bus))
@@ -77,6 +80,15 @@ async def _server(settings: Settings, server: Found) -> list[Check]:
     finally:
         await bus.close()
     return found
+
+
+def _server_to_start(settings: Settings) -> list[Check]:
+    """What can be said about the server of our own that `dspex run` would start."""
+    try:
+        binary = Check("nats-server", True, f"dspex run starts {find_binary()}")
+    except ConfigError as e:
+        binary = _fault("nats-server", e)
+    return [binary, _sync(settings, True)]
 
 
 async def _version(server: Found) -> Check:
@@ -93,8 +105,8 @@ async def _version(server: Found) -> Check:
     return Check("server", good, f"{url} is a server {where}, nats-server {version}", None if good else fix)
 
 
-def _sync(settings: Settings, server: Found) -> Check:
-    if not server.local:
+def _sync(settings: Settings, local: bool) -> Check:
+    if not local:
         return Check("sync_interval", True, "set on the server and not visible from here; its default is 2 minutes")
     interval = settings.server.local.sync_interval
     if isinstance(interval, str):

@@ -15,13 +15,21 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def client(t: Terminal, verb: str) -> AsyncGenerator[Client, None]:
-    """A client on the server of the settings; on one that is started for this command where there is none."""
+async def client(t: Terminal, verb: str, *, start: bool = False) -> AsyncGenerator[Client, None]:
+    """A client on the server of the settings.
+
+    Args:
+        start: start a server for this command where none is named and none is running. Only for a verb that changes
+            something: one that only looks would leave a `.dspex/` behind, and would look at an empty server.
+
+    Raises:
+        Unreachable: there is no server, and none may be started.
+    """
     from dspex.bus.local.open import connect, server_of
     from dspex.engine.client.client import Client
 
     settings = t.settings()
-    async with server_of(settings, start=True) as found:
+    async with server_of(settings, start=start) as found:
         if found.started:
             store = shown(settings.store)
             t.note(f"no server was running: started one at {found.url} for this command, data in {store}")

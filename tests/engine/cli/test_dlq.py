@@ -160,17 +160,6 @@ def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path,
     assert "no engine is running" in limited.err
 
 
-def test_without_a_server_one_is_started_and_said(tmp_path: Path, unique: str) -> None:
-    project = Project(tmp_path, unique, "server.local = { port = -1 }")
-    found = project.here("--json", "status")
-    assert found.code == 0
-    assert found.objects()[0]["engines"] == []
-    assert "no server was running: started one at nats://127.0.0.1:" in found.err
-    assert not list(tmp_path.glob(".dspex/server.json"))
-    lost = project.here("--json", "publish", "a.b", "x=y")
-    assert (lost.code, lost.error()["code"]) == (4, "DX404")
-
-
 def test_a_reader_that_has_enough_ends_the_watch(native: Project) -> None:
     native.publish("-", stdin='{"text":"one"}\n{"text":"two"}\n')
     command = " ".join(native._command(("watch", native.output, "--start", "all", "--count", "2"))) + " | head -1"
