@@ -92,12 +92,14 @@ class Timer(NamedTuple):
     Attributes:
         kind: of a call, whose number is the timer's: its "deadline" passes, its next "attempt" is made, its "held" record
             is handled. "event": an event that was put off is processed; `place` says where it lies.
+        time: when the message there was stored: another one has its sequence, where the stream was made anew.
         attempts: how often the event was put off.
     """
 
     due: float
     kind: Literal["deadline", "attempt", "held", "event"]
     place: Place | None = None
+    time: float = 0.0
     attempts: int = 0
 
 
@@ -205,8 +207,8 @@ class Timers(Table[int, Timer]):
         self.parked = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
-        due, kind, place, attempts = raw
-        return Timer(due, kind, Place(*place) if place else None, attempts)
+        due, kind, place, time, attempts = raw
+        return Timer(due, kind, Place(*place) if place else None, time, attempts)
 
     def put(self, key: int, row: Timer) -> None:
         heapq.heappush(self._heap, (row.due, key))
@@ -221,15 +223,17 @@ class Timers(Table[int, Timer]):
         row = self.rows.get(number)
         return row is not None and row.kind == "event"
 
-    def next(self) -> tuple[int, Timer] | None:
-        """The one that is due first, with its number."""
-        while self._heap:
-            due, number = self._heap[0]
-            row = self.rows.get(number)
-            if row is not None and row.due == due:
-                return number, row
-            heapq.heappop(self._heap)
-        return None
+    def due(self, now: float) -> list[tuple[int, Timer]]:
+        """Those whose time has come, in order, with their numbers."""
+        found: list[tuple[float, int]] = []
+        while self._heap and self._heap[0][0] <= now:
+            entry = heapq.heappop(self._heap)
+            row = self.rows.get(entry[1])
+            if row is not None and row.due == entry[0] and entry not in found[-1:]:
+                found.append(entry)
+        for entry in found:  # they stay until they are handled
+            heapq.heappush(self._heap, entry)
+        return [(number, self.rows[number]) for _, number in found]
 
 
 class Tables:
@@ -246,8 +250,8 @@ class Tables:
         self.timers = Timers()
         self.keyed: Table[tuple[str, str, str], bytes] = Table(bytes)
         self.splits: Table[Place, Split] = Table(lambda raw: Split(*raw))
-        self.number = 0
-        self._numbered = 0  # `number` as of the last entry
+        self.number = 1
+        self._numbered = 1  # `number` as of the last entry
         self._all: dict[str, Table[Any, Any]] = {
             "positions": self.positions,
             "calls": self.calls,

@@ -42,7 +42,7 @@ class Arrival(NamedTuple):
     """One thing that a partition takes: all that `handle` may know besides the tables.
 
     Attributes:
-        place: where it lies.
+        place: where it lies. time: when the message there was stored.
         position: of the input, once this is taken; None for a timer.
         clock: seconds since the epoch.
         number: the first that a call or a timer of it may get.
@@ -57,6 +57,7 @@ class Arrival(NamedTuple):
     clock: float
     number: int
     what: What
+    time: float = 0.0
     gated: bool = False
     refused: str = ""
     stored: StoredAt | None = None
@@ -72,7 +73,7 @@ class Effects(NamedTuple):
     Attributes:
         outputs: messages, and requests with the rows of their calls.
         changes: of the tables, besides those rows; they go with the last output.
-        done: outputs of the same arrival that are committed already.
+        done: so many of the outputs are committed already.
         notes: what happened, for those who count and log.
     """
 

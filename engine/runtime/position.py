@@ -1,87 +1,118 @@
-"""Where a stage begins to read its source, and whether what it has not read yet is still there.
+"""Whether what a stage has not read of its source yet is still there.
 
 A stream that was trimmed or made anew shows no gap to a reader: it starts at what is left. So the position is compared with
-the stream at every start.
+the stream before the first delivery of every reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from dspex.bus.errors import SourceGap, Unreachable
-from dspex.bus.message import message_id
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
+from dspex.engine.log.tables import Place, Position
+from dspex.engine.runtime.arrival import Arrival, Gap
+from dspex.engine.runtime.inputs import SourceInput
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.pump import Pump
 
 _log = structlog.get_logger("dspex.engine")
+WATCH = 5.0  # seconds between looks at the source stream
+LAG = 1000  # messages that a partition's position may lie behind what its process has read
 
 
-async def check_source(bus: Bus, stream: str, source: Source, partitions: Sequence[Partition]) -> float:
-    """When the source stream was made. Raises SourceGap where events were lost behind a position (`on_gap="stop"`)."""
-    info = await _info(bus, stream)
-    for p in partitions:
-        p.created = info.created
-        gap = await _gap(bus, info, source.subject, p)
-        if gap is None:
-            continue
-        why = f"{stream} was {gap[2]}: partition {p.index} had read up to {gap[0]}, the stream begins at {info.first}"
-        if source.on_gap == "stop":
-            raise SourceGap(why, node=source.subject)
-        _log.error("a gap in the source, recorded and skipped", why=why, source=source.subject)
-        p.batches[-1].changes.gap = (gap[0], gap[1])
-        p.add([], "source", gap[1])
-    return info.created
+class SourceCheck:
+    """Compares the positions of partitions with the stream of their source."""
 
+    def __init__(self, bus: Bus, stream: str, source: Source, start: int) -> None:
+        self.bus, self.stream, self.source, self.start = bus, stream, source, start
 
-class Watched:
-    """A source stream that is looked at now and then, while a stage reads it.
-
-    Attributes:
-        foreign: not made by dspex, so that it may be trimmed at any time.
-        quiet_up_to: up to this sequence, all that is the source's has been read, as of the last look.
-    """
-
-    def __init__(self, bus: Bus, stream: str, source: Source) -> None:
-        self.bus, self.stream, self.source = bus, stream, source
-        self.foreign = False
-        self.quiet_up_to = 0
-
-    async def look(self, created: float, read: int) -> str | None:
-        """What happened to the stream since it was `created`; None for nothing. `read`: what the stage has handled."""
+    async def __call__(self, partitions: Sequence[Partition], clock: float) -> float:
+        """When the source stream was made. Raises SourceGap where events were lost behind a position (`on_gap="stop"`)."""
         info = await _info(self.bus, self.stream)
-        if info.created != created or info.last < read:
-            return "the source stream was made anew or truncated"
-        self.foreign = not info.own
-        if not self.foreign:
-            return None
-        last = await self.bus.last(self.stream, self.source.subject)
-        if last is None or last.sequence <= read:
-            self.quiet_up_to = info.last
-        elif info.first > read + 1:
-            return "the source stream was trimmed before it was read"
+        for p in partitions:
+            at = p.tables.position("source")
+            if not at.created:  # nothing was read up to there: it is where to begin
+                if at.sequence < self.start:
+                    self._move(p, self.start, info, clock, None)
+                continue
+            lost = await self._gap(info, at)
+            if lost is None:
+                continue
+            go_on, what = lost
+            why = f"{self.stream} was {what}: partition {p.index} had read up to {at.sequence}, the stream begins at {info.first}"
+            if self.source.on_gap == "stop":
+                raise SourceGap(why, node=self.source.subject)
+            _log.error("a gap in the source, recorded and skipped", why=why, source=self.source.subject)
+            self._move(p, go_on, info, clock, Gap(at.sequence, go_on))
+        return info.created
+
+    def _move(self, p: Partition, to: int, info: StreamInfo, clock: float, gap: Gap | None) -> None:
+        position = Position(to, -1, info.created if gap else 0.0)
+        p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, gap))
+
+    async def _gap(self, info: StreamInfo, at: Position) -> tuple[int, str] | None:
+        """(go on behind, what happened); None where nothing is missing."""
+        begin = max(0, info.first - 1)
+        if at.sequence > info.last:
+            return begin, "made anew or truncated"
+        if info.created != at.created:
+            return begin, "made anew"
+        there = await self.bus.get(info.name, at.sequence) if at.time else None
+        if there is not None and there.time != at.time:  # rolled back to an older copy, and filled again
+            return begin, "rolled back"
+        if not info.own and info.first > at.sequence + 1:
+            if info.subjects == (self.source.subject,):
+                return begin, "trimmed"
+            _log.warning(  # what is gone may all have been of other subjects
+                "a possible gap in the source: its stream was trimmed beyond what was read",
+                stream=info.name,
+                source=self.source.subject,
+                read=at.sequence,
+                first=info.first,
+            )
         return None
 
 
-async def _gap(bus: Bus, info: StreamInfo, subject: str, p: Partition) -> tuple[int, int, str] | None:
-    """(read up to, go on behind, what happened), or None where nothing is missing."""
-    at, id = p.state.source_sequence, p.state.source_id
-    if not p.state.source_created:  # nothing was read up to there: it is only where to begin
-        return None
-    if at > info.last:
-        return at, max(0, info.first - 1), "made anew or truncated"
-    there = await bus.get(info.name, at) if id else None
-    if there is not None and message_id(there, info.created) != id:
-        return at, max(0, info.first - 1), "made anew"
-    if there is None and info.created != p.state.source_created:
-        return at, max(0, info.first - 1), "made anew"
-    if not info.own and info.first > at + 1:
-        last = await bus.last(info.name, subject)
-        if last is not None and last.sequence > at:  # otherwise only events of other subjects were trimmed
-            return at, info.first - 1, "trimmed"
-    return None
+class SourceWatch:
+    """Looks at a source stream now and then while a stage reads it."""
+
+    def __init__(self, bus: Bus, input: SourceInput, source: Source, pump: Pump) -> None:
+        self.bus, self.input, self.source, self.pump = bus, input, source, pump
+
+    async def run(
+        self, partitions: Sequence[Partition], request_commit: Callable[[Partition], None], clock: Callable[[], float]
+    ) -> str:
+        """Look until the stream was made anew or trimmed; what happened."""
+        while True:
+            await asyncio.sleep(WATCH)
+            if not self.input.created:
+                continue
+            info = await _info(self.bus, self.input.stream)
+            read = self.pump.at
+            if info.created != self.input.created or info.last < read:
+                return "the source stream was made anew or truncated"
+            if not info.own:
+                last = await self.bus.last(info.name, self.source.subject)
+                if last is None or last.sequence <= read:
+                    read = max(read, info.last)
+                elif info.first > read + 1:
+                    return "the source stream was trimmed before it was read"
+            self._move_on(partitions, read, 0 if not info.own else LAG, clock())
+            for p in partitions:
+                request_commit(p)
+
+    def _move_on(self, partitions: Sequence[Partition], to: int, lag: int, clock: float) -> None:
+        """Bring positions to what the pump has read: a restart does not read it again, and finds no gap in it."""
+        for p in partitions:
+            at = p.tables.position("source")
+            if not p.revoked and at.sequence + lag < to:
+                position = at._replace(sequence=to, time=0.0, created=self.input.created)
+                p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, None))
 
 
 async def _info(bus: Bus, stream: str) -> StreamInfo:

@@ -61,18 +61,19 @@ class Process:
         if digest(effects.outputs[:done]) != split.digest:
             why = f"its first {done} outputs are committed, and processed again it gives others"
             effects, done = self._handled(again._replace(refused=why), tables), 0
-        changes = (*effects.changes, ("splits", arrival.place, None))
-        return effects._replace(outputs=effects.outputs[done:], changes=changes, done=done)
+        return effects._replace(done=done)
 
     # -- events that enter at a node ----------------------------------------------------------------------------------
-    def _event(self, arrival: Arrival, event: NodeEvent, timer: int | None = None) -> Effects:
-        """Walk an event. `timer`: the one that released it, where it was put off."""
+    def _event(self, arrival: Arrival, event: NodeEvent, released: tuple[int, Timer] | None = None) -> Effects:
+        """Walk an event. `released`: the timer that it was put off with."""
         outputs, failure = self._walked(arrival, event)
-        changes: tuple[Change, ...] = () if timer is None else (("timers", timer, None),)
+        changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
             return Effects(outputs, changes, notes=("event",))
         if isinstance(failure.error, RetryLater):
-            later = Timer(arrival.clock + (failure.error.retry_after or 1.0), "event", arrival.place, event.attempts + 1)
+            place, time = (released[1].place, released[1].time) if released else (arrival.place, arrival.time)
+            due = arrival.clock + (failure.error.retry_after or 1.0)
+            later = Timer(due, "event", place, time, event.attempts + 1)
             return Effects((), (*changes, ("timers", arrival.number, later)), notes=("event", "put_off"))
         dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers)
         return Effects((dead,), changes, notes=("event", "dead_letter"))
@@ -114,7 +115,7 @@ class Process:
         number, timer, what = due
         if timer.kind == "event":
             if isinstance(what, NodeEvent):
-                return self._event(arrival, what._replace(attempts=timer.attempts), number)
+                return self._event(arrival, what._replace(attempts=timer.attempts), (number, timer))
             return Effects((), (("timers", number, None),), notes=("gone",))
         row = tables.calls.rows[number]
         if timer.kind == "held":

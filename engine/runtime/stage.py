@@ -7,25 +7,31 @@ but a `DspexError` ends the runner with it, and so the engine: a failure is neve
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
-from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.state import State
+from dspex.bus.errors import BusError, DataError, DspexError, Fenced, PayloadTooLarge, StreamFull
+from dspex.bus.tasks import Tasks
+from dspex.engine.log.commit_log import CommitLog, LogAddress
+from dspex.engine.log.tables import Place, Tables
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inbox import Inbox
-from dspex.engine.runtime.intake import Intake
+from dspex.engine.runtime.inputs import EventsInput, Input, RecordsInput, SourceInput
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.pumps import Pumps
+from dspex.engine.runtime.position import SourceCheck, SourceWatch
+from dspex.engine.runtime.process import Process
+from dspex.engine.runtime.pump import Pump
 from dspex.engine.runtime.services import Services
-from dspex.engine.runtime.settle import Counters, Poison, Settler
+from dspex.engine.runtime.timers import TimersInput
+from dspex.engine.runtime.walk import Address
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
+NAMES_CONTENT = (DataError, PayloadTooLarge)  # refusals for what a message is; no other one is blamed on an event
 
 
 @dataclass(frozen=True)
@@ -39,97 +45,167 @@ class _Order:
 
 
 class StageRunner:
-    """Runs one stage for the partitions that this process owns. `start`: where a partition that never committed begins."""
+    """Runs one stage for the partitions that this process owns.
+
+    Args:
+        source_stream: where its source is read. count: partitions of the stage.
+        manifest: version that claims carry. start: the sequence behind which a partition that never committed begins.
+
+    Attributes:
+        stopped: why the source is not read, such as a gap in it; None while it is.
+        counters: what happened since the start, by Note; for status and tests.
+    """
 
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:
-        self.s = services
-        self.stage = stage
-        self.topology = stage.graph.name
-        self.source_stream = source_stream
-        self.manifest = manifest
-        self.start = start
-        self.counters = Counters()
+        self.s, self.stage, self.topology = services, stage, stage.graph.name
+        self.source_stream, self.manifest = source_stream, manifest
         self.partitions: dict[int, Partition] = {}
+        self.stopped: str | None = None
+        self.counters: Counter[str] = Counter()
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._poison: Poison = {}
-        settler = Settler(services.app, stage, source_stream, services.limit, self.counters)
-        self._new_names = settler.new_names
+        self._names = {old: new for new, old in stage.graph.renamed_from.items()}
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
-        self.pumps = Pumps(
-            services,
-            stage,
-            source_stream,
-            count,
-            self.partitions,
-            Inbox(stage, self.counters, self._poison, settler),
-            Intake(services.app, stage, source_stream, services.limit, self.counters, self._poison),
-            owner=self,
-            restart=self._restart,
-            failed=self._pump_failed,
-        )
-        self._one_by_one: dict[int, int] = {}  # index → events that get a commit each after the next claim
-        self._setbacks: dict[int, int] = {}  # index → claims since anything was committed
+        self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
+        self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
+        self._alarm = asyncio.Event()
+        check = SourceCheck(services.bus, source_stream, stage.settings, start)
+        self.source = SourceInput(services.bus, stage, source_stream, count, check)
+        self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
+        self._one_by_one: dict[int, int] = {}  # index → arrivals that get a commit each after the next claim
+        self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
+        self._suspects: Counter[tuple[int, Place]] = Counter()  # how often the server refused what comes of an arrival
+        self._poison: dict[int, dict[Place, str]] = {}
 
-    def own(self, index: int) -> None:
-        """Claim a partition and run it, as soon as the runner gets to it."""
-        self._orders.put_nowait(_Order("own", index))
+    def _inputs(self) -> dict[str, Input]:
+        s, id = self.s, self.stage.id
+        records = RecordsInput(s.bus, s.app, self.topology, id)
+        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, lambda: self.pumps["records"].caught_up, s.clock)
+        events = EventsInput(s.bus, s.app, self.topology, id)
+        return {"source": self.source, "events": events, "records": records, "timers": timers}
+
+    def _pump(self, input: Input) -> Pump:
+        name = subjects.reader_name(self.s.app, self.topology, self.stage.id, input.name, self.s.engine)
+        return Pump(input, self.partitions, self._request_commit, self.s.clock, self.s.readers, name)
+
+    def _request_commit(self, p: Partition) -> None:
+        self.s.committer.request_commit(p, self)
+
+    # -- what the committer says ----------------------------------------------------------------------------------------
+    def landed(self, p: Partition) -> None:
+        """A commit of `p` is stored."""
+        self._setbacks.pop(p.index, None)
+        if p.copied is not None and not p.revoked:
+            self._snapshots.start(self._snapshot(p), f"partition {p.index}")
+
+    async def _snapshot(self, p: Partition) -> None:
+        at, tables = p.copied or (0, {})
+        try:
+            p.snapshot = await p.log.write_snapshot(at, tables)
+        except BusError as e:
+            _log.warning("no snapshot now: it is tried again later", partition=p.index, why=e.message)
+        p.copied = None
 
     def failed(self, p: Partition, error: DspexError) -> None:
-        """A commit of `p` failed: the committer gives the error."""
+        """A commit of `p` failed."""
         p.revoked = True
         p.room.set()
         p.settled.set()  # it can settle no more: let go whoever waits for it
         if self.partitions.get(p.index) is not p:
             return  # given up, or claimed anew, while the commit flew
         if isinstance(error, Fenced):
-            del self.partitions[p.index]
-            _log.warning(
-                "fenced: another engine committed first, so this one commits nothing more here",
-                topology=self.topology,
-                stage=self.stage.id,
-                partition=p.index,
-                epoch=p.log.epoch,
-            )
-            self.s.revoked(self.topology, self.stage.id, p.index)
-            self._restart("fenced")
+            self._fenced(p)
             return
-        self._setbacks[p.index] = 0 if p.committed else self._setbacks.get(p.index, 0) + 1
-        if p.one_by_one or not error.retryable:
-            self._one_by_one[p.index] = p.unsure
-        if not error.retryable:
+        self._setbacks[p.index] = 0 if p.committed else self._setbacks[p.index] + 1
+        if isinstance(error, NAMES_CONTENT):
             self._suspect(p, error)
+        elif p.one_by_one:
+            self._one_by_one[p.index] = p.unsure
         self._orders.put_nowait(_Order("recover", p.index, error.message))
 
-    def _suspect(self, p: Partition, error: DspexError) -> None:
-        """A commit was refused for what is in it. Commit one event at a time until the refused one is alone."""
-        assert p.flying is not None
-        batch = p.flying[0]
-        _log.error("the server refused a commit", why=error.message, partition=p.index, events=batch.inputs)
-        if batch.inputs == 1:
-            self._poison[p.index, *batch.event] = error.message
+    def _fenced(self, p: Partition) -> None:
+        del self.partitions[p.index]
+        _log.warning(
+            "fenced: another engine committed first, so this one commits nothing more here",
+            topology=self.topology,
+            stage=self.stage.id,
+            partition=p.index,
+            epoch=p.log.epoch,
+        )
+        self.s.revoked(self.topology, self.stage.id, p.index)
+        self._restart("fenced")
 
+    def _suspect(self, p: Partition, error: DspexError) -> None:
+        """The server refused a commit for what is in it. Commit arrivals one at a time until the refused one is alone.
+
+        It must be refused twice: the first time may have been a server that was full or about to stop.
+        """
+        self._one_by_one[p.index] = p.unsure
+        batch = p.flying
+        if batch is None or batch.place is None:
+            return
+        _log.error("the server refused a commit", why=error.message, partition=p.index, arrivals=batch.arrivals)
+        if batch.arrivals == 1:
+            self._suspects[p.index, batch.place] += 1
+            if self._suspects[p.index, batch.place] > 1:
+                self._poison.setdefault(p.index, {})[batch.place] = error.message
+
+    # -- running ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Carry out changes of ownership until cancelled. Raises the error that a pump failed with."""
         try:
             while True:
                 order = await self._orders.get()
-                await self.pumps.stop()
+                await self._pumps.stop()
                 await self._obey(order)
                 while not self._orders.empty():
                     await self._obey(self._orders.get_nowait())
-                self.pumps.start()
+                self._start_pumps()
         finally:
-            await self.pumps.stop()
+            await self._pumps.stop()
+            await self._snapshots.stop()
+
+    def _start_pumps(self) -> None:
+        self.stopped = None
+        if self.partitions:
+            for name, pump in self.pumps.items():
+                self._pumps.start(self._pumping(name, pump), name)
+            self._pumps.start(self._watching(), "watch")
+
+    async def _pumping(self, name: str, pump: Pump) -> None:
+        try:
+            await pump.run()
+        except DspexError as e:
+            if e.retryable:
+                _log.warning("reading again soon", input=name, why=e.message)
+                await asyncio.sleep(0.5)
+                self._restart(e.message)
+                return
+            self.stopped = e.message
+            _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
+
+    async def _watching(self) -> None:
+        watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
+        why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
+        self._restart(why)  # the source is compared with the positions when its pump starts
 
     def _restart(self, why: str) -> None:
         self._orders.put_nowait(_Order("restart", why=why))
 
-    def _pump_failed(self, kind: str, error: BaseException) -> None:
+    def _pump_failed(self, name: str, error: BaseException) -> None:
         self._orders.put_nowait(_Order("fail", why=str(error), error=error))
+
+    # -- ownership ------------------------------------------------------------------------------------------------------
+    def own(self, index: int) -> None:
+        """Claim a partition and run it, as soon as the runner gets to it."""
+        self._orders.put_nowait(_Order("own", index))
+
+    def release(self, index: int) -> None:
+        """Give a partition up: commit what was taken, take no more."""
+        self._orders.put_nowait(_Order("release", index))
 
     async def _obey(self, order: _Order) -> None:
         if order.what in ("own", "recover"):
-            setbacks = self._setbacks.get(order.index, 0)
+            setbacks = self._setbacks[order.index]
             if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
                 await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
             await self._claim(order.index)
@@ -157,23 +233,20 @@ class StageRunner:
             pause = min(SLOWEST, pause * 2)
 
     async def _claimed(self, index: int) -> Partition:
-        s = self.s
-        log = CommitLog(s.bus, s.app, self.topology, self.stage.id, index, s.engine, self.manifest)
-        state = await log.claim(State(self.ordered, self._new_names), at=s.clock(), repair=s.repair.before)
-        state.source_sequence = state.source_sequence or self.start
-        reply = subjects.result(s.app, self.topology, self.stage.id, index)
-        p = Partition(index, log, state, app=s.app, topology=self.topology, reply=reply, most=s.most_inputs)
+        s, tables = self.s, Tables(self.ordered, self._names)
+        log = CommitLog(s.bus, LogAddress.of(s.app, self.topology, self.stage.id, index), s.engine, self.manifest)
+        await log.claim(tables, at=s.clock(), repair=s.repair.before)
+        address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
+        process = Process(self.stage, address, self._names)
+        p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
         p.one_by_one = self._one_by_one.pop(index, 0)
+        p.poison = self._poison.get(index, {})
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
         return p
 
-    def release(self, index: int) -> None:
-        """Give a partition up: commit what was walked, walk no more."""
-        self._orders.put_nowait(_Order("release", index))
-
     async def drain(self) -> None:
-        """Stop reading and commit what was walked. Open calls stay open: their results wait in the stream."""
-        await self.pumps.stop()
+        """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""
+        await self._pumps.stop()
         for index in list(self.partitions):
             await self._give_up(index)
 
@@ -182,7 +255,7 @@ class StageRunner:
         if p is None:
             return
         if not p.settled.is_set():
-            self.s.committer.request_commit(p, self)
+            self._request_commit(p)
             await p.settled.wait()
         p.revoked = True
         self.s.revoked(self.topology, self.stage.id, index, given_up=True)

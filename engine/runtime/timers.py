@@ -1,0 +1,115 @@
+"""The input "timers": the partition's own table, read in the order (due, number)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, Reader
+from dspex.bus.records import NodeEvent
+from dspex.engine.log.tables import Place, Timer
+from dspex.engine.runtime.arrival import Answered, Arrival, Due
+from dspex.engine.runtime.inputs import EventsInput, SourceInput, answered, requested
+from dspex.engine.runtime.partition import Partition
+
+TICK = 0.1  # seconds between looks at the clock, at most
+
+
+class TimersInput:
+    """Timers that are due.
+
+    Args:
+        stream: of the application.
+        alarm: set when a timer may have become due.
+        records_read: whether all records that are stored were taken: a record that is stored beats the deadline of its call.
+    """
+
+    name: ClassVar[str] = "timers"
+    gated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        source: SourceInput,
+        alarm: asyncio.Event,
+        records_read: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._bus, self._stream, self._source = bus, stream, source
+        self._alarm, self._records_read, self._clock = alarm, records_read, clock
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        return _Clockwork(self, partitions)
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        """A table has no gap."""
+
+    def owner(self, message: Message) -> int:
+        return int(message.subject)
+
+    async def due(self, partitions: Sequence[Partition]) -> list[Message]:
+        """The timers that are due now, as messages: the partition as subject, the number as sequence."""
+        self._alarm.clear()
+        now, found = self._clock(), []
+        for p in partitions:
+            for number, timer in p.tables.timers.due(now):
+                row = p.tables.calls.rows.get(number)
+                if timer.kind == "deadline" and not (self._records_read() and row is not None and row.work):
+                    continue
+                found.append(Message(str(p.index), b"", {}, number))
+        if not found:
+            try:
+                async with asyncio.timeout(TICK):
+                    await self._alarm.wait()
+            except TimeoutError:
+                return []
+        return found
+
+    async def fetched(self, p: Partition, message: Message) -> NodeEvent | Answered | None:
+        """What a timer's handling needs: the event that was put off, the record that is held, the event of the request."""
+        timer, row = p.tables.timers.rows.get(message.sequence), p.tables.calls.rows.get(message.sequence)
+        if timer is None:
+            return None
+        if timer.place is not None:
+            return await self._event(timer.place, timer.time)
+        if row is None:
+            return None
+        if timer.kind == "held":
+            stored = await self._bus.get(self._stream, row.held)
+            return await answered(self._bus, self._stream, p, stored) if stored is not None else None
+        return await requested(self._bus, self._stream, row.work)
+
+    async def _event(self, place: Place, time: float) -> NodeEvent | None:
+        stream = self._source.stream if place.input == "source" else self._stream
+        message = await self._bus.get(stream, place.sequence)
+        if message is None or message.time != time:
+            return None
+        return self._source.event(message) if place.input == "source" else EventsInput.events(message, None)[place.index]
+
+    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
+        number = message.sequence
+        timer = p.tables.timers.rows.get(number)
+        if timer is not None and timer.due <= clock:  # else it was settled while it was fetched
+            yield Arrival(Place("timers", number), None, clock, p.tables.number, Due(number, timer, fetched))
+
+
+class _Clockwork:
+    """Reads timers as a Reader reads messages."""
+
+    def __init__(self, input: TimersInput, partitions: Sequence[Partition]) -> None:
+        self._input, self._partitions = input, partitions
+
+    @property
+    def caught_up(self) -> bool:
+        return True
+
+    async def read(self, limit: int) -> list[Message]:
+        while not (found := await self._input.due(self._partitions)):
+            pass
+        return found[:limit]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
