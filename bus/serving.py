@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import subjects, tasks
 from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
 from dspex.bus.port import Bus, Delivery, NewMessage, WorkQueue
-from dspex.bus.records import CallRecord, Work
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -29,28 +29,31 @@ STORE_AGAIN: Final = 10.0  # seconds until work whose record the bus refuses is 
 MESSAGE_ROOM: Final = 4096  # bytes of a message kept for headers
 
 Job = Callable[[], Awaitable[CallRecord | None]]  # None: there is no record to store, and the work is done
-Accept = Callable[[Work, Delivery], Job]
+Accept = Callable[[CallRequest, Delivery], Job]
 
 
 class RecordStore:
     """Stores the records of calls in the stream. `pending`: how many the bus has not taken yet."""
 
-    def __init__(self, bus: Bus, pool: str) -> None:
-        self.bus, self.pool = bus, pool
+    def __init__(self, bus: Bus, app: str, pool: str) -> None:
+        self.bus, self.app, self.pool = bus, app, pool
         self.pending = 0
 
-    async def store(self, subject: str, record: CallRecord, work: Work, packed: bytes) -> bool:
-        """Store the record under the attempt's id; False if the bus refuses it for good.
+    async def store(self, record: CallRecord, request: CallRequest) -> bool:
+        """Store the record where its request says; False if the bus refuses it for good.
 
         Tries again for as long as the bus may still take it.
         """
-        headers = {subjects.MESSAGE_ID: subjects.attempt_id(work.call, work.attempt)}
-        if run := work.origin.get("run"):
-            headers[subjects.RUN] = str(run)
-        message = NewMessage(subject, self._sized(replace(record, work=packed)), headers)
+        to = request.record
+        if to is None:
+            subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
+        else:
+            subject, id = to.subject, to.id
+            record = replace(record, number=to.number, event=to.event)
+        message = NewMessage(subject, self._sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
         self.pending += 1
         try:
-            return await self._publish(message, work.call)
+            return await self._publish(message, request.call)
         finally:
             self.pending -= 1
 
@@ -111,7 +114,7 @@ class WorkLoop:
     ) -> None:
         self.bus, self.app, self.pool = bus, app, pool
         self._accept, self._free = accept, free
-        self.records = records or RecordStore(bus, pool)
+        self.records = records or RecordStore(bus, app, pool)
         self._ack_wait, self._sign_of_life = ack_wait, sign_of_life
         self.served = 0
         self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
@@ -191,11 +194,11 @@ class WorkLoop:
     # -- one piece of work -----------------------------------------------------------------------------------------
     def _begin(self, delivery: Delivery) -> None:
         try:
-            work = Work.unpack(delivery.message.data)
+            request = CallRequest.unpack(delivery.message.data)
         except DecodeError as error:
             call = self._drop(delivery, error)
         else:
-            call = self._serve(delivery, work, self._accept(work, delivery))
+            call = self._serve(delivery, request, self._accept(request, delivery))
         self._held.add(delivery)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -204,10 +207,10 @@ class WorkLoop:
 
         self.calls.start(call, "work").add_done_callback(ended)
 
-    async def _serve(self, delivery: Delivery, work: Work, job: Job) -> None:
+    async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:
             record = await job()
-            if record is None or await self.records.store(work.reply, record, work, delivery.message.data):
+            if record is None or await self.records.store(record, request):
                 await delivery.ack()
                 self.served += 1
             else:

@@ -107,7 +107,7 @@ def objects(app: str) -> str:
 
 def own_subjects(app: str) -> list[str]:
     """What the application stream captures besides sinks and sources."""
-    return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "work", "result", "record", "dead")]
+    return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "record", "dead", "audit")]
 
 
 def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> str:
@@ -130,8 +130,13 @@ def log(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.log.{topology}.{stage}.{partition}"
 
 
+def pieces(app: str, topology: str, stage: str, partition: int | str) -> str:
+    """What one log entry cannot hold, right before it."""
+    return f"{log(app, topology, stage, partition)}.pieces"
+
+
 def snapshot(app: str, topology: str, stage: str, partition: int | str) -> str:
-    """The pieces of a snapshot that one log entry cannot hold."""
+    """Snapshots of the tables of one stage partition, written outside commits."""
     return f"{log(app, topology, stage, partition)}.snapshot"
 
 
@@ -154,19 +159,14 @@ def work_of(app: str, topology: str) -> str:
     return f"{prefix(app)}.work.*.{topology}.*"
 
 
-def result(app: str, topology: str, stage: str, partition: int | str) -> str:
-    """The inbox of a stage partition: results of its calls, events to run again."""
-    return f"{prefix(app)}.result.{topology}.{stage}.{partition}"
+def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:
+    """The records of a stage partition's calls; `*` as pool for all of them."""
+    return f"{prefix(app)}.record.{pool}.{topology}.{stage}.{partition}"
 
 
-def record(app: str, pool: str) -> str:
-    """Records of interactive calls, which no stage asked for."""
-    return f"{prefix(app)}.record.{token(pool, 'pool')}"
-
-
-def records(app: str) -> str:
-    """All records of interactive calls."""
-    return f"{prefix(app)}.record.*"
+def interactive_record(app: str, pool: str) -> str:
+    """Records of interactive calls, which no stage asked for; `*` as pool for all of them."""
+    return f"{prefix(app)}.record.{pool}"
 
 
 def dead(app: str, topology: str, operator: str) -> str:

@@ -28,6 +28,7 @@ from dspex.engine.runtime.compile import compile_stage
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 
+READERS = 8  # partitions that catch up with a reader of their own at a time
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -142,6 +143,7 @@ class Host:
             clock=self.clock,
             revoked=self.leases.revoked,
             repair=TornCommits(self.bus, self.app, self.graphs),
+            readers=asyncio.Semaphore(READERS),
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=self.bus.max_payload,
@@ -224,15 +226,19 @@ class Host:
             "topology": r.topology,
             "stage": r.stage.id,
             "source": r.stage.source.name,
-            "stopped": r.pumps.stopped,
-            **vars(r.counters),
+            "stopped": r.stopped,
+            "events": r.counters["event"],
+            "results": r.counters["result"],
+            "dropped": r.counters["dropped"],
+            "retries": r.counters["retry"],
+            "dead_letters": r.counters["dead_letter"],
             "partitions": [
                 {
                     "index": p.index,
                     "epoch": p.log.epoch,
-                    "source": p.state.source_sequence,
-                    "inbox": p.state.inbox,
-                    "open_calls": len(p.state.calls),
+                    "source": p.tables.position("source").sequence,
+                    "records": p.tables.position("records").sequence,
+                    "open_calls": len(p.tables.calls.rows),
                 }
                 for p in r.partitions.values()
             ],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
 from dspex.engine.runtime.committer import Committer
@@ -76,7 +77,7 @@ class Watchdog:
     async def _work(self, runner: StageRunner) -> str:
         """What the stage could do now and does not; "" where it has nothing to do, or waits for something outside."""
         partitions = list(runner.partitions.values())
-        if not partitions or runner.pumps.stopped or self.committer.full:
+        if not partitions or runner.stopped or self.committer.full:
             return ""
         try:
             unread = await self._unread(runner, partitions)
@@ -86,10 +87,10 @@ class Watchdog:
 
     async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
         for p in partitions:
-            result = await self.bus.last(self.stream, p.reply)
-            if result is not None and result.sequence > p.state.inbox:
-                return "results of calls are not read"
+            result = await self.bus.last(self.stream, subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index))
+            if result is not None and result.sequence > p.tables.position("records").sequence:
+                return "records of calls are not read"
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
-        if any(len(p.state.calls) >= runner.s.most_open_calls for p in partitions):
+        if any(p.full for p in partitions):
             return ""  # the source waits for workers
-        return "events of the source are not read" if event is not None and event.sequence > runner.pumps.read_to else ""
+        return "events of the source are not read" if event is not None and event.sequence > runner.pumps["source"].at else ""

@@ -183,7 +183,7 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
     """Bring `tables`, which are new, to the entry at `stop`. Raises BusError."""
     snapshot = None
     for named in (base, older):
-        if named and (snapshot := await _restored(bus, address, named, tables)):
+        if named and (snapshot := await restored(bus, address, named, tables)):
             base = named
             break
         if named:
@@ -210,13 +210,18 @@ async def apply(bus: Bus, address: LogAddress, message: Message, tables: Tables)
     return entry
 
 
-async def _restored(bus: Bus, address: LogAddress, sequence: int, tables: Tables) -> Snapshot | None:
-    """Take over the snapshot that an entry names. None, and nothing is changed, where it is damaged or gone."""
+async def named_snapshot(bus: Bus, address: LogAddress, sequence: int) -> Snapshot | None:
+    """The snapshot that an entry names; None for none."""
     message = await bus.get(address.stream, sequence)
     named = unpack(message.data).get("snapshot") if message else None
-    if named is None:
+    return None if named is None else Snapshot(*named)
+
+
+async def restored(bus: Bus, address: LogAddress, sequence: int, tables: Tables) -> Snapshot | None:
+    """Take over the snapshot that an entry names. None, and nothing is changed, where it is damaged or gone."""
+    snapshot = await named_snapshot(bus, address, sequence)
+    if snapshot is None:
         return None
-    snapshot = Snapshot(*named)
     found = await bus.scan(address.stream, [address.snapshots], start=snapshot.first, stop=snapshot.last)
     whole = b"".join(m.data for m in found)
     if hashlib.sha256(whole).digest() != snapshot.sha256:

@@ -29,9 +29,9 @@ from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.records import Letter
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
-from dspex.engine.log.commit_log import LogAddress, bases, restored, unpack
+from dspex.engine.log.commit_log import LogAddress, Snapshot, bases, named_snapshot, restored, unpack
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.state import NONE, Needed
+from dspex.engine.log.tables import NONE, Tables
 
 _log = structlog.get_logger("dspex.engine")
 EVERY = 600.0  # seconds between two sweeps
@@ -39,12 +39,18 @@ EVERY = 600.0  # seconds between two sweeps
 
 @dataclass(frozen=True)
 class _Kept:
-    """What one partition still needs. `log`: the first entry of its log."""
+    """What one partition still needs.
 
-    place: LogAddress
-    inbox: str
+    Attributes:
+        log: the first entry of its log. snapshots: the first message of its snapshots.
+        needed: the first sequence of each input, and of its requests ("work"); see Tables.needed.
+    """
+
+    address: LogAddress
+    index: int
     log: int
-    needed: Needed
+    snapshots: int
+    needed: Mapping[str, int]
 
 
 async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records: float, clock: Callable[[], float]) -> None:
@@ -69,30 +75,39 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     if info is None or manifest is None:
         return
     places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
-    kept = [await _kept(bus, app, topology, stage, index) for stage, index in places]
+    kept = {(stage, index): await _kept(bus, app, topology, stage, index) for stage, index in places}
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
-    for part in kept:
-        await bus.purge(info.name, part.place.subject, below=min(part.log, young))
-        await bus.purge(info.name, part.place.pieces, below=min(part.log, young))
-        await bus.purge(info.name, part.inbox, below=min(part.needed.inbox, recorded))
-    await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(part.needed.work for part in kept)))
-    await bus.purge(info.name, subjects.records(app), below=recorded)
+    for (stage, index), part in kept.items():
+        await bus.purge(info.name, part.address.subject, below=min(part.log, young))
+        await bus.purge(info.name, part.address.pieces, below=min(part.log, young))
+        await bus.purge(info.name, part.address.snapshots, below=part.snapshots)
+        records_of, events_of = (
+            subjects.record(app, "*", topology, stage, index),
+            subjects.edge(app, topology, stage, index),
+        )
+        await bus.purge(info.name, records_of, below=min(part.needed.get("records", 0), recorded))
+        await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
+    await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
+    await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
     for source in manifest.streams:
         await _source(bus, app, info, source, applied, now)
 
 
 async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _Kept:
-    place, inbox = LogAddress.of(app, topology, stage, index), subjects.result(app, topology, stage, index)
-    last = await bus.last(place.stream, place.subject)
-    if last is None:  # never owned: no call of it can be open, and its inbox is empty
-        return _Kept(place, inbox, 0, Needed(0, 0, NONE))
+    address = LogAddress.of(app, topology, stage, index)
+    last = await bus.last(address.stream, address.subject)
+    if last is None:  # never owned: no call of it can be open, and nothing was sent to it
+        return _Kept(address, index, 0, 0, {"work": NONE})
     base, older = bases(last.sequence, unpack(last.data))
-    state = await restored(bus, place, base) if base else None  # with what the entry itself changed
-    if state is None:
-        return _Kept(place, inbox, 0, Needed(0, 0, 0))
-    needed = state.needed()  # what was read or written later lies behind the snapshot
-    return _Kept(place, inbox, older, needed._replace(work=min(needed.work, base)))
+    tables = Tables()
+    latest = await restored(bus, address, base, tables) if base else None
+    if latest is None:
+        return _Kept(address, index, 0, 0, {"work": 0})
+    first = await named_snapshot(bus, address, older) if older else latest
+    needed = tables.needed()  # what was read or written later lies behind the snapshot
+    oldest: Snapshot = first or latest
+    return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], latest.at)})
 
 
 async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float) -> None:
@@ -107,7 +122,7 @@ async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Ma
             if stream != info.name:
                 return
             stage, count = manifest.stages[other]
-            needed = [(await _kept(bus, app, topology, stage, index)).needed.source for index in range(count)]
+            needed = [(await _kept(bus, app, topology, stage, index)).needed.get("source", 0) for index in range(count)]
             young = 1 + await sequence_before(bus, info, now - manifest.retention)
             below = min(below, young, *needed)
     if below > info.first:

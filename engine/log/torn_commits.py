@@ -31,8 +31,7 @@ class TornCommits:
         self.stream = subjects.stream(app)
         self._looked = 0  # up to here
         self._logs = subjects.log(app, "*", "*", "*")
-        self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.snapshot(app, g.name, "*", "*"))]
-        self._inboxes = [subjects.result(app, g.name, "*", "*") for g in graphs]
+        self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.pieces(app, g.name, "*", "*"))]
         self._marked = [subjects.dead_pattern(app, g.name) for g in graphs]
         self._marked += [n.sink.pattern for g in graphs for n in g.sinks]
 
@@ -52,9 +51,7 @@ class TornCommits:
         self._looked = max(self._looked, claim - 1)
 
     def _is_ours(self, m: Message) -> bool:
-        """Whether only a commit writes such messages. Workers and clients write to inboxes too, with a message id."""
+        """Whether only a commit writes such messages. """
         if any(subjects.matches(p, m.subject) for p in self._marked):
             return subjects.EVENT_ID in m.headers
-        if any(subjects.matches(p, m.subject) for p in self._inboxes):
-            return subjects.MESSAGE_ID not in m.headers
         return any(subjects.matches(p, m.subject) for p in self._written)

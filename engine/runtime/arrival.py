@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, NodeEvent, StoredAt
 from dspex.engine.log.tables import Change, Place, Position, Timer
+from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.walk import Output
 
 
@@ -74,13 +75,14 @@ class Effects(NamedTuple):
         outputs: messages, and requests with the rows of their calls.
         changes: of the tables, besides those rows; they go with the last output.
         done: so many of the outputs are committed already.
-        notes: what happened, for those who count and log.
+        notes: what happened, for those who count. failure: why there is a dead letter, for those who log.
     """
 
     outputs: Sequence[Output] = ()
     changes: Sequence[Change] = ()
     done: int = 0
     notes: Sequence[Note] = ()
+    failure: Failure | None = None
 
 
 def digest(outputs: Iterable[Output]) -> bytes:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
-from dspex.bus.errors import DspexError, StreamFull
+from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.engine.runtime.partition import MOST_BYTES, Partition
 
@@ -21,9 +21,18 @@ _log = structlog.get_logger("dspex.engine")
 
 
 class Owner(Protocol):
-    """What owns a partition: it handles the failure of a commit."""
+    """What owns a partition: it hears how its commits end."""
 
+    def landed(self, partition: Partition, /) -> None: ...
     def failed(self, partition: Partition, error: DspexError, /) -> None: ...
+
+
+class _Taken(NamedTuple):
+    """A partition's part of a commit."""
+
+    partition: Partition
+    owner: Owner
+    messages: list[NewMessage]
 
 
 class Committer:
@@ -50,40 +59,71 @@ class Committer:
             while self._waiting:
                 await self._commit(self._gather())
 
-    def _gather(self) -> list[tuple[Partition, Owner, list[NewMessage]]]:
+    def _gather(self) -> list[_Taken]:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
-        taken: list[tuple[Partition, Owner, list[NewMessage]]] = []
+        taken: list[_Taken] = []
         room, size = COMMIT_LIMIT, 0
         for partition, owner in list(self._waiting.items()):
             size += partition.weight
             if partition.pending >= room or (taken and size > MOST_BYTES):
                 continue
             del self._waiting[partition]
-            drafts = partition.take(self.clock(), room)
-            if drafts:
-                taken.append((partition, owner, drafts))
-                room -= len(drafts)
+            messages = partition.take(self.clock(), room)
+            if messages:
+                taken.append(_Taken(partition, owner, messages))
+                room -= len(messages)
         return taken
 
-    async def _commit(self, taken: list[tuple[Partition, Owner, list[NewMessage]]]) -> None:
+    async def _commit(self, taken: list[_Taken]) -> None:
         if not taken:
             return
         try:
-            last = await self._write([d for _, _, drafts in taken for d in drafts])
+            last = await self._write([m for one in taken for m in one.messages])
+        except Fenced as e:
+            await self._without_fenced(taken, e)
         except DspexError as e:  # a DataError too: a subject or header that no server would take
             if len(taken) > 1 and not e.retryable:  # refused: find out which partition has what is refused
                 for one in taken:
                     await self._commit([one])
                 return
-            for partition, owner, _ in taken:
-                owner.failed(partition, e)
-            return
+            for one in taken:
+                one.owner.failed(one.partition, e)
+        else:
+            self._landed(taken, last)
+
+    def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
-        for partition, owner, drafts in reversed(taken):
+        for partition, owner, messages in reversed(taken):
             partition.landed(last)
-            last -= len(drafts)
+            owner.landed(partition)
+            last -= len(messages)
             if not partition.settled.is_set():
                 self.request_commit(partition, owner)
+
+    async def _without_fenced(self, taken: list[_Taken], error: Fenced) -> None:
+        """Drop the partitions whose log has moved, and send the rest again. If none has, nobody knows what happened:
+        all of them take the way of a commit whose answer never came."""
+        moved = [one for one in taken if await self._has_moved(one.partition)]
+        for one in moved:
+            one.owner.failed(one.partition, error)
+        rest = [one for one in taken if one not in moved]
+        if not moved:
+            unknown = Unsettled("a commit was refused as fenced, and no log has moved")
+            for one in rest:
+                one.owner.failed(one.partition, unknown)
+        else:
+            await self._commit(rest)
+
+    async def _has_moved(self, partition: Partition) -> bool:
+        log = partition.log
+        while True:
+            try:
+                last = await self.bus.last(log.address.stream, log.address.subject)
+                return (last.sequence if last else 0) != log.sequence
+            except BusError as e:
+                if not e.retryable:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def _write(self, drafts: list[NewMessage]) -> int:
         while True:

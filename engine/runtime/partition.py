@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.commit_log import CommitLog, Snapshot
 from dspex.engine.log.tables import OpenCall, Place, Split, Tables
@@ -20,6 +22,7 @@ from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, d
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk import Ask, Output
 
+_log = structlog.get_logger("dspex.engine")
 MOST_OUTPUTS = COMMIT_LIMIT - 32  # the rest of a batch is the log entry, and pieces of a large one
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
 
@@ -103,7 +106,10 @@ class Partition:
             arrival = arrival._replace(refused=why)
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
-        self._counters.update(effects.notes)
+        for note in effects.notes:
+            self._counters[note] += 1
+        if effects.failure is not None:
+            _log.warning("dead letter", node=effects.failure.node, why=effects.failure.error.message[:500])
         if effects.changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that

@@ -110,7 +110,7 @@ class SourceWatch:
         """Bring positions to what the pump has read: a restart does not read it again, and finds no gap in it."""
         for p in partitions:
             at = p.tables.position("source")
-            if not p.revoked and at.sequence + lag < to:
+            if not p.revoked and not self.pump.catches_up(p) and at.sequence + lag < to:
                 position = at._replace(sequence=to, time=0.0, created=self.input.created)
                 p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, None))
 

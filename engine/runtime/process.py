@@ -76,7 +76,7 @@ class Process:
             later = Timer(due, "event", place, time, event.attempts + 1)
             return Effects((), (*changes, ("timers", arrival.number, later)), notes=("event", "put_off"))
         dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers)
-        return Effects((dead,), changes, notes=("event", "dead_letter"))
+        return Effects((dead,), changes, notes=("event", "dead_letter"), failure=failure)
 
     def _walked(self, arrival: Arrival, event: NodeEvent) -> tuple[Sequence[Output], Failure | None]:
         """What a walk from the event's node emits, or why it failed. Whatever a user's function raises becomes a Failure."""
@@ -219,7 +219,8 @@ class Process:
 
     def _dead(self, asked: _Asked, failure: Failure, outputs: Mapping[str, object] | None = None) -> Effects:
         arrival, event = asked.arrival, asked.event._replace(outputs=outputs, attempts=asked.attempts)
-        return self._close(asked, (letter(failure, event, self.address, arrival.clock),), "dead_letter")
+        closed = self._close(asked, (letter(failure, event, self.address, arrival.clock),), "dead_letter")
+        return closed._replace(failure=failure)
 
     def _close(self, asked: _Asked, outputs: Sequence[Output], *notes: Note) -> Effects:
         """Close a call that ends with `outputs`, and wake the one of its key that waits for it."""

@@ -57,6 +57,10 @@ class Pump:
         """Whether all that was stored when the last message came is taken."""
         return self._reader is not None and self._reader.caught_up and not self._passed
 
+    def catches_up(self, p: Partition) -> bool:
+        """Whether a partition has a reader of its own now."""
+        return p.index in self._passed
+
     async def run(self) -> None:
         """Read until cancelled."""
         mine = list(self._partitions.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,8 +27,9 @@ class Services:
     clock: seconds since the epoch.
     revoked: called when a partition is not this engine's any more.
     repair: removes what a torn commit left before a claim.
-    most_inputs: events of one partition in one commit.
-    most_open_calls: of one partition; over it the source waits.
+    readers: bounds how many partitions catch up with a reader of their own at a time.
+    most_inputs: arrivals of one partition in one commit.
+    most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of headers and data of one message.
     """
 
@@ -39,6 +41,7 @@ class Services:
     clock: Callable[[], float]
     revoked: Revoked
     repair: TornCommits
+    readers: asyncio.Semaphore
     most_inputs: int = 500
     most_open_calls: int = 10_000
     limit: int = 1 << 20
