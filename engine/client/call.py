@@ -19,7 +19,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallSpec, Usage, Work
+from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallRequest, CallSpec, Usage
 from dspex.engine.client.resolve import HasCall, resolve
 
 T = TypeVar("T")
@@ -92,21 +92,20 @@ async def ask(
     Raises the call's error; Saturated when no worker takes it in time; CallTimeout.
     """
     id, began = new_id(), time.monotonic()
-    origin = {"id": id, "subject": "", "run": id, "session": session}
-    work = Work(
+    request = CallRequest(
         call=id,
-        ordinal=-1,
+        try_number=1,
         attempt=1,
         topology="",
         node="",
-        reply="",
         spec=asdict(spec),
         inputs=inputs,
-        origin=origin,
+        run=id,
+        session=session,
         timeout=timeout,
-        deadline=time.time() + timeout,
+        left=timeout,
     )
-    asking = _Asking(bus, app, pool, work)
+    asking = _Asking(bus, app, pool, request)
     subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):
@@ -123,8 +122,8 @@ async def ask(
 class _Asking:
     """One call on its way to a worker."""
 
-    def __init__(self, bus: Bus, app: str, pool: str, work: Work) -> None:
-        self.bus, self.app, self.pool, self.work = bus, app, pool, work
+    def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest) -> None:
+        self.bus, self.app, self.pool, self.request = bus, app, pool, request
         self.inbox = bus.inbox()
         self.frames: asyncio.Queue[Message] = asyncio.Queue()
         self.taken = False  # a worker has accepted it
@@ -134,7 +133,7 @@ class _Asking:
         """Ask until a worker takes it, then wait for the result."""
         pause = 0.05
         while True:
-            await self.bus.send(subjects.call(self.app, self.pool), self.work.pack(), reply=self.inbox)
+            await self.bus.send(subjects.call(self.app, self.pool), self.request.pack(), reply=self.inbox)
             if await _accepted(self.frames) is not None:
                 self.taken = True
                 return await _result(self.frames)
@@ -144,7 +143,7 @@ class _Asking:
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""
-        run = self.work.call
+        run = self.request.call
         if self.taken or not self.seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
         slots = self.seen.get("slots", 0) * self.seen.get("ready", 0)

@@ -101,12 +101,13 @@ class Client:
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> Run:
-        """Store an event; returns once it is stored. The same id twice is one event and one run.
+        """Store an event; returns once it is stored. The same id twice within two minutes is one event and one run.
 
         Args:
             subject: of a source.
             data: anything that the codec takes.
-            id: of the event; a new UUIDv7 by default.
+            id: what tells the server that the event is stored already, for as long as it remembers ids (2 minutes); random by
+                default. The event's own id comes from its place in the stream.
             key: keeps order, and spreads over partitions.
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
@@ -119,7 +120,7 @@ class Client:
         body, content_type = encode(data, codec or "json")
         id = id or new_id()
         own = publishing.headers_of(id, key, session, time, headers, content_type)
-        return await publishing.publish(self.bus, self.app, id, NewMessage(subject, body, own))
+        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own))
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
         """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.

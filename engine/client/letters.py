@@ -11,7 +11,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, RunError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import CallRecord, Letter, Origin, Work
+from dspex.bus.records import Letter, pack_frame
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ class DeadLetter:
 
 def _data(letter: Letter) -> Any:
     try:
-        return codecs.decode(letter.data, letter.content_type)
+        return codecs.decode(letter.event.data, letter.event.content_type)
     except DecodeError:
-        return letter.data
+        return letter.event.data
 
 
 def read(message: Message) -> DeadLetter:
     """The dead letter that a message holds."""
     letter = Letter.unpack(message.data)
-    o = Origin(**letter.origin)
+    o = letter.event.origin
     at = datetime.fromtimestamp(o.time, tz=UTC)
     event = Event(
         o.id, o.subject, _data(letter), at, o.run, o.cause, o.key, o.session, dict(letter.headers), o.sequence or None
@@ -82,7 +82,7 @@ def read(message: Message) -> DeadLetter:
         reason=str(letter.error.get("type", "")),
         message=str(letter.error.get("message", "")),
         traceback=letter.traceback,
-        attempts=letter.attempts,
+        attempts=letter.event.attempts,
         run=o.run,
         time=datetime.fromtimestamp(letter.time, tz=UTC),
         topology=letter.topology,
@@ -117,25 +117,23 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
         letter = dead._letter  # pyright: ignore[reportPrivateUsage]
         if letter is None:
             raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-        await bus.publish(await _resume(bus, letter, dead.sequence, data))
+        await bus.publish(await _again(bus, letter, dead.sequence, data))
         await bus.delete(subjects.stream(app), dead.sequence)
         count += 1
     return count
 
 
-async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessage:
-    body, content_type = letter.data, letter.content_type
-    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: str(letter.origin.get("run", ""))}
+async def _again(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessage:
+    event = letter.event
+    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: event.origin.run}
     if data is not None:
         body, content_type = codecs.encode(data)
+        event = event._replace(data=body, content_type=content_type, outputs=None)
     elif letter.stored:
-        if await bus.get(*letter.stored) is None:
-            raise RunError(f"the event of this letter is not in {letter.stored[0]} any more", run=letter.origin.get("run"))
-        headers[subjects.STORED] = f"{letter.stored[0]}:{letter.stored[1]}"
-    work = Work(letter.call, -1, letter.attempts, letter.topology, letter.entry, "", {}, {}, body, content_type, letter.origin)
-    outputs = None if data is not None else letter.outputs
-    again = CallRecord(letter.call, -1, letter.attempts, letter.entry, work.pack(), "resume", outputs=outputs)
-    return NewMessage(letter.reply, again.pack(), headers)
+        if await bus.get(letter.stored.stream, letter.stored.sequence) is None:
+            raise RunError(f"the event of this letter is not in {letter.stored.stream} any more", run=event.origin.run)
+        headers[subjects.STORED] = f"{letter.stored.stream}:{letter.stored.sequence}"
+    return NewMessage(letter.redrive, pack_frame([event]), headers)
 
 
 async def drop(bus: Bus, app: str, letters: Iterable[DeadLetter]) -> int:

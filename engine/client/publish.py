@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError, NotStored
 from dspex.bus.port import Bus, NewMessage
-from dspex.engine.client.run import Run
+from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
 
-async def publish(bus: Bus, app: str, id: str, message: NewMessage) -> Run:
+async def publish(bus: Bus, app: str, message: NewMessage) -> Run:
     """Store an event of a source; the run that it begins. Raises ConfigError for what is no subject; NotStored."""
     subject = message.subject
     if not subjects.is_subject(subject):
@@ -22,7 +22,7 @@ async def publish(bus: Bus, app: str, id: str, message: NewMessage) -> Run:
         ack = await bus.publish(message)
     except NotStored as e:
         raise await _suggested(bus, app, subject, e) from None
-    return Run(bus, app, id, subject, ack.stream, ack.sequence, ack.duplicate)
+    return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate)
 
 
 async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStored:
@@ -36,7 +36,7 @@ async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStore
 
 
 def headers_of(
-    id: str,
+    id: str | None,
     key: str | None,
     session: str | None,
     time: datetime | None,
@@ -47,7 +47,9 @@ def headers_of(
     ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith("nats-")]
     if ours:
         raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")
-    headers = dict(more or {}) | {subjects.MESSAGE_ID: id}
+    headers = dict(more or {})
+    if id is not None:
+        headers[subjects.MESSAGE_ID] = id
     if key is not None:
         headers[subjects.KEY] = key
     if session is not None:

@@ -77,7 +77,7 @@ async def _stage(
     calls = sum(p["open_calls"] for _, s in held for p in s["partitions"])
     if not held:  # no engine runs it: the logs say how far it came
         states = await asyncio.gather(*(look(bus, app, topology, id, i) for i in range(count)))
-        read, calls = [max(s.source_sequence for s in states)], sum(len(s.calls) for s in states)
+        read, calls = [max(s.position("source").sequence for s in states)], sum(len(s.calls.rows) for s in states)
     last = await _last(bus, applied.streams[source], source)
     return {
         "topology": topology,

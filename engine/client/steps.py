@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from dspex.bus import codecs
 from dspex.bus.message import Message
-from dspex.bus.records import CallRecord, Usage, Work
+from dspex.bus.records import CallRecord, NodeEvent, Usage, unpack_event
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,21 @@ def steps(stored: Iterable[Message]) -> list[Step]:
     found: list[Step] = []
     ordinals: dict[tuple[str, str], list[str]] = {}
     for message in stored:
-        o = CallRecord.unpack(message.data)
-        if o.kind != "result":
-            continue
-        work = Work.unpack(o.work)
-        run = str(work.origin.get("run", ""))
-        calls = ordinals.setdefault((run, o.node), [])
-        if o.call not in calls:
-            calls.append(o.call)
-        found.append(_step(o, work, run, calls.index(o.call)))
+        record = CallRecord.unpack(message.data)
+        event = unpack_event(record.event)
+        calls = ordinals.setdefault((event.origin.run, record.node), [])
+        if record.call not in calls:
+            calls.append(record.call)
+        found.append(_step(record, event, calls.index(record.call)))
     return found
 
 
-def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
+def _step(o: CallRecord, event: NodeEvent, ordinal: int) -> Step:
     return Step(
         id=f"{o.node}#{ordinal}",
         node=o.node,
-        event=str(work.origin.get("id", "")),
-        inputs=dict(work.inputs),
+        event=event.origin.id,
+        inputs=codecs.decode(event.data, event.content_type),
         outputs=None if o.outputs is None else dict(o.outputs),
         route=o.route,
         lm=o.lm or None,
@@ -65,7 +63,7 @@ def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
         elapsed=timedelta(seconds=o.elapsed),
         usage=Usage(**o.usage),
         error=None if o.error is None else str(o.error.get("message", "")),
-        run=run,
+        run=event.origin.run,
         call=o.call,
         attempt=o.attempt,
     )

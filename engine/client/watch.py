@@ -49,7 +49,7 @@ async def _node(bus: Bus, app: str, what: str) -> tuple[str, list[str], str]:
             code="DX235",
             fix=f"recorded nodes: {', '.join(applied.calls) if applied else 'none, the topology is not applied'}",
         )
-    return subjects.stream(app), [subjects.result(app, topology, "*", "*")], node
+    return subjects.stream(app), [subjects.record(app, "*", topology, "*", "*")], node
 
 
 async def _after(bus: Bus, stream: str, start: Start) -> int:
@@ -75,8 +75,7 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
 
 
 def _of(message: Message, node: str) -> bool:
-    record = CallRecord.unpack(message.data)
-    return record.kind == "result" and record.node == node  # and not an event that is to go on behind the node
+    return CallRecord.unpack(message.data).node == node
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:

@@ -93,7 +93,7 @@ class Timer(NamedTuple):
         kind: of a call, whose number is the timer's: its "deadline" passes, its next "attempt" is made, its "held" record
             is handled. "event": an event that was put off is processed; `place` says where it lies.
         time: when the message there was stored: another one has its sequence, where the stream was made anew.
-        attempts: how often the event was put off.
+        attempts: how often the event was put off. run: whose it is.
     """
 
     due: float
@@ -101,6 +101,7 @@ class Timer(NamedTuple):
     place: Place | None = None
     time: float = 0.0
     attempts: int = 0
+    run: str = ""
 
 
 class Split(NamedTuple):
@@ -207,8 +208,8 @@ class Timers(Table[int, Timer]):
         self.parked = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
-        due, kind, place, time, attempts = raw
-        return Timer(due, kind, Place(*place) if place else None, time, attempts)
+        due, kind, place, *rest = raw
+        return Timer(due, kind, Place(*place) if place else None, *rest)
 
     def put(self, key: int, row: Timer) -> None:
         heapq.heappush(self._heap, (row.due, key))

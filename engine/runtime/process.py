@@ -73,7 +73,7 @@ class Process:
         if isinstance(failure.error, RetryLater):
             place, time = (released[1].place, released[1].time) if released else (arrival.place, arrival.time)
             due = arrival.clock + (failure.error.retry_after or 1.0)
-            later = Timer(due, "event", place, time, event.attempts + 1)
+            later = Timer(due, "event", place, time, event.attempts + 1, event.origin.run)
             return Effects((), (*changes, ("timers", arrival.number, later)), notes=("event", "put_off"))
         dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers)
         return Effects((dead,), changes, notes=("event", "dead_letter"), failure=failure)

@@ -27,7 +27,7 @@ from dspex.bus.message import Event, Message, derived_id
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import read_event
+from dspex.engine.client.run import at_place, read_event
 from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph
 from dspex.engine.hosting.host import Host
@@ -156,9 +156,9 @@ class Driver:
         Raises NoAnswer where it reached a recorded node that has none.
         """
         self._published += 1
-        run = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
-        self._do(lambda: self._client.publish(subject, data, id=run, key=key, session=session, time=at))
-        return run
+        id = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
+        run = self._do(lambda: self._client.publish(subject, data, id=id, key=key, session=session, time=at))
+        return self._do(lambda: at_place(self._client.bus, run.id))
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
@@ -214,7 +214,7 @@ class Driver:
         return self._do(lambda: self._steps(node))
 
     async def _steps(self, node: str) -> list[Step]:
-        stored = await self._stored(subjects.result(APP, "*", "*", "*"))
+        stored = await self._stored(subjects.record(APP, "*", "*", "*", "*"))
         return [s for s in steps(stored) if s.node == node]
 
     def dead_letters(self) -> list[DeadLetter]:

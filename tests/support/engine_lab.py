@@ -13,19 +13,19 @@ from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import BusEvents, Delivery, NewMessage
-from dspex.bus.records import CallRecord, Work
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import read_event
+from dspex.engine.client.run import at_place, read_event
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
 
 APP = "lab"
 STREAM = subjects.stream(APP)
 T = TypeVar("T")
-Answer = Callable[[dict[str, Any], Work], Mapping[str, Any]]
+Answer = Callable[[dict[str, Any], CallRequest], Mapping[str, Any]]
 
 
 async def insist(do: Callable[[], Awaitable[T]]) -> T:
@@ -67,7 +67,7 @@ class Lab:
         self.loop = VirtualLoop()
         self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
         self.answers: dict[str, Answer] = {}
-        self.asked: list[Work] = []
+        self.asked: list[CallRequest] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
         self.client = Client(bus=self.server.connect(), app=APP)
         self.failures: list[BaseException] = []  # of the workers
@@ -123,49 +123,47 @@ class Lab:
         self.advance(0.1)
 
     async def _work(self, pool: str) -> None:
-        def accept(work: Work, delivery: Delivery) -> Job:
-            return partial(self._answer, work)
+        def accept(request: CallRequest, delivery: Delivery) -> Job:
+            return partial(self._answer, request)
 
         loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: 1000, failed=self.failures.append)
         loop.start()
         self._workers.append(loop)
 
-    async def _answer(self, work: Work) -> CallRecord:
-        self.asked.append(work)
-        return self.record(work)
+    async def _answer(self, request: CallRequest) -> CallRecord:
+        self.asked.append(request)
+        return self.record(request)
 
-    def record(self, work: Work, **changes: Any) -> CallRecord:
+    def record(self, request: CallRequest, **changes: Any) -> CallRecord:
         """The record of a worker for this work."""
         outputs: Any = None
         error: Any = None
         try:
-            answer = self.answers.get(work.node, lambda inputs, work: {"answer": "yes"})
-            outputs = dict(answer(dict(work.inputs), work))
+            answer = self.answers.get(request.node, lambda inputs, request: {"answer": "yes"})
+            outputs = dict(answer(dict(request.inputs), request))
         except DspexError as e:
             error = e.as_dict()
         except ArithmeticError as e:
             error = ProgramError(str(e)).as_dict()
         values: dict[str, Any] = {
-            "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
-            "work": work.pack(), "outputs": outputs, "error": error, "worker": "lab",
+            "call": request.call, "try_number": request.try_number, "attempt": request.attempt,
+            "topology": request.topology, "node": request.node, "outputs": outputs, "error": error, "worker": "lab",
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 
-    def result(self, work: Work, **changes: Any) -> NewMessage:
+    def result(self, request: CallRequest, **changes: Any) -> NewMessage:
         """What a worker stores for this work."""
-        record = self.record(work, **changes)
-        headers = {
-            subjects.MESSAGE_ID: subjects.attempt_id(record.call, record.attempt),
-            subjects.RUN: str(work.origin["run"]),
-        }
-        return NewMessage(work.reply, record.pack(), headers)
+        to = request.record
+        assert to is not None
+        record = self.record(request, **{"number": to.number, "event": to.event, **changes})
+        return NewMessage(to.subject, record.pack(), {subjects.MESSAGE_ID: to.id, subjects.RUN: request.run})
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
         id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event
         run = self.run(insist(lambda: self.client.publish(subject, data, id=id, **options)))
         self.loop.settle()
-        return str(run.id)
+        return str(self.run(at_place(self.client.bus, run.id)))
 
     def store(self, draft: NewMessage) -> None:
         """Store a message as any NATS client would."""

@@ -31,7 +31,7 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
     """
     await _read_by_someone(t, c, runs[0].subject)
-    ids = list(dict.fromkeys(run.id for run in runs))
+    ids = list(dict.fromkeys(await full_ids(c.bus, [run.id for run in runs])))
     found = await _finished(t, c, ids, limit)
     took = time.monotonic() - began
     outputs = await c.outputs(ids)

@@ -10,7 +10,7 @@ from engine_lab import APP, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
 from dspex.bus.memory.server import Faults
-from dspex.bus.records import Work
+from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -194,16 +194,16 @@ def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) 
         one.publish("in", {"text": str(n)}, key="k")
     works = one.messages(subjects.work(APP, "lightweight", "asking", "ask"))
     for m in reversed(works[2:]):
-        one.store(one.result(Work.unpack(m.data)))
+        one.store(one.result(CallRequest.unpack(m.data)))
     one.kill()
     one.start()
     assert one.outputs("out") == []
-    one.store(one.result(Work.unpack(works[0].data)))
+    one.store(one.result(CallRequest.unpack(works[0].data)))
     assert [o["text"] for o in one.outputs("out")] == ["0"]
     one.answers["ask"] = limited
     one.kill()
     one.start()
-    one.store(one.result(Work.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
+    one.store(one.result(CallRequest.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
     assert [o["text"] for o in one.outputs("out")] == ["0", "2", "3", "4", "5"]
     assert [letter.event.data["text"] for letter in one.letters()] == ["1"]
 

@@ -9,7 +9,7 @@ import pytest
 from engine_lab import Cut, Lab
 
 from dspex.bus import subjects
-from dspex.bus.records import Work
+from dspex.bus.records import CallRequest
 from dspex.engine.client.follow import RunInfo
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -157,5 +157,5 @@ def test_what_a_worker_gets_is_in_one_message(lab: MakeLab) -> None:
     one.publish("in", {"text": "x" * 400_000})
     one.advance(1)
     assert len(one.outputs("out")) == 1
-    assert isinstance(one.asked[0], Work)
+    assert isinstance(one.asked[0], CallRequest)
     assert RunInfo is not None
