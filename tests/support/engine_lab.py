@@ -163,7 +163,7 @@ class Lab:
         id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event
         run = self.run(insist(lambda: self.client.publish(subject, data, id=id, **options)))
         self.loop.settle()
-        return str(self.run(at_place(self.client.bus, run.id)))
+        return str(self.run(insist(lambda: at_place(self.client.bus, run.id))))
 
     def store(self, draft: NewMessage) -> None:
         """Store a message as any NATS client would."""
