@@ -104,6 +104,8 @@ class Partition:
         """Handle an arrival, and take in what it causes."""
         if self.poison and (why := self.poison.get(arrival.place)):
             arrival = arrival._replace(refused=why)
+        if (split := self.tables.splits.rows.get(arrival.place)) is not None:  # some of its outputs are committed already
+            arrival = arrival._replace(clock=split.clock, number=split.number)
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
         for note in effects.notes:

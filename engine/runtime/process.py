@@ -53,14 +53,15 @@ class Process:
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:
         """What is left of the outputs of an event of which some are committed already.
 
-        They were committed with the clock and the numbers of the first walk. A walk that gives others, because a function
+        The arrival has the clock and the numbers of the first walk. A walk that gives others, because a function
         iterates over a set or has changed, must not go on from there: outputs would be lost, and others doubled.
         """
-        again = arrival._replace(clock=split.clock, number=split.number)
-        effects, done = self._handled(again, tables), split.done
+        effects, done = self._handled(arrival, tables), split.done
+        if effects.failure is not None:
+            return effects  # it ends in another way now, and says why
         if digest(effects.outputs[:done]) != split.digest:
             why = f"its first {done} outputs are committed, and processed again it gives others"
-            effects, done = self._handled(again._replace(refused=why), tables), 0
+            effects, done = self._handled(arrival._replace(refused=why), tables), 0
         return effects._replace(done=done)
 
     # -- events that enter at a node ----------------------------------------------------------------------------------

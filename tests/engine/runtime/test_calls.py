@@ -165,7 +165,7 @@ def delayed(lab: Lab, texts: set[str]) -> None:
     """The first attempt of these is rate-limited for a minute."""
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] in texts and work.attempt == 1:
+        if inputs["text"] in texts and work.try_number == 1:
             raise RateLimited("wait", retry_after=60.0)
         return {"answer": inputs["text"]}
 
@@ -212,7 +212,7 @@ def test_a_fallback_waits_for_the_earlier_calls_of_its_key_too(lab: MakeLab) -> 
     one = lab(asking(order="key", fallback={"answer": "perhaps"}))
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] == "1" and work.attempt == 1:
+        if inputs["text"] == "1" and work.try_number == 1:
             raise RateLimited("wait", retry_after=60.0)
         if inputs["text"] == "2":
             raise ProgramError("no")
@@ -236,7 +236,7 @@ def test_an_answer_that_does_not_fit_when_its_turn_comes_is_asked_again_and_the_
     limited = one.answers["ask"]
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] == "2" and work.attempt == 1:
+        if inputs["text"] == "2" and work.try_number == 1:
             return {"answer": "no number"}
         return limited(inputs, work)
 
@@ -263,7 +263,7 @@ def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: M
     one.store(again._replace(data=b"\xff garbage", headers={}))
     assert len(one.outputs("out")) == 1
     assert host.runners[0].counters.dropped == 4
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
 
 
 def test_a_function_behind_a_call_may_ask_for_later_without_another_call() -> None:

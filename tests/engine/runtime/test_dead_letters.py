@@ -245,7 +245,7 @@ def test_a_letter_fits_whatever_failed(lab: MakeLab) -> None:
     one.advance(5)
     (letter,) = one.letters()
     assert (letter.node, letter.event.data) == ("fail", {"text": "x" * 12_000})
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
     assert one.run(one.client.bus.stream(STREAM)).messages > 0
 
 

@@ -85,7 +85,7 @@ def test_a_source_that_starts_at_a_future_sequence_waits_for_it(lab: MakeLab) ->
     one.advance(10)
     number(one, 4)
     assert numbers(one) == [3, 4]
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
 
 
 # -- events
@@ -202,7 +202,7 @@ def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab
     host = one.start()
     one.advance(20)
     assert numbers(one) == [1, 2, 3]
-    assert "trimmed" in (host.runners[0].pumps.stopped or "")
+    assert "trimmed" in (host.runners[0].stopped or "")
 
 
 def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> None:
@@ -238,7 +238,7 @@ def test_a_source_that_was_made_anew_is_noticed_at_start_and_while_running(lab: 
             host = one.start()
         one.advance(20)
         assert numbers(one) == ([1, 2, 3] if policy == "stop" else [1, 2, 3, 4, 5, 6, 7]), running
-        assert ("made anew" in (host.runners[0].pumps.stopped or "")) == (policy == "stop")
+        assert ("made anew" in (host.runners[0].stopped or "")) == (policy == "stop")
 
 
 def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeLab) -> None:
@@ -256,7 +256,7 @@ def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeL
         if away:
             one.start()
         one.advance(20)
-        assert one.hosts["a"][0].runners[0].pumps.stopped is None
+        assert one.hosts["a"][0].runners[0].stopped is None
     number(one, 3)
     one.advance(1)
     assert numbers(one) == [1, 2, 3]
@@ -275,7 +275,7 @@ def test_a_partition_that_gets_no_events_is_no_gap_when_what_others_read_is_trim
     one.publish("in", {"n": 6}, key="same")
     host = one.start()
     one.advance(1)
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
     assert numbers(one) == [0, 1, 2, 3, 4, 5, 6]
 
 
