@@ -147,14 +147,11 @@ class EventsInput:
 
     async def fetched(self, p: Partition, message: Message) -> Message | None:
         """The stored message that has the data, where the frame refers to one."""
-        place = message.headers.get(subjects.STORED)
-        if place is None:
-            return None
-        stream, _, sequence = place.rpartition(":")
-        return await self._bus.get(stream, int(sequence))
+        place = _stored(message)
+        return await self._bus.get(place.stream, place.sequence) if place is not None else None
 
     def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
-        sequence = message.sequence
+        sequence, stored = message.sequence, _stored(message)
         try:
             events = self.events(message, fetched)
         except DecodeError as e:
@@ -167,13 +164,19 @@ class EventsInput:
             place = Place("events", sequence, index)
             if not position.has(place):
                 after = Position(sequence, index if index + 1 < len(events) else -1)
-                yield Arrival(place, after, clock, p.tables.number, event, message.time, gated=True)
+                yield Arrival(place, after, clock, p.tables.number, event, message.time, gated=True, stored=stored)
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:
         """The events of a frame. `stored`: what has the data of its only event."""
         events = unpack_frame(message.data)
         return [e._replace(data=stored.data) for e in events] if stored is not None else events
+
+
+def _stored(message: Message) -> StoredAt | None:
+    """Where the data of a frame's only event is stored, if not in the frame."""
+    stream, _, sequence = message.headers.get(subjects.STORED, "").rpartition(":")
+    return StoredAt(stream, int(sequence)) if stream and sequence.isdecimal() else None
 
 
 class RecordsInput:
