@@ -58,6 +58,17 @@ async def test_a_server_of_somebody_else_is_checked_with_the_login(
 
 
 @pytest.mark.asyncio
+async def test_a_server_of_our_own_is_checked_with_what_the_settings_say_of_it(folder: Path) -> None:
+    async with LocalServer(folder / ".dspex/jetstream", port=None):
+        checked = await found(Settings.load())
+    assert [checked[name].ok for name in ("server", "jetstream", "max_payload", "consumers")] == [True] * 4
+    assert "is a server of dspex, nats-server 2." in checked["server"].message
+    assert checked["clock"].message == "the server runs on this machine"
+    assert checked["sync_interval"].message.startswith("120 s: a crash of the operating system")
+    assert "nats-server" not in checked  # none need be started
+
+
+@pytest.mark.asyncio
 async def test_a_wrong_password_is_a_fault_with_a_fix(
     folder: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
