@@ -12,7 +12,7 @@ import pytest
 import typer.main
 import yaml
 
-from dspex.bus.local.server import find_binary
+from dspex.bus.local.launch import find_binary
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli import app as cli
 from dspex.engine.cli.terminal.terminal import Terminal

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import structlog
 
 from dspex.bus.errors import BusError, ConfigError, Unreachable
-from dspex.bus.local.server import LocalServer, running
+from dspex.bus.local.server import LocalServer
+from dspex.bus.local.state import running
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import TLSSettings

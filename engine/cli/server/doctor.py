@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, ConfigError, DspexError
 from dspex.bus.local import probe
+from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
-from dspex.bus.local.server import find_binary
 from dspex.bus.port import Bus
 from dspex.bus.settings.model import Settings
 from dspex.workers.models import weights

@@ -9,7 +9,8 @@ import pytest
 
 from dspex.bus.errors import Unreachable
 from dspex.bus.local.open import connect, server_of
-from dspex.bus.local.server import LocalServer, running, stop_running
+from dspex.bus.local.server import LocalServer
+from dspex.bus.local.state import running, stop_running
 from dspex.bus.port import StreamConfig
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import LocalServerSettings, ServerSettings

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dspex.bus.errors import BusError, ConfigError, Unreachable
-from dspex.bus.local import probe, server
+from dspex.bus.local import probe, state
 from dspex.bus.local.open import server_of
 from dspex.bus.local.server import LocalServer
 from dspex.bus.settings.model import Settings
@@ -165,8 +165,8 @@ async def test_a_detached_server_outlives_its_starter_until_it_is_stopped(store:
     code += "s = S(sys.argv[1], port=None, detached=True); asyncio.run(s.start()); print(s.pid)"
     pid = int(subprocess.check_output([sys.executable, "-c", code, str(store)]))
     assert LocalServer.find(store.parent.parent) is not None
-    assert await server.stop_running(store.parent)
-    assert not await server.stop_running(store.parent)
+    assert await state.stop_running(store.parent)
+    assert not await state.stop_running(store.parent)
     await gone(pid)
 
 
@@ -185,11 +185,11 @@ async def test_settings_lead_to_the_named_then_the_running_then_a_new_server(
         assert (mine.started, mine.local) == (True, True)
         async with server_of(settings, start=True) as again:
             assert (again.url, again.started) == (mine.url, False)
-        state = server.running(settings.store.parent)
-        assert state is not None
-        os.kill(int(state["pid"]), signal.SIGKILL)
+        at = state.running(settings.store.parent)
+        assert at is not None
+        os.kill(int(at["pid"]), signal.SIGKILL)
         async with asyncio.timeout(30):
-            while (new := server.running(settings.store.parent)) is None or new["pid"] == state["pid"]:
+            while (new := state.running(settings.store.parent)) is None or new["pid"] == at["pid"]:
                 await asyncio.sleep(0.02)
         assert new["url"] == mine.url  # it was started again, where everybody looks for it
         async with server_of(Settings.load(server__url="nats://far:1")) as far:
