@@ -39,6 +39,11 @@ WRITES_TO_STDOUT = {
     "workers/bench/server.py": "a process whose parent reads one line",
     "workers/models/server.py": "a process whose parent reads one line",
 }
+STARTS_TASKS = {
+    "bus/tasks.py": "the owner of tasks",
+    "bus/memory/virtual.py": "the event loop itself, which runs one coroutine to its end",
+    "engine/cli/events/publish.py": "a task group of one block: one row that cannot be sent stops the others",
+}
 ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/dspy/", "litellm": "workers/dspy/", "xllamacpp": "workers/models/"}
 
 
@@ -109,6 +114,18 @@ def test_only_the_named_places_catch_everything() -> None:
                     yield node.lineno
 
     assert found_in_files(wide, CATCHES_ALL) == {}
+
+
+def test_only_the_named_places_start_tasks_by_hand() -> None:
+    """A task that nobody owns may vanish, fail in silence or outlive what it works for: see bus/tasks.py."""
+
+    def started(name: str) -> Iterator[int]:
+        for node in nodes(name):
+            if isinstance(node, ast.Attribute) and node.attr in ("create_task", "ensure_future"):
+                yield node.lineno
+
+    assert found_in_files(started, STARTS_TASKS) == {}
+    assert [name for name in STARTS_TASKS if not list(started(name))] == []
 
 
 def test_only_the_terminal_writes_to_the_terminal() -> None:

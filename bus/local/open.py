@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from dspex.bus.local.state import running
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import TLSSettings
+from dspex.bus.tasks import Tasks
 
 _log = structlog.get_logger(__name__)
 _PAUSE = 1.0  # seconds between two starts of a server that does not start
@@ -73,13 +74,12 @@ def _server(settings: Settings, port: int) -> LocalServer:
 @asynccontextmanager
 async def _while(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
     """Run `work` until the block ends."""
-    task = asyncio.create_task(work, name="nats-server")
+    tasks = Tasks("nats-server")
+    tasks.start(work, "keep")
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await tasks.stop()
 
 
 async def _take_over(settings: Settings, url: str) -> None:

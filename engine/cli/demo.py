@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dspex.bus.duration import human, seconds
 from dspex.bus.errors import CallTimeout
 from dspex.bus.message import Event
 from dspex.bus.settings.model import LOCAL_MODEL, Settings
+from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -100,13 +100,14 @@ async def _run(t: Terminal, sample: Sequence[dict[str, Any]], limit: float) -> _
         where = f"started, data in {shown(settings.store)}" if engine.server.started else "yours"
         t.note(f"server    {engine.server.url}  {where}")
         async with Client(bus=engine.bus, app=APP) as client:
-            work = asyncio.create_task(_triage(t, engine, client, sample, limit))
+            tasks = Tasks("demo")
+            work = tasks.start(_triage(t, engine, client, sample, limit), "triage")
             try:
                 await until_stopped(engine, work)  # an engine that fails ends the demo, not its time limit
-                return await work
+                return work.result()
             finally:
-                work.cancel()
                 t.note("draining")
+                await tasks.stop()
 
 
 def _pool_line(t: Terminal, said: Mapping[str, Any]) -> None:

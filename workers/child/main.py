@@ -53,7 +53,7 @@ async def _main(pipe: Pipe, pool: PoolConfig) -> None:
         runner.handle(frame)
     found, failed = router.scan()
     pipe.send(Hello(os.getpid(), router.dspy_version, platform.python_version(), found, failed))
-    await runner.stopped.wait()
+    await runner.wait()
     await router.close()
 
 

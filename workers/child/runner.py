@@ -7,32 +7,38 @@ from dataclasses import replace
 
 from dspex.bus.errors import InvalidInput, InvalidOutput
 from dspex.bus.records import Work
+from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import error_map
 from dspex.workers.answerers.router import Router
 from dspex.workers.frames import Call, Cancel, Done, Frame, Pipe, Status, Stop
 
 
 class Runner:
-    """Runs calls as tasks of one loop. `stopped`: set when the parent says so."""
+    """Runs calls as tasks of one loop."""
 
     def __init__(self, pipe: Pipe, router: Router) -> None:
         self._pipe, self._router = pipe, router
         self._calls: dict[int, asyncio.Task[None]] = {}
-        self.stopped = asyncio.Event()
+        self._tasks = Tasks("child")
+        self._stopped = asyncio.Event()
 
     def handle(self, frame: Frame) -> None:
         """Act on a frame. Called on the loop."""
         match frame:
             case Call(id=number):
-                task = asyncio.create_task(self._run(frame))
+                task = self._tasks.start(self._run(frame), f"call-{number}")
                 self._calls[number] = task
                 task.add_done_callback(lambda _: self._calls.pop(number, None))
             case Cancel(id=number) if number in self._calls:
                 self._calls[number].cancel()
             case Stop():
-                self.stopped.set()
+                self._stopped.set()
             case _:
                 pass  # the end of a call that has ended already
+
+    async def wait(self) -> None:
+        """Wait until the parent says stop. Raises what a call raised that could not be answered: the parent sees this end."""
+        await first(self._stopped.wait(), self._tasks.wait())
 
     async def _run(self, call: Call) -> None:
         work = Work.unpack(call.work)
