@@ -1,6 +1,6 @@
 """An operator, declared once. YAML, the schema, the checks and the reference page are derived from the declaration.
 
-    score = Operator("score", main=Metric(), options={"expected": Expression(), "field": FieldName("score")}, build=build)
+    score = Operator("score", main=MetricParameter(), options={"field": FieldNameParameter("score")}, build=build)
 
 Every file of `operators/stateless` holds one, beside the function that builds its step; `registry` finds them there. A base
 class with a method for each purpose would do as well, but then each operator would write these methods itself, and differently.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Choice
+from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.parameters.parameter import REQUIRED, Parameter
 from dspex.operators.recorded import options as call_options
 from dspex.operators.registry import AnyOperator, operators
@@ -60,7 +60,7 @@ def section(operator: AnyOperator) -> str:
 
 def words_not_built(name: str, parameter: Parameter) -> list[str]:
     """The values of a choice that are not built."""
-    return [f'{name}="{word}"' for word in parameter.not_built] if isinstance(parameter, Choice) else []
+    return [f'{name}="{word}"' for word in parameter.not_built] if isinstance(parameter, ChoiceParameter) else []
 
 
 def not_built() -> str:

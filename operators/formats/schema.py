@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dspex.operators.operator import FROM
-from dspex.operators.parameters import Duration, Schema, Type
+from dspex.operators.parameters import DurationParameter, Schema, TypeParameter
 from dspex.operators.parameters.values import TEXT
 from dspex.operators.problems import NAME
 from dspex.operators.registry import operators
@@ -37,10 +37,10 @@ def yaml_schema() -> Schema:
             "dspex": {"const": 1},
             "topology": {"type": "string", "pattern": f"^{NAME.pattern}$"},
             "codec": CODEC.schema(),
-            "retention": Duration().schema(),
+            "retention": DurationParameter().schema(),
             "renamed_from": _mapping(TEXT),
             "drop": {"type": "array", "items": TEXT},
-            "types": _mapping(Type().schema()),
+            "types": _mapping(TypeParameter().schema()),
             "sources": _mapping({"type": ["object", "null"], "properties": source, "additionalProperties": False}),
             "nodes": _mapping({"oneOf": nodes}),
             "sinks": _mapping({"type": "object", "properties": sink, "required": ["from"], "additionalProperties": False}),

@@ -16,7 +16,7 @@ from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 
 
 @dataclass(frozen=True)
-class Function(Parameter):
+class FunctionParameter(Parameter):
     """A function of (data) or (data, ctx). YAML: its ref."""
 
     noun: ClassVar[str] = "a function of (data) or (data, ctx)"
@@ -39,7 +39,7 @@ class Function(Parameter):
 
 
 @dataclass(frozen=True)
-class TextOrFunction(Parameter):
+class TextOrFunctionParameter(Parameter):
     """A text that means something to the operator, or a function. YAML: a ref is the function that it names."""
 
     def plain(self, value: object, others: Arguments) -> object:
@@ -50,7 +50,7 @@ class TextOrFunction(Parameter):
 
 
 @dataclass(frozen=True)
-class Test(TextOrFunction):
+class TestParameter(TextOrFunctionParameter):
     """An expression, or a function of the data. YAML: a ref is never an expression, because a colon is no part of those."""
 
     noun: ClassVar[str] = "an expression, or a function of the data"
@@ -68,12 +68,12 @@ class Test(TextOrFunction):
 
 
 @dataclass(frozen=True)
-class Tests(Parameter):
+class TestsParameter(Parameter):
     """One test or more. Python gives them one by one, YAML as a list."""
 
     variadic: ClassVar[bool] = True
     _: KW_ONLY
-    one: Test = Test()
+    one: TestParameter = TestParameter()
 
     noun: ClassVar[str] = "tests: expressions, or functions of the data"
 
@@ -101,7 +101,7 @@ class Tests(Parameter):
 
 
 @dataclass(frozen=True)
-class Expression(Parameter):
+class ExpressionParameter(Parameter):
     """An expression over the data."""
 
     noun: ClassVar[str] = "an expression"
@@ -117,7 +117,7 @@ class Expression(Parameter):
 
 
 @dataclass(frozen=True)
-class Expressions(Parameter):
+class ExpressionsParameter(Parameter):
     """Expressions by name. `example`: for the message about what is none."""
 
     _: KW_ONLY
@@ -138,7 +138,7 @@ class Expressions(Parameter):
 
 
 @dataclass(frozen=True)
-class Ref(Parameter):
+class RefParameter(Parameter):
     """What a worker runs: a ref, or a class or function that has one. Checked, it is the ref. `what`: for messages."""
 
     _: KW_ONLY
@@ -160,7 +160,7 @@ class Ref(Parameter):
 
 
 @dataclass(frozen=True)
-class Refs(Ref):
+class RefsParameter(RefParameter):
     """One ref or more of what a worker runs. Checked, they are a tuple. `what`: for messages."""
 
     noun: ClassVar[str] = 'a list of refs: `["shop:find_order"]`'
@@ -169,4 +169,4 @@ class Refs(Ref):
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise wrong(name, value, f'a list of refs: {name}=["shop:find_order"]')
-        return tuple(super(Refs, self).check(name, v) for v in cast("Sequence[object]", value))
+        return tuple(super(RefsParameter, self).check(name, v) for v in cast("Sequence[object]", value))

@@ -17,7 +17,7 @@ TEXT: Schema = {"type": "string"}
 
 
 @dataclass(frozen=True)
-class Text(Parameter):
+class TextParameter(Parameter):
     """A text that is not empty. `fix`: what to write, for the message."""
 
     _: KW_ONLY
@@ -37,7 +37,7 @@ class Text(Parameter):
 
 
 @dataclass(frozen=True)
-class FieldName(Parameter):
+class FieldNameParameter(Parameter):
     """The name of a field. `holds`: the type that this field of the stream must have; None for a field that is written."""
 
     _: KW_ONLY
@@ -57,7 +57,7 @@ class FieldName(Parameter):
 
 
 @dataclass(frozen=True)
-class Integer(Parameter):
+class IntegerParameter(Parameter):
     """A whole number from `least` to `most`."""
 
     _: KW_ONLY
@@ -78,7 +78,7 @@ class Integer(Parameter):
 
 
 @dataclass(frozen=True)
-class Duration(Parameter):
+class DurationParameter(Parameter):
     """A duration; checked, it is in seconds. `zero`: whether it may be 0."""
 
     _: KW_ONLY
@@ -103,7 +103,7 @@ def in_seconds(name: str, value: Any, *, zero: bool = True) -> int | float:
 
 
 @dataclass(frozen=True)
-class Choice(Parameter):
+class ChoiceParameter(Parameter):
     """One of a few words. `of`: the Literal that lists them. `not_built`: words that are documented and do nothing yet."""
 
     _: KW_ONLY
@@ -129,7 +129,7 @@ class Choice(Parameter):
 
 
 @dataclass(frozen=True)
-class Nothing(Parameter):
+class NothingParameter(Parameter):
     """No argument at all; YAML writes `{}`."""
 
     noun: ClassVar[str] = "nothing: `{}` in YAML"

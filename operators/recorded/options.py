@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
-from dspex.bus.duration import Duration as DurationLike
+from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.parameters import Arguments, Choice, Duration, Expressions, Parameter, Schema
+from dspex.operators.parameters import Arguments, ChoiceParameter, DurationParameter, ExpressionsParameter, Parameter, Schema
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
 from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
@@ -39,8 +39,8 @@ class CallOptions(TypedDict, total=False):
     inputs: Mapping[str, str]
     config: ModuleConfig
     adapter: Adapter
-    timeout: DurationLike
-    deadline: DurationLike
+    timeout: Duration
+    deadline: Duration
     retry: Retry
     fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
     on_error: OnError
@@ -59,7 +59,7 @@ _CONFIG: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class PoolName(Parameter):
+class PoolNameParameter(Parameter):
     """The name of a pool."""
 
     noun: ClassVar[str] = "the name of a pool"
@@ -73,7 +73,7 @@ class PoolName(Parameter):
 
 
 @dataclass(frozen=True)
-class Profiles(Parameter):
+class ProfilesParameter(Parameter):
     """The name of an LM profile, or several. Checked, they are a list."""
 
     noun: ClassVar[str] = "a profile, or a list of them"
@@ -89,7 +89,7 @@ class Profiles(Parameter):
 
 
 @dataclass(frozen=True)
-class Inputs(Expressions):
+class InputsParameter(ExpressionsParameter):
     """Expressions by the signature's input. A call sees the data only: the event is not part of its record."""
 
     noun: ClassVar[str] = "signature input → expression"
@@ -109,7 +109,7 @@ class Inputs(Expressions):
 
 
 @dataclass(frozen=True)
-class Config(Parameter):
+class ConfigParameter(Parameter):
     """Parameters of the DSPy module."""
 
     noun: ClassVar[str] = '`{"temperature": 0.0, "max_tokens": 200}`'
@@ -130,7 +130,7 @@ class Config(Parameter):
 
 
 @dataclass(frozen=True)
-class RetryPolicy(Parameter):
+class RetryPolicyParameter(Parameter):
     """A `Retry`, or its fields as a mapping. Checked, it is a mapping of all fields, durations in seconds."""
 
     noun: ClassVar[str] = "a `Retry`; in YAML a mapping of its fields"
@@ -153,7 +153,7 @@ class RetryPolicy(Parameter):
 
 
 @dataclass(frozen=True)
-class Fallback(Parameter):
+class FallbackParameter(Parameter):
     """What answers when the attempts are spent."""
 
     noun: ClassVar[str] = "a function of the data, constant outputs, or a ref"
@@ -176,20 +176,22 @@ class Fallback(Parameter):
 
 CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "pool": PoolName("lightweight", doc="which workers"),
-        "lm": Profiles(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
-        "inputs": Inputs(None, doc="default: the field of that name"),
-        "config": Config(None, doc="parameters of the DSPy module; default: the profile's"),
-        "adapter": Choice(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
-        "timeout": Duration("60s", zero=False, doc="of one attempt"),
-        "deadline": Duration("10m", zero=False, doc="of all attempts together"),
-        "retry": RetryPolicy(
+        "pool": PoolNameParameter("lightweight", doc="which workers"),
+        "lm": ProfilesParameter(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
+        "inputs": InputsParameter(None, doc="default: the field of that name"),
+        "config": ConfigParameter(None, doc="parameters of the DSPy module; default: the profile's"),
+        "adapter": ChoiceParameter(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
+        "timeout": DurationParameter("60s", zero=False, doc="of one attempt"),
+        "deadline": DurationParameter("10m", zero=False, doc="of all attempts together"),
+        "retry": RetryPolicyParameter(
             None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
         ),
-        "fallback": Fallback(None, doc="gives the outputs when the attempts are spent"),
-        "on_error": Choice("dead_letter", of=OnError, doc="what happens after retry and fallback"),
-        "order": Choice("any", of=Order, not_built=("serial",), doc="as they finish, or released in the order of their key"),
-        "route": Choice(
+        "fallback": FallbackParameter(None, doc="gives the outputs when the attempts are spent"),
+        "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
+        "order": ChoiceParameter(
+            "any", of=Order, not_built=("serial",), doc="as they finish, or released in the order of their key"
+        ),
+        "route": ChoiceParameter(
             "auto",
             of=Route,
             doc="who answers in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy",

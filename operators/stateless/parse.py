@@ -14,8 +14,7 @@ from dspex.operators.native.replies.free_text import FreeText
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.suggestions import nearest
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Choice, FieldName
-from dspex.operators.parameters import Signature as SignatureParameter
+from dspex.operators.parameters import INTO, ChoiceParameter, FieldNameParameter, SignatureParameter
 from dspex.operators.typing.shape import record_of, validator
 
 ParseAs: TypeAlias = Literal[Adapter, FreeText]
@@ -69,8 +68,8 @@ OPERATOR = Operator(
     "parse",
     main=SignatureParameter(),
     options={
-        "field": FieldName(holds=str, doc="holds the reply"),
-        "adapter": Choice("chat", of=ParseAs, doc="how the reply is written"),
+        "field": FieldNameParameter(holds=str, doc="holds the reply"),
+        "adapter": ChoiceParameter("chat", of=ParseAs, doc="how the reply is written"),
         "into": INTO,
     },
     build=build,

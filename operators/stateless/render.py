@@ -11,9 +11,9 @@ from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.templates.template import Template as JinjaTemplate
+from dspex.operators.native.templates.template import Template
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Arguments, Choice, FieldName, Parameter, Schema, Types
+from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Schema, Types
 from dspex.operators.parameters.typed import signature_option
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem, wrong
@@ -51,7 +51,7 @@ def _fill(what: str | Signature, syntax: Syntax, adapter: Adapter) -> Fill:
     if isinstance(what, Signature):
         return _messages(what, adapter)
     if syntax == "jinja":
-        jinja = JinjaTemplate(what).render
+        jinja = Template(what).render
         return lambda data, ctx: jinja(record_of(data))
     return template.renderer(template.parse(what), template.as_text)
 
@@ -70,7 +70,7 @@ def _messages(signature: Signature, adapter: Adapter) -> Fill:
 
 
 @dataclass(frozen=True)
-class Template(Parameter):
+class TemplateParameter(Parameter):
     """A template, or a Signature whose inputs are fields. YAML: text, or a mapping of a signature and its adapter."""
 
     noun: ClassVar[str] = 'a template: `"Dear {customer.name}"`, or Jinja; or a Signature'
@@ -105,7 +105,7 @@ class Template(Parameter):
         if others.get("syntax") != "jinja":
             return template.fields(value)
         try:
-            return sorted(JinjaTemplate(str(value)).required)
+            return sorted(Template(str(value)).required)
         except TopologyError:  # `build` says why it cannot be read
             return []
 
@@ -124,11 +124,11 @@ def _rendered(o: Arguments) -> object:
 
 OPERATOR = Operator(
     "render",
-    main=Template(),
+    main=TemplateParameter(),
     options={
-        "field": FieldName(doc="takes the text or the messages"),
-        "syntax": Choice("fields", of=Syntax, doc="of a template"),
-        "adapter": Choice("chat", of=Adapter, key=False, doc="of a Signature; in YAML a key beside `signature`"),
+        "field": FieldNameParameter(doc="takes the text or the messages"),
+        "syntax": ChoiceParameter("fields", of=Syntax, doc="of a template"),
+        "adapter": ChoiceParameter("chat", of=Adapter, key=False, doc="of a Signature; in YAML a key beside `signature`"),
         "into": INTO,
     },
     build=build,

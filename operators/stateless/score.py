@@ -11,7 +11,7 @@ from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Expression, FieldName, Schema, TextOrFunction
+from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, Schema, TextOrFunctionParameter
 from dspex.operators.problems import problem
 from dspex.operators.typing.functions import function_name
 from dspex.operators.typing.shape import record_of, validator
@@ -63,7 +63,7 @@ def as_number(value: object, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Metric(TextOrFunction):
+class MetricParameter(TextOrFunctionParameter):
     """The name of a metric, or a function of (actual, expected). YAML: the name, or the function's ref."""
 
     noun: ClassVar[str] = "a name of `dspex.metrics`, or a function of (actual, expected)"
@@ -76,11 +76,11 @@ class Metric(TextOrFunction):
 
 OPERATOR = Operator(
     "score",
-    main=Metric(),
+    main=MetricParameter(),
     options={
-        "expected": Expression(doc="the reference, or a list of them"),
-        "actual": Expression(doc="the answer"),
-        "field": FieldName("score", doc="takes the number"),
+        "expected": ExpressionParameter(doc="the reference, or a list of them"),
+        "actual": ExpressionParameter(doc="the answer"),
+        "field": FieldNameParameter("score", doc="takes the number"),
         "into": INTO,
     },
     build=build,

@@ -8,7 +8,7 @@ from typing import Any
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Expressions
+from dspex.operators.parameters import INTO, ExpressionsParameter
 from dspex.operators.typing.shape import record_of, validator
 
 
@@ -31,7 +31,7 @@ def build(fields: Mapping[str, str], into: object = None) -> Build:
 
 OPERATOR = Operator(
     "set",
-    main=Expressions(example='set: { total: "price * count" }'),
+    main=ExpressionsParameter(example='set: { total: "price * count" }'),
     options={"into": INTO},
     build=build,
     shape=lambda shape, o: shape.plus(dict.fromkeys(o["set"], Any)),

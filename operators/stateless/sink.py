@@ -10,7 +10,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
-from dspex.operators.parameters import Choice, Parameter
+from dspex.operators.parameters import ChoiceParameter, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem
@@ -18,7 +18,7 @@ from dspex.operators.typing.names import Codec
 from dspex.operators.typing.shape import UNKNOWN, Shape
 from dspex.operators.typing.stream_checks import missing_fields
 
-CODEC = Choice("json", of=Codec, doc="how the data is encoded; default: the topology's")
+CODEC = ChoiceParameter("json", of=Codec, doc="how the data is encoded; default: the topology's")
 SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC})
 NOT_BUILT = ("stream", "cloudevents")
 """Documented options of a sink that this version does not have."""

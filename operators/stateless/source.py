@@ -10,10 +10,18 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.nodes import OnGap, Source
-from dspex.engine.graph.nodes import Start as StoredStart
+from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
-from dspex.operators.parameters import Arguments, Choice, Expression, Integer, Parameter, Schema, Text, Type
+from dspex.operators.parameters import (
+    Arguments,
+    ChoiceParameter,
+    ExpressionParameter,
+    IntegerParameter,
+    Parameter,
+    Schema,
+    TextParameter,
+    TypeParameter,
+)
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import wrong
@@ -31,7 +39,7 @@ class SourceOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Start(Parameter):
+class StartParameter(Parameter):
     """Where a source begins when it is first applied."""
 
     noun: ClassVar[str] = '`"all"`, `"new"`, a sequence, or a time'
@@ -47,14 +55,18 @@ class Start(Parameter):
 
 SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "type": Type(None, doc="checks and types the data; an event that does not fit is a dead letter"),
-        "stream": Text(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
-        "start": Start("all", doc="where to begin when it is first applied; afterwards its position is what was stored"),
-        "time": Expression(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
-        "partitions": Integer(
+        "type": TypeParameter(None, doc="checks and types the data; an event that does not fit is a dead letter"),
+        "stream": TextParameter(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
+        "start": StartParameter(
+            "all", doc="where to begin when it is first applied; afterwards its position is what was stored"
+        ),
+        "time": ExpressionParameter(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
+        "partitions": IntegerParameter(
             1, most=1024, doc="events are spread by key, else session, else subject, and a key stays in its partition"
         ),
-        "on_gap": Choice("stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"),
+        "on_gap": ChoiceParameter(
+            "stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"
+        ),
     }
 )
 NOT_BUILT = ("codec", "accept", "idle", "hold")
@@ -90,7 +102,7 @@ def _source(subject: str, o: Mapping[str, Any]) -> Source:
     )
 
 
-def _start(value: object) -> StoredStart:
+def _start(value: object) -> Start:
     """As the engine takes it: a time in seconds. Raises TopologyError (DX205)."""
     if value in ("new", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value

@@ -9,7 +9,7 @@ import pytest
 
 from dspex.bus.errors import TopologyError
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Choice
+from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.recorded.calls import predict
 from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
 from dspex.operators.registry import operators
@@ -32,7 +32,7 @@ def test_every_call_option_and_every_source_option_of_the_types_is_declared() ->
 
 def test_a_choice_lists_the_words_that_its_type_lists() -> None:
     hints = get_type_hints(CallOptions)
-    choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, Choice)}
+    choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, ChoiceParameter)}
     assert choices == {name: get_args(hints[name]) for name in ("adapter", "on_error", "order", "route")}
 
 
