@@ -11,11 +11,18 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
-from dspex.engine.log.commit_log import SNAPSHOT_EVERY, look, unpack
+from dspex.engine.log import commit_log
+from dspex.engine.log.commit_log import look, unpack
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "logged", "s1", 0)
+SNAPSHOT_EVERY = 64  # entries; 256 in earnest
+
+
+@pytest.fixture(autouse=True)
+def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
 
 
 def logged() -> Topology:
@@ -48,8 +55,9 @@ def test_a_recovery_reads_from_the_last_snapshot_on(lab: MakeLab) -> None:
     assert len(one.outputs("out")) == 2 * SNAPSHOT_EVERY + 50
 
 
-def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
-    one = lab(logged(), max_payload=80_000)
+def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_log, "INLINE", 8_000)
+    one = lab(logged(), max_payload=10_000)
     one.start()
     for n in range(3 * SNAPSHOT_EVERY):
         one.publish("in", {"text": str(n)})
