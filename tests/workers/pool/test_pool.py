@@ -88,58 +88,58 @@ async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(mode
         assert max(busy) == 1, "work without signs of life is delivered a second time"
 
 
-@pytest.mark.asyncio
-async def test_work_past_its_deadline_is_not_served(bench: Bench, model: Any) -> None:
-    (late,) = await bench.ask(work(deadline=time.time() - 1))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_work_past_its_deadline_is_not_served(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
+    (late,) = await shared.ask(work(deadline=time.time() - 1))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
-    assert model.requests == 0
+    assert shared_model.requests == before
 
 
-@pytest.mark.asyncio
-async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(bench: Bench, model: Any) -> None:
-    (late,) = await bench.ask(work("standin:hang", timeout=0.5))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(shared: Bench, shared_model: Any) -> None:
+    (late,) = await shared.ask(work("standin:hang", timeout=0.5))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
-    await bench.until(lambda: model.running == 0)
-    assert bench.pool.children.restarts == 0
+    await shared.until(lambda: shared_model.running == 0)
+    assert shared.pool.children.restarts == 0
 
 
 # -- records ---------------------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
-async def test_work_that_is_delivered_again_leaves_one_record(bench: Bench, model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_work_that_is_delivered_again_leaves_one_record(shared: Bench, shared_model: Any) -> None:
     item = work("again")
-    await bench.put(item)
-    await bench.records(1)
-    await bench.put(item)
-    await bench.ask(work("another"))
-    assert [r.call for r in bench.seen].count(item.call) == 1
-    assert model.texts["again"] == 2, "it was run again: the record of the first run was stored first"
+    await shared.ask(item)
+    await shared.put(item)
+    await shared.ask(work("another"))
+    assert [r.call for r in shared.seen].count(item.call) == 1
+    assert shared_model.texts["again"] == 2, "it was run again: the record of the first run was stored first"
 
 
-@pytest.mark.asyncio
-async def test_an_answer_that_no_message_can_hold_becomes_an_error(bench: Bench) -> None:
-    (big,) = await bench.ask(work(spec=program("big")))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_answer_that_no_message_can_hold_becomes_an_error(shared: Bench) -> None:
+    (big,) = await shared.ask(work(spec=program("big")))
     assert big.error is not None
     assert big.error["type"] == "OutputTooLarge"
     assert big.work != b""
 
 
-@pytest.mark.asyncio
-async def test_unreadable_work_is_dropped_with_a_log_line(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_unreadable_work_is_dropped_with_a_log_line(shared: Bench) -> None:
     with capture_logs() as logs:
-        await bench.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
-        assert (await bench.ask(work()))[0].error is None
+        await shared.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
+        assert (await shared.ask(work()))[0].error is None
     assert any(e["event"] == "unreadable work dropped" and e["log_level"] == "error" for e in logs)
 
 
-@pytest.mark.asyncio
-async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(shared: Bench) -> None:
     with capture_logs() as logs:
-        printed, reported = await bench.ask(work(spec=program("prints")), work(spec=program("status")))
+        printed, reported = await shared.ask(work(spec=program("prints")), work(spec=program("status")))
         assert printed.outputs == {"reply": "ok"}
         assert reported.error is None
-        await bench.until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
+        await shared.until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
     lines = {e["line"] for e in logs if e["event"] == "program output"}
     assert {"printed by a program hello", "written to fd 1"} <= lines
     (own,) = [e for e in logs if e["event"] == "logged by a program"]
@@ -232,16 +232,16 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
     return found
 
 
-@pytest.mark.asyncio
-async def test_an_interactive_call_is_accepted_answered_and_then_recorded(bench: Bench) -> None:
-    await bench.until(lambda: bench.pool.interactive.joined)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
+    await shared.until(lambda: shared.pool.interactive.joined)
     item = work("quick", reply="", ordinal=-1)
-    frames = await call(bench, item, asyncio.Queue())
+    frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
     record = CallRecord.unpack(frames[1][1].data)
     assert record.outputs is not None
     assert record.outputs["intent"] == standin.intent("quick", CHOICES)
-    reader = await bench.bus.reader(subjects.stream(APP), [subjects.record(APP, POOL)], after=0, name="records")
+    reader = await shared.bus.reader(subjects.stream(APP), [subjects.record(APP, POOL)], after=0, name="records")
     async with asyncio.timeout(30):
         (stored,) = await reader.read(10)
     assert CallRecord.unpack(stored.data).outputs == record.outputs
@@ -286,23 +286,24 @@ async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(mod
         assert (error["type"], error["retryable"]) == ("WorkerLost", True)
 
 
-@pytest.mark.asyncio
-async def test_status_shows_what_a_pool_is_doing(bench: Bench) -> None:
-    await bench.put(work("standin:slow=0.5"))
-    await bench.until(lambda: bench.pool.children.slots.busy == 1)
-    answer = await bench.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
+@pytest.mark.asyncio(loop_scope="module")
+async def test_status_shows_what_a_pool_is_doing(shared: Bench) -> None:
+    before = len(shared.seen)
+    await shared.put(work("standin:slow=0.5"))
+    await shared.until(lambda: shared.pool.children.slots.busy == 1)
+    answer = await shared.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
     status = json.loads(answer.data)
     assert {"id", "host", "pid", "restarts", "dspy_version", "programs"} <= set(status)
     assert (status["pool"], status["size"], status["slots"], status["busy"], status["ready"]) == (POOL, 1, 16, 1, 1)
     assert status["failed"] is False
-    assert status["children"][0]["pid"] == children(bench)[0]
+    assert status["children"][0]["pid"] == children(shared)[0]
     assert status["children"][0]["rss"] > 10 << 20
     assert "sample:Draft" in status["programs"]["found"]
-    await bench.records(1)
+    await shared.records(before + 1)
 
 
-@pytest.mark.asyncio
-async def test_records_go_where_the_work_says(bench: Bench) -> None:
-    await bench.ask(item := work())
-    found = await bench.bus.scan(subjects.stream(APP), [REPLY], start=1, stop=100)
-    assert [m.headers[subjects.MESSAGE_ID] for m in found] == [subjects.attempt_id(item.call, 1)]
+@pytest.mark.asyncio(loop_scope="module")
+async def test_records_go_where_the_work_says(shared: Bench) -> None:
+    await shared.ask(item := work())
+    found = await shared.bus.scan(subjects.stream(APP), [REPLY], start=1, stop=10_000)
+    assert [m.headers[subjects.MESSAGE_ID] for m in found].count(subjects.attempt_id(item.call, 1)) == 1
