@@ -173,9 +173,7 @@ def test_partitions_of_one_engine_commit_together(lab: MakeLab) -> None:
     assert before + host.committer.commits < len(entries) - 16  # less commits than entries: 8 and 8 are claims
 
 
-def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(
-    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pumps, "LAG", 100)
     one = lab(shared(2))
     one.start()

@@ -42,57 +42,52 @@ def error(record: CallRecord | Answer) -> dict[str, Any]:
 
 
 # -- the same answer -------------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
-async def test_a_native_answer_has_the_same_record_as_dspys(model: Any) -> None:
-    model.bodies = []
-    async with running(config(model.url)) as bench:
-        for kind in ("predict", "chain_of_thought"):
-            for adapter in ("chat", "json", "xml"):
-                asked = spec(
-                    kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99}
-                )
-                native, dspy = await bench.ask(
-                    work("my card", spec=asked), work("my card", spec=replace(asked, route="worker"))
-                )
-                assert (native.route, dspy.route) == ("native", "worker")
-                assert native.outputs == dspy.outputs, error(native)
-                assert list(native.outputs or {}) == list(dspy.outputs or {})
-                for name in ("usage", "lm", "program", "dspy_version", "worker", "node", "error"):
-                    assert getattr(native, name) == getattr(dspy, name), name
-                assert model.bodies[-1] == model.bodies[-2]
-                assert (native.usage["cost"] or 0) > 0
-                assert 0 < native.elapsed < 9
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_native_answer_has_the_same_record_as_dspys(shared: Bench, shared_model: Any) -> None:
+    shared_model.bodies = []
+    for kind in ("predict", "chain_of_thought"):
+        for adapter in ("chat", "json", "xml"):
+            asked = spec(kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99})
+            native, dspy = await shared.ask(work("my card", spec=asked), work("my card", spec=replace(asked, route="worker")))
+            assert (native.route, dspy.route) == ("native", "worker")
+            assert native.outputs == dspy.outputs, error(native)
+            assert list(native.outputs or {}) == list(dspy.outputs or {})
+            for name in ("usage", "lm", "program", "dspy_version", "worker", "node", "error"):
+                assert getattr(native, name) == getattr(dspy, name), name
+            assert shared_model.bodies[-1] == shared_model.bodies[-2]
+            assert (native.usage["cost"] or 0) > 0
+            assert 0 < native.elapsed < 9
 
 
-@pytest.mark.asyncio
-async def test_each_failure_of_a_model_is_the_same_whoever_asked(model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_failure_of_a_model_is_the_same_whoever_asked(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
     faults = ["429=7", "500", "503", "drop", "garbage", "400", "401", "404", "nonsense"]
-    async with running(config(model.url)) as bench:
-        found = {}
-        for route in ("native", "worker"):
-            records = await bench.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
-            assert {r.route for r in records} == {route}
-            found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
+    found = {}
+    for route in ("native", "worker"):
+        records = await shared.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
+        assert {r.route for r in records} == {route}
+        found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
     assert found["native"] == found["worker"]
-    assert model.requests == 2 * len(faults), "nothing below dspex retries a durable call"
+    assert shared_model.requests - before == 2 * len(faults), "nothing below dspex retries a durable call"
     assert found["native"][-1][3]["output_tokens"] > 0, "a useless answer was paid for too"
 
 
-@pytest.mark.asyncio
-async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
     marker = '<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'
-    async with running(config(model.url)) as bench:
-        for route in ("auto", "worker"):
-            imported, marked, missing, absent = await bench.ask(
-                work(spec=spec("text -> reply: this", route)),
-                work(marker, spec=spec(route=route)),
-                work(spec=spec("text, more -> reply", route)),
-                work(spec=spec(route=route, lm=("big",))),
-            )
-            assert (error(imported)["type"], error(marked)["type"]) == ("ProgramError", "InvalidInput")
-            assert (error(missing)["type"], error(absent)["code"]) == ("InvalidInput", "DX113")
-            assert error(missing)["message"] == "the signature wants more; there is text"
-    assert model.requests == 0
+    for route in ("auto", "worker"):
+        imported, marked, missing, absent = await shared.ask(
+            work(spec=spec("text -> reply: this", route)),
+            work(marker, spec=spec(route=route)),
+            work(spec=spec("text, more -> reply", route)),
+            work(spec=spec(route=route, lm=("big",))),
+        )
+        assert (error(imported)["type"], error(marked)["type"]) == ("ProgramError", "InvalidInput")
+        assert (error(missing)["type"], error(absent)["code"]) == ("InvalidInput", "DX113")
+        assert error(missing)["message"] == "the signature wants more; there is text"
+    assert shared_model.requests == before
 
 
 @pytest.mark.asyncio
@@ -152,11 +147,11 @@ async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_a
     assert model.requests == 0
 
 
-@pytest.mark.asyncio
-async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(shared: Bench) -> None:
     item = work()
     old = {k: v for k, v in item.spec.items() if k != "route"}
-    (record,) = await bench.ask(replace(item, spec=old))
+    (record,) = await shared.ask(replace(item, spec=old))
     assert (record.route, record.error) == ("worker", None)
 
 
