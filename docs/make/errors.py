@@ -45,8 +45,9 @@ MORE = {
         "name another context; use the option of `publish` (`--key`, `--id`, `--session`) instead of the header",
     ),
     "DX108": (
-        "A setting, an option or a verb is of the design and not of this version. It is refused rather than ignored.",
-        "leave it out",
+        "A setting, an option or a verb is not built in this version, or has no effect where it is given. "
+        "It is refused rather than ignored.",
+        "leave it out, or do what the message says",
     ),
     "DX110": ("A secret stands in the settings file or on the command line.", "put it into a variable and name the variable"),
     "DX111": ("A pool names a language model that has no profile.", "correct the name, or add the profile under `[lm]`"),

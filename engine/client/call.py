@@ -24,6 +24,7 @@ from dspex.engine.client.resolve import HasCall, resolve
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
+TIMEOUT = 60.0  # seconds for a call of which nothing else is said; as for an attempt in a topology
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
 
 
@@ -63,10 +64,12 @@ class Result(Generic[T]):
 
 
 async def call(
-    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float, session: str | None = None
+    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float | None, session: str | None = None
 ) -> Result[V]:
     """See `Client.call`."""
     spec, pool, known = await resolve(bus, app, what)
+    if timeout is None:
+        timeout = min(known.timeout, known.deadline) if known else TIMEOUT
     inputs = dict(known.inputs(data)) if known else dict(data)
     record, elapsed = await ask(bus, app, pool, spec, inputs, timeout=timeout, session=session)
     outputs = record.outputs or {}

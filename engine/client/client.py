@@ -130,19 +130,22 @@ class Client:
 
     # -- calls ----------------------------------------------------------------------------------------------------
     async def call(
-        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration = "60s", session: str | None = None
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
     ) -> Result[V]:
-        """Ask a worker and wait for the answer.
+        """Ask a worker once and wait for the answer.
 
         Args:
-            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify").
+            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify"), of which the pool
+                and what a worker needs are taken. Its retry, fallback, on_error, order and time limits belong to its topology.
             data: the inputs by name.
-            timeout: of the whole call.
+            timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
+            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error` or `order`, which only a topology carries out.
         """
-        return await interactive.call(self.bus, self.app, what, data, timeout=seconds(timeout), session=session)
+        limit = None if timeout is None else seconds(timeout)
+        return await interactive.call(self.bus, self.app, what, data, timeout=limit, session=session)
 
     async def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
         """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""

@@ -137,16 +137,20 @@ class Client:
         """
         return background.each(self._of.watch(what, start=start))
 
-    def call(self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration = "60s", session: str | None = None) -> Result[V]:
-        """Ask a worker and wait for the answer.
+    def call(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
+    ) -> Result[V]:
+        """Ask a worker once and wait for the answer.
 
         Args:
-            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify").
+            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify"), of which the pool
+                and what a worker needs are taken. Its retry, fallback, on_error, order and time limits belong to its topology.
             data: the inputs by name.
-            timeout: of the whole call.
+            timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
+            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error` or `order`, which only a topology carries out.
         """
         return background.run(self._of.call(what, data, timeout=timeout, session=session))
 

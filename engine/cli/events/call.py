@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -56,6 +56,7 @@ class _Spec:
     """What is called, with the options of the command line."""
 
     call: Call
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_call(self) -> Call:
         return self.call
