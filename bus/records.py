@@ -18,6 +18,9 @@ from dspex.bus.errors import DecodeError
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
 
+Outputs: TypeAlias = Mapping[str, Any]
+"""What a call gives: values by name, as JSON-able data."""
+
 Route: TypeAlias = Literal["auto", "worker", "native"]
 """Who answers a call in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy."""
 

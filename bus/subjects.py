@@ -63,7 +63,7 @@ def matches(pattern: str, subject: str) -> bool:
     return len(want) == len(have)
 
 
-def covers(wide: str, narrow: str) -> bool:
+def includes(wide: str, narrow: str) -> bool:
     """Whether `wide` takes every subject that the pattern `narrow` takes."""
     want, have = wide.split("."), narrow.split(".")
     for i, part in enumerate(want):

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
+from dspex.engine.graph.check import NAME
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import NAME
 
 
 def check(plan: Plan) -> list[Problem]:

@@ -14,14 +14,15 @@ from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.context import Build
-from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Schema, Types, checked
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem
 from dspex.operators.typing import purity
 from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
 
 Edges: TypeAlias = Sequence[tuple[NodeDraft, int]]
-FROM: Schema = {
+FROM: JsonSchema = {
     "type": ["string", "array"],
     "items": {"type": "string"},
     "description": "a source, a node, or an outlet: branch.0, branch.rest",
@@ -72,7 +73,7 @@ class Declaration:
                 options[name] = parameter.load(name, options[name], types, options)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         """The JSON Schema of its nodes in YAML."""
         properties = {"from": FROM, self.name: self.main.schema(), **{n: p.schema() for n, p in self.keys.items()}}
         required = ["from", self.name, *self.required]

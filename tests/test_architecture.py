@@ -44,6 +44,10 @@ STARTS_TASKS = {
     "bus/memory/virtual.py": "the event loop itself, which runs one coroutine to its end",
     "engine/cli/events/publish.py": "a task group of one block: one row that cannot be sent stops the others",
 }
+SAME_NAME = {
+    "Client": "dspex.Client and dspex.sync.Client: the same client, for code without an event loop",
+    "Run": "dspex.Run and dspex.sync.Run, likewise",
+}
 ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/dspy/", "litellm": "workers/dspy/", "xllamacpp": "workers/models/"}
 
 
@@ -142,6 +146,30 @@ def test_a_foreign_library_is_imported_in_its_room_only() -> None:
         return (lib for lib, room in ROOM_OF_LIBRARY.items() if lib in imported(name) and not name.startswith(room))
 
     assert found_in_files(strangers) == {}
+
+
+def types_defined(name: str) -> Iterator[str]:
+    """Public classes and type aliases of a module. CamelCase tells an alias from a constant."""
+    for node in ast.parse((ROOT / name).read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [t.id for t in targets if isinstance(t, ast.Name)]
+        else:
+            found = []
+        yield from (n for n in found if re.match(r"[A-Z]\w*[a-z]", n) and not n.endswith("_co"))
+
+
+def test_a_type_has_a_name_of_its_own_in_the_whole_project() -> None:
+    """Two types of one name are mixed up in talk, and need aliases where both are imported. Topologies are users' code."""
+    homes: dict[str, set[str]] = {}
+    for name in NAMES:
+        if not name.startswith("topologies/"):
+            for found in types_defined(name):
+                homes.setdefault(found, set()).add(name)
+    assert {found: files for found, files in homes.items() if len(files) > 1 and found not in SAME_NAME} == {}
+    assert [found for found in SAME_NAME if len(homes.get(found, ())) < 2] == []
 
 
 def test_subjects_and_streams_are_formed_in_one_file() -> None:

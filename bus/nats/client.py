@@ -23,7 +23,7 @@ from nats.aio.client import Client
 
 from dspex.bus.errors import ConfigError, UnsupportedServer
 from dspex.bus.nats.failures import translated
-from dspex.bus.nats.protocol import Parser, Route
+from dspex.bus.nats.protocol import WireParser, WireRoute
 
 OLDEST = (2, 12)  # the first with atomic batches
 _CHUNK = 1 << 18
@@ -77,8 +77,8 @@ class WireClient(Client):
 
     def __init__(self, ended: Callable[[str], None], complained: Callable[[str], None]) -> None:
         super().__init__()
-        self.routes: dict[bytes, Route] = {}
-        self._parser = Parser(self.routes)
+        self.routes: dict[bytes, WireRoute] = {}
+        self._parser = WireParser(self.routes)
         self._ended, self._complained = ended, complained
         self._over = False
         self._echoes: set[asyncio.Future[object]] = set()

@@ -247,6 +247,6 @@ def _without_overlap(patterns: Sequence[str]) -> list[str]:
     """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
     kept: list[str] = []
     for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
-        if not any(subjects.covers(k, pattern) for k in kept):
+        if not any(subjects.includes(k, pattern) for k in kept):
             kept.append(pattern)
     return kept

@@ -206,7 +206,7 @@ class Signature(Edits):
         adapter: Adapter = "chat",
         demos: Sequence[Mapping[str, object]] = (),
         version: str | None = None,
-    ) -> list[adapters.Message]:
+    ) -> list[adapters.ChatMessage]:
         """The messages that DSPy would send to a model, see `adapters.messages`."""
         return adapters.messages(self, data, adapter=adapter, demos=demos, version=version)
 

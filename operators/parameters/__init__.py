@@ -10,7 +10,6 @@ from dspex.operators.parameters.code import TestsParameter as TestsParameter
 from dspex.operators.parameters.code import TextOrFunctionParameter as TextOrFunctionParameter
 from dspex.operators.parameters.parameter import Arguments as Arguments
 from dspex.operators.parameters.parameter import Parameter as Parameter
-from dspex.operators.parameters.parameter import Schema as Schema
 from dspex.operators.parameters.parameter import Types as Types
 from dspex.operators.parameters.typed import INTO as INTO
 from dspex.operators.parameters.typed import SignatureParameter as SignatureParameter

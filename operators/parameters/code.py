@@ -8,7 +8,8 @@ from typing import ClassVar, cast
 
 from dspex.operators.expressions import language as expressions
 from dspex.operators.expressions.predicate import predicate
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema, Types
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import all_errors, problem, wrong
 from dspex.operators.typing.functions import automatic_name, takes_context
@@ -20,7 +21,7 @@ class FunctionParameter(Parameter):
     """A function of (data) or (data, ctx). YAML: its ref."""
 
     noun: ClassVar[str] = "a function of (data) or (data, ctx)"
-    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
         takes_context(value, name)
@@ -54,7 +55,7 @@ class TestParameter(TextOrFunctionParameter):
     """An expression, or a function of the data. YAML: a ref is never an expression, because a colon is no part of those."""
 
     noun: ClassVar[str] = "an expression, or a function of the data"
-    form: ClassVar[Schema] = {**TEXT, "description": "an expression, or the ref of a function"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "an expression, or the ref of a function"}
 
     def check(self, name: str, value: object) -> object:
         predicate(value, name)
@@ -93,7 +94,7 @@ class TestsParameter(Parameter):
             raise problem("DX205", f"{name} takes a list of tests, and this is {value!r}", f'{name}: ["urgency >= 4"]')
         return cast("list[object]", value)
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "array", "items": self.one.schema(), "minItems": 1}
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
@@ -105,7 +106,7 @@ class ExpressionParameter(Parameter):
     """An expression over the data."""
 
     noun: ClassVar[str] = "an expression"
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         if value is not self.default:
@@ -124,7 +125,7 @@ class ExpressionsParameter(Parameter):
     example: str = ""
 
     noun: ClassVar[str] = "expressions by name"
-    form: ClassVar[Schema] = {"type": "object", "additionalProperties": TEXT}
+    form: ClassVar[JsonSchema] = {"type": "object", "additionalProperties": TEXT}
 
     def check(self, name: str, value: object) -> object:
         texts = mapping(value)
@@ -145,7 +146,7 @@ class RefParameter(Parameter):
     what: str = "a program"
 
     noun: ClassVar[str] = 'a ref, `"pkg.module:name"`, or what it names'
-    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str):
@@ -164,7 +165,7 @@ class RefsParameter(RefParameter):
     """One ref or more of what a worker runs. Checked, they are a tuple. `what`: for messages."""
 
     noun: ClassVar[str] = 'a list of refs: `["shop:find_order"]`'
-    form: ClassVar[Schema] = {"type": "array", "items": TEXT}
+    form: ClassVar[JsonSchema] = {"type": "array", "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:

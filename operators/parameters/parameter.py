@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeAlias
 
 from dspex.bus.errors import TopologyError
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean, problem
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import missing_fields
 
 Types: TypeAlias = Mapping[str, Any]
 """The names of `types:` in a YAML file, and what they stand for."""
-
-Schema: TypeAlias = dict[str, Any]
-"""A JSON Schema (2020-12)."""
 
 REQUIRED: Final = object()
 
@@ -49,7 +47,7 @@ class Parameter:
     """
 
     noun: ClassVar[str] = "any value"
-    form: ClassVar[Schema] = {}
+    form: ClassVar[JsonSchema] = {}
     variadic: ClassVar[bool] = False
     default: object = REQUIRED
     doc: str = field(default="", kw_only=True)
@@ -75,7 +73,7 @@ class Parameter:
         """
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         """What YAML may say."""
         return dict(self.form)
 

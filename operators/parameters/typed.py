@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import TopologyError
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.fields.grammar import parse_type
 from dspex.operators.native.fields.types import foreign, type_text
 from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema, Types
+from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem
 from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
@@ -26,7 +27,7 @@ class TypeParameter(Parameter):
     """
 
     noun: ClassVar[str] = "a model, dataclass, TypedDict or builtin type"
-    form: ClassVar[Schema] = {
+    form: ClassVar[JsonSchema] = {
         "type": ["string", "object"],
         "description": "a ref pkg.module:Name, a name of types:, or a builtin type",
     }
@@ -46,7 +47,7 @@ class SignatureParameter(Parameter):
     """A signature: its text, a Signature, or a class of DSPy. Checked, it is a Signature. YAML: text, and `instructions:`."""
 
     noun: ClassVar[str] = 'a signature: `"text -> answer"`'
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         return as_signature(value)

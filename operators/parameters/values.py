@@ -8,12 +8,13 @@ from typing import Any, ClassVar, get_args
 
 from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError, TopologyError
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import Arguments, Parameter
 from dspex.operators.problems import wrong
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import wrong_field
 
-TEXT: Schema = {"type": "string"}
+TEXT: JsonSchema = {"type": "string"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TextParameter(Parameter):
             raise wrong(name, value, self.fix)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return dict(TEXT)
 
 
@@ -44,7 +45,7 @@ class FieldNameParameter(Parameter):
     holds: type | None = None
 
     noun: ClassVar[str] = "the name of a field"
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         if not isinstance(value, str) or not value:
@@ -73,7 +74,7 @@ class IntegerParameter(Parameter):
             raise wrong(name, value, self.kind)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "integer", "minimum": self.least} | ({} if self.most is None else {"maximum": self.most})
 
 
@@ -85,7 +86,7 @@ class DurationParameter(Parameter):
     zero: bool = True
 
     noun: ClassVar[str] = '`"10s"`, `"1m30s"`, or seconds'
-    form: ClassVar[Schema] = {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
+    form: ClassVar[JsonSchema] = {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
 
     def check(self, name: str, value: object) -> object:
         return in_seconds(name, value, zero=self.zero)
@@ -124,7 +125,7 @@ class ChoiceParameter(Parameter):
             raise wrong(name, value, f"one of: {', '.join(self.words)}{later}")
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"enum": list(self.words)}
 
 
@@ -133,7 +134,7 @@ class NothingParameter(Parameter):
     """No argument at all; YAML writes `{}`."""
 
     noun: ClassVar[str] = "nothing: `{}` in YAML"
-    form: ClassVar[Schema] = {"type": "object", "maxProperties": 0}
+    form: ClassVar[JsonSchema] = {"type": "object", "maxProperties": 0}
 
     def plain(self, value: object, others: Arguments) -> object:
         return {}

@@ -12,8 +12,9 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.parameters import Arguments, ChoiceParameter, DurationParameter, ExpressionsParameter, Parameter, Schema
+from dspex.operators.parameters import Arguments, ChoiceParameter, DurationParameter, ExpressionsParameter, Parameter
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
 from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
@@ -63,7 +64,7 @@ class PoolNameParameter(Parameter):
     """The name of a pool."""
 
     noun: ClassVar[str] = "the name of a pool"
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         try:
@@ -77,7 +78,7 @@ class ProfilesParameter(Parameter):
     """The name of an LM profile, or several. Checked, they are a list."""
 
     noun: ClassVar[str] = "a profile, or a list of them"
-    form: ClassVar[Schema] = {"type": ["string", "array"], "items": TEXT}
+    form: ClassVar[JsonSchema] = {"type": ["string", "array"], "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         names = [value] if isinstance(value, str) else value
@@ -125,7 +126,7 @@ class ConfigParameter(Parameter):
                 raise wrong(f"{name}.{key}", v, f"a value of type {_CONFIG[key][-1].__name__}")
         return {n: list(cast("tuple[object, ...]", v)) if isinstance(v, tuple) else v for n, v in given.items()}
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "object", "properties": {k: {} for k in _CONFIG}, "additionalProperties": False}
 
 
@@ -134,7 +135,7 @@ class RetryPolicyParameter(Parameter):
     """A `Retry`, or its fields as a mapping. Checked, it is a mapping of all fields, durations in seconds."""
 
     noun: ClassVar[str] = "a `Retry`; in YAML a mapping of its fields"
-    form: ClassVar[Schema] = {"type": "object"}
+    form: ClassVar[JsonSchema] = {"type": "object"}
 
     def check(self, name: str, value: object) -> object:
         fields: dict[str, object] = asdict(Retry())
@@ -157,7 +158,7 @@ class FallbackParameter(Parameter):
     """What answers when the attempts are spent."""
 
     noun: ClassVar[str] = "a function of the data, constant outputs, or a ref"
-    form: ClassVar[Schema] = {"type": ["string", "object"]}
+    form: ClassVar[JsonSchema] = {"type": ["string", "object"]}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str):

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, cast
 from typing_extensions import Unpack
 
 from dspex.bus.errors import InvalidOutput, TopologyError
-from dspex.bus.records import CallSpec
+from dspex.bus.records import CallSpec, Outputs
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import fields_of
@@ -31,7 +31,6 @@ from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
 from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing_inputs
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
-Outputs: TypeAlias = Mapping[str, Any]
 
 NOTHING = Arguments()
 _REASONING: Mapping[str, object] = {"reasoning": str}  # the field that DSPy adds to these signatures

@@ -10,10 +10,11 @@ from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.templates.template import Template
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Schema, Types
+from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Types
 from dspex.operators.parameters.typed import signature_option
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem, wrong
@@ -95,7 +96,7 @@ class TemplateParameter(Parameter):
         others["adapter"] = keys.get("adapter", "chat")
         return Signature(text, instructions=str(keys.get("instructions", "")), types=types)
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         keys = {"type": "object", "properties": dict(_KEYS), "required": ["signature"], "additionalProperties": False}
         return {"oneOf": [dict(TEXT), keys]}
 
@@ -115,7 +116,7 @@ class TemplateParameter(Parameter):
             yield from missing_inputs(value, shape)
 
 
-_KEYS: Mapping[str, Schema] = {"signature": TEXT, "instructions": TEXT, "adapter": {"enum": list(ADAPTERS)}}
+_KEYS: Mapping[str, JsonSchema] = {"signature": TEXT, "instructions": TEXT, "adapter": {"enum": list(ADAPTERS)}}
 
 
 def _rendered(o: Arguments) -> object:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, cast
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, Schema, TextOrFunctionParameter
+from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, TextOrFunctionParameter
 from dspex.operators.problems import problem
 from dspex.operators.typing.functions import function_name
 from dspex.operators.typing.shape import record_of, validator
@@ -67,7 +68,7 @@ class MetricParameter(TextOrFunctionParameter):
     """The name of a metric, or a function of (actual, expected). YAML: the name, or the function's ref."""
 
     noun: ClassVar[str] = "a name of `dspex.metrics`, or a function of (actual, expected)"
-    form: ClassVar[Schema] = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
+    form: ClassVar[JsonSchema] = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
 
     def check(self, name: str, value: object) -> object:
         metric_of(value)

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal, TypedDict
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters import (
     Arguments,
     ChoiceParameter,
     ExpressionParameter,
     IntegerParameter,
     Parameter,
-    Schema,
     TextParameter,
     TypeParameter,
 )
@@ -43,7 +43,7 @@ class StartParameter(Parameter):
     """Where a source begins when it is first applied."""
 
     noun: ClassVar[str] = '`"all"`, `"new"`, a sequence, or a time'
-    form: ClassVar[Schema] = {"type": ["string", "integer"]}
+    form: ClassVar[JsonSchema] = {"type": ["string", "integer"]}
 
     def check(self, name: str, value: object) -> object:
         _start(value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
-from dspex.bus.subjects import covers, is_pattern, is_subject, matches, overlap
+from dspex.bus.subjects import includes, is_pattern, is_subject, matches, overlap
 
 ALL = [".".join(tokens) for n in range(1, 5) for tokens in product("ab", repeat=n)]  # every subject of up to four tokens
 tokens = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3)
@@ -48,7 +48,7 @@ def test_overlap_is_a_subject_that_both_take(a: str, b: str) -> None:
 @given(patterns, patterns)
 def test_covers_is_to_take_all_that_the_other_takes(wide: str, narrow: str) -> None:
     # one pattern alone may take "one a or b" as "*" does, because there are only these two here: no such pair is drawn
-    assert covers(wide, narrow) == (taken(narrow) <= taken(wide))
+    assert includes(wide, narrow) == (taken(narrow) <= taken(wide))
 
 
 @given(patterns)

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.records import Outputs
 from dspex.operators.native.prompts import versions
-from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import Attempt
 from dspex.workers.config import PoolConfig
 

@@ -16,7 +16,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import TLSSettings
-from dspex.engine.cli.server.doctor import Check, checks
+from dspex.engine.cli.server.doctor import Diagnosis, checks
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def server(tmp_path: Path) -> AsyncIterator[LocalServer]:
         yield s
 
 
-async def found(settings: Settings) -> dict[str, Check]:
+async def found(settings: Settings) -> dict[str, Diagnosis]:
     return {check.name: check for check in await checks(settings)}
 
 
