@@ -1,15 +1,6 @@
 """`Topology.check`: the problems noted while the topology grew, and those of the graph as a whole.
 
-DX201 name or subject twice      DX210 no signature              DX219 function of the wrong arity
-DX202 not a name                 DX211 type unknown to workers   DX221 ref or file not found
-DX204 unknown key or option      DX212 into against signature    DX222 not YAML, or not safe YAML
-DX205 wrong value                DX213 cycle                     DX223 lambda in to_yaml
-DX206 from: wrong or missing     DX214 unused stream             DX224 frozen
-DX207 the stream lacks a field   DX215 two sinks, one subject    DX225 no template
-DX208 no expression              DX216 sink feeds own source     DX226 type or schema cannot be checked
-DX209 unknown type               DX217 no subject                DX227 stream of another topology
-                                 DX218 not importable            DX228 no source
-DX310 not pure    DX320 made-up name    DX321 unused outlet      DX229 Arrow for records
+docs/errors.md lists their codes.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ class Declaration:
         name: of the method of `Stream`, and of the key in YAML.
         main: its main argument.
         options: its other arguments by name, in the order of the reference page and of YAML.
-        doc: what comes out, for docs/operators.md.
         not_built: options that are documented and do nothing yet: they are refused.
         many_inputs: whether it joins several streams. Its method takes the other streams in place of the main argument.
     """
@@ -46,7 +45,6 @@ class Declaration:
     _: KW_ONLY
     main: Parameter
     options: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
-    doc: str = ""
     not_built: tuple[str, ...] = ()
     many_inputs: bool = False
 

@@ -17,8 +17,9 @@ ROOMS = ("bus", "engine", "operators", "workers", "topologies")
 FILES = [*(f for room in ROOMS for f in sorted((ROOT / room).rglob("*.py"))), ROOT / "__init__.py", ROOT / "__main__.py"]
 NAMES = [f.relative_to(ROOT).as_posix() for f in FILES]
 
-MOST_LINES = 400
-MOST_FUNCTION_LINES = 60
+MOST_LINES = 300
+MOST_TEST_LINES = 400
+MOST_FUNCTION_LINES = 45
 
 # Every exception stands here with its reason.
 LONG_FILES = {
@@ -96,9 +97,10 @@ def test_a_folder_can_be_taken_in_at_a_glance() -> None:
 
 
 def test_a_file_can_be_read_at_a_sitting() -> None:
-    tests = [f.relative_to(ROOT).as_posix() for f in (ROOT / "tests").rglob("*.py")]
-    lines = {name: len((ROOT / name).read_text().splitlines()) for name in [*NAMES, *tests]}
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in NAMES}
+    tests = {str(f): len(f.read_text().splitlines()) for f in (ROOT / "tests").rglob("*.py")}
     assert {name for name, n in lines.items() if n > MOST_LINES} == set(LONG_FILES)
+    assert {name for name, n in tests.items() if n > MOST_TEST_LINES} == set()
 
 
 def test_a_function_fits_a_screen() -> None:

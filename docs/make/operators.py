@@ -1,10 +1,13 @@
-"""Write docs/operators.md from the declarations of the operators: `python docs/make/operators.py`.
+"""Write docs/operators.md from the declarations of the operators and the docstrings of the methods of `Stream`.
+
+    python docs/make/operators.py
 
 A test holds the page to the declarations.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from dspex.operators.parameters.parameter import REQUIRED, Parameter
 from dspex.operators.recorded import options as call_options
 from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink, source
+from dspex.operators.stream import Stream
 
 PAGE = Path(__file__).parents[1] / "operators.md"
 
@@ -44,11 +48,9 @@ def default(parameter: Parameter) -> str:
 
 
 def section(operator: AnyOperator) -> str:
-    """One operator: what comes out, its main argument, its own options."""
-    parts = [
-        f"### {operator.name}",
-        f"Out comes {operator.doc}." if isinstance(operator, Operator) else f"{operator.doc[0].upper()}{operator.doc[1:]}.",
-    ]
+    """One operator: what it does, its main argument, its own options."""
+    about = inspect.getdoc(getattr(Stream, operator.name)) or ""
+    parts = [f"### {operator.name}", about.partition("\n\n")[0]]
     takes = "the other streams; in YAML `from` is a list of all" if operator.many_inputs else operator.main.kind
     parts.append(f"Takes {takes}.")
     shared = () if isinstance(operator, Operator) else (*call_options.CALL_OPTIONS, "into")

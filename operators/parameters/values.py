@@ -38,19 +38,12 @@ class TextParameter(Parameter):
 
 
 @dataclass(frozen=True)
-class FieldNameParameter(Parameter):
+class FieldNameParameter(TextParameter):
     """The name of a field. `holds`: the type that this field of the stream must have; None for a field that is written."""
 
     _: KW_ONLY
+    fix: str = "the name of a field"
     holds: type | None = None
-
-    noun: ClassVar[str] = "the name of a field"
-    form: ClassVar[JsonSchema] = TEXT
-
-    def check(self, name: str, value: object) -> object:
-        if not isinstance(value, str) or not value:
-            raise wrong(name, value, self.kind)
-        return value
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
         if self.holds is not None:

@@ -110,14 +110,12 @@ PREDICT = CallOperator(
     main=SignatureParameter(),
     options=_OPTIONS,
     spec=predict,
-    doc="one call of the model with the signature: `dspy.Predict`",
 )
 CHAIN_OF_THOUGHT = CallOperator(
     "chain_of_thought",
     main=SignatureParameter(),
     options=_OPTIONS,
     spec=chain_of_thought,
-    doc="one call of the model, which gives its `reasoning` before the answer: `dspy.ChainOfThought`",
 )
 REACT = CallOperator(
     "react",
@@ -128,7 +126,6 @@ REACT = CallOperator(
         **_OPTIONS,
     },
     spec=react,
-    doc="the model uses tools until it has the answer: `dspy.ReAct`",
 )
 PROGRAM = CallOperator(
     "program",
@@ -139,5 +136,4 @@ PROGRAM = CallOperator(
         **_OPTIONS,
     },
     spec=program,
-    doc="a `dspy.Module` of yours",
 )

@@ -54,5 +54,4 @@ OPERATOR = Operator(
     build=build,
     shape=lambda shape, o: [*(narrowed(test, shape) for test in o["branch"]), shape],
     outlets=lambda tests: len(tests) + 1,
-    doc="the datum, on the stream of the first test that is true, or on the last stream, the rest",
 )

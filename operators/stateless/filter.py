@@ -37,5 +37,4 @@ OPERATOR = Operator(
     main=TestParameter(),
     build=build,
     shape=lambda shape, o: narrowed(o["filter"], shape),
-    doc="the datum where the test is true, else nothing",
 )

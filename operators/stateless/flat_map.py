@@ -48,5 +48,4 @@ OPERATOR = Operator(
     main=FunctionParameter(),
     build=build,
     shape=lambda shape, o: returned_items(o["flat_map"]),
-    doc="any number: the items that the function returns",
 )

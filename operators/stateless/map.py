@@ -35,5 +35,4 @@ OPERATOR = Operator(
     main=FunctionParameter(),
     build=build,
     shape=lambda shape, o: returned(o["map"]),
-    doc="one: what the function returns",
 )

@@ -20,5 +20,4 @@ OPERATOR = Operator(
     main=NothingParameter(),
     build=lambda main: build,
     many_inputs=True,
-    doc="the datum; several streams become one",
 )

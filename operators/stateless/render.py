@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from dspex.bus.errors import InvalidInput, TopologyError
-from dspex.engine.graph.context import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.fields.fields import JsonSchema
@@ -18,7 +18,8 @@ from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNa
 from dspex.operators.parameters.typed import signature_option
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem, wrong
-from dspex.operators.typing.shape import Shape, record_of, validator
+from dspex.operators.stateless.adding import adding
+from dspex.operators.typing.shape import Shape, record_of
 from dspex.operators.typing.stream_checks import missing_inputs
 
 Syntax: TypeAlias = Literal["fields", "jinja"]
@@ -34,18 +35,7 @@ def build(
     if adapter != "chat" and not isinstance(what, Signature):
         raise wrong("adapter", adapter, 'give a Signature: render(Signature("text -> answer"), …); this is a template')
     fill = _fill(what, syntax, adapter)
-    accept = None if into is None else validator(into)
-
-    def make(outlets: Sequence[Handler]) -> Handler:
-        (out,) = outlets
-
-        def step(data: object, ctx: Context) -> None:
-            result = {**record_of(data), field: fill(data, ctx)}
-            out(result if accept is None else accept(result), ctx)
-
-        return step
-
-    return make
+    return adding(lambda data, ctx: {field: fill(data, ctx)}, into)
 
 
 def _fill(what: str | Signature, syntax: Syntax, adapter: Adapter) -> Fill:
@@ -134,5 +124,4 @@ OPERATOR = Operator(
     },
     build=build,
     shape=lambda shape, o: shape.plus({o["field"]: _rendered(o)}),
-    doc="the datum with one more field: the template filled in, or the messages of a signature",
 )

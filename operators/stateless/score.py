@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.context import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, TextOrFunctionParameter
 from dspex.operators.problems import problem
+from dspex.operators.stateless.adding import adding
 from dspex.operators.typing.functions import function_name
-from dspex.operators.typing.shape import record_of, validator
 
 Compare = Callable[[Any, Any], float]
 
@@ -24,19 +24,11 @@ def build(metric: str | Compare, *, expected: str, actual: str, field: str = "sc
     """The step makes `{**data, field: metric(actual, expected)}`, typed by `into` where that is given."""
     function, name = metric_of(metric), metric if isinstance(metric, str) else function_name(metric)
     read_actual, read_expected = expressions.compile(actual).function, expressions.compile(expected).function
-    accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Handler]) -> Handler:
-        (out,) = outlets
+    def fields(data: object, ctx: Context) -> dict[str, object]:
+        return {field: as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)}
 
-        def step(data: object, ctx: Context) -> None:
-            number = as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)
-            result = {**record_of(data), field: number}
-            out(result if accept is None else accept(result), ctx)
-
-        return step
-
-    return make
+    return adding(fields, into)
 
 
 def metric_of(metric: object) -> Compare:
@@ -86,5 +78,4 @@ OPERATOR = Operator(
     },
     build=build,
     shape=lambda shape, o: shape.plus({o["field"]: float}),
-    doc="the datum with one more field: how well one text answers another, from 0 to 1",
 )

@@ -55,6 +55,5 @@ OPERATOR = Operator(
     options={"on_error": ChoiceParameter("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
     build=build,
     shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else shape_of(o["validate"]),
-    doc="the datum, typed by a model, or checked by a JSON Schema (2020-12)",
     not_built=("extra",),
 )
