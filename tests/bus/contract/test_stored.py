@@ -82,6 +82,7 @@ async def test_deleting_what_is_gone_is_no_error(bus: Bus, unique: str) -> None:
     await bus.delete(unique, 1)
     await bus.delete(unique, 99)
     await bus.purge(unique, f"{unique}.a", below=5)
+    assert await stored(bus, unique) == []
 
 
 @pytest.mark.asyncio

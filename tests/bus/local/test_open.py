@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from dspex.bus.errors import Unreachable
 from dspex.bus.local.open import connect, server_of
@@ -41,10 +41,10 @@ async def test_who_still_needs_a_server_takes_it_over_from_who_started_it(settin
         await bus.ensure_stream(StreamConfig("KEPT", ["kept"]))
         before = running(home)
         await first.__aexit__(None, None, None)
-        async with asyncio.timeout(30):
-            while not (now := running(home)) or not bus.connected:
-                await asyncio.sleep(0.02)
+        await until(lambda: running(home) and bus.connected)
+        now = running(home)
         assert before is not None
+        assert now is not None
         assert (now["url"], now["pid"] != before["pid"]) == (started.url, True)
         assert await bus.stream("KEPT") is not None
         await bus.close()

@@ -33,11 +33,12 @@ async def fill(bus: NatsBus, subject: str, count: int, size: int = 10) -> None:
 async def landed(bus: NatsBus, subject: str) -> None:
     """Publish one message, however often that takes."""
     while True:
+        await asyncio.wait_for(bus._connection.up.wait(), 30)
         try:
             await bus.publish(NewMessage(subject, b"", {"Nats-Msg-Id": subject}), timeout=1)
             return
         except (Unreachable, Unsettled):
-            await asyncio.sleep(0.01)
+            continue
 
 
 @pytest.mark.asyncio

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_bench import NATIVE, Done, Project, eventually
+from cli_bench import NATIVE, Done, Project
+from waiting import eventually
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cli_bench import NATIVE, TRIAGE, Project, eventually, objects
+from cli_bench import NATIVE, TRIAGE, Project, objects
+from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
 
@@ -46,7 +47,7 @@ def test_run_tells_what_it_started_and_drains_on_sigterm(project: Project) -> No
         assert "draining" in again.errors()
 
 
-def test_a_second_signal_ends_it_at_once(project: Project) -> None:
+def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none", "--grace", "20s") as run:
         run.until('"ready"')
         server = int(json.loads((project.folder / ".dspex/server.json").read_text())["pid"])

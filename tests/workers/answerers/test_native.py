@@ -14,6 +14,7 @@ import dspy
 import pytest
 import standin
 from pool_bench import POOL, SIGNATURE, Bench, config, program, running, work
+from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
@@ -250,7 +251,7 @@ async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(m
     async with running(plain(model.url)) as bench:
         (late,) = await bench.ask(work("standin:hang", spec=spec(), timeout=0.5))
         assert (error(late)["type"], error(late)["retryable"]) == ("CallTimeout", True)
-        await bench.until(lambda: model.running == 0)
+        await until(lambda: model.running == 0)
         assert bench.pool.children.restarts == 0
         assert (await bench.ask(work("after", spec=spec())))[0].error is None
 
@@ -260,7 +261,7 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
-    await bench.until(lambda: bench.pool.interactive.joined)
+    await until(lambda: bench.pool.interactive.joined)
     await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
@@ -299,7 +300,7 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: An
     async with running(plain(model.url)) as bench:
         slow = work("standin:slow=1", spec=spec(route="native"))
         await bench.put(slow)
-        await bench.until(lambda: model.running == 1)
+        await until(lambda: model.running == 1)
         asked = {
             k: spec(f"text -> a: {'int' if k == 'long' else k}", route, adapter="json" if k == "str" else "chat")
             for k in replies

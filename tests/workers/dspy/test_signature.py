@@ -25,7 +25,7 @@ from dspex.workers.dspy import signature
     ],
 )
 def test_a_worker_accepts_a_signature_of_ordinary_types(text: str) -> None:
-    signature.read({"signature": text})
+    assert signature.read({"signature": text})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_everything_else_is_refused_and_imports_nothing(text: str) -> None:
 
 def test_a_worker_accepts_the_signature_that_the_engine_writes() -> None:
     text = "text: str, n: Optional[int], at: datetime.datetime -> intent: Literal['a', 'b'], tags: list[str], x: dict[str, Any]"
-    signature.read(Signature(text).plain())
+    assert signature.read(Signature(text).plain()).plain() == Signature(text).plain()
 
 
 PROMPTED = [

@@ -14,6 +14,7 @@ import pytest
 import standin
 from pool_bench import APP, CHOICES, POOL, REPLY, Bench, config, program, running, work
 from structlog.testing import capture_logs
+from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import Saturated
@@ -46,7 +47,7 @@ async def test_a_child_that_dies_is_answered_for_at_once_and_replaced(bench: Ben
 async def test_all_calls_of_a_killed_child_end_in_worker_lost(bench: Bench) -> None:
     items = [work(spec=program("sleeps"), timeout=60) for _ in range(8)]
     await bench.put(*items)
-    await bench.until(lambda: bench.pool.children.slots.busy == 8)
+    await until(lambda: bench.pool.children.slots.busy == 8)
     os.kill(children(bench)[0], signal.SIGKILL)
     records = await bench.records(8)
     assert {r.error and r.error["type"] for r in records} == {"WorkerLost"}
@@ -56,13 +57,13 @@ async def test_all_calls_of_a_killed_child_end_in_worker_lost(bench: Bench) -> N
 async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(model: Any) -> None:
     async with running(config(model.url, restart_max=0, restart_within=4.0)) as bench:
         await bench.ask(work(spec=program("dies")))
-        await bench.until(lambda: bench.pool.status.full()["failed"])
+        await until(lambda: bench.pool.status.full()["failed"])
         (refused,) = await bench.ask(work())
         assert bench.pool.status.full()["failed"], "it is refused while no child runs"
         assert refused.error is not None
         assert (refused.error["type"], refused.error["retry_after"]) == ("WorkerLost", 4.0)
         assert f"pool {POOL} failed" in refused.error["message"]
-        await bench.until(lambda: bench.pool.status.full()["ready"] == 1)
+        await until(lambda: bench.pool.status.full()["ready"] == 1)
         assert (await bench.ask(work()))[0].error is None
 
 
@@ -84,7 +85,7 @@ async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(mode
     async with running(config(model.url), ack_wait=1.5, sign_of_life=0.2) as bench:
         await bench.put(work(spec=program("holds_the_gil"), timeout=3.5))
         busy: set[int] = set()
-        await bench.until(lambda: busy.add(bench.pool.children.slots.busy) or bench.seen)
+        await until(lambda: busy.add(bench.pool.children.slots.busy) or bench.seen)
         assert max(busy) == 1, "work without signs of life is delivered a second time"
 
 
@@ -102,7 +103,7 @@ async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(s
     (late,) = await shared.ask(work("standin:hang", timeout=0.5))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
-    await shared.until(lambda: shared_model.running == 0)
+    await until(lambda: shared_model.running == 0)
     assert shared.pool.children.restarts == 0
 
 
@@ -139,7 +140,7 @@ async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(sha
         printed, reported = await shared.ask(work(spec=program("prints")), work(spec=program("status")))
         assert printed.outputs == {"reply": "ok"}
         assert reported.error is None
-        await shared.until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
+        await until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
     lines = {e["line"] for e in logs if e["event"] == "program output"}
     assert {"printed by a program hello", "written to fd 1"} <= lines
     (own,) = [e for e in logs if e["event"] == "logged by a program"]
@@ -154,7 +155,7 @@ async def test_a_child_is_replaced_after_so_many_calls_and_loses_none(model: Any
         (first,) = children(bench)
         records = await bench.ask(*[work(f"t{i}") for i in range(6)])
         assert [r.error for r in records] == [None] * 6
-        await bench.until(lambda: children(bench) and first not in children(bench) and bench.pool.children.ready == 1)
+        await until(lambda: children(bench) and first not in children(bench) and bench.pool.children.ready == 1)
         assert bench.pool.children.restarts == 0
 
 
@@ -163,7 +164,7 @@ async def test_a_child_over_its_memory_is_replaced(model: Any) -> None:
     async with running(config(model.url, memory=200 << 20)) as bench:
         (fat,) = await bench.ask(work(spec=program("eats_memory")))
         assert fat.outputs is not None
-        await bench.until(lambda: fat.outputs["reply"] not in children(bench) and bench.pool.children.ready == 1)
+        await until(lambda: fat.outputs["reply"] not in children(bench) and bench.pool.children.ready == 1)
         assert (await bench.ask(work()))[0].error is None
 
 
@@ -174,7 +175,7 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
     async with running(config(model.url), server.connect()) as first:
         quick, slow = work("standin:slow=0.4"), work("standin:slow=60x1", timeout=600)
         await first.put(quick, slow)
-        await first.until(lambda: model.running == 2)
+        await until(lambda: model.running == 2)
         pids = children(first)
         await first.pool.drain(3.0)
         (done,) = await first.records(1)
@@ -193,7 +194,7 @@ async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(m
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
     async with running(config(model.url, slots=2), bus) as bench:
         await bench.put(*[work(f"t{i}") for i in range(40)])
-        await bench.until(lambda: bench.pool.free() == 0 and bench.pool.children.slots.busy == 0)
+        await until(lambda: bench.pool.free() == 0 and bench.pool.children.slots.busy == 0)
         assert len(await bench.records(2)) == 2
         assert model.requests < 12, "it does not call models for records that it cannot store"
         await bus.purge(subjects.stream(APP), subjects.work_pattern(APP, POOL), below=38)
@@ -234,7 +235,7 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
-    await shared.until(lambda: shared.pool.interactive.joined)
+    await until(lambda: shared.pool.interactive.joined)
     item = work("quick", reply="", ordinal=-1)
     frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
@@ -252,13 +253,13 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
     async with running(config(model.url, slots=1)) as bench:
         interactive = bench.pool.interactive
-        await bench.until(lambda: interactive.joined)
+        await until(lambda: interactive.joined)
         await bench.put(work("standin:slow=3"))
-        await bench.until(lambda: not interactive.joined)
+        await until(lambda: not interactive.joined)
         with pytest.raises(Saturated):
             await bench.bus.request(subjects.call(APP, POOL), work("x").pack(), timeout=1)
         await bench.records(1)
-        await bench.until(lambda: interactive.joined)
+        await until(lambda: interactive.joined)
         frames = await call(bench, work("again", reply=""), asyncio.Queue())
         assert frames[-1][0] == RESULT
 
@@ -266,7 +267,7 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
 @pytest.mark.asyncio
 async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy(model: Any) -> None:
     async with running(config(model.url, slots=1)) as bench:
-        await bench.until(lambda: bench.pool.interactive.joined)
+        await until(lambda: bench.pool.interactive.joined)
         first, second = await asyncio.gather(
             *[call(bench, work(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
         )
@@ -276,9 +277,9 @@ async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy
 @pytest.mark.asyncio
 async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(model: Any) -> None:
     async with running(config(model.url)) as bench:
-        await bench.until(lambda: bench.pool.interactive.joined)
+        await until(lambda: bench.pool.interactive.joined)
         asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
-        await bench.until(lambda: model.running == 1)
+        await until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
         frames = await asked
         error = CallRecord.unpack(frames[-1][1].data).error
@@ -290,7 +291,7 @@ async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(mod
 async def test_status_shows_what_a_pool_is_doing(shared: Bench) -> None:
     before = len(shared.seen)
     await shared.put(work("standin:slow=0.5"))
-    await shared.until(lambda: shared.pool.children.slots.busy == 1)
+    await until(lambda: shared.pool.children.slots.busy == 1)
     answer = await shared.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
     status = json.loads(answer.data)
     assert {"id", "host", "pid", "restarts", "dspy_version", "programs"} <= set(status)
