@@ -226,8 +226,8 @@ class Letter(_Packed):
 
 
 # -- between a pool's parent and its children, and for interactive calls -----------------------------------------
+# What a reply to an interactive call is, in its header subjects.KIND.
 ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
 BUSY = "busy"  # the worker's last slot was taken meanwhile: ask again
 RESULT = "result"  # last frame: a packed CallRecord
 ROUTES = ("auto", "worker", "native")  # of CallSpec
-KIND_HEADER = "Dspex-Kind"  # which of the three a reply to an interactive call is

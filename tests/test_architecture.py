@@ -188,6 +188,21 @@ def test_subjects_and_streams_are_formed_in_one_file() -> None:
     assert found_in_files(formed, ["bus/subjects.py"]) == {}
 
 
+def test_headers_and_the_servers_own_subjects_are_named_in_one_file() -> None:
+    """bus/nats may name those of the server's protocol, which it alone speaks; it names none of ours."""
+
+    def named(name: str) -> Iterator[int]:
+        docs = {id(n.value) for n in nodes(name) if isinstance(n, ast.Expr)}  # docstrings
+        pattern = r"Dspex-" if name.startswith("bus/nats/") else r"Dspex-|Nats-|\$(JS|KV|SYS)\b"
+        for node in nodes(name):
+            if isinstance(node, ast.Constant) and id(node) not in docs:
+                text = node.value.decode(errors="replace") if isinstance(node.value, bytes) else node.value
+                if isinstance(text, str) and re.search(pattern, text):
+                    yield node.lineno
+
+    assert found_in_files(named, ["bus/subjects.py"]) == {}
+
+
 def test_no_type_error_is_ignored_without_saying_which() -> None:
     def bare(name: str) -> Iterator[int]:
         lines = enumerate((ROOT / name).read_text().splitlines(), 1)

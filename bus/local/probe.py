@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dspex.bus import subjects
+
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """`info`: the server's INFO. `jetstream`: its $JS.API.INFO, None while JetStream does not answer."""
+    """`info`: the server's INFO. `jetstream`: its account information, None while JetStream does not answer."""
 
     info: Mapping[str, Any]
     jetstream: Mapping[str, Any] | None
@@ -52,9 +54,8 @@ async def _talk(
     login = {"verbose": False, "pedantic": False, "lang": "dspex", "version": "0", "headers": True, "no_responders": True}
     if user:
         login |= {"user": user, "pass": password or ""}
-    writer.write(
-        b"CONNECT " + json.dumps(login).encode() + b"\r\nSUB _INBOX.probe 1\r\nPUB $JS.API.INFO _INBOX.probe 0\r\n\r\n"
-    )
+    ask = f"SUB _INBOX.probe 1\r\nPUB {subjects.ACCOUNT_INFO} _INBOX.probe 0\r\n\r\n"
+    writer.write(f"CONNECT {json.dumps(login)}\r\n{ask}".encode())
     while True:
         line = await _line(reader)
         if line.startswith(b"MSG "):

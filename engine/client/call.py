@@ -19,7 +19,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallSpec, Usage, Work
+from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallSpec, Usage, Work
 from dspex.engine.client.resolve import HasCall, resolve
 
 T = TypeVar("T")
@@ -165,7 +165,7 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         async with asyncio.timeout(ACCEPT_WITHIN):
             while True:
                 frame = await frames.get()
-                kind = frame.headers.get(KIND_HEADER, "")
+                kind = frame.headers.get(subjects.KIND, "")
                 if kind == ACCEPTED:
                     return frame
                 if kind == BUSY or frame.headers.get("Status") == "503":
@@ -191,5 +191,5 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
 async def _result(frames: asyncio.Queue[Message]) -> CallRecord:
     while True:
         frame = await frames.get()
-        if frame.headers.get(KIND_HEADER) not in (ACCEPTED, BUSY):
+        if frame.headers.get(subjects.KIND) not in (ACCEPTED, BUSY):
             return CallRecord.unpack(frame.data)

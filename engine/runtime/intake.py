@@ -16,6 +16,8 @@ from dspex.engine.runtime.walk import Output, Walk
 
 _log = structlog.get_logger("dspex.engine")
 
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+
 
 class Intake:
     """The source events of one stage.
@@ -63,7 +65,7 @@ class Intake:
         at = event_time(m).timestamp() if subjects.TIME in h else m.time
         run, cause = h.get(subjects.RUN) or id, cause_of(h)
         key, session, trace = h.get(subjects.KEY), h.get(subjects.SESSION), h.get(subjects.TRACEPARENT)
-        own = {k: v for k, v in h.items() if k not in subjects.OWN_HEADERS and k != subjects.TRACEPARENT and k[:5] != "Nats-"}
+        own = {k: v for k, v in h.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)}
         return Origin(id, m.subject, run, cause, key, session, at, m.sequence, trace, own or None)
 
     def _failed(self, p: Partition, m: Message, failure: Failure, clock: float) -> Output:

@@ -25,8 +25,6 @@ from dspex.workers.models import weights
 OLDEST = (2, 12)
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 1.0  # seconds
-_ACCOUNT = "$JS.API.INFO"
-_STREAM = "$JS.API.STREAM.INFO."
 _ASK_INTERPRETER = """
 import importlib.metadata as m, json, platform
 def version(name):
@@ -122,7 +120,7 @@ def _payload(bus: Bus) -> Diagnosis:
 
 
 async def _account(bus: Bus) -> list[Diagnosis]:
-    answer = await _ask(bus, _ACCOUNT)
+    answer = await _ask(bus, subjects.ACCOUNT_INFO)
     if "error" in answer:
         why = str(answer["error"].get("description", answer["error"]))
         return [Diagnosis("jetstream", False, why, "turn JetStream on for this account")]
@@ -145,7 +143,7 @@ async def _clock(settings: Settings, bus: Bus, server: Found) -> Diagnosis:
     if server.local:
         return Diagnosis("clock", True, "the server runs on this machine")
     before = time.time()
-    server_time = (await _ask(bus, _STREAM + subjects.stream(settings.app))).get("ts")
+    server_time = (await _ask(bus, subjects.stream_info(subjects.stream(settings.app)))).get("ts")
     after = time.time()
     if not server_time:
         return Diagnosis("clock", True, "not visible before the first topology is applied")

@@ -19,7 +19,7 @@ from waiting import until
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, KIND_HEADER, CallRecord, CallSpec, Work
+from dspex.bus.records import ACCEPTED, CallRecord, CallSpec, Work
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile
@@ -264,7 +264,7 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     await until(lambda: bench.pool.interactive.joined)
     await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
-        while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
+        while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass
     await subscription.close()
     return CallRecord.unpack(message.data)

@@ -21,7 +21,7 @@ from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, CallRecord, Work
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, Work
 from dspex.workers.pool.pool import Pool
 
 
@@ -228,7 +228,7 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:
             message = await frames.get()
-            found.append((message.headers.get(KIND_HEADER, message.headers.get("Status", "")), message))
+            found.append((message.headers.get(subjects.KIND, message.headers.get("Status", "")), message))
     await subscription.close()
     return found
 
