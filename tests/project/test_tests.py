@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.no_cover  # it runs none of our code
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FILES = {f.relative_to(HERE).as_posix(): f for f in sorted(HERE.rglob("*.py"))}
 
 # Who sleeps stands here with its reason.
