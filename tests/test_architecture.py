@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -49,7 +50,13 @@ SAME_NAME = {
     "Client": "dspex.Client and dspex.sync.Client: the same client, for code without an event loop",
     "Run": "dspex.Run and dspex.sync.Run, likewise",
 }
-ROOM_OF_LIBRARY = {"nats": "bus/nats/", "dspy": "workers/dspy/", "litellm": "workers/dspy/", "xllamacpp": "workers/models/"}
+ROOM_OF_LIBRARY = {
+    "nats": "bus/nats/",
+    "dspy": "workers/dspy/",
+    "litellm": "workers/dspy/",
+    "torch": "workers/dspy/",
+    "xllamacpp": "workers/models/",
+}
 
 
 @cache
@@ -141,6 +148,14 @@ def test_only_the_terminal_writes_to_the_terminal() -> None:
                 yield node.lineno
 
     assert found_in_files(prints, WRITES_TO_STDOUT) == {}
+
+
+def test_every_room_is_whole_under_a_contract_of_directions() -> None:
+    """Inside the rooms the contracts of pyproject.toml are exhaustive; this holds for a new room."""
+    packages = {f.parent.name for f in ROOT.glob("*/__init__.py")}
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert packages == set(ROOMS)
+    assert {f"dspex.{room}" for room in ROOMS} <= {m for c in contracts for m in c.get("source_modules", ())}
 
 
 def test_a_foreign_library_is_imported_in_its_room_only() -> None:
