@@ -96,7 +96,7 @@ def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatc
         (lambda s: s.map(str, nam="x"), [("nam", "did you mean name?")]),
     ],
 )  # fmt: skip
-def test_a_misspelt_or_missing_option_is_a_problem_that_check_tells(use: Any, expected: list[tuple[str, str]]) -> None:
+def test_a_misspelt_or_missing_option_is_reported_by_check(use: Any, expected: list[tuple[str, str]]) -> None:
     found = problems(use)
     assert [code for code, _, _ in found] == ["DX204"] * len(expected)
     for (_, message, fix), (name, hint) in zip(found, expected):
@@ -104,7 +104,7 @@ def test_a_misspelt_or_missing_option_is_a_problem_that_check_tells(use: Any, ex
         assert hint in fix
 
 
-def test_every_wrong_argument_of_an_operator_is_told_at_once() -> None:
+def test_every_wrong_argument_of_an_operator_is_reported_at_once() -> None:
     found = problems(lambda s: s.score("f2", expected="a +", actual=5, field=""))
     assert [code for code, _, _ in found] == ["DX205", "DX205", "DX208", "DX208"]
 

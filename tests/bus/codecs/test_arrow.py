@@ -61,14 +61,14 @@ def test_an_array_is_read_without_a_copy() -> None:
     assert not result.flags.writeable
 
 
-def test_an_array_without_dimensions_is_a_number() -> None:
+def test_an_array_without_dimensions_comes_back_as_a_number() -> None:
     assert decode(*encode(numpy.array(1.5), "auto")) == 1.5
     result = decode(*encode(numpy.array(7, "i2"), "arrow"))
     assert (result.shape, result.dtype, int(result)) == ((), numpy.dtype("i2"), 7)
 
 
 @pytest.mark.parametrize("array", [numpy.array([object()]), numpy.array(["text"]), numpy.zeros(2, "i4,f4")])
-def test_an_array_of_what_is_no_number_is_refused(array: Any) -> None:
+def test_an_array_of_anything_but_numbers_is_refused(array: Any) -> None:
     with pytest.raises(InvalidInput):
         encode(array, "arrow")
 
@@ -102,7 +102,7 @@ def test_a_forged_or_broken_array_is_refused(data: bytes) -> None:
         decode(data, ARROW)
 
 
-def test_a_table_that_points_outside_of_itself_is_refused() -> None:
+def test_a_table_whose_offsets_point_outside_of_it_is_refused() -> None:
     offsets = pyarrow.array([0, 1_000_000, 2], "i4").buffers()[1]
     text = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"ab"))
     with pytest.raises(DecodeError):

@@ -23,7 +23,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.mark.asyncio
-async def test_without_a_server_there_is_an_error_that_says_how_to_get_one(settings: Settings) -> None:
+async def test_without_a_server_the_error_says_how_to_start_one(settings: Settings) -> None:
     with pytest.raises(Unreachable) as caught:
         async with server_of(settings):
             pass
@@ -31,7 +31,7 @@ async def test_without_a_server_there_is_an_error_that_says_how_to_get_one(setti
 
 
 @pytest.mark.asyncio
-async def test_who_still_needs_a_server_takes_it_over_from_who_started_it(settings: Settings) -> None:
+async def test_a_process_that_still_needs_a_server_takes_it_over_from_the_one_that_started_it(settings: Settings) -> None:
     home = settings.store.parent
     first = server_of(settings, start=True)
     started = await first.__aenter__()
@@ -52,7 +52,7 @@ async def test_who_still_needs_a_server_takes_it_over_from_who_started_it(settin
 
 
 @pytest.mark.asyncio
-async def test_a_server_of_its_own_right_is_left_alone(settings: Settings) -> None:
+async def test_a_detached_server_is_neither_stopped_nor_started_again_by_those_who_use_it(settings: Settings) -> None:
     """`dspex server start`: it outlives who uses it, and `dspex server stop` is not undone."""
     server = LocalServer(settings.store, port=None, detached=True)
     await server.start()

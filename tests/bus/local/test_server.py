@@ -110,14 +110,14 @@ async def test_a_server_that_lost_its_supervisor_is_stopped_and_started_all_the_
 
 
 @pytest.mark.asyncio
-async def test_a_control_c_at_the_terminal_does_not_reach_the_server(store: Path) -> None:
+async def test_an_interrupt_at_the_terminal_does_not_reach_the_server(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
         assert os.getsid(s.pid) != os.getsid(0)
         assert os.getpgid(s.pid) != os.getpgid(0)
 
 
 @pytest.mark.asyncio
-async def test_a_taken_port_is_given_way_to(store: Path) -> None:
+async def test_a_server_whose_port_is_taken_uses_another(store: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -127,7 +127,7 @@ async def test_a_taken_port_is_given_way_to(store: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_store_has_one_server(store: Path) -> None:
+async def test_a_second_server_on_the_same_store_is_refused(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
         with pytest.raises(ConfigError, match="another nats-server") as caught:
             await LocalServer(store, port=None).start()
@@ -145,14 +145,14 @@ async def test_a_server_that_does_not_start_says_why(store: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_password_is_asked_for(store: Path) -> None:
+async def test_a_server_with_a_password_refuses_clients_without_it(store: Path) -> None:
     async with LocalServer(store, port=None, user="ann", password='s3"cret') as s:
         with pytest.raises(ValueError, match="Authorization"):
             await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=30)
 
 
 @pytest.mark.asyncio
-async def test_what_a_dead_server_wrote_about_itself_is_not_believed(tmp_path: Path) -> None:
+async def test_the_state_file_of_a_dead_server_is_ignored(tmp_path: Path) -> None:
     home = tmp_path / ".dspex"
     home.mkdir()
     for text in ("", "{}", json.dumps({"url": "nats://x:1", "pid": os.getpid(), "store": str(home / "jetstream")})):

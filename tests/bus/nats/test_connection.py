@@ -100,7 +100,7 @@ async def test_a_server_that_is_too_old_is_refused() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_says_nothing_is_unreachable_in_time() -> None:
+async def test_a_server_that_says_nothing_is_unreachable_after_the_timeout() -> None:
     async with stand_in(b"") as url:
         with pytest.raises(Unreachable):
             await asyncio.wait_for(connect(url, timeout=0.2), 30)
@@ -108,13 +108,13 @@ async def test_a_server_that_says_nothing_is_unreachable_in_time() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("url", ["", "http://x", "nats://", "nats://x:port", "ws://x:80"])
-async def test_a_bad_url_is_a_setting_to_correct(url: str) -> None:
+async def test_an_invalid_server_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigError):
         await connect(url)
 
 
 @pytest.mark.asyncio
-async def test_a_missing_credentials_file_is_a_setting_to_correct(tmp_path: Path) -> None:
+async def test_a_missing_credentials_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no credentials file"):
         await connect("nats://127.0.0.1", creds=str(tmp_path / "none.creds"))
 
@@ -222,7 +222,7 @@ async def test_a_server_that_answers_late_keeps_its_connection(server: Any, open
 
 
 @pytest.mark.asyncio
-async def test_what_was_sent_before_closing_arrives(server: Any, opened: Open) -> None:
+async def test_messages_sent_before_closing_arrive(server: Any, opened: Open) -> None:
     bus, other = await opened(server.start().url), await opened(server.url)
     got: list[bytes] = []
 
@@ -343,7 +343,7 @@ def test_nothing_of_nats_py_above_the_connection_is_used() -> None:
                 assert re.fullmatch(r"from nats(\.aio\.client)? import (errors( as \w+)?|Client)", line), file
 
 
-def test_the_private_members_of_nats_py_are_what_we_think() -> None:
+def test_the_private_members_of_nats_py_that_we_use_are_unchanged() -> None:
     client = nats.aio.client.Client
     for name, parameters in {
         "_select_next_server": ["self"],

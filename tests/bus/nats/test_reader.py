@@ -169,7 +169,7 @@ async def test_a_position_beyond_the_end_waits_for_what_comes_after_it(server: A
 
 
 @pytest.mark.asyncio
-async def test_a_reader_says_when_it_may_not_read(server: Any, opened: Open) -> None:
+async def test_a_reader_without_permission_raises_not_allowed(server: Any, opened: Open) -> None:
     server.more = """
     accounts { A { jetstream: enabled, users: [
       { user: all, password: p },

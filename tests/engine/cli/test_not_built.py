@@ -21,7 +21,7 @@ from dspex.engine.cli.app import main
         (["plam"], "DX100", "plam"),
     ],
 )
-def test_what_is_not_built_is_refused_and_told_from_a_mistake(
+def test_a_verb_that_is_not_built_is_refused_unlike_a_misspelt_one(
     capsys: pytest.CaptureFixture[str], args: list[str], code: str, what: str
 ) -> None:
     assert main(["--json", *args]) == 2

@@ -23,7 +23,7 @@ def project(tmp_path: Path, unique: str) -> Project:
     return made
 
 
-def test_run_tells_what_it_started_and_drains_on_sigterm(project: Project) -> None:
+def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none") as run:
         run.until('"ready"')
         before = psutil.Process(run.process.pid).children(recursive=True)
@@ -114,7 +114,9 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),
     ],
 )
-def test_what_cannot_run_is_refused_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
+def test_a_topology_that_cannot_run_is_refused_with_the_code_of_its_kind(
+    project: Project, args: list[str], code: int, error: str
+) -> None:
     project.write("copy.yaml", NATIVE.format(u="copy" + project.u))
     project.write("raises.py", "1 / 0\n")
     project.write("empty.toml", "")

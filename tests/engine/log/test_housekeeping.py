@@ -50,7 +50,7 @@ def counts(one: Lab, name: str = "kept") -> dict[str, int]:
     }
 
 
-def test_nothing_goes_before_its_retention(lab: MakeLab) -> None:
+def test_nothing_is_removed_before_its_retention(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=KEEP)
     one.work()
@@ -60,7 +60,7 @@ def test_nothing_goes_before_its_retention(lab: MakeLab) -> None:
     assert counts(one) == before
 
 
-def test_what_is_over_goes_after_it_and_sinks_and_dead_letters_stay(lab: MakeLab) -> None:
+def test_finished_events_are_removed_after_their_retention_and_sinks_and_dead_letters_stay(lab: MakeLab) -> None:
     one = lab(kept())
 
     def answer(inputs: Any, work: Any) -> Any:
@@ -88,7 +88,7 @@ def test_what_is_over_goes_after_it_and_sinks_and_dead_letters_stay(lab: MakeLab
     assert one.run(one.client.redrive(one.letters())) == 2
 
 
-def test_records_are_kept_longer_where_that_is_set(lab: MakeLab) -> None:
+def test_records_of_calls_are_kept_longer_than_events_where_that_is_set(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=24 * KEEP)
     one.work()
@@ -99,7 +99,7 @@ def test_records_are_kept_longer_where_that_is_set(lab: MakeLab) -> None:
     assert after["work"] < MANY
 
 
-def test_open_calls_held_results_and_waiting_events_are_needed_however_old(lab: MakeLab) -> None:
+def test_open_calls_held_results_and_waiting_events_are_kept_however_old(lab: MakeLab) -> None:
     one = lab(kept(order="key"))
 
     def answer(inputs: Any, work: Any) -> Any:
@@ -119,7 +119,7 @@ def test_open_calls_held_results_and_waiting_events_are_needed_however_old(lab: 
     assert [o["text"] for o in one.outputs("out.kept")] == [str(n) for n in range(MANY)]
 
 
-def test_work_that_no_worker_has_taken_is_needed(lab: MakeLab) -> None:
+def test_work_that_no_worker_has_taken_is_kept(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=KEEP)
     busy(one, MANY)
@@ -162,7 +162,7 @@ def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(l
     assert log < 3 * SNAPSHOT_EVERY
 
 
-def test_an_event_that_a_dead_letter_points_at_stays(lab: MakeLab) -> None:
+def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
     topology = Topology("pointing", retention="30s")
     topology.source("in").map(lambda d: {"n": len(d["text"]) // d["by"]}, name="divide").sink("out")
     one = lab(topology, max_payload=64_000)
@@ -178,7 +178,7 @@ def test_an_event_that_a_dead_letter_points_at_stays(lab: MakeLab) -> None:
     assert letter.attempts == 2
 
 
-def test_only_the_engine_with_the_first_partition_keeps_house(lab: MakeLab) -> None:
+def test_only_the_engine_with_the_first_partition_does_housekeeping(lab: MakeLab) -> None:
     topology = Topology("kept", retention="30s")
     topology.source("in", partitions=2).sink("out.kept")
     one = lab(topology)

@@ -111,7 +111,7 @@ def test_an_engine_that_cannot_read_its_log_says_so_and_does_not_begin_anew(lab:
     one.hosts.clear()
 
 
-def test_a_look_at_the_log_changes_nothing_and_knows_the_open_calls(lab: MakeLab) -> None:
+def test_looking_at_a_log_changes_nothing_and_shows_the_open_calls(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
     for n in range(3):
@@ -123,7 +123,7 @@ def test_a_look_at_the_log_changes_nothing_and_knows_the_open_calls(lab: MakeLab
     assert len(one.run(look(one.client.bus, APP, "logged", "s1", 7)).calls) == 0
 
 
-def test_each_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
+def test_each_log_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
     one.publish("in", {"text": "a"})

@@ -149,7 +149,7 @@ def test_a_call_that_leaves_no_room_for_its_answer_is_a_dead_letter() -> None:
         assert (letter.reason, letter.node) == ("OutputTooLarge", "ask")
 
 
-def test_what_a_worker_gets_is_in_one_message(lab: MakeLab) -> None:
+def test_work_for_a_worker_fits_one_message(lab: MakeLab) -> None:
     topology = Topology("wide")
     topology.source("in").predict("text -> answer", name="ask").sink("out")
     one = lab(topology)

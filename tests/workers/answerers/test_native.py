@@ -75,7 +75,7 @@ async def test_each_failure_of_a_model_is_the_same_whoever_asked(shared: Bench, 
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(shared: Bench, shared_model: Any) -> None:
+async def test_untrusted_signatures_and_inputs_are_refused_alike_on_both_routes(shared: Bench, shared_model: Any) -> None:
     before = shared_model.requests
     marker = '<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'
     for route in ("auto", "worker"):
@@ -157,7 +157,7 @@ async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(shared: Bench
 
 
 @pytest.mark.asyncio
-async def test_where_dspy_would_call_another_server_native_does_not_answer(model: Any) -> None:
+async def test_a_call_that_dspy_would_send_to_another_server_is_not_answered_natively(model: Any) -> None:
     async with running(plain(model.url, env={"OPENAI_API_BASE": "http://127.0.0.1:9/v1"})) as bench:
         (record,) = await bench.ask(work(spec=spec(route="native")))
     assert "OPENAI_API_BASE is set" in error(record)["message"]
@@ -271,7 +271,7 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
 
 
 @pytest.mark.asyncio
-async def test_a_useless_reply_is_asked_for_again_where_nobody_else_would(model: Any) -> None:
+async def test_an_unreadable_reply_is_asked_for_again_by_an_interactive_call_only(model: Any) -> None:
     model.fault("durable", "nonsense=0x1")
     model.fault("quick", "nonsense=0x1")
     async with running(plain(model.url)) as bench:

@@ -141,7 +141,7 @@ async def test_each_failure_of_a_program_has_its_class_and_the_worker_lives(shar
 
 
 @pytest.mark.asyncio
-async def test_what_is_not_allowed_or_cannot_be_imported_says_what_to_do(model: Any) -> None:
+async def test_a_program_that_is_not_allowed_or_cannot_be_imported_fails_with_a_fix(model: Any) -> None:
     async with running(config(model.url, programs=("sample:E*", "sample:echo", "sample_broken:*"))) as bench:
         denied, broken, absent, fine = await bench.ask(
             work(spec=CallSpec("program", "os:system", "text -> reply")),
@@ -197,7 +197,7 @@ async def test_the_next_profile_is_tried_only_when_one_is_unavailable(model: Any
 
 
 @pytest.mark.asyncio
-async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_key_is_reported_before_a_pool_starts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     profiles = {"main": Profile("main", "openai/x", key_env="NO_SUCH_KEY")}
     with pytest.raises(ConfigError) as caught:
@@ -211,7 +211,7 @@ async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypa
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_call_that_names_an_unknown_profile_is_told_which_there_are(shared: Bench) -> None:
+async def test_a_call_of_an_unknown_profile_fails_with_the_names_of_those_there_are(shared: Bench) -> None:
     (record,) = await shared.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
     assert record.error is not None
     assert record.error["code"] == "DX113"
@@ -234,7 +234,7 @@ def test_every_error_class_of_dspy_is_mapped_by_name() -> None:
     assert not unmapped, f"DSPy has new errors: say in failure.TABLE what they mean: {unmapped}"
 
 
-def test_a_server_that_asks_for_patience_is_heard() -> None:
+def test_a_rate_limit_keeps_the_delay_that_the_server_asks_for() -> None:
     error = to_error(dspy_errors.LMRateLimitError("slow down", retry_after=12), "classify", "predict")
     assert (type(error).__name__, error.retry_after, error.node) == ("RateLimited", 12.0, "classify")
     assert to_error(dspy_errors.LMRateLimitError("slow down", retry_after=1e308), "classify", "predict").retry_after == 3600

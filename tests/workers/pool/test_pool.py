@@ -31,7 +31,7 @@ def children(bench: Bench) -> list[int]:
 
 # -- children that die -----------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
-async def test_a_child_that_dies_is_answered_for_at_once_and_replaced(bench: Bench) -> None:
+async def test_the_calls_of_a_child_that_dies_fail_at_once_and_it_is_replaced(bench: Bench) -> None:
     (first,) = children(bench)
     (dead,) = await bench.ask(work(spec=program("dies"), timeout=600))  # longer than this waits
     assert dead.error is not None
@@ -150,7 +150,7 @@ async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(sha
 
 # -- replacing -------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
-async def test_a_child_is_replaced_after_so_many_calls_and_loses_none(model: Any) -> None:
+async def test_a_child_is_replaced_after_its_number_of_calls_and_loses_none(model: Any) -> None:
     async with running(config(model.url, recycle_calls=3)) as bench:
         (first,) = children(bench)
         records = await bench.ask(*[work(f"t{i}") for i in range(6)])
@@ -304,7 +304,7 @@ async def test_status_shows_what_a_pool_is_doing(shared: Bench) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_records_go_where_the_work_says(shared: Bench) -> None:
+async def test_a_record_goes_to_the_subject_that_its_work_names(shared: Bench) -> None:
     await shared.ask(item := work())
     found = await shared.bus.scan(subjects.stream(APP), [REPLY], start=1, stop=10_000)
     assert [m.headers[subjects.MESSAGE_ID] for m in found].count(subjects.attempt_id(item.call, 1)) == 1

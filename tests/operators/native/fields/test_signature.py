@@ -119,7 +119,7 @@ def test_a_field_may_have_the_name_of_a_method():
     assert Signature("a -> items: list[int], values, name").check_outputs({"items": [1], "values": "v", "name": "n"})
 
 
-def test_the_json_schema_of_a_side():
+def test_a_signature_gives_json_schemas_of_its_inputs_and_of_its_outputs():
     assert Signature(TRIAGE).json_schema("outputs") == {
         "type": "object",
         "properties": {
