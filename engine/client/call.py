@@ -21,6 +21,7 @@ from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallSpec, Usage, Work
 from dspex.engine.client.resolve import HasCall, resolve
+from dspex.engine.client.status_rows import PoolRow
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
@@ -131,7 +132,7 @@ class _Asking:
         self.inbox = bus.inbox()
         self.frames: asyncio.Queue[Message] = asyncio.Queue()
         self.taken = False  # a worker has accepted it
-        self.seen: dict[str, Any] = {}  # what a pool reported when no worker took the call
+        self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
@@ -150,9 +151,9 @@ class _Asking:
         run = self.work.call
         if self.taken or not self.seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
-        slots = self.seen.get("slots", 0) * self.seen.get("ready", 0)
+        slots = self.seen["slots"] * self.seen["ready"]
         return Saturated(
-            f"pool {self.pool} is saturated ({self.seen.get('busy', 0)} of {slots} slots busy); gave up after {timeout:g} s",
+            f"pool {self.pool} is saturated ({self.seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",
             node=self.pool,
             run=run,
             fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
@@ -174,11 +175,11 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         return None
 
 
-async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
+async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow:
     """What a pool says of itself. Raises Saturated where there is no worker at all: waiting would not help."""
     try:
         answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
-        found: dict[str, Any] = orjson.loads(answer.data)
+        found: PoolRow = orjson.loads(answer.data)
         return found
     except Saturated:
         raise Saturated(

@@ -24,6 +24,7 @@ from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, resolve
 from dspex.engine.client.run import Run, finishing, outputs
+from dspex.engine.client.status_rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
@@ -175,6 +176,6 @@ class Client:
         return await letters.redrive(self.bus, self.app, letters_)
 
     # -- looking --------------------------------------------------------------------------------------------------
-    async def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+    async def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return await status.status(self.bus, self.app, await self.manifests(), pools)

@@ -20,6 +20,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall
+from dspex.engine.client.status_rows import Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
 
@@ -178,7 +179,7 @@ class Client:
         """Run their events again from where they failed: same event id, same run. How many."""
         return background.run(self._of.redrive(letters_))
 
-    def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+    def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))
 
