@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
+from dspex.bus.not_built import OPTIONS
 from dspex.engine.graph.context import Build
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
@@ -37,7 +38,6 @@ class Declaration:
         name: of the method of `Stream`, and of the key in YAML.
         main: its main argument.
         options: its other arguments by name, in the order of the reference page and of YAML.
-        not_built: options that are documented and do nothing yet: they are refused.
         many_inputs: whether it joins several streams. Its method takes the other streams in place of the main argument.
     """
 
@@ -45,13 +45,17 @@ class Declaration:
     _: KW_ONLY
     main: Parameter
     options: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
-    not_built: tuple[str, ...] = ()
     many_inputs: bool = False
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         """All arguments by name, the main one first, under the operator's name."""
         return {self.name: self.main, **self.options}
+
+    @property
+    def not_built(self) -> tuple[str, ...]:
+        """Options of the design that are not built, and refused."""
+        return OPTIONS.get(self.name, ())
 
     @property
     def keys(self) -> Mapping[str, Parameter]:

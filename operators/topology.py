@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from dspex.bus.duration import Duration
 from dspex.bus.errors import Problem, TopologyError
+from dspex.bus.not_built import TOPOLOGY_METHODS, Planned
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
 from dspex.operators.formats.describe import TopologyInfo, describe
@@ -28,7 +29,7 @@ from dspex.operators.typing.refs import resolve
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class Topology:
+class Topology(Planned, names=TOPOLOGY_METHODS):
     """A named graph of operators. Grows until it is frozen; then it is read-only.
 
     Args:

@@ -1,6 +1,6 @@
 """The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
 
-Only what has an effect is here; `not_built` names what the design has besides, and this version refuses.
+Only what has an effect is here; `bus/not_built.py` names what the design has besides, and this version refuses.
 """
 
 from __future__ import annotations

@@ -110,6 +110,10 @@ MORE = {
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
     "DX234": ("The number of a source's partitions changed.", "keep it: a key stays in its partition for good"),
     "DX235": ("Nothing of this name is applied.", "the message names what is; `dspex run` applies"),
+    "DX237": (
+        "An operator, an option or a value is not built in this version; it is refused rather than ignored.",
+        "leave it out",
+    ),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
+from dspex.bus import not_built as planned
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.parameters.parameter import REQUIRED, Parameter
@@ -67,9 +68,10 @@ def words_not_built(name: str, parameter: Parameter) -> list[str]:
 
 def not_built() -> str:
     """Names that other pages of the project speak of, and that do nothing yet."""
-    native = [(o.name, o.not_built) for o in operators().values() if isinstance(o, Operator) and o.not_built]
     words = [word for name, p in call_options.CALL_OPTIONS.items() for word in words_not_built(name, p)]
-    found = [("calls", (*call_options.NOT_BUILT, *words)), ("sources", source.NOT_BUILT), ("sinks", sink.NOT_BUILT), *native]
+    shown = {"call": "calls", "source": "sources", "sink": "sinks"}
+    options = [(shown.get(of, f"`{of}`"), (*names, *(words if of == "call" else ()))) for of, names in planned.OPTIONS.items()]
+    found = [("operators", planned.OPERATORS), ("methods of a topology", planned.TOPOLOGY_METHODS), *options]
     return "\n".join(f"* {what}: {', '.join(f'`{name}`' for name in names)}" for what, names in found)
 
 
@@ -93,7 +95,8 @@ def page() -> str:
         "## Options of sinks",
         table(sink.SINK_OPTIONS),
         "## Not built yet",
-        "These options are planned and do nothing in this version, so they are refused:",
+        "These are planned. Until they are built they are refused (`DX237`; a method in Python raises `AttributeError`).\n"
+        "Options are listed by what would take them:",
         not_built(),
     ]
     return "\n\n".join(parts) + "\n"

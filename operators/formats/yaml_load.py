@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
+from dspex.bus import not_built
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.formats.yaml_document import Document, read_file
 from dspex.operators.formats.yaml_read import Mapped
@@ -65,7 +66,7 @@ class _Loader(Document):
         for subject, value in section.items():
             with self.reading(section.at(subject), f"source {subject}", subject):
                 given: dict[str, object] = {}
-                for name, found in self.options(value, source.SOURCE_OPTIONS, source.NOT_BUILT).items():
+                for name, found in self.options(value, source.SOURCE_OPTIONS, not_built.OPTIONS["source"]).items():
                     with self.reporting():
                         given[name] = source.SOURCE_OPTIONS[name].load(name, found, self.types, given)
                 self.done[subject] = (Stream(self.plan, source.add(self.plan, subject, given)),)
@@ -76,7 +77,7 @@ class _Loader(Document):
         section = self.section("sinks")
         for subject, value in section.items():
             with self.reading(section.at(subject), f"sink {subject}", subject):
-                o = self.options(value, ("from", *sink.SINK_OPTIONS), sink.NOT_BUILT)
+                o = self.options(value, ("from", *sink.SINK_OPTIONS), not_built.OPTIONS["sink"])
                 streams = self.inlets(value)
                 o.pop("from", None)
                 for stream in streams[:1]:
@@ -204,6 +205,9 @@ def _which_operator(name: str, value: Mapping[str, Any], found: list[str]) -> tu
     if found:
         return "DX204", f"node {name} has {len(found)} operators: {', '.join(found)}", "one operator a node; chain them by from"
     known = (*operators(), "through")
+    if planned := next((k for k in value if k in not_built.OPERATORS), None):
+        message = f"node {name}: the operator {planned!r} is not built in this version"
+        return not_built.TOPOLOGY_CODE, message, f"one of: {', '.join(known)}"
     strange = [k for k in value if k != "from" and not any(k in o.keys for o in operators().values())]
     if strange:
         return "DX204", f"node {name}: there is no operator {strange[0]!r}", did_you_mean(strange[0], known)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeAlias
 
 from dspex.bus.errors import TopologyError
+from dspex.bus.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean, problem
 from dspex.operators.typing.shape import Shape
@@ -118,5 +119,5 @@ def checked(
 def unknown(name: str, known: Iterable[str], has: str = "there is", not_built: Iterable[str] = ()) -> TopologyError:
     """The error for an option that does not exist, or that is not built: accepted and ignored, it would be false safety."""
     if name in not_built:
-        return problem("DX204", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
+        return problem(TOPOLOGY_CODE, f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
     return problem("DX204", f"{has} no option {name!r}", did_you_mean(name, known))

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, get_args
 
 from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters.parameter import Arguments, Parameter
-from dspex.operators.problems import wrong
+from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import wrong_field
 
@@ -114,8 +115,10 @@ class ChoiceParameter(Parameter):
 
     def check(self, name: str, value: object) -> object:
         if value not in self.words:
-            later = f" ({', '.join(self.not_built)} is not built in this version)" if value in self.not_built else ""
-            raise wrong(name, value, f"one of: {', '.join(self.words)}{later}")
+            fix = f"one of: {', '.join(self.words)}"
+            if value in self.not_built:
+                raise problem(TOPOLOGY_CODE, f"{name}={value!r} is not built in this version", fix)
+            raise wrong(name, value, fix)
         return value
 
     def schema(self) -> JsonSchema:

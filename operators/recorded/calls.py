@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from typing_extensions import Unpack
 
+from dspex.bus.not_built import OPTIONS
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import (
     INTO,
@@ -21,7 +22,7 @@ from dspex.operators.parameters import (
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import all_of
-from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
+from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.recorded.spec import SignatureLike, Spec, consistent
 from dspex.operators.typing import purity
 from dspex.operators.typing.names import V
@@ -38,7 +39,10 @@ class CallOperator(Declaration):
 
     _: KW_ONLY
     spec: Callable[..., Spec[Any]]
-    not_built: tuple[str, ...] = NOT_BUILT
+
+    @property
+    def not_built(self) -> tuple[str, ...]:
+        return OPTIONS["call"]
 
     @property
     def keys(self) -> Mapping[str, Parameter]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypedDict, cast
 
 from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
+from dspex.bus.not_built import CHOICES
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -190,7 +191,7 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "fallback": FallbackParameter(None, doc="gives the outputs when the attempts are spent"),
         "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
         "order": ChoiceParameter(
-            "any", of=Order, not_built=("serial",), doc="as they finish, or released in the order of their key"
+            "any", of=Order, not_built=CHOICES["order"], doc="as they finish, or released in the order of their key"
         ),
         "route": ChoiceParameter(
             "auto",
@@ -199,9 +200,6 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
     }
 )
-NOT_BUILT = ("affinity", "cache", "cost", "priority", "tenant", "lane", "first_token_timeout", "hedge")
-"""Documented call options that this version does not have."""
-
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {name: p.check(name, p.default) for name, p in CALL_OPTIONS.items() if p.default is not None}
 )

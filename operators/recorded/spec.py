@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeAlias, cast
 from typing_extensions import Unpack
 
 from dspex.bus.errors import InvalidOutput, TopologyError
+from dspex.bus.not_built import OPTIONS
 from dspex.bus.records import CallSpec, Outputs
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
@@ -24,7 +25,7 @@ from dspex.operators.parameters import Arguments
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
 from dspex.operators.problems import all_of, problem
-from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, NOT_BUILT, CallOptions
+from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
 from dspex.operators.typing.names import T_co, V
 from dspex.operators.typing.refs import resolve
 from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
@@ -60,7 +61,7 @@ class Spec(Generic[T_co]):
 
     def with_options(self, **o: Unpack[CallOptions]) -> Spec[T_co]:
         """The same spec with these options changed. Raises TopologyError for a wrong one."""
-        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=NOT_BUILT)
+        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=OPTIONS["call"])
         all_of(errors)
         return consistent(replace(self, options={**self.options, **changed}))
 

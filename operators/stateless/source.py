@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
+from dspex.bus.not_built import OPTIONS
 from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
@@ -69,13 +70,11 @@ SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
     }
 )
-NOT_BUILT = ("codec", "accept", "idle", "hold")
-"""Documented options of a source that this version does not have."""
 
 
 def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
     """Add a source to a plan, and note what is wrong with it."""
-    o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=NOT_BUILT)
+    o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=OPTIONS["source"])
     options = {name: SOURCE_OPTIONS[name].plain(value, o) for name, value in o.items() if name in given}
     draft = NodeDraft("source", subject, subject, payload=Source(subject), options=options, shape=shape_of(o.get("type")))
     plan.add(draft)

@@ -55,5 +55,4 @@ OPERATOR = Operator(
     options={"on_error": ChoiceParameter("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
     build=build,
     shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else shape_of(o["validate"]),
-    not_built=("extra",),
 )

@@ -254,7 +254,7 @@ def test_a_lambda_or_a_local_class_in_a_call_is_refused():
     ("options", "code", "message", "fix"),
     [
         ({"pol": "x"}, "DX204", "there is no option 'pol'", "did you mean pool?"),
-        ({"order": "serial"}, "DX205", "order cannot be 'serial'", "any, key"),
+        ({"order": "serial"}, "DX237", "order='serial' is not built", "any, key"),
         ({"timeout": "soon"}, "DX205", "timeout cannot be 'soon'", "10s"),
     ],
 )

@@ -7,13 +7,14 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from dspex.bus import not_built
 from dspex.bus.errors import TopologyError
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.recorded.calls import predict
-from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
+from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.registry import operators
-from dspex.operators.stateless import source
+from dspex.operators.stateless.sink import SINK_OPTIONS
 from dspex.operators.stateless.source import SOURCE_OPTIONS, SourceOptions
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
@@ -47,10 +48,10 @@ def test_the_method_of_an_operator_has_the_options_and_defaults_of_its_declarati
         assert required or parameter.default == operator.options[name].default, name
 
 
-@pytest.mark.parametrize("name", NOT_BUILT)
+@pytest.mark.parametrize("name", not_built.OPTIONS["call"])
 def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
     (found,) = problems(lambda s: s.predict("a -> b", name="p", **{name: "x"}))
-    assert found == ("DX204", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
+    assert found == ("DX237", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
     with pytest.raises(TopologyError, match="is not built"):
         predict("a -> b", **{name: "x"})  # type: ignore[arg-type]
     with pytest.raises(TopologyError, match="is not built"):
@@ -59,20 +60,50 @@ def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
 
 def test_an_order_that_is_not_built_is_refused() -> None:
     (found,) = problems(lambda s: s.predict("a -> b", name="p", order="serial"))
-    assert found == ("DX205", "order cannot be 'serial'", "one of: any, key (serial is not built in this version)")
+    assert found == ("DX237", "order='serial' is not built in this version", "one of: any, key")
 
 
-@pytest.mark.parametrize("name", source.NOT_BUILT)
+@pytest.mark.parametrize("name", not_built.OPTIONS["source"])
 def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
     topology = Topology("t")
     topology.source("a.b", **{name: "x"}).sink("c.d")  # type: ignore[call-overload, arg-type]
-    assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX204", True)]
+    assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX237", True)]
 
 
 @pytest.mark.parametrize("options", [{"stream": "KEPT"}, {"cloudevents": "binary"}])
 def test_a_sink_option_that_is_not_built_is_refused(options: dict[str, str]) -> None:
     (found,) = problems(lambda s: s.sink("c.d", **options))
-    assert (found[0], "is not built" in found[1]) == ("DX204", True)
+    assert (found[0], "is not built" in found[1]) == ("DX237", True)
+
+
+@pytest.mark.parametrize("operator", not_built.OPERATORS)
+def test_an_operator_that_is_not_built_is_refused_by_name_in_python_and_in_yaml(tmp_path, monkeypatch, operator: str) -> None:
+    with pytest.raises(AttributeError, match=f"Stream.{operator} is not built in this version"):
+        getattr(Topology("t").source("a.b"), operator)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text(
+        "dspex: 1\ntopology: t\nsources: { a.b: }\n"
+        f"nodes:\n  n: {{ from: a.b, {operator}: x, name: y }}\nsinks: {{ c.d: {{ from: n }} }}\n"
+    )
+    (found,) = Topology.load("t.yaml").check()
+    assert (found.code, found.line, found.node) == ("DX237", 5, "n")
+    assert f"the operator {operator!r} is not built in this version" in found.message
+
+
+def test_nothing_is_listed_as_not_built_that_is_there() -> None:
+    assert not [name for name in not_built.OPERATORS if name in operators() or name in vars(Stream)]
+    assert not [name for name in not_built.TOPOLOGY_METHODS if name in vars(Topology)]
+    takes = {"call": set(CALL_OPTIONS), "source": set(SOURCE_OPTIONS), "sink": set(SINK_OPTIONS)}
+    for of, names in not_built.OPTIONS.items():
+        assert not set(names) & (takes.get(of) or set(operators()[of].options)), of
+
+
+@pytest.mark.parametrize("method", not_built.TOPOLOGY_METHODS)
+def test_a_method_of_a_topology_that_is_not_built_says_so(method: str) -> None:
+    with pytest.raises(AttributeError, match=f"Topology.{method} is not built in this version"):
+        getattr(Topology("t"), method)
+    with pytest.raises(AttributeError, match="has no attribute 'crom'"):
+        getattr(Topology("t"), "crom")  # noqa: B009
 
 
 def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatch) -> None:

@@ -17,6 +17,8 @@ from dspex.engine.cli.app import main
         (["plan"], "DX108", "dspex plan"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "ls"], "DX108", "dspex runs"),
+        (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),
+        (["show", "--as", "asynkapi"], "DX100", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
         (["plam"], "DX100", "plam"),
     ],
