@@ -41,6 +41,7 @@ WRITES_TO_STDOUT = {
     "workers/bench/server.py": "a process whose parent reads one line",
     "workers/models/server.py": "a process whose parent reads one line",
 }
+LEAVES_A_BODY_OUT = {"operators/stream.py": "`declared` runs what the declaration says in place of the body"}
 STARTS_TASKS = {
     "bus/tasks.py": "the owner of tasks",
     "bus/memory/virtual.py": "the event loop itself, which runs one coroutine to its end",
@@ -127,6 +128,17 @@ def test_only_the_named_places_catch_everything() -> None:
                     yield node.lineno
 
     assert found_in_files(wide, CATCHES_ALL) == {}
+
+
+def test_only_the_named_places_leave_a_body_out() -> None:
+    """A method that a subclass must write is abstract, so that type checkers find a class without it."""
+
+    def left_out(name: str) -> Iterator[int]:
+        return (
+            node.lineno for node in nodes(name) if isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node)
+        )
+
+    assert found_in_files(left_out, LEAVES_A_BODY_OUT) == {}
 
 
 def test_only_the_named_places_start_tasks_by_hand() -> None:
