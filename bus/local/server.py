@@ -112,7 +112,7 @@ class LocalServer:
                 self._launch(binary, port, lock)
                 if await self._ready(port, again=tries_left > 0 and self._port is None):
                     break
-            state.write(self.store, url=self.url, pid=self.pid, version=self.version)
+            state.write(self.store, url=self.url, pid=self.pid, version=self.version, detached=self._detached)
         except BaseException:  # cancelled, or the disk is full: no other process would know of the server
             await self.kill()
             raise

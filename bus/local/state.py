@@ -24,7 +24,7 @@ STOP_TIMEOUT = 20.0  # seconds
 
 
 def running(home: Path) -> Mapping[str, Any] | None:
-    """What `server.json` says (url, pid, version, store), if that server is alive: it holds its lock."""
+    """What `server.json` says (url, pid, version, store, detached), if that server is alive: it holds its lock."""
     try:
         state: dict[str, Any] = json.loads(_state_file(home).read_text())
         file = _lock_file(Path(state["store"])).open()
@@ -50,9 +50,9 @@ async def stop_running(home: Path) -> bool:
     return True
 
 
-def write(store: Path, *, url: str, pid: int, version: str) -> None:
-    """Tell other processes of the server that has started on `store`."""
-    found = {"url": url, "pid": pid, "version": version, "store": str(store)}
+def write(store: Path, *, url: str, pid: int, version: str, detached: bool) -> None:
+    """Tell other processes of the server that has started on `store`. `detached`: it outlives the process that started it."""
+    found = {"url": url, "pid": pid, "version": version, "store": str(store), "detached": detached}
     _state_file(store.parent).write_text(json.dumps(found))
 
 

@@ -60,6 +60,9 @@ async def test_a_detached_server_is_neither_stopped_nor_started_again_by_those_w
         assert not found.started
     assert running(settings.store.parent) is not None
     async with server_of(settings, start=True):
+        state = running(settings.store.parent)
+        assert state is not None
+        assert state["detached"], "who uses it does not keep it running"
         assert await stop_running(settings.store.parent)
     assert running(settings.store.parent) is None
     await server.stop()  # nothing is left of it but a child to be waited for
