@@ -123,7 +123,7 @@ class Client:
         return await publishing.publish(self.bus, self.app, id, NewMessage(subject, body, own))
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
-        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.
+        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
 
         `start`: "new", "all", a sequence, or a time.
         """

@@ -132,7 +132,7 @@ class Client:
         )
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> Iterator[Event[Any]]:
-        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.
+        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
 
         `start`: "new", "all", a sequence, or a time.
         """

@@ -1,4 +1,4 @@
-"""Watching: events of a subject, or results of a recorded node, as they are stored. It takes nothing from anyone."""
+"""Watching: events of a subject, or results of a recorded node, as they are stored. It only reads them."""
 
 from __future__ import annotations
 

@@ -25,6 +25,12 @@ def test_every_error_code_is_on_its_page_once_and_no_other() -> None:
     assert sorted(listed) == sorted(codes_in_source())
 
 
+def test_what_the_page_says_is_never_raised_is_raised_nowhere() -> None:
+    rooms = ("bus", "engine", "operators", "workers", "topologies")
+    text = "\n".join(f.read_text() for room in rooms for f in (ROOT / room).rglob("*.py"))
+    assert [name for name in MAKE["NOT_RAISED"] if re.search(rf"raise {name}\b", text)] == []
+
+
 def test_every_error_code_says_when_it_is_raised_and_what_to_do() -> None:
     for code, _, when, fix in MAKE["rows"]():
         assert when.endswith("."), code
