@@ -148,8 +148,10 @@ class RetryPolicyParameter(Parameter):
                 raise problem("DX204", f"{name} has no {key!r}", did_you_mean(key, fields))
             if key == "attempts" and (not isinstance(v, int) or v < 1):
                 raise wrong(f"{name}.attempts", v, "a whole number from 1 (the first attempt counts)")
-            if key in ("factor", "jitter") and (not isinstance(v, (int, float)) or v < 0):
-                raise wrong(f"{name}.{key}", v, "a number from 0")
+            if key == "factor" and (not isinstance(v, (int, float)) or v < 1):
+                raise wrong(f"{name}.{key}", v, "a number from 1")
+            if key == "jitter" and (not isinstance(v, (int, float)) or not 0 <= v <= 1):
+                raise wrong(f"{name}.{key}", v, "a number from 0 to 1")
         whole = {**fields, **given}
         return whole | {key: in_seconds(f"{name}.{key}", whole[key]) for key in ("backoff", "cap")}
 

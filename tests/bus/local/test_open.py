@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import until
 
-from dspex.bus.errors import Unreachable
+from dspex.bus.errors import ConfigError, Unreachable
 from dspex.bus.local.open import connect, server_of
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running, stop_running
@@ -66,3 +67,33 @@ async def test_a_detached_server_is_neither_stopped_nor_started_again_by_those_w
         assert await stop_running(settings.store.parent)
     assert running(settings.store.parent) is None
     await server.stop()  # nothing is left of it but a child to be waited for
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "login", [{"creds": "me.creds"}, {"user": "ann"}, {"token_env": "T"}, {"tls": {"ca": "ca.pem"}}], ids=str
+)
+async def test_a_login_without_a_server_that_it_is_for_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings in (Settings.load(server=login), Settings(server=ServerSettings.model_validate(login))):
+        with pytest.raises(ConfigError, match=f"server.{next(iter(login))}") as caught:
+            async with server_of(settings, start=True):
+                pass
+        assert caught.value.code == "DX108"
+
+
+@pytest.mark.asyncio
+async def test_a_login_of_the_shell_for_all_nats_tools_does_not_keep_the_local_server_from_being_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATS_CREDS", "me.creds")
+    monkeypatch.setenv("NATS_PASSWORD", "secret")
+    async with server_of(Settings.load(server__local__port=-1), start=True) as found:
+        assert found.local
+    monkeypatch.setenv("DSPEX_SERVER__CREDS", "me.creds")
+    with pytest.raises(ConfigError, match="env DSPEX_SERVER__CREDS"):
+        async with server_of(Settings.load(), start=True):
+            pass

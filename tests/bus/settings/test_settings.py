@@ -144,6 +144,7 @@ def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monk
 def test_lists_and_tables_can_come_from_a_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPEX_TOPOLOGIES", "a:b, c.yaml")
     monkeypatch.setenv("DSPEX_POOLS__GPU__DEVICES", "[0, 1]")
+    monkeypatch.setenv("DSPEX_POOLS__GPU__GPUS", "1")
     monkeypatch.setenv("DSPEX_ENGINE__COMMIT", '{"max_events": 7}')
     monkeypatch.setenv("DSPEX_ENGINE__LEASE", "8")
     settings = Settings.load()
