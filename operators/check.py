@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
-from dspex.engine.graph.check import NAME
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
 
@@ -21,7 +20,7 @@ def check(plan: Plan) -> list[Problem]:
     names, place = plan.names(), plan.place
     noted = [replace(p, node=names[d]) if d else p for d, p in plan.problems]
     of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
-    found = [*_topology_name(plan, place), *noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
+    found = [*noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
 
@@ -29,14 +28,6 @@ def _anchored(found: list[Problem], place: SourceLine | None) -> Iterator[Proble
     """Problems of no node are shown at the topology."""
     for p in found:
         yield replace(p, file=place.file, line=place.line) if p.node is None and place else p
-
-
-def _topology_name(plan: Plan, place: SourceLine | None) -> Iterator[Problem]:
-    if not NAME.fullmatch(plan.topology):
-        file, line = place or (None, None)
-        message = f"{plan.topology!r} is not a name for a topology"
-        rule = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
-        yield Problem("DX202", "error", plan.topology, None, file, line, message, rule)
 
 
 def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:

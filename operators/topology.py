@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from dspex.bus.duration import Duration
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.not_built import TOPOLOGY_METHODS, Planned
+from dspex.engine.graph.check import NAME
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
 from dspex.operators.formats.describe import TopologyInfo, describe
@@ -56,6 +57,9 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
         self._renamed_from, self._drop = renamed_from, drop
         self._graph: Graph | None = None
         self._retention = 0.0
+        if not NAME.fullmatch(name):
+            fix = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
+            self._plan.report(None, "DX202", f"{name!r} is not a name for a topology", fix)
         with self._plan.collecting(None):
             self._retention = float(in_seconds("retention", retention))
         with self._plan.collecting(None):
