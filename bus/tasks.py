@@ -62,8 +62,8 @@ class Tasks:
 
     async def wait(self) -> None:
         """Wait until a task fails, and raise what it raised."""
-        await self._failed.wait()
-        assert self.failure is not None
+        while self.failure is None:
+            await self._failed.wait()
         self._reported = True
         raise self.failure
 

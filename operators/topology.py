@@ -85,6 +85,15 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
 
     def freeze(self) -> Self:
         """Make it read-only. Raises one TopologyError that carries all problems."""
+        self._frozen()
+        return self
+
+    @property
+    def graph(self) -> Graph:
+        """The frozen graph: what engines run. Freezes the topology."""
+        return self._frozen()
+
+    def _frozen(self) -> Graph:
         if self._graph is None:
             errors = [p for p in self.check() if p.level == "error"]
             if errors:
@@ -92,7 +101,7 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
                 raise TopologyError(lines, code=errors[0].code, fix=errors[0].fix, problems=errors)
             self._graph = self._build()
             self._plan.frozen = True
-        return self
+        return self._graph
 
     def _build(self) -> Graph:
         names = self._plan.names()
@@ -105,13 +114,6 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
             drop=tuple(self._drop),
             file=self._plan.place.file if self._plan.place else None,
         )
-
-    @property
-    def graph(self) -> Graph:
-        """The frozen graph: what engines run. Freezes the topology."""
-        self.freeze()
-        assert self._graph is not None
-        return self._graph
 
     @property
     def digest(self) -> str:

@@ -109,8 +109,8 @@ class LocalServer:
         try:
             for tries_left in (2, 1, 0):
                 port = self._port or launch.free_port(self._wanted)
-                self._launch(binary, port, lock)
-                if await self._ready(port, again=tries_left > 0 and self._port is None):
+                process = self._launch(binary, port, lock)
+                if await self._ready(process, port, again=tries_left > 0 and self._port is None):
                     break
             state.write(self.store, url=self.url, pid=self.pid, version=self.version, detached=self._detached)
         except BaseException:  # cancelled, or the disk is full: no other process would know of the server
@@ -149,7 +149,7 @@ class LocalServer:
         pid, self._pid = self._pid, None
         state.forget(self.store, pid)
 
-    def _launch(self, binary: str, port: int, lock: IO[str]) -> None:
+    def _launch(self, binary: str, port: int, lock: IO[str]) -> subprocess.Popen[bytes]:
         self._config.touch(mode=0o600)  # there may be a password in it
         text = launch.configuration(
             self.store, port, sync_interval=self._sync, max_file=self._max_file, login=self._login, extra=self._extra
@@ -158,15 +158,16 @@ class LocalServer:
         if self._port is None:
             self.log.unlink(missing_ok=True)
         how = launch.detached if self._detached else launch.supervised
-        self._process, self._pid = how([binary, "-c", str(self._config)], self.log, lock)
+        process, self._pid = how([binary, "-c", str(self._config)], self.log, lock)
+        self._process = process
+        return process
 
-    async def _ready(self, port: int, *, again: bool) -> bool:
+    async def _ready(self, process: subprocess.Popen[bytes], port: int, *, again: bool) -> bool:
         """Wait until JetStream answers. False, with `again` only: another process took the port meanwhile."""
-        assert self._process is not None
         user, password = self._login
         end = time.monotonic() + READY_TIMEOUT
         why = "no answer"
-        while self._process.poll() is None and time.monotonic() < end:
+        while process.poll() is None and time.monotonic() < end:
             try:
                 found = await probe.ask("127.0.0.1", port, user=user, password=password, timeout=1.0)
             except (OSError, TimeoutError, EOFError, ValueError) as e:

@@ -75,8 +75,8 @@ class _Run:
 
     # -- start ----------------------------------------------------------------------------------------------------
     async def _warm_up(self, stopped: asyncio.Future[int]) -> None:
-        pools = self.engine.pools
-        if pools is not None:
+        pools = self.engine.running.pools
+        if pools.names:
             sizes = [self.engine.settings.pools[name].size for name in pools.names]
             with self.t.progress("warming up", sum(sizes)) as self.bar:
                 await first(stopped, pools.ready(), self.engine.wait())
@@ -98,8 +98,7 @@ class _Run:
             self._print_pool(said)
 
     def _print_server(self) -> None:
-        server, settings = self.engine.server, self.engine.settings
-        assert server is not None
+        server, settings = self.engine.running.server, self.engine.settings
         sync = settings.server.local.sync_interval
         data = {"event": "server", "url": server.url, "started": server.started, "local": server.local}
         self.t.emit(
@@ -108,8 +107,7 @@ class _Run:
         )
 
     def _print_topologies(self) -> None:
-        host = self.engine.host
-        assert host is not None
+        host = self.engine.running.host
         for graph in self.engine.graphs:
             stages = sum(r.topology == graph.name for r in host.runners)
             change, stream = host.applied[graph.name], subjects.stream(host.app)

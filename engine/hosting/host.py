@@ -132,7 +132,7 @@ class Host:
         """Apply, and begin to run what this engine gets a lease for."""
         manifests = await self.apply()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
-        self.leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
+        self.leases = leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
         services = Services(
             bus=self.bus,
             app=self.app,
@@ -140,14 +140,14 @@ class Host:
             engine=self.engine,
             committer=self.committer,
             clock=self.clock,
-            revoked=self.leases.revoked,
+            revoked=leases.revoked,
             repair=TornCommits(self.bus, self.app, self.graphs),
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=self.bus.max_payload,
         )
         for graph in self.graphs:
-            self._add_runners(services, graph, manifests[graph.name])
+            self._add_runners(services, leases, graph, manifests[graph.name])
         await self.leases.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.leases.run(), "leases")
@@ -157,15 +157,14 @@ class Host:
         for runner in self.runners:
             self._parts.start(runner.run(), f"{runner.topology}.{runner.stage.id}")
 
-    def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
-        assert self.leases is not None
+    def _add_runners(self, services: Services, leases: Leases, graph: Graph, applied: Manifest) -> None:
         for source in graph.sources:
             id, count = applied.stages[source.name]
             stage = compile_stage(graph, source, id)
             start = applied.starts.get(source.name, 0)
             runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
-            self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+            leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
@@ -179,8 +178,8 @@ class Host:
 
     async def wait(self) -> None:
         """Wait until a part of the engine fails; raises its error."""
-        await self._failed.wait()
-        assert self.failure is not None
+        while self.failure is None:
+            await self._failed.wait()
         raise self.failure
 
     # -- stopping -------------------------------------------------------------------------------------------------

@@ -70,9 +70,6 @@ class Workers:
 
     async def _run(self, work: Work) -> CallRecord | None:
         answer, failures = self._answers.get(work.node), self._failures.get(work.node)
-        if answer is None and not failures:
-            self.problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
-            return None
         if answer is not None and answer.after:
             await asyncio.sleep(answer.after)
         record = partial(
@@ -87,7 +84,9 @@ class Workers:
         )
         if failures:
             return record(error=_as_error(failures.popleft()).as_dict())
-        assert answer is not None
+        if answer is None:
+            self.problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
+            return None
         outputs = answer.outputs
         return record(outputs=dict(outputs(dict(work.inputs)) if callable(outputs) else outputs))
 

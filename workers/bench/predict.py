@@ -31,7 +31,7 @@ class Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = b""
         self._answer: asyncio.Future[bytes] | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # the loop gives it before anything else
 
     @classmethod
     async def open(cls, url: str) -> Wire:
@@ -57,7 +57,6 @@ class Wire(asyncio.Protocol):
 
     async def send(self, request: bytes) -> bytes:
         """The body of the answer."""
-        assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
@@ -68,7 +67,6 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection."""
-        assert self._transport is not None
         self._transport.close()
 
 
