@@ -20,7 +20,7 @@ pytestmark = pytest.mark.no_cover
 @pytest.fixture(scope="module")
 def case() -> Case:
     """A run without faults, with everything in it."""
-    simulation = Simulation(5, count=80, kills=0, deadly=0.0, faults=Faults(), freezes=False)
+    simulation = Simulation(5, count=80, kills=0, deadly=0.0, faults=Faults(), freezes=False, big=1)
     report = simulation.run()
     assert report.good, str(report)
     return Case(APP, simulation.events, simulation.stored, simulation.heard)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import standin
-from pool_bench import APP, CHOICES, POOL, REPLY, Bench, config, program, running, work
+from pool_bench import APP, CHOICES, POOL, REPLY, SIGNATURE, Bench, config, program, running, work
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -21,8 +21,18 @@ from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, Work
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallSpec, Work
+from dspex.workers.config import PoolConfig
 from dspex.workers.pool.pool import Pool
+
+
+def light(url: str, **options: Any) -> PoolConfig:
+    """A pool whose child imports no DSPy, which costs a second: for what is the same whoever answers."""
+    return config(url, programs=(), **options)
+
+
+def native(text: str = "hello", **options: Any) -> Work:
+    return work(text, spec=CallSpec("predict", SIGNATURE, SIGNATURE, route="native"), **options)
 
 
 def children(bench: Bench) -> list[int]:
@@ -151,9 +161,9 @@ async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(sha
 # -- replacing -------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
 async def test_a_child_is_replaced_after_its_number_of_calls_and_loses_none(model: Any) -> None:
-    async with running(config(model.url, recycle_calls=3)) as bench:
+    async with running(light(model.url, recycle_calls=3)) as bench:
         (first,) = children(bench)
-        records = await bench.ask(*[work(f"t{i}") for i in range(6)])
+        records = await bench.ask(*[native(f"t{i}") for i in range(6)])
         assert [r.error for r in records] == [None] * 6
         await until(lambda: children(bench) and first not in children(bench) and bench.pool.children.ready == 1)
         assert bench.pool.children.restarts == 0
@@ -172,8 +182,8 @@ async def test_a_child_over_its_memory_is_replaced(model: Any) -> None:
 @pytest.mark.asyncio
 async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) -> None:
     server = MemoryServer()
-    async with running(config(model.url), server.connect()) as first:
-        quick, slow = work("standin:slow=0.4"), work("standin:slow=60x1", timeout=600)
+    async with running(light(model.url), server.connect()) as first:
+        quick, slow = native("standin:slow=0.4"), native("standin:slow=60x1", timeout=600)
         await first.put(quick, slow)
         await until(lambda: model.running == 2)
         pids = children(first)
@@ -181,7 +191,7 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
         (done,) = await first.records(1)
         assert (done.call, done.error) == (quick.call, None)
         assert not any(psutil.pid_exists(p) for p in pids)
-        async with running(config(model.url), server.connect()) as second:
+        async with running(light(model.url), server.connect()) as second:
             records = await second.records(2)
             assert [r.call for r in records] == [quick.call, slow.call]
             assert records[1].error is None
@@ -192,8 +202,8 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
 async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(model: Any) -> None:
     bus = MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
-    async with running(config(model.url, slots=2), bus) as bench:
-        await bench.put(*[work(f"t{i}") for i in range(40)])
+    async with running(light(model.url, slots=2), bus) as bench:
+        await bench.put(*[native(f"t{i}") for i in range(40)])
         await until(lambda: bench.pool.free() == 0 and bench.pool.children.slots.busy == 0)
         assert len(await bench.records(2)) == 2
         assert model.requests < 12, "it does not call models for records that it cannot store"
@@ -205,13 +215,13 @@ async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(m
 @pytest.mark.asyncio
 async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any) -> None:
     bus = MemoryServer().connect()
-    pool = Pool(bus, config(model.url))
+    pool = Pool(bus, light(model.url))
     await pool.start()
     try:
         await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
         bench = Bench(pool, bus)
         pump = asyncio.create_task(bench.pump())
-        assert (await bench.ask(work()))[0].error is None
+        assert (await bench.ask(native()))[0].error is None
         pump.cancel()
     finally:
         await pool.drain(0)
@@ -251,34 +261,34 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
 
 @pytest.mark.asyncio
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
-    async with running(config(model.url, slots=1)) as bench:
+    async with running(light(model.url, slots=1)) as bench:
         interactive = bench.pool.interactive
         await until(lambda: interactive.joined)
-        await bench.put(work("standin:slow=3"))
+        await bench.put(native("standin:slow=3"))
         await until(lambda: not interactive.joined)
         with pytest.raises(Saturated):
-            await bench.bus.request(subjects.call(APP, POOL), work("x").pack(), timeout=1)
+            await bench.bus.request(subjects.call(APP, POOL), native("x").pack(), timeout=1)
         await bench.records(1)
         await until(lambda: interactive.joined)
-        frames = await call(bench, work("again", reply=""), asyncio.Queue())
+        frames = await call(bench, native("again", reply=""), asyncio.Queue())
         assert frames[-1][0] == RESULT
 
 
 @pytest.mark.asyncio
 async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy(model: Any) -> None:
-    async with running(config(model.url, slots=1)) as bench:
+    async with running(light(model.url, slots=1)) as bench:
         await until(lambda: bench.pool.interactive.joined)
         first, second = await asyncio.gather(
-            *[call(bench, work(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
+            *[call(bench, native(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
         )
         assert sorted([first[-1][0], second[-1][0]]) == sorted([BUSY, RESULT])
 
 
 @pytest.mark.asyncio
 async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(model: Any) -> None:
-    async with running(config(model.url)) as bench:
+    async with running(light(model.url)) as bench:
         await until(lambda: bench.pool.interactive.joined)
-        asked = asyncio.create_task(call(bench, work("standin:hang", reply=""), asyncio.Queue()))
+        asked = asyncio.create_task(call(bench, native("standin:hang", reply=""), asyncio.Queue()))
         await until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
         frames = await asked
