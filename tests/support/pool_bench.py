@@ -46,6 +46,11 @@ class Bench:
     seen: list[CallRecord] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def joined(self) -> bool:
+        """Whether the pool is in the queue group of interactive calls, so that it may get some."""
+        return self.pool.interactive._subscription is not None  # pyright: ignore[reportPrivateUsage]
+
     async def put(self, *items: Work) -> None:
         for item in items:
             await self.bus.publish(NewMessage(subjects.work(APP, POOL, item.topology, item.node), item.pack()))

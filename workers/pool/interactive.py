@@ -39,11 +39,6 @@ class Interactive:
         pool.children.slots.freed = self._changed.set
         self._subscription: Subscription | None = None
 
-    @property
-    def joined(self) -> bool:
-        """Whether this process is in the queue group, so that it may get calls."""
-        return self._subscription is not None
-
     async def run(self) -> None:
         """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
         try:

@@ -59,13 +59,8 @@ class Template:
         return f"Template({self.text!r})"
 
     @property
-    def variables(self) -> set[str]:
-        """The fields of the data that it may read."""
-        return set(self._facts.names)
-
-    @property
     def required(self) -> set[str]:
-        """Those of `variables` that the data must have."""
+        """The fields that the data must have; others it may read where they are there."""
         return set(self._facts.required)
 
     def render(self, data: Mapping[str, object]) -> str:

@@ -261,7 +261,7 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
-    await until(lambda: bench.pool.interactive.joined)
+    await until(lambda: bench.joined)
     await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:

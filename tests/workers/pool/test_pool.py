@@ -245,7 +245,7 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
-    await until(lambda: shared.pool.interactive.joined)
+    await until(lambda: shared.joined)
     item = work("quick", reply="", ordinal=-1)
     frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
@@ -262,14 +262,13 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
 @pytest.mark.asyncio
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
     async with running(light(model.url, slots=1)) as bench:
-        interactive = bench.pool.interactive
-        await until(lambda: interactive.joined)
+        await until(lambda: bench.joined)
         await bench.put(native("standin:slow=3"))
-        await until(lambda: not interactive.joined)
+        await until(lambda: not bench.joined)
         with pytest.raises(Saturated):
             await bench.bus.request(subjects.call(APP, POOL), native("x").pack(), timeout=1)
         await bench.records(1)
-        await until(lambda: interactive.joined)
+        await until(lambda: bench.joined)
         frames = await call(bench, native("again", reply=""), asyncio.Queue())
         assert frames[-1][0] == RESULT
 
@@ -277,7 +276,7 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
 @pytest.mark.asyncio
 async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy(model: Any) -> None:
     async with running(light(model.url, slots=1)) as bench:
-        await until(lambda: bench.pool.interactive.joined)
+        await until(lambda: bench.joined)
         first, second = await asyncio.gather(
             *[call(bench, native(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
         )
@@ -287,7 +286,7 @@ async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy
 @pytest.mark.asyncio
 async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(model: Any) -> None:
     async with running(light(model.url)) as bench:
-        await until(lambda: bench.pool.interactive.joined)
+        await until(lambda: bench.joined)
         asked = asyncio.create_task(call(bench, native("standin:hang", reply=""), asyncio.Queue()))
         await until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
