@@ -30,6 +30,9 @@ OnError: TypeAlias = Literal["dead_letter", "skip"]
 Order: TypeAlias = Literal["any", "key"]
 """How results are released: as they finish, or in the order of their key."""
 
+MAX_ITERS = 10
+"""The most steps of a `react` that does not say how many."""
+
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
 
@@ -94,7 +97,7 @@ class CallSpec:
     adapter: str | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
-    max_iters: int = 10
+    max_iters: int = MAX_ITERS
     state: str | None = None
     route: str = "worker"
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.recorded import calls
 from dspex.operators.recorded.options import CallOptions
-from dspex.operators.recorded.spec import SignatureLike, Spec
+from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec
 from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink
 from dspex.operators.stateless.parse import ParseAs
@@ -255,7 +255,7 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         signature: SignatureLike,
         *,
         tools: Sequence[str],
-        max_iters: int = 10,
+        max_iters: int = MAX_ITERS,
         name: str,
         into: type[V] | None = None,
         **o: Unpack[CallOptions],

@@ -73,7 +73,7 @@ class CallDefaults(Table):
     """Call options of every recorded operator that does not set them itself. None: not set here."""
 
     pool: PoolName | None = None
-    lm: Texts | None = None
+    lm: Annotated[Texts, Field(min_length=1)] | None = None
     config: ModuleSettings | None = None
     adapter: Adapter | None = None
     timeout: PositiveSeconds | None = None

@@ -23,7 +23,7 @@ from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import all_of
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
-from dspex.operators.recorded.spec import SignatureLike, Spec, consistent
+from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec, consistent
 from dspex.operators.typing import purity
 from dspex.operators.typing.names import V
 from dspex.operators.typing.shape import Shape
@@ -76,7 +76,7 @@ def react(
     signature: SignatureLike,
     *,
     tools: Sequence[str],
-    max_iters: int = 10,
+    max_iters: int = MAX_ITERS,
     into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
@@ -126,7 +126,7 @@ REACT = CallOperator(
     main=SignatureParameter(),
     options={
         "tools": RefsParameter(what="a tool", doc="functions that the model may use; they run in the worker"),
-        "max_iters": IntegerParameter(10, doc="the most steps"),
+        "max_iters": IntegerParameter(MAX_ITERS, doc="the most steps"),
         **_OPTIONS,
     },
     spec=react,

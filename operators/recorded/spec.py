@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from dspex.bus.errors import InvalidOutput, TopologyError
 from dspex.bus.not_built import OPTIONS
+from dspex.bus.records import MAX_ITERS as MAX_ITERS
 from dspex.bus.records import CallSpec, Outputs
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
@@ -56,7 +57,7 @@ class Spec(Generic[T_co]):
     into: object = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
-    max_iters: int = 10
+    max_iters: int = MAX_ITERS
     state: str | None = None
 
     def with_options(self, **o: Unpack[CallOptions]) -> Spec[T_co]:

@@ -9,11 +9,10 @@ import pytest
 
 from dspex.bus import not_built
 from dspex.bus.errors import TopologyError
-from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter
-from dspex.operators.recorded.calls import predict
+from dspex.operators.recorded.calls import CallOperator, predict
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
-from dspex.operators.registry import operators
+from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless.sink import SINK_OPTIONS
 from dspex.operators.stateless.source import SOURCE_OPTIONS, SourceOptions
 from dspex.operators.stream import Stream
@@ -37,10 +36,17 @@ def test_a_choice_lists_the_words_that_its_type_lists() -> None:
     assert choices == {name: get_args(hints[name]) for name in ("adapter", "on_error", "order", "route")}
 
 
-@pytest.mark.parametrize("operator", [o for o in operators().values() if isinstance(o, Operator)], ids=lambda o: o.name)
-def test_the_method_of_an_operator_has_the_options_and_defaults_of_its_declaration(operator: Operator) -> None:
-    method = inspect.signature(getattr(Stream, operator.name))
-    typed = {n: p for n, p in method.parameters.items() if p.kind is p.KEYWORD_ONLY and n != "name"}
+@pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)
+def test_the_functions_of_an_operator_have_the_options_and_defaults_of_its_declaration(
+    operator: AnyOperator,
+) -> None:
+    agrees(operator, [*inspect.signature(getattr(Stream, operator.name)).parameters.values()][2:])
+    if isinstance(operator, CallOperator):
+        agrees(operator, [*inspect.signature(operator.spec).parameters.values()][1:])
+
+
+def agrees(operator: AnyOperator, behind_the_main_argument: list[inspect.Parameter]) -> None:
+    typed = {p.name: p for p in behind_the_main_argument if p.kind is not p.VAR_KEYWORD and p.name != "name"}
     assert set(typed) <= set(operator.options)
     for name, parameter in typed.items():
         required = parameter.default is inspect.Parameter.empty
