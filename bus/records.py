@@ -35,6 +35,9 @@ MAX_ITERS = 10
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
+DEFAULT_POOL = "lightweight"
+"""The pool of a call that names none."""
+
 
 class _Packed:
     def pack(self) -> bytes:

@@ -24,8 +24,8 @@ from nats.aio.client import Client
 from dspex.bus.errors import ConfigError, UnsupportedServer
 from dspex.bus.nats.failures import translated
 from dspex.bus.nats.protocol import WireParser, WireRoute
+from dspex.bus.port import OLDEST_SERVER
 
-OLDEST = (2, 12)  # the first with atomic batches
 _CHUNK = 1 << 18
 _CLOSING = 1.0  # seconds
 
@@ -184,7 +184,7 @@ async def dial(options: Options, url: str, ended: Callable[[str], None], complai
             )  # fmt: skip
         version = str(client.server_info.get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
-        if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST_SERVER:
             raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
         good = True
         return client

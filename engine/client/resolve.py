@@ -10,12 +10,11 @@ from typing_extensions import TypeVar
 
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
-from dspex.bus.records import CallSpec
+from dspex.bus.records import DEFAULT_POOL, CallSpec
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 
 V_co = TypeVar("V_co", covariant=True, default=Any)
-DEFAULT_POOL = "lightweight"
 _OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order")  # call options that only a stage of a topology can carry out
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypedDict, cast
 from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
 from dspex.bus.not_built import CHOICES
+from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -180,7 +181,7 @@ class FallbackParameter(Parameter):
 
 CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "pool": PoolNameParameter("lightweight", doc="which workers"),
+        "pool": PoolNameParameter(DEFAULT_POOL, doc="which workers"),
         "lm": ProfilesParameter(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
         "inputs": InputsParameter(None, doc="default: the field of that name"),
         "config": ConfigParameter(None, doc="parameters of the DSPy module; default: the profile's"),

@@ -63,8 +63,7 @@ class _Spec:
 
 
 async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec:
-    from dspex.bus.records import CallSpec
-    from dspex.bus.settings.model import DEFAULT_POOL
+    from dspex.bus.records import DEFAULT_POOL, CallSpec
     from dspex.engine.graph.nodes import Call
 
     if signature is not None:

@@ -18,11 +18,10 @@ from dspex.bus.errors import BusError, ConfigError, DspexError
 from dspex.bus.local import probe
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
-from dspex.bus.port import Bus
+from dspex.bus.port import OLDEST_SERVER, Bus
 from dspex.bus.settings.model import Settings
 from dspex.workers.models import weights
 
-OLDEST = (2, 12)
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 1.0  # seconds
 _ASK_INTERPRETER = """
@@ -98,7 +97,7 @@ async def _version(server: Found) -> Diagnosis:
         return Diagnosis("server", False, f"{url} does not answer: {e}", "start it: dspex server start; or correct server.url")
     version = str(info.get("version", "?"))
     where = "of dspex" if server.local else "of yours"
-    good = tuple(int(n) for n in version.split("-")[0].split(".")[:2] if n.isdigit()) >= OLDEST
+    good = tuple(int(n) for n in version.split("-")[0].split(".")[:2] if n.isdigit()) >= OLDEST_SERVER
     fix = "upgrade it to 2.12 or newer, or leave out --server and dspex starts its own"
     return Diagnosis("server", good, f"{url} is a server {where}, nats-server {version}", None if good else fix)
 
