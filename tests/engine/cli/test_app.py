@@ -94,7 +94,7 @@ def test_the_log_level_is_that_of_the_settings(folder: Path, capsys: pytest.Capt
     assert logging.getLogger("dspex.engine.hosting.host").getEffectiveLevel() == logging.ERROR
     (folder / "dspex.toml").write_text('[telemetry]\nlog = "loud"\n')
     assert cli.main(["config", "show"]) == 2
-    assert "error[DX121] telemetry.log: there is no log level 'loud'" in capsys.readouterr().err
+    assert "error[DX121] telemetry.log (dspex.toml:2): there is no log level 'loud'" in capsys.readouterr().err
 
 
 def test_settings_errors_have_the_shape_of_all_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
