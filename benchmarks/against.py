@@ -18,22 +18,42 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pipeline
+from arguments import positive
 
 from dspex.bus.local.server import LocalServer
 
 ROOT = Path(__file__).parents[1]
 SLOWER = 1.15  # times as long: what the noise of a quiet machine does not reach
-NOW = "now"
+NOW = "working tree"  # no commit, branch or tag has a space in its name
+
+
+def git(*args: str) -> str | None:
+    """What git prints; None where it fails."""
+    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+    return None if done.returncode else done.stdout.strip()
+
+
+def commit_of(ref: str) -> str:
+    """The id of a commit. Ends the program with exit code 2 where there is none."""
+    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if found is None:
+        print(f"bench: there is no commit, branch or tag {ref!r} in this repository", file=sys.stderr)
+        raise SystemExit(2)
+    return found
+
+
+def compared(commit: str, ref: str) -> str:
+    """One line that says which code the two sides are."""
+    changes = ", with uncommitted changes" if git("status", "--porcelain") else ""
+    return f"{NOW}: {(git('rev-parse', 'HEAD') or '?')[:10]}{changes}; {ref}: {commit[:10]}"
 
 
 @contextmanager
-def checkout(ref: str) -> Iterator[Path]:
+def checkout(commit: str) -> Iterator[Path]:
     """A folder that has the commit as the package `dspex`, as PYTHONPATH wants it. Gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="dspex-bench-") as folder:
         tree = Path(folder) / "dspex"
-        add = subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), ref], cwd=ROOT)
-        if add.returncode:
-            raise SystemExit(2)
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], cwd=ROOT, check=True)
         try:
             yield Path(folder)
         finally:
@@ -49,7 +69,7 @@ async def measure(sides: dict[str, Path], events: int, rounds: int) -> dict[str,
             for number in range(rounds):
                 for side in list(sides)[:: 1 if number % 2 else -1]:
                     took[side].append(await once(sides[side], server.url, events))
-                    print(f"  {side:<12}{events / took[side][-1]:>10,.0f} /s", file=sys.stderr)
+                    print(f"  {side[:13]:<14}{events / took[side][-1]:>10,.0f} /s", file=sys.stderr)
     return took
 
 
@@ -73,16 +93,20 @@ def verdict(took: dict[str, list[float]], ref: str, events: int) -> tuple[list[s
     lines += [f"{side[:13]:<14}{events / t:>12,.0f}{t / medians[ref]:>8.2f}x" for side, t in medians.items()]
     slow = ratio > SLOWER
     lines.append(f"{'SLOWER' if slow else 'ok'}: {ratio:.2f} times as long as {ref}; allowed are {SLOWER:g}")
+    if len(took[NOW]) == 1:
+        lines.append("one round proves little: a ratio is worth believing from --rounds 5 on")
     return lines, slow
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--against", metavar="REF", required=True, help="a commit, branch or tag")
-    parser.add_argument("--events", type=int, default=40_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--events", type=positive, default=40_000)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
-    with checkout(args.against) as folder:
+    commit = commit_of(args.against)
+    print(compared(commit, args.against))
+    with checkout(commit) as folder:
         sides = {NOW: ROOT / ".venv/as", args.against: folder}
         took = asyncio.run(measure(sides, args.events, args.rounds))
     lines, slow = verdict(took, args.against, args.events)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+from arguments import positive
 from nats.aio.client import Client
 
 from dspex.bus.nats import NatsBus, connect
@@ -144,8 +145,8 @@ async def measure(url: str, messages: int, runs: int) -> dict[str, tuple[float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--messages", type=positive, default=100_000)
+    parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

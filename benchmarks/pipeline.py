@@ -32,6 +32,7 @@ from pathlib import Path
 
 import nats
 import orjson
+from arguments import positive
 from nats.aio.client import Client as NATS
 
 from dspex.bus.local.server import LocalServer
@@ -248,8 +249,8 @@ async def _apart(peer: str, url: str, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--events", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--events", type=positive, default=60_000)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--bare", action="store_true", help="events without ids, as they should not be published")
     parser.add_argument("--out", type=Path)

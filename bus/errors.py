@@ -333,7 +333,7 @@ class RateLimited(CallError):
     """The model's provider asked for fewer requests."""
 
     code, retryable, _exit = "DX602", True, 5
-    fix = "wait for retry_after, or lower the profile's limits"
+    fix = "wait for retry_after, or give the pool fewer slots"
 
 
 class CallTimeout(CallError):

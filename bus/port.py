@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+OLDEST_SERVER = (2, 12)  # the first nats-server with atomic batches
 
 
 class NewMessage(NamedTuple):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
 
+Outputs: TypeAlias = Mapping[str, Any]
+"""What a call gives: values by name, as JSON-able data."""
+
 Route: TypeAlias = Literal["auto", "worker", "native"]
 """Who answers a call in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy."""
 
@@ -34,7 +37,13 @@ OnError: TypeAlias = Literal["dead_letter", "skip"]
 Order: TypeAlias = Literal["any", "key"]
 """How results are released: as they finish, or in the order of their key."""
 
+MAX_ITERS = 10
+"""The most steps of a `react` that does not say how many."""
+
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
+
+DEFAULT_POOL = "lightweight"
+"""The pool of a call that names none."""
 
 
 @cache
@@ -166,7 +175,7 @@ class CallSpec:
     adapter: str | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
-    max_iters: int = 10
+    max_iters: int = MAX_ITERS
     state: str | None = None
     route: str = "worker"
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -301,8 +310,8 @@ class Letter(_Packed):
 
 
 # -- between a pool's parent and its children, and for interactive calls -----------------------------------------
+# What a reply to an interactive call is, in its header subjects.KIND.
 ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
 BUSY = "busy"  # the worker's last slot was taken meanwhile: ask again
 RESULT = "result"  # last frame: a packed CallRecord
 ROUTES = ("auto", "worker", "native")  # of CallSpec
-KIND_HEADER = "Dspex-Kind"  # which of the three a reply to an interactive call is

@@ -24,9 +24,12 @@ SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
+KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
 OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, CONTENT_TYPE})
+
+FROM_SERVER: Final = "Nats-"  # how the headers begin that the server adds or reads
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
@@ -63,7 +66,7 @@ def matches(pattern: str, subject: str) -> bool:
     return len(want) == len(have)
 
 
-def covers(wide: str, narrow: str) -> bool:
+def includes(wide: str, narrow: str) -> bool:
     """Whether `wide` takes every subject that the pattern `narrow` takes."""
     want, have = wide.split("."), narrow.split(".")
     for i, part in enumerate(want):
@@ -116,7 +119,7 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
 
 
 def work_consumer(pool: str) -> str:
-    """The durable consumer that the workers of a class share."""
+    """The durable consumer that the workers of a pool share."""
     return f"work-{token(pool, 'pool')}"
 
 
@@ -145,7 +148,7 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
 
 
 def work(app: str, pool: str, topology: str, operator: str) -> str:
-    """Where the calls of an operator wait for a worker of the class."""
+    """Where the calls of an operator wait for a worker of the pool."""
     return f"{prefix(app)}.work.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
 
 
@@ -185,8 +188,17 @@ def call(app: str, pool: str) -> str:
 
 
 def control(app: str, pool: str) -> str:
-    """Commands to the pools of a class, and questions to them (core NATS)."""
+    """Commands to the processes of a pool, and questions to them (core NATS)."""
     return f"{prefix(app)}.control.{token(pool, 'pool')}"
+
+
+# -- of the server ---------------------------------------------------------------------------------------------------
+ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of JetStream
+
+
+def stream_info(stream: str) -> str:
+    """Ask it for the state of a stream."""
+    return f"$JS.API.STREAM.INFO.{stream}"
 
 
 # -- keys of the bucket --------------------------------------------------------------------------------------------
@@ -199,7 +211,7 @@ def lease_key(topology: str, stage: str, partition: int) -> str:
 
 
 def member_key(kind: str, id: str) -> str:
-    """Who is alive: `engine.<id>` or `pool.<class>.<id>`."""
+    """Who is alive: `engine.<id>`."""
     return f"{kind}.{id}"
 
 

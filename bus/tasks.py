@@ -4,17 +4,21 @@ asyncio alone leaves three gaps. The loop holds tasks weakly, so that one nobody
 reported when the task is collected. And code that runs in a task may swallow a cancellation (`asyncio.wait_for` does before
 Python 3.12), so that whoever cancels once and then waits may wait for ever. `asyncio.TaskGroup` closes the first two, but ends
 all tasks when one fails, and only within one block; the owners here live as long as an object does.
+
+What one coroutine waits for at once needs no owner: `asyncio.gather` and `asyncio.TaskGroup` are right there.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 CANCEL_AGAIN: Final = 10.0  # seconds until a task that still runs is cancelled once more; longer than any clean-up takes
 
-_running: set[asyncio.Task[None]] = set()  # the strong references that the loop does not keep
+_running: set[asyncio.Task[Any]] = set()  # the strong references that the loop does not keep
 
 
 class Tasks:
@@ -32,13 +36,13 @@ class Tasks:
         self._report = failed
         self._reported = failed is not None
         self._failed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         """How many have not ended."""
         return len(self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` in the background."""
         task = asyncio.create_task(work, name=f"{self.owner}.{name}")
         self._tasks.add(task)
@@ -46,7 +50,7 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         _running.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
@@ -58,8 +62,8 @@ class Tasks:
 
     async def wait(self) -> None:
         """Wait until a task fails, and raise what it raised."""
-        await self._failed.wait()
-        assert self.failure is not None
+        while self.failure is None:
+            await self._failed.wait()
         self._reported = True
         raise self.failure
 

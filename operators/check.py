@@ -1,15 +1,6 @@
 """`Topology.check`: the problems noted while the topology grew, and those of the graph as a whole.
 
-DX201 name or subject twice      DX210 no signature              DX219 function of the wrong arity
-DX202 not a name                 DX211 type unknown to workers   DX221 ref or file not found
-DX204 unknown key or option      DX212 into against signature    DX222 not YAML, or not safe YAML
-DX205 wrong value                DX213 cycle                     DX223 lambda in to_yaml
-DX206 from: wrong or missing     DX214 unused stream             DX224 frozen
-DX207 the stream lacks a field   DX215 two sinks, one subject    DX225 no template
-DX208 no expression              DX216 sink feeds own source     DX226 type or schema cannot be checked
-DX209 unknown type               DX217 no subject                DX227 stream of another topology
-                                 DX218 not importable            DX228 no source
-DX310 not pure    DX320 made-up name    DX321 unused outlet      DX229 Arrow for records
+docs/errors.md lists their codes.
 """
 
 from __future__ import annotations
@@ -22,7 +13,6 @@ from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import NAME
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -30,7 +20,7 @@ def check(plan: Plan) -> list[Problem]:
     names, place = plan.names(), plan.place
     noted = [replace(p, node=names[d]) if d else p for d, p in plan.problems]
     of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
-    found = [*_topology_name(plan, place), *noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
+    found = [*noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
 
@@ -38,14 +28,6 @@ def _anchored(found: list[Problem], place: SourceLine | None) -> Iterator[Proble
     """Problems of no node are shown at the topology."""
     for p in found:
         yield replace(p, file=place.file, line=place.line) if p.node is None and place else p
-
-
-def _topology_name(plan: Plan, place: SourceLine | None) -> Iterator[Problem]:
-    if not NAME.fullmatch(plan.topology):
-        file, line = place or (None, None)
-        message = f"{plan.topology!r} is not a name for a topology"
-        rule = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
-        yield Problem("DX202", "error", plan.topology, None, file, line, message, rule)
 
 
 def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """An operator, declared once. YAML, the schema, the checks and the reference page are derived from the declaration.
 
-    score = Operator("score", main=Metric(), options={"expected": Expression(), "field": FieldName("score")}, build=build)
+    score = Operator("score", main=MetricParameter(), options={"field": FieldNameParameter("score")}, build=build)
 
 Every file of `operators/stateless` holds one, beside the function that builds its step; `registry` finds them there. A base
 class with a method for each purpose would do as well, but then each operator would write these methods itself, and differently.
@@ -13,15 +13,17 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
+from dspex.bus.not_built import OPTIONS
 from dspex.engine.graph.context import Build
-from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Schema, Types, checked
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem
 from dspex.operators.typing import purity
 from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
 
 Edges: TypeAlias = Sequence[tuple[NodeDraft, int]]
-FROM: Schema = {
+FROM: JsonSchema = {
     "type": ["string", "array"],
     "items": {"type": "string"},
     "description": "a source, a node, or an outlet: branch.0, branch.rest",
@@ -36,8 +38,6 @@ class Declaration:
         name: of the method of `Stream`, and of the key in YAML.
         main: its main argument.
         options: its other arguments by name, in the order of the reference page and of YAML.
-        doc: what comes out, for docs/operators.md.
-        not_built: options that are documented and do nothing yet: they are refused.
         many_inputs: whether it joins several streams. Its method takes the other streams in place of the main argument.
     """
 
@@ -45,14 +45,17 @@ class Declaration:
     _: KW_ONLY
     main: Parameter
     options: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
-    doc: str = ""
-    not_built: tuple[str, ...] = ()
     many_inputs: bool = False
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         """All arguments by name, the main one first, under the operator's name."""
         return {self.name: self.main, **self.options}
+
+    @property
+    def not_built(self) -> tuple[str, ...]:
+        """Options of the design that are not built, and refused."""
+        return OPTIONS.get(self.name, ())
 
     @property
     def keys(self) -> Mapping[str, Parameter]:
@@ -72,7 +75,7 @@ class Declaration:
                 options[name] = parameter.load(name, options[name], types, options)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         """The JSON Schema of its nodes in YAML."""
         properties = {"from": FROM, self.name: self.main.schema(), **{n: p.schema() for n, p in self.keys.items()}}
         required = ["from", self.name, *self.required]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dspex.bus.errors import Problem, TopologyError
 from dspex.operators.native.suggestions import problem as problem
-
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
 
 T = TypeVar("T")
 

@@ -12,13 +12,14 @@ from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import TypeIs, Unpack
 
+from dspex.bus.not_built import OPERATORS, Planned
 from dspex.engine.graph.context import Context
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.recorded import calls
 from dspex.operators.recorded.options import CallOptions
-from dspex.operators.recorded.spec import SignatureLike, Spec
+from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec
 from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink
 from dspex.operators.stateless.parse import ParseAs
@@ -57,7 +58,7 @@ def declared(method: Method) -> Method:
     return cast("Method", add)
 
 
-class Stream(Generic[T_co, K_co]):
+class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
     """Data of type T on its way through a topology; with a key (a string) or, without one, K = None.
 
     Made by `Topology.source` and by the methods here, not by hand. A method that gets something wrong does not raise:
@@ -95,7 +96,6 @@ class Stream(Generic[T_co, K_co]):
         found = tuple(Stream[Any, Any](self._plan, draft, i, shape) for i, shape in enumerate(shapes))
         return found if operator.main.variadic else found[0]
 
-    # -- native, stateless
     @overload
     def map(self, fn: Callable[[T_co], U], *, name: Name = None) -> Stream[U, K_co]: ...
     @overload
@@ -255,7 +255,7 @@ class Stream(Generic[T_co, K_co]):
         signature: SignatureLike,
         *,
         tools: Sequence[str],
-        max_iters: int = 10,
+        max_iters: int = MAX_ITERS,
         name: str,
         into: type[V] | None = None,
         **o: Unpack[CallOptions],
@@ -286,14 +286,14 @@ class Stream(Generic[T_co, K_co]):
             self._plan.prefix = outer
 
     def sink(self, subject: str, *, codec: Codec | None = None, **not_built: Never) -> None:
-        """Publish what comes here, exactly once. `subject` may hold fields: "replies.{intent}".
+        """Publish what comes here, exactly once.
 
         Args:
-            subject: one sink a subject; merge streams first.
+            subject: may hold fields: "replies.{intent}". One sink a subject; merge streams first.
             codec: how the data is encoded; default: the topology's.
             not_built: any other option is a problem that `check` lists: `stream` and `cloudevents` are not built yet.
         """
-        given: dict[str, object] = {**({} if codec is None else {"codec": codec}), **not_built}
+        given = not_built if codec is None else {**not_built, "codec": codec}
         sink.add(self._plan, self._draft, self._outlet, self._shape, subject, given)
 
 

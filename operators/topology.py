@@ -11,6 +11,8 @@ from typing_extensions import Unpack
 
 from dspex.bus.duration import Duration
 from dspex.bus.errors import Problem, TopologyError
+from dspex.bus.not_built import TOPOLOGY_METHODS, Planned
+from dspex.engine.graph.check import NAME
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
 from dspex.operators.formats.describe import TopologyInfo, describe
@@ -28,7 +30,7 @@ from dspex.operators.typing.refs import resolve
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class Topology:
+class Topology(Planned, names=TOPOLOGY_METHODS):
     """A named graph of operators. Grows until it is frozen; then it is read-only.
 
     Args:
@@ -55,6 +57,9 @@ class Topology:
         self._renamed_from, self._drop = renamed_from, drop
         self._graph: Graph | None = None
         self._retention = 0.0
+        if not NAME.fullmatch(name):
+            fix = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
+            self._plan.report(None, "DX202", f"{name!r} is not a name for a topology", fix)
         with self._plan.collecting(None):
             self._retention = float(in_seconds("retention", retention))
         with self._plan.collecting(None):
@@ -80,6 +85,15 @@ class Topology:
 
     def freeze(self) -> Self:
         """Make it read-only. Raises one TopologyError that carries all problems."""
+        self._frozen()
+        return self
+
+    @property
+    def graph(self) -> Graph:
+        """The frozen graph: what engines run. Freezes the topology."""
+        return self._frozen()
+
+    def _frozen(self) -> Graph:
         if self._graph is None:
             errors = [p for p in self.check() if p.level == "error"]
             if errors:
@@ -87,7 +101,7 @@ class Topology:
                 raise TopologyError(lines, code=errors[0].code, fix=errors[0].fix, problems=errors)
             self._graph = self._build()
             self._plan.frozen = True
-        return self
+        return self._graph
 
     def _build(self) -> Graph:
         names = self._plan.names()
@@ -100,13 +114,6 @@ class Topology:
             drop=tuple(self._drop),
             file=self._plan.place.file if self._plan.place else None,
         )
-
-    @property
-    def graph(self) -> Graph:
-        """The frozen graph: what engines run. Freezes the topology."""
-        self.freeze()
-        assert self._graph is not None
-        return self._graph
 
     @property
     def digest(self) -> str:

@@ -86,20 +86,20 @@ def test_the_engine_starts_without_dspy() -> None:
     assert not {"dspy", "litellm", "torch"} & loaded_by("from dspex import Engine, Topology, predict, connect")
 
 
-def test_the_version_is_told_before_anything_is_imported() -> None:
+def test_the_version_is_printed_before_anything_is_imported() -> None:
     code = "import sys; from dspex.__main__ import main; assert main(['--version']) == 0"
     assert not HEAVY & loaded_by(code)
 
 
 @pytest.mark.parametrize("name", ["codecs", "errors", "metrics", "sync", "testing"])
-def test_a_module_is_imported_as_anyone_would_write_it_and_has_only_what_it_promises(name: str) -> None:
+def test_each_public_module_exports_only_its_public_names(name: str) -> None:
     face = importlib.import_module(f"dspex.{name}")
     assert face is getattr(dspex, name)
     behind = importlib.import_module(FACES[name])
     assert {n for n in vars(face) if not n.startswith("_")} == set(behind.__all__)
 
 
-def test_what_type_checkers_see_is_what_is_loaded() -> None:
+def test_type_checkers_and_the_interpreter_see_the_same_public_names() -> None:
     """The names under TYPE_CHECKING are a second list of where each name lives: it must not go its own way."""
     tree = ast.parse(Path(dspex.__file__).read_text())
     (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dspex.bus.errors import DspexError
-from dspex.bus.records import CallRecord, Usage, Work
+from dspex.bus.records import CallRecord, Outputs, Usage, Work
 
-Outputs = dict[str, Any]  # of a call, by name, as JSON-able data
 ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
 
 

@@ -24,7 +24,7 @@ _HEAD = struct.Struct(">I")
 
 # -- parent → child --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Start:
+class StartFrame:
     """The first frame. `parent`: process id; the child ends with it."""
 
     parent: int
@@ -32,7 +32,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallFrame:
     """Answer a call. `work`: packed; `local`: where the local model's server is, if the call may need it."""
 
     id: int
@@ -41,20 +41,20 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Cancel:
+class CancelFrame:
     """Give a call up."""
 
     id: int
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopFrame:
     """Let nothing more run, and end."""
 
 
 # -- child → parent --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Hello:
+class HelloFrame:
     """The child is ready. `found`: refs of the programs that it can run; `failed`: why not, by pattern of the allow-list."""
 
     pid: int = 0
@@ -65,14 +65,14 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Fatal:
+class FatalFrame:
     """The child cannot run: a setting is wrong, or something is not installed."""
 
     error: ErrorMap
 
 
 @dataclass(frozen=True)
-class Status:
+class StatusFrame:
     """What a program says about a call that it is running."""
 
     id: int
@@ -80,23 +80,23 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Done:
+class DoneFrame:
     """The end of a call."""
 
     id: int
     answer: Answer
 
 
-Frame = Start | Call | Cancel | Stop | Hello | Fatal | Status | Done
+Frame = StartFrame | CallFrame | CancelFrame | StopFrame | HelloFrame | FatalFrame | StatusFrame | DoneFrame
 _TYPES: Mapping[str, type[Frame]] = {
-    "start": Start,
-    "call": Call,
-    "cancel": Cancel,
-    "stop": Stop,
-    "hello": Hello,
-    "fatal": Fatal,
-    "status": Status,
-    "done": Done,
+    "start": StartFrame,
+    "call": CallFrame,
+    "cancel": CancelFrame,
+    "stop": StopFrame,
+    "hello": HelloFrame,
+    "fatal": FatalFrame,
+    "status": StatusFrame,
+    "done": DoneFrame,
 }
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
@@ -110,9 +110,9 @@ def pack(frame: Frame) -> bytes:
 def _unpack(body: bytes) -> Frame:
     raw: dict[str, Any] = codecs.decode(body, codecs.MSGPACK)
     kind = _TYPES[raw.pop("type")]
-    if kind is Start:
+    if kind is StartFrame:
         raw["pool"] = PoolConfig.from_plain(raw["pool"])
-    elif kind is Done:
+    elif kind is DoneFrame:
         answer: dict[str, Any] = raw["answer"]
         if answer["usage"] is not None:
             answer["usage"] = Usage(**answer["usage"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,10 +13,13 @@ from urllib.parse import urlsplit
 import structlog
 
 from dspex.bus.errors import BusError, ConfigError, Unreachable
-from dspex.bus.local.server import LocalServer, running
+from dspex.bus.local.server import LocalServer
+from dspex.bus.local.state import running
+from dspex.bus.not_built import CODE
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
-from dspex.bus.settings.server import TLSSettings
+from dspex.bus.settings.server import LOGIN, TLSSettings
+from dspex.bus.tasks import Tasks
 
 _log = structlog.get_logger(__name__)
 _PAUSE = 1.0  # seconds between two starts of a server that does not start
@@ -43,10 +46,12 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
 
     Raises:
         Unreachable: there is none, and none may be started.
+        ConfigError: DX108, a login is given, and no server that it is for.
     """
     if settings.server.url:
         yield Found(settings.server.url, started=False, local=False)
         return
+    _refuse_login(settings)
     if state := running(settings.store.parent):
         found = Found(str(state["url"]), started=False, local=True)
         stays = not start or state.get("detached")
@@ -62,6 +67,27 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
         yield Found(server.url, started=True, local=True)
 
 
+def _refuse_login(settings: Settings) -> None:
+    """Raise ConfigError (DX108) for a login that the local server, which has none, would ignore.
+
+    What the shell says to all NATS tools (`NATS_CREDS`, …) was not meant for it, and is noted only.
+    """
+    given = settings.server.model_dump(include=set(LOGIN), exclude_none=True)
+    origins = settings.origins()
+    for name in given:
+        key = f"server.{name}"
+        origin = next(o for k, o in origins.items() if k == key or k.startswith(f"{key}."))
+        if origin.startswith(("env NATS_", "context ")):  # a context is judged by who names it: `server.context`
+            _log.info("a login is not used: the local server has none", setting=key, origin=origin)
+        else:
+            raise ConfigError(
+                f"{key} ({origin}) is a login, and no server is named: the local one has none",
+                code=CODE,
+                node=key,
+                fix=f"name the server (server.url, or --server nats://host:4222), or leave {key} out",
+            )
+
+
 def _server(settings: Settings, port: int) -> LocalServer:
     local = settings.server.local
     return LocalServer(
@@ -72,13 +98,12 @@ def _server(settings: Settings, port: int) -> LocalServer:
 @asynccontextmanager
 async def _while(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
     """Run `work` until the block ends."""
-    task = asyncio.create_task(work, name="nats-server")
+    tasks = Tasks("nats-server")
+    tasks.start(work, "keep")
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await tasks.stop()
 
 
 async def _take_over(settings: Settings, url: str) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dspex.bus import subjects
+
 
 @dataclass(frozen=True)
-class Answer:
-    """`info`: the server's INFO. `jetstream`: its $JS.API.INFO, None while JetStream does not answer."""
+class ServerInfo:
+    """`info`: the server's INFO. `jetstream`: its account information, None while JetStream does not answer."""
 
     info: Mapping[str, Any]
     jetstream: Mapping[str, Any] | None
@@ -35,7 +37,7 @@ async def hello(host: str, port: int, *, timeout: float) -> Mapping[str, Any]:
             writer.close()
 
 
-async def ask(host: str, port: int, *, user: str | None = None, password: str | None = None, timeout: float) -> Answer:
+async def ask(host: str, port: int, *, user: str | None = None, password: str | None = None, timeout: float) -> ServerInfo:
     """Connect, log in, ask JetStream. Raises OSError, TimeoutError, EOFError, or ValueError with the server's refusal."""
     async with asyncio.timeout(timeout):
         reader, writer = await asyncio.open_connection(host, port)
@@ -45,21 +47,22 @@ async def ask(host: str, port: int, *, user: str | None = None, password: str | 
             writer.close()
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str | None, password: str | None) -> Answer:
+async def _talk(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str | None, password: str | None
+) -> ServerInfo:
     info = await _info(reader)
     login = {"verbose": False, "pedantic": False, "lang": "dspex", "version": "0", "headers": True, "no_responders": True}
     if user:
         login |= {"user": user, "pass": password or ""}
-    writer.write(
-        b"CONNECT " + json.dumps(login).encode() + b"\r\nSUB _INBOX.probe 1\r\nPUB $JS.API.INFO _INBOX.probe 0\r\n\r\n"
-    )
+    ask = f"SUB _INBOX.probe 1\r\nPUB {subjects.ACCOUNT_INFO} _INBOX.probe 0\r\n\r\n"
+    writer.write(f"CONNECT {json.dumps(login)}\r\n{ask}".encode())
     while True:
         line = await _line(reader)
         if line.startswith(b"MSG "):
             answer = json.loads(await reader.readexactly(int(line.split()[-1])))
-            return Answer(info, None if "error" in answer else answer)
+            return ServerInfo(info, None if "error" in answer else answer)
         if line.startswith(b"HMSG "):  # no responders: no JetStream here, or not yet
-            return Answer(info, None)
+            return ServerInfo(info, None)
         if line.startswith(b"-ERR"):
             raise ValueError(line.removeprefix(b"-ERR ").decode().strip(" '\r\n"))
         if line.startswith(b"PING"):

@@ -195,7 +195,7 @@ class MemoryBus:
         subscription = await self.subscribe(inbox, answered)
         try:
             if not self.server.route(Message(subject, data, headers or {}, reply=inbox)):
-                raise Saturated(f"nobody listens on {subject}")
+                raise Saturated(f"no process listens on {subject}")
             async with asyncio.timeout(timeout):
                 return await self.wait(answer)
         except TimeoutError:

@@ -66,8 +66,8 @@ class MemoryServer:
     def ensure_stream(self, config: StreamConfig) -> MemoryStream:
         stream = self.streams.get(config.name)
         own = stream.subjects if stream else []
-        new = [s for s in config.subjects if not any(subjects.covers(p, s) for p in own)]
-        kept = [p for p in own if not any(subjects.covers(s, p) for s in new)]
+        new = [s for s in config.subjects if not any(subjects.includes(p, s) for p in own)]
+        kept = [p for p in own if not any(subjects.includes(s, p) for s in new)]
         for subject in new:
             other = self.stream_of(subject)
             if other not in (None, stream) or any(subjects.overlap(subject, p) for p in kept):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Key = tuple[selectors.SelectorKey, int]
+ReadyKey = tuple[selectors.SelectorKey, int]
 
 LIVELOCK = 100_000  # iterations without coming to rest
 
@@ -30,7 +30,7 @@ class _Stall(selectors.SelectSelector):
         self._at_rest = at_rest
         self.iterations = 0
 
-    def select(self, timeout: float | None = None) -> list[Key]:
+    def select(self, timeout: float | None = None) -> list[ReadyKey]:
         self.iterations += 1
         if timeout is None or timeout > 0:
             self._at_rest(timeout)

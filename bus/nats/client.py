@@ -23,9 +23,9 @@ from nats.aio.client import Client
 
 from dspex.bus.errors import ConfigError, UnsupportedServer
 from dspex.bus.nats.failures import translated
-from dspex.bus.nats.protocol import Parser, Route
+from dspex.bus.nats.protocol import WireParser, WireRoute
+from dspex.bus.port import OLDEST_SERVER
 
-OLDEST = (2, 12)  # the first with atomic batches
 _CHUNK = 1 << 18
 _CLOSING = 1.0  # seconds
 
@@ -77,8 +77,8 @@ class WireClient(Client):
 
     def __init__(self, ended: Callable[[str], None], complained: Callable[[str], None]) -> None:
         super().__init__()
-        self.routes: dict[bytes, Route] = {}
-        self._parser = Parser(self.routes)
+        self.routes: dict[bytes, WireRoute] = {}
+        self._parser = WireParser(self.routes)
         self._ended, self._complained = ended, complained
         self._over = False
         self._echoes: set[asyncio.Future[object]] = set()
@@ -184,7 +184,7 @@ async def dial(options: Options, url: str, ended: Callable[[str], None], complai
             )  # fmt: skip
         version = str(client.server_info.get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
-        if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST_SERVER:
             raise UnsupportedServer(f"nats-server {version} at {shown}: dspex needs 2.12, which has atomic batches")
         good = True
         return client

@@ -20,8 +20,8 @@ from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Options, WireClient, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
-from dspex.bus.nats.pending import Answer, PendingRequest, WireSubscription, any_answer
-from dspex.bus.nats.protocol import Route
+from dspex.bus.nats.pending import PendingRequest, RawReply, WireSubscription, any_answer
+from dspex.bus.nats.protocol import WireRoute
 from dspex.bus.port import BusEvents
 from dspex.bus.tasks import Tasks
 
@@ -192,7 +192,7 @@ class Connection:
     def listen(
         self,
         subject: str,
-        route: Route,
+        route: WireRoute,
         *,
         queue: str = "",
         refused: Callable[[BusError], None] = lambda e: None,
@@ -250,7 +250,7 @@ class Connection:
         more: str = "",
         timeout: float = 5.0,
         final: Callable[[bytes, bytes], bool] = any_answer,
-    ) -> list[Answer]:
+    ) -> list[RawReply]:
         """Send one message and wait for its answers. Raises as `PendingRequest.settled`, and Unreachable before sending."""
         client = self.client()
         with self.pending_request((subject,), final) as q:

@@ -10,6 +10,8 @@ from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import NO_CONSUMER, NO_STREAM, ServerRefusal
 
+HEARTBEAT: Final = 2.0  # seconds between two signs of life of a pull; two missed ones are trouble
+EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
 NANOSECONDS: Final = 1_000_000_000
 
 

@@ -26,7 +26,7 @@ async def request(
         raise Unreachable(f"no answer to {subject} in {timeout:g} s") from e
     found = protocol.headers(head)
     if found.get("Status") == "503" and not answer:
-        raise Saturated(f"nobody listens on {subject}")
+        raise Saturated(f"no process listens on {subject}")
     return Message(subject, answer, found)
 
 

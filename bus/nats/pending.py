@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dspex.bus.errors import BusError
-from dspex.bus.nats.protocol import Route
+from dspex.bus.nats.protocol import WireRoute
 
-Answer = tuple[bytes, bytes]
+RawReply = tuple[bytes, bytes]
 """Data and header block."""
 
 
@@ -27,7 +27,7 @@ class WireSubscription:
     sid: bytes
     subject: str
     queue: str
-    route: Route
+    route: WireRoute
     refused: Callable[[BusError], None]
     asks: str
 
@@ -45,7 +45,7 @@ class PendingRequest:
 
     def __init__(self, subjects: Collection[str], reply: str, final: Callable[[bytes, bytes], bool]) -> None:
         self.subjects, self.reply, self.final = subjects, reply, final
-        self.answers: list[Answer] = []
+        self.answers: list[RawReply] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(self, data: bytes, head: bytes) -> None:
@@ -57,7 +57,7 @@ class PendingRequest:
         if not self.done.done():
             self.done.set_exception(error)
 
-    async def settled(self, timeout: float) -> list[Answer]:
+    async def settled(self, timeout: float) -> list[RawReply]:
         """The answers, once the final one is there. Raises TimeoutError, Unreachable (connection lost), NotAllowed."""
         async with asyncio.timeout(timeout):
             await asyncio.shield(self.done)

@@ -15,7 +15,7 @@ from typing import Final
 from dspex.bus.errors import DataError, PayloadTooLarge
 from dspex.bus.port import NewMessage
 
-Route = Callable[[bytes, bytes, bytes, bytes], None]
+WireRoute = Callable[[bytes, bytes, bytes, bytes], None]
 """Takes one message: subject, reply (b"" for none), data, header block (b"" for none). Called in the read loop."""
 
 RESERVE: Final = 192
@@ -145,10 +145,10 @@ def headers(block: bytes) -> Headers:
     return found
 
 
-class Parser:
+class WireParser:
     """Cuts a stream of bytes into messages, and gives each to the route of its subscription."""
 
-    def __init__(self, routes: Mapping[bytes, Route]) -> None:
+    def __init__(self, routes: Mapping[bytes, WireRoute]) -> None:
         self._routes = routes
         self._parts: list[bytes] = []  # the beginning of a message whose rest has not come
         self._missing = 0  # bytes that it needs at least

@@ -15,11 +15,9 @@ from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
+from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
 from dspex.bus.nats.pending import WireSubscription
 
-HEARTBEAT: Final = 2.0  # seconds; two missed ones are trouble
-EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
 IDLE: Final = 300.0  # seconds until the server forgets the consumer of a dead process
 PULL_BYTES: Final = 16 << 20  # of one pull; with three under way and as much unread: 64 MiB
 _LONGEST_PAUSE: Final = 2.0

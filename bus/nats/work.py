@@ -17,11 +17,9 @@ from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import NANOSECONDS, create, delivery_of, pull, pulls, rest
+from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, create, delivery_of, pull, pulls, rest
 from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
 
-HEARTBEAT: Final = 2.0
-EXPIRES: Final = 30.0
 FULL_POLL: Final = 0.1  # seconds between two looks at free(), while it gives 0
 MAX_ACK_PENDING: Final = 10_000
 _CONSUMER_EXISTS: Final = {10105, 10148}

@@ -11,7 +11,7 @@ from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unset
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
-from dspex.bus.nats.pending import Answer, PendingRequest
+from dspex.bus.nats.pending import PendingRequest, RawReply
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
 _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
@@ -117,7 +117,7 @@ async def _answer(
     return answer
 
 
-async def _settled(connection: Connection, pending: PendingRequest, subject: str, timeout: float) -> list[Answer]:
+async def _settled(connection: Connection, pending: PendingRequest, subject: str, timeout: float) -> list[RawReply]:
     """The answers to a write. Shortly before the time is over, ask whether there is a stream at all: where a subscriber
     hears the subject and no stream does, nobody answers."""
     last_words = min(_LAST_WORDS, timeout / 4)

@@ -13,8 +13,9 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dspex.bus import not_built
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.settings import files, layers, not_built
+from dspex.bus.settings import files, layers
 from dspex.bus.settings.layers import Key, Layer
 from dspex.bus.settings.model import Settings
 
@@ -101,6 +102,12 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     elif error["type"] == "missing":
         code, message, fix = "DX105", "is missing", f"write {'.'.join(key)} = …"
         origin = layers.origin_of(key[:-1], origins)  # what is not there has no place; what stands beside it has
+    elif key[:2] == ("defaults", "call") and error["input"] in not_built.CHOICES.get(key[-1], ()):
+        code, message, fix = (
+            not_built.CODE,
+            f"{error['input']!r} is not built in this version",
+            "choose another",
+        )
     elif error["type"] == "dspex":
         code, message, fix = context["code"], error["msg"], context["fix"]
     else:

@@ -16,13 +16,13 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
 from dspex.bus.settings.server import ServerSettings
 from dspex.bus.settings.tables import Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
 from dspex.bus.settings.values import AppName, Table, Texts
 
 LOCAL_MODEL = "local/smollm2-135m"
-DEFAULT_POOL = "lightweight"
 
 
 def _folder_name(folder: Path) -> str:

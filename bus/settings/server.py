@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
-from dspex.bus.settings.values import Table, interval
+from dspex.bus.settings.values import Table, interval, without_effect
+
+LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
+"""The settings that say how to log in."""
 
 
 class TLSSettings(Table):
@@ -19,6 +22,12 @@ class TLSSettings(Table):
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+
+    @model_validator(mode="after")
+    def _a_key_is_of_a_certificate(self) -> Self:
+        if self.key is not None and self.cert is None:
+            raise without_effect("key", "there is no cert")
+        return self
 
 
 class LocalServerSettings(Table):

@@ -1,6 +1,6 @@
 """The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
 
-Only what has an effect is here; `not_built` names what the design has besides, and this version refuses.
+Only what has an effect is here; `bus/not_built.py` names what the design has besides, and this version refuses.
 """
 
 from __future__ import annotations
@@ -9,8 +9,20 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dspex.bus.errors import ConfigError
 from dspex.bus.records import Adapter, OnError, Order, Route
-from dspex.bus.settings.values import PoolName, PositiveSeconds, Seconds, Size, Table, Texts, listed
+from dspex.bus.settings.values import (
+    LogLevels,
+    PoolName,
+    PositiveSeconds,
+    PositiveSize,
+    Seconds,
+    Table,
+    Texts,
+    custom_error,
+    listed,
+    without_effect,
+)
 
 
 class CommitSettings(Table):
@@ -30,9 +42,9 @@ class EngineSettings(Table):
     """
 
     commit: CommitSettings = CommitSettings()
-    lease: Seconds = 5.0
+    lease: PositiveSeconds = 5.0
     stall_after: PositiveSeconds = 30.0
-    records: Seconds = 30 * 86400.0
+    records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
 
 
@@ -41,9 +53,9 @@ class RetrySettings(Table):
 
     attempts: Annotated[int, Field(ge=1)] = 4
     backoff: Seconds = 1.0
-    factor: Annotated[float, Field(ge=0)] = 2.0
+    factor: Annotated[float, Field(ge=1)] = 2.0
     cap: Seconds = 60.0
-    jitter: Annotated[float, Field(ge=0)] = 0.2
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
 class ModuleSettings(Table):
@@ -61,7 +73,7 @@ class CallDefaults(Table):
     """Call options of every recorded operator that does not set them itself. None: not set here."""
 
     pool: PoolName | None = None
-    lm: Texts | None = None
+    lm: Annotated[Texts, Field(min_length=1)] | None = None
     config: ModuleSettings | None = None
     adapter: Adapter | None = None
     timeout: PositiveSeconds | None = None
@@ -90,7 +102,10 @@ class LMPrice(Table):
 
 
 class LMProfile(Table):
-    """A named language model. `key_env`: the variable that has its key; None: it needs none."""
+    """A named language model. `key_env`: the variable that has its key; None: it needs none.
+
+    A local model needs no `key_env` and no `base_url`, and answers in the JSON adapter's form alone.
+    """
 
     model: str
     key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
@@ -104,19 +119,29 @@ class LMProfile(Table):
         """Whether the model runs on this machine, without key and network."""
         return self.model.startswith("local/")
 
+    @model_validator(mode="after")
+    def _a_local_model_needs_no_service(self) -> Self:
+        if self.local:
+            for name in ("key_env", "base_url"):
+                if getattr(self, name) is not None:
+                    raise without_effect(name, f"{self.model} runs on this machine")
+            if self.adapter not in (None, "json"):
+                raise without_effect("adapter", f"{self.model} always answers as the JSON adapter asks")
+        return self
+
 
 class Recycle(Table):
     """A worker process is replaced after so many calls, or at this age in seconds."""
 
     calls: Annotated[int | None, Field(ge=1)] = None
-    age: Seconds | None = None
+    age: PositiveSeconds | None = None
 
 
 class Restart(Table):
     """More than `max` restarts within `within` seconds: the pool is marked failed."""
 
     max: Annotated[int, Field(ge=0)] = 5
-    within: Seconds = 60.0
+    within: PositiveSeconds = 60.0
 
 
 class PoolSettings(Table):
@@ -125,7 +150,7 @@ class PoolSettings(Table):
     size: Annotated[int, Field(ge=0)] = 1
     slots: Annotated[int, Field(ge=1)] = 4
     lm: str | None = None
-    memory: Size | None = None
+    memory: PositiveSize | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     programs: Texts = ()
     env: dict[str, str] = Field(default_factory=dict[str, str])
@@ -138,11 +163,19 @@ class PoolSettings(Table):
     @model_validator(mode="after")
     def _gpus_are_of_devices(self) -> Self:
         if self.gpus > len(self.devices):
-            raise ValueError("gpus is the number of `devices` that each process gets, and there are fewer of them")
+            raise custom_error(
+                ConfigError(
+                    f"gpus is {self.gpus}, and `devices`, of which each process gets so many, has {len(self.devices)}",
+                    code="DX105",
+                    fix="list the devices, or lower gpus",
+                )
+            )
+        if self.devices and not self.gpus:
+            raise without_effect("devices", "gpus, the number of them that each process gets, is 0")
         return self
 
 
 class TelemetrySettings(Table):
     """What dspex says about itself. `log`: levels, "info,dspex.engine=debug"."""
 
-    log: str = "info"
+    log: LogLevels = "info"

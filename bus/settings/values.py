@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from dspex.bus import duration, subjects
 from dspex.bus.errors import ConfigError
+from dspex.bus.not_built import CODE
+from dspex.bus.settings.log_levels import log_levels
 
 
 def custom_error(e: ConfigError) -> PydanticCustomError:
@@ -41,6 +43,26 @@ def _size(value: object) -> int:
         raise custom_error(e) from None
 
 
+def _positive_size(value: object) -> int:
+    found = _size(value)
+    if found == 0:
+        raise custom_error(ConfigError("must be more than 0", code="DX103", fix='write "512MiB", or leave it out for no limit'))
+    return found
+
+
+def _log(value: object) -> str:
+    try:
+        log_levels(str(value))
+    except ConfigError as e:
+        raise custom_error(e) from None
+    return str(value)
+
+
+def without_effect(name: str, why: str) -> PydanticCustomError:
+    """The error for a setting that would be accepted and ignored."""
+    return custom_error(ConfigError(f"{name} has no effect here: {why}", code=CODE, fix=f"leave {name} out"))
+
+
 def _app(value: object) -> str:
     try:
         return subjects.token(str(value), "app")
@@ -56,8 +78,8 @@ def _pool(value: object) -> str:
 
 
 def interval(value: object) -> float | Literal["always"]:
-    """Seconds, or "always"."""
-    return "always" if value == "always" else _seconds(value)
+    """Seconds, more than 0, or "always"."""
+    return "always" if value == "always" else _positive(value)
 
 
 def listed(value: object) -> object:
@@ -67,7 +89,8 @@ def listed(value: object) -> object:
 
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds)]
 PositiveSeconds: TypeAlias = Annotated[float, BeforeValidator(_positive)]
-Size: TypeAlias = Annotated[int, BeforeValidator(_size)]
+PositiveSize: TypeAlias = Annotated[int, BeforeValidator(_positive_size)]
+LogLevels: TypeAlias = Annotated[str, BeforeValidator(_log)]
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]

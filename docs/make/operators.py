@@ -1,19 +1,24 @@
-"""Write docs/operators.md from the declarations of the operators: `python docs/make/operators.py`.
+"""Write docs/operators.md from the declarations of the operators and the docstrings of the methods of `Stream`.
+
+    python docs/make/operators.py
 
 A test holds the page to the declarations.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
+from dspex.bus import not_built as planned
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Choice
+from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.parameters.parameter import REQUIRED, Parameter
 from dspex.operators.recorded import options as call_options
 from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink, source
+from dspex.operators.stream import Stream
 
 PAGE = Path(__file__).parents[1] / "operators.md"
 
@@ -44,11 +49,9 @@ def default(parameter: Parameter) -> str:
 
 
 def section(operator: AnyOperator) -> str:
-    """One operator: what comes out, its main argument, its own options."""
-    parts = [
-        f"### {operator.name}",
-        f"Out comes {operator.doc}." if isinstance(operator, Operator) else f"{operator.doc[0].upper()}{operator.doc[1:]}.",
-    ]
+    """One operator: what it does, its main argument, its own options."""
+    about = inspect.getdoc(getattr(Stream, operator.name)) or ""
+    parts = [f"### {operator.name}", about.partition("\n\n")[0]]
     takes = "the other streams; in YAML `from` is a list of all" if operator.many_inputs else operator.main.kind
     parts.append(f"Takes {takes}.")
     shared = () if isinstance(operator, Operator) else (*call_options.CALL_OPTIONS, "into")
@@ -60,14 +63,15 @@ def section(operator: AnyOperator) -> str:
 
 def words_not_built(name: str, parameter: Parameter) -> list[str]:
     """The values of a choice that are not built."""
-    return [f'{name}="{word}"' for word in parameter.not_built] if isinstance(parameter, Choice) else []
+    return [f'{name}="{word}"' for word in parameter.not_built] if isinstance(parameter, ChoiceParameter) else []
 
 
 def not_built() -> str:
     """Names that other pages of the project speak of, and that do nothing yet."""
-    native = [(o.name, o.not_built) for o in operators().values() if isinstance(o, Operator) and o.not_built]
     words = [word for name, p in call_options.CALL_OPTIONS.items() for word in words_not_built(name, p)]
-    found = [("calls", (*call_options.NOT_BUILT, *words)), ("sources", source.NOT_BUILT), ("sinks", sink.NOT_BUILT), *native]
+    shown = {"call": "calls", "source": "sources", "sink": "sinks"}
+    options = [(shown.get(of, f"`{of}`"), (*names, *(words if of == "call" else ()))) for of, names in planned.OPTIONS.items()]
+    found = [("operators", planned.OPERATORS), ("methods of a topology", planned.TOPOLOGY_METHODS), *options]
     return "\n".join(f"* {what}: {', '.join(f'`{name}`' for name in names)}" for what, names in found)
 
 
@@ -91,7 +95,8 @@ def page() -> str:
         "## Options of sinks",
         table(sink.SINK_OPTIONS),
         "## Not built yet",
-        "These options are planned and do nothing in this version, so they are refused:",
+        "These are planned. Until they are built they are refused (`DX237`; a method in Python raises `AttributeError`).\n"
+        "Options are listed by what would take them:",
         not_built(),
     ]
     return "\n\n".join(parts) + "\n"

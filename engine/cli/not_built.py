@@ -1,44 +1,31 @@
-"""Verbs and options of the design that this version does not have: who types one learns that it is not a spelling mistake."""
+"""Verbs and options that are not built: who types one learns that it is not a spelling mistake."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.settings.not_built import CODE
+from dspex.bus.not_built import CODE, VERB_CHOICES, VERB_OPTIONS, VERBS
 
-_VERBS = {
-    "test", "plan", "apply", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs", "pause",
-    "resume", "delete", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills",
-    "bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed", "server permissions",
-}  # fmt: skip
-_OPTIONS: Mapping[str, frozenset[str]] = {
-    "check": frozenset({"--live"}),
-    "run": frozenset({"--reload", "--http", "--metrics", "--profile", "--processes"}),
-    "publish": frozenset({"--format", "--encoding"}),
-    "call": frozenset({"--stream", "--detach"}),
-    "status": frozenset({"--routes", "--health"}),
-    "dlq redrive": frozenset({"--time", "--rate"}),
-    "doctor": frozenset({"--fix"}),
-    "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
-}
 _NO_VERB = re.compile(r"no such command '([^']+)'", re.IGNORECASE)
+_NO_CHOICE = re.compile(r"'([^']+)' is not one of", re.IGNORECASE)
 
 
 def refusal(path: str, message: str, option: str | None) -> ConfigError | None:
-    """The error for a verb or an option that is not built; None where there never was to be one.
+    """The error for a verb, an option or its value that is not built; None where the design has none of this name.
 
     Args:
         path: of the verb that was read, "dspex run".
         message: click's. option: the one that click does not know, if it is about one.
     """
     verb = path.removeprefix("dspex").strip()
-    if option is not None and option in _OPTIONS.get(verb, ()):
+    if option is not None and option in VERB_OPTIONS.get(verb, ()):
         return _error(f"{option} of dspex {verb}", verb)
+    if (choice := _NO_CHOICE.search(message)) and choice[1] in VERB_CHOICES.get(verb, ()):
+        return _error(f"{choice[1]} of dspex {verb}", verb)
     found = _NO_VERB.search(message)
     wanted = f"{verb} {found[1]}".strip() if found else ""
-    return _error(f"dspex {wanted}", verb) if wanted in _VERBS else None
+    return _error(f"dspex {wanted}", verb) if wanted in VERBS else None
 
 
 def _error(what: str, verb: str) -> ConfigError:

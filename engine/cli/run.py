@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -20,6 +20,7 @@ from dspex.engine.cli.topology.targets import Targets, load
 if TYPE_CHECKING:
     from dspex.bus.local.open import Found
     from dspex.bus.settings.model import Settings
+    from dspex.engine.client.status_rows import StageReport
     from dspex.engine.hosting.engine import Engine
 
 LINE_EVERY = 10.0  # seconds between status lines
@@ -74,8 +75,8 @@ class _Run:
 
     # -- start ----------------------------------------------------------------------------------------------------
     async def _warm_up(self, stopped: asyncio.Future[int]) -> None:
-        pools = self.engine.pools
-        if pools is not None:
+        pools = self.engine.running.pools
+        if pools.names:
             sizes = [self.engine.settings.pools[name].size for name in pools.names]
             with self.t.progress("warming up", sum(sizes)) as self.bar:
                 await first(stopped, pools.ready(), self.engine.wait())
@@ -97,8 +98,7 @@ class _Run:
             self._print_pool(said)
 
     def _print_server(self) -> None:
-        server, settings = self.engine.server, self.engine.settings
-        assert server is not None
+        server, settings = self.engine.running.server, self.engine.settings
         sync = settings.server.local.sync_interval
         data = {"event": "server", "url": server.url, "started": server.started, "local": server.local}
         self.t.emit(
@@ -107,8 +107,7 @@ class _Run:
         )
 
     def _print_topologies(self) -> None:
-        host = self.engine.host
-        assert host is not None
+        host = self.engine.running.host
         for graph in self.engine.graphs:
             stages = sum(r.topology == graph.name for r in host.runners)
             change, stream = host.applied[graph.name], subjects.stream(host.app)
@@ -185,7 +184,20 @@ def _server_words(settings: Settings, server: Found) -> str:
     return f"{started}, data in {store}, {lost}"
 
 
-def _figures(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+class _Figures(TypedDict):
+    """What is said of a stage now and then. `rate`: events a second since the last time."""
+
+    topology: str
+    stage: str
+    events: int
+    rate: float
+    open_calls: int
+    partitions: int
+    dead_letters: int
+    stopped: str | None
+
+
+def _figures(old: StageReport, new: StageReport) -> _Figures:
     return {
         "topology": new["topology"],
         "stage": new["stage"],
@@ -198,7 +210,7 @@ def _figures(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _line(f: Mapping[str, Any]) -> str:
+def _line(f: _Figures) -> str:
     stopped = f"  STOPPED: {f['stopped']}" if f["stopped"] else ""
     return (
         f"{f['topology']}/{f['stage']}  {f['events']:,} events, {f['rate']:g}/s  {count(f['open_calls'], 'open call')}  "

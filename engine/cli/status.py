@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
+if TYPE_CHECKING:
+    from dspex.engine.client.status_rows import EngineRow, PoolRow, StageRow, Status
+
+_Key: TypeAlias = tuple[str, str]  # topology and stage
 EVERY = 2.0  # seconds between two looks of --watch
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -33,40 +37,42 @@ def status(
 async def _status(t: Terminal, watch: bool) -> None:
     pools = list(t.settings().pools)
     async with client(t, "status") as c:
-        before: dict[tuple[str, str], int] | None = None
+        before: dict[_Key, int] = {}
         at = time.monotonic()
         while True:
             found = await c.status(pools)
             now = time.monotonic()
-            _add_rates(found, before, now - at)
-            before, at = {(s["topology"], s["stage"]): s["events"] for s in found["stages"]}, now
+            rates = {_key(s): _rate(s, before.get(_key(s)), now - at) for s in found["stages"]}
+            before, at = {_key(s): s["events"] for s in found["stages"]}, now
             if t.json:
-                t.emit(found)
+                t.emit({**found, "stages": [{**s, "rate": rates[_key(s)]} for s in found["stages"]]})
             else:
-                _print(t, found, clear=watch and sys.stdout.isatty())
+                _print(t, found, rates, clear=watch and sys.stdout.isatty())
             if not watch:
                 return
             await asyncio.sleep(EVERY)
 
 
-def _add_rates(found: Mapping[str, Any], before: Mapping[tuple[str, str], int] | None, seconds: float) -> None:
+def _key(s: StageRow) -> _Key:
+    return s["topology"], s["stage"]
+
+
+def _rate(s: StageRow, before: int | None, seconds: float) -> float | None:
     """Events a second since the look before; None at the first look."""
-    for s in found["stages"]:
-        old = before.get((s["topology"], s["stage"])) if before else None
-        s["rate"] = None if old is None else round(max(0, s["events"] - old) / max(seconds, 1e-3), 1)
+    return None if before is None else round(max(0, s["events"] - before) / max(seconds, 1e-3), 1)
 
 
-def _print(t: Terminal, found: Mapping[str, Any], *, clear: bool) -> None:
+def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None], *, clear: bool) -> None:
     server = found["server"]
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
     stored = stream if server["stream"] else f"nothing is applied for app {server['app']} yet: dspex run"
     t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stored}")
     _engines(t, found["engines"])
-    _stages(t, found["stages"])
+    _stages(t, found["stages"], rates)
     _pools(t, found["pools"])
 
 
-def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
+def _engines(t: Terminal, engines: Sequence[EngineRow]) -> None:
     if not engines:
         t.line("\nno engine is running: dspex run")
         return
@@ -85,26 +91,26 @@ def _engines(t: Terminal, engines: list[dict[str, Any]]) -> None:
     _block(t, rows, columns | ({"waits": "waits for"} if any(r["waits"] for r in rows) else {}))
 
 
-def _state(engine: Mapping[str, Any]) -> str:
-    health: str = engine.get("health", "ok")  # an older engine does not report it
+def _state(engine: EngineRow) -> str:
+    health = engine.get("health", "ok")  # an older engine does not report it
     if not engine["alive"]:
         return "silent"
     return "running" if health == "ok" else health
 
 
-def _block(t: Terminal, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
+def _block(t: Terminal, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
     if rows:
         t.line("")
         t.table(rows, columns)
 
 
-def _stages(t: Terminal, stages: list[dict[str, Any]]) -> None:
+def _stages(t: Terminal, stages: Sequence[StageRow], rates: Mapping[_Key, float | None]) -> None:
     rows = [
         {
             "stage": f"{s['topology']}/{s['stage']}",
             "source": s["source"],
             "lag": s["lag"],
-            "rate": "" if s["rate"] is None else f"{s['rate']:g}/s",
+            "rate": "" if (rate := rates[_key(s)]) is None else f"{rate:g}/s",
             "open": s["open_calls"],
             "dead": s["dead_letters"],
             "owner": _owner(s),
@@ -115,7 +121,7 @@ def _stages(t: Terminal, stages: list[dict[str, Any]]) -> None:
     _block(t, rows, columns | {"dead": "dead letters", "owner": "owner"})
 
 
-def _owner(s: Mapping[str, Any]) -> str:
+def _owner(s: StageRow) -> str:
     if s["stopped"]:
         return f"STOPPED: {s['stopped']}"
     if not s["owners"]:
@@ -124,7 +130,7 @@ def _owner(s: Mapping[str, Any]) -> str:
     return ", ".join(s["owners"]) + unowned
 
 
-def _pools(t: Terminal, pools: list[dict[str, Any]]) -> None:
+def _pools(t: Terminal, pools: Sequence[PoolRow]) -> None:
     rows = [
         {
             "pool": p["pool"],

@@ -19,11 +19,13 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, CallRecord, CallRequest, CallSpec, Usage
+from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, CallSpec, Usage
 from dspex.engine.client.resolve import HasCall, resolve
+from dspex.engine.client.status_rows import PoolRow
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
+TIMEOUT = 60.0  # seconds for a call of which nothing else is said; as for an attempt in a topology
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
 
 
@@ -63,10 +65,12 @@ class Result(Generic[T]):
 
 
 async def call(
-    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float, session: str | None = None
+    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float | None, session: str | None = None
 ) -> Result[V]:
     """See `Client.call`."""
     spec, pool, known = await resolve(bus, app, what)
+    if timeout is None:
+        timeout = min(known.timeout, known.deadline) if known else TIMEOUT
     inputs = dict(known.inputs(data)) if known else dict(data)
     record, elapsed = await ask(bus, app, pool, spec, inputs, timeout=timeout, session=session)
     outputs = record.outputs or {}
@@ -127,7 +131,7 @@ class _Asking:
         self.inbox = bus.inbox()
         self.frames: asyncio.Queue[Message] = asyncio.Queue()
         self.taken = False  # a worker has accepted it
-        self.seen: dict[str, Any] = {}  # what a pool reported when no worker took the call
+        self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
@@ -146,9 +150,9 @@ class _Asking:
         run = self.request.call
         if self.taken or not self.seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
-        slots = self.seen.get("slots", 0) * self.seen.get("ready", 0)
+        slots = self.seen["slots"] * self.seen["ready"]
         return Saturated(
-            f"pool {self.pool} is saturated ({self.seen.get('busy', 0)} of {slots} slots busy); gave up after {timeout:g} s",
+            f"pool {self.pool} is saturated ({self.seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",
             node=self.pool,
             run=run,
             fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
@@ -161,7 +165,7 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         async with asyncio.timeout(ACCEPT_WITHIN):
             while True:
                 frame = await frames.get()
-                kind = frame.headers.get(KIND_HEADER, "")
+                kind = frame.headers.get(subjects.KIND, "")
                 if kind == ACCEPTED:
                     return frame
                 if kind == BUSY or frame.headers.get("Status") == "503":
@@ -170,11 +174,11 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         return None
 
 
-async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
+async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow:
     """What a pool says of itself. Raises Saturated where there is no worker at all: waiting would not help."""
     try:
         answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
-        found: dict[str, Any] = orjson.loads(answer.data)
+        found: PoolRow = orjson.loads(answer.data)
         return found
     except Saturated:
         raise Saturated(
@@ -187,5 +191,5 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> dict[str, Any]:
 async def _result(frames: asyncio.Queue[Message]) -> CallRecord:
     while True:
         frame = await frames.get()
-        if frame.headers.get(KIND_HEADER) not in (ACCEPTED, BUSY):
+        if frame.headers.get(subjects.KIND) not in (ACCEPTED, BUSY):
             return CallRecord.unpack(frame.data)

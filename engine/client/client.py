@@ -24,6 +24,7 @@ from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, resolve
 from dspex.engine.client.run import Run, finishing, outputs
+from dspex.engine.client.status_rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
@@ -123,7 +124,7 @@ class Client:
         return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own))
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
-        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.
+        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
 
         `start`: "new", "all", a sequence, or a time.
         """
@@ -131,19 +132,22 @@ class Client:
 
     # -- calls ----------------------------------------------------------------------------------------------------
     async def call(
-        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration = "60s", session: str | None = None
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
     ) -> Result[V]:
-        """Ask a worker and wait for the answer.
+        """Ask a worker once and wait for the answer.
 
         Args:
-            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify").
+            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify"), of which the pool
+                and what a worker needs are taken. Its retry, fallback, on_error, order and time limits belong to its topology.
             data: the inputs by name.
-            timeout: of the whole call.
+            timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
+            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error` or `order`, which only a topology carries out.
         """
-        return await interactive.call(self.bus, self.app, what, data, timeout=seconds(timeout), session=session)
+        limit = None if timeout is None else seconds(timeout)
+        return await interactive.call(self.bus, self.app, what, data, timeout=limit, session=session)
 
     async def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
         """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
@@ -173,6 +177,6 @@ class Client:
         return await letters.redrive(self.bus, self.app, letters_)
 
     # -- looking --------------------------------------------------------------------------------------------------
-    async def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+    async def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return await status.status(self.bus, self.app, await self.manifests(), pools)

@@ -44,7 +44,7 @@ def headers_of(
     content_type: str,
 ) -> dict[str, str]:
     """The headers of an event. Raises ConfigError (DX107) where `more` has one that dspex sets itself."""
-    ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith("nats-")]
+    ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith(subjects.FROM_SERVER.lower())]
     if ours:
         raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")
     headers = dict(more or {})

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from typing_extensions import TypeVar
 
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
-from dspex.bus.records import CallSpec
+from dspex.bus.records import DEFAULT_POOL, CallSpec
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 
 V_co = TypeVar("V_co", covariant=True, default=Any)
-DEFAULT_POOL = "lightweight"
+_OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order")  # call options that only a stage of a topology can carry out
 
 
 class HasCall(Protocol[V_co]):
     """What can be called: a `Spec`."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The call options that were given explicitly."""
+        ...
 
     def to_call(self) -> Call[V_co]: ...
 
@@ -26,6 +32,7 @@ class HasCall(Protocol[V_co]):
 async def resolve(bus: Bus, app: str, what: HasCall[V_co] | str) -> tuple[CallSpec, str, Call[V_co] | None]:
     """The spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
     if not isinstance(what, str):
+        _refuse_options_of_topologies(what.options)
         call = what.to_call()
         return call.spec, call.pool, call
     if "->" in what:
@@ -45,3 +52,15 @@ async def resolve(bus: Bus, app: str, what: HasCall[V_co] | str) -> tuple[CallSp
     found = applied[topology].calls[node]
     raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["spec"].items()}
     return CallSpec(**raw), found["pool"], None
+
+
+def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError (DX108) for options that an interactive call would ignore: it asks once and raises what went wrong."""
+    ignored = [name for name in _OF_TOPOLOGIES if name in options]
+    if ignored:
+        names = ", ".join(ignored)
+        raise ConfigError(
+            f"an interactive call does not carry out the options {names}: it asks once, and raises the error",
+            code="DX108",
+            fix=f"leave out {names} and handle the error, or use the spec in a topology: stream.call(spec, name=…)",
+        )

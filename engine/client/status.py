@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import orjson
 
@@ -17,6 +17,7 @@ from dspex.bus import subjects
 from dspex.bus.local.processes import is_dead
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.engine.client.status_rows import EngineReport, EngineRow, PoolRow, ServerRow, StageRow, Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.commit_log import look
 
@@ -25,16 +26,18 @@ FORGOTTEN_AFTER = 600.0
 FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
 
 
-async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> dict[str, Any]:
+async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> Status:
     """The state of the application. `pools`: pools to include besides those that the applied topologies use."""
     used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
-    engines, rows = await asyncio.gather(_engines(bus, app), _pools(bus, app, sorted(used | set(pools))))
+    reports, rows = await asyncio.gather(_reports(bus, app), _pools(bus, app, sorted(used | set(pools))))
+    engines = [(report, _row(report)) for report in reports]
+    alive = [report for report, row in engines if row["alive"]]
     stages = await asyncio.gather(
-        *(_stage(bus, app, engines, topology, m, source) for topology, m in manifests.items() for source in m.streams)
+        *(_stage(bus, app, alive, topology, m, source) for topology, m in manifests.items() for source in m.streams)
     )
     return {
         "server": await _server(bus, app),
-        "engines": [{k: v for k, v in e.items() if k != "stages"} for e in engines],
+        "engines": [row for report, row in engines if row["alive"] or not _is_gone(report, row)],
         "stages": list(stages),
         "pools": rows,
         "lms": [],
@@ -42,7 +45,7 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     }
 
 
-async def _server(bus: Bus, app: str) -> dict[str, Any]:
+async def _server(bus: Bus, app: str) -> ServerRow:
     info = await bus.stream(subjects.stream(app))
     return {
         "url": bus.url,
@@ -54,23 +57,28 @@ async def _server(bus: Bus, app: str) -> dict[str, Any]:
     }
 
 
-async def _engines(bus: Bus, app: str) -> list[dict[str, Any]]:
-    """The engines that live, and those that have been silent for a short while: frozen, cut off, or killed on another host."""
+async def _reports(bus: Bus, app: str) -> list[EngineReport]:
     bucket = await bus.bucket(subjects.bucket(app))
-    found: list[dict[str, Any]] = [orjson.loads(value) for value, _ in (await bucket.items("engine")).values()]
-    now = time.time()
-    for engine in found:
-        engine["age"] = round(max(0.0, now - engine["time"]), 1)
-        engine["alive"] = not is_dead(engine) and engine["age"] < SILENT_AFTER
-    return [e for e in found if e["alive"] or not (is_dead(e) or e["age"] > FORGOTTEN_AFTER)]
+    return [orjson.loads(value) for value, _ in (await bucket.items("engine")).values()]
+
+
+def _row(report: EngineReport) -> EngineRow:
+    age = round(max(0.0, time.time() - report["time"]), 1)
+    own = {key: value for key, value in report.items() if key != "stages"}
+    return cast("EngineRow", {**own, "age": age, "alive": not is_dead(report) and age < SILENT_AFTER})
+
+
+def _is_gone(report: EngineReport, row: EngineRow) -> bool:
+    """An engine that is silent, but not for long, is shown: it may be frozen, cut off, or killed on another host."""
+    return is_dead(report) or row["age"] > FORGOTTEN_AFTER
 
 
 # -- stages --------------------------------------------------------------------------------------------------------
 async def _stage(
-    bus: Bus, app: str, engines: Sequence[Mapping[str, Any]], topology: str, applied: Manifest, source: str
-) -> dict[str, Any]:
+    bus: Bus, app: str, engines: Sequence[EngineReport], topology: str, applied: Manifest, source: str
+) -> StageRow:
     id, count = applied.stages[source]
-    mine = [(e, s) for e in engines if e["alive"] for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
+    mine = [(e, s) for e in engines for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
     held = [(e, s) for e, s in mine if s["partitions"]]
     owned = {p["index"] for _, s in held for p in s["partitions"]}
     read = [max(p["source"] for p in s["partitions"]) for _, s in held]
@@ -86,7 +94,7 @@ async def _stage(
         "stream": applied.streams[source],
         "lag": max(0, last - min(read)),
         "open_calls": calls,
-        "owners": sorted({str(e["engine"]) for e, _ in held}),
+        "owners": sorted({e["engine"] for e, _ in held}),
         "partitions": count,
         "unowned": count - len(owned),
         "events": sum(s["events"] for _, s in mine),
@@ -103,19 +111,22 @@ async def _last(bus: Bus, stream: str, source: str) -> int:
 
 
 # -- pools ---------------------------------------------------------------------------------------------------------
-async def _pools(bus: Bus, app: str, names: Sequence[str]) -> list[dict[str, Any]]:
+async def _pools(bus: Bus, app: str, names: Sequence[str]) -> list[PoolRow]:
     """What each process of each pool reports, or that a pool has none."""
     answers = await asyncio.gather(*(_ask(bus, app, name) for name in names))
-    absent = {"id": None, "host": None, "pid": None, "size": 0, "slots": 0, "busy": 0, "ready": 0, "restarts": 0}
-    return [row for name, rows in zip(names, answers) for row in rows or [{"pool": name, **absent}]]
+    return [row for name, rows in zip(names, answers) for row in rows or [_absent(name)]]
 
 
-async def _ask(bus: Bus, app: str, pool: str) -> list[dict[str, Any]]:
+def _absent(pool: str) -> PoolRow:
+    return PoolRow(pool=pool, id=None, host=None, pid=None, size=0, slots=0, busy=0, ready=0, restarts=0)
+
+
+async def _ask(bus: Bus, app: str, pool: str) -> list[PoolRow]:
     """The answers of all processes of a pool, which may run on several hosts."""
     answers: asyncio.Queue[Message] = asyncio.Queue()
     inbox = bus.inbox()
     subscription = await bus.subscribe(inbox, answers.put)
-    found: list[dict[str, Any]] = []
+    found: list[PoolRow] = []
     try:
         await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=inbox)
         async with asyncio.timeout(FIRST_ANSWER) as limit:

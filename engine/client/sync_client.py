@@ -20,6 +20,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall
+from dspex.engine.client.status_rows import Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
 
@@ -131,22 +132,26 @@ class Client:
         )
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> Iterator[Event[Any]]:
-        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. Takes nothing from anyone.
+        """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
 
         `start`: "new", "all", a sequence, or a time.
         """
         return background.each(self._of.watch(what, start=start))
 
-    def call(self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration = "60s", session: str | None = None) -> Result[V]:
-        """Ask a worker and wait for the answer.
+    def call(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
+    ) -> Result[V]:
+        """Ask a worker once and wait for the answer.
 
         Args:
-            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify").
+            what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify"), of which the pool
+                and what a worker needs are taken. Its retry, fallback, on_error, order and time limits belong to its topology.
             data: the inputs by name.
-            timeout: of the whole call.
+            timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
+            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error` or `order`, which only a topology carries out.
         """
         return background.run(self._of.call(what, data, timeout=timeout, session=session))
 
@@ -174,7 +179,7 @@ class Client:
         """Run their events again from where they failed: same event id, same run. How many."""
         return background.run(self._of.redrive(letters_))
 
-    def status(self, pools: Sequence[str] = ()) -> dict[str, Any]:
+    def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))
 

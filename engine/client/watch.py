@@ -1,4 +1,4 @@
-"""Watching: events of a subject, or results of a recorded node, as they are stored. It takes nothing from anyone."""
+"""Watching: events of a subject, or results of a recorded node, as they are stored. It only reads them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dspex.bus.records import CallRecord
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
 
-Start: TypeAlias = Literal["new", "all"] | int | datetime
+WatchStart: TypeAlias = Literal["new", "all"] | int | datetime
 
 
-async def events(bus: Bus, app: str, what: str, start: Start) -> AsyncIterator[Event[Any]]:
+async def events(bus: Bus, app: str, what: str, start: WatchStart) -> AsyncIterator[Event[Any]]:
     """See `Client.watch`. A subject that no stream stores is watched live; `start` means nothing then."""
     if "/" in what:
         found: tuple[str | None, list[str], str | None] = await _node(bus, app, what)
@@ -52,7 +52,7 @@ async def _node(bus: Bus, app: str, what: str) -> tuple[str, list[str], str]:
     return subjects.stream(app), [subjects.record(app, "*", topology, "*", "*")], node
 
 
-async def _after(bus: Bus, stream: str, start: Start) -> int:
+async def _after(bus: Bus, stream: str, start: WatchStart) -> int:
     info = await bus.stream(stream)
     if info is None or start == "all":
         return 0

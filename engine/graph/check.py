@@ -10,7 +10,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import Problem
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, SourceNode
 
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
 _OWN = "dspex."  # subjects of every application; a sink there could be read as work or as a commit
 
 

@@ -16,7 +16,7 @@ from dspex.bus.records import CallSpec, OnError, Order
 from dspex.engine.graph.context import Build
 
 R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data
-Role: TypeAlias = Literal["source", "native", "call", "sink"]
+NodeRole: TypeAlias = Literal["source", "native", "call", "sink"]
 OnGap: TypeAlias = Literal["stop", "skip"]
 Start: TypeAlias = Literal["new", "all"] | int | float
 
@@ -115,7 +115,7 @@ class NodeBase:
         named: False where dspex made up the name.
     """
 
-    role: ClassVar[Role]
+    role: ClassVar[NodeRole]
     name: str
     op: str
     inputs: tuple[Inlet, ...] = ()
@@ -131,7 +131,7 @@ class NodeBase:
 class SourceNode(NodeBase):
     """Events come in here: a stage begins with it."""
 
-    role: ClassVar[Role] = "source"
+    role: ClassVar[NodeRole] = "source"
     source: Source
 
 
@@ -139,7 +139,7 @@ class SourceNode(NodeBase):
 class NativeNode(NodeBase):
     """A pure function that the engine runs. `build`: see context.py."""
 
-    role: ClassVar[Role] = "native"
+    role: ClassVar[NodeRole] = "native"
     build: Build
 
 
@@ -147,7 +147,7 @@ class NativeNode(NodeBase):
 class CallNode(NodeBase):
     """A worker is asked, and its record is stored before anything uses it."""
 
-    role: ClassVar[Role] = "call"
+    role: ClassVar[NodeRole] = "call"
     call: Call
 
 
@@ -155,7 +155,7 @@ class CallNode(NodeBase):
 class SinkNode(NodeBase):
     """Events are published here, with the commit."""
 
-    role: ClassVar[Role] = "sink"
+    role: ClassVar[NodeRole] = "sink"
     sink: Sink
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -34,6 +35,16 @@ def engine_id() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
+@dataclass(frozen=True)
+class RunningEngine:
+    """What an engine consists of while it runs. `pools`: those that it started itself."""
+
+    server: Found
+    bus: Bus
+    host: Host
+    pools: Pools
+
+
 class Engine:
     """Runs topologies until it is drained. Several engines share the partitions of one application.
 
@@ -56,45 +67,53 @@ class Engine:
         defaults = self.settings.defaults.call.options()
         self.graphs: list[Graph] = [with_defaults(t.graph, defaults) for t in topologies]
         self.id = engine_id()
-        self.server: Found | None = None
-        self.host: Host | None = None
-        self.pools: Pools | None = None
-        self.bus: Bus | None = None
+        self._running: RunningEngine | None = None
         self._wanted = pools
         self._start_server = start_server
         self._on_ready = on_ready
         self._stack = AsyncExitStack()
 
+    @property
+    def running(self) -> RunningEngine:
+        """What it consists of, from the begin of its block until it is drained. Raises RuntimeError outside."""
+        if self._running is None:
+            raise RuntimeError("the engine does not run: use it inside `async with Engine(…) as engine`")
+        return self._running
+
     async def __aenter__(self) -> Self:
-        s = self.settings
         needed = self._pool_names()
         try:
-            self.server = await self._stack.enter_async_context(server_of(s, start=self._start_server))
-            self.bus = await connect(s, self.server, name=f"dspex/engine/{self.id}", events=_events())
-            self._stack.push_async_callback(self.bus.close)
-            self.host = Host(
-                self.bus,
-                s.app,
-                self.graphs,
-                engine=self.id,
-                replicas=s.server.replicas,
-                lease=s.engine.lease,
-                records=s.engine.records,
-                stall_after=s.engine.stall_after,
-                most_inputs=s.engine.commit.max_events,
-                most_open_calls=s.engine.max_open_calls,
-            )
-            await self.host.start()
-            if needed:
-                here = s.server.model_copy(update={"url": self.server.url})
-                settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
-                self.pools = Pools(needed, settings, self._on_ready)
+            self._running = await self._start(needed)
         except BaseException:
-            if self.host is not None:
-                await self.host.kill()
             await self._stack.aclose()
             raise
         return self
+
+    async def _start(self, pools: Sequence[str]) -> RunningEngine:
+        s = self.settings
+        server = await self._stack.enter_async_context(server_of(s, start=self._start_server))
+        bus = await connect(s, server, name=f"dspex/engine/{self.id}", events=_events())
+        self._stack.push_async_callback(bus.close)
+        host = Host(
+            bus,
+            s.app,
+            self.graphs,
+            engine=self.id,
+            replicas=s.server.replicas,
+            lease=s.engine.lease,
+            records=s.engine.records,
+            stall_after=s.engine.stall_after,
+            most_inputs=s.engine.commit.max_events,
+            most_open_calls=s.engine.max_open_calls,
+        )
+        try:
+            await host.start()
+            here = s.server.model_copy(update={"url": server.url})
+            settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
+            return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready))
+        except BaseException:
+            await host.kill()
+            raise
 
     def _pool_names(self) -> list[str]:
         calls = [n.call for g in self.graphs for n in g.calls]
@@ -121,23 +140,19 @@ class Engine:
 
     async def wait(self) -> None:
         """Wait until the engine fails; raises the error."""
-        assert self.host is not None
-        keepers = self.pools.processes if self.pools else ()
-        await first(self.host.wait(), *(k.failed() for k in keepers))
+        await first(self.running.host.wait(), *(k.failed() for k in self.running.pools.processes))
 
     async def drain(self, timeout: Duration = "30s") -> None:
         """Stop reading, commit what was walked, let the pools finish what they run, then close everything."""
-        if self.host is not None:
-            await self.host.drain(seconds(timeout))
-            self.host = None
-        if self.pools is not None:
-            await self.pools.stop(seconds(timeout))
-            self.pools = None
+        if self._running is not None:
+            await self._running.host.drain(seconds(timeout))
+            await self._running.pools.stop(seconds(timeout))
+            self._running = None
         await self._stack.aclose()
 
     def statistics(self) -> dict[str, Any]:
         """What it is and does now, as plain data."""
-        return self.host.describe() if self.host else {}
+        return self._running.host.describe() if self._running else {}
 
 
 def _events() -> BusEvents:

@@ -133,7 +133,7 @@ class Host:
         """Apply, and begin to run what this engine gets a lease for."""
         manifests = await self.apply()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
-        self.leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
+        self.leases = leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
         services = Services(
             bus=self.bus,
             app=self.app,
@@ -141,7 +141,7 @@ class Host:
             engine=self.engine,
             committer=self.committer,
             clock=self.clock,
-            revoked=self.leases.revoked,
+            revoked=leases.revoked,
             repair=TornCommits(self.bus, self.app, self.graphs),
             readers=asyncio.Semaphore(READERS),
             most_inputs=self._most[0],
@@ -149,7 +149,7 @@ class Host:
             limit=self.bus.max_payload,
         )
         for graph in self.graphs:
-            self._add_runners(services, graph, manifests[graph.name])
+            self._add_runners(services, leases, graph, manifests[graph.name])
         await self.leases.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.leases.run(), "leases")
@@ -159,15 +159,14 @@ class Host:
         for runner in self.runners:
             self._parts.start(runner.run(), f"{runner.topology}.{runner.stage.id}")
 
-    def _add_runners(self, services: Services, graph: Graph, applied: Manifest) -> None:
-        assert self.leases is not None
+    def _add_runners(self, services: Services, leases: Leases, graph: Graph, applied: Manifest) -> None:
         for source in graph.sources:
             id, count = applied.stages[source.name]
             stage = compile_stage(graph, source, id)
             start = applied.starts.get(source.name, 0)
             runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
-            self.leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+            leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
@@ -181,8 +180,8 @@ class Host:
 
     async def wait(self) -> None:
         """Wait until a part of the engine fails; raises its error."""
-        await self._failed.wait()
-        assert self.failure is not None
+        while self.failure is None:
+            await self._failed.wait()
         raise self.failure
 
     # -- stopping -------------------------------------------------------------------------------------------------
@@ -253,6 +252,6 @@ def _without_overlap(patterns: Sequence[str]) -> list[str]:
     """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
     kept: list[str] = []
     for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
-        if not any(subjects.covers(k, pattern) for k in kept):
+        if not any(subjects.includes(k, pattern) for k in kept):
             kept.append(pattern)
     return kept

@@ -26,6 +26,7 @@ from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk import event_digest
 
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -110,7 +111,7 @@ class SourceInput:
         if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours
             return NodeEvent(node, Origin(id, m.subject, id, None, None, None, m.time, m.sequence), content_type, m.data)
         at = event_time(m).timestamp() if subjects.TIME in h else m.time
-        own = {k: v for k, v in h.items() if k not in subjects.OWN_HEADERS and k != subjects.TRACEPARENT and k[:5] != "Nats-"}
+        own = {k: v for k, v in h.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)}
         origin = Origin(
             id=id,
             subject=m.subject,

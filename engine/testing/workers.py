@@ -70,9 +70,6 @@ class Workers:
 
     async def _run(self, request: CallRequest) -> CallRecord | None:
         answer, failures = self._answers.get(request.node), self._failures.get(request.node)
-        if answer is None and not failures:
-            self.problem = NoAnswer(f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node)
-            return None
         if answer is not None and answer.after:
             await asyncio.sleep(answer.after)
         record = partial(
@@ -88,7 +85,9 @@ class Workers:
         )
         if failures:
             return record(error=_as_error(failures.popleft()).as_dict())
-        assert answer is not None
+        if answer is None:
+            self.problem = NoAnswer(f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node)
+            return None
         outputs = answer.outputs
         return record(outputs=dict(outputs(dict(request.inputs)) if callable(outputs) else outputs))
 

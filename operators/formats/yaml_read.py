@@ -55,16 +55,16 @@ def read(text: str, file: str) -> Mapped:
     return cast("Mapped", data)
 
 
-Finding = tuple[int, str, str]
+LineProblem = tuple[int, str, str]
 
 
-def _error(file: str, found: list[Finding]) -> TopologyError:
+def _error(file: str, found: list[LineProblem]) -> TopologyError:
     problems = [Problem("DX222", "error", file, None, file, line, message, fix) for line, message, fix in found]
     text = "; ".join(f"{file}:{p.line}: {p.message}" for p in problems)
     return TopologyError(text, code="DX222", fix=problems[0].fix, problems=problems)
 
 
-def _refused(text: str) -> Iterator[Finding]:
+def _refused(text: str) -> Iterator[LineProblem]:
     """What is refused, from the stream of events: before anything is built that could be large."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -88,7 +88,7 @@ class _Reader:
     """Builds values from YAML nodes, and notes duplicate keys and keys that are not text."""
 
     def __init__(self) -> None:
-        self.problems: list[Finding] = []
+        self.problems: list[LineProblem] = []
         self.scalars = yaml.constructor.SafeConstructor()
 
     def value(self, node: yaml.Node) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dspex.operators.native.prompts.chat import ChatPrompt
     from dspex.operators.native.signature import Signature
 
-Message: TypeAlias = dict[str, str]  # {"role": …, "content": …}
+ChatMessage: TypeAlias = dict[str, str]  # {"role": …, "content": …}
 Parser: TypeAlias = Callable[[str], dict[str, Any]]  # the text of a reply → its outputs
 
 
@@ -30,7 +30,7 @@ def messages(
     adapter: Adapter = "chat",
     demos: Sequence[Mapping[str, object]] = (),
     version: str | None = None,
-) -> list[Message]:
+) -> list[ChatMessage]:
     """The messages that DSPy would send: a system message, two for each demo, and the request.
 
     Args:

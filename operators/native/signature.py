@@ -7,11 +7,9 @@ names that DSPy would drop or give another meaning are refused.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
@@ -19,8 +17,7 @@ from dspex.operators.native import adapters
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.fields import field_schemas, forms, plain
 from dspex.operators.native.fields.checks import Check
-from dspex.operators.native.fields.edits import Edits
-from dspex.operators.native.fields.field_names import check_fields
+from dspex.operators.native.fields.edits import SignatureFields
 from dspex.operators.native.fields.fields import NOTHING, Annotation, JsonSchema, Role, Side, Values
 from dspex.operators.native.fields.fields import Field as Field
 from dspex.operators.native.fields.grammar import parse
@@ -37,7 +34,7 @@ _SIDES: tuple[Side, Side] = ("inputs", "outputs")
 _CACHED = 4096  # characters: the signature of a longer text is not cached
 
 
-class Signature(Edits):
+class Signature(SignatureFields):
     """The inputs and outputs of a program: names, types, instructions. It is immutable: edits make a new one.
 
     Args:
@@ -48,26 +45,11 @@ class Signature(Edits):
     Raises TopologyError: DX209 for an unknown type, DX210 for everything else.
     """
 
-    instructions: str
-
     # Not __init__: it would run for a signature from the cache too.
     def __new__(cls, spec: str, /, *, instructions: str = "", types: Mapping[str, Annotation] = NOTHING) -> Self:
         if types or type(spec) is not str or len(spec) > _CACHED or "pattern" in spec:  # a compiled pattern takes much memory
             return cls._made(parse(spec, types), instructions)
         made: Self = _known(cls, spec, instructions)
-        return made
-
-    @classmethod
-    def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
-        made = object.__new__(cls)
-        made.__dict__["fields"], made.__dict__["instructions"] = fields, instructions
-        return made
-
-    @classmethod
-    def _checked(cls, fields: Iterable[Field], instructions: str) -> Self:
-        """A signature of fields that do not come from a text. Raises TopologyError (DX210)."""
-        made = cls._made(tuple(fields), instructions)
-        check_fields(made.fields, str(made))
         return made
 
     @classmethod
@@ -118,33 +100,12 @@ class Signature(Edits):
         return {"signature": str(self), "instructions": self.instructions, "fields": fields}
 
     # -- fields and text ----------------------------------------------------------------------------------------------
-    @cached_property
-    def inputs(self) -> Mapping[str, Field]:
-        """Input fields by name, in order."""
-        return MappingProxyType({f.name: f for f in self.fields if f.role == "input"})
-
-    @cached_property
-    def outputs(self) -> Mapping[str, Field]:
-        """Output fields by name, in order."""
-        return MappingProxyType({f.name: f for f in self.fields if f.role == "output"})
-
     def _side(self, side: Side) -> Mapping[str, Field]:
         return self.inputs if side == "inputs" else self.outputs
 
     def annotations(self, side: Side) -> dict[str, Annotation]:
         """Types by field name; `str` where the text gave none."""
         return {n: f.annotation for n, f in self._side(side).items()}
-
-    @cached_property
-    def objective(self) -> str:
-        """The instructions that a prompt shows: the given ones without indentation, or a sentence that names the fields."""
-        return inspect.cleandoc(self.instructions) if self.instructions else self.default_instructions
-
-    @property
-    def default_instructions(self) -> str:
-        """The instructions that DSPy makes where none are given."""
-        takes, gives = (", ".join(f"`{n}`" for n in side) for side in (self.inputs, self.outputs))
-        return f"Given the fields {takes}, produce the fields {gives}."
 
     @cached_property
     def _text(self) -> str:
@@ -206,7 +167,7 @@ class Signature(Edits):
         adapter: Adapter = "chat",
         demos: Sequence[Mapping[str, object]] = (),
         version: str | None = None,
-    ) -> list[adapters.Message]:
+    ) -> list[adapters.ChatMessage]:
         """The messages that DSPy would send to a model, see `adapters.messages`."""
         return adapters.messages(self, data, adapter=adapter, demos=demos, version=version)
 

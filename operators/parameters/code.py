@@ -8,7 +8,8 @@ from typing import ClassVar, cast
 
 from dspex.operators.expressions import language as expressions
 from dspex.operators.expressions.predicate import predicate
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema, Types
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import all_errors, problem, wrong
 from dspex.operators.typing.functions import automatic_name, takes_context
@@ -16,11 +17,11 @@ from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 
 
 @dataclass(frozen=True)
-class Function(Parameter):
+class FunctionParameter(Parameter):
     """A function of (data) or (data, ctx). YAML: its ref."""
 
     noun: ClassVar[str] = "a function of (data) or (data, ctx)"
-    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
         takes_context(value, name)
@@ -39,7 +40,7 @@ class Function(Parameter):
 
 
 @dataclass(frozen=True)
-class TextOrFunction(Parameter):
+class TextOrFunctionParameter(Parameter):
     """A text that means something to the operator, or a function. YAML: a ref is the function that it names."""
 
     def plain(self, value: object, others: Arguments) -> object:
@@ -50,11 +51,11 @@ class TextOrFunction(Parameter):
 
 
 @dataclass(frozen=True)
-class Test(TextOrFunction):
+class TestParameter(TextOrFunctionParameter):
     """An expression, or a function of the data. YAML: a ref is never an expression, because a colon is no part of those."""
 
     noun: ClassVar[str] = "an expression, or a function of the data"
-    form: ClassVar[Schema] = {**TEXT, "description": "an expression, or the ref of a function"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "an expression, or the ref of a function"}
 
     def check(self, name: str, value: object) -> object:
         predicate(value, name)
@@ -68,12 +69,12 @@ class Test(TextOrFunction):
 
 
 @dataclass(frozen=True)
-class Tests(Parameter):
+class TestsParameter(Parameter):
     """One test or more. Python gives them one by one, YAML as a list."""
 
     variadic: ClassVar[bool] = True
     _: KW_ONLY
-    one: Test = Test()
+    one: TestParameter = TestParameter()
 
     noun: ClassVar[str] = "tests: expressions, or functions of the data"
 
@@ -93,7 +94,7 @@ class Tests(Parameter):
             raise problem("DX205", f"{name} takes a list of tests, and this is {value!r}", f'{name}: ["urgency >= 4"]')
         return cast("list[object]", value)
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "array", "items": self.one.schema(), "minItems": 1}
 
     def reads(self, value: object, others: Arguments) -> Iterable[str]:
@@ -101,11 +102,11 @@ class Tests(Parameter):
 
 
 @dataclass(frozen=True)
-class Expression(Parameter):
+class ExpressionParameter(Parameter):
     """An expression over the data."""
 
     noun: ClassVar[str] = "an expression"
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         if value is not self.default:
@@ -117,14 +118,14 @@ class Expression(Parameter):
 
 
 @dataclass(frozen=True)
-class Expressions(Parameter):
+class ExpressionsParameter(Parameter):
     """Expressions by name. `example`: for the message about what is none."""
 
     _: KW_ONLY
     example: str = ""
 
     noun: ClassVar[str] = "expressions by name"
-    form: ClassVar[Schema] = {"type": "object", "additionalProperties": TEXT}
+    form: ClassVar[JsonSchema] = {"type": "object", "additionalProperties": TEXT}
 
     def check(self, name: str, value: object) -> object:
         texts = mapping(value)
@@ -138,14 +139,14 @@ class Expressions(Parameter):
 
 
 @dataclass(frozen=True)
-class Ref(Parameter):
+class RefParameter(Parameter):
     """What a worker runs: a ref, or a class or function that has one. Checked, it is the ref. `what`: for messages."""
 
     _: KW_ONLY
     what: str = "a program"
 
     noun: ClassVar[str] = 'a ref, `"pkg.module:name"`, or what it names'
-    form: ClassVar[Schema] = {**TEXT, "description": "pkg.module:name"}
+    form: ClassVar[JsonSchema] = {**TEXT, "description": "pkg.module:name"}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str):
@@ -160,13 +161,13 @@ class Ref(Parameter):
 
 
 @dataclass(frozen=True)
-class Refs(Ref):
+class RefsParameter(RefParameter):
     """One ref or more of what a worker runs. Checked, they are a tuple. `what`: for messages."""
 
     noun: ClassVar[str] = 'a list of refs: `["shop:find_order"]`'
-    form: ClassVar[Schema] = {"type": "array", "items": TEXT}
+    form: ClassVar[JsonSchema] = {"type": "array", "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise wrong(name, value, f'a list of refs: {name}=["shop:find_order"]')
-        return tuple(super(Refs, self).check(name, v) for v in cast("Sequence[object]", value))
+        return tuple(super(RefsParameter, self).check(name, v) for v in cast("Sequence[object]", value))

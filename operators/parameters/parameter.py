@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeAlias
 
 from dspex.bus.errors import TopologyError
+from dspex.bus.not_built import TOPOLOGY_CODE
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean, problem
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import missing_fields
 
 Types: TypeAlias = Mapping[str, Any]
 """The names of `types:` in a YAML file, and what they stand for."""
-
-Schema: TypeAlias = dict[str, Any]
-"""A JSON Schema (2020-12)."""
 
 REQUIRED: Final = object()
 
@@ -49,7 +48,7 @@ class Parameter:
     """
 
     noun: ClassVar[str] = "any value"
-    form: ClassVar[Schema] = {}
+    form: ClassVar[JsonSchema] = {}
     variadic: ClassVar[bool] = False
     default: object = REQUIRED
     doc: str = field(default="", kw_only=True)
@@ -75,7 +74,7 @@ class Parameter:
         """
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         """What YAML may say."""
         return dict(self.form)
 
@@ -120,5 +119,5 @@ def checked(
 def unknown(name: str, known: Iterable[str], has: str = "there is", not_built: Iterable[str] = ()) -> TopologyError:
     """The error for an option that does not exist, or that is not built: accepted and ignored, it would be false safety."""
     if name in not_built:
-        return problem("DX204", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
+        return problem(TOPOLOGY_CODE, f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
     return problem("DX204", f"{has} no option {name!r}", did_you_mean(name, known))

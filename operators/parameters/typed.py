@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import TopologyError
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.fields.grammar import parse_type
 from dspex.operators.native.fields.types import foreign, type_text
-from dspex.operators.native.signature import Signature as NativeSignature
-from dspex.operators.native.signature import as_signature
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema, Types
+from dspex.operators.native.signature import Signature, as_signature
+from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem
 from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
@@ -20,14 +20,14 @@ from dspex.operators.typing.stream_checks import contradictions
 
 
 @dataclass(frozen=True)
-class Type(Parameter):
+class TypeParameter(Parameter):
     """A type, or a JSON Schema as a mapping. YAML: a ref, a name of `types:`, or the text of a builtin type.
 
     That data can be checked against it is found out by `build`, which makes the validator: pydantic need not make it twice.
     """
 
     noun: ClassVar[str] = "a model, dataclass, TypedDict or builtin type"
-    form: ClassVar[Schema] = {
+    form: ClassVar[JsonSchema] = {
         "type": ["string", "object"],
         "description": "a ref pkg.module:Name, a name of types:, or a builtin type",
     }
@@ -39,31 +39,31 @@ class Type(Parameter):
         return type_of(value, types)
 
 
-INTO = Type(None, doc="a type that validates and types the result")
+INTO = TypeParameter(None, doc="a type that validates and types the result")
 
 
 @dataclass(frozen=True)
-class Signature(Parameter):
+class SignatureParameter(Parameter):
     """A signature: its text, a Signature, or a class of DSPy. Checked, it is a Signature. YAML: text, and `instructions:`."""
 
     noun: ClassVar[str] = 'a signature: `"text -> answer"`'
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         return as_signature(value)
 
     def plain(self, value: object, others: Arguments) -> object:
-        return signature_option(cast("NativeSignature", value))
+        return signature_option(cast("Signature", value))
 
     def load(self, name: str, value: object, types: Types, others: MutableMapping[str, object]) -> object:
         if not isinstance(value, str):
             raise problem("DX210", f"{value!r} is not a signature", 'write "text -> answer"')
         instructions = str(others.pop("instructions", ""))
         # plain text is left as it is: so that its problems are reported together with those of the options
-        return NativeSignature(value, instructions=instructions, types=types) if types or instructions else value
+        return Signature(value, instructions=instructions, types=types) if types or instructions else value
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
-        yield from contradictions(cast("NativeSignature", value), others.get("into"), shape)
+        yield from contradictions(cast("Signature", value), others.get("into"), shape)
 
 
 def type_of(value: object, types: Types) -> Any:
@@ -85,11 +85,11 @@ def type_option(tp: object) -> object:
     return Local(f"<{type_text(tp)}>") if any(foreign(tp)) else type_text(tp)
 
 
-def signature_option(signature: NativeSignature) -> str:
+def signature_option(signature: Signature) -> str:
     """A signature as its text; a `Local` where text cannot say all of it: types of the user's, descriptions."""
     text = str(signature)
     try:
-        same = NativeSignature(text, instructions=signature.instructions) == signature
+        same = Signature(text, instructions=signature.instructions) == signature
     except TopologyError:
         same = False
     return text if same else Local(f"<{text}>")

@@ -8,16 +8,18 @@ from typing import Any, ClassVar, get_args
 
 from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError, TopologyError
-from dspex.operators.parameters.parameter import Arguments, Parameter, Schema
-from dspex.operators.problems import wrong
+from dspex.bus.not_built import TOPOLOGY_CODE
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters.parameter import Arguments, Parameter
+from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import wrong_field
 
-TEXT: Schema = {"type": "string"}
+TEXT: JsonSchema = {"type": "string"}
 
 
 @dataclass(frozen=True)
-class Text(Parameter):
+class TextParameter(Parameter):
     """A text that is not empty. `fix`: what to write, for the message."""
 
     _: KW_ONLY
@@ -32,24 +34,17 @@ class Text(Parameter):
             raise wrong(name, value, self.fix)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return dict(TEXT)
 
 
 @dataclass(frozen=True)
-class FieldName(Parameter):
+class FieldNameParameter(TextParameter):
     """The name of a field. `holds`: the type that this field of the stream must have; None for a field that is written."""
 
     _: KW_ONLY
+    fix: str = "the name of a field"
     holds: type | None = None
-
-    noun: ClassVar[str] = "the name of a field"
-    form: ClassVar[Schema] = TEXT
-
-    def check(self, name: str, value: object) -> object:
-        if not isinstance(value, str) or not value:
-            raise wrong(name, value, self.kind)
-        return value
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
         if self.holds is not None:
@@ -57,7 +52,7 @@ class FieldName(Parameter):
 
 
 @dataclass(frozen=True)
-class Integer(Parameter):
+class IntegerParameter(Parameter):
     """A whole number from `least` to `most`."""
 
     _: KW_ONLY
@@ -73,19 +68,19 @@ class Integer(Parameter):
             raise wrong(name, value, self.kind)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "integer", "minimum": self.least} | ({} if self.most is None else {"maximum": self.most})
 
 
 @dataclass(frozen=True)
-class Duration(Parameter):
+class DurationParameter(Parameter):
     """A duration; checked, it is in seconds. `zero`: whether it may be 0."""
 
     _: KW_ONLY
     zero: bool = True
 
     noun: ClassVar[str] = '`"10s"`, `"1m30s"`, or seconds'
-    form: ClassVar[Schema] = {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
+    form: ClassVar[JsonSchema] = {"type": ["string", "number"], "description": '"10s", "1m30s", or seconds'}
 
     def check(self, name: str, value: object) -> object:
         return in_seconds(name, value, zero=self.zero)
@@ -103,7 +98,7 @@ def in_seconds(name: str, value: Any, *, zero: bool = True) -> int | float:
 
 
 @dataclass(frozen=True)
-class Choice(Parameter):
+class ChoiceParameter(Parameter):
     """One of a few words. `of`: the Literal that lists them. `not_built`: words that are documented and do nothing yet."""
 
     _: KW_ONLY
@@ -120,20 +115,22 @@ class Choice(Parameter):
 
     def check(self, name: str, value: object) -> object:
         if value not in self.words:
-            later = f" ({', '.join(self.not_built)} is not built in this version)" if value in self.not_built else ""
-            raise wrong(name, value, f"one of: {', '.join(self.words)}{later}")
+            fix = f"one of: {', '.join(self.words)}"
+            if value in self.not_built:
+                raise problem(TOPOLOGY_CODE, f"{name}={value!r} is not built in this version", fix)
+            raise wrong(name, value, fix)
         return value
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"enum": list(self.words)}
 
 
 @dataclass(frozen=True)
-class Nothing(Parameter):
+class NothingParameter(Parameter):
     """No argument at all; YAML writes `{}`."""
 
     noun: ClassVar[str] = "nothing: `{}` in YAML"
-    form: ClassVar[Schema] = {"type": "object", "maxProperties": 0}
+    form: ClassVar[JsonSchema] = {"type": "object", "maxProperties": 0}
 
     def plain(self, value: object, others: Arguments) -> object:
         return {}

@@ -8,18 +8,27 @@ from typing import Any, cast
 
 from typing_extensions import Unpack
 
+from dspex.bus.not_built import OPTIONS
 from dspex.operators.operator import Declaration, Edges
-from dspex.operators.parameters import INTO, Integer, Parameter, Ref, Refs, Signature, Text
+from dspex.operators.parameters import (
+    INTO,
+    IntegerParameter,
+    Parameter,
+    RefParameter,
+    RefsParameter,
+    SignatureParameter,
+    TextParameter,
+)
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import all_of
-from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
-from dspex.operators.recorded.spec import SignatureLike, Spec, consistent
+from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
+from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec, consistent
 from dspex.operators.typing import purity
 from dspex.operators.typing.names import V
 from dspex.operators.typing.shape import Shape
 
-_INSTRUCTIONS = Text(
+_INSTRUCTIONS = TextParameter(
     None, fix="what the signature's task is", doc="the signature's instructions; in Python a part of the Signature"
 )
 
@@ -30,7 +39,10 @@ class CallOperator(Declaration):
 
     _: KW_ONLY
     spec: Callable[..., Spec[Any]]
-    not_built: tuple[str, ...] = NOT_BUILT
+
+    @property
+    def not_built(self) -> tuple[str, ...]:
+        return OPTIONS["call"]
 
     @property
     def keys(self) -> Mapping[str, Parameter]:
@@ -64,7 +76,7 @@ def react(
     signature: SignatureLike,
     *,
     tools: Sequence[str],
-    max_iters: int = 10,
+    max_iters: int = MAX_ITERS,
     into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
@@ -99,37 +111,33 @@ _OPTIONS: Mapping[str, Parameter] = {"into": INTO, **CALL_OPTIONS}
 
 PREDICT = CallOperator(
     "predict",
-    main=Signature(),
+    main=SignatureParameter(),
     options=_OPTIONS,
     spec=predict,
-    doc="one call of the model with the signature: `dspy.Predict`",
 )
 CHAIN_OF_THOUGHT = CallOperator(
     "chain_of_thought",
-    main=Signature(),
+    main=SignatureParameter(),
     options=_OPTIONS,
     spec=chain_of_thought,
-    doc="one call of the model, which gives its `reasoning` before the answer: `dspy.ChainOfThought`",
 )
 REACT = CallOperator(
     "react",
-    main=Signature(),
+    main=SignatureParameter(),
     options={
-        "tools": Refs(what="a tool", doc="functions that the model may use; they run in the worker"),
-        "max_iters": Integer(10, doc="the most steps"),
+        "tools": RefsParameter(what="a tool", doc="functions that the model may use; they run in the worker"),
+        "max_iters": IntegerParameter(MAX_ITERS, doc="the most steps"),
         **_OPTIONS,
     },
     spec=react,
-    doc="the model uses tools until it has the answer: `dspy.ReAct`",
 )
 PROGRAM = CallOperator(
     "program",
-    main=Ref(what="a program"),
+    main=RefParameter(what="a program"),
     options={
-        "signature": Signature(doc="what goes in and out"),
-        "state": Text(None, fix='the name of a stored program: "draft@3"', doc="a stored compiled program"),
+        "signature": SignatureParameter(doc="what goes in and out"),
+        "state": TextParameter(None, fix='the name of a stored program: "draft@3"', doc="a stored compiled program"),
         **_OPTIONS,
     },
     spec=program,
-    doc="a `dspy.Module` of yours",
 )

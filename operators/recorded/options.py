@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
-from dspex.bus.duration import Duration as DurationLike
+from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
+from dspex.bus.not_built import CHOICES
+from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.parameters import Arguments, Choice, Duration, Expressions, Parameter, Schema
+from dspex.operators.parameters import Arguments, ChoiceParameter, DurationParameter, ExpressionsParameter, Parameter
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
 from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
@@ -39,8 +42,8 @@ class CallOptions(TypedDict, total=False):
     inputs: Mapping[str, str]
     config: ModuleConfig
     adapter: Adapter
-    timeout: DurationLike
-    deadline: DurationLike
+    timeout: Duration
+    deadline: Duration
     retry: Retry
     fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
     on_error: OnError
@@ -59,11 +62,11 @@ _CONFIG: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class PoolName(Parameter):
+class PoolNameParameter(Parameter):
     """The name of a pool."""
 
     noun: ClassVar[str] = "the name of a pool"
-    form: ClassVar[Schema] = TEXT
+    form: ClassVar[JsonSchema] = TEXT
 
     def check(self, name: str, value: object) -> object:
         try:
@@ -73,11 +76,11 @@ class PoolName(Parameter):
 
 
 @dataclass(frozen=True)
-class Profiles(Parameter):
+class ProfilesParameter(Parameter):
     """The name of an LM profile, or several. Checked, they are a list."""
 
     noun: ClassVar[str] = "a profile, or a list of them"
-    form: ClassVar[Schema] = {"type": ["string", "array"], "items": TEXT}
+    form: ClassVar[JsonSchema] = {"type": ["string", "array"], "items": TEXT}
 
     def check(self, name: str, value: object) -> object:
         names = [value] if isinstance(value, str) else value
@@ -89,7 +92,7 @@ class Profiles(Parameter):
 
 
 @dataclass(frozen=True)
-class Inputs(Expressions):
+class InputsParameter(ExpressionsParameter):
     """Expressions by the signature's input. A call sees the data only: the event is not part of its record."""
 
     noun: ClassVar[str] = "signature input → expression"
@@ -109,7 +112,7 @@ class Inputs(Expressions):
 
 
 @dataclass(frozen=True)
-class Config(Parameter):
+class ConfigParameter(Parameter):
     """Parameters of the DSPy module."""
 
     noun: ClassVar[str] = '`{"temperature": 0.0, "max_tokens": 200}`'
@@ -125,16 +128,16 @@ class Config(Parameter):
                 raise wrong(f"{name}.{key}", v, f"a value of type {_CONFIG[key][-1].__name__}")
         return {n: list(cast("tuple[object, ...]", v)) if isinstance(v, tuple) else v for n, v in given.items()}
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         return {"type": "object", "properties": {k: {} for k in _CONFIG}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
-class RetryPolicy(Parameter):
+class RetryPolicyParameter(Parameter):
     """A `Retry`, or its fields as a mapping. Checked, it is a mapping of all fields, durations in seconds."""
 
     noun: ClassVar[str] = "a `Retry`; in YAML a mapping of its fields"
-    form: ClassVar[Schema] = {"type": "object"}
+    form: ClassVar[JsonSchema] = {"type": "object"}
 
     def check(self, name: str, value: object) -> object:
         fields: dict[str, object] = asdict(Retry())
@@ -146,18 +149,20 @@ class RetryPolicy(Parameter):
                 raise problem("DX204", f"{name} has no {key!r}", did_you_mean(key, fields))
             if key == "attempts" and (not isinstance(v, int) or v < 1):
                 raise wrong(f"{name}.attempts", v, "a whole number from 1 (the first attempt counts)")
-            if key in ("factor", "jitter") and (not isinstance(v, (int, float)) or v < 0):
-                raise wrong(f"{name}.{key}", v, "a number from 0")
+            if key == "factor" and (not isinstance(v, (int, float)) or v < 1):
+                raise wrong(f"{name}.{key}", v, "a number from 1")
+            if key == "jitter" and (not isinstance(v, (int, float)) or not 0 <= v <= 1):
+                raise wrong(f"{name}.{key}", v, "a number from 0 to 1")
         whole = {**fields, **given}
         return whole | {key: in_seconds(f"{name}.{key}", whole[key]) for key in ("backoff", "cap")}
 
 
 @dataclass(frozen=True)
-class Fallback(Parameter):
+class FallbackParameter(Parameter):
     """What answers when the attempts are spent."""
 
     noun: ClassVar[str] = "a function of the data, constant outputs, or a ref"
-    form: ClassVar[Schema] = {"type": ["string", "object"]}
+    form: ClassVar[JsonSchema] = {"type": ["string", "object"]}
 
     def check(self, name: str, value: object) -> object:
         if isinstance(value, str):
@@ -176,29 +181,28 @@ class Fallback(Parameter):
 
 CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "pool": PoolName("lightweight", doc="which workers"),
-        "lm": Profiles(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
-        "inputs": Inputs(None, doc="default: the field of that name"),
-        "config": Config(None, doc="parameters of the DSPy module; default: the profile's"),
-        "adapter": Choice(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
-        "timeout": Duration("60s", zero=False, doc="of one attempt"),
-        "deadline": Duration("10m", zero=False, doc="of all attempts together"),
-        "retry": RetryPolicy(
+        "pool": PoolNameParameter(DEFAULT_POOL, doc="which workers"),
+        "lm": ProfilesParameter(None, doc="who answers; several are tried in order while one is down; default: the pool's"),
+        "inputs": InputsParameter(None, doc="default: the field of that name"),
+        "config": ConfigParameter(None, doc="parameters of the DSPy module; default: the profile's"),
+        "adapter": ChoiceParameter(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
+        "timeout": DurationParameter("60s", zero=False, doc="of one attempt"),
+        "deadline": DurationParameter("10m", zero=False, doc="of all attempts together"),
+        "retry": RetryPolicyParameter(
             None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
         ),
-        "fallback": Fallback(None, doc="gives the outputs when the attempts are spent"),
-        "on_error": Choice("dead_letter", of=OnError, doc="what happens after retry and fallback"),
-        "order": Choice("any", of=Order, not_built=("serial",), doc="as they finish, or released in the order of their key"),
-        "route": Choice(
+        "fallback": FallbackParameter(None, doc="gives the outputs when the attempts are spent"),
+        "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
+        "order": ChoiceParameter(
+            "any", of=Order, not_built=CHOICES["order"], doc="as they finish, or released in the order of their key"
+        ),
+        "route": ChoiceParameter(
             "auto",
             of=Route,
             doc="who answers in the worker: native Predict where it gives what DSPy gives, else DSPy; always DSPy; never DSPy",
         ),
     }
 )
-NOT_BUILT = ("affinity", "cache", "cost", "priority", "tenant", "lane", "first_token_timeout", "hedge")
-"""Documented call options that this version does not have."""
-
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {name: p.check(name, p.default) for name, p in CALL_OPTIONS.items() if p.default is not None}
 )

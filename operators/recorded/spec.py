@@ -15,7 +15,9 @@ from typing import Any, Generic, TypeAlias, cast
 from typing_extensions import Unpack
 
 from dspex.bus.errors import InvalidOutput, TopologyError
-from dspex.bus.records import CallSpec
+from dspex.bus.not_built import OPTIONS
+from dspex.bus.records import MAX_ITERS as MAX_ITERS
+from dspex.bus.records import CallSpec, Outputs
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import fields_of
@@ -24,14 +26,13 @@ from dspex.operators.parameters import Arguments
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
 from dspex.operators.problems import all_of, problem
-from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, NOT_BUILT, CallOptions
+from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
 from dspex.operators.typing.names import T_co, V
 from dspex.operators.typing.refs import resolve
 from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
 from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing_inputs
 
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
-Outputs: TypeAlias = Mapping[str, Any]
 
 NOTHING = Arguments()
 _REASONING: Mapping[str, object] = {"reasoning": str}  # the field that DSPy adds to these signatures
@@ -56,12 +57,12 @@ class Spec(Generic[T_co]):
     into: object = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
-    max_iters: int = 10
+    max_iters: int = MAX_ITERS
     state: str | None = None
 
     def with_options(self, **o: Unpack[CallOptions]) -> Spec[T_co]:
         """The same spec with these options changed. Raises TopologyError for a wrong one."""
-        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=NOT_BUILT)
+        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=OPTIONS["call"])
         all_of(errors)
         return consistent(replace(self, options={**self.options, **changed}))
 

@@ -8,7 +8,7 @@ from typing import Any
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions.predicate import Predicate, predicate
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Tests
+from dspex.operators.parameters import TestsParameter
 from dspex.operators.typing.shape import narrowed
 
 
@@ -50,9 +50,8 @@ def _many_tests(compiled: Sequence[Predicate], outlets: Sequence[Handler]) -> Ha
 
 OPERATOR = Operator(
     "branch",
-    main=Tests(),
+    main=TestsParameter(),
     build=build,
     shape=lambda shape, o: [*(narrowed(test, shape) for test in o["branch"]), shape],
     outlets=lambda tests: len(tests) + 1,
-    doc="the datum, on the stream of the first test that is true, or on the last stream, the rest",
 )

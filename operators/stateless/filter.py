@@ -8,7 +8,7 @@ from typing import Any
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.expressions.predicate import predicate
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Test
+from dspex.operators.parameters import TestParameter
 from dspex.operators.typing.shape import narrowed
 
 
@@ -34,8 +34,7 @@ def build(test: str | Callable[[Any], Any]) -> Build:
 
 OPERATOR = Operator(
     "filter",
-    main=Test(),
+    main=TestParameter(),
     build=build,
     shape=lambda shape, o: narrowed(o["filter"], shape),
-    doc="the datum where the test is true, else nothing",
 )

@@ -8,7 +8,7 @@ from typing import Any
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Function
+from dspex.operators.parameters import FunctionParameter
 from dspex.operators.typing.functions import function_name, takes_context
 from dspex.operators.typing.shape import is_record, returned_items
 
@@ -45,8 +45,7 @@ def items(result: Any, name: str) -> list[object]:
 
 OPERATOR = Operator(
     "flat_map",
-    main=Function(),
+    main=FunctionParameter(),
     build=build,
     shape=lambda shape, o: returned_items(o["flat_map"]),
-    doc="any number: the items that the function returns",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Function
+from dspex.operators.parameters import FunctionParameter
 from dspex.operators.typing.functions import takes_context
 from dspex.operators.typing.shape import returned
 
@@ -32,8 +32,7 @@ def build(fn: Callable[..., Any]) -> Build:
 
 OPERATOR = Operator(
     "map",
-    main=Function(),
+    main=FunctionParameter(),
     build=build,
     shape=lambda shape, o: returned(o["map"]),
-    doc="one: what the function returns",
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dspex.engine.graph.context import Handler
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Nothing
+from dspex.operators.parameters import NothingParameter
 
 
 def build(outlets: Sequence[Handler]) -> Handler:
@@ -17,8 +17,7 @@ def build(outlets: Sequence[Handler]) -> Handler:
 
 OPERATOR = Operator(
     "merge",
-    main=Nothing(),
+    main=NothingParameter(),
     build=lambda main: build,
     many_inputs=True,
-    doc="the datum; several streams become one",
 )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from dspex.bus.errors import InvalidInput, InvalidOutput
-from dspex.engine.graph.context import Build, Context, Handler
+from dspex.engine.graph.context import Build
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import free_text
 from dspex.operators.native.replies.free_text import FreeText
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.native.suggestions import nearest
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Choice, FieldName
-from dspex.operators.parameters import Signature as SignatureParameter
-from dspex.operators.typing.shape import record_of, validator
+from dspex.operators.parameters import INTO, ChoiceParameter, FieldNameParameter, SignatureParameter
+from dspex.operators.stateless.adding import adding
+from dspex.operators.typing.shape import record_of
 
 ParseAs: TypeAlias = Literal[Adapter, FreeText]
 
@@ -24,19 +24,7 @@ ParseAs: TypeAlias = Literal[Adapter, FreeText]
 def build(signature: object, field: str, adapter: ParseAs = "chat", into: object = None) -> Build:
     """The step makes `{**data, **outputs}`, typed by `into` where that is given."""
     read = reader(as_signature(signature), adapter)
-    accept = None if into is None else validator(into)
-
-    def make(outlets: Sequence[Handler]) -> Handler:
-        (out,) = outlets
-
-        def step(data: object, ctx: Context) -> None:
-            record = record_of(data)
-            result = {**record, **read(_text(record, field))}
-            out(result if accept is None else accept(result), ctx)
-
-        return step
-
-    return make
+    return adding(lambda data, ctx: read(_text(record_of(data), field)), into)
 
 
 def reader(signature: Signature, adapter: ParseAs) -> Callable[[str], dict[str, Any]]:
@@ -69,11 +57,10 @@ OPERATOR = Operator(
     "parse",
     main=SignatureParameter(),
     options={
-        "field": FieldName(holds=str, doc="holds the reply"),
-        "adapter": Choice("chat", of=ParseAs, doc="how the reply is written"),
+        "field": FieldNameParameter(holds=str, doc="holds the reply"),
+        "adapter": ChoiceParameter("chat", of=ParseAs, doc="how the reply is written"),
         "into": INTO,
     },
     build=build,
     shape=lambda shape, o: shape.plus(o["parse"].annotations("outputs")),
-    doc="the datum with the outputs that stand in a model's reply",
 )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from dspex.bus.errors import InvalidInput, TopologyError
-from dspex.engine.graph.context import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.templates.template import Template as JinjaTemplate
+from dspex.operators.native.templates.template import Template
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Arguments, Choice, FieldName, Parameter, Schema, Types
+from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Types
 from dspex.operators.parameters.typed import signature_option
 from dspex.operators.parameters.values import TEXT, mapping
 from dspex.operators.problems import problem, wrong
-from dspex.operators.typing.shape import Shape, record_of, validator
+from dspex.operators.stateless.adding import adding
+from dspex.operators.typing.shape import Shape, record_of
 from dspex.operators.typing.stream_checks import missing_inputs
 
 Syntax: TypeAlias = Literal["fields", "jinja"]
@@ -33,25 +35,14 @@ def build(
     if adapter != "chat" and not isinstance(what, Signature):
         raise wrong("adapter", adapter, 'give a Signature: render(Signature("text -> answer"), …); this is a template')
     fill = _fill(what, syntax, adapter)
-    accept = None if into is None else validator(into)
-
-    def make(outlets: Sequence[Handler]) -> Handler:
-        (out,) = outlets
-
-        def step(data: object, ctx: Context) -> None:
-            result = {**record_of(data), field: fill(data, ctx)}
-            out(result if accept is None else accept(result), ctx)
-
-        return step
-
-    return make
+    return adding(lambda data, ctx: {field: fill(data, ctx)}, into)
 
 
 def _fill(what: str | Signature, syntax: Syntax, adapter: Adapter) -> Fill:
     if isinstance(what, Signature):
         return _messages(what, adapter)
     if syntax == "jinja":
-        jinja = JinjaTemplate(what).render
+        jinja = Template(what).render
         return lambda data, ctx: jinja(record_of(data))
     return template.renderer(template.parse(what), template.as_text)
 
@@ -70,7 +61,7 @@ def _messages(signature: Signature, adapter: Adapter) -> Fill:
 
 
 @dataclass(frozen=True)
-class Template(Parameter):
+class TemplateParameter(Parameter):
     """A template, or a Signature whose inputs are fields. YAML: text, or a mapping of a signature and its adapter."""
 
     noun: ClassVar[str] = 'a template: `"Dear {customer.name}"`, or Jinja; or a Signature'
@@ -95,7 +86,7 @@ class Template(Parameter):
         others["adapter"] = keys.get("adapter", "chat")
         return Signature(text, instructions=str(keys.get("instructions", "")), types=types)
 
-    def schema(self) -> Schema:
+    def schema(self) -> JsonSchema:
         keys = {"type": "object", "properties": dict(_KEYS), "required": ["signature"], "additionalProperties": False}
         return {"oneOf": [dict(TEXT), keys]}
 
@@ -105,7 +96,7 @@ class Template(Parameter):
         if others.get("syntax") != "jinja":
             return template.fields(value)
         try:
-            return sorted(JinjaTemplate(str(value)).required)
+            return sorted(Template(str(value)).required)
         except TopologyError:  # `build` says why it cannot be read
             return []
 
@@ -115,7 +106,7 @@ class Template(Parameter):
             yield from missing_inputs(value, shape)
 
 
-_KEYS: Mapping[str, Schema] = {"signature": TEXT, "instructions": TEXT, "adapter": {"enum": list(ADAPTERS)}}
+_KEYS: Mapping[str, JsonSchema] = {"signature": TEXT, "instructions": TEXT, "adapter": {"enum": list(ADAPTERS)}}
 
 
 def _rendered(o: Arguments) -> object:
@@ -124,14 +115,13 @@ def _rendered(o: Arguments) -> object:
 
 OPERATOR = Operator(
     "render",
-    main=Template(),
+    main=TemplateParameter(),
     options={
-        "field": FieldName(doc="takes the text or the messages"),
-        "syntax": Choice("fields", of=Syntax, doc="of a template"),
-        "adapter": Choice("chat", of=Adapter, key=False, doc="of a Signature; in YAML a key beside `signature`"),
+        "field": FieldNameParameter(doc="takes the text or the messages"),
+        "syntax": ChoiceParameter("fields", of=Syntax, doc="of a template"),
+        "adapter": ChoiceParameter("chat", of=Adapter, key=False, doc="of a Signature; in YAML a key beside `signature`"),
         "into": INTO,
     },
     build=build,
     shape=lambda shape, o: shape.plus({o["field"]: _rendered(o)}),
-    doc="the datum with one more field: the template filled in, or the messages of a signature",
 )

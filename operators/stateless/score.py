@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from dspex.bus.errors import DataError
-from dspex.engine.graph.context import Build, Context, Handler
+from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import INTO, Expression, FieldName, Schema, TextOrFunction
+from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, TextOrFunctionParameter
 from dspex.operators.problems import problem
+from dspex.operators.stateless.adding import adding
 from dspex.operators.typing.functions import function_name
-from dspex.operators.typing.shape import record_of, validator
 
 Compare = Callable[[Any, Any], float]
 
@@ -23,19 +24,11 @@ def build(metric: str | Compare, *, expected: str, actual: str, field: str = "sc
     """The step makes `{**data, field: metric(actual, expected)}`, typed by `into` where that is given."""
     function, name = metric_of(metric), metric if isinstance(metric, str) else function_name(metric)
     read_actual, read_expected = expressions.compile(actual).function, expressions.compile(expected).function
-    accept = None if into is None else validator(into)
 
-    def make(outlets: Sequence[Handler]) -> Handler:
-        (out,) = outlets
+    def fields(data: object, ctx: Context) -> dict[str, object]:
+        return {field: as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)}
 
-        def step(data: object, ctx: Context) -> None:
-            number = as_number(function(read_actual(data, ctx), read_expected(data, ctx)), name)
-            result = {**record_of(data), field: number}
-            out(result if accept is None else accept(result), ctx)
-
-        return step
-
-    return make
+    return adding(fields, into)
 
 
 def metric_of(metric: object) -> Compare:
@@ -63,11 +56,11 @@ def as_number(value: object, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Metric(TextOrFunction):
+class MetricParameter(TextOrFunctionParameter):
     """The name of a metric, or a function of (actual, expected). YAML: the name, or the function's ref."""
 
     noun: ClassVar[str] = "a name of `dspex.metrics`, or a function of (actual, expected)"
-    form: ClassVar[Schema] = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
+    form: ClassVar[JsonSchema] = {"type": "string", "description": "a name of dspex.metrics, or the ref of a function"}
 
     def check(self, name: str, value: object) -> object:
         metric_of(value)
@@ -76,14 +69,13 @@ class Metric(TextOrFunction):
 
 OPERATOR = Operator(
     "score",
-    main=Metric(),
+    main=MetricParameter(),
     options={
-        "expected": Expression(doc="the reference, or a list of them"),
-        "actual": Expression(doc="the answer"),
-        "field": FieldName("score", doc="takes the number"),
+        "expected": ExpressionParameter(doc="the reference, or a list of them"),
+        "actual": ExpressionParameter(doc="the answer"),
+        "field": FieldNameParameter("score", doc="takes the number"),
         "into": INTO,
     },
     build=build,
     shape=lambda shape, o: shape.plus({o["field"]: float}),
-    doc="the datum with one more field: how well one text answers another, from 0 to 1",
 )

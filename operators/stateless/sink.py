@@ -8,9 +8,10 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput
+from dspex.bus.not_built import OPTIONS
 from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
-from dspex.operators.parameters import Choice, Parameter
+from dspex.operators.parameters import ChoiceParameter, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem
@@ -18,15 +19,13 @@ from dspex.operators.typing.names import Codec
 from dspex.operators.typing.shape import UNKNOWN, Shape
 from dspex.operators.typing.stream_checks import missing_fields
 
-CODEC = Choice("json", of=Codec, doc="how the data is encoded; default: the topology's")
+CODEC = ChoiceParameter("json", of=Codec, doc="how the data is encoded; default: the topology's")
 SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC})
-NOT_BUILT = ("stream", "cloudevents")
-"""Documented options of a sink that this version does not have."""
 
 
 def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, given: Mapping[str, object]) -> None:
     """Add a sink behind an outlet of a node, and note what is wrong with it."""
-    o, errors = checked(SINK_OPTIONS, given, has="a sink has", not_built=NOT_BUILT)
+    o, errors = checked(SINK_OPTIONS, given, has="a sink has", not_built=OPTIONS["sink"])
     payload = Sink(subject, subject)
     draft = NodeDraft("sink", subject, subject, payload=payload, inputs=[(node, outlet)], options=dict(o), shape=shape)
     plan.add(draft)

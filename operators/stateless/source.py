@@ -10,10 +10,19 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
-from dspex.engine.graph.nodes import OnGap, Source
-from dspex.engine.graph.nodes import Start as StoredStart
+from dspex.bus.not_built import OPTIONS
+from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
-from dspex.operators.parameters import Arguments, Choice, Expression, Integer, Parameter, Schema, Text, Type
+from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.parameters import (
+    Arguments,
+    ChoiceParameter,
+    ExpressionParameter,
+    IntegerParameter,
+    Parameter,
+    TextParameter,
+    TypeParameter,
+)
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import wrong
@@ -31,11 +40,11 @@ class SourceOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Start(Parameter):
+class StartParameter(Parameter):
     """Where a source begins when it is first applied."""
 
     noun: ClassVar[str] = '`"all"`, `"new"`, a sequence, or a time'
-    form: ClassVar[Schema] = {"type": ["string", "integer"]}
+    form: ClassVar[JsonSchema] = {"type": ["string", "integer"]}
 
     def check(self, name: str, value: object) -> object:
         _start(value)
@@ -47,23 +56,25 @@ class Start(Parameter):
 
 SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "type": Type(None, doc="checks and types the data; an event that does not fit is a dead letter"),
-        "stream": Text(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
-        "start": Start("all", doc="where to begin when it is first applied; afterwards its position is what was stored"),
-        "time": Expression(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
-        "partitions": Integer(
+        "type": TypeParameter(None, doc="checks and types the data; an event that does not fit is a dead letter"),
+        "stream": TextParameter(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
+        "start": StartParameter(
+            "all", doc="where to begin when it is first applied; afterwards its position is what was stored"
+        ),
+        "time": ExpressionParameter(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
+        "partitions": IntegerParameter(
             1, most=1024, doc="events are spread by key, else session, else subject, and a key stays in its partition"
         ),
-        "on_gap": Choice("stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"),
+        "on_gap": ChoiceParameter(
+            "stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"
+        ),
     }
 )
-NOT_BUILT = ("codec", "accept", "idle", "hold")
-"""Documented options of a source that this version does not have."""
 
 
 def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
     """Add a source to a plan, and note what is wrong with it."""
-    o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=NOT_BUILT)
+    o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=OPTIONS["source"])
     options = {name: SOURCE_OPTIONS[name].plain(value, o) for name, value in o.items() if name in given}
     draft = NodeDraft("source", subject, subject, payload=Source(subject), options=options, shape=shape_of(o.get("type")))
     plan.add(draft)
@@ -90,7 +101,7 @@ def _source(subject: str, o: Mapping[str, Any]) -> Source:
     )
 
 
-def _start(value: object) -> StoredStart:
+def _start(value: object) -> Start:
     """As the engine takes it: a time in seconds. Raises TopologyError (DX205)."""
     if value in ("new", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value

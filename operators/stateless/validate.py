@@ -9,7 +9,7 @@ from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Choice, Type
+from dspex.operators.parameters import ChoiceParameter, TypeParameter
 from dspex.operators.parameters.values import mapping
 from dspex.operators.typing.names import OnError
 from dspex.operators.typing.shape import is_record, record_of, shape_of, validator
@@ -51,10 +51,8 @@ def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 OPERATOR = Operator(
     "validate",
-    main=Type(),
-    options={"on_error": Choice("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
+    main=TypeParameter(),
+    options={"on_error": ChoiceParameter("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
     build=build,
     shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else shape_of(o["validate"]),
-    doc="the datum, typed by a model, or checked by a JSON Schema (2020-12)",
-    not_built=("extra",),
 )

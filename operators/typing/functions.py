@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from dspex.operators.problems import NAME, problem
+from dspex.engine.graph.check import NAME
+from dspex.operators.problems import problem
 
 
 def takes_context(fn: object, op: str) -> bool:

@@ -109,10 +109,10 @@ def record_of(data: Any) -> dict[str, Any]:
     )
 
 
-Accept = Callable[[Any], Any]
+Validator = Callable[[Any], Any]
 
 
-def validator(tp: object, error: type[DspexError] = InvalidInput) -> Accept:
+def validator(tp: object, error: type[DspexError] = InvalidInput) -> Validator:
     """A function that checks data against a type and gives the typed value.
 
     It raises `error` with every field that does not fit. Raises TopologyError (DX226) for a type that cannot be checked.
@@ -124,7 +124,7 @@ def validator(tp: object, error: type[DspexError] = InvalidInput) -> Accept:
     return _pydantic_check(tp, error)
 
 
-def _instance_check(kind: Any, error: type[DspexError]) -> Accept:
+def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
     def check(data: object) -> object:
         if isinstance(data, kind):
             return data
@@ -135,7 +135,7 @@ def _instance_check(kind: Any, error: type[DspexError]) -> Accept:
     return check
 
 
-def _pydantic_check(tp: object, error: type[DspexError]) -> Accept:
+def _pydantic_check(tp: object, error: type[DspexError]) -> Validator:
     from pydantic import ValidationError
 
     validate, name = _validate_function(tp), type_text(tp)
@@ -152,9 +152,9 @@ def _pydantic_check(tp: object, error: type[DspexError]) -> Accept:
     return check
 
 
-def _validate_function(tp: Any) -> Accept:
+def _validate_function(tp: Any) -> Validator:
     if is_model(tp):
-        return typing.cast("Accept", tp.model_validate)
+        return typing.cast("Validator", tp.model_validate)
     from pydantic import PydanticUserError, TypeAdapter
     from pydantic.errors import PydanticSchemaGenerationError
 

@@ -29,7 +29,7 @@ from dspex.bus.errors import ConfigError
         (timedelta(minutes=2), 120),
     ],
 )
-def test_a_duration_is_seconds(value: Any, expected: float) -> None:
+def test_a_duration_is_read_as_seconds(value: Any, expected: float) -> None:
     assert seconds(value) == pytest.approx(expected)
 
 
@@ -38,14 +38,14 @@ def test_a_duration_is_seconds(value: Any, expected: float) -> None:
     ["", "10", "s", "10 s", "10s ", "ten", "1m 30s", "-5s", "1.5.5s", "10S", "1y", -1, -0.001, True, None, b"1s", [],
      timedelta(seconds=-1), float("nan"), float("inf"), "9" * 400 + "d"],
 )  # fmt: skip
-def test_what_is_no_duration_is_refused_with_an_example(value: Any) -> None:
+def test_an_invalid_duration_is_refused_with_an_example(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         seconds(value)
     assert caught.value.code == "DX102"
 
 
 @given(st.integers(0, 10**9), st.sampled_from(["ms", "s", "m", "h", "d"]))
-def test_units_multiply(count: int, unit: str) -> None:
+def test_the_unit_of_a_duration_multiplies_its_number(count: int, unit: str) -> None:
     factor = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
     assert seconds(f"{count}{unit}") == pytest.approx(count * factor)
 
@@ -55,12 +55,12 @@ def test_units_multiply(count: int, unit: str) -> None:
     [("0", 0), ("512", 512), ("512B", 512), ("1KB", 1000), ("1KiB", 1024), ("1.5MiB", 3 << 19), ("2 GiB", 2 << 30),
      ("1gb", 10**9), (" 1kib ", 1024), (77, 77), (0, 0)],
 )  # fmt: skip
-def test_a_size_is_bytes(value: Any, expected: int) -> None:
+def test_a_size_is_read_as_bytes(value: Any, expected: int) -> None:
     assert size(value) == expected
 
 
 @pytest.mark.parametrize("value", ["", "KiB", "1TB", "1 K", "-1", -1, "1.2.3", True, None, 1.5, "1KiB2"])
-def test_what_is_no_size_is_refused_with_an_example(value: Any) -> None:
+def test_an_invalid_size_is_refused_with_an_example(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         size(value)
     assert caught.value.code == "DX103"

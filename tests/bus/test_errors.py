@@ -31,7 +31,7 @@ FIRST_DIGIT = {ConfigError: "1", TopologyError: "2", BusError: "4", DataError: "
 
 
 @ids
-def test_a_class_has_its_own_code_a_fix_and_a_docstring(cls: type[DspexError]) -> None:
+def test_every_error_class_has_a_code_a_fix_and_a_docstring(cls: type[DspexError]) -> None:
     assert re.fullmatch(r"DX\d{3}", vars(cls)["code"])
     assert vars(cls)["fix"]
     assert cls.__doc__
@@ -41,13 +41,13 @@ def test_a_class_has_its_own_code_a_fix_and_a_docstring(cls: type[DspexError]) -
             assert cls.code[2] == digit
 
 
-def test_no_two_classes_share_a_code() -> None:
+def test_no_two_error_classes_share_a_code() -> None:
     codes = [c.code for c in CLASSES]
     assert sorted(set(codes)) == sorted(codes)
 
 
 @ids
-def test_a_class_is_in_the_drawn_tree_below_its_base(cls: type[DspexError]) -> None:
+def test_the_drawn_tree_shows_every_error_class_below_its_base(cls: type[DspexError]) -> None:
     tree = (errors.__doc__ or "").split("A class says")[0]
     assert re.search(rf"\b{cls.__name__}\b", tree)
     branch = next(c for c in reversed(cls.__mro__) if c in CLASSES and c is not DspexError) if cls is not DspexError else cls
@@ -71,7 +71,7 @@ def test_an_error_survives_pickling_between_processes_of_a_test_run(cls: type[Ds
     assert pickle.loads(pickle.dumps(error)).as_dict() == error.as_dict()
 
 
-def test_the_classs_own_code_and_fix_stand_in_for_what_is_left_out() -> None:
+def test_an_error_takes_code_and_fix_from_its_class_when_none_are_given() -> None:
     error = Saturated("full")
     assert (error.code, error.fix) == (Saturated.code, Saturated.fix)
     assert error.as_dict() == {
@@ -106,7 +106,7 @@ def test_an_error_of_a_newer_version_is_a_call_error_with_its_own_policy(retryab
 
 
 @pytest.mark.parametrize("data", [{}, {"type": None}, {"message": 5, "type": 7}])
-def test_a_poor_description_still_gives_an_error(data: dict[str, object]) -> None:
+def test_an_incomplete_description_of_an_error_gives_a_call_error(data: dict[str, object]) -> None:
     error = from_dict(data)
     assert type(error) is CallError
     assert not error.retryable

@@ -68,7 +68,7 @@ def test_a_derived_id_has_its_parents_time() -> None:
 
 
 @pytest.mark.parametrize("parent", ["order-17", "", "x" * 200, "ä ö", "00000000-0000-4000-8000-000000000000"])
-def test_what_is_derived_from_a_foreign_id_claims_no_time(parent: str) -> None:
+def test_an_id_derived_from_a_foreign_id_has_no_time(parent: str) -> None:
     child = derived_id(parent, "a", 0)
     assert UUID(child).version == 8
     assert UUID(child).variant == "specified in RFC 4122"
@@ -76,13 +76,13 @@ def test_what_is_derived_from_a_foreign_id_claims_no_time(parent: str) -> None:
     assert len({derived_id(parent + end, "a", 0) for end in "abc"}) == 3
 
 
-def test_parent_operator_and_ordinal_each_make_another_id() -> None:
+def test_a_derived_id_depends_on_parent_operator_and_ordinal() -> None:
     for parent in (new_id(0), "order-17"):
         ids = {derived_id(p, o, n) for p in (parent, new_id(0)) for o in ("a", "b") for n in range(50)}
         assert len(ids) == 200
 
 
-def test_a_foreign_id_depends_on_where_the_message_is_stored() -> None:
+def test_the_id_of_an_event_without_one_depends_on_where_it_is_stored() -> None:
     id = foreign_id(1.5, message())
     assert foreign_id(1.5, message()) == id
     assert id_time(id) == NOON
@@ -113,7 +113,7 @@ def test_an_id_without_a_usable_time_has_none(id: str) -> None:
 
 
 # -- a stored message as an event ------------------------------------------------------------------------------------
-def test_an_events_id_is_ours_else_the_publishers_else_made_from_its_place() -> None:
+def test_an_event_id_is_read_from_our_header_else_the_publishers_else_made_from_its_place() -> None:
     assert message_id(message({subjects.EVENT_ID: "ours", subjects.MESSAGE_ID: "theirs"})) == "ours"
     assert message_id(message({subjects.MESSAGE_ID: "theirs"})) == "theirs"
     assert message_id(message(), 3.0) == foreign_id(3.0, message())
@@ -159,13 +159,13 @@ def test_a_derived_event_knows_run_cause_key_and_session() -> None:
 
 # -- partitions ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("key", "value"), [("", 0x811C9DC5), ("a", 0xE40C292C), ("foobar", 0xBF9CF968)])
-def test_the_partition_is_fnv1a(key: str, value: int) -> None:
+def test_the_partition_of_a_key_is_its_fnv1a_hash(key: str, value: int) -> None:
     """The published test vectors; the server's `partition()` uses the same."""
     for count in (1, 3, 64, 1 << 32):
         assert partition_of(key, count) == value % count
 
 
 @given(texts, st.integers(1, 1000))
-def test_a_key_has_one_partition(key: str, count: int) -> None:
+def test_a_key_always_has_the_same_partition(key: str, count: int) -> None:
     assert 0 <= partition_of(key, count) < count
     assert partition_of(key, count) == partition_of(key, count)

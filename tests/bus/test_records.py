@@ -36,14 +36,14 @@ WORK = Work("c", 3, 1, "t", "n", "r", {}, {"text": "hello"}, b'{"a": 1}')
 
 
 @given(works)
-def test_work_comes_back_whole_inside_its_result(work: Work) -> None:
+def test_work_survives_packing_inside_its_record(work: Work) -> None:
     outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
     again = CallRecord.unpack(outcome.pack())
     assert again == outcome
     assert Work.unpack(again.work) == work
 
 
-def test_a_letter_comes_back_whole() -> None:
+def test_a_dead_letter_survives_packing() -> None:
     letter = Letter("t", "n", {"id": "i"}, b"\xff", "application/json", CallTimeout("slow").as_dict(), headers={"X": "ä"})
     again = Letter.unpack(letter.pack())
     assert again == letter
@@ -61,12 +61,12 @@ def test_a_field_of_a_newer_version_is_ignored_and_a_missing_one_has_its_default
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"\xc1", msgpack.packb({}), msgpack.packb([1, 2]), msgpack.packb("call"), msgpack.packb(7)]
 )
-def test_what_is_none_of_ours_is_a_decode_error(cls: Any, data: bytes) -> None:
+def test_bytes_that_are_no_record_of_dspex_are_a_decode_error(cls: Any, data: bytes) -> None:
     with pytest.raises(DecodeError):
         cls.unpack(data)
 
 
-def test_values_are_converted_as_in_any_event() -> None:
+def test_values_in_a_record_are_converted_as_those_in_an_event() -> None:
     work = dataclasses.replace(
         WORK,
         spec=dataclasses.asdict(CallSpec("predict", "a -> b", "a -> b", lm=("main", "big"))),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
-from dspex.bus.subjects import covers, is_pattern, is_subject, matches, overlap
+from dspex.bus.subjects import includes, is_pattern, is_subject, matches, overlap
 
 ALL = [".".join(tokens) for n in range(1, 5) for tokens in product("ab", repeat=n)]  # every subject of up to four tokens
 tokens = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3)
@@ -35,30 +35,30 @@ def taken(pattern: str) -> set[str]:
 
 
 @given(patterns, st.sampled_from(ALL))
-def test_matches_is_the_rule_of_nats(pattern: str, subject: str) -> None:
+def test_matches_follows_the_wildcard_rules_of_nats(pattern: str, subject: str) -> None:
     assert matches(pattern, subject) == brute(pattern, subject)
 
 
 @given(patterns, patterns)
-def test_overlap_is_a_subject_that_both_take(a: str, b: str) -> None:
+def test_two_patterns_overlap_when_a_subject_matches_both(a: str, b: str) -> None:
     assert overlap(a, b) == bool(taken(a) & taken(b))
     assert overlap(a, b) == overlap(b, a)
 
 
 @given(patterns, patterns)
-def test_covers_is_to_take_all_that_the_other_takes(wide: str, narrow: str) -> None:
+def test_a_pattern_covers_another_when_it_matches_all_that_the_other_matches(wide: str, narrow: str) -> None:
     # one pattern alone may take "one a or b" as "*" does, because there are only these two here: no such pair is drawn
-    assert covers(wide, narrow) == (taken(narrow) <= taken(wide))
+    assert includes(wide, narrow) == (taken(narrow) <= taken(wide))
 
 
 @given(patterns)
-def test_what_is_drawn_here_is_a_pattern(pattern: str) -> None:
+def test_a_generated_pattern_is_valid_and_is_a_subject_only_without_wildcards(pattern: str) -> None:
     assert is_pattern(pattern)
     assert is_subject(pattern) == ("*" not in pattern and ">" not in pattern)
 
 
 @pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a\r\nPUB", "a\tb", "$JS.API", "$KV.x"])
-def test_what_cannot_be_published_to_is_no_subject(text: str) -> None:
+def test_a_text_that_cannot_be_published_to_is_neither_subject_nor_pattern(text: str) -> None:
     assert not is_subject(text)
     assert not is_pattern(text)
 
@@ -75,7 +75,7 @@ def test_a_name_of_letters_digits_and_dashes_is_a_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "-a", "_a", "ä", "a/b", "a\n", "x" * 65, "$a"])
-def test_another_name_is_refused_with_the_fix(name: str) -> None:
+def test_a_name_with_other_characters_is_refused_with_the_fix(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be part of a subject") as caught:
         subjects.token(name, "pool")
     assert caught.value.code == "DX101"
@@ -107,7 +107,7 @@ def test_the_subjects_of_two_applications_never_meet() -> None:
     assert len({subjects.stream("a"), subjects.stream("b"), subjects.objects("a"), subjects.bucket("b") + "x"}) == 4
 
 
-def test_workers_of_a_class_get_the_work_of_that_class_only() -> None:
+def test_workers_of_a_pool_get_the_work_of_that_pool_only() -> None:
     mine = subjects.work("shop", "gpu", "t", "draft")
     assert matches(subjects.work_pattern("shop", "gpu"), mine)
     assert not matches(subjects.work_pattern("shop", "gpu2"), mine)
@@ -133,6 +133,6 @@ def test_keys_are_below_their_prefix() -> None:
     assert subjects.member_key("engine", "x") == "engine.x"
 
 
-def test_ids_of_repeats_are_the_same_each_time() -> None:
+def test_ids_of_attempts_and_redrives_are_the_same_each_time() -> None:
     assert subjects.attempt_id("call", 2) == subjects.attempt_id("call", 2) != subjects.attempt_id("call", 3)
     assert subjects.redrive_id(17) == "redrive:17"

@@ -146,21 +146,20 @@ async def test_finish_returns_when_the_time_is_up() -> None:
 
 
 async def test_a_task_is_kept_alive_though_nobody_refers_to_it_or_its_owner() -> None:
-    ran: list[bool] = []
+    ran = asyncio.Event()
     wake: list[Callable[[], None]] = []
 
     async def waits() -> None:
         future = asyncio.get_running_loop().create_future()
         wake.append(lambda: future.set_result(None))
         await future
-        ran.append(True)
+        ran.set()
 
     Tasks("owner").start(waits(), "a")
     await asyncio.sleep(0)
     gc.collect()
     wake[0]()
-    await asyncio.sleep(0.001)
-    assert ran == [True]
+    assert await asyncio.wait_for(ran.wait(), 30)
 
 
 async def test_first_gives_the_index_of_the_one_that_ended_and_cancels_the_others() -> None:
@@ -182,7 +181,13 @@ async def test_first_leaves_a_future_of_the_caller_alone() -> None:
 
 async def test_first_cancels_what_it_waits_for_when_it_is_cancelled() -> None:
     ended: list[str] = []
-    waiting = asyncio.create_task(first(forever(ended), forever(ended)))
-    await asyncio.sleep(0.001)
+    running = asyncio.Event()
+
+    async def second() -> None:
+        running.set()
+        await forever(ended)
+
+    waiting = asyncio.create_task(first(forever(ended), second()))
+    await running.wait()
     await tasks.cancel([waiting])
     assert ended == ["ended", "ended"]

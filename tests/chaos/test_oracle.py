@@ -20,7 +20,7 @@ pytestmark = pytest.mark.no_cover
 @pytest.fixture(scope="module")
 def case() -> Case:
     """A run without faults, with everything in it."""
-    simulation = Simulation(5, count=80, kills=0, deadly=0.0, faults=Faults(), freezes=False)
+    simulation = Simulation(5, count=80, kills=0, deadly=0.0, faults=Faults(), freezes=False, big=1)
     report = simulation.run()
     assert report.good, str(report)
     return Case(APP, simulation.events, simulation.stored, simulation.heard)
@@ -56,13 +56,13 @@ def _entry(case: Case, at: int, **changes: object) -> list[Message]:
 
 
 @pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
-def test_the_oracle_sees_what_is_lost(case: Case, of: Callable[[Message], bool]) -> None:
+def test_the_oracle_sees_a_lost_message(case: Case, of: Callable[[Message], bool]) -> None:
     at = _first(case, of)
     assert "nothing is lost" in _verdict(case, [*case.stored[:at], *case.stored[at + 1 :]])
 
 
 @pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
-def test_the_oracle_sees_what_is_doubled(case: Case, of: Callable[[Message], bool]) -> None:
+def test_the_oracle_sees_a_doubled_message(case: Case, of: Callable[[Message], bool]) -> None:
     again = case.stored[_first(case, of)]._replace(sequence=case.stored[-1].sequence + 1)
     assert {"nothing is doubled", "commits are whole"} <= _verdict(case, [*case.stored, again])
 

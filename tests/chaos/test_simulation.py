@@ -22,7 +22,7 @@ def test_every_event_has_its_effects_exactly_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_bus_at_its_worst_changes_nothing(seed: int) -> None:
+def test_frequent_faults_of_the_bus_change_no_effect(seed: int) -> None:
     report = Simulation(seed, count=40, faults=WORST).run()
     assert report.good, str(report)
 
@@ -40,12 +40,12 @@ def test_a_thousand_results_may_wait_for_a_slow_call_while_engines_die() -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_testing_driver_bears_faults_and_crashes(seed: int) -> None:
+def test_the_testing_driver_keeps_its_promises_under_faults_and_crashes(seed: int) -> None:
     report = driven.drive(seed)
     assert report.good, str(report)
 
 
-def test_a_seed_gives_the_same_run() -> None:
+def test_a_simulation_is_repeated_exactly_by_its_seed() -> None:
     first, second = Simulation(3, count=30), Simulation(3, count=30)
     assert str(first.run()) == str(second.run())
     assert first.stored[-1].time == second.stored[-1].time

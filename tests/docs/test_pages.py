@@ -23,5 +23,5 @@ def missing(page: Path) -> Iterator[str]:
             yield link
 
 
-def test_every_file_and_every_page_that_a_page_names_is_there() -> None:
+def test_every_file_and_page_that_the_documentation_names_exists() -> None:
     assert {page.name: found for page in PAGES if (found := sorted(missing(page)))} == {}

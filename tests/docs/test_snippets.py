@@ -120,7 +120,7 @@ def application() -> Iterator[Application]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_the_blocks_of_a_page_do_what_it_says(page: Path, folder: Path, application: Application) -> None:
+def test_the_code_of_a_documentation_page_does_what_the_page_says(page: Path, folder: Path, application: Application) -> None:
     space: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
@@ -202,13 +202,13 @@ def run_command(command: str, shown: str, place: str) -> None:
     assert printed == shown.rstrip("\n"), f"{place}: {command}"
 
 
-def test_every_page_is_reached_from_the_index() -> None:
+def test_every_documentation_page_is_reached_from_the_index() -> None:
     index = (ROOT / "docs/README.md").read_text()
     assert {f.name for f in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(re.findall(r"\]\(([\w-]+\.md)\)", index))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_of_the_documentation_leads_to_a_page(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target

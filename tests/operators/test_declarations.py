@@ -7,13 +7,13 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from dspex.bus import not_built
 from dspex.bus.errors import TopologyError
-from dspex.operators.operator import Operator
-from dspex.operators.parameters import Choice
-from dspex.operators.recorded.calls import predict
-from dspex.operators.recorded.options import CALL_OPTIONS, NOT_BUILT, CallOptions
-from dspex.operators.registry import operators
-from dspex.operators.stateless import source
+from dspex.operators.parameters import ChoiceParameter
+from dspex.operators.recorded.calls import CallOperator, predict
+from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
+from dspex.operators.registry import AnyOperator, operators
+from dspex.operators.stateless.sink import SINK_OPTIONS
 from dspex.operators.stateless.source import SOURCE_OPTIONS, SourceOptions
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
@@ -32,14 +32,21 @@ def test_every_call_option_and_every_source_option_of_the_types_is_declared() ->
 
 def test_a_choice_lists_the_words_that_its_type_lists() -> None:
     hints = get_type_hints(CallOptions)
-    choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, Choice)}
+    choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, ChoiceParameter)}
     assert choices == {name: get_args(hints[name]) for name in ("adapter", "on_error", "order", "route")}
 
 
-@pytest.mark.parametrize("operator", [o for o in operators().values() if isinstance(o, Operator)], ids=lambda o: o.name)
-def test_the_method_of_an_operator_has_the_options_and_defaults_of_its_declaration(operator: Operator) -> None:
-    method = inspect.signature(getattr(Stream, operator.name))
-    typed = {n: p for n, p in method.parameters.items() if p.kind is p.KEYWORD_ONLY and n != "name"}
+@pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)
+def test_the_functions_of_an_operator_have_the_options_and_defaults_of_its_declaration(
+    operator: AnyOperator,
+) -> None:
+    agrees(operator, [*inspect.signature(getattr(Stream, operator.name)).parameters.values()][2:])
+    if isinstance(operator, CallOperator):
+        agrees(operator, [*inspect.signature(operator.spec).parameters.values()][1:])
+
+
+def agrees(operator: AnyOperator, behind_the_main_argument: list[inspect.Parameter]) -> None:
+    typed = {p.name: p for p in behind_the_main_argument if p.kind is not p.VAR_KEYWORD and p.name != "name"}
     assert set(typed) <= set(operator.options)
     for name, parameter in typed.items():
         required = parameter.default is inspect.Parameter.empty
@@ -47,10 +54,10 @@ def test_the_method_of_an_operator_has_the_options_and_defaults_of_its_declarati
         assert required or parameter.default == operator.options[name].default, name
 
 
-@pytest.mark.parametrize("name", NOT_BUILT)
+@pytest.mark.parametrize("name", not_built.OPTIONS["call"])
 def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
     (found,) = problems(lambda s: s.predict("a -> b", name="p", **{name: "x"}))
-    assert found == ("DX204", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
+    assert found == ("DX237", f"the option {name!r} is not built in this version, and would do nothing", "leave it out")
     with pytest.raises(TopologyError, match="is not built"):
         predict("a -> b", **{name: "x"})  # type: ignore[arg-type]
     with pytest.raises(TopologyError, match="is not built"):
@@ -59,20 +66,50 @@ def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
 
 def test_an_order_that_is_not_built_is_refused() -> None:
     (found,) = problems(lambda s: s.predict("a -> b", name="p", order="serial"))
-    assert found == ("DX205", "order cannot be 'serial'", "one of: any, key (serial is not built in this version)")
+    assert found == ("DX237", "order='serial' is not built in this version", "one of: any, key")
 
 
-@pytest.mark.parametrize("name", source.NOT_BUILT)
+@pytest.mark.parametrize("name", not_built.OPTIONS["source"])
 def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
     topology = Topology("t")
     topology.source("a.b", **{name: "x"}).sink("c.d")  # type: ignore[call-overload, arg-type]
-    assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX204", True)]
+    assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX237", True)]
 
 
 @pytest.mark.parametrize("options", [{"stream": "KEPT"}, {"cloudevents": "binary"}])
 def test_a_sink_option_that_is_not_built_is_refused(options: dict[str, str]) -> None:
     (found,) = problems(lambda s: s.sink("c.d", **options))
-    assert (found[0], "is not built" in found[1]) == ("DX204", True)
+    assert (found[0], "is not built" in found[1]) == ("DX237", True)
+
+
+@pytest.mark.parametrize("operator", not_built.OPERATORS)
+def test_an_operator_that_is_not_built_is_refused_by_name_in_python_and_in_yaml(tmp_path, monkeypatch, operator: str) -> None:
+    with pytest.raises(AttributeError, match=f"Stream.{operator} is not built in this version"):
+        getattr(Topology("t").source("a.b"), operator)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text(
+        "dspex: 1\ntopology: t\nsources: { a.b: }\n"
+        f"nodes:\n  n: {{ from: a.b, {operator}: x, name: y }}\nsinks: {{ c.d: {{ from: n }} }}\n"
+    )
+    (found,) = Topology.load("t.yaml").check()
+    assert (found.code, found.line, found.node) == ("DX237", 5, "n")
+    assert f"the operator {operator!r} is not built in this version" in found.message
+
+
+def test_nothing_is_listed_as_not_built_that_is_there() -> None:
+    assert not [name for name in not_built.OPERATORS if name in operators() or name in vars(Stream)]
+    assert not [name for name in not_built.TOPOLOGY_METHODS if name in vars(Topology)]
+    takes = {"call": set(CALL_OPTIONS), "source": set(SOURCE_OPTIONS), "sink": set(SINK_OPTIONS)}
+    for of, names in not_built.OPTIONS.items():
+        assert not set(names) & (takes.get(of) or set(operators()[of].options)), of
+
+
+@pytest.mark.parametrize("method", not_built.TOPOLOGY_METHODS)
+def test_a_method_of_a_topology_that_is_not_built_says_so(method: str) -> None:
+    with pytest.raises(AttributeError, match=f"Topology.{method} is not built in this version"):
+        getattr(Topology("t"), method)
+    with pytest.raises(AttributeError, match="has no attribute 'crom'"):
+        getattr(Topology("t"), "crom")  # noqa: B009
 
 
 def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatch) -> None:
@@ -96,7 +133,7 @@ def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatc
         (lambda s: s.map(str, nam="x"), [("nam", "did you mean name?")]),
     ],
 )  # fmt: skip
-def test_a_misspelt_or_missing_option_is_a_problem_that_check_tells(use: Any, expected: list[tuple[str, str]]) -> None:
+def test_a_misspelt_or_missing_option_is_reported_by_check(use: Any, expected: list[tuple[str, str]]) -> None:
     found = problems(use)
     assert [code for code, _, _ in found] == ["DX204"] * len(expected)
     for (_, message, fix), (name, hint) in zip(found, expected):
@@ -104,7 +141,7 @@ def test_a_misspelt_or_missing_option_is_a_problem_that_check_tells(use: Any, ex
         assert hint in fix
 
 
-def test_every_wrong_argument_of_an_operator_is_told_at_once() -> None:
+def test_every_wrong_argument_of_an_operator_is_reported_at_once() -> None:
     found = problems(lambda s: s.score("f2", expected="a +", actual=5, field=""))
     assert [code for code, _, _ in found] == ["DX205", "DX205", "DX208", "DX208"]
 

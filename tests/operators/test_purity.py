@@ -83,7 +83,7 @@ def test_a_native_function_that_is_not_pure_is_a_warning(fn, name, fix):
     assert fix in found.fix
 
 
-def test_a_fallback_is_a_native_function_too():
+def test_an_impure_fallback_gives_a_warning_too():
     def fallback(data):
         return {"a": str(time.time())}
 
@@ -98,7 +98,7 @@ def pure(x: Any, ctx: Any) -> Any:
             "at": at, "same": uuid.uuid5(uuid.NAMESPACE_DNS, "a"), "text": time.strftime("%Y", (2026,) * 9)}  # fmt: skip
 
 
-def test_a_pure_function_is_not_warned_of():
+def test_a_pure_function_gives_no_warning():
     t = Topology("small")
     t.source("in").map(pure).filter(lambda m: m.text > "a").sink("out")
     assert t.check() == []

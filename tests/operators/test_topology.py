@@ -87,7 +87,7 @@ def test_automatic_names_are_the_functions_or_the_operators_word_and_given_names
     assert [n.named for n in t.graph.nodes.values()] == [True, False, False, False, False, True, False, True]
 
 
-def test_places_are_those_of_the_users_calls_line_by_line():
+def test_problems_name_the_line_of_the_users_call():
     t = Topology("t")
     (
         t.source("in")
@@ -179,7 +179,7 @@ def test_sinks_encode_as_the_topology_says_unless_they_say_it_themselves():
     )  # fmt: skip
 
 
-def test_describe_tells_nodes_pools_and_programs():
+def test_describe_lists_nodes_pools_and_programs():
     t = Topology("t")
     hot, _ = t.source("in").branch("n > 1")
     hot.program("programs:Draft", "text -> reply", name="draft", pool="writers").sink("out")
@@ -191,7 +191,7 @@ def test_describe_tells_nodes_pools_and_programs():
     assert info.as_dict()["digest"] == t.digest
 
 
-def test_the_drawing_is_stable():
+def test_the_drawing_of_a_topology_is_stable():
     t = Topology("t")
     hot, cold = t.source("in.>").branch("n > 1", name="hot-or-not")
     hot.predict("q -> a", name="ask").sink("out")

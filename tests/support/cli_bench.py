@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,15 +220,6 @@ def stand_in() -> Iterator[str]:
         process.stdin.close()
         process.wait(60)
         process.stdout.close()
-
-
-def eventually(test: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """What `test()` gives, as soon as it is something. For what no output tells."""
-    end = time.monotonic() + timeout
-    while not (found := test()):
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture(scope="module")

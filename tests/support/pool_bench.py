@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -47,6 +46,11 @@ class Bench:
     seen: list[CallRecord] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def joined(self) -> bool:
+        """Whether the pool is in the queue group of interactive calls, so that it may get some."""
+        return self.pool.interactive._subscription is not None  # pyright: ignore[reportPrivateUsage]
+
     async def put(self, *items: Work) -> None:
         for item in items:
             await self.bus.publish(NewMessage(subjects.work(APP, POOL, item.topology, item.node), item.pack()))
@@ -65,13 +69,6 @@ class Bench:
         await self.put(*items)
         found = {r.call: r for r in (await self.records(before + len(items), timeout))[before:]}
         return [found[i.call] for i in items]
-
-    async def until(self, test: Any, timeout: float = 60.0) -> None:
-        """Wait for something that no event tells."""
-        end = time.monotonic() + timeout
-        while not test():
-            assert time.monotonic() < end, "did not happen in time"
-            await asyncio.sleep(0.02)
 
     async def pump(self) -> None:
         reader = await self.bus.reader(subjects.stream(APP), [REPLY], after=0, name="test")

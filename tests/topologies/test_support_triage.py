@@ -59,7 +59,7 @@ def test_white_space_is_cleaned_and_other_fields_are_kept(driver: testing.Driver
     assert [c.inputs for c in driver.calls("classify")] == [{"text": "My rent is late"}]
 
 
-def test_urgent_messages_and_the_rest_part(driver: testing.Driver) -> None:
+def test_urgent_messages_and_the_others_take_their_own_branches(driver: testing.Driver) -> None:
     for text in ("Answer me!", "How do I top up?", "A Thief has my card"):
         driver.publish(SOURCE, {"text": text})
     assert [(m["text"], m["urgency"]) for m in driver.outputs(URGENT)] == [
@@ -70,7 +70,7 @@ def test_urgent_messages_and_the_rest_part(driver: testing.Driver) -> None:
 
 
 @pytest.mark.parametrize("message", [{"text": "   "}, {"message": "in the wrong field"}, {"text": "x" * 4001}])
-def test_what_has_no_usable_text_becomes_a_dead_letter_and_reaches_no_model(
+def test_a_message_without_usable_text_becomes_a_dead_letter_and_reaches_no_model(
     driver: testing.Driver, message: dict[str, Any]
 ) -> None:
     driver.publish(SOURCE, message)

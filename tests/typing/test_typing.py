@@ -52,7 +52,7 @@ def pyright(project: Path) -> Errors:
 
 
 @pytest.mark.parametrize("checker", [mypy, pyright])
-def test_right_code_passes_and_wrong_code_fails_where_it_is_wrong(project: Path, checker: Callable[[Path], Errors]) -> None:
+def test_type_checkers_accept_correct_code_and_refuse_each_wrong_line(project: Path, checker: Callable[[Path], Errors]) -> None:
     lines = (HERE / "must_fail.py").read_text().splitlines()
     marked = {number for number, line in enumerate(lines, 1) if line.endswith("# error")}
     assert checker(project) == {"api.py": set(), "must_fail.py": marked}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dspex.workers.answer import Outputs
+from dspex.bus.records import Outputs
 from dspex.workers.answerers.attempt import Attempt
 
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 import structlog
 
 from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
-from dspex.bus.records import CallSpec, Usage, Work
+from dspex.bus.records import CallSpec, Outputs, Usage, Work
 from dspex.operators.native.signature import Signature
-from dspex.workers.answer import Answer, ErrorMap, Outputs
+from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
 from dspex.workers.config import Profile
 

@@ -31,7 +31,10 @@ class CallContext:
     report: Callable[[str], None]
 
     def status(self, text: str) -> None:
-        """Tell whoever waits for the answer how it goes, in a few words. Can be called from any thread."""
+        """Write to the pool's log how the call goes, in a few words. Who waits for the answer does not see it in this version.
+
+        Can be called from any thread.
+        """
         self.report(text)
 
 

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.records import Outputs
 from dspex.operators.native.prompts import versions
-from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import Attempt
 from dspex.workers.config import PoolConfig
 
@@ -30,7 +30,8 @@ class LazyDspy:
     def __init__(self, pool: PoolConfig) -> None:
         self._pool = pool
         self._programs: Programs | None = None
-        self._importing: asyncio.Future[ModuleType | ImportError] | None = None
+        self._module: ModuleType | ImportError | None = None
+        self._importing = asyncio.Lock()
         self._installed = versions.installed() or ""
         if pool.programs:
             self._programs = self._make(_import(), "the pool has programs")
@@ -56,11 +57,11 @@ class LazyDspy:
 
     async def _load(self, why: str) -> Programs:
         """The programs, imported by the first call that needs them; the others wait for it too."""
-        if self._importing is None:
-            self._importing = asyncio.ensure_future(asyncio.to_thread(_import))
-        module = await asyncio.shield(self._importing)
-        if self._programs is None:
-            self._programs = self._make(module, why)
+        async with self._importing:
+            if self._module is None:
+                self._module = await asyncio.to_thread(_import)
+            if self._programs is None:
+                self._programs = self._make(self._module, why)
         return self._programs
 
     def _make(self, module: ModuleType | ImportError, why: str) -> Programs:

@@ -7,13 +7,12 @@ import os
 from functools import lru_cache
 
 from dspex.bus.errors import TopologyError
-from dspex.bus.records import Usage
+from dspex.bus.records import Outputs, Usage
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.signature import Signature
-from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 

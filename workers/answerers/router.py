@@ -9,8 +9,8 @@ from collections.abc import Callable
 import structlog
 
 from dspex.bus.errors import Cancelled, ConfigError, LMUnavailable, ProgramError
-from dspex.bus.records import Work
-from dspex.workers.answer import Answer, Outputs, error_map
+from dspex.bus.records import Outputs, Work
+from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
 from dspex.workers.answerers.lazy_dspy import LazyDspy

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 GROUPS = ("signature", "format", "parse", "template", "schema", "metrics", "predict")
-Run: TypeAlias = Callable[[Any], Any]
+Operation: TypeAlias = Callable[[Any], Any]
 """An operation, made ready: from the data of its case to the side's own kind of result."""
 
 Inputs: TypeAlias = Mapping[str, object]
-AsyncRun: TypeAlias = Callable[[Inputs], Awaitable[object]]
+AsyncOperation: TypeAlias = Callable[[Inputs], Awaitable[object]]
 """A call of a model: from inputs to outputs."""
 
 PEERS = {"jinja2": "jinja2", "sandbox": "jinja2, sandboxed", "jsonschema": "jsonschema", "dspy": "DSPy"}

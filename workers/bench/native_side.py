@@ -13,12 +13,12 @@ from dspex.operators.native.metrics.metrics import METRICS, batch, normalize_tex
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.native.templates.template import Template
-from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncRun, Case, Inputs, Run, places
+from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncOperation, Case, Inputs, Operation, places
 
 _DISTINCT = 5000  # texts in turn: more than any cache of ours holds
 
 
-def build(case: Case) -> Run:
+def build(case: Case) -> Operation:
     """What does the operation once, from its data. Raises ImportError where an optional package is missing."""
     return _BUILD[case.kind](case)
 
@@ -40,7 +40,7 @@ def _signature(spec: str) -> Signature:
     return Signature(spec, types=TYPES) if "Report" in spec else Signature(spec)
 
 
-def _cold_signature(case: Case) -> Run:
+def _cold_signature(case: Case) -> Operation:
     """Each time a text that was not seen for long: no cache helps."""
     instructions, spec = case.options.get("instructions", ""), _distinct(case.data)
     return lambda _: Signature(spec(), instructions=instructions)
@@ -51,7 +51,7 @@ def _distinct(spec: str) -> Callable[[], str]:
     return itertools.cycle([spec, *(spec.replace("score", f"score_{i}") for i in range(_DISTINCT))]).__next__
 
 
-def _all_new(case: Case) -> Run:
+def _all_new(case: Case) -> Operation:
     spec = _distinct(TYPED)
 
     def run(data: Any) -> object:
@@ -64,34 +64,34 @@ def _all_new(case: Case) -> Run:
     return run
 
 
-def _format(case: Case) -> Run:
+def _format(case: Case) -> Operation:
     signature = _signature(case.options["signature"])
     adapter, demos = case.options["adapter"], case.options["demos"]
     return partial(signature.messages, adapter=adapter, demos=demos)
 
 
-def _parse(case: Case) -> Run:
+def _parse(case: Case) -> Operation:
     signature, adapter = _signature(case.options["signature"]), case.options["adapter"]
     return partial(signature.parse, adapter=adapter)
 
 
-def _metric(case: Case) -> Run:
+def _metric(case: Case) -> Operation:
     score = METRICS[case.options["metric"]]
     return lambda d: score(d["actual"], d["expected"])
 
 
-def _batch(case: Case) -> Run:
+def _batch(case: Case) -> Operation:
     import pyarrow as pa
 
     columns = [pa.array(case.data[side]) for side in ("actual", "expected")]  # the conversion is not part of what is measured
     return lambda _: batch(case.options["metric"], *columns)
 
 
-def _template(case: Case) -> Run:
+def _template(case: Case) -> Operation:
     return Template(case.options["text"]).render
 
 
-def _new_template(case: Case) -> Run:
+def _new_template(case: Case) -> Operation:
     text = case.options["text"]
     return lambda data: Template(text).render(data)
 
@@ -104,17 +104,17 @@ def _errors(schema: Schema, data: object) -> str:
     return ""
 
 
-def _schema(case: Case) -> Run:
+def _schema(case: Case) -> Operation:
     return partial(_errors, Schema(case.options["schema"]))
 
 
-def _new_schema(case: Case) -> Run:
+def _new_schema(case: Case) -> Operation:
     schema = case.options["schema"]
     return lambda data: _errors(Schema(schema), data)
 
 
 @asynccontextmanager
-async def predict(kind: str, url: str, model: str) -> AsyncGenerator[AsyncRun, None]:
+async def predict(kind: str, url: str, model: str) -> AsyncGenerator[AsyncOperation, None]:
     """Our own call of a model: outputs from inputs. For as long as the block runs its connections are kept."""
     from dspex.operators.native.lm.endpoint import Endpoint
     from dspex.operators.native.lm.predict import KINDS
@@ -128,7 +128,7 @@ async def predict(kind: str, url: str, model: str) -> AsyncGenerator[AsyncRun, N
         yield call
 
 
-_BUILD: dict[str, Callable[[Case], Run]] = {
+_BUILD: dict[str, Callable[[Case], Operation]] = {
     "signature": _cold_signature,
     "cached signature": lambda case: Signature,
     "all new": _all_new,

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 from dspex.workers.bench import native_side
 from dspex.workers.bench.cases import SHORT
 from dspex.workers.bench.measure import FEWEST, Timing, quiet, timing
-from dspex.workers.bench.rows import Row, check
+from dspex.workers.bench.rows import Measurement, check
 from dspex.workers.bench.worker import Worker, by_dspy
 
 BATCH = 5e-3  # seconds in which one side calls again and again
-Call = Callable[[], Awaitable[object]]
+Request = Callable[[], Awaitable[object]]
 
 
 class Wire(asyncio.Protocol):
@@ -31,7 +31,7 @@ class Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = b""
         self._answer: asyncio.Future[bytes] | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # the loop gives it before anything else
 
     @classmethod
     async def open(cls, url: str) -> Wire:
@@ -57,7 +57,6 @@ class Wire(asyncio.Protocol):
 
     async def send(self, request: bytes) -> bytes:
         """The body of the answer."""
-        assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
@@ -68,7 +67,6 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection."""
-        assert self._transport is not None
         self._transport.close()
 
 
@@ -93,7 +91,7 @@ NOTE = "less the time on the wire; answers from a cache are not compared: DSPy h
 INPUTS = {"question": "What is the capital of France?"}
 
 
-async def rows(url: str, seconds: float, asked: Worker | None) -> AsyncIterator[Row]:
+async def rows(url: str, seconds: float, asked: Worker | None) -> AsyncIterator[Measurement]:
     """What Predict and ChainOfThought cost beside the wire; with `asked`, DSPy's too, here and in a worker."""
     wire = await Wire.open(url)
     try:
@@ -103,11 +101,11 @@ async def rows(url: str, seconds: float, asked: Worker | None) -> AsyncIterator[
         wire.close()
 
 
-async def _row(ask: _Ask, url: str, wire: Wire, seconds: float, asked: Worker | None) -> Row:
+async def _row(ask: _Ask, url: str, wire: Wire, seconds: float, asked: Worker | None) -> Measurement:
     async with native_side.predict(ask.kind, url, ask.model) as ours:
         result, request = await ours(INPUTS), await wire.last()
-        sides: dict[str, Call] = {"ours": partial(ours, INPUTS), "wire": partial(wire.send, request)}
-        row = Row(ask.name, "predict", TARGET, note=NOTE)
+        sides: dict[str, Request] = {"ours": partial(ours, INPUTS), "wire": partial(wire.send, request)}
+        row = Measurement(ask.name, "predict", TARGET, note=NOTE)
         if asked is None:
             found = await measure(sides, seconds)
             return replace(row, ours=found["ours"].less(found["wire"]), wire=found["wire"])
@@ -137,7 +135,7 @@ def _prompt(request: bytes) -> object:
     return json.loads(request.partition(b"\r\n\r\n")[2])["messages"]
 
 
-async def measure(sides: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
+async def measure(sides: Mapping[str, Request], seconds: float) -> dict[str, Timing]:
     """Time all sides, in turns, for `seconds` together (at least FEWEST rounds)."""
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for call in sides.values():
@@ -153,7 +151,7 @@ async def measure(sides: Mapping[str, Call], seconds: float) -> dict[str, Timing
     return {name: timing(found) for name, found in samples.items()}
 
 
-async def _batch(call: Call, limit: float) -> list[float]:
+async def _batch(call: Request, limit: float) -> list[float]:
     found: list[float] = []
     gc.disable()
     try:

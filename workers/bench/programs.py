@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dspex.workers.bench.cases import Run, cases
+from dspex.workers.bench.cases import Operation, cases
 from dspex.workers.dspy import bench as dspy_side
 
 _CASES = {case.name: case for case in cases()}
-_BUILT: dict[str, Run] = {}
+_BUILT: dict[str, Operation] = {}
 
 
 async def operation(name: str, data: object) -> dict[str, object]:

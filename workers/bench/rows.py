@@ -23,7 +23,7 @@ REASONS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One operation, measured.
 
     Attributes:

@@ -17,7 +17,7 @@ from dspex.bus.errors import ConfigError
 from dspex.workers.bench import native_side, predict
 from dspex.workers.bench.cases import PEERS, Case, cases
 from dspex.workers.bench.measure import FEWEST, Timing, measure, timing
-from dspex.workers.bench.rows import Row, check
+from dspex.workers.bench.rows import Measurement, check
 from dspex.workers.bench.server import model_server
 from dspex.workers.bench.worker import Worker, worker
 
@@ -44,7 +44,7 @@ def require_dspy() -> None:
         raise ConfigError(message, code="DX105", fix="pip install 'dspex[dspy]'") from error
 
 
-async def native(seconds: float, groups: Collection[str], *, against: bool) -> AsyncIterator[Row]:
+async def native(seconds: float, groups: Collection[str], *, against: bool) -> AsyncIterator[Measurement]:
     """Measure the operations of these groups, `seconds` each; with DSPy and the other peers if `against`.
 
     Raises DspexError where the two sides of an operation do not give the same.
@@ -65,9 +65,9 @@ def count(groups: Collection[str]) -> int:
     return sum(case.group in groups for case in cases()) + (predict.COUNT if "predict" in groups else 0)
 
 
-async def row(case: Case, seconds: float, asked: Worker | None) -> Row:
+async def row(case: Case, seconds: float, asked: Worker | None) -> Measurement:
     """Measure one operation; without `asked` our side alone. Raises DspexError where the two do not give the same."""
-    blank = Row(case.name, case.group, case.target, note=case.note)
+    blank = Measurement(case.name, case.group, case.target, note=case.note)
     try:
         ours = native_side.build(case)
         if asked is None:

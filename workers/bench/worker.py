@@ -21,7 +21,7 @@ from dspex.bus.local.open import open_bus
 from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, StreamConfig
-from dspex.bus.records import KIND_HEADER, RESULT, CallRecord, CallSpec, Work
+from dspex.bus.records import RESULT, CallRecord, CallSpec, Work
 from dspex.bus.settings.model import Settings
 from dspex.workers.bench.server import REPLIES
 
@@ -41,7 +41,7 @@ class Worker:
         inbox, result = self._bus.inbox(), asyncio.get_running_loop().create_future()
 
         async def heard(message: Message) -> None:
-            if message.headers.get(KIND_HEADER) == RESULT and not result.done():
+            if message.headers.get(subjects.KIND) == RESULT and not result.done():
                 result.set_result(message.data)
 
         subscription = await self._bus.subscribe(inbox, heard)

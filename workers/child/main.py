@@ -21,7 +21,7 @@ import structlog
 
 from dspex.bus.errors import DspexError
 from dspex.workers.config import PoolConfig
-from dspex.workers.frames import Fatal, Frame, Hello, Pipe, Start
+from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Pipe, StartFrame
 from dspex.workers.processes import die_with
 
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
@@ -45,15 +45,15 @@ async def _main(pipe: Pipe, pool: PoolConfig) -> None:
 
         router = Router(pool)
     except DspexError as error:
-        pipe.send(Fatal(error.as_dict()))
+        pipe.send(FatalFrame(error.as_dict()))
         return
     runner = Runner(pipe, router)
     handle = runner.handle
     for frame in early:
         runner.handle(frame)
     found, failed = router.scan()
-    pipe.send(Hello(os.getpid(), router.dspy_version, platform.python_version(), found, failed))
-    await runner.stopped.wait()
+    pipe.send(HelloFrame(os.getpid(), router.dspy_version, platform.python_version(), found, failed))
+    await runner.wait()
     await router.close()
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
     pipe = Pipe(socket.socket(fileno=fd))
     start = pipe.receive()
-    if not isinstance(start, Start):  # the parent has ended already
+    if not isinstance(start, StartFrame):  # the parent has ended already
         return
     die_with(start.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

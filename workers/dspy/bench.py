@@ -16,14 +16,14 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy
 from dspy.evaluate import metrics
 
-from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncRun, Case, Inputs, Run, places
+from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncOperation, Case, Inputs, Operation, places
 from dspex.workers.dspy.models import ADAPTERS
 
 _PROGRAMS: dict[str, Any] = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 _METRICS: dict[str, Any] = {"exact_match": metrics.EM, "f1": metrics.F1, "hotpot_f1": metrics.HotPotF1}
 
 
-def build(case: Case) -> Run:
+def build(case: Case) -> Operation:
     """What does the operation once, from its data. Raises ImportError where the peer is not installed."""
     return _BUILD[case.kind](case)
 
@@ -48,23 +48,23 @@ def _signature(spec: str, instructions: str | None = None) -> Any:
     return make(spec, instructions, custom_types=dict(TYPES)) if "Report" in spec else make(spec, instructions)
 
 
-def _signatures(case: Case) -> Run:
+def _signatures(case: Case) -> Operation:
     instructions = case.options.get("instructions")
     return lambda spec: _signature(spec, instructions)
 
 
-def _format(case: Case) -> Run:
+def _format(case: Case) -> Operation:
     signature, adapter = _signature(case.options["signature"]), ADAPTERS[case.options["adapter"]]()
     demos = case.options["demos"]
     return partial(adapter.format, signature, demos)
 
 
-def _parse(case: Case) -> Run:
+def _parse(case: Case) -> Operation:
     signature, adapter = _signature(case.options["signature"]), ADAPTERS[case.options["adapter"]]()
     return partial(adapter.parse, signature)
 
 
-def _all_new(case: Case) -> Run:
+def _all_new(case: Case) -> Operation:
     adapter = dspy.ChatAdapter()
 
     def run(data: Any) -> object:
@@ -74,7 +74,7 @@ def _all_new(case: Case) -> Run:
     return run
 
 
-def _metric(case: Case) -> Run:
+def _metric(case: Case) -> Operation:
     name = case.options["metric"]
     if name == "passage_match":
         return lambda d: metrics.answer_passage_match(dspy.Example(answer=d["expected"]), dspy.Prediction(context=d["actual"]))
@@ -82,7 +82,7 @@ def _metric(case: Case) -> Run:
     return lambda d: score(d["actual"], [d["expected"]])
 
 
-def _batch(case: Case) -> Run:
+def _batch(case: Case) -> Operation:
     score = _METRICS[case.options["metric"]]
     return lambda d: [score(actual, [expected]) for actual, expected in zip(d["actual"], d["expected"])]
 
@@ -95,12 +95,12 @@ def _environment(case: Case) -> Any:
     return kind(undefined=jinja2.StrictUndefined, cache_size=0)
 
 
-def _template(case: Case) -> Run:
+def _template(case: Case) -> Operation:
     template = _environment(case).from_string(case.options["text"])
     return lambda data: template.render(data)
 
 
-def _new_template(case: Case) -> Run:
+def _new_template(case: Case) -> Operation:
     environment, text = _environment(case), case.options["text"]
     return lambda data: environment.from_string(text).render(data)
 
@@ -115,17 +115,17 @@ def _errors(validator: Any, data: object) -> str:
     return "; ".join(f"{'.'.join(map(str, e.absolute_path)) or 'data'}: {e.message}" for e in validator.iter_errors(data))
 
 
-def _schema(case: Case) -> Run:
+def _schema(case: Case) -> Operation:
     validator = _validator(case.options["schema"])
     return lambda data: _errors(validator, data)
 
 
-def _new_schema(case: Case) -> Run:
+def _new_schema(case: Case) -> Operation:
     schema = case.options["schema"]
     return lambda data: _errors(_validator(schema), data)
 
 
-def predict(kind: str, url: str, model: str, calls: str) -> AsyncRun:
+def predict(kind: str, url: str, model: str, calls: str) -> AsyncOperation:
     """DSPy's own call of a model. `calls`: "sync" or "acall". Its cache and its retries are off, all else is as it comes."""
     lm = dspy.LM(f"openai/{model}", api_base=url, api_key="none", cache=False, num_retries=0)
     program = _PROGRAMS[kind](SHORT)
@@ -140,7 +140,7 @@ def predict(kind: str, url: str, model: str, calls: str) -> AsyncRun:
     return sync if calls == "sync" else acall
 
 
-_BUILD: dict[str, Callable[[Case], Run]] = {
+_BUILD: dict[str, Callable[[Case], Operation]] = {
     "signature": _signatures,
     "cached signature": _signatures,  # DSPy keeps none
     "all new": _all_new,

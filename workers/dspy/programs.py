@@ -17,9 +17,8 @@ import dspy
 from pydantic import BaseModel, TypeAdapter
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import CallSpec
+from dspex.bus.records import CallSpec, Outputs
 from dspex.operators.native.lm.completion import MOST_TOKENS
-from dspex.workers.answer import Outputs
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs, public
 from dspex.workers.config import PoolConfig
@@ -86,7 +85,7 @@ class Programs:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 
-    async def _call(self, program: Any, inputs: Outputs) -> Any:
+    async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""
         if _is_module(program) and hasattr(program, "aforward"):
             return await program.acall(**inputs)
@@ -171,7 +170,7 @@ def _digest_file(path: str) -> str:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
-def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> Outputs:
+def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> dict[str, Any]:
     """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data.
 
     Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
@@ -181,7 +180,7 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> Out
     if missing := [n for n in wanted if n not in given and n not in optional]:
         has = ", ".join(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
-    inputs: Outputs = {}
+    inputs: dict[str, Any] = {}
     for name, info in signature.input_fields.items():
         if name in given:
             signatures.check_text(given[name], name)

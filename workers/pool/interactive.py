@@ -18,7 +18,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DecodeError, WorkerLost
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
-from dspex.bus.records import ACCEPTED, BUSY, KIND_HEADER, RESULT, Work
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, Work
 from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ class Interactive:
         self._changed = asyncio.Event()
         pool.children.slots.freed = self._changed.set
         self._subscription: Subscription | None = None
-
-    @property
-    def joined(self) -> bool:
-        """Whether this process is in the queue group, so that it may get calls."""
-        return self._subscription is not None
 
     async def run(self) -> None:
         """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
@@ -74,7 +69,7 @@ class Interactive:
     async def _on_request(self, message: Message) -> None:
         if self._pool.free() <= 0:
             self._changed.set()
-            await self._pool.bus.send(message.reply, b"", headers={KIND_HEADER: BUSY})
+            await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
             return
         try:
             work = Work.unpack(message.data)
@@ -89,12 +84,12 @@ class Interactive:
         pool = self._pool
         with reservation:
             accepted = codecs.msgpack_bytes({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
-            await pool.bus.send(message.reply, accepted, headers={KIND_HEADER: ACCEPTED})
+            await pool.bus.send(message.reply, accepted, headers={subjects.KIND: ACCEPTED})
             try:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:
                 stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
-                await pool.bus.send(message.reply, stopped.pack(), headers={KIND_HEADER: RESULT})
+                await pool.bus.send(message.reply, stopped.pack(), headers={subjects.KIND: RESULT})
                 raise
-        await pool.bus.send(message.reply, record.pack(), headers={KIND_HEADER: RESULT})
+        await pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
         await pool.records.store(subjects.record(pool.config.app, pool.config.name), record, work, message.data)

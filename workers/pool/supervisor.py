@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus.errors import CallError, ConfigError, DspexError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
-from dspex.workers.frames import Hello
+from dspex.workers.frames import HelloFrame
 from dspex.workers.pool.child_process import Child
 from dspex.workers.pool.slots import Slots
 
@@ -53,7 +53,7 @@ class Supervisor:
         self.slots = Slots(self.children, config.size, config.slots)
         self.restarts = 0
         self.failed = False
-        self.hello = Hello()
+        self.hello = HelloFrame()
         self._deaths: deque[float] = deque()
         self._tasks = Tasks(f"supervisor of {config.name}", lambda name, error: failed(error))
         self._fatal: DspexError | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -56,14 +56,14 @@ class _Spec:
     """What is called, with the options of the command line."""
 
     call: Call
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_call(self) -> Call:
         return self.call
 
 
 async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec:
-    from dspex.bus.records import CallSpec
-    from dspex.bus.settings.model import DEFAULT_POOL
+    from dspex.bus.records import DEFAULT_POOL, CallSpec
     from dspex.engine.graph.nodes import Call
 
     if signature is not None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
 import typer
@@ -22,6 +22,8 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client
     from dspex.engine.client.letters import DeadLetter
+
+T = TypeVar("T")
 
 EDITOR = "vi"  # where neither VISUAL nor EDITOR is set, as POSIX has it
 
@@ -84,8 +86,8 @@ def ls(
     _table(t, found)
 
 
-def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[Any]]) -> Any:
-    async def main() -> Any:
+def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) -> T:
+    async def main() -> T:
         async with client(t, name) as c:
             return await use(c)
 

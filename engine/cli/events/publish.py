@@ -21,7 +21,7 @@ from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.cli.events.rows import Row, Source
+    from dspex.engine.cli.events.rows import Row, RowSource
     from dspex.engine.client.client import Client
     from dspex.engine.client.run import Run
 
@@ -62,9 +62,9 @@ def publish(
     stream remembers the ids: two minutes in streams that dspex makes.
     """
     from dspex.bus.duration import seconds
-    from dspex.engine.cli.events.rows import Source
+    from dspex.engine.cli.events.rows import RowSource
 
-    t, source = terminal(context), Source(tuple(data or ()), file)
+    t, source = terminal(context), RowSource(tuple(data or ()), file)
     source.check()
     if id is not None and source.many:
         raise ConfigError("one id is for one event", fix="leave --id out: rows of a file have ids of their own")
@@ -93,7 +93,7 @@ def _per_second(rate: str | None) -> float | None:
 class _Publish:
     """One use of the verb. Rows go out in their order, up to IN_FLIGHT before the first is acknowledged."""
 
-    def __init__(self, t: Terminal, subject: str, source: Source, rate: float | None, options: Mapping[str, Any]) -> None:
+    def __init__(self, t: Terminal, subject: str, source: RowSource, rate: float | None, options: Mapping[str, Any]) -> None:
         self.t, self.subject, self.source, self.rate = t, subject, source, rate
         self.options = dict(options)
         self.runs: list[Run] = []

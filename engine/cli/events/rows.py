@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """What the command line says is to be published: one datum of `data`, rows of `file`, or lines of stdin."""
 
     data: Sequence[str]

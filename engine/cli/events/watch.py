@@ -30,7 +30,7 @@ def watch(
     where: Annotated[str | None, typer.Option("--where", metavar="EXPR", help='Only these: "urgency >= 4".')] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Only these fields of the data.")] = None,
 ) -> None:
-    """Print the events of a subject, or the results of a recorded node, as they are stored. Takes nothing from anyone."""
+    """Print the events of a subject, or the results of a recorded node, as they are stored. It only reads them."""
     t = terminal(context)
     test = _Test(t, _compiled(where)) if where else None
     names = [f.strip() for f in fields.split(",") if f.strip()] if fields else None

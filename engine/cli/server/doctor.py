@@ -16,17 +16,14 @@ from urllib.parse import urlsplit
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, ConfigError, DspexError
 from dspex.bus.local import probe
+from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
-from dspex.bus.local.server import find_binary
-from dspex.bus.port import Bus
+from dspex.bus.port import OLDEST_SERVER, Bus
 from dspex.bus.settings.model import Settings
 from dspex.workers.models import weights
 
-OLDEST = (2, 12)
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 1.0  # seconds
-_ACCOUNT = "$JS.API.INFO"
-_STREAM = "$JS.API.STREAM.INFO."
 _ASK_INTERPRETER = """
 import importlib.metadata as m, json, platform
 def version(name):
@@ -37,7 +34,7 @@ print(json.dumps({"python": platform.python_version(), "dspy": version("dspy"), 
 
 
 @dataclass(frozen=True)
-class Check:
+class Diagnosis:
     """One thing that was looked at."""
 
     name: str
@@ -50,13 +47,13 @@ class Check:
         return {"check": self.name, "ok": self.ok, "message": self.message, "fix": self.fix}
 
 
-def _fault(name: str, error: DspexError) -> Check:
-    return Check(name, False, error.message, error.fix)
+def _fault(name: str, error: DspexError) -> Diagnosis:
+    return Diagnosis(name, False, error.message, error.fix)
 
 
-async def checks(settings: Settings) -> list[Check]:
+async def checks(settings: Settings) -> list[Diagnosis]:
     """All checks, in the order in which they are printed. None of them starts a server or writes a file."""
-    found: list[Check] = []
+    found: list[Diagnosis] = []
     try:
         async with server_of(settings) as server:
             found += await _server(settings, server)
@@ -70,7 +67,7 @@ async def checks(settings: Settings) -> list[Check]:
 
 
 # -- server --------------------------------------------------------------------------------------------------------
-async def _server(settings: Settings, server: Found) -> list[Check]:
+async def _server(settings: Settings, server: Found) -> list[Diagnosis]:
     found = [await _version(server), _sync(settings, server.local)]
     bus = await connect(settings, server, name="dspex doctor")
     try:
@@ -82,75 +79,77 @@ async def _server(settings: Settings, server: Found) -> list[Check]:
     return found
 
 
-def _server_to_start(settings: Settings) -> list[Check]:
+def _server_to_start(settings: Settings) -> list[Diagnosis]:
     """What can be said about the server of our own that `dspex run` would start."""
     try:
-        binary = Check("nats-server", True, f"dspex run starts {find_binary()}")
+        binary = Diagnosis("nats-server", True, f"dspex run starts {find_binary()}")
     except ConfigError as e:
         binary = _fault("nats-server", e)
     return [binary, _sync(settings, True)]
 
 
-async def _version(server: Found) -> Check:
+async def _version(server: Found) -> Diagnosis:
     url = server.url.split(",")[0]
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     try:
         info = await probe.hello(parts.hostname or "127.0.0.1", parts.port or 4222, timeout=5.0)
     except (OSError, TimeoutError, EOFError, ValueError) as e:
-        return Check("server", False, f"{url} does not answer: {e}", "start it: dspex server start; or correct server.url")
+        return Diagnosis("server", False, f"{url} does not answer: {e}", "start it: dspex server start; or correct server.url")
     version = str(info.get("version", "?"))
     where = "of dspex" if server.local else "of yours"
-    good = tuple(int(n) for n in version.split("-")[0].split(".")[:2] if n.isdigit()) >= OLDEST
+    good = tuple(int(n) for n in version.split("-")[0].split(".")[:2] if n.isdigit()) >= OLDEST_SERVER
     fix = "upgrade it to 2.12 or newer, or leave out --server and dspex starts its own"
-    return Check("server", good, f"{url} is a server {where}, nats-server {version}", None if good else fix)
+    return Diagnosis("server", good, f"{url} is a server {where}, nats-server {version}", None if good else fix)
 
 
-def _sync(settings: Settings, local: bool) -> Check:
+def _sync(settings: Settings, local: bool) -> Diagnosis:
     if not local:
-        return Check("sync_interval", True, "set on the server and not visible from here; its default is 2 minutes")
+        return Diagnosis("sync_interval", True, "set on the server and not visible from here; its default is 2 minutes")
     interval = settings.server.local.sync_interval
     if isinstance(interval, str):
-        return Check("sync_interval", True, "every write is synced to disk")
+        return Diagnosis("sync_interval", True, "every write is synced to disk")
     lost = f"a crash of the operating system can lose the last {interval:g} s; a crash of the server loses nothing"
-    return Check("sync_interval", True, f'{interval:g} s: {lost} (server.local.sync_interval = "always" loses nothing)')
+    return Diagnosis("sync_interval", True, f'{interval:g} s: {lost} (server.local.sync_interval = "always" loses nothing)')
 
 
-def _payload(bus: Bus) -> Check:
+def _payload(bus: Bus) -> Diagnosis:
     good = bus.max_payload >= LEAST_PAYLOAD
     fix = None if good else f"raise max_payload of the server to {LEAST_PAYLOAD} or more"
-    return Check("max_payload", good, f"{bus.max_payload} bytes", fix)
+    return Diagnosis("max_payload", good, f"{bus.max_payload} bytes", fix)
 
 
-async def _account(bus: Bus) -> list[Check]:
-    answer = await _ask(bus, _ACCOUNT)
+async def _account(bus: Bus) -> list[Diagnosis]:
+    answer = await _ask(bus, subjects.ACCOUNT_INFO)
     if "error" in answer:
         why = str(answer["error"].get("description", answer["error"]))
-        return [Check("jetstream", False, why, "turn JetStream on for this account")]
+        return [Diagnosis("jetstream", False, why, "turn JetStream on for this account")]
     limits = answer.get("limits", {})
     used, most = answer.get("storage", 0), limits.get("max_storage", -1)
     room = "no limit" if most < 0 else f"{most} bytes"
     message = f"on; {answer.get('streams', 0)} streams, {used} bytes of {room}"
     full = 0 <= most * 0.9 <= used
-    found = [Check("jetstream", not full, message, "raise the storage limit, or delete what is not needed" if full else None)]
+    found = [
+        Diagnosis("jetstream", not full, message, "raise the storage limit, or delete what is not needed" if full else None)
+    ]
     consumers, have = limits.get("max_consumers", -1), answer.get("consumers", 0)
     allowed = "the server's default, 1000 a stream" if consumers < 0 else str(consumers)
     good = consumers < 0 or have < consumers * 0.9
     fix = None if good else "raise the account's max_consumers"
-    return [*found, Check("consumers", good, f"{have}; allowed: {allowed}", fix)]
+    return [*found, Diagnosis("consumers", good, f"{have}; allowed: {allowed}", fix)]
 
 
-async def _clock(settings: Settings, bus: Bus, server: Found) -> Check:
+async def _clock(settings: Settings, bus: Bus, server: Found) -> Diagnosis:
     if server.local:
-        return Check("clock", True, "the server runs on this machine")
+        return Diagnosis("clock", True, "the server runs on this machine")
     before = time.time()
-    server_time = (await _ask(bus, _STREAM + subjects.stream(settings.app))).get("ts")
+    server_time = (await _ask(bus, subjects.stream_info(subjects.stream(settings.app)))).get("ts")
     after = time.time()
     if not server_time:
-        return Check("clock", True, "not visible before the first topology is applied")
+        return Diagnosis("clock", True, "not visible before the first topology is applied")
     skew = datetime.fromisoformat(str(server_time)[:26].rstrip("Z") + "+00:00").timestamp() - (before + after) / 2
     good = abs(skew) <= MOST_SKEW + (after - before)
     fix = None if good else "synchronise the clocks (NTP): deadlines travel as times"
-    return Check("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
+    return Diagnosis("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
 
 
 async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:
@@ -159,9 +158,9 @@ async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:
 
 
 # -- models and pools ----------------------------------------------------------------------------------------------
-def _models(settings: Settings) -> list[Check]:
+def _models(settings: Settings) -> list[Diagnosis]:
     """Keys by the names of their variables only: no value of one is ever printed."""
-    found: list[Check] = []
+    found: list[Diagnosis] = []
     for name, profile in settings.lm.items():
         key = f"lm.{name}"
         if profile.local:
@@ -170,27 +169,27 @@ def _models(settings: Settings) -> list[Check]:
             except ConfigError as e:
                 found.append(_fault(key, e))
             else:
-                found.append(Check(key, True, f"{profile.model} is installed"))
+                found.append(Diagnosis(key, True, f"{profile.model} is installed"))
         elif profile.key_env is None:
-            found.append(Check(key, True, f"{profile.model} needs no key"))
+            found.append(Diagnosis(key, True, f"{profile.model} needs no key"))
         elif os.environ.get(profile.key_env):
-            found.append(Check(key, True, f"{profile.model}; {profile.key_env} is set"))
+            found.append(Diagnosis(key, True, f"{profile.model}; {profile.key_env} is set"))
         else:
             message = f"{profile.model}; the variable {profile.key_env}, named by key_env, is not set"
-            found.append(Check(key, False, message, f"export {profile.key_env}"))
+            found.append(Diagnosis(key, False, message, f"export {profile.key_env}"))
     return found
 
 
-async def _pools(settings: Settings) -> list[Check]:
+async def _pools(settings: Settings) -> list[Diagnosis]:
     pythons = {pool.python or sys.executable for pool in settings.pools.values()}
     answers = dict(zip(pythons, await asyncio.gather(*map(_interpreter, pythons)), strict=True))
     return [_pool(settings, name, answers[pool.python or sys.executable]) for name, pool in settings.pools.items()]
 
 
-def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Check:
+def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Diagnosis:
     key = f"pools.{name}"
     if isinstance(answer, str):
-        return Check(key, False, answer, f"correct {key}.python")
+        return Diagnosis(key, False, answer, f"correct {key}.python")
     try:
         lm = settings.lm_of(name)
     except ConfigError as e:
@@ -199,7 +198,7 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Che
     needed = ("dspex", "dspy") if settings.pools[name].programs else ("dspex",)  # native calls need no DSPy
     missing = [package for package in needed if not answer[package]]
     fix = f"install it for that interpreter: pip install 'dspex[dspy]' ({', '.join(missing)} missing)" if missing else None
-    return Check(key, not missing, f"{versions}; language model {lm}", fix)
+    return Diagnosis(key, not missing, f"{versions}; language model {lm}", fix)
 
 
 async def _interpreter(python: str) -> Mapping[str, Any] | str:

@@ -19,7 +19,8 @@ def start(context: typer.Context, port: Port = None) -> None:
 
 
 async def _start(t: Terminal, port: int | None) -> bool:
-    from dspex.bus.local.server import LocalServer, running
+    from dspex.bus.local.server import LocalServer
+    from dspex.bus.local.state import running
 
     settings = t.settings()
     if running(settings.store.parent):
@@ -33,7 +34,7 @@ async def _start(t: Terminal, port: int | None) -> bool:
 
 def stop(context: typer.Context) -> None:
     """Stop the nats-server of this folder."""
-    from dspex.bus.local.server import stop_running
+    from dspex.bus.local.state import stop_running
 
     t = terminal(context)
     stopped = t.run(stop_running(t.settings().store.parent))
@@ -46,7 +47,7 @@ def status(context: typer.Context) -> None:
 
 
 def _print_state(t: Terminal, word: str) -> None:
-    from dspex.bus.local.server import running
+    from dspex.bus.local.state import running
 
     home = t.settings().store.parent
     state = running(home)

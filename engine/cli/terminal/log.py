@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 
 import structlog
 from structlog.typing import Processor
 
-from dspex.bus.errors import ConfigError
+from dspex.bus.settings.log_levels import log_levels
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _OURS = "dspex"
 
 
@@ -47,19 +45,10 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.ERROR if quiet else logging.WARNING)
-    for name, level in _levels(spec):
-        logging.getLogger(name).setLevel(level)
+    for name, level in log_levels(spec).items():
+        logging.getLogger(name).setLevel(level.upper())
     if quiet or verbosity:
         logging.getLogger(_OURS).setLevel(logging.ERROR if quiet else logging.DEBUG)
-
-
-def _levels(spec: str) -> Iterator[tuple[str, int]]:
-    for part in spec.split(","):
-        name, _, level = part.strip().rpartition("=")
-        if level.lower() not in _LEVELS:
-            fix = f"one of {', '.join(_LEVELS)}; or for one part: info,dspex.engine=debug"
-            raise ConfigError(f"there is no log level {level!r}", code="DX121", node="telemetry.log", fix=fix)
-        yield name or _OURS, _LEVELS[level.lower()]
 
 
 def _for_people() -> list[Processor]:

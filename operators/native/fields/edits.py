@@ -1,13 +1,15 @@
-"""Edits of a signature: each makes a new one."""
+"""What a signature holds, and its edits: each makes a new signature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Self, TypeAlias
 
-from dspex.operators.native.fields.field_names import refuse_name
+from dspex.operators.native.fields.field_names import check_fields, refuse_name
 from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, Field, Role
 from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.types import takes_none, type_text
@@ -16,23 +18,48 @@ from dspex.operators.native.suggestions import did_you_mean, problem
 TypeOrText: TypeAlias = str | Annotation | None
 
 
-class Edits:
-    """The part of Signature that edits it. As in DSPy, the instructions of the new one are the `objective` of the old one."""
+class SignatureFields:
+    """The fields and the instructions of a signature, and the edits that make a new one.
 
-    fields: tuple[Field, ...]
+    As in DSPy, the instructions of the new one are the `objective` of the old one.
+    """
 
-    @cached_property
-    def objective(self) -> str:
-        """The instructions that a prompt shows."""
-        raise NotImplementedError
+    fields: Sequence[Field]
+    instructions: str
 
     @classmethod
     def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
-        raise NotImplementedError
+        made = object.__new__(cls)
+        made.__dict__["fields"], made.__dict__["instructions"] = fields, instructions
+        return made
 
     @classmethod
     def _checked(cls, fields: Iterable[Field], instructions: str) -> Self:
-        raise NotImplementedError
+        """A signature of fields that do not come from a text. Raises TopologyError (DX210)."""
+        made = cls._made(tuple(fields), instructions)
+        check_fields(made.fields, str(made))
+        return made
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Field]:
+        """Input fields by name, in order."""
+        return MappingProxyType({f.name: f for f in self.fields if f.role == "input"})
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Field]:
+        """Output fields by name, in order."""
+        return MappingProxyType({f.name: f for f in self.fields if f.role == "output"})
+
+    @cached_property
+    def objective(self) -> str:
+        """The instructions that a prompt shows: the given ones without indentation, or a sentence that names the fields."""
+        return inspect.cleandoc(self.instructions) if self.instructions else self.default_instructions
+
+    @property
+    def default_instructions(self) -> str:
+        """The instructions that DSPy makes where none are given."""
+        takes, gives = (", ".join(f"`{n}`" for n in side) for side in (self.inputs, self.outputs))
+        return f"Given the fields {takes}, produce the fields {gives}."
 
     def with_instructions(self, instructions: str) -> Self:
         """The same fields with other instructions; "" for DSPy's default."""

@@ -17,7 +17,7 @@ from dspex.operators.native.prompts.versions import Version, version_of
 from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
-    from dspex.operators.native.adapters import Message
+    from dspex.operators.native.adapters import ChatMessage
     from dspex.operators.native.signature import Signature
 
 Demo: TypeAlias = Mapping[str, object]  # an example: inputs and outputs by name
@@ -43,7 +43,7 @@ class ChatPrompt:
         self._inputs = [self.input_place(f) for f in signature.inputs.values()]
         self._outputs = [self.output_place(f) for f in signature.outputs.values()]
         self._reminder = self.reminder(signature)
-        self._system: Message = {
+        self._system: ChatMessage = {
             "role": "system",
             "content": f"{_descriptions(signature, version)}\n{self.structure(signature)}\n{_task(signature)}",
         }
@@ -78,7 +78,7 @@ class ChatPrompt:
         return f"{start} {names}, and then ending with the marker for `[[ ## completed ## ]]`."
 
     # -- what depends on the data -----------------------------------------------------------------------------------
-    def messages(self, data: Mapping[str, object], demos: Sequence[Demo]) -> list[Message]:
+    def messages(self, data: Mapping[str, object], demos: Sequence[Demo]) -> list[ChatMessage]:
         """The prompt for these inputs and examples. Raises InvalidInput for a value that a prompt cannot show."""
         made = [self._system.copy()]  # a copy: the caller may change it
         if demos:
@@ -104,7 +104,7 @@ class ChatPrompt:
                 complete.append(demo)
         return complete, incomplete
 
-    def _example(self, start: str, demo: Demo) -> tuple[Message, Message]:
+    def _example(self, start: str, demo: Demo) -> tuple[ChatMessage, ChatMessage]:
         return (
             {"role": "user", "content": refuse_marker(self._user(start, demo, ""))},
             {"role": "assistant", "content": self.answer(demo)},

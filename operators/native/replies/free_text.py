@@ -28,11 +28,11 @@ def reader(signature: Signature, kind: FreeText) -> Parser:
 
     Raises TopologyError (DX205) for outputs that the kind of text cannot give.
     """
-    from dspex.operators.native.replies.outputs import Outputs
+    from dspex.operators.native.replies.outputs import OutputFields
 
     lists = {name: _is_list(f.annotation) for name, f in signature.outputs.items()}
     _refuse(signature, kind, lists)
-    outputs, find = Outputs.of(signature), _FINDERS[kind]
+    outputs, find = OutputFields.of(signature), _FINDERS[kind]
     constrained = any(f.constraints for f in signature.outputs.values())
 
     def read(text: str) -> Values:

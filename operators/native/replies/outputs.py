@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dspex.bus.errors import InvalidOutput
 from dspex.operators.native.fields.fields import MISSING, Values
 from dspex.operators.native.replies.parse_values import REFUSED, constrained, converter, excerpt, fallback, why
-from dspex.operators.native.replies.repair import Work, of_reply
+from dspex.operators.native.replies.repair import RepairBudget, of_reply
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -18,7 +18,7 @@ _PROBLEMS = 2_000  # characters of the list of problems
 _REPLY = 200  # characters of the reply in an error
 
 
-class Outputs:
+class OutputFields:
     """The output fields of a signature with their converters and defaults."""
 
     __slots__ = ("converters", "fallbacks")
@@ -29,7 +29,7 @@ class Outputs:
         self.fallbacks = {f.name: x for f in fields if (x := fallback(f)) is not MISSING}
 
     @classmethod
-    def of(cls, signature: Signature) -> Outputs:
+    def of(cls, signature: Signature) -> OutputFields:
         """The outputs of the signature, made once."""
         return signature.compiled("outputs", cls)
 
@@ -43,7 +43,7 @@ class Outputs:
         Raises InvalidOutput: a field is missing that may not be None and has no default, or does not fit its type.
         """
         done: Values = {}
-        token = of_reply.set(Work())
+        token = of_reply.set(RepairBudget())
         try:
             for name, convert in self.converters.items():
                 done[name] = convert(found[name])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dspex.operators.native.adapters import Parser
 from dspex.operators.native.fields.fields import Values
-from dspex.operators.native.replies.outputs import Outputs
+from dspex.operators.native.replies.outputs import OutputFields
 from dspex.operators.native.replies.parse_values import REFUSED
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def parser(signature: Signature) -> Parser:
     A header is at the start of a line of its own; the first header of a name counts; text before the first header, and below
     headers of other names, is left out. The function raises InvalidOutput that lists every field that is missing or wrong.
     """
-    outputs = Outputs.of(signature)
+    outputs = OutputFields.of(signature)
     headers = [(name, f"{_OPEN}{name}{_CLOSE}\n", convert) for name, convert in outputs.converters.items()]
 
     def parse_text(text: str) -> Values:

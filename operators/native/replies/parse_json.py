@@ -8,7 +8,7 @@ import orjson
 
 from dspex.operators.native.adapters import Parser
 from dspex.operators.native.fields.fields import Values
-from dspex.operators.native.replies.outputs import Outputs, unfit
+from dspex.operators.native.replies.outputs import OutputFields, unfit
 from dspex.operators.native.replies.parse_values import REFUSED, why
 from dspex.operators.native.replies.repair import first_object, is_exact, loads, only_object
 
@@ -23,7 +23,7 @@ def parser(signature: Signature) -> Parser:
     Broken JSON is repaired; fences and text around it are left out; of several objects the last counts, and so it does of
     equal keys. The function raises InvalidOutput that lists every field that is missing or wrong.
     """
-    outputs = Outputs.of(signature)
+    outputs = OutputFields.of(signature)
     converters = list(outputs.converters.items())
 
     def parse_text(text: str) -> Values:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dspex.operators.native.adapters import Parser
 from dspex.operators.native.fields.fields import Annotation, JsonSchema
 from dspex.operators.native.fields.types import type_text
-from dspex.operators.native.replies.outputs import Outputs, unfit
+from dspex.operators.native.replies.outputs import OutputFields, unfit
 from dspex.operators.native.replies.parse_values import Converter, constrained, converter, excerpt
 from dspex.operators.native.replies.repair import MAX_DEPTH, TooHard
 from dspex.operators.native.suggestions import problem
@@ -37,7 +37,7 @@ def parser(signature: Signature) -> Parser:
     return parse_text
 
 
-class _Elements(Outputs):
+class _Elements(OutputFields):
     """Outputs whose converters take a list of elements."""
 
     __slots__ = ()

@@ -33,7 +33,7 @@ class TooHard(Exception):
     """The text is nested too deep, or too broken, to be read within the limits. Not a ValueError: json_repair catches those."""
 
 
-class Work:
+class RepairBudget:
     """The work that all repairs of one reply may take together: many slightly broken fields take as much as one."""
 
     __slots__ = ("left",)
@@ -49,14 +49,14 @@ class Work:
 
 
 # The work of the reply that is being read. Outside of a reply, each text has a limit of its own.
-of_reply: ContextVar[Work | None] = ContextVar("work of a reply", default=None)
+of_reply: ContextVar[RepairBudget | None] = ContextVar("work of a reply", default=None)
 
 
 class _Counted(str):
     """Text that counts how many of its characters are read."""
 
     __slots__ = ("work",)
-    work: Work
+    work: RepairBudget
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         found = str.__getitem__(self, key)
@@ -133,7 +133,7 @@ def _repaired(text: str) -> object:
         raise TooHard(f"broken JSON of over {MAX_BROKEN} characters is not repaired")
     import json_repair
 
-    work = of_reply.get() or Work()
+    work = of_reply.get() or RepairBudget()
     if len(text) > _UNCOUNTED:
         text = _Counted(text)
         text.work = work

@@ -113,7 +113,7 @@ class Splitter:
             raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
         self._fields = FieldSplitter(signature.outputs)
         made = import_module(f".streaming_{adapter}", __package__)
-        self._scanner: Scanner = made.Scanner(self._fields)
+        self._scanner: Scanner = made.SCANNER(self._fields)
 
     def feed(self, piece: str) -> list[Chunk]:
         """The texts that `piece` adds: (field, text). Text that may be a marker, or space at an end, is held back."""

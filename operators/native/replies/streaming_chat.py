@@ -13,7 +13,7 @@ _WORD = re.compile(r"\w*+")
 _OPEN, _CLOSE = "[[ ## ", " ## ]]"
 
 
-class Scanner:
+class ChatScanner:
     """Holds back text that may be a header, from the first bracket of a line on, and nothing else."""
 
     __slots__ = ("_after_cr", "_below_header", "_fields", "_indent", "_matched", "_name", "_state")
@@ -115,3 +115,6 @@ class Scanner:
         self._name.clear()
         self._matched = 0
         self._state = self._in_line
+
+
+SCANNER = ChatScanner

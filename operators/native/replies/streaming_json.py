@@ -13,17 +13,17 @@ _SCALAR = re.compile(r"[^,}\s]*+")
 _OUTSIDE = re.compile(r'[^"{}\[\]]*+')
 _HEX = re.compile(r"[0-9a-fA-F]{4}\Z").match
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-State = Callable[[str, int], int]
+Scan = Callable[[str, int], int]
 
 
-class Scanner:
+class JsonScanner:
     """Follows the first `{` that begins an object. Strings are decoded, other values are given as they are written."""
 
     __slots__ = ("_depth", "_escape", "_fields", "_first", "_high", "_key", "_state", "_string_in")
 
     def __init__(self, fields: FieldSplitter) -> None:
         self._fields = fields
-        self._state: State = self._before
+        self._state: Scan = self._before
         self._key: list[str] | None = None  # while the name of a field is read
         self._escape = ""  # the part of an escape that has arrived
         self._high = 0  # a high surrogate that waits for its low surrogate; 0 for none
@@ -77,14 +77,14 @@ class Scanner:
     def _after_value(self, piece: str, at: int) -> int:
         return self._expect({",": self._before_key}, piece, at)
 
-    def _expect(self, wanted: dict[str, State], piece: str, at: int) -> int:
+    def _expect(self, wanted: dict[str, Scan], piece: str, at: int) -> int:
         at = end_of(_SPACE, piece, at)
         if at == len(piece):
             return at
         self._state = wanted.get(piece[at], self._over)
         return at + 1
 
-    def _over(self, piece: str, at: int) -> int:  # `at` is there because it is a State
+    def _over(self, piece: str, at: int) -> int:  # `at` is there because it is a Scan
         return len(piece)
 
     def _in_scalar(self, piece: str, at: int) -> int:
@@ -185,3 +185,6 @@ class Scanner:
         else:
             self._fields.open("".join(self._key))
             self._key, self._state = None, self._before_colon
+
+
+SCANNER = JsonScanner

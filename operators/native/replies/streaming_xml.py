@@ -13,7 +13,7 @@ _TAG_ENDS = re.compile("[>\"']")
 _LONG_ENTITY = 32  # characters; the entities of XML are shorter
 
 
-class Scanner:
+class XmlScanner:
     """Gives whole tags to expat: it would read a part of a tag again with each new piece, which takes quadratic time."""
 
     __slots__ = ("_broken", "_depth", "_fields", "_held", "_kind", "_parser", "_quote", "_tail", "_token")
@@ -121,3 +121,6 @@ class Scanner:
     def _text(self, data: str) -> None:
         if self._depth > 1:
             self._fields.text(data if self._depth == 2 else escape(data))
+
+
+SCANNER = XmlScanner

@@ -24,7 +24,7 @@ def longest(value: Any) -> int:
     return max(len(value) if isinstance(value, list) else 0, max(map(longest, inner), default=0))
 
 
-class Method:
+class DictMethod:
     """A method of a dict as a template gets it: it can be called, but not printed."""
 
     def __init__(self, name: str, function: Callable[[], object]) -> None:
@@ -35,13 +35,13 @@ class Method:
 
 
 class _Shown:
-    """An attribute of `_Fields` that gives a Method."""
+    """An attribute of `_Fields` that gives a DictMethod."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: object, owner: type | None = None) -> Method:
-        return Method(self.name, getattr(dict, self.name).__get__(instance))
+    def __get__(self, instance: object, owner: type | None = None) -> DictMethod:
+        return DictMethod(self.name, getattr(dict, self.name).__get__(instance))
 
 
 class _Hidden:

@@ -25,7 +25,7 @@ from dspex.bus.errors import ExpressionError, InvalidInput
 from dspex.operators.native.fields.fields import Values
 from dspex.operators.native.suggestions import nearest, problem
 from dspex.operators.native.templates.language import MAX_VALUE, SPLIT, examine
-from dspex.operators.native.templates.plain_data import Method, depth, hidden, longest
+from dspex.operators.native.templates.plain_data import DictMethod, depth, hidden, longest
 
 if TYPE_CHECKING:
     from minijinja import Environment, TemplateError
@@ -59,13 +59,8 @@ class Template:
         return f"Template({self.text!r})"
 
     @property
-    def variables(self) -> set[str]:
-        """The fields of the data that it may read."""
-        return set(self._facts.names)
-
-    @property
     def required(self) -> set[str]:
-        """Those of `variables` that the data must have."""
+        """The fields that the data must have; others it may read where they are there."""
         return set(self._facts.required)
 
     def render(self, data: Mapping[str, object]) -> str:
@@ -144,7 +139,7 @@ class _Counter:
     left = 0
 
     def __call__(self, value: T) -> T:
-        if isinstance(value, Method):
+        if isinstance(value, DictMethod):
             raise _missing(f".{value.name}", ())
         self.left -= len(value) if isinstance(value, str) else len(str(value))
         if self.left < 0:

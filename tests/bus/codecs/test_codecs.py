@@ -134,12 +134,12 @@ def holds_bytes(data: Any) -> bool:
 
 @pytest.mark.parametrize("codec", ["json", "msgpack", "auto"])
 @pytest.mark.parametrize(("data", "expected"), CONVERTED, ids=lambda v: type(v).__name__)
-def test_what_is_not_plain_is_converted_the_same_way_by_all(codec: Codec, data: Any, expected: Any) -> None:
+def test_every_codec_converts_values_that_are_not_plain_data_alike(codec: Codec, data: Any, expected: Any) -> None:
     for value, result in ((data, expected), ([data], [expected]), ({"k": data}, {"k": expected})):
         assert decode(*encode(value, codec)) == result
 
 
-def test_a_derived_attribute_is_not_sent() -> None:
+def test_a_property_of_a_class_is_not_sent_with_its_fields() -> None:
     record = Record("r")
     assert record.derived == 3
     assert decode(*encode(record)) == {"name": "r", "_hidden": 2}
@@ -158,25 +158,25 @@ def test_a_set_is_sent_in_the_same_order_by_every_process() -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"a": [None, {"b": x}]}, lambda x: Point(x, 1), numpy.float64])
-def test_json_refuses_what_is_no_number(number: float, wrap: Any) -> None:
+def test_json_refuses_nan_and_infinity(number: float, wrap: Any) -> None:
     with pytest.raises(InvalidInput, match=str(number)):
         json_bytes(wrap(number))
     with pytest.raises(InvalidInput, match=str(number)):
         encode(wrap(number), "auto")
 
 
-def test_json_says_where_the_number_is_that_is_none() -> None:
+def test_json_names_the_place_of_nan_or_infinity() -> None:
     with pytest.raises(InvalidInput, match=r"data\.rows\[1\]\.score is nan"):
         json_bytes({"rows": [{"score": None}, {"score": math.nan}]})
 
 
 @given(plain)
-def test_none_and_the_word_null_are_fine(data: Any) -> None:
+def test_json_keeps_none_and_the_word_null(data: Any) -> None:
     wrapped = {"null": data, "none": None, "text": "null"}
     assert decode(json_bytes(wrapped)) == wrapped
 
 
-def test_messagepack_keeps_what_is_no_number() -> None:
+def test_messagepack_keeps_nan_and_infinity() -> None:
     assert math.isnan(decode(*encode({"x": math.nan}, "msgpack"))["x"])
 
 
@@ -201,13 +201,13 @@ class Opaque:
     ],
 )
 @pytest.mark.parametrize("codec", ["json", "msgpack", "auto"])
-def test_what_cannot_be_encoded_is_named_with_its_place(codec: Codec, data: Any, place: str) -> None:
+def test_a_value_that_cannot_be_encoded_is_named_with_its_place(codec: Codec, data: Any, place: str) -> None:
     with pytest.raises(InvalidInput, match=place) as caught:
         encode(data, codec)
     assert caught.value.fix
 
 
-def test_json_has_no_bytes_and_says_what_has() -> None:
+def test_json_refuses_bytes_and_names_the_codec_that_carries_them() -> None:
     with pytest.raises(InvalidInput, match=r"data\.image is bytes") as caught:
         json_bytes({"image": b"\x00"})
     assert "msgpack" in caught.value.fix
@@ -245,13 +245,13 @@ def test_bytes_that_are_not_json_are_shown_at_the_place_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"NaN", b'{"a": Infinity}', b"\xff\xfe", b"[" * 5000, b'{"a": 1} x', b"'a'"])
-def test_what_is_not_json_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_json_are_refused(data: bytes) -> None:
     with pytest.raises(DecodeError):
         decode(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x92\x01", b"\x01\x01", b"\xc7\x01\x05x", b"\x81\x90\x01", b"\x91" * 5000])
-def test_what_is_not_messagepack_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_messagepack_are_refused(data: bytes) -> None:
     with pytest.raises(DecodeError) as caught:
         decode(data, MSGPACK)
     assert len(caught.value.message) < 400
@@ -267,7 +267,7 @@ def test_bytes_from_outside_give_data_or_a_decode_error(data: bytes, content_typ
     assert all(len(e.message) < 1000 for e in caught)
 
 
-def test_a_time_of_messagepack_is_read() -> None:
+def test_a_messagepack_timestamp_is_decoded() -> None:
     assert decode(b"\xd6\xff\x00\x00\x00\x01", MSGPACK) == dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC)
 
 

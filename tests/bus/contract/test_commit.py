@@ -13,7 +13,7 @@ from dspex.bus.subjects import MESSAGE_ID
 
 
 @pytest.mark.asyncio
-async def test_of_two_owners_one_commits(buses: Buses, unique: str) -> None:
+async def test_of_two_owners_that_commit_at_once_one_is_fenced(buses: Buses, unique: str) -> None:
     a, b = buses
     await stream(a, unique)
 
@@ -30,7 +30,7 @@ async def test_of_two_owners_one_commits(buses: Buses, unique: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_commit_is_in_order_with_consecutive_sequences(buses: Buses, unique: str) -> None:
+async def test_messages_of_a_commit_are_stored_in_order_with_consecutive_sequences(buses: Buses, unique: str) -> None:
     a, b = buses
     await stream(a, unique)
 
@@ -70,7 +70,7 @@ async def test_a_commit_may_expect_on_several_subjects(bus: Bus, unique: str) ->
 
 
 @pytest.mark.asyncio
-async def test_a_draft_that_expects_must_be_the_first_of_its_subject(bus: Bus, unique: str) -> None:
+async def test_a_message_that_expects_a_sequence_must_be_the_first_of_its_subject_in_a_commit(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     for first in (None, 0):
         with pytest.raises(BusError):
@@ -91,7 +91,7 @@ async def test_a_commit_of_one_is_a_publish(bus: Bus, unique: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_commit_takes_the_limit_and_refuses_more(bus: Bus, unique: str) -> None:
+async def test_a_commit_takes_as_many_messages_as_its_limit_and_refuses_more(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     drafts = [NewMessage(f"{unique}.a", b"%d" % n) for n in range(COMMIT_LIMIT + 1)]
     for refused in (drafts, []):

@@ -127,7 +127,7 @@ async def test_a_core_subscriber_sees_what_is_stored_as_it_comes(buses: Buses, u
 
 
 @pytest.mark.asyncio
-async def test_an_inbox_is_its_own(buses: Buses) -> None:
+async def test_every_inbox_is_unique_and_receives_what_is_sent_to_it(buses: Buses) -> None:
     a, b = buses
     inbox = a.inbox()
     assert len({inbox, a.inbox(), b.inbox()}) == 3

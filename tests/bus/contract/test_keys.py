@@ -39,7 +39,7 @@ async def test_a_key_is_written_only_at_the_expected_revision(buses: Buses, uniq
 
 
 @pytest.mark.asyncio
-async def test_of_two_who_create_a_key_one_does(buses: Buses, unique: str) -> None:
+async def test_of_two_that_create_a_key_at_once_one_succeeds(buses: Buses, unique: str) -> None:
     buckets = [await bus.bucket(unique) for bus in buses]
     results = await asyncio.gather(
         *[b.put("k", b"%d" % n, revision=0) for n, b in enumerate(buckets * 5)], return_exceptions=True
@@ -62,7 +62,7 @@ async def test_a_deleted_key_is_gone_and_may_be_made_again(bus: Bus, unique: str
 
 
 @pytest.mark.asyncio
-async def test_items_are_those_below_the_prefix(bus: Bus, unique: str) -> None:
+async def test_items_of_a_bucket_are_those_below_the_prefix(bus: Bus, unique: str) -> None:
     bucket = await bus.bucket(unique)
     keys = ["lease", "lease.a.0", "lease.a.1", "leases.b", "pool.x"]
     revisions = {key: await bucket.put(key, key.encode()) for key in keys}

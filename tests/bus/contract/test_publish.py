@@ -40,7 +40,7 @@ async def test_publishing_where_no_stream_listens_says_so_at_once(bus: Bus, uniq
 
 
 @pytest.mark.asyncio
-async def test_expect_is_the_last_sequence_of_the_subject(bus: Bus, unique: str) -> None:
+async def test_a_publish_may_expect_the_last_sequence_of_its_subject(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     first = await bus.publish(NewMessage(f"{unique}.log", b"1", expect=0))
     await put(bus, f"{unique}.other", "noise")
@@ -86,7 +86,7 @@ async def test_a_full_stream_refuses_and_drops_nothing(bus: Bus, unique: str) ->
 
 
 @pytest.mark.asyncio
-async def test_a_stream_over_its_bytes_refuses(bus: Bus, unique: str) -> None:
+async def test_a_stream_that_is_full_by_its_bytes_refuses_more(bus: Bus, unique: str) -> None:
     await stream(bus, unique, max_bytes=4096)
     with pytest.raises(StreamFull):
         await put(bus, f"{unique}.a", *["x" * 1000] * 5)
@@ -136,7 +136,7 @@ async def test_a_header_cannot_smuggle_in_another(bus: Bus, unique: str, headers
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("bad", ["a b", "a..b", "", "a.*", "a.>", "a\r\nPUB x 0", "a."])
-async def test_what_is_not_a_subject_is_refused_and_the_connection_lives_on(bus: Bus, unique: str, bad: str) -> None:
+async def test_an_invalid_subject_is_refused_and_the_connection_lives_on(bus: Bus, unique: str, bad: str) -> None:
     await stream(bus, unique)
     for attempt in (bus.publish(NewMessage(bad, b"")), bus.send(bad, b""), bus.request(bad, b"")):
         with pytest.raises(DspexError):

@@ -66,7 +66,7 @@ async def test_a_reader_starts_behind_its_position(bus: Bus, unique: str) -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_reader_goes_over_what_was_removed(bus: Bus, unique: str) -> None:
+async def test_a_reader_skips_messages_that_were_removed(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     await put(bus, f"{unique}.a", *range(1, 7))
     await bus.purge(unique, f"{unique}.a", below=3)
@@ -89,7 +89,7 @@ async def test_a_reader_knows_when_it_has_caught_up(bus: Bus, unique: str) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_closed_reader_says_so(bus: Bus, unique: str) -> None:
+async def test_reading_from_a_closed_reader_raises(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
     waiting = asyncio.create_task(reader.read(1))

@@ -75,17 +75,18 @@ async def test_an_emptied_stream_goes_on_counting(bus: Bus, unique: str) -> None
 
 
 @pytest.mark.asyncio
-async def test_deleting_what_is_gone_is_no_error(bus: Bus, unique: str) -> None:
+async def test_deleting_a_message_twice_is_no_error(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     await put(bus, f"{unique}.a", 1)
     await bus.delete(unique, 1)
     await bus.delete(unique, 1)
     await bus.delete(unique, 99)
     await bus.purge(unique, f"{unique}.a", below=5)
+    assert await stored(bus, unique) == []
 
 
 @pytest.mark.asyncio
-async def test_what_concerns_a_missing_stream_says_so(bus: Bus, unique: str) -> None:
+async def test_every_access_to_a_missing_stream_raises_an_error_that_says_so(bus: Bus, unique: str) -> None:
     for attempt in (
         bus.get(unique, 1),
         bus.last(unique, f"{unique}.a"),

@@ -13,16 +13,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from dspex.bus.errors import BusError, ConfigError, Unreachable
-from dspex.bus.local import probe, server
+from dspex.bus.local import probe, state
 from dspex.bus.local.open import server_of
 from dspex.bus.local.server import LocalServer
 from dspex.bus.settings.model import Settings
 
 PARENT = """
 import asyncio, pathlib, sys
+from dspex.bus.local import launch
 from dspex.bus.local.server import LocalServer
+launch._SUPERVISOR = launch._SUPERVISOR.replace("-lt 50", "-lt 5")  # 0.5 s, not 5, from SIGTERM to SIGKILL
 async def main():
     async with LocalServer(pathlib.Path(sys.argv[1]), port=None) as s:
         print(s.pid, flush=True)
@@ -83,8 +86,8 @@ async def test_no_server_is_left_when_its_parent_is_sigkilled(store: Path) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_frozen_server_is_not_left_either(store: Path) -> None:
-    """It does not hear a SIGTERM, so after 5 s it gets a SIGKILL."""
+async def test_no_frozen_server_is_left_when_its_parent_is_sigkilled(store: Path) -> None:
+    """It does not hear a SIGTERM, so it gets a SIGKILL."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(store)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
@@ -107,14 +110,14 @@ async def test_a_server_that_lost_its_supervisor_is_stopped_and_started_all_the_
 
 
 @pytest.mark.asyncio
-async def test_a_control_c_at_the_terminal_does_not_reach_the_server(store: Path) -> None:
+async def test_an_interrupt_at_the_terminal_does_not_reach_the_server(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
         assert os.getsid(s.pid) != os.getsid(0)
         assert os.getpgid(s.pid) != os.getpgid(0)
 
 
 @pytest.mark.asyncio
-async def test_a_taken_port_is_given_way_to(store: Path) -> None:
+async def test_a_server_whose_port_is_taken_uses_another(store: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -124,7 +127,7 @@ async def test_a_taken_port_is_given_way_to(store: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_store_has_one_server(store: Path) -> None:
+async def test_a_second_server_on_the_same_store_is_refused(store: Path) -> None:
     async with LocalServer(store, port=None) as s:
         with pytest.raises(ConfigError, match="another nats-server") as caught:
             await LocalServer(store, port=None).start()
@@ -142,14 +145,14 @@ async def test_a_server_that_does_not_start_says_why(store: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_password_is_asked_for(store: Path) -> None:
+async def test_a_server_with_a_password_refuses_clients_without_it(store: Path) -> None:
     async with LocalServer(store, port=None, user="ann", password='s3"cret') as s:
         with pytest.raises(ValueError, match="Authorization"):
             await probe.ask("127.0.0.1", int(s.url.rpartition(":")[2]), timeout=30)
 
 
 @pytest.mark.asyncio
-async def test_what_a_dead_server_wrote_about_itself_is_not_believed(tmp_path: Path) -> None:
+async def test_the_state_file_of_a_dead_server_is_ignored(tmp_path: Path) -> None:
     home = tmp_path / ".dspex"
     home.mkdir()
     for text in ("", "{}", json.dumps({"url": "nats://x:1", "pid": os.getpid(), "store": str(home / "jetstream")})):
@@ -165,8 +168,8 @@ async def test_a_detached_server_outlives_its_starter_until_it_is_stopped(store:
     code += "s = S(sys.argv[1], port=None, detached=True); asyncio.run(s.start()); print(s.pid)"
     pid = int(subprocess.check_output([sys.executable, "-c", code, str(store)]))
     assert LocalServer.find(store.parent.parent) is not None
-    assert await server.stop_running(store.parent)
-    assert not await server.stop_running(store.parent)
+    assert await state.stop_running(store.parent)
+    assert not await state.stop_running(store.parent)
     await gone(pid)
 
 
@@ -185,12 +188,12 @@ async def test_settings_lead_to_the_named_then_the_running_then_a_new_server(
         assert (mine.started, mine.local) == (True, True)
         async with server_of(settings, start=True) as again:
             assert (again.url, again.started) == (mine.url, False)
-        state = server.running(settings.store.parent)
-        assert state is not None
-        os.kill(int(state["pid"]), signal.SIGKILL)
-        async with asyncio.timeout(30):
-            while (new := server.running(settings.store.parent)) is None or new["pid"] == state["pid"]:
-                await asyncio.sleep(0.02)
+        at = state.running(settings.store.parent)
+        assert at is not None
+        os.kill(int(at["pid"]), signal.SIGKILL)
+        await until(lambda: (new := state.running(settings.store.parent)) is not None and new["pid"] != at["pid"])
+        new = state.running(settings.store.parent)
+        assert new is not None
         assert new["url"] == mine.url  # it was started again, where everybody looks for it
         async with server_of(Settings.load(server__url="nats://far:1")) as far:
             assert (far.url, far.local) == ("nats://far:1", False)

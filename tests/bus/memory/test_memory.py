@@ -71,7 +71,7 @@ def test_work_comes_again_exactly_after_ack_wait_and_nak_delay(loop: VirtualLoop
     assert not task.done()
 
 
-def test_an_ack_counts_while_the_work_waits_to_come_again(loop: VirtualLoop) -> None:
+def test_an_ack_after_ack_wait_settles_work_before_it_is_delivered_again(loop: VirtualLoop) -> None:
     async def main() -> bytes:
         bus = await opened(MemoryServer())
         await bus.commit([NewMessage("s.a", b"late"), NewMessage("s.a", b"next")])
@@ -113,7 +113,7 @@ def test_the_server_outlives_its_connections(loop: VirtualLoop) -> None:
     loop.run(main())
 
 
-def test_what_waits_on_a_cut_connection_is_told(loop: VirtualLoop) -> None:
+def test_every_wait_on_a_cut_connection_ends_in_an_error(loop: VirtualLoop) -> None:
     async def silent(message: Message) -> None:
         return
 
@@ -135,7 +135,7 @@ def test_what_waits_on_a_cut_connection_is_told(loop: VirtualLoop) -> None:
     assert loop.time() == 0
 
 
-def test_a_connection_tells_when_it_opens_and_closes(loop: VirtualLoop) -> None:
+def test_a_connection_reports_when_it_opens_and_closes(loop: VirtualLoop) -> None:
     states: list[str] = []
 
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_a_connection_tells_when_it_opens_and_closes(loop: VirtualLoop) -> None:
     assert states == ["connected", "closed"]
 
 
-def test_a_core_subscriber_also_sees_what_is_refused_and_what_is_repeated(loop: VirtualLoop) -> None:
+def test_a_core_subscriber_also_sees_messages_that_the_stream_refuses_or_knows_already(loop: VirtualLoop) -> None:
     got: list[bytes] = []
 
     async def handle(message: Message) -> None:
@@ -229,13 +229,13 @@ def group_choices(seed: int) -> list[int]:
     return got
 
 
-def test_the_seed_decides_who_of_a_queue_group_gets_it() -> None:
+def test_the_seed_decides_which_member_of_a_queue_group_gets_a_message() -> None:
     assert group_choices(1) == group_choices(1)
     assert group_choices(1) != group_choices(2)
     assert set(group_choices(1)) == {0, 1, 2}
 
 
-def test_a_cut_call_has_done_nothing(loop: VirtualLoop) -> None:
+def test_a_write_on_a_connection_that_is_cut_first_stores_nothing(loop: VirtualLoop) -> None:
     async def main() -> None:
         server = MemoryServer()
         bus = await opened(server)
@@ -272,7 +272,7 @@ def test_an_unsettled_write_has_landed_or_lands_late_or_never(loop: VirtualLoop)
     assert min(fates.values()) > 10
 
 
-def test_a_claim_settles_a_late_commit(loop: VirtualLoop) -> None:
+def test_a_claim_keeps_a_late_commit_from_landing(loop: VirtualLoop) -> None:
     """The reason why a claim, not a read, ends the doubt: behind it the late commit cannot land."""
 
     async def main() -> None:
@@ -380,7 +380,7 @@ def chaos(seed: int) -> tuple[list[bytes], list[str]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_run_with_faults_is_the_same_by_its_seed_and_ids_are_stored_once(seed: int) -> None:
+def test_a_run_with_faults_is_repeated_exactly_by_its_seed_and_stores_each_id_once(seed: int) -> None:
     first, trace = chaos(seed)
     assert Counter(first) == Counter(f"{who}{n}".encode() for who in "ab" for n in range(20))
     assert chaos(seed) == (first, trace)

@@ -86,7 +86,7 @@ def test_settle_runs_everything_that_is_ready(loop: VirtualLoop) -> None:
     assert depth == 100
 
 
-def test_an_endless_round_is_reported(loop: VirtualLoop) -> None:
+def test_a_virtual_loop_that_never_comes_to_rest_is_reported(loop: VirtualLoop) -> None:
     async def spin() -> None:
         while True:
             await asyncio.sleep(0)
@@ -112,7 +112,7 @@ def test_run_gives_the_result_or_raises_the_error(loop: VirtualLoop) -> None:
         loop.run(bad())
 
 
-def test_run_moves_the_clock_only_when_told(loop: VirtualLoop) -> None:
+def test_run_moves_the_clock_only_with_advance(loop: VirtualLoop) -> None:
     async def nap() -> float:
         await asyncio.sleep(90_000)  # longer than asyncio lets a selector wait at once
         return loop.time()
@@ -123,7 +123,7 @@ def test_run_moves_the_clock_only_when_told(loop: VirtualLoop) -> None:
     assert loop.run(nap(), advance=True) == 90_000
 
 
-def test_run_says_when_nothing_will_ever_come(loop: VirtualLoop) -> None:
+def test_run_reports_a_wait_that_nothing_can_end(loop: VirtualLoop) -> None:
     async def hang() -> None:
         await asyncio.Event().wait()
 
@@ -142,7 +142,7 @@ def test_a_timeout_is_a_timer_like_any_other(loop: VirtualLoop) -> None:
     assert isinstance(task.exception(), TimeoutError)
 
 
-def test_close_ends_what_still_runs() -> None:
+def test_closing_a_virtual_loop_ends_its_tasks_and_generators() -> None:
     loop = VirtualLoop()
     ended: list[str] = []
 

@@ -13,6 +13,7 @@ from typing import Any
 import nats.aio.client
 import nats.errors
 import pytest
+from waiting import until
 
 import dspex.bus.nats
 from dspex.bus.errors import BusError, ConfigError, NotAllowed, Saturated, Unreachable, UnsupportedServer
@@ -31,12 +32,6 @@ accounts {
   ] }
 }
 """
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # -- connecting ------------------------------------------------------------------------------------------------------
@@ -105,7 +100,7 @@ async def test_a_server_that_is_too_old_is_refused() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_says_nothing_is_unreachable_in_time() -> None:
+async def test_a_server_that_says_nothing_is_unreachable_after_the_timeout() -> None:
     async with stand_in(b"") as url:
         with pytest.raises(Unreachable):
             await asyncio.wait_for(connect(url, timeout=0.2), 30)
@@ -113,13 +108,13 @@ async def test_a_server_that_says_nothing_is_unreachable_in_time() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("url", ["", "http://x", "nats://", "nats://x:port", "ws://x:80"])
-async def test_a_bad_url_is_a_setting_to_correct(url: str) -> None:
+async def test_an_invalid_server_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigError):
         await connect(url)
 
 
 @pytest.mark.asyncio
-async def test_a_missing_credentials_file_is_a_setting_to_correct(tmp_path: Path) -> None:
+async def test_a_missing_credentials_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no credentials file"):
         await connect("nats://127.0.0.1", creds=str(tmp_path / "none.creds"))
 
@@ -172,7 +167,7 @@ async def test_a_connection_that_the_server_ends_for_good_comes_back(server: Any
 
 
 @pytest.mark.asyncio
-async def test_a_password_that_is_changed_meanwhile_is_not_allowed(server: Any, opened: Open) -> None:
+async def test_after_a_change_of_password_calls_are_not_allowed_until_it_is_right_again(server: Any, opened: Open) -> None:
     server.more = ACCOUNTS
     bus = await opened(server.start().url, user="all", password="p")
     server.kill()
@@ -188,13 +183,12 @@ async def test_a_password_that_is_changed_meanwhile_is_not_allowed(server: Any, 
             return False
         return False
 
-    async with asyncio.timeout(30):
-        while not await refused():
-            await asyncio.sleep(0.01)
+    await until(refused)
     server.kill()
     server.more = ACCOUNTS
     server.start()
     await until(lambda: bus.connected)
+    assert await bus.stream("S") is None
 
 
 @pytest.mark.asyncio
@@ -228,7 +222,7 @@ async def test_a_server_that_answers_late_keeps_its_connection(server: Any, open
 
 
 @pytest.mark.asyncio
-async def test_what_was_sent_before_closing_arrives(server: Any, opened: Open) -> None:
+async def test_messages_sent_before_closing_arrive(server: Any, opened: Open) -> None:
     bus, other = await opened(server.start().url), await opened(server.url)
     got: list[bytes] = []
 
@@ -349,7 +343,7 @@ def test_nothing_of_nats_py_above_the_connection_is_used() -> None:
                 assert re.fullmatch(r"from nats(\.aio\.client)? import (errors( as \w+)?|Client)", line), file
 
 
-def test_the_private_members_of_nats_py_are_what_we_think() -> None:
+def test_the_private_members_of_nats_py_that_we_use_are_unchanged() -> None:
     client = nats.aio.client.Client
     for name, parameters in {
         "_select_next_server": ["self"],

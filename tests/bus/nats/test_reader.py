@@ -33,11 +33,12 @@ async def fill(bus: NatsBus, subject: str, count: int, size: int = 10) -> None:
 async def landed(bus: NatsBus, subject: str) -> None:
     """Publish one message, however often that takes."""
     while True:
+        await asyncio.wait_for(bus._connection.up.wait(), 30)
         try:
             await bus.publish(NewMessage(subject, b"", {"Nats-Msg-Id": subject}), timeout=1)
             return
         except (Unreachable, Unsettled):
-            await asyncio.sleep(0.01)
+            continue
 
 
 @pytest.mark.asyncio
@@ -168,7 +169,7 @@ async def test_a_position_beyond_the_end_waits_for_what_comes_after_it(server: A
 
 
 @pytest.mark.asyncio
-async def test_a_reader_says_when_it_may_not_read(server: Any, opened: Open) -> None:
+async def test_a_reader_without_permission_raises_not_allowed(server: Any, opened: Open) -> None:
     server.more = """
     accounts { A { jetstream: enabled, users: [
       { user: all, password: p },

@@ -111,7 +111,7 @@ async def test_an_oversized_message_is_refused_and_the_connection_lives(server: 
 
 
 @pytest.mark.asyncio
-async def test_a_bad_draft_keeps_its_whole_commit_from_being_sent(server: Any, opened: Open) -> None:
+async def test_an_invalid_message_keeps_its_whole_commit_from_being_sent(server: Any, opened: Open) -> None:
     bus = await opened(server.start().url)
     await stream(bus)
     for bad in (
@@ -135,7 +135,7 @@ async def test_a_bad_draft_keeps_its_whole_commit_from_being_sent(server: Any, o
 
 
 @pytest.mark.asyncio
-async def test_a_full_server_of_staged_batches_is_waited_out(server: Any, opened: Open) -> None:
+async def test_a_commit_waits_while_the_server_holds_too_many_open_batches(server: Any, opened: Open) -> None:
     bus = await opened(server.start().url)
     await stream(bus)
     for n in range(50):  # so many may be open at once on one stream
@@ -166,7 +166,9 @@ async def test_a_refused_batch_says_why(server: Any, opened: Open) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_full_stream_is_not_a_lost_commit(server: Any, opened: Open) -> None:
+async def test_a_commit_refused_by_a_full_stream_raises_stream_full_and_succeeds_once_there_is_room(
+    server: Any, opened: Open
+) -> None:
     bus = await opened(server.start().url)
     await stream(bus, max_messages=3)
     await bus.commit([NewMessage("s.a", b"")] * 2)

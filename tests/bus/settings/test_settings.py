@@ -95,7 +95,7 @@ def test_without_a_file_there_is_a_local_model_a_pool_and_the_folders_name(folde
     assert settings.origins()["lm.local.model"] == "default"
 
 
-def test_the_whole_example_of_the_documentation_is_read(folder: Path) -> None:
+def test_the_settings_example_of_the_documentation_is_valid(folder: Path) -> None:
     (folder / "dspex.toml").write_text(FULL)
     settings = Settings.load()
     assert settings.engine.commit.max_events == 500
@@ -110,7 +110,7 @@ def test_the_whole_example_of_the_documentation_is_read(folder: Path) -> None:
     assert settings.search_path == [str(folder / "src")]
 
 
-def test_the_nearest_file_upwards_is_read_and_pyproject_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_settings_file_upwards_is_read_pyproject_included(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "pyproject.toml").write_text(
         '[project]\nname = "x"\n\n[tool.dspex]\napp = "upper"\n[tool.dspex.engine]\nlease = "7s"\n'
     )
@@ -144,6 +144,7 @@ def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monk
 def test_lists_and_tables_can_come_from_a_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPEX_TOPOLOGIES", "a:b, c.yaml")
     monkeypatch.setenv("DSPEX_POOLS__GPU__DEVICES", "[0, 1]")
+    monkeypatch.setenv("DSPEX_POOLS__GPU__GPUS", "1")
     monkeypatch.setenv("DSPEX_ENGINE__COMMIT", '{"max_events": 7}')
     monkeypatch.setenv("DSPEX_ENGINE__LEASE", "8")
     settings = Settings.load()
@@ -214,7 +215,7 @@ def test_default_call_options_are_checked_as_those_of_an_operator_are(folder: Pa
     found = problems()
     assert found["defaults.call.timeot"] == ("DX104", "dspex.toml:2", "did you mean defaults.call.timeout?")
     assert found["defaults.call.timeout"][:2] == ("DX102", "dspex.toml:3")
-    assert found["defaults.call.order"][:2] == ("DX105", "dspex.toml:4")
+    assert found["defaults.call.order"][:2] == ("DX108", "dspex.toml:4")
     assert found["defaults.call.retry.attempts"][:2] == ("DX105", "dspex.toml:7")
     assert found["defaults.call.config.temprature"][:1] == ("DX104",)
     (folder / "dspex.toml").write_text('[defaults.call]\npool = "gpu"\nlm = "big, local"\n')
@@ -223,7 +224,7 @@ def test_default_call_options_are_checked_as_those_of_an_operator_are(folder: Pa
     assert found["defaults.call.lm"][:2] == ("DX111", "dspex.toml:3")
 
 
-def test_more_gpus_than_devices_is_refused(folder: Path) -> None:
+def test_a_pool_with_more_gpus_than_devices_is_refused(folder: Path) -> None:
     (folder / "dspex.toml").write_text("[pools.gpu]\ngpus = 1\n")
     assert problems()["pools.gpu"][:2] == ("DX105", "dspex.toml:2")
 
@@ -268,7 +269,7 @@ def test_a_missing_password_variable_is_named(folder: Path) -> None:
     assert caught.value.code == "DX112"
 
 
-def test_a_nats_context_counts_just_below_the_place_that_names_it(
+def test_a_nats_context_ranks_just_below_the_layer_that_names_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contexts = tmp_path / "config/nats/context"
@@ -286,7 +287,7 @@ def test_a_nats_context_counts_just_below_the_place_that_names_it(
         Settings.load(server__context="none")
 
 
-def test_settings_survive_the_way_to_a_child(folder: Path) -> None:
+def test_settings_arrive_unchanged_in_a_child_process(folder: Path) -> None:
     (folder / "dspex.toml").write_text(FULL)
     settings = Settings.load(engine__lease="9s")
     again = Settings.from_json(settings.to_json())
@@ -304,7 +305,7 @@ def test_a_file_that_cannot_be_read_is_a_clear_error(folder: Path, text: str | N
     assert caught.value.code == "DX106"
 
 
-def test_several_profiles_and_no_main_want_a_choice(folder: Path) -> None:
+def test_several_model_profiles_without_one_named_main_require_a_choice(folder: Path) -> None:
     (folder / "dspex.toml").write_text('[lm]\na = { model = "x/a" }\nb = { model = "x/b" }\n')
     with pytest.raises(ConfigError, match="there are several: a, b"):
         Settings.load().lm_of("lightweight")

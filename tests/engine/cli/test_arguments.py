@@ -17,7 +17,7 @@ def read(*arguments: str, stdin: str = "") -> list[Any]:
     return list(records(arguments, io.StringIO(stdin)))
 
 
-def test_pairs_are_text_or_json() -> None:
+def test_name_value_arguments_are_text_or_json() -> None:
     assert read("a=1", "b:=1", "c=x=y", 'd:={"e": [null]}', "f=") == [
         {"a": "1", "b": 1, "c": "x=y", "d": {"e": [None]}, "f": ""}
     ]
@@ -25,14 +25,14 @@ def test_pairs_are_text_or_json() -> None:
     assert read() == [{}]
 
 
-def test_a_file_is_one_datum_and_fields_lie_over_it(tmp_path: Path) -> None:
+def test_a_data_file_is_one_datum_and_named_fields_override_it(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
     (tmp_path / "list.json").write_text("[]")
     assert read(f"@{tmp_path}/a.json", "b=3") == [{"a": 1, "b": "3"}]
     assert read(f"@{tmp_path}/list.json") == [[]]
 
 
-def test_stdin_is_one_datum_a_line() -> None:
+def test_each_line_of_stdin_is_one_datum() -> None:
     assert read("-", "z=1", stdin='{"a": 1}\n\n{"a": 2}\n') == [{"a": 1, "z": "1"}, {"a": 2, "z": "1"}]
 
 
@@ -54,7 +54,7 @@ def test_stdin_is_read_as_it_comes() -> None:
         (["-", "a=1"], "to a JSON object only"),
     ],
 )
-def test_what_cannot_be_data_is_refused(arguments: Sequence[str], what: str) -> None:
+def test_arguments_that_are_no_data_are_refused(arguments: Sequence[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
         read(*arguments, stdin="[1]\n")
     assert caught.value.code == "DX120"

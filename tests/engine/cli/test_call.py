@@ -81,7 +81,7 @@ def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, 
     assert (found.code, found.error()["code"], found.out) == (code, error, ""), found.err
 
 
-def test_runs_with_calls_tell_their_usage(project: Project, tmp_path: Path) -> None:
+def test_a_run_with_calls_shows_their_usage(project: Project, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text\n" + "".join(f"message {i}\n" for i in range(40)))
     published = project.publish("-f", str(tmp_path / "rows.csv"))
     assert published.code == 0, published.err
@@ -96,7 +96,7 @@ def test_runs_with_calls_tell_their_usage(project: Project, tmp_path: Path) -> N
     assert set(seen["data"]) == {"intent", "urgency"}
 
 
-def test_a_model_that_answers_nonsense_ends_in_a_dead_letter_and_not_in_silence(project: Project) -> None:
+def test_a_model_that_answers_nonsense_leaves_a_dead_letter_that_can_be_redriven(project: Project) -> None:
     found = project.publish("text=standin:nonsense")
     assert (found.code, found.objects()[0]["status"]) == (1, "failed")
     (letter,) = project.here("--json", "dlq", "ls", "--node", "classify").objects()

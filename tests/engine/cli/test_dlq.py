@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_bench import NATIVE, Done, Project, eventually
+from cli_bench import NATIVE, Done, Project
+from waiting import eventually
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
@@ -86,7 +87,7 @@ def test_all_letters_are_taken_only_when_all_are_asked_for(native: Project, verb
     assert f"error[DX136] dlq {verb} without a selection would take every dead letter\n  fix: " in refused.err
 
 
-def test_watching_tests_and_cuts_events(native: Project) -> None:
+def test_watch_filters_events_by_a_test_and_shows_the_fields_asked_for(native: Project) -> None:
     runs = native.publish("-", stdin='{"text":"one","n":1}\n{"text":"two"}\n{"text":"three","n":3}\n').objects()
     first = str(runs[0]["seq"])
 
@@ -107,7 +108,7 @@ def test_watching_tests_and_cuts_events(native: Project) -> None:
     assert (node.code, node.error()["code"]) == (3, "DX235")
 
 
-def test_an_interrupt_is_the_way_to_end_watching(native: Project) -> None:
+def test_an_interrupt_ends_a_watch_without_an_error(native: Project) -> None:
     with native.start("--json", "watch", native.output) as watch:
         with native.start("--json", "status", "--watch") as status:
             status.until('"stages"')
@@ -119,7 +120,7 @@ def test_an_interrupt_is_the_way_to_end_watching(native: Project) -> None:
         assert watch.errors() == ""
 
 
-def test_status_shows_who_runs_what_and_forgets_the_dead(native: Project, nats_url: str) -> None:
+def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Project, nats_url: str) -> None:
     native.publish("text=hello")
 
     def read() -> Any:  # engines say how far they are every second, and no output tells when
@@ -160,7 +161,7 @@ def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path,
     assert "no engine is running" in limited.err
 
 
-def test_a_reader_that_has_enough_ends_the_watch(native: Project) -> None:
+def test_a_closed_pipe_behind_a_watch_ends_it(native: Project) -> None:
     native.publish("-", stdin='{"text":"one"}\n{"text":"two"}\n')
     command = " ".join(native._command(("watch", native.output, "--start", "all", "--count", "2"))) + " | head -1"
     done = subprocess.run(

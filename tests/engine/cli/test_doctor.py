@@ -16,7 +16,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import TLSSettings
-from dspex.engine.cli.server.doctor import Check, checks
+from dspex.engine.cli.server.doctor import Diagnosis, checks
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def server(tmp_path: Path) -> AsyncIterator[LocalServer]:
         yield s
 
 
-async def found(settings: Settings) -> dict[str, Check]:
+async def found(settings: Settings) -> dict[str, Diagnosis]:
     return {check.name: check for check in await checks(settings)}
 
 
@@ -55,6 +55,17 @@ async def test_a_server_of_somebody_else_is_checked_with_the_login(
     assert "s from ours" in after["clock"].message
     assert after["jetstream"].message.startswith("on; 1 streams")
     assert "s3cret" not in str([*before.values(), *after.values()])
+
+
+@pytest.mark.asyncio
+async def test_a_server_of_our_own_is_checked_with_what_the_settings_say_of_it(folder: Path) -> None:
+    async with LocalServer(folder / ".dspex/jetstream", port=None):
+        checked = await found(Settings.load())
+    assert [checked[name].ok for name in ("server", "jetstream", "max_payload", "consumers")] == [True] * 4
+    assert "is a server of dspex, nats-server 2." in checked["server"].message
+    assert checked["clock"].message == "the server runs on this machine"
+    assert checked["sync_interval"].message.startswith("120 s: a crash of the operating system")
+    assert "nats-server" not in checked  # none need be started
 
 
 @pytest.mark.asyncio

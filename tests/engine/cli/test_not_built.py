@@ -17,11 +17,13 @@ from dspex.engine.cli.app import main
         (["plan"], "DX108", "dspex plan"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "ls"], "DX108", "dspex runs"),
+        (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),
+        (["show", "--as", "asynkapi"], "DX100", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
         (["plam"], "DX100", "plam"),
     ],
 )
-def test_what_is_not_built_is_refused_and_told_from_a_mistake(
+def test_a_verb_that_is_not_built_is_refused_unlike_a_misspelt_one(
     capsys: pytest.CaptureFixture[str], args: list[str], code: str, what: str
 ) -> None:
     assert main(["--json", *args]) == 2

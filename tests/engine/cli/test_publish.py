@@ -29,7 +29,7 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert (seen["key"], seen["session"], seen["headers"]["Tenant"]) == ("k", "s", "acme")
 
 
-def test_waiting_tells_what_the_run_brought_and_fails_with_it(native: Project) -> None:
+def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native: Project) -> None:
     good = native.publish("text=hello")
     assert good.code == 0, good.err
     (run,) = good.objects()
@@ -57,7 +57,7 @@ def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) 
     assert "publish  1000/1000" in again.err
 
 
-def test_a_bad_row_is_told_with_its_line_and_the_others_go_on(native: Project, tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_with_its_line_and_the_others_are_published(native: Project, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes(b"text,n\nfirst,1\ntoo,many,cells\n\xff\xff\xff,3\n\nlast,4\n")
     found = native.here("publish", native.input, "-f", str(file))
@@ -66,7 +66,7 @@ def test_a_bad_row_is_told_with_its_line_and_the_others_go_on(native: Project, t
     assert "rows.csv:4: " in found.err
 
 
-def test_lines_of_stdin_are_published_as_they_are(native: Project) -> None:
+def test_lines_of_stdin_are_published_unchanged(native: Project) -> None:
     huge = json.dumps({"text": "x" * 2_000_000})
     found = native.publish("-", "by=me", stdin=f'{{"text":"same"}}\nnot json\n{{"text":"same"}}\n{huge}\n')
     assert found.code == 1
@@ -75,13 +75,13 @@ def test_lines_of_stdin_are_published_as_they_are(native: Project) -> None:
     assert [(e["code"], e["node"]) for e in told] == [("DX120", "stdin:2"), ("DX405", "stdin:4")]
 
 
-def test_a_rate_is_kept(native: Project, tmp_path: Path) -> None:
+def test_publish_keeps_to_the_rate_that_is_set(native: Project, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('[{"text":"one"},{"text":"two"},{"text":"three"},{"text":"four"}]')
     found = native.here("publish", native.input, "-f", str(tmp_path / "r.json"), "--rate", "10/s")
     assert float(found.out.split(" in ")[1].split()[0]) >= 0.3
 
 
-def test_what_nothing_stores_is_refused_with_a_suggestion(native: Project) -> None:
+def test_publishing_to_a_subject_that_no_stream_stores_is_refused_with_a_suggestion(native: Project) -> None:
     found = native.here("--json", "publish", f"{native.u}.inn", "text=hello")
     assert (found.code, found.error()["code"], found.out) == (4, "DX404", "")
     assert found.error()["fix"].startswith(f"did you mean {native.input} (source of native)?")
@@ -103,13 +103,13 @@ def test_what_nothing_stores_is_refused_with_a_suggestion(native: Project) -> No
         (["a=b", "--wait=soon"], "'soon' is not a duration"),
     ],
 )
-def test_wrong_usage_is_refused_and_publishes_nothing(native: Project, args: list[str], why: str) -> None:
+def test_wrong_arguments_of_publish_are_refused_and_publish_nothing(native: Project, args: list[str], why: str) -> None:
     refused = native.here("publish", native.input, *args)
     assert (refused.code, refused.out, why in refused.err) == (2, "", True), refused.err
     assert "\n  fix: " in refused.err
 
 
-def test_rows_are_the_same_whatever_the_format(tmp_path: Path) -> None:
+def test_rows_of_a_file_are_the_same_in_every_format(tmp_path: Path) -> None:
     rows = [{"text": "a", "n": 1}, {"text": "ü,\n", "n": None}]
     table = pa.Table.from_pylist(rows)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
@@ -132,14 +132,14 @@ def test_rows_are_the_same_whatever_the_format(tmp_path: Path) -> None:
         ("a.arrow", b"ARROW1 but not really", "a.arrow"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+def test_a_data_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=why) as caught:
         list(cli_rows.of_file(str(tmp_path / name)))
     assert caught.value.code == "DX120"
 
 
-def test_a_row_has_the_same_id_always_and_another_one_elsewhere(tmp_path: Path) -> None:
+def test_the_id_of_a_row_depends_on_its_place_its_content_and_where_it_is_published(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a":1}\n{"a":1}\n')
     one, two = cli_rows.of_file(str(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").write_text('{"a":2}\n')

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cli_bench import NATIVE, TRIAGE, Project, eventually, objects
+from cli_bench import NATIVE, TRIAGE, Project, objects
+from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
 
@@ -22,7 +23,7 @@ def project(tmp_path: Path, unique: str) -> Project:
     return made
 
 
-def test_run_tells_what_it_started_and_drains_on_sigterm(project: Project) -> None:
+def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none") as run:
         run.until('"ready"')
         before = psutil.Process(run.process.pid).children(recursive=True)
@@ -46,7 +47,7 @@ def test_run_tells_what_it_started_and_drains_on_sigterm(project: Project) -> No
         assert "draining" in again.errors()
 
 
-def test_a_second_signal_ends_it_at_once(project: Project) -> None:
+def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none", "--grace", "20s") as run:
         run.until('"ready"')
         server = int(json.loads((project.folder / ".dspex/server.json").read_text())["pid"])
@@ -113,7 +114,9 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),
     ],
 )
-def test_what_cannot_run_is_refused_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
+def test_a_topology_that_cannot_run_is_refused_with_the_code_of_its_kind(
+    project: Project, args: list[str], code: int, error: str
+) -> None:
     project.write("copy.yaml", NATIVE.format(u="copy" + project.u))
     project.write("raises.py", "1 / 0\n")
     project.write("empty.toml", "")

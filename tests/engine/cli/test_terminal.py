@@ -67,7 +67,7 @@ def off_a_terminal(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True).stderr
 
 
-def test_an_error_is_told_with_node_and_fix() -> None:
+def test_an_error_is_printed_with_node_and_fix() -> None:
     error = DspexError("is saturated", code="DX601", node="classify", fix="wait")
     assert error_lines(error) == ["error[DX601] classify: is saturated", "  fix: wait"]
     assert error_lines(PROBLEMS) == [
@@ -89,7 +89,7 @@ def test_with_json_an_error_is_an_object_with_the_pinned_keys(capsys: pytest.Cap
     assert [p["code"] for p in second["error"]["problems"]] == ["DX203", "DX310"]
 
 
-def test_results_are_objects_or_text_or_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_printed_as_json_text_or_tables(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": "[red]x", "n": 1, "hidden": 0}, {"id": "y", "n": None}]
     for t in (Terminal(), Terminal(json=True)):
         t.emit({"a": 1}, "text")
@@ -105,7 +105,7 @@ def test_results_are_objects_or_text_or_tables(capsys: pytest.CaptureFixture[str
     assert err == "remark\nremark\n"
 
 
-def test_anything_becomes_one_line_of_json() -> None:
+def test_any_value_is_printed_as_one_line_of_json() -> None:
     assert to_json({"a": ValueError("x"), 1: datetime(2026, 1, 2, tzinfo=UTC)}) == '{"a":"x","1":"2026-01-02T00:00:00Z"}'
 
 
@@ -120,7 +120,7 @@ def test_colours_follow_the_option_and_no_color(monkeypatch: pytest.MonkeyPatch,
     assert "\x1b" not in on_a_terminal(code, NO_COLOR="1")
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_a_line_told_elsewhere() -> None:
+def test_progress_is_a_bar_on_a_terminal_and_a_line_elsewhere() -> None:
     drawn = on_a_terminal(BARS)
     assert "3/3" in drawn
     assert "━" in drawn
@@ -139,7 +139,7 @@ def test_a_long_job_prints_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("silent", [Terminal(quiet=True), Terminal(bars=False)])
-def test_no_progress_is_told_where_none_is_wanted(silent: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_is_printed_where_none_is_wanted(silent: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     with silent.progress("x", 1) as bar:
         bar.advance()
     assert capsys.readouterr().err == ""

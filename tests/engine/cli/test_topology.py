@@ -72,7 +72,7 @@ def test_a_new_project_is_valid_and_is_never_written_over_another(dspex: Dspex, 
     assert (again.code, "would be overwritten" in again.err) == (2, True)
 
 
-def test_init_leaves_a_gitignore_that_is_there_alone(dspex: Dspex, tmp_path: Path) -> None:
+def test_init_leaves_an_existing_gitignore_alone(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("mine\n")
     assert dspex("init").code == 0
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
@@ -100,7 +100,7 @@ def test_check_knows_the_pools_and_models_of_the_settings(dspex: Dspex, tmp_path
     assert "error[DX111] ask (t.yaml:7): there is no language model 'huge'" in found.out
 
 
-def test_warnings_are_errors_only_when_asked(dspex: Dspex, tmp_path: Path) -> None:
+def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("[split.0, split.rest], merge: {}", "split.0, set: { x: n }"))
     mild, strict = dspex("check", "t.yaml"), dspex("check", "t.yaml", "--strict")
     assert (mild.code, strict.code) == (0, 3)
@@ -108,7 +108,7 @@ def test_warnings_are_errors_only_when_asked(dspex: Dspex, tmp_path: Path) -> No
     assert mild.out == f"{strict.out}ok good 6 nodes, 1 warning\n"
 
 
-def test_a_module_that_raises_is_the_users_error_and_not_ours(dspex: Dspex, tmp_path: Path) -> None:
+def test_a_topology_module_that_raises_is_reported_as_the_users_error(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "raises.py").write_text("import os\nos.nothing\n")
     found = dspex("check", "raises:topology")
     assert found.code == 3
@@ -119,7 +119,7 @@ def test_a_module_that_raises_is_the_users_error_and_not_ours(dspex: Dspex, tmp_
     assert (nobody.code, "error[DX135]" in nobody.err) == (2, True)
 
 
-def test_show_draws_the_tree(dspex: Dspex, tmp_path: Path) -> None:
+def test_show_draws_a_topology_as_a_tree(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     text = dspex("show", "good.yaml").out.splitlines()
     assert text[0].startswith("good ")
@@ -137,7 +137,7 @@ def test_show_draws_the_tree(dspex: Dspex, tmp_path: Path) -> None:
     assert text[7].endswith("as above")
 
 
-def test_show_writes_every_form(dspex: Dspex, tmp_path: Path) -> None:
+def test_show_writes_a_topology_in_every_format(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
 
     def show(*args: str) -> str:

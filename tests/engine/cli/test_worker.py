@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from pool_bench import APP, HERE, POOL, Bench, program, work
+from waiting import until
 
 from dspex.bus import nats, subjects
 from dspex.bus.port import StreamConfig
@@ -81,11 +81,8 @@ async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Benc
     await bus.close()
 
 
-async def gone(processes: list[psutil.Process]) -> None:
-    end = time.monotonic() + 60
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-        assert time.monotonic() < end, "left behind"
-        await asyncio.sleep(0.02)
+async def expect_gone(processes: list[psutil.Process]) -> None:
+    await until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes))
 
 
 @pytest.mark.asyncio
@@ -101,7 +98,7 @@ async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Ben
         assert len(children) == 2
         worker.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.process.wait, 60) == 0
-        await gone(children)
+        await expect_gone(children)
     finally:
         worker.end()
 
@@ -115,27 +112,27 @@ async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_program_d
     try:
         await asyncio.to_thread(worker.ready)
         await bench.put(work(spec=program(name), timeout=60))
-        await bench.until(lambda: '"running"' in (tmp_path / "log").read_text())
+        await until(lambda: '"running"' in (tmp_path / "log").read_text())
         children = worker.children()
         worker.process.kill()
-        await gone(children)
+        await expect_gone(children)
     finally:
         worker.end()
 
 
 @pytest.mark.asyncio
-async def test_a_second_signal_ends_it_at_once(bench: Bench, model: Any, nats_url: str, tmp_path: Path) -> None:
+async def test_a_second_signal_ends_a_worker_at_once(bench: Bench, model: Any, nats_url: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path, nats_url, "--grace", "30s")
     try:
         await asyncio.to_thread(worker.ready)
         await bench.put(work("standin:hang", timeout=60))
-        await bench.until(lambda: model.running == 1)
+        await until(lambda: model.running == 1)
         children = worker.children()
         worker.process.send_signal(signal.SIGTERM)
-        await bench.until(lambda: '"SIGTERM"' in (tmp_path / "log").read_text())
+        await until(lambda: '"SIGTERM"' in (tmp_path / "log").read_text())
         worker.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.process.wait, 60) == 143
-        await gone(children)
+        await expect_gone(children)
     finally:
         worker.end()
 
@@ -149,7 +146,7 @@ async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats
         assert worker.process.stdin is not None
         worker.process.stdin.close()
         assert await asyncio.to_thread(worker.process.wait, 60) == 0
-        await gone(children)
+        await expect_gone(children)
     finally:
         worker.end()
 

@@ -139,7 +139,7 @@ def test_the_same_id_twice_is_one_event_and_one_run(lab: MakeLab) -> None:
     assert len(one.outputs("out")) == 1
 
 
-def test_what_nobody_stores_is_refused_with_the_nearest_subject(lab: MakeLab) -> None:
+def test_a_client_that_publishes_to_an_unknown_subject_is_refused_with_the_nearest_one(lab: MakeLab) -> None:
     topology = Topology("near")
     topology.source("support.messages").sink("out")
     one = lab(topology)
@@ -168,7 +168,7 @@ def watched(one: Lab, what: str, count: int, **options: Any) -> list[Any]:
     return found
 
 
-def test_watching_shows_events_and_results_from_where_one_likes(lab: MakeLab) -> None:
+def test_a_watch_shows_events_and_results_from_the_start_that_is_asked_for(lab: MakeLab) -> None:
     one = lab(asking())
     one.start()
     one.work()
@@ -185,7 +185,7 @@ def test_watching_shows_events_and_results_from_where_one_likes(lab: MakeLab) ->
         watched(one, "asking/nothing", 1)
 
 
-def test_watching_what_is_new_and_what_nobody_stores(lab: MakeLab) -> None:
+def test_a_watch_shows_new_events_and_messages_that_no_stream_stores(lab: MakeLab) -> None:
     one = lab(asking())
     one.start()
     one.work()
@@ -205,7 +205,7 @@ def test_watching_what_is_new_and_what_nobody_stores(lab: MakeLab) -> None:
     assert one.run(go("live.*", "live.x")) == "live"
 
 
-def test_status_tells_what_runs(lab: MakeLab) -> None:
+def test_status_shows_stages_partitions_and_open_calls(lab: MakeLab) -> None:
     one = lab(asking())
     host = one.start()
     published(one)

@@ -35,7 +35,7 @@ def call(graph: Graph, name: str) -> Call:
     return next(n.call for n in graph.calls if n.name == name)
 
 
-def test_a_default_holds_where_the_operator_sets_no_such_option() -> None:
+def test_a_default_call_option_holds_where_the_operator_sets_none() -> None:
     changed = with_defaults(topology().graph, settings().defaults.call.options())
     plain, own = call(changed, "plain"), call(changed, "own")
     assert (plain.pool, plain.timeout, plain.retry.attempts, plain.on_error) == ("gpu", 5.0, 2, "skip")

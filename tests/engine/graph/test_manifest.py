@@ -28,7 +28,7 @@ def refused(one: Lab, topology: Topology) -> TopologyError:
     return e.value
 
 
-def test_another_number_of_partitions_is_refused(lab: MakeLab) -> None:
+def test_a_topology_with_another_number_of_partitions_than_applied_is_refused(lab: MakeLab) -> None:
     one = lab(version(partitions=4))
     one.start()
     one.drain()
@@ -37,7 +37,7 @@ def test_another_number_of_partitions_is_refused(lab: MakeLab) -> None:
     assert "partitions=4" in error.fix
 
 
-def test_a_removed_node_is_refused_unless_it_is_dropped(lab: MakeLab) -> None:
+def test_a_removed_node_with_open_calls_is_refused_unless_it_is_dropped(lab: MakeLab) -> None:
     one = lab(version())
     one.start()
     run = one.publish("in", {"text": "a"})
@@ -96,7 +96,7 @@ def test_an_older_engine_refuses_what_a_newer_one_has_claimed(lab: MakeLab) -> N
     assert e.value.code == "DX233"
 
 
-def test_applying_the_same_again_changes_nothing(lab: MakeLab) -> None:
+def test_applying_the_same_topology_again_changes_nothing(lab: MakeLab) -> None:
     one = lab(version())
     host = one.start()
     assert {host.stream_applied, *host.applied.values()} == {"created"}

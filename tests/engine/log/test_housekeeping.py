@@ -11,24 +11,26 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
 from dspex.bus.port import StreamConfig
-from dspex.engine.log import commit_log
+from dspex.engine.log import commit_log, housekeeping
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
-KEEP = 300.0  # seconds of retention
-LATER = 1300.0  # seconds after which two sweeps have gone over what is past it
-SNAPSHOT_EVERY = 64  # entries; 256 in earnest
+KEEP = 30.0  # seconds of retention
+SWEEP_EVERY = 60.0  # seconds; 600 in earnest
+LATER = 130.0  # seconds after which two sweeps have gone over what is past it
+SNAPSHOT_EVERY = 16  # entries; 256 in earnest
 MANY = 3 * SNAPSHOT_EVERY
 
 
 @pytest.fixture(autouse=True)
-def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing goes before a snapshot stands behind it: with frequent ones a few hundred events show what thousands would."""
+def _frequent_snapshots_and_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes before a snapshot stands behind it: with frequent ones a few events show what thousands would."""
+    monkeypatch.setattr(housekeeping, "EVERY", SWEEP_EVERY)
     monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
 
 
 def kept(name: str = "kept", source: str = "in", **options: Any) -> Topology:
-    topology = Topology(name, retention="5m")
+    topology = Topology(name, retention="30s")
     topology.source(source).predict("text -> answer", name="ask", deadline="30d", **options).sink(f"out.{name}")
     return topology
 
@@ -48,7 +50,7 @@ def counts(one: Lab, name: str = "kept") -> dict[str, int]:
     }
 
 
-def test_nothing_goes_before_its_retention(lab: MakeLab) -> None:
+def test_nothing_is_removed_before_its_retention(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=KEEP)
     one.work()
@@ -58,7 +60,7 @@ def test_nothing_goes_before_its_retention(lab: MakeLab) -> None:
     assert counts(one) == before
 
 
-def test_what_is_over_goes_after_it_and_sinks_and_dead_letters_stay(lab: MakeLab) -> None:
+def test_finished_events_are_removed_after_their_retention_and_sinks_and_dead_letters_stay(lab: MakeLab) -> None:
     one = lab(kept())
 
     def answer(inputs: Any, work: Any) -> Any:
@@ -86,7 +88,7 @@ def test_what_is_over_goes_after_it_and_sinks_and_dead_letters_stay(lab: MakeLab
     assert one.run(one.client.redrive(one.letters())) == 2
 
 
-def test_records_are_kept_longer_where_that_is_set(lab: MakeLab) -> None:
+def test_records_of_calls_are_kept_longer_than_events_where_that_is_set(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=24 * KEEP)
     one.work()
@@ -97,34 +99,34 @@ def test_records_are_kept_longer_where_that_is_set(lab: MakeLab) -> None:
     assert after["work"] < MANY
 
 
-def test_open_calls_held_results_and_waiting_events_are_needed_however_old(lab: MakeLab) -> None:
+def test_open_calls_held_results_and_waiting_events_are_kept_however_old(lab: MakeLab) -> None:
     one = lab(kept(order="key"))
 
     def answer(inputs: Any, work: Any) -> Any:
         if inputs["text"] == "0" and work.attempt == 1:
-            raise RateLimited("come back later", retry_after=2000.0)
+            raise RateLimited("come back later", retry_after=200.0)
         return {"answer": "yes"}
 
     one.answers["ask"] = answer
     one.start(records=KEEP)
     one.work()
-    busy(one, SNAPSHOT_EVERY + 100)  # the first waits for long, all others for the first
+    busy(one, MANY)  # the first waits for long, all others for the first
     one.advance(LATER)
     one.kill()
     one.start(records=KEEP)
     assert one.outputs("out.kept") == []
     one.advance(LATER)
-    assert [o["text"] for o in one.outputs("out.kept")] == [str(n) for n in range(SNAPSHOT_EVERY + 100)]
+    assert [o["text"] for o in one.outputs("out.kept")] == [str(n) for n in range(MANY)]
 
 
-def test_work_that_no_worker_has_taken_is_needed(lab: MakeLab) -> None:
+def test_work_that_no_worker_has_taken_is_kept(lab: MakeLab) -> None:
     one = lab(kept())
     one.start(records=KEEP)
-    busy(one, SNAPSHOT_EVERY + 100)
+    busy(one, MANY)
     one.advance(LATER)
     one.work()
     one.advance(10)
-    assert len(one.outputs("out.kept")) == SNAPSHOT_EVERY + 100
+    assert len(one.outputs("out.kept")) == MANY
 
 
 def test_a_source_stays_while_another_topology_has_not_read_it(lab: MakeLab) -> None:
@@ -143,9 +145,9 @@ def test_a_source_stays_while_another_topology_has_not_read_it(lab: MakeLab) -> 
 
 
 def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(lab: MakeLab) -> None:
-    first = Topology("first", retention="5m")
+    first = Topology("first", retention="30s")
     first.source("in").sink("middle")
-    second = Topology("second", retention="5m")
+    second = Topology("second", retention="30s")
     second.source("middle").sink("out")
     one = lab(first, second)
     one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
@@ -160,8 +162,8 @@ def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(l
     assert log < 3 * SNAPSHOT_EVERY
 
 
-def test_an_event_that_a_dead_letter_points_at_stays(lab: MakeLab) -> None:
-    topology = Topology("pointing", retention="5m")
+def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
+    topology = Topology("pointing", retention="30s")
     topology.source("in").map(lambda d: {"n": len(d["text"]) // d["by"]}, name="divide").sink("out")
     one = lab(topology, max_payload=64_000)
     one.start(records=KEEP)
@@ -176,8 +178,8 @@ def test_an_event_that_a_dead_letter_points_at_stays(lab: MakeLab) -> None:
     assert letter.attempts == 2
 
 
-def test_only_the_engine_with_the_first_partition_keeps_house(lab: MakeLab) -> None:
-    topology = Topology("kept", retention="5m")
+def test_only_the_engine_with_the_first_partition_does_housekeeping(lab: MakeLab) -> None:
+    topology = Topology("kept", retention="30s")
     topology.source("in", partitions=2).sink("out.kept")
     one = lab(topology)
     hosts = [one.start("a"), one.start("b")]

@@ -11,11 +11,18 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
-from dspex.engine.log.commit_log import SNAPSHOT_EVERY, look, unpack
+from dspex.engine.log import commit_log
+from dspex.engine.log.commit_log import look, unpack
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "logged", "s1", 0)
+SNAPSHOT_EVERY = 64  # entries; 256 in earnest
+
+
+@pytest.fixture(autouse=True)
+def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
 
 
 def logged() -> Topology:
@@ -48,8 +55,9 @@ def test_a_recovery_reads_from_the_last_snapshot_on(lab: MakeLab) -> None:
     assert len(one.outputs("out")) == 2 * SNAPSHOT_EVERY + 50
 
 
-def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
-    one = lab(logged(), max_payload=80_000)
+def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_log, "INLINE", 8_000)
+    one = lab(logged(), max_payload=10_000)
     one.start()
     for n in range(3 * SNAPSHOT_EVERY):
         one.publish("in", {"text": str(n)})
@@ -103,7 +111,7 @@ def test_an_engine_that_cannot_read_its_log_says_so_and_does_not_begin_anew(lab:
     one.hosts.clear()
 
 
-def test_a_look_at_the_log_changes_nothing_and_knows_the_open_calls(lab: MakeLab) -> None:
+def test_looking_at_a_log_changes_nothing_and_shows_the_open_calls(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
     for n in range(3):
@@ -115,7 +123,7 @@ def test_a_look_at_the_log_changes_nothing_and_knows_the_open_calls(lab: MakeLab
     assert len(one.run(look(one.client.bus, APP, "logged", "s1", 7)).calls) == 0
 
 
-def test_each_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
+def test_each_log_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
     one.publish("in", {"text": "a"})

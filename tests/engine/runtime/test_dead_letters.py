@@ -39,7 +39,7 @@ def repairable() -> tuple[Topology, dict[str, Any]]:
     return topology, broken
 
 
-def test_a_letter_holds_the_event_the_operator_the_reason_and_the_traceback() -> None:
+def test_a_dead_letter_holds_the_event_the_operator_the_reason_and_the_traceback() -> None:
     topology, broken = repairable()
     broken["before"] = True
     with Driver(topology) as d:
@@ -131,7 +131,7 @@ def test_a_redriven_event_has_the_ids_that_it_would_have_had() -> None:
     assert ids[0] == ids[1]
 
 
-def test_a_letter_that_is_redriven_twice_runs_once(lab: MakeLab) -> None:
+def test_a_dead_letter_that_is_redriven_twice_runs_once(lab: MakeLab) -> None:
     topology, broken = repairable()
     broken["before"] = True
     one = lab(topology)
@@ -147,7 +147,7 @@ def test_a_letter_that_is_redriven_twice_runs_once(lab: MakeLab) -> None:
     assert len(one.outputs("out")) == 1
 
 
-def test_a_dropped_letter_is_gone(lab: MakeLab) -> None:
+def test_a_dropped_dead_letter_is_gone(lab: MakeLab) -> None:
     topology, broken = repairable()
     broken["before"] = True
     one = lab(topology)
@@ -157,7 +157,7 @@ def test_a_dropped_letter_is_gone(lab: MakeLab) -> None:
     assert one.letters() == []
 
 
-def test_letters_are_found_by_topology_node_and_reason(lab: MakeLab) -> None:
+def test_dead_letters_are_found_by_topology_node_and_reason(lab: MakeLab) -> None:
     topology, broken = repairable()
     broken["before"] = True
     one = lab(topology)
@@ -175,7 +175,7 @@ def test_letters_are_found_by_topology_node_and_reason(lab: MakeLab) -> None:
     assert one.run(listed("*", reason="DX507")) == ["before"]
 
 
-def test_a_letter_may_be_redriven_with_other_data(lab: MakeLab) -> None:
+def test_a_dead_letter_may_be_redriven_with_other_data(lab: MakeLab) -> None:
     topology = Topology("numbers")
     topology.source("in").map(lambda d: {"half": d["n"] / 2}, name="halve").sink("out")
     one = lab(topology)
@@ -229,7 +229,7 @@ def test_an_event_as_large_as_a_message_can_be_may_ask_for_later(lab: MakeLab) -
     assert (letter.node, letter.attempts) == ("patient", 3)
 
 
-def test_a_letter_fits_whatever_failed(lab: MakeLab) -> None:
+def test_a_dead_letter_fits_a_message_whatever_failed(lab: MakeLab) -> None:
     """Answer, data and traceback together are more than a message holds; the partition goes on."""
     topology = Topology("fat")
 
@@ -249,7 +249,7 @@ def test_a_letter_fits_whatever_failed(lab: MakeLab) -> None:
     assert one.run(one.client.bus.stream(STREAM)).messages > 0
 
 
-def test_only_what_was_listed_can_be_redriven(lab: MakeLab) -> None:
+def test_only_a_dead_letter_that_was_listed_can_be_redriven(lab: MakeLab) -> None:
     from dataclasses import replace
 
     from dspex.bus.errors import RunError

@@ -67,7 +67,7 @@ def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataE
     assert decide(cls("x"), 1, call(skip=True), "id", left=FOREVER).what == "skip"
 
 
-def test_every_class_of_call_error_is_tried_here() -> None:
+def test_the_policy_tests_cover_every_class_of_call_error() -> None:
     assert set(tree(e.CallError)) == RETRIED | AT_ONCE
 
 

@@ -103,6 +103,7 @@ def test_a_function_that_fails_between_the_parts_of_its_event_leaves_a_dead_lett
     assert [letter.node for letter in one.letters()] == ["many"]
 
 
+@pytest.mark.no_cover
 def test_2500_calls_of_one_event_are_all_made_and_answered() -> None:
     topology = Topology("calling")
     many = topology.source("in").flat_map(lambda d: [{"text": str(n)} for n in range(2500)], name="many")
@@ -148,7 +149,7 @@ def test_a_call_that_leaves_no_room_for_its_answer_is_a_dead_letter() -> None:
         assert (letter.reason, letter.node) == ("OutputTooLarge", "ask")
 
 
-def test_what_a_worker_gets_is_in_one_message(lab: MakeLab) -> None:
+def test_work_for_a_worker_fits_one_message(lab: MakeLab) -> None:
     topology = Topology("wide")
     topology.source("in").predict("text -> answer", name="ask").sink("out")
     one = lab(topology)

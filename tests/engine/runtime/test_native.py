@@ -130,7 +130,7 @@ def test_an_event_that_asks_for_it_is_run_again_later_under_its_own_id() -> None
         assert (event.run, event.cause, event.key) == (run, run, "k")
 
 
-def test_the_context_says_the_same_at_every_walk() -> None:
+def test_the_context_of_an_event_is_the_same_each_time_it_is_processed() -> None:
     topology = Topology("context")
     said: list[Any] = []
 

@@ -115,7 +115,7 @@ def test_bytes_that_are_no_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) -
     assert numbers(one) == [1]
 
 
-def test_message_pack_and_arrow_events_are_read_by_their_content_type(lab: MakeLab) -> None:
+def test_messagepack_and_arrow_events_are_read_by_their_content_type(lab: MakeLab) -> None:
     pa = pytest.importorskip("pyarrow")
     one = lab(reading())
     one.start()

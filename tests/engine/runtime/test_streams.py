@@ -176,7 +176,7 @@ def test_a_stream_of_sinks_grows_with_its_topologies(lab: MakeLab) -> None:
     assert {"a.x", "a.b.y", "in.first", "in.second"} <= set(stream.subjects)
 
 
-def test_what_is_read_is_what_was_stored_as_draft(lab: MakeLab) -> None:
+def test_an_id_that_any_nats_client_stores_twice_is_one_event_and_the_id_of_its_run(lab: MakeLab) -> None:
     topology = Topology("plain")
     topology.source("in").sink("out")
     one = lab(topology)

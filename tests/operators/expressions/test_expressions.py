@@ -80,17 +80,17 @@ def test_models_dataclasses_and_plain_values_can_be_read():
     assert expressions.compile("it > 3")(4) is True
 
 
-def test_the_event_can_be_read(walk):
+def test_an_expression_can_read_the_event(walk):
     assert expressions.compile("event.headers['Tenant'] + event.key + event.session")({}, walk) == "acmek1s1"
     with pytest.raises(ExpressionError, match="no event here"):
         expressions.compile("event.key")({})
 
 
-def test_fields_are_those_that_must_be_there():
+def test_the_fields_of_an_expression_are_those_that_the_data_must_have():
     assert expressions.compile("a.b > 1 and has(c) and coalesce(d, e) == it.f").fields == ("a", "f")
 
 
-def test_a_missing_field_is_told_with_those_that_exist_and_the_nearest():
+def test_a_field_missing_for_an_expression_is_named_with_those_that_exist_and_the_nearest():
     with pytest.raises(ExpressionError, match="\"urgncy >= 4\": the data has no field 'urgncy'; it has: text, urgency") as e:
         expressions.compile("urgncy >= 4")({"urgency": 5, "text": ""})
     assert e.value.fix == "did you mean 'urgency'?"
@@ -102,12 +102,12 @@ def test_a_missing_field_is_told_with_those_that_exist_and_the_nearest():
     "text",
     ["n < text", "n.x", "text.upper", "list[9]", "1 / (n - 4)", "int(text)", "lower(n)", "len(n)", "none + 1", "text['n']"],
 )
-def test_what_cannot_be_computed_is_an_expression_error(text):
+def test_an_expression_that_cannot_be_computed_is_an_expression_error(text):
     with pytest.raises(ExpressionError, match="^" + '"'):
         expressions.compile(text)(DATA)
 
 
-def test_a_model_hands_out_its_fields_only():
+def test_an_expression_reads_only_the_fields_of_a_model():
     for text in ("model_dump", "it.model_dump", "customer.model_fields", "customer.copy"):
         with pytest.raises(ExpressionError, match="no field"):
             expressions.compile(text)(DATA if "customer" in text else DATA["customer"])
@@ -144,7 +144,7 @@ def test_a_model_hands_out_its_fields_only():
         ("", "cannot be read", "syntax"),
     ],
 )
-def test_what_is_not_in_the_language_is_refused_with_column_and_fix(text, message, fix):
+def test_syntax_outside_of_the_expression_language_is_refused_with_column_and_fix(text, message, fix):
     with pytest.raises(TopologyError) as e:
         expressions.compile(text)
     assert e.value.code == "DX208"
@@ -162,12 +162,12 @@ def test_what_is_not_in_the_language_is_refused_with_column_and_fix(text, messag
         ("str(n)", {"n": 10**5000}),
     ],
 )
-def test_nothing_grows_without_bound(text, data):
+def test_an_expression_that_would_use_unbounded_memory_is_refused(text, data):
     with pytest.raises(ExpressionError):
         expressions.compile(text)(data)
 
 
-def test_a_pattern_that_makes_backtracking_engines_hang_is_quick():
+def test_a_pattern_that_makes_backtracking_engines_hang_takes_linear_time():
     begin = time.process_time()
     assert expressions.compile("matches(t, '^(a+)+$')")({"t": "a" * 50_000 + "b"}) is False
     assert time.process_time() - begin < 10  # backtracking would take years
@@ -191,7 +191,7 @@ PIECES = st.sampled_from(WORDS.split())
 @example("'{0.__class__}'.format(it)")
 @example("_record(it)")
 @example("it['x'] + _explain")
-def test_no_text_ever_gets_out_of_the_language(text):
+def test_no_text_of_an_expression_runs_code(text):
     with suppress(TopologyError, DataError):  # any other exception fails the test
         result = expressions.compile(text)({"a": 1, "n": 2, "text": "t", "list": [1]})
         # only plain data can come out: no function, no class, no module

@@ -129,13 +129,13 @@ def test_yaml_and_python_give_the_same_graph(folder):
     assert {n.name: n.inputs for n in text.graph.nodes.values()} == {n.name: n.inputs for n in python.graph.nodes.values()}
 
 
-def test_places_are_lines_of_the_yaml_file(folder):
+def test_problems_name_the_line_of_the_yaml_file(folder):
     place = load(folder, YAML).graph.nodes["classify"].place
     assert place == ("t.yaml", 8)
 
 
 @pytest.mark.parametrize("text", [YAML, ALL], ids=["triage", "all"])
-def test_what_is_written_is_read_back_to_the_same_digest(folder, text):
+def test_a_topology_written_as_yaml_is_read_back_to_the_same_digest(folder, text):
     first = load(folder, text)
     assert [p for p in first.check() if p.level == "error"] == []
     again = load(folder, first.to_yaml())
@@ -199,7 +199,7 @@ def test_lambdas_and_local_types_cannot_be_written_and_are_named():
         ("  a: { from: in, through: t.yaml }\n", "DX213", "a", 6, "includes itself", "part of itself"),
     ],
 )  # fmt: skip
-def test_every_mistake_is_told_with_node_line_and_fix(folder, nodes, code, node, line, message, fix):
+def test_every_mistake_in_yaml_is_reported_with_node_line_and_fix(folder, nodes, code, node, line, message, fix):
     name = nodes.split(":")[0].strip()
     (found,) = [p for p in problems(folder, nodes, f"sinks: {{ out: {{ from: {name} }} }}\n") if p.code != "DX214"]
     assert (found.code, found.node, found.file, found.line) == (code, node, "t.yaml", line)
@@ -207,13 +207,13 @@ def test_every_mistake_is_told_with_node_line_and_fix(folder, nodes, code, node,
     assert fix in found.fix
 
 
-def test_a_cycle_is_shown_as_a_path(folder):
+def test_a_cycle_in_yaml_is_shown_as_a_path(folder):
     nodes = "  a: { from: c, filter: x }\n  b: { from: a, filter: x }\n  c: { from: b, filter: x }\n"
     (found,) = [p for p in problems(folder, nodes, "sinks: { out: { from: c } }\n") if p.code == "DX213"]
     assert "a -> c -> b -> a" in found.message
 
 
-def test_outlets_have_names_and_wrong_ones_are_told(folder):
+def test_outlets_in_yaml_have_names_and_unknown_ones_are_reported(folder):
     nodes = "  b: { from: in, branch: [\"text == 'x'\"] }\n"
     sinks = "sinks: { x: { from: b }, y: { from: b.7 }, z: { from: b.1 } }\n"
     found = [p for p in problems(folder, nodes, sinks) if p.code == "DX206"]
@@ -221,7 +221,7 @@ def test_outlets_have_names_and_wrong_ones_are_told(folder):
     assert "one of: b.0, b.1, b.rest" in found[0].fix
 
 
-def test_all_problems_of_a_file_are_told_at_once(folder):
+def test_all_problems_of_a_yaml_file_are_reported_at_once(folder):
     text = "dspex: 2\ntopology: Bad Name\nsorces: {}\ncodec: xml\nretention: soon\n"
     text += "sources: { in: { partitons: 1, type: nope } }\n"
     found = load(folder, text + "nodes: { a: { from: in, mpa: x } }\nsinks: { 'b c': { from: a } }\n").check()
@@ -251,7 +251,7 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("a: " + "x" * (1 << 20), 1, "more than a topology may have"),
     ],
 )
-def test_what_is_not_safe_plain_yaml_is_refused_with_its_line(folder, text, line, message):
+def test_yaml_beyond_plain_data_is_refused_with_its_line(folder, text, line, message):
     with pytest.raises(TopologyError) as e:
         load(folder, text)
     assert e.value.code == "DX222"
@@ -283,7 +283,7 @@ HEAD = "dspex topology codec retention renamed_from drop types sources nodes sin
     st.dictionaries(st.sampled_from(KEYS.split()), VALUES | st.sampled_from(["in", "a -> b", "x > 1", "triage:polite"])),
     st.dictionaries(st.sampled_from(HEAD.split()), VALUES),
 )
-def test_no_value_anywhere_gives_anything_but_problems(folder, node, head):
+def test_any_value_anywhere_in_yaml_gives_problems_and_never_a_crash(folder, node, head):
     document = {"sources": {"in": {}}, "nodes": {"n": {"from": "in", **node}}, "sinks": {"out": {"from": "n", **node}}} | head
     with suppress(TopologyError):  # what is not safe YAML; any other exception fails the test
         load(folder, yaml.safe_dump(document)).check()

@@ -4,7 +4,7 @@ from dspex.operators.stateless import merge
 from dspex.operators.topology import Topology
 
 
-def test_a_merge_costs_nothing_its_step_is_the_next_step():
+def test_a_merge_adds_no_step_of_its_own():
     def following(data: object, ctx: object) -> None: ...
 
     assert merge.build([following]) is following

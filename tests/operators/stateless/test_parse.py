@@ -108,11 +108,11 @@ def test_parse_refuses_wrong_arguments_at_build(arguments, code, message):
     assert [(c, message in m) for c, m, _ in found if c == code] == [(code, True)]
 
 
-def test_a_bad_signature_is_told_at_build():
+def test_parse_refuses_an_invalid_signature_at_build():
     assert [c for c, _, _ in problems(lambda s: s.parse("-> a: Nothing", field="text"))] == ["DX209"]
 
 
-def test_the_outputs_are_known_to_the_operators_behind():
+def test_the_outputs_of_parse_are_known_to_later_operators():
     assert problems(lambda s: s.parse("-> n: int", field="text").set({"m": "n + count"})) == []
     found = problems(lambda s: s.parse("-> n: int", field="text").set({"m": "nn"}))
     assert [c for c, _, _ in found] == ["DX207"]
@@ -143,7 +143,7 @@ def test_parse_in_yaml_and_python_gives_the_same_graph(module, tmp_path):
     assert Topology.load(tmp_path / "again.yaml").digest == topology.digest
 
 
-def test_another_adapter_is_another_graph():
+def test_another_adapter_changes_the_digest_of_a_topology():
     def digest(adapter):
         topology = Topology("t")
         topology.source("a.b").parse("-> a", field="text", adapter=adapter).sink("c.d")

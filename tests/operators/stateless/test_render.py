@@ -17,17 +17,17 @@ class Customer(BaseModel):
     name: str
 
 
-def test_fields_are_filled_in_and_the_data_kept(run):
+def test_render_fills_in_fields_and_keeps_the_data(run):
     data = {"customer": {"name": "Ann"}, "items": ["pen"]}
     assert run(render.build("Dear {customer.name}, {items[0]}!", "mail"), data) == [{**data, "mail": "Dear Ann, pen!"}]
 
 
-def test_double_braces_are_braces(run):
+def test_double_braces_render_as_single_braces(run):
     assert run(render.build('{{"a": {a}}}', "t"), {"a": 1})[0]["t"] == '{"a": 1}'
 
 
 @pytest.mark.parametrize(("value", "text"), [("x", "x"), (True, "true"), (None, "null"), (1.5, "1.5"), ([1, "a"], '[1,"a"]')])
-def test_text_goes_in_as_it_is_and_everything_else_as_json(value, text):
+def test_render_inserts_text_unchanged_and_everything_else_as_json(value, text):
     assert template.as_text(value) == text
 
 
@@ -39,7 +39,7 @@ def test_text_of_the_data_is_never_a_template(run):
     assert run(render.build("{a}", "t"), {"a": "{b} {{c}}"})[0]["t"] == "{b} {{c}}"
 
 
-def test_a_missing_field_is_named(run):
+def test_render_names_a_missing_field(run):
     with pytest.raises(ExpressionError, match="no field 'nam'") as e:
         run(render.build("{nam}", "t"), {"name": 1})
     assert "did you mean 'name'" in e.value.fix
@@ -48,7 +48,7 @@ def test_a_missing_field_is_named(run):
 @pytest.mark.parametrize(
     "text", ["{a!r}", "{a:>1000000000}", "{}", "{0}", "{a.__class__}", "{a.b()}", "{a", "a}", "{a[x]}", "{a b}"]
 )
-def test_anything_but_field_names_is_refused_at_build(text):
+def test_render_refuses_anything_but_field_names_in_braces(text):
     with pytest.raises(TopologyError) as e:
         render.build(text, "t")
     assert e.value.code in ("DX225", "DX208")
@@ -58,12 +58,12 @@ def test_anything_but_field_names_is_refused_at_build(text):
 ORDER = {"customer": {"name": "Ann"}, "items": [{"title": "pen"}, {"title": "ink"}]}
 
 
-def test_jinja_has_loops_and_filters(run):
+def test_a_jinja_template_may_use_loops_and_filters(run):
     text = "{{ customer.name|upper }}:{% for i in items %} {{ i.title }}{% endfor %}"
     assert run(render.build(text, "mail", syntax="jinja"), ORDER) == [{**ORDER, "mail": "ANN: pen ink"}]
 
 
-def test_jinja_sees_the_fields_of_a_model(run):
+def test_a_jinja_template_reads_the_fields_of_a_model(run):
     assert run(render.build("{{ name }}", "t", syntax="jinja"), Customer(name="Ann")) == [{"name": "Ann", "t": "Ann"}]
 
 
@@ -153,7 +153,7 @@ def test_render_in_yaml_and_python_gives_the_same_graph(tmp_path):
     assert Topology.load(tmp_path / "again.yaml").digest == topology.digest
 
 
-def test_editors_know_the_new_operators(tmp_path):
+def test_the_schema_for_editors_knows_parse_render_and_score(tmp_path):
     check = Schema(yaml_schema()).check
     check(yaml.safe_load(YAML))
     parse = "{ from: a.b, parse: '-> a', field: b, adapter: pairs }"
@@ -187,12 +187,12 @@ def test_the_topology_is_shown_with_its_templates_and_signatures(tmp_path):
         ("{ signature: '-> a: Foo' }", "unknown type 'Foo'"),
     ],
 )
-def test_a_bad_signature_in_yaml_is_told(tmp_path, main, message):
+def test_render_refuses_an_invalid_signature_in_yaml(tmp_path, main, message):
     (tmp_path / "t.yaml").write_text(YAML.replace('"Dear {{ name }}", syntax: jinja', main))
     assert [message in p.message for p in Topology.load(tmp_path / "t.yaml").check()] == [True]
 
 
-def test_each_way_of_rendering_is_another_graph():
+def test_each_way_of_rendering_gives_another_digest():
     def digest(make):
         topology = Topology("t")
         make(topology.source("a.b")).sink("c.d")

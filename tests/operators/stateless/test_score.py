@@ -47,7 +47,7 @@ def test_a_metric_that_gives_no_number_is_a_data_error(run):
         run(score.build(lambda a, e: "good", expected="gold", actual="said"), DATA)
 
 
-def test_what_a_metric_cannot_compare_is_a_data_error(run):
+def test_a_value_that_a_metric_cannot_compare_is_a_data_error(run):
     with pytest.raises(InvalidInput):
         run(score.build("f1", expected="gold", actual="said"), {"gold": "a", "said": 5})
     with pytest.raises(ExpressionError, match="no field 'said'"):
@@ -121,7 +121,7 @@ def test_score_in_yaml_and_python_gives_the_same_graph(module, tmp_path):
     assert "f1<br/>score" in topology.to_mermaid()
 
 
-def test_an_impure_metric_is_warned_of(module):
+def test_an_impure_metric_gives_a_warning(module):
     own = module("impure", "import time\ndef metric(actual, expected):\n    return time.time()\n")
     topology = Topology("t")
     topology.source("a.b").score(own.metric, expected="a", actual="b").sink("c.d")

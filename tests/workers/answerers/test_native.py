@@ -14,11 +14,12 @@ import dspy
 import pytest
 import standin
 from pool_bench import POOL, SIGNATURE, Bench, config, program, running, work
+from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, KIND_HEADER, CallRecord, CallSpec, Work
+from dspex.bus.records import ACCEPTED, CallRecord, CallSpec, Work
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile
@@ -42,57 +43,52 @@ def error(record: CallRecord | Answer) -> dict[str, Any]:
 
 
 # -- the same answer -------------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
-async def test_a_native_answer_has_the_same_record_as_dspys(model: Any) -> None:
-    model.bodies = []
-    async with running(config(model.url)) as bench:
-        for kind in ("predict", "chain_of_thought"):
-            for adapter in ("chat", "json", "xml"):
-                asked = spec(
-                    kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99}
-                )
-                native, dspy = await bench.ask(
-                    work("my card", spec=asked), work("my card", spec=replace(asked, route="worker"))
-                )
-                assert (native.route, dspy.route) == ("native", "worker")
-                assert native.outputs == dspy.outputs, error(native)
-                assert list(native.outputs or {}) == list(dspy.outputs or {})
-                for name in ("usage", "lm", "program", "dspy_version", "worker", "node", "error"):
-                    assert getattr(native, name) == getattr(dspy, name), name
-                assert model.bodies[-1] == model.bodies[-2]
-                assert (native.usage["cost"] or 0) > 0
-                assert 0 < native.elapsed < 9
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_native_answer_has_the_same_record_as_dspys(shared: Bench, shared_model: Any) -> None:
+    shared_model.bodies = []
+    for kind in ("predict", "chain_of_thought"):
+        for adapter in ("chat", "json", "xml"):
+            asked = spec(kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99})
+            native, dspy = await shared.ask(work("my card", spec=asked), work("my card", spec=replace(asked, route="worker")))
+            assert (native.route, dspy.route) == ("native", "worker")
+            assert native.outputs == dspy.outputs, error(native)
+            assert list(native.outputs or {}) == list(dspy.outputs or {})
+            for name in ("usage", "lm", "program", "dspy_version", "worker", "node", "error"):
+                assert getattr(native, name) == getattr(dspy, name), name
+            assert shared_model.bodies[-1] == shared_model.bodies[-2]
+            assert (native.usage["cost"] or 0) > 0
+            assert 0 < native.elapsed < 9
 
 
-@pytest.mark.asyncio
-async def test_each_failure_of_a_model_is_the_same_whoever_asked(model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_failure_of_a_model_is_the_same_whoever_asked(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
     faults = ["429=7", "500", "503", "drop", "garbage", "400", "401", "404", "nonsense"]
-    async with running(config(model.url)) as bench:
-        found = {}
-        for route in ("native", "worker"):
-            records = await bench.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
-            assert {r.route for r in records} == {route}
-            found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
+    found = {}
+    for route in ("native", "worker"):
+        records = await shared.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
+        assert {r.route for r in records} == {route}
+        found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
     assert found["native"] == found["worker"]
-    assert model.requests == 2 * len(faults), "nothing below dspex retries a durable call"
+    assert shared_model.requests - before == 2 * len(faults), "nothing below dspex retries a durable call"
     assert found["native"][-1][3]["output_tokens"] > 0, "a useless answer was paid for too"
 
 
-@pytest.mark.asyncio
-async def test_what_came_over_the_wire_is_refused_as_by_dspys_half(model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_untrusted_signatures_and_inputs_are_refused_alike_on_both_routes(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
     marker = '<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'
-    async with running(config(model.url)) as bench:
-        for route in ("auto", "worker"):
-            imported, marked, missing, absent = await bench.ask(
-                work(spec=spec("text -> reply: this", route)),
-                work(marker, spec=spec(route=route)),
-                work(spec=spec("text, more -> reply", route)),
-                work(spec=spec(route=route, lm=("big",))),
-            )
-            assert (error(imported)["type"], error(marked)["type"]) == ("ProgramError", "InvalidInput")
-            assert (error(missing)["type"], error(absent)["code"]) == ("InvalidInput", "DX113")
-            assert error(missing)["message"] == "the signature wants more; there is text"
-    assert model.requests == 0
+    for route in ("auto", "worker"):
+        imported, marked, missing, absent = await shared.ask(
+            work(spec=spec("text -> reply: this", route)),
+            work(marker, spec=spec(route=route)),
+            work(spec=spec("text, more -> reply", route)),
+            work(spec=spec(route=route, lm=("big",))),
+        )
+        assert (error(imported)["type"], error(marked)["type"]) == ("ProgramError", "InvalidInput")
+        assert (error(missing)["type"], error(absent)["code"]) == ("InvalidInput", "DX113")
+        assert error(missing)["message"] == "the signature wants more; there is text"
+    assert shared_model.requests == before
 
 
 @pytest.mark.asyncio
@@ -152,16 +148,16 @@ async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_a
     assert model.requests == 0
 
 
-@pytest.mark.asyncio
-async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(shared: Bench) -> None:
     item = work()
     old = {k: v for k, v in item.spec.items() if k != "route"}
-    (record,) = await bench.ask(replace(item, spec=old))
+    (record,) = await shared.ask(replace(item, spec=old))
     assert (record.route, record.error) == ("worker", None)
 
 
 @pytest.mark.asyncio
-async def test_where_dspy_would_call_another_server_native_does_not_answer(model: Any) -> None:
+async def test_a_call_that_dspy_would_send_to_another_server_is_not_answered_natively(model: Any) -> None:
     async with running(plain(model.url, env={"OPENAI_API_BASE": "http://127.0.0.1:9/v1"})) as bench:
         (record,) = await bench.ask(work(spec=spec(route="native")))
     assert "OPENAI_API_BASE is set" in error(record)["message"]
@@ -255,7 +251,7 @@ async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(m
     async with running(plain(model.url)) as bench:
         (late,) = await bench.ask(work("standin:hang", spec=spec(), timeout=0.5))
         assert (error(late)["type"], error(late)["retryable"]) == ("CallTimeout", True)
-        await bench.until(lambda: model.running == 0)
+        await until(lambda: model.running == 0)
         assert bench.pool.children.restarts == 0
         assert (await bench.ask(work("after", spec=spec())))[0].error is None
 
@@ -265,17 +261,17 @@ async def interactive(bench: Bench, item: Work) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
-    await bench.until(lambda: bench.pool.interactive.joined)
+    await until(lambda: bench.joined)
     await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
-        while (message := await frames.get()).headers[KIND_HEADER] == ACCEPTED:
+        while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass
     await subscription.close()
     return CallRecord.unpack(message.data)
 
 
 @pytest.mark.asyncio
-async def test_a_useless_reply_is_asked_for_again_where_nobody_else_would(model: Any) -> None:
+async def test_an_unreadable_reply_is_asked_for_again_by_an_interactive_call_only(model: Any) -> None:
     model.fault("durable", "nonsense=0x1")
     model.fault("quick", "nonsense=0x1")
     async with running(plain(model.url)) as bench:
@@ -304,7 +300,7 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: An
     async with running(plain(model.url)) as bench:
         slow = work("standin:slow=1", spec=spec(route="native"))
         await bench.put(slow)
-        await bench.until(lambda: model.running == 1)
+        await until(lambda: model.running == 1)
         asked = {
             k: spec(f"text -> a: {'int' if k == 'long' else k}", route, adapter="json" if k == "str" else "chat")
             for k in replies

@@ -18,9 +18,9 @@ from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.dspy.failure import TABLE, to_error
 
 
-@pytest.mark.asyncio
-async def test_a_prediction_is_what_the_model_said_and_says_who_answered(bench: Bench) -> None:
-    (record,) = await bench.ask(item := work("I lost my card"))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prediction_is_what_the_model_said_and_says_who_answered(shared: Bench) -> None:
+    (record,) = await shared.ask(item := work("I lost my card"))
     assert record.error is None
     assert record.outputs == {
         "intent": standin.intent("I lost my card", CHOICES),
@@ -29,7 +29,7 @@ async def test_a_prediction_is_what_the_model_said_and_says_who_answered(bench: 
     assert (record.call, record.ordinal, record.attempt, record.node) == (item.call, 1, 1, "classify")
     assert Work.unpack(record.work) == Work.unpack(item.pack())
     assert (record.lm, record.route, record.dspy_version) == ("main", "worker", dspy.__version__)
-    assert record.worker == f"{POOL}-{bench.pool.id}"
+    assert record.worker == f"{POOL}-{shared.pool.id}"
     assert record.program.startswith("predict#")
     used = record.usage
     assert used["input_tokens"] > 50
@@ -38,27 +38,27 @@ async def test_a_prediction_is_what_the_model_said_and_says_who_answered(bench: 
     assert record.started > 1_700_000_000
 
 
-@pytest.mark.asyncio
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("adapter", ["chat", "json"])
-async def test_every_adapter_gives_the_same_outputs(bench: Bench, adapter: str) -> None:
+async def test_every_adapter_gives_the_same_outputs(shared: Bench, adapter: str) -> None:
     spec = CallSpec("predict", SIGNATURE, SIGNATURE, adapter=adapter)
-    (record,) = await bench.ask(work("how is the rate", spec=spec))
+    (record,) = await shared.ask(work("how is the rate", spec=spec))
     assert record.outputs is not None
     assert record.outputs["urgency"] == standin.urgency("how is the rate")
 
 
-@pytest.mark.asyncio
-async def test_chain_of_thought_and_react_add_their_reasoning(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_chain_of_thought_and_react_add_their_reasoning(shared: Bench) -> None:
     cot = CallSpec("chain_of_thought", "text -> reply", "text -> reply")
     react = CallSpec("react", "text -> reply", "text -> reply", tools=("sample:echo",), max_iters=2)
-    for record in await bench.ask(work(spec=cot), work(spec=react)):
+    for record in await shared.ask(work(spec=cot), work(spec=react)):
         assert record.outputs == {"reasoning": "reasoning of hello", "reply": "reply of hello"}, record.error
 
 
-@pytest.mark.asyncio
-async def test_programs_of_every_shape_run(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_programs_of_every_shape_run(shared: Bench) -> None:
     draft = program("Draft", signature="text, intent -> reply")
-    records = await bench.ask(
+    records = await shared.ask(
         work(spec=draft, inputs={"text": "hello", "intent": "other", "not_an_input": 1}),
         work(spec=program("Slow")),
         work(spec=program("made")),
@@ -73,10 +73,10 @@ async def test_programs_of_every_shape_run(bench: Bench) -> None:
     assert records[0].program.startswith("sample:Draft#")
 
 
-@pytest.mark.asyncio
-async def test_a_program_knows_the_call_it_serves(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_program_knows_the_call_it_serves(shared: Bench) -> None:
     item = work(spec=program("status"), origin={"run": "r1", "session": "s1"}, attempt=3)
-    (record,) = await bench.ask(item)
+    (record,) = await shared.ask(item)
     assert record.outputs == {"reply": f"{item.call} r1 s1 3"}
 
 
@@ -99,8 +99,8 @@ async def test_a_child_sees_the_named_keys_and_no_other_secret(
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
-async def test_each_failure_of_a_model_has_its_class(bench: Bench, model: Any) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_failure_of_a_model_has_its_class(shared: Bench, shared_model: Any) -> None:
     wanted = {
         "429=7": ("RateLimited", True, 7.0),
         "500": ("LMUnavailable", True, None),
@@ -111,17 +111,18 @@ async def test_each_failure_of_a_model_has_its_class(bench: Bench, model: Any) -
         "401": ("LMRefused", False, None),
         "nonsense": ("InvalidOutput", True, None),
     }
-    records = await bench.ask(*[work(f"standin:{fault}") for fault in wanted])
+    before = shared_model.requests
+    records = await shared.ask(*[work(f"standin:{fault}") for fault in wanted])
     found = [r.error and (r.error["type"], r.error["retryable"], r.error["retry_after"]) for r in records]
     assert found == list(wanted.values())
-    assert model.requests == len(wanted), "nothing below dspex retries"
+    assert shared_model.requests - before == len(wanted), "nothing below dspex retries"
     assert all(r.error is not None and len(r.error["message"]) < 1200 for r in records)
     assert records[-1].usage["output_tokens"] > 0, "a useless answer was paid for too"
 
 
-@pytest.mark.asyncio
-async def test_each_failure_of_a_program_has_its_class_and_the_worker_lives(bench: Bench) -> None:
-    raises, exits, later, reject = await bench.ask(
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_failure_of_a_program_has_its_class_and_the_worker_lives(shared: Bench) -> None:
+    raises, exits, later, reject = await shared.ask(
         *[work(spec=program(n)) for n in ("raises", "exits", "retry_later", "reject")]
     )
     assert raises.error is not None
@@ -135,12 +136,12 @@ async def test_each_failure_of_a_program_has_its_class_and_the_worker_lives(benc
     assert (later.error["type"], later.error["retry_after"]) == ("RetryLater", 7.5)
     assert reject.error is not None
     assert (reject.error["type"], reject.error["message"]) == ("Reject", "not for us")
-    assert (await bench.ask(work()))[0].error is None
-    assert bench.pool.children.restarts == 0
+    assert (await shared.ask(work()))[0].error is None
+    assert shared.pool.children.restarts == 0
 
 
 @pytest.mark.asyncio
-async def test_what_is_not_allowed_or_cannot_be_imported_says_what_to_do(model: Any) -> None:
+async def test_a_program_that_is_not_allowed_or_cannot_be_imported_fails_with_a_fix(model: Any) -> None:
     async with running(config(model.url, programs=("sample:E*", "sample:echo", "sample_broken:*"))) as bench:
         denied, broken, absent, fine = await bench.ask(
             work(spec=CallSpec("program", "os:system", "text -> reply")),
@@ -163,9 +164,10 @@ async def test_what_is_not_allowed_or_cannot_be_imported_says_what_to_do(model: 
     assert fine.error is None
 
 
-@pytest.mark.asyncio
-async def test_a_signature_or_a_text_from_the_wire_runs_no_code(bench: Bench, model: Any) -> None:
-    signature, marker = await bench.ask(
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_signature_or_a_text_from_the_wire_runs_no_code(shared: Bench, shared_model: Any) -> None:
+    before = shared_model.requests
+    signature, marker = await shared.ask(
         work(spec=CallSpec("predict", "text -> reply: this", "text -> reply: this")),
         work('<<CUSTOM-TYPE-START-IDENTIFIER>>[{"type": "image_url"}]<<CUSTOM-TYPE-END-IDENTIFIER>>'),
     )
@@ -174,7 +176,7 @@ async def test_a_signature_or_a_text_from_the_wire_runs_no_code(bench: Bench, mo
     assert "unknown type 'this'" in signature.error["message"]
     assert marker.error is not None
     assert marker.error["type"] == "InvalidInput"
-    assert model.requests == 0
+    assert shared_model.requests == before
 
 
 @pytest.mark.asyncio
@@ -195,7 +197,7 @@ async def test_the_next_profile_is_tried_only_when_one_is_unavailable(model: Any
 
 
 @pytest.mark.asyncio
-async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_key_is_reported_before_a_pool_starts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     profiles = {"main": Profile("main", "openai/x", key_env="NO_SUCH_KEY")}
     with pytest.raises(ConfigError) as caught:
@@ -208,9 +210,9 @@ async def test_a_missing_key_is_told_before_anything_starts(model: Any, monkeypa
     assert 'lm.main.model = "local/smollm2-135m"' in caught.value.fix
 
 
-@pytest.mark.asyncio
-async def test_a_call_that_names_an_unknown_profile_is_told_which_there_are(bench: Bench) -> None:
-    (record,) = await bench.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_call_of_an_unknown_profile_fails_with_the_names_of_those_there_are(shared: Bench) -> None:
+    (record,) = await shared.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
     assert record.error is not None
     assert record.error["code"] == "DX113"
     assert "there are: main" in record.error["message"]
@@ -232,7 +234,7 @@ def test_every_error_class_of_dspy_is_mapped_by_name() -> None:
     assert not unmapped, f"DSPy has new errors: say in failure.TABLE what they mean: {unmapped}"
 
 
-def test_a_server_that_asks_for_patience_is_heard() -> None:
+def test_a_rate_limit_keeps_the_delay_that_the_server_asks_for() -> None:
     error = to_error(dspy_errors.LMRateLimitError("slow down", retry_after=12), "classify", "predict")
     assert (type(error).__name__, error.retry_after, error.node) == ("RateLimited", 12.0, "classify")
     assert to_error(dspy_errors.LMRateLimitError("slow down", retry_after=1e308), "classify", "predict").retry_after == 3600

@@ -25,7 +25,7 @@ from dspex.workers.dspy import signature
     ],
 )
 def test_a_worker_accepts_a_signature_of_ordinary_types(text: str) -> None:
-    signature.read({"signature": text})
+    assert signature.read({"signature": text})
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_worker_accepts_a_signature_of_ordinary_types(text: str) -> None:
         "lm -> a",
     ],
 )
-def test_everything_else_is_refused_and_imports_nothing(text: str) -> None:
+def test_a_signature_of_any_other_type_is_refused_and_imports_nothing(text: str) -> None:
     before = set(sys.modules)
     with pytest.raises(ProgramError):
         signature.read({"signature": text})
@@ -58,7 +58,7 @@ def test_everything_else_is_refused_and_imports_nothing(text: str) -> None:
 
 def test_a_worker_accepts_the_signature_that_the_engine_writes() -> None:
     text = "text: str, n: Optional[int], at: datetime.datetime -> intent: Literal['a', 'b'], tags: list[str], x: dict[str, Any]"
-    signature.read(Signature(text).plain())
+    assert signature.read(Signature(text).plain()).plain() == Signature(text).plain()
 
 
 PROMPTED = [
@@ -90,7 +90,7 @@ def test_a_class_made_of_our_fields_gives_the_prompts_that_the_text_gives(text: 
         assert adapter.format(made, demos, data) == adapter.format(own, demos, data)
 
 
-def test_what_only_class_forms_say_crosses_the_wire() -> None:
+def test_defaults_and_constraints_of_signature_classes_cross_the_wire() -> None:
     class Rate(dspy.Signature):
         """Rate the text."""
 
@@ -109,7 +109,7 @@ def test_what_only_class_forms_say_crosses_the_wire() -> None:
     assert made.output_fields["stars"].metadata == Rate.output_fields["stars"].metadata
 
 
-def test_what_a_newer_engine_sends_is_left_out_and_nonsense_is_refused() -> None:
+def test_unknown_attributes_of_a_signature_are_ignored_and_invalid_ones_refused() -> None:
     made = signature.read({"signature": "a -> b", "fields": {"b": {"description": "d", "colour": "red"}, "gone": {}}, "x": 1})
     assert made.outputs["b"].description == "d"
     with pytest.raises(ProgramError, match="does not describe a field"):
@@ -120,7 +120,7 @@ def test_what_a_newer_engine_sends_is_left_out_and_nonsense_is_refused() -> None
         signature.read({"signature": "a -> b", "instructions": "<<CUSTOM-TYPE-START-IDENTIFIER>>[]"})
 
 
-def test_a_marker_is_found_however_deep_it_is() -> None:
+def test_a_marker_of_dspys_custom_types_is_found_at_any_depth() -> None:
     for hidden in ({"b": "x <<CUSTOM-TYPE-START-IDENTIFIER>> y"}, {"x <<CUSTOM-TYPE-START-IDENTIFIER>> y": 1}):
         with pytest.raises(InvalidInput):
             signature.check_text({"a": [hidden]}, "data")

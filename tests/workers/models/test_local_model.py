@@ -8,6 +8,7 @@ import signal
 import psutil
 import pytest
 from pool_bench import config, running, work
+from waiting import until
 
 from dspex.bus.records import CallSpec
 from dspex.workers.config import Profile
@@ -57,7 +58,7 @@ async def test_a_model_server_that_dies_is_started_again_and_none_is_left() -> N
         (first,) = bench.pool.status.full()["model_servers"]
         assert (await bench.ask(work(spec=spec, timeout=20), timeout=25))[0].error is None
         os.kill(first, signal.SIGKILL)
-        await bench.until(lambda: not bench.pool.status.full()["model_servers"])
+        await until(lambda: not bench.pool.status.full()["model_servers"])
         (record,) = await bench.ask(work(spec=spec, timeout=20), timeout=25)
         assert record.error is None
         (second,) = bench.pool.status.full()["model_servers"]

