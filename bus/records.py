@@ -1,4 +1,4 @@
-"""What engines and workers send to each other: requests, records, events at a node, dead letters. Nothing else connects the two.
+"""What engines and workers send to each other: requests, records, events, dead letters. Nothing else connects the two.
 
 The event of a call travels with its request and comes back with its record, byte for byte. So a stage keeps no event in
 memory while a call is open. Whoever may write records could send another event back, so the open call keeps its digest.
@@ -134,7 +134,8 @@ class NodeEvent(NamedTuple):
 
 def unpack_event(data: bytes) -> NodeEvent:
     """The event that `NodeEvent.pack` wrote. Raises DecodeError."""
-    return _checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
+    event: NodeEvent = _checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
+    return event
 
 
 def pack_frame(events: Sequence[NodeEvent]) -> bytes:
@@ -144,7 +145,8 @@ def pack_frame(events: Sequence[NodeEvent]) -> bytes:
 
 def unpack_frame(data: bytes) -> list[NodeEvent]:
     """The events that `pack_frame` wrote. Raises DecodeError."""
-    return _checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
+    events: list[NodeEvent] = _checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
+    return events
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ class Watchdog:
 
     async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
         for p in partitions:
-            result = await self.bus.last(self.stream, subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index))
+            result = await self.bus.last(
+                self.stream, subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index)
+            )
             if result is not None and result.sequence > p.tables.position("records").sequence:
                 return "records of calls are not read"
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)

@@ -45,12 +45,11 @@ class LogAddress(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A snapshot that is stored: of the tables as of entry `at`, in `count` messages from `first` on."""
+    """A snapshot that is stored: of the tables as of entry `at`, in the messages from `first` to `last`."""
 
     at: int
     first: int
     last: int
-    count: int
     sha256: bytes
     size: int
 
@@ -146,7 +145,7 @@ class CommitLog:
         for i in range(0, max(1, len(whole)), size):
             ack = await self.bus.publish(NewMessage(self.address.snapshots, whole[i : i + size]))
             sequences.append(ack.sequence)
-        return Snapshot(at, sequences[0], sequences[-1], len(sequences), hashlib.sha256(whole).digest(), len(whole))
+        return Snapshot(at, sequences[0], sequences[-1], hashlib.sha256(whole).digest(), len(whole))
 
 
 def packed(plain: object) -> bytes:

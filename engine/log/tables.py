@@ -29,18 +29,18 @@ class Place(NamedTuple):
 
     input: str
     sequence: int
-    index: int = -1  # -1: the whole message
+    item: int = -1  # -1: the whole message
 
 
 class Position(NamedTuple):
-    """How far an input is taken. `index`: events 0 to `index` of that frame; -1: the whole message.
+    """How far an input is taken. `item`: events 0 to `item` of that frame; -1: the whole message.
 
     `created`: when the stream was made that `sequence` counts in; `time`: when the message was stored. Together they show
     a stream that was made anew, or rolled back and filled again. 0: nothing was taken yet.
     """
 
     sequence: int = 0
-    index: int = -1
+    item: int = -1
     created: float = 0.0
     time: float = 0.0
 
@@ -48,12 +48,12 @@ class Position(NamedTuple):
         """Whether what lies there was taken."""
         if place.sequence != self.sequence:
             return place.sequence < self.sequence
-        return self.index < 0 or place.index <= self.index
+        return self.item < 0 or place.item <= self.item
 
     @property
     def after(self) -> int:
         """A reader begins behind this sequence: a frame of which some events are taken is read again."""
-        return self.sequence if self.index < 0 else self.sequence - 1
+        return self.sequence if self.item < 0 else self.sequence - 1
 
 
 class OpenCall(NamedTuple):

@@ -51,7 +51,7 @@ class TornCommits:
         self._looked = max(self._looked, claim - 1)
 
     def _is_ours(self, m: Message) -> bool:
-        """Whether only a commit writes such messages. """
+        """Whether only a commit writes such messages."""
         if any(subjects.matches(p, m.subject) for p in self._marked):
             return subjects.EVENT_ID in m.headers
         return any(subjects.matches(p, m.subject) for p in self._written)

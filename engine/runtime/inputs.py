@@ -1,17 +1,17 @@
 """The inputs of a stage: logs that a partition reads in order from a recorded position. One pump reads any of them.
 
-    input     log                                         arrives as
-    --------  ------------------------------------------  ------------------------------
-    source    a subject of any stream                     an event
-    events    the partition's subject for events          an event that is redriven
-    records   the partition's subject for records         the record of a call
-    timers    the partition's own table (timers.py)       a timer that is due
+input     log                                         arrives as
+--------  ------------------------------------------  ------------------------------
+source    a subject of any stream                     an event
+events    the partition's subject for events          an event that is redriven
+records   the partition's subject for records         the record of a call
+timers    the partition's own table (timers.py)       a timer that is due
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import structlog
 
@@ -37,8 +37,11 @@ Check: TypeAlias = Callable[[Sequence[Partition], float], Awaitable[float]]
 class Input(Protocol):
     """A log as a pump reads it. `name`: the key of its position in the tables. `gated`: see Arrival."""
 
-    name: str
-    gated: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gated(self) -> bool: ...
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         """Read what is for these partitions, behind a sequence. `name`: of the consumer."""
@@ -68,8 +71,8 @@ class SourceInput:
         created: when the stream was made; ids of events depend on it.
     """
 
-    name: ClassVar[str] = "source"
-    gated: ClassVar[bool] = True
+    name: Final = "source"
+    gated: Final = True
 
     def __init__(self, bus: Bus, stage: Stage, stream: str, count: int, check: Check) -> None:
         self._bus, self._stage, self.stream, self._count, self._check = bus, stage, stream, count, check
@@ -130,15 +133,18 @@ class SourceInput:
 class EventsInput:
     """Events at a node, in frames: redriven ones."""
 
-    name: ClassVar[str] = "events"
-    gated: ClassVar[bool] = True
+    name: Final = "events"
+    gated: Final = True
 
     def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
         self._bus, self._stream = bus, subjects.stream(app)
-        self._subject = lambda index: subjects.edge(app, topology, stage, index)
+        self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        return await self._bus.reader(self._stream, [self._subject(p.index) for p in partitions], after=after, name=name)
+        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+
+    def _subject(self, p: Partition) -> str:
+        return subjects.edge(self._app, self._topology, self._stage, p.index)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""
@@ -183,15 +189,18 @@ def _stored(message: Message) -> StoredAt | None:
 class RecordsInput:
     """The records of a partition's calls, whichever pool they are of."""
 
-    name: ClassVar[str] = "records"
-    gated: ClassVar[bool] = False
+    name: Final = "records"
+    gated: Final = False
 
     def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
         self._bus, self._stream = bus, subjects.stream(app)
-        self._subject = lambda index: subjects.record(app, "*", topology, stage, index)
+        self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        return await self._bus.reader(self._stream, [self._subject(p.index) for p in partitions], after=after, name=name)
+        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+
+    def _subject(self, p: Partition) -> str:
+        return subjects.record(self._app, "*", self._topology, self._stage, p.index)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""

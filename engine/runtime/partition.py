@@ -93,7 +93,9 @@ class Partition:
     def crowded(self) -> bool:
         """Whether the next arrival should wait until a commit has made room."""
         b = self.batches[-1]
-        return len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES
+        return (
+            len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES
+        )
 
     @property
     def full(self) -> bool:
@@ -169,9 +171,8 @@ class Partition:
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
-            message = output
+            message = output.message if isinstance(output, Ask) else output
             if isinstance(output, Ask):
-                message = output.message
                 batch.asked[output.number] = (len(batch.messages), output.call.try_number)
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             batch.size += len(message.data)
@@ -247,7 +248,7 @@ def _note(batch: Batch, arrival: Arrival, mark: tuple[Any, ...] | None) -> None:
     place, clock = arrival.place, arrival.clock
     batch.arrivals += 1
     batch.place = place
-    where = place.sequence if place.index < 0 else (place.sequence, place.index)
+    where = place.sequence if place.item < 0 else (place.sequence, place.item)
     if batch.taken and mark is None and place.input != "timers":
         last = batch.taken[-1]
         if last[0] == place.input and last[4] == clock and len(last) == 5:
@@ -264,7 +265,7 @@ def _mark(arrival: Arrival) -> tuple[Any, ...] | None:
         return "refused", arrival.refused
     if isinstance(what, Gap):
         return "gap", what.after, what.up_to
-    if isinstance(what, Due) and what.what is None or isinstance(what, Answered) and what.event is None:
+    if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):
         return ("gone",)
     return None if what is not None else ("moved",)
 

@@ -44,7 +44,9 @@ class SourceCheck:
             if lost is None:
                 continue
             go_on, what = lost
-            why = f"{self.stream} was {what}: partition {p.index} had read up to {at.sequence}, the stream begins at {info.first}"
+            why = (
+                f"{self.stream} was {what}: partition {p.index} had read up to {at.sequence}, the stream begins at {info.first}"
+            )
             if self.source.on_gap == "stop":
                 raise SourceGap(why, node=self.source.subject)
             _log.error("a gap in the source, recorded and skipped", why=why, source=self.source.subject)

@@ -141,15 +141,17 @@ class Process:
         outputs: Mapping[str, object] | None = None,
     ) -> _Asked | Effects:
         """The call to be settled; its end, where there is nothing to settle it with."""
-        node = self.stage.calls.get(row.node)
-        asked = _Asked(arrival, tables, number, row, node, event or _nowhere(row))
+        node, left = self.stage.calls.get(row.node), event or _nowhere(row)
+        why: DspexError | None = None
         if event is None:
             why = DataError(f"the event of a call of {row.node} is stored nowhere any more", code="DX509", node=row.node)
-            return self._dead(asked, Failure(why, row.node))
-        if node is None:
-            return self._dead(asked, Failure(operator_gone(row.node), row.node), outputs)
-        if arrival.refused:
-            return self._dead(asked, Failure(refusal(arrival.refused, row.node), row.node), outputs)
+        elif node is None:
+            why = operator_gone(row.node)
+        elif arrival.refused:
+            why = refusal(arrival.refused, row.node)
+        asked = _Asked(arrival, tables, number, row, node, left)
+        if why is not None:
+            return self._dead(asked, Failure(why, row.node), outputs)
         return asked
 
     def _landed(self, asked: _Asked, outputs: Mapping[str, object], *, fallback: bool = False) -> Effects:
@@ -187,12 +189,12 @@ class Process:
 
     def _ask_again(self, asked: _Asked, row: OpenCall) -> Effects:
         """Ask for the execution that `row` says."""
-        node, event = asked.node, asked.event
+        event = asked.event
         try:
             inputs = asked.call.inputs(codecs.decode(event.data, event.content_type))
         except DspexError as e:  # they could be made before: another version of the topology runs now
             return self._dead(asked, Failure(e, row.node, _excerpt(e)))
-        again = request(self.address, asked.number, row, node.call, inputs, event.pack(), event.origin, asked.arrival.clock)
+        again = request(self.address, asked.number, row, asked.call, inputs, event.pack(), event.origin, asked.arrival.clock)
         return Effects((again,), notes=("retry",))
 
     def _fall_back(self, asked: _Asked) -> Effects:
@@ -242,11 +244,13 @@ class _Asked(NamedTuple):
     tables: Tables
     number: int
     row: OpenCall
-    node: CallNode
+    node: CallNode | None
     event: NodeEvent
 
     @property
     def call(self) -> Call:
+        if self.node is None:
+            raise AssertionError("a call whose operator is gone is only closed")
         return self.node.call
 
     @property

@@ -91,7 +91,8 @@ class Walk:
             number: the first that a call may get.
         """
         self.origin, self.clock, self.number, self.node = event.origin, clock, number, event.node
-        self.outputs = outputs = []
+        outputs: list[Output] = []
+        self.outputs = outputs
         self._ids = 0
         if self._counts:
             self._counts = {}
@@ -257,7 +258,7 @@ def source_step(source: Source, after: Handler) -> Handler:
 
 def landing_step(node: CallNode, after: Handler) -> Handler:
     """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
-    call, name = node.call, node.name
+    call = node.call
 
     def step(event: NodeEvent, walk: Any) -> None:
         data = decode(event.data, event.content_type)
@@ -284,7 +285,7 @@ def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
     return step
 
 
-def call_step(node: CallNode, codec: Codec) -> Handler:
+def call_step(node: CallNode, codec: Any) -> Handler:
     """The step that ends a walk in a call; its record begins another."""
     name = node.name
 

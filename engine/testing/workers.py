@@ -86,7 +86,9 @@ class Workers:
         if failures:
             return record(error=_as_error(failures.popleft()).as_dict())
         if answer is None:
-            self.problem = NoAnswer(f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node)
+            self.problem = NoAnswer(
+                f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node
+            )
             return None
         outputs = answer.outputs
         return record(outputs=dict(outputs(dict(request.inputs)) if callable(outputs) else outputs))

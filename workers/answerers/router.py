@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from dspex.bus.errors import Cancelled, ConfigError, LMUnavailable, ProgramError
-from dspex.bus.records import Outputs, Work
+from dspex.bus.records import CallRequest, Outputs
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
@@ -36,7 +36,7 @@ class Router:
         """What the pool's allow-list names: (refs found, why the rest failed by pattern)."""
         return self._dspy.scan()
 
-    async def run(self, work: Work, local: str | None, status: Callable[[str], None]) -> Answer:
+    async def run(self, work: CallRequest, local: str | None, status: Callable[[str], None]) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too."""
         spec = spec_of(work)
         attempt = Attempt(work, spec, local, dspy_version=self.dspy_version, program=f"{spec.kind}:{spec.target}")

@@ -18,7 +18,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DecodeError, WorkerLost
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, Work
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRequest
 from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Interactive:
             await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
             return
         try:
-            work = Work.unpack(message.data)
+            work = CallRequest.unpack(message.data)
         except DecodeError as error:
             log.error("unreadable request dropped", pool=self._pool.config.name, why=error.message)
             return
@@ -80,7 +80,7 @@ class Interactive:
         self._changed.set()
         self._pool.work.calls.start(self._serve(message, work, reservation), "interactive call")
 
-    async def _serve(self, message: Message, work: Work, reservation: Reservation) -> None:
+    async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
         pool = self._pool
         with reservation:
             accepted = codecs.msgpack_bytes({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
@@ -92,4 +92,4 @@ class Interactive:
                 await pool.bus.send(message.reply, stopped.pack(), headers={subjects.KIND: RESULT})
                 raise
         await pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
-        await pool.records.store(subjects.record(pool.config.app, pool.config.name), record, work, message.data)
+        await pool.records.store(record, work)

@@ -7,6 +7,7 @@ given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 import structlog
@@ -15,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
-from dspex.bus.records import CallRecord, Work
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import ACK_WAIT, SIGN_OF_LIFE, Job, RecordStore, WorkLoop
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, check_keys
@@ -55,7 +56,7 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.attempts = Attempts(self.children, self.models, self.worker)
-        self.records = RecordStore(bus, config.name)
+        self.records = RecordStore(bus, config.app, config.name)
         self.work = WorkLoop(
             bus,
             config.app,
@@ -123,9 +124,16 @@ class Pool:
             return 0
         return max(0, slots.free)
 
-    def _accept(self, work: Work, delivery: Delivery) -> Job:
+    def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
         return partial(self._answer, work, delivery, self.children.slots.reserve())
 
-    async def _answer(self, work: Work, delivery: Delivery, reservation: Reservation) -> CallRecord:
+    async def _answer(self, work: CallRequest, delivery: Delivery, reservation: Reservation) -> CallRecord:
         with reservation:
-            return await self.attempts.run(work, delivery.message.data, reservation, delivery.delivered)
+            return await self.attempts.run(
+                work, delivery.message.data, reservation, delivered=delivery.delivered, age=self._age(delivery)
+            )
+
+    @staticmethod
+    def _age(delivery: Delivery) -> float:
+        """Seconds since a request was stored."""
+        return max(0.0, time.time() - delivery.message.time)
