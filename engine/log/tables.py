@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 K = TypeVar("K")
 R = TypeVar("R")
 
+ALONE = 2  # deaths of a worker after which a call is run alone
 NONE = 1 << 62  # a sequence behind all others
 
 
@@ -84,6 +85,11 @@ class OpenCall(NamedTuple):
     work: int = 0
     key: str | None = None
     held: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is run by itself in a process: workers died of it, or of a neighbour."""
+        return self.deaths >= ALONE
 
 
 class Timer(NamedTuple):

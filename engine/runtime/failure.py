@@ -41,7 +41,6 @@ from dspex.engine.graph.nodes import Call
 from dspex.engine.log.tables import OpenCall
 
 OUTAGES = (LMUnavailable, RateLimited, Saturated, CircuitOpen)
-ALONE = 2  # deaths of a worker after which a call is run alone
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _again(error: DspexError, row: OpenCall, call: Call) -> Verdict | None:
     if isinstance(error, OUTAGES):
         return Verdict("retry", _pause(error, row.try_number - 1, call, row.id), row)
     if isinstance(error, WorkerLost):
-        alone, row = row.deaths >= ALONE, row._replace(deaths=row.deaths + 1)
+        alone, row = row.alone, row._replace(deaths=row.deaths + 1)
         if not alone:
             return Verdict("retry", 0.0, row)
     if not error.retryable or row.attempts >= call.retry.attempts or (isinstance(error, InvalidOutput) and row.invalid):

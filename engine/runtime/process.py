@@ -194,7 +194,7 @@ class Process:
             inputs = asked.call.inputs(codecs.decode(event.data, event.content_type))
         except DspexError as e:  # they could be made before: another version of the topology runs now
             return self._dead(asked, Failure(e, row.node, _excerpt(e)))
-        again = request(self.address, asked.number, row, asked.call, inputs, event.pack(), event.origin, asked.arrival.clock)
+        again = request(self.address, asked.number, row, asked.call, inputs, event, asked.arrival.clock)
         return Effects((again,), notes=("retry",))
 
     def _fall_back(self, asked: _Asked) -> Effects:

@@ -159,20 +159,20 @@ class Walk:
         if call is None:
             ordinal = self._counts[node.name] = self._counts.get(node.name, -1) + 1
             call = derived_id(self.origin.id, self.address.node_id(node.name), ordinal)
-        event = NodeEvent(node.name, self.origin, content_type, body, call, attempts=attempts).pack()
         limit = self.address.limit
         if 2 * len(body) > limit - limit // 8:  # the inputs travel beside the event, and the answer will
             raise _too_large(node.name, 2 * len(body), limit - limit // 8)
+        event = NodeEvent(node.name, self.origin, content_type, body, call, attempts=attempts)
         row = OpenCall(
             node=node.name,
             id=call,
             run=self.origin.run,
             pool=node.call.pool,
             deadline=self.clock + node.call.deadline,
-            digest=event_digest(event),
+            digest=b"",
             key=self.origin.key if node.call.order == "key" else None,
         )
-        self.outputs.append(request(self.address, self.number, row, node.call, inputs, event, self.origin, self.clock))
+        self.outputs.append(request(self.address, self.number, row, node.call, inputs, event, self.clock))
         self.number += 1
 
 
@@ -190,36 +190,37 @@ def request(
     row: OpenCall,
     call: Call,
     inputs: Mapping[str, object],
-    event: bytes,
-    origin: Origin,
+    event: NodeEvent,
     clock: float,
 ) -> Ask:
     """The request for an execution of call `number`, as its row says."""
-    a = address
+    a, packed = address, event.pack()
     record = RecordTo(
         subject=subjects.record(a.app, row.pool, a.topology, a.stage, a.partition),
         id=f"{a.topology}.{a.stage}.{a.partition}.{number}.{row.try_number}.{a.nonce}",
         number=number,
-        event=event,
+        event=packed,
     )
     body = CallRequest(
         call=row.id,
         try_number=row.try_number,
-        attempt=row.attempts,
+        attempt=event.attempts + row.attempts,
         topology=a.topology,
         node=row.node,
         spec=asdict(call.spec),
         inputs=inputs,
-        run=origin.run,
-        session=origin.session,
+        run=event.origin.run,
+        session=event.origin.session,
         timeout=call.timeout,
         left=row.deadline - clock,
         invalid=row.invalid,
+        alone=row.alone,
         record=record,
     )
     subject = subjects.work(a.app, row.pool, a.topology, row.node)
-    message = NewMessage(subject, body.pack(), {RUN: origin.run, CAUSE: row.id})
-    return Ask(message, number, row._replace(work=0, held=0), Timer(row.deadline, "deadline"))
+    message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
+    row = row._replace(digest=event_digest(packed), work=0, held=0)
+    return Ask(message, number, row, Timer(row.deadline, "deadline"))
 
 
 def _too_large(node: str, size: int, most: int) -> OutputTooLarge:

@@ -8,7 +8,7 @@ from typing import Any
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
+from dspex.bus.errors import CallTimeout, ProgramError, RateLimited, RetryLater
 from dspex.bus.memory.server import Faults
 from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
@@ -27,7 +27,7 @@ def asking(**options: Any) -> Topology:
 def test_a_call_that_fails_is_made_again_after_its_back_off() -> None:
     with Driver(asking(retry=Retry(attempts=3, backoff="10s", jitter=0.0))) as d:
         d.answer("ask", {"answer": "yes"})
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         d.publish("in", {"text": "a"})
         assert d.outputs("out") == []
         d.advance("9s")
@@ -53,7 +53,7 @@ def test_the_next_attempt_at_a_call_waits_for_retry_after() -> None:
 
 def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
     with Driver(asking(retry=Retry(attempts=2), fallback={"answer": "perhaps"})) as d:
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         d.publish("in", {"text": "a"})
         d.advance("5s")
         assert d.outputs("out") == [{"text": "a", "answer": "perhaps"}]
@@ -61,11 +61,11 @@ def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
 
 def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error() -> None:
     with Driver(asking(retry=Retry(attempts=2))) as d:
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         run = d.publish("in", {"text": "a"})
         d.advance("5s")
         (letter,) = d.dead_letters()
-        assert (letter.node, letter.reason, letter.message, letter.attempts) == ("ask", "LMUnavailable", "down", 2)
+        assert (letter.node, letter.reason, letter.message, letter.attempts) == ("ask", "CallTimeout", "down", 2)
         assert (letter.run, letter.event.data) == (run, {"text": "a"})
 
 
@@ -258,11 +258,11 @@ def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: M
     work = one.asked[0]
     again = one.result(work)
     one.store(again._replace(headers={subjects.RUN: "x"}))  # a repeat that the window does not catch
-    one.store(one.result(work, ordinal=77, call="unknown"))
-    one.store(one.result(work, attempt=2))
+    one.store(one.result(work, number=77, call="unknown"))
+    one.store(one.result(work, try_number=2))
     one.store(again._replace(data=b"\xff garbage", headers={}))
     assert len(one.outputs("out")) == 1
-    assert host.runners[0].counters.dropped == 4
+    assert host.runners[0].counters["dropped"] == 4
     assert host.runners[0].stopped is None
 
 
@@ -302,7 +302,7 @@ def test_open_calls_are_bounded_and_the_source_waits(lab: MakeLab) -> None:
     for n in range(12):
         one.publish("in", {"text": str(n)})
     (p,) = host.runners[0].partitions.values()
-    assert len(p.state.calls) == 5
+    assert len(p.tables.calls.rows) == 5
     one.work()
     one.advance(1)
     assert len(one.outputs("out")) == 12

@@ -9,7 +9,7 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import LMUnavailable, ProgramError, RetryLater
+from dspex.bus.errors import CallTimeout, ProgramError, RetryLater
 from dspex.bus.port import NewMessage
 from dspex.engine.client import letters
 from dspex.engine.graph.nodes import Retry
@@ -91,7 +91,7 @@ def test_a_redriven_call_is_retried_as_a_new_one_is() -> None:
     topology = Topology("retrying")
     topology.source("in").predict("text -> answer", name="ask", retry=Retry(attempts=2, backoff="1s")).sink("out")
     with Driver(topology) as d:
-        d.fail("ask", LMUnavailable("down"), times=3)
+        d.fail("ask", CallTimeout("down"), times=3)
         d.publish("in", {"text": "a"})
         d.advance("5s")
         (letter,) = d.dead_letters()

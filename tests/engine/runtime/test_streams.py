@@ -9,7 +9,7 @@ import pytest
 from engine_lab import STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, SubjectTaken
+from dspex.bus.errors import PayloadTooLarge, SubjectTaken
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.testing.driver import Driver
@@ -82,7 +82,7 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
     assert host.committer.full
     assert host.failure is None
     p = host.runners[0].partitions[0]
-    assert p.state.source_sequence < 30  # it reads no more than it may hold
+    assert p.tables.position("source").sequence < 30  # it reads no more than it may hold
     stream.config = config
     one.advance(10)
     assert [o["n"] for o in one.outputs("out")] == [n for n in range(30) for _ in range(10)]
@@ -90,11 +90,11 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
 
 
 class Picky(MemoryBus):
-    """A server that refuses commits with "poison" in them, for no reason that it gives a name."""
+    """A server that refuses commits with "poison" in them, and names what is in them as the reason."""
 
     async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
         if any(b"poison" in d.data and d.subject.startswith(("out", "dspex.lab.work")) for d in drafts):
-            raise BusError("it does not like that")
+            raise PayloadTooLarge("it does not take that")
         return await super().commit(drafts, timeout=timeout)
 
 
@@ -127,7 +127,7 @@ def test_a_result_of_which_the_server_takes_nothing_is_a_dead_letter_and_its_cal
     assert [o["text"] for o in one.outputs("out")] == ["0", "2"]
     (letter,) = one.letters()
     assert (letter.node, letter.event.data) == ("ask", {"text": "1"})
-    assert host.runners[0].partitions[0].state.calls == {}
+    assert host.runners[0].partitions[0].tables.calls.rows == {}
 
 
 def test_a_fallback_or_redriven_event_of_which_the_server_takes_nothing_is_a_dead_letter(lab: MakeLab) -> None:
