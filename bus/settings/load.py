@@ -101,7 +101,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
         code, message, fix = _unknown(key)
     elif error["type"] == "missing":
         code, message, fix = "DX105", "is missing", f"write {'.'.join(key)} = …"
-        origin = layers.origin_of(key[:-1], origins)  # what is not there has no place; what stands beside it has
+        origin = layers.origin_of(key[:-1], origins)  # a missing key has no origin; its table has one
     elif key[:2] == ("defaults", "call") and error["input"] in not_built.CHOICES.get(key[-1], ()):
         code, message, fix = (
             not_built.CODE,

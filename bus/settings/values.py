@@ -23,7 +23,7 @@ def _seconds(value: object) -> float:
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
         value = float(value)  # a number that came as text, as every variable does
     try:
-        return duration.seconds(cast("duration.Duration", value))  # it refuses what is none
+        return duration.seconds(cast("duration.Duration", value))  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
 
@@ -38,7 +38,7 @@ def _positive(value: object) -> float:
 
 def _size(value: object) -> int:
     try:
-        return duration.size(cast("str | int", value))  # it refuses what is none
+        return duration.size(cast("str | int", value))  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
 

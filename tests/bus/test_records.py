@@ -37,9 +37,9 @@ WORK = Work("c", 3, 1, "t", "n", "r", {}, {"text": "hello"}, b'{"a": 1}')
 
 @given(works)
 def test_work_survives_packing_inside_its_record(work: Work) -> None:
-    outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
-    again = CallRecord.unpack(outcome.pack())
-    assert again == outcome
+    record = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
+    again = CallRecord.unpack(record.pack())
+    assert again == record
     assert Work.unpack(again.work) == work
 
 
