@@ -81,7 +81,8 @@ async def once(folder: Path, url: str, events: int) -> float:
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=env)
     out, _ = await process.communicate()
     if process.returncode:
-        raise SystemExit(f"{script} failed")
+        print(f"bench: {script} failed", file=sys.stderr)
+        raise SystemExit(2)  # 1 says that the working tree is slower
     return float(out.split()[-1])
 
 
@@ -107,7 +108,7 @@ def main() -> None:
     commit = commit_of(args.against)
     print(compared(commit, args.against))
     with checkout(commit) as folder:
-        sides = {NOW: ROOT / ".venv/as", args.against: folder}
+        sides = {NOW: Path(sys.prefix) / "as", args.against: folder}
         took = asyncio.run(measure(sides, args.events, args.rounds))
     lines, slow = verdict(took, args.against, args.events)
     print("\n".join(lines))

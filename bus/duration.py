@@ -30,7 +30,7 @@ def seconds(value: Duration) -> float:
         result = sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
     else:
         raise ConfigError(f"{value!r} is not a duration", code="DX102", fix='write "10s", "1m", "1h30m", "7d" or seconds')
-    if not 0 <= result < math.inf:  # not a number is neither
+    if not 0 <= result < math.inf:  # NaN fails both comparisons
         raise ConfigError(f"{value!r} is negative or endless", code="DX102", fix="a duration is zero or more seconds")
     return result
 

@@ -1,4 +1,4 @@
-"""What the design has and this version has not: settings, options, operators, methods and verbs, each listed once.
+"""What the design describes and this version lacks: settings, options, operators, methods and verbs, each listed once.
 
 Who uses one is told that it is not built, and not that it is a spelling mistake; accepted and ignored it would be false safety.
 The list is here because every room may read this one. When something is built, its name is taken out here.
@@ -87,7 +87,7 @@ def fix_of(setting: str) -> str | None:
 
 
 class Planned:
-    """A class with methods that are planned: who uses one is told that it is not built.
+    """A class with methods that are planned: using one raises an error that says it is not built.
 
     Args:
         names: of the methods.

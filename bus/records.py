@@ -42,6 +42,7 @@ MAX_ITERS = 10
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
+DEFAULT_DEADLINE = "10m"  # of all attempts of a call together
 DEFAULT_POOL = "lightweight"
 """The pool of a call that names none."""
 

@@ -93,6 +93,11 @@ def overlap(a: str, b: str) -> bool:
 
 
 # -- streams, buckets, consumers ---------------------------------------------------------------------------------
+def is_stream_name(text: str) -> bool:
+    """Whether the server takes it for the name of a stream."""
+    return bool(re.fullmatch(r"[^\s.*>/\\\x00-\x1f\x7f]+", text))
+
+
 def stream(app: str) -> str:
     """The application stream."""
     return f"DSPEX_{token(app, 'app')}"

@@ -6,21 +6,23 @@ docs/errors.md lists their codes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
+from dspex.operators.registry import operators
 
 
-def check(plan: Plan) -> list[Problem]:
+def check(plan: Plan, renamed_from: Mapping[str, str], drop: Sequence[str]) -> list[Problem]:
     """Every problem once, errors first, in the order of the file."""
     names, place = plan.names(), plan.place
     noted = [replace(p, node=names[d]) if d else p for d, p in plan.problems]
     of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
-    found = [*noted, *_anchored(of_graph, place), *_suffixed(plan, names)]
+    moved = _moved(plan, set(names.values()), renamed_from, drop)
+    found = [*noted, *_anchored([*of_graph, *moved], place), *_lonely(plan, names), *_suffixed(plan, names)]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
 
@@ -28,6 +30,32 @@ def _anchored(found: list[Problem], place: SourceLine | None) -> Iterator[Proble
     """Problems of no node are shown at the topology."""
     for p in found:
         yield replace(p, file=place.file, line=place.line) if p.node is None and place else p
+
+
+def _moved(plan: Plan, names: Set[str], renamed_from: Mapping[str, str], drop: Sequence[str]) -> Iterator[Problem]:
+    """DX205: what the topology says about the nodes of the version before it, and does not fit its own."""
+    for name in drop:
+        if name in names:
+            yield _of_topology(plan, f"drop names {name!r}, which is still there", "take it out of drop, or remove the node")
+    for new, old in renamed_from.items():
+        if new not in names:
+            fix = f'it is the new name of a node, which was called {old!r}: renamed_from={{"new": "old"}}'
+            yield _of_topology(plan, f"renamed_from names {new!r}, and there is no such node", fix)
+
+
+def _of_topology(plan: Plan, message: str, fix: str) -> Problem:
+    return Problem("DX205", "error", plan.topology, None, None, None, message, fix)
+
+
+def _lonely(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
+    """DX204: an operator that joins streams and was given none to join. Where one was refused, that is reported already."""
+    refused = {d for d, _ in plan.problems}
+    for d in plan.drafts:
+        declaration = operators().get(d.op)
+        if declaration and declaration.many_inputs and len(d.inputs) < 2 and d not in refused:
+            file, line = d.place or (None, None)
+            message, fix = f"{d.op} joins streams, and was given no other", f"a.{d.op}(b)"
+            yield Problem("DX204", "error", plan.topology, names[d], file, line, message, fix)
 
 
 def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:

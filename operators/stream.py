@@ -77,7 +77,7 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         main: object,
         name: Name,
         options: Mapping[str, object],
-        others: Sequence[AnyStream] = (),
+        others: Sequence[object] = (),
     ) -> AnyStream | tuple[AnyStream, ...]:
         """Put an operator on this stream, by its declaration: what the methods below do, and what YAML does.
 
@@ -85,7 +85,11 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         """
         if not isinstance(operator, Operator):
             return self._call(operator.name, lambda: operator.spec(main, **options), name or "")
-        streams = [self, *others]
+        given = [s for s in others if isinstance(s, Stream)]
+        for strange in (s for s in others if not isinstance(s, Stream)):
+            message = f"{operator.name} takes streams, and one argument is of type {type(strange).__name__}"
+            self._plan.report(self._draft, "DX205", message, "give it a Stream")
+        streams = cast("list[AnyStream]", [self, *given])
         edges = [(s._draft, s._outlet) for s in streams if s._plan is self._plan]
         shape = self._shape if all(s._shape == self._shape for s in streams) else UNKNOWN
         draft, shapes = operator.add(self._plan, edges, shape, {**options, operator.name: main}, name)

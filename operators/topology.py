@@ -30,6 +30,22 @@ from dspex.operators.typing.refs import resolve
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
+def _names_by_name(value: object) -> Mapping[str, str]:
+    """`renamed_from`, as YAML and Python without a type checker may say it. Raises TopologyError (DX205)."""
+    found = cast("Mapping[object, object]", value) if isinstance(value, Mapping) else None
+    if found is None or not all(isinstance(name, str) for name in (*found, *found.values())):
+        raise wrong("renamed_from", value, '{"new": "old"}')
+    return cast("Mapping[str, str]", found)
+
+
+def _names(value: object) -> Sequence[str]:
+    """`drop`, likewise. Raises TopologyError (DX205)."""
+    found = cast("Sequence[object]", value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise wrong("drop", value, 'a list of names: ["draft"]')
+    return cast("Sequence[str]", found)
+
+
 class Topology(Planned, names=TOPOLOGY_METHODS):
     """A named graph of operators. Grows until it is frozen; then it is read-only.
 
@@ -52,12 +68,12 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
         renamed_from: Mapping[str, str] = _NONE,
         drop: Sequence[str] = (),
     ) -> None:
-        self.name = name
-        self._plan = Plan(name, place=caller())
-        self._renamed_from, self._drop = renamed_from, drop
+        self.name = str(name)
+        self._plan = Plan(self.name, place=caller())
+        self._renamed_from, self._drop = _NONE, cast("Sequence[str]", ())
         self._graph: Graph | None = None
         self._retention = 0.0
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
             fix = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
             self._plan.report(None, "DX202", f"{name!r} is not a name for a topology", fix)
         with self._plan.collecting(None):
@@ -65,11 +81,10 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
         with self._plan.collecting(None):
             CODEC.check("codec", codec)
             self._plan.codec = codec
-        with self._plan.collecting(None):  # YAML has no type checker
-            if not isinstance(renamed_from, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise wrong("renamed_from", renamed_from, '{"new": "old"}')
-            if isinstance(drop, str) or not isinstance(drop, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise wrong("drop", drop, 'a list of names: ["draft"]')
+        with self._plan.collecting(None):
+            self._renamed_from = _names_by_name(renamed_from)
+        with self._plan.collecting(None):
+            self._drop = _names(drop)
 
     def source(self, subject: str, type: type[V] | None = None, **o: Unpack[SourceOptions]) -> Stream[V]:
         """The events of a subject, which may have wildcards. `type`: checks and types their data.
@@ -81,7 +96,7 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
 
     def check(self) -> list[Problem]:
         """Every problem: code, node, file:line, message, fix. Errors first, then warnings."""
-        return check(self._plan)
+        return check(self._plan, self._renamed_from, self._drop)
 
     def freeze(self) -> Self:
         """Make it read-only. Raises one TopologyError that carries all problems."""

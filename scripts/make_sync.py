@@ -127,4 +127,6 @@ def _formatted(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("make_sync: takes no arguments")
     PAGE.write_text(generated(), encoding="utf-8")

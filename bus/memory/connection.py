@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LATE = 5.0  # seconds within which a write lands whose answer is lost
+LATE = 5.0  # a write whose answer was lost lands within so many seconds
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 

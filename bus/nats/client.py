@@ -1,7 +1,7 @@
 """One connection to a NATS server: nats-py's client with our own read loop.
 
 nats-py connects, authenticates, speaks TLS and watches for a dead peer. It does not reconnect: a connection that ends is
-thrown away, and `Link` makes the next one (see there why).
+thrown away, and `Connection` makes the next one (see there why).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _check_url(url: str) -> None:
 class WireClient(Client):
     """nats-py's client for one connection, with our own read loop. The only place that touches its private members.
 
-    `tests/bus/nats/test_link.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
+    `tests/bus/nats/test_connection.py` checks that they are what we think; pyproject.toml keeps nats-py below the next minor.
     """
 
     def __init__(self, ended: Callable[[str], None], complained: Callable[[str], None]) -> None:

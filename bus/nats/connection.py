@@ -36,7 +36,7 @@ class Connection:
         self.id = new_id().replace("-", "")
         self.max_payload = (1 << 20) - protocol.RESERVE  # of the last server
         self.up = asyncio.Event()
-        self.lost: set[Callable[[], None]] = set()  # called when the connection ends
+        self.on_end: set[Callable[[], None]] = set()  # called when the connection ends
         self.closed = False
         self._servers = options.servers()
         self._client: WireClient | None = None
@@ -99,7 +99,7 @@ class Connection:
         self._why = Unreachable("the bus is closed" if self.closed else f"the connection is lost: {reason}")
         for pending in list(self._pending.values()):
             pending.fail(Unreachable(self._why.message))
-        for tell in list(self.lost):
+        for tell in list(self.on_end):
             tell()
         self._gone.set()
         self.events.state(*(("closed", "closed by this process") if self.closed else ("disconnected", reason)))
@@ -219,7 +219,7 @@ class Connection:
         self._subscriptions.pop(interest.sid, None)
         if self._client is not None:
             self._client.put(interest.end())
-            with suppress(Unreachable):  # then nothing is under way either
+            with suppress(Unreachable):  # a connection that has ended has sent everything, or never will
                 await self.flush()
             self.forget(interest)
 

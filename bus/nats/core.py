@@ -45,7 +45,7 @@ class NatsSubscription:
         """Returns once the server knows: what is published afterwards, by anyone, comes. Raises Unreachable, NotAllowed."""
         self._connection.client()
         self._interest = self._connection.listen(self._subject, self._take, queue=self._queue, refused=self._refuse)
-        self._connection.lost.add(self._lost)
+        self._connection.on_end.add(self._connection_ended)
         self._begin()
         await self._connection.flush()
         if self._refused is not None:
@@ -61,10 +61,10 @@ class NatsSubscription:
 
     def _end(self) -> None:
         self._closed = True
-        self._connection.lost.discard(self._lost)
+        self._connection.on_end.discard(self._connection_ended)
         self._arrived.set()
 
-    def _lost(self) -> None:
+    def _connection_ended(self) -> None:
         if self._connection.closed:
             self._end()
 

@@ -45,7 +45,7 @@ class NatsReader:
     # -- the port
     async def start(self) -> NatsReader:
         """Make the consumer. Raises Unreachable, NotAllowed, BusError (no such stream)."""
-        self._connection.lost.add(self._suspect)
+        self._connection.on_end.add(self._suspect)
         try:
             await self._begin()
         except BaseException:
@@ -123,7 +123,7 @@ class NatsReader:
                 self._connection.events.error(f"reader {self._name} tries again: {e.message}")
 
     def _stop(self) -> None:
-        self._connection.lost.discard(self._suspect)
+        self._connection.on_end.discard(self._suspect)
         if self._interest is not None:
             self._connection.forget(self._interest)
             self._interest = None

@@ -89,13 +89,13 @@ class _Scan:
         connection, inbox = self._connection, f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
         config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
         interest = connection.listen(f"{inbox}.*", self._take)
-        connection.lost.add(self._over.set)
+        connection.on_end.add(self._over.set)
         try:
             self._pending = await create(connection, self._stream, config)
             while self._pending and (not self._found or self._found[-1].sequence < stop):
                 await self._pull(inbox)
         finally:
-            connection.lost.discard(self._over.set)
+            connection.on_end.discard(self._over.set)
             connection.forget(interest)
             if connection.up.is_set():
                 await drop(connection, self._stream, self._name)

@@ -94,7 +94,7 @@ class NatsWorkQueue:
         await self._ensure()
         asks = pulls(self._stream, self._name)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
-        self._connection.lost.add(self._lost)
+        self._connection.on_end.add(self._connection_ended)
         self._tasks.start(self._run(), f"work queue {self._name}")
         return self
 
@@ -113,7 +113,7 @@ class NatsWorkQueue:
 
     async def close(self) -> None:
         self._fail(Unreachable("the work queue is closed"))
-        self._connection.lost.discard(self._lost)
+        self._connection.on_end.discard(self._connection_ended)
         await self._tasks.stop()
         await self._connection.leave(self._interest)
         while self._waiting and self._connection.up.is_set():
@@ -160,7 +160,7 @@ class NatsWorkQueue:
         except TimeoutError:
             self._quiet += self._asked > 0
             if self._quiet * seconds > 2 * HEARTBEAT:
-                self._lost()
+                self._connection_ended()
                 self._missing = True
         self._wake.clear()
 
@@ -180,7 +180,7 @@ class NatsWorkQueue:
             )
         return self._asked == 0
 
-    def _lost(self) -> None:
+    def _connection_ended(self) -> None:
         """The pulls under way are gone: ask again."""
         self._round += 1
         self._asked = self._quiet = 0
@@ -211,7 +211,7 @@ class NatsWorkQueue:
             return
         left = rest(headers)
         if left is None:  # consumer deleted, leadership change, nobody serves it
-            self._lost()
+            self._connection_ended()
             self._missing = True
         else:
             self._asked = max(0, self._asked - left)

@@ -143,6 +143,11 @@ def password_of(url: str) -> str | None:
     return _urls(url)[0].password
 
 
+def schemes_of(url: str) -> list[str]:
+    """The scheme of each of the comma-separated URLs; "nats" where there is none."""
+    return [part.scheme for part in _urls(url)]
+
+
 def without_user(url: str) -> str:
     """The URL, or the comma-separated URLs, without `user:password@`."""
     return ",".join(urlunsplit(p._replace(netloc=p.netloc.rpartition("@")[2])) for p in _urls(url))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -38,15 +38,33 @@ def load(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> S
     problems = list(_literal_secrets(found, origins))
     secret_keys = {p.node for p in problems}
     try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as e:
-        checked = [_problem(error, merged, origins) for error in e.errors(include_url=False)]
-        problems += [p for p in checked if p.node not in secret_keys]
+        settings = Settings.model_validate(merged, context=origins)
+    except ConfigError as e:
+        problems += [p for p in e.problems if p.node not in secret_keys]
     else:
-        problems += _unknown_names(settings, origins)
         if not problems:
             return settings.placed(root, {".".join(key): origin for key, origin in origins.items()})
     raise _all_of(problems)
+
+
+S = TypeVar("S", bound="Settings")
+
+
+def checked(values: Any, build: Callable[[Any], S], origins: Mapping[Key, str] | None) -> S:
+    """The settings that `build` makes of `values`, wherever they come from. Raises ConfigError with every problem.
+
+    Args:
+        origins: where each value was written; None: in Python.
+    """
+    if origins is None:
+        origins = {key: "Settings(…)" for key, _ in layers.flatten(values)}
+    try:
+        settings = build(values)
+    except ValidationError as e:
+        raise _all_of([_problem(error, values, origins) for error in e.errors(include_url=False)]) from None
+    if unknown := list(_unknown_names(settings, origins)):
+        raise _all_of(unknown)
+    return settings
 
 
 def _file(path: str | os.PathLike[str] | None) -> Path | None:
@@ -98,10 +116,10 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     origin = layers.origin_of(key, origins)
     context = error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        code, message, fix = _unknown(key)
+        code, message, fix = _unknown(key, origin)
     elif error["type"] == "missing":
         code, message, fix = "DX105", "is missing", f"write {'.'.join(key)} = …"
-        origin = layers.origin_of(key[:-1], origins)  # what is not there has no place; what stands beside it has
+        origin = layers.origin_of(key[:-1], origins)  # a missing key has no origin; its table has one
     elif key[:2] == ("defaults", "call") and error["input"] in not_built.CHOICES.get(key[-1], ()):
         code, message, fix = (
             not_built.CODE,
@@ -117,11 +135,15 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     return _problem_at(code, ".".join(key), origin, message, fix)
 
 
-def _unknown(key: Key) -> tuple[str, str, str]:
+def _unknown(key: Key, origin: str) -> tuple[str, str, str]:
     """Code, message and fix for a key that no table has."""
     if fix := not_built.fix_of(".".join(key)):
         return not_built.CODE, "is not built in this version", fix
-    return "DX104", f"there is no setting {key[-1]!r}", _suggestion(key)
+    message = f"there is no setting {key[-1]!r}"
+    table = next((t for t in Settings.model_fields if key[0].startswith(f"{t}_")), None)
+    if origin.startswith("env ") and len(key) == 1 and table:
+        return "DX104", message, f"did you mean DSPEX_{table.upper()}__{key[0][len(table) + 1 :].upper()}?"
+    return "DX104", message, _suggestion(key)
 
 
 def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_POOL
@@ -31,6 +31,8 @@ def _folder_name(folder: Path) -> str:
 
 class Settings(Table):
     """All settings. `Settings()` has the defaults; `Settings.load()` reads file and environment.
+
+    Both raise ConfigError with every problem at once in `.problems`.
 
     Attributes:
         app: the namespace: one stream and one set of pools. Default: the folder's name.
@@ -50,6 +52,13 @@ class Settings(Table):
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _problems_in_our_words(cls, values: Any, build: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        from dspex.bus.settings.load import checked
+
+        return checked(values, build, info.context)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, **overrides: Any) -> Settings:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
 from dspex.bus.settings.values import Table, interval, without_effect
 
+SCHEMES = ("nats", "tls")
 LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
 """The settings that say how to log in."""
+
+
+def _server_urls(text: str) -> str:
+    wrong = [scheme for scheme in layers.schemes_of(text) if scheme not in SCHEMES]
+    if wrong:
+        raise ValueError(f"{wrong[0]}:// is not how a NATS server is reached; write nats://host:4222 or tls://host:4222")
+    return text
+
+
+ServerURLs: TypeAlias = Annotated[str, AfterValidator(_server_urls)]
 
 
 class TLSSettings(Table):
@@ -41,7 +52,7 @@ class LocalServerSettings(Table):
 class ServerSettings(Table):
     """Which NATS server, and how to log in. Without `url` dspex uses a local one."""
 
-    url: str | None = None
+    url: ServerURLs | None = None
     creds: str | None = None
     nkey: str | None = None
     user: str | None = None

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import Adapter, OnError, Order, Route
+from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
 from dspex.bus.settings.values import (
     LogLevels,
+    NotEmpty,
     PoolName,
     PositiveSeconds,
     PositiveSize,
@@ -61,11 +63,11 @@ class RetrySettings(Table):
 class ModuleSettings(Table):
     """Parameters of a DSPy module, as `dspex.ModuleConfig`. None: not set."""
 
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_p: float | None = None
-    n: int | None = None
-    stop: list[str] | None = None
+    temperature: Annotated[float | None, Field(ge=0)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    stop: Annotated[list[NotEmpty] | None, Field(min_length=1)] = None
     rollout_id: int | None = None
 
 
@@ -82,6 +84,14 @@ class CallDefaults(Table):
     on_error: OnError | None = None
     order: Order | None = None
     route: Route | None = None
+
+    @model_validator(mode="after")
+    def _an_attempt_ends_before_the_deadline(self) -> Self:
+        deadline = seconds(DEFAULT_DEADLINE) if self.deadline is None else self.deadline
+        if self.timeout is not None and self.timeout > deadline:
+            said = f"timeout, {self.timeout:g} s, is longer than deadline, {deadline:g} s, which ends all attempts"
+            raise custom_error(ConfigError(said, code="DX105", fix="lower timeout, or raise deadline"))
+        return self
 
     def options(self) -> dict[str, Any]:
         """Those that are set, by name, as plain data."""
@@ -107,7 +117,7 @@ class LMProfile(Table):
     A local model needs no `key_env` and no `base_url`, and answers in the JSON adapter's form alone.
     """
 
-    model: str
+    model: NotEmpty
     key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
     base_url: str | None = None
     adapter: Adapter | None = None
@@ -156,9 +166,9 @@ class PoolSettings(Table):
     env: dict[str, str] = Field(default_factory=dict[str, str])
     recycle: Recycle = Recycle()
     restart: Restart = Restart()
-    python: str | None = None
+    python: NotEmpty | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
-    devices: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
 
     @model_validator(mode="after")
     def _gpus_are_of_devices(self) -> Self:
@@ -170,6 +180,8 @@ class PoolSettings(Table):
                     fix="list the devices, or lower gpus",
                 )
             )
+        if len(set(self.devices)) < len(self.devices):
+            raise custom_error(ConfigError("devices names one twice", code="DX105", fix="list each device once"))
         if self.devices and not self.gpus:
             raise without_effect("devices", "gpus, the number of them that each process gets, is 0")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from dspex.bus import duration, subjects
@@ -23,7 +23,7 @@ def _seconds(value: object) -> float:
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
         value = float(value)  # a number that came as text, as every variable does
     try:
-        return duration.seconds(cast("duration.Duration", value))  # it refuses what is none
+        return duration.seconds(cast("duration.Duration", value))  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
 
@@ -38,7 +38,7 @@ def _positive(value: object) -> float:
 
 def _size(value: object) -> int:
     try:
-        return duration.size(cast("str | int", value))  # it refuses what is none
+        return duration.size(cast("str | int", value))  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
 
@@ -93,6 +93,7 @@ PositiveSize: TypeAlias = Annotated[int, BeforeValidator(_positive_size)]
 LogLevels: TypeAlias = Annotated[str, BeforeValidator(_log)]
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
+NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
@@ -100,3 +101,13 @@ class Table(BaseModel):
     """A table of the file: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: object) -> object:
+        """Pydantic takes `size = true` for 1."""
+        if isinstance(value, bool) or (
+            isinstance(value, list) and any(isinstance(v, bool) for v in cast("list[object]", value))
+        ):
+            raise ValueError("no setting is true or false")
+        return value

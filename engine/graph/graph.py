@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
+from dspex.bus.errors import TopologyError
 from dspex.engine.graph.nodes import CallNode, Node, SinkNode, SourceNode
 
 
@@ -48,6 +49,15 @@ class Graph:
         ]
         text = json.dumps([self.name, self.codec, self.retention, shape], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def graphs_of(topologies: Sequence[object]) -> list[Graph]:
+    """The graphs of what the user wants to run. Raises TopologyError: DX221 for what is no topology."""
+    for t in topologies:
+        if not isinstance(getattr(t, "graph", None), Graph):
+            message = f"{t!r} is {type(t).__name__}, not a Topology"
+            raise TopologyError(message, code="DX221", fix='Topology.load("triage:topology") gives one')
+    return [cast("HasGraph", t).graph for t in topologies]
 
 
 class HasGraph(Protocol):

@@ -22,7 +22,7 @@ from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
-from dspex.engine.graph.graph import Graph, HasGraph
+from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
 
@@ -65,7 +65,7 @@ class Engine:
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
-        self.graphs: list[Graph] = [with_defaults(t.graph, defaults) for t in topologies]
+        self.graphs: list[Graph] = [with_defaults(g, defaults) for g in graphs_of(topologies)]
         self.id = engine_id()
         self._running: RunningEngine | None = None
         self._wanted = pools

@@ -40,7 +40,7 @@ class Slot:
 
 
 @dataclass
-class _Seen:
+class _Holder:
     """A key as it was last seen: unchanged since `at`, by our own clock."""
 
     revision: int
@@ -57,7 +57,7 @@ class Leases:
     clock: Callable[[], float]
     describe: Callable[[], dict[str, object]]
     slots: list[Slot] = field(default_factory=list)
-    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _seen: dict[str, _Holder] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Keep and take leases until cancelled."""
@@ -108,7 +108,7 @@ class Leases:
             return True
         seen = self._seen.get(key)
         if seen is None or seen.revision != revision:
-            self._seen[key] = _Seen(revision, self.clock())
+            self._seen[key] = _Holder(revision, self.clock())
             return False
         return self.clock() - seen.at > self.seconds
 

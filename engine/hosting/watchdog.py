@@ -26,7 +26,7 @@ SLOWEST = 5.0  # seconds between looks, at most
 
 
 @dataclass
-class _Seen:
+class _Progress:
     """What a stage had committed when it was looked at, and since when that has not changed."""
 
     committed: tuple[tuple[int, int], ...]
@@ -45,7 +45,7 @@ class Watchdog:
     committer: Committer
     after: float
     stalled: dict[str, str] = field(default_factory=dict)  # "topology/stage" → what waits
-    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _seen: dict[str, _Progress] = field(default_factory=dict)
 
     @property
     def health(self) -> str:
@@ -66,7 +66,7 @@ class Watchdog:
         seen = self._seen.get(name)
         work = await self._work(runner) if seen is not None and seen.committed == committed else ""
         if seen is None or not work:
-            self._seen[name] = _Seen(committed, now)
+            self._seen[name] = _Progress(committed, now)
             if self.stalled.pop(name, None):
                 _log.info("goes on after a stall", stage=name)
         elif now - seen.since >= self.after:

@@ -29,7 +29,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
 from dspex.engine.client.steps import Step, steps
-from dspex.engine.graph.graph import Graph, HasGraph
+from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.hosting.host import Host
 from dspex.engine.testing.workers import Answers, Workers
 
@@ -63,7 +63,7 @@ class Driver:
     """
 
     def __init__(self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None) -> None:
-        self._graphs: list[Graph] = [t.graph for t in topologies]
+        self._graphs: list[Graph] = graphs_of(topologies)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
         self._seed, self._faults = seed, faults
         self._letters_seen = False
@@ -196,12 +196,19 @@ class Driver:
 
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:
-        """The data of all events of a sink, in order."""
+        """The data of all events of a sink, in order. Raises NoAnswer for a subject of no sink or source."""
         return [e.data for e in self.events(subject)]
 
     def events(self, subject: str) -> list[Event[Any]]:
-        """All events of a sink, in order."""
+        """All events of a sink, in order. Raises NoAnswer for a subject that no sink or source of the topologies has."""
+        self._of_topologies(subject)
         return [read_event(m) for m in self._do(lambda: self._stored(subject))]
+
+    def _of_topologies(self, subject: str) -> None:
+        sinks = [n.sink.pattern for g in self._graphs for n in g.sinks]
+        known = [*sinks, *(n.source.subject for g in self._graphs for n in g.sources)]
+        if not any(subjects.overlap(subject, k) for k in known):
+            raise NoAnswer(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}")
 
     async def _stored(self, subject: str) -> list[Message]:
         bus = self._client.bus
@@ -210,8 +217,9 @@ class Driver:
         return await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
 
     def calls(self, node: str) -> list[Step]:
-        """The records of a node's calls, in order of their completion."""
-        return self._do(lambda: self._steps(node))
+        """The records of a node's calls, in order of their completion. Raises NoAnswer where it is no recorded node."""
+        known = self._known(node)
+        return self._do(lambda: self._steps(known))
 
     async def _steps(self, node: str) -> list[Step]:
         stored = await self._stored(subjects.record(APP, "*", "*", "*", "*"))

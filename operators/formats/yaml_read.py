@@ -46,7 +46,7 @@ def read(text: str, file: str) -> Mapped:
         raise _error(file, [what]) from e
     except yaml.YAMLError as e:
         raise _error(file, [(1, f"this is not YAML: {e}", "correct the syntax")]) from e
-    reader = _Reader()
+    reader = _YamlReader()
     data = reader.value(node) if node is not None else None
     if not isinstance(data, Mapped):
         reader.problems.append((1, "a topology is a mapping", "begin with:  dspex: 1"))
@@ -84,7 +84,7 @@ def _custom_tag(event: Any) -> bool:
     return bool(tag) and not isinstance(event, yaml.DocumentStartEvent) and tag != "!"
 
 
-class _Reader:
+class _YamlReader:
     """Builds values from YAML nodes, and notes duplicate keys and keys that are not text."""
 
     def __init__(self) -> None:

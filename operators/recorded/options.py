@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, TypedDict, cast
 from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
 from dspex.bus.not_built import CHOICES
-from dspex.bus.records import DEFAULT_POOL
+from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -58,6 +59,14 @@ _CONFIG: Mapping[str, tuple[type, ...]] = {
     "n": (int,),
     "stop": (list, tuple),
     "rollout_id": (int,),
+}
+
+
+_BOUNDS: Mapping[str, tuple[int, float]] = {
+    "temperature": (0, math.inf),
+    "max_tokens": (1, math.inf),
+    "top_p": (0, 1),
+    "n": (1, math.inf),
 }
 
 
@@ -126,10 +135,23 @@ class ConfigParameter(Parameter):
                 raise problem("DX204", f"{name} has no parameter {key!r}", did_you_mean(key, _CONFIG))
             if not isinstance(v, _CONFIG[key]) or isinstance(v, bool):
                 raise wrong(f"{name}.{key}", v, f"a value of type {_CONFIG[key][-1].__name__}")
+            _in_bounds(f"{name}.{key}", key, v)
         return {n: list(cast("tuple[object, ...]", v)) if isinstance(v, tuple) else v for n, v in given.items()}
 
     def schema(self) -> JsonSchema:
         return {"type": "object", "properties": {k: {} for k in _CONFIG}, "additionalProperties": False}
+
+
+def _in_bounds(name: str, key: str, value: object) -> None:
+    """Refuse what no provider can mean. Raises TopologyError (DX205)."""
+    if isinstance(value, (int, float)) and key in _BOUNDS:
+        least, most = _BOUNDS[key]
+        if not least <= value <= most:
+            raise wrong(name, value, f"a number from {least}" + ("" if most == math.inf else f" to {most}"))
+    if isinstance(value, (list, tuple)):
+        texts = cast("Sequence[object]", value)
+        if not texts or not all(isinstance(t, str) and t for t in texts):
+            raise wrong(name, value, "a list of texts, none of them empty; or leave it out")
 
 
 @dataclass(frozen=True)
@@ -187,7 +209,7 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "config": ConfigParameter(None, doc="parameters of the DSPy module; default: the profile's"),
         "adapter": ChoiceParameter(None, of=Adapter, doc="default: the profile's; local models always use JSON"),
         "timeout": DurationParameter("60s", zero=False, doc="of one attempt"),
-        "deadline": DurationParameter("10m", zero=False, doc="of all attempts together"),
+        "deadline": DurationParameter(DEFAULT_DEADLINE, zero=False, doc="of all attempts together"),
         "retry": RetryPolicyParameter(
             None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
         ),

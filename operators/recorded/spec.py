@@ -195,6 +195,10 @@ def consistent(spec: Spec[V]) -> Spec[V]:
             errors.append(problem("DX207", f"inputs= maps {name!r}, which is no input of the signature", f"inputs: {wanted}"))
     if spec.options.get("route") == "native" and not foreign:
         errors += _uncovered(spec)
+    timeout, deadline = spec.options.get("timeout", 0), spec.options.get("deadline", DEFAULTS["deadline"])
+    if timeout > deadline:
+        message = f"timeout, {timeout:g} s, is longer than deadline, {deadline:g} s, which ends all attempts"
+        errors.append(problem("DX205", message, "lower timeout, or raise deadline"))
     constant = spec.options.get("fallback")
     if isinstance(constant, Mapping) and not foreign:
         try:

@@ -14,7 +14,7 @@ from dspex.operators.expressions import template
 from dspex.operators.parameters import ChoiceParameter, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import problem
+from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Codec
 from dspex.operators.typing.shape import UNKNOWN, Shape
 from dspex.operators.typing.stream_checks import missing_fields
@@ -26,6 +26,9 @@ SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC})
 def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, given: Mapping[str, object]) -> None:
     """Add a sink behind an outlet of a node, and note what is wrong with it."""
     o, errors = checked(SINK_OPTIONS, given, has="a sink has", not_built=OPTIONS["sink"])
+    if not isinstance(subject, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        errors.append(wrong("sink", subject, 'the subject to publish to: "support.replies"'))
+        subject = str(subject)
     payload = Sink(subject, subject)
     draft = NodeDraft("sink", subject, subject, payload=payload, inputs=[(node, outlet)], options=dict(o), shape=shape)
     plan.add(draft)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
 from dspex.bus.not_built import OPTIONS
+from dspex.bus.subjects import is_stream_name
 from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
@@ -54,10 +55,23 @@ class StartParameter(Parameter):
         return value.isoformat() if isinstance(value, datetime) else value
 
 
+@dataclass(frozen=True)
+class StreamNameParameter(TextParameter):
+    """The name of a JetStream stream."""
+
+    _: KW_ONLY
+    fix: str = "the name of a JetStream stream"
+
+    def check(self, name: str, value: object) -> object:
+        if isinstance(value, str) and not is_stream_name(value):
+            raise wrong(name, value, "the name of a JetStream stream has no spaces, no dots, no wildcards and no slashes")
+        return super().check(name, value)
+
+
 SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
     {
         "type": TypeParameter(None, doc="checks and types the data; an event that does not fit is a dead letter"),
-        "stream": TextParameter(None, fix="the name of a JetStream stream", doc="default: the one that captures the subject"),
+        "stream": StreamNameParameter(None, doc="default: the one that captures the subject"),
         "start": StartParameter(
             "all", doc="where to begin when it is first applied; afterwards its position is what was stored"
         ),
@@ -76,6 +90,9 @@ def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
     """Add a source to a plan, and note what is wrong with it."""
     o, errors = checked(SOURCE_OPTIONS, given, has="a source has", not_built=OPTIONS["source"])
     options = {name: SOURCE_OPTIONS[name].plain(value, o) for name, value in o.items() if name in given}
+    if not isinstance(subject, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        errors.append(wrong("source", subject, 'the subject to read: "support.messages"'))
+        subject = str(subject)
     draft = NodeDraft("source", subject, subject, payload=Source(subject), options=options, shape=shape_of(o.get("type")))
     plan.add(draft)
     for e in errors:

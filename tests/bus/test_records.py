@@ -37,9 +37,9 @@ WORK = Work("c", 3, 1, "t", "n", "r", {}, {"text": "hello"}, b'{"a": 1}')
 
 @given(works)
 def test_work_survives_packing_inside_its_record(work: Work) -> None:
-    outcome = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
-    again = CallRecord.unpack(outcome.pack())
-    assert again == outcome
+    record = CallRecord(work.call, work.ordinal, work.attempt, work.node, work=work.pack(), outputs={"x": [1, None, b"y"]})
+    again = CallRecord.unpack(record.pack())
+    assert again == record
     assert Work.unpack(again.work) == work
 
 
@@ -61,7 +61,7 @@ def test_a_field_of_a_newer_version_is_ignored_and_a_missing_one_has_its_default
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"\xc1", msgpack.packb({}), msgpack.packb([1, 2]), msgpack.packb("call"), msgpack.packb(7)]
 )
-def test_bytes_that_are_no_record_of_dspex_are_a_decode_error(cls: Any, data: bytes) -> None:
+def test_bytes_that_hold_no_record_of_dspex_are_a_decode_error(cls: Any, data: bytes) -> None:
     with pytest.raises(DecodeError):
         cls.unpack(data)
 

@@ -168,7 +168,7 @@ async def test_first_gives_the_index_of_the_one_that_ended_and_cancels_the_other
     assert ended == ["ended", "ended"]
 
 
-async def test_first_raises_what_ended_first() -> None:
+async def test_waiting_for_the_first_of_several_raises_what_that_one_raised() -> None:
     with pytest.raises(LookupError, match="broken"):
         await first(forever(), fail())
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
 from dspex import Topology
 from dspex.bus.errors import Problem
-from dspex.operators import stateless
+from dspex.operators import stateless, stream
 from dspex.operators.formats.schema import yaml_schema
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.registry import operators
-from dspex.operators.stream import Method, Stream, declared
+from dspex.operators.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adding-an-operator.md").read_text()
@@ -44,13 +45,11 @@ def the_file_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def pick() -> Callable[..., Any]:
-    """The method of the page."""
-
-    def pick(self: Any, field: str, *, missing: str = "refuse", name: str | None = None) -> Any:
-        """Keep this field alone."""
-        raise NotImplementedError
-
-    method: Method = declared(pick)
+    """The method of the page, as it stands there."""
+    (block,) = re.findall(r"^```text\n(    @declared\n.*?)^```$", PAGE, re.S | re.M)
+    names: dict[str, Any] = {**vars(stream), "Literal": Literal}
+    exec(f"from __future__ import annotations\n{textwrap.dedent(block)}", names)
+    method: Callable[..., Any] = names["pick"]
     return method
 
 

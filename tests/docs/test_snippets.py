@@ -30,6 +30,7 @@ from cli_bench import in_this_process, kept_logging
 from dspex import Settings, Topology
 from dspex.engine.cli import app
 from dspex.engine.cli.terminal.terminal import Terminal
+from dspex.operators import stateless
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,8 +66,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder that Python imports from, an environment without settings; imports and logging as before at the end."""
+    if "adding-an-operator" in request.node.name:  # its files belong among the operators
+        monkeypatch.setattr(stateless, "__path__", [*stateless.__path__, str(tmp_path)])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:

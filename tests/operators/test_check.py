@@ -333,3 +333,39 @@ def test_an_automatic_name_that_may_change_is_a_warning():
     found = only(lambda t, s: s.filter("text").filter("customer").sink("out"), "DX320", "warning")
     assert found.node == "filter_2"
     assert "was made up" in found.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": ["in"]}, "drop names 'in', which is still there"),
+        ({"drop": [3]}, "drop cannot be [3]"),
+        ({"renamed_from": {"gone": "old"}}, "renamed_from names 'gone', and there is no such node"),
+        ({"renamed_from": {"in": 3}}, "renamed_from cannot be {'in': 3}"),
+    ],
+)
+def test_what_a_topology_says_about_the_version_before_fits_its_nodes(options: Any, message: str) -> None:
+    t = Topology("small", **options)
+    t.source("in").sink("out")
+    assert [(p.code, p.message) for p in t.check()] == [("DX205", message)]
+
+
+@pytest.mark.parametrize(
+    ("build", "code", "message"),
+    [
+        (lambda t, s: s.merge().sink("out"), "DX204", "merge joins streams, and was given no other"),
+        (lambda t, s: t.source("b", stream="a b").merge(s).sink("out"), "DX205", "stream cannot be 'a b'"),
+        (lambda t, s: s.sink(3), "DX205", "sink cannot be 3"),
+        (lambda t, s: t.source(3).merge(s).sink("out"), "DX205", "source cannot be 3"),
+    ],
+)
+def test_an_argument_that_cannot_mean_anything_is_a_problem(build: Any, code: str, message: str) -> None:
+    t = Topology("small")
+    build(t, t.source("in"))
+    assert [(p.code, p.message) for p in t.check()] == [(code, message)]
+
+
+def test_a_name_that_is_no_text_is_a_problem() -> None:
+    t = Topology(3)  # type: ignore[arg-type]
+    t.source("in").sink("out")
+    assert [(p.code, p.message) for p in t.check()] == [("DX202", "3 is not a name for a topology")]

@@ -166,7 +166,7 @@ def test_call_with_a_spec_is_the_method_of_its_kind():
 
 
 def test_sinks_encode_as_the_topology_says_unless_they_say_it_themselves():
-    t = Topology("t", codec="msgpack", retention="2d", renamed_from={"new": "old"}, drop=["gone"])
+    t = Topology("t", codec="msgpack", retention="2d", renamed_from={"in": "old"}, drop=["gone"])
     s = t.source("in")
     s.sink("a")
     s.sink("b", codec="json")
@@ -175,7 +175,7 @@ def test_sinks_encode_as_the_topology_says_unless_they_say_it_themselves():
     assert b is not None
     assert (a.codec, b.codec) == ("msgpack", "json")
     assert (t.graph.codec, t.graph.retention, t.graph.renamed_from, t.graph.drop) == (
-        "msgpack", 172800.0, {"new": "old"}, ("gone",),
+        "msgpack", 172800.0, {"in": "old"}, ("gone",),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Waiting for what no event tells, by looking again and again. Nothing else in the tests sleeps in real time."""
+"""Waiting for conditions that no event announces, by looking again and again. Nothing else in the tests sleeps in real time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-PATIENCE = 60.0  # seconds until what must come has not come; it comes at once, unless the machine is busy
+PATIENCE = 60.0  # seconds until a wait fails: a bound for a busy machine, since what is waited for comes at once
 PAUSE = 0.01
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 
-BATCH = 1e-3  # seconds: long beside what the clock costs, short beside a time slice of the machine
+BATCH = 1e-3  # seconds: much longer than reading the clock takes, much shorter than a time slice of the machine
 FEWEST = 5  # rounds, however little time there is
 
 

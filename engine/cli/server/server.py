@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
+from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
-Port = Annotated[int | None, typer.Option("--port", help="Port on loopback; a free one if it is taken.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=-1, max=65535, help="Port on loopback; a free one if it is taken, or for -1.")
+]
 
 
 def start(context: typer.Context, port: Port = None) -> None:
@@ -23,7 +27,14 @@ async def _start(t: Terminal, port: int | None) -> bool:
     from dspex.bus.local.state import running
 
     settings = t.settings()
-    if running(settings.store.parent):
+    if state := running(settings.store.parent):
+        here = urlsplit(str(state["url"])).port
+        if port not in (None, -1, here):
+            raise ConfigError(
+                f"a server of this folder is running already, on port {here}",
+                code="DX115",
+                fix="leave --port out, or stop that one first: dspex server stop",
+            )
         return False
     local = settings.server.local
     wanted = local.port if port is None else port

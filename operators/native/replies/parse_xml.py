@@ -58,7 +58,7 @@ def _converter(annotation: Annotation) -> Converter:
     convert = converter(annotation)
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        reader = _Reader(adapter.json_schema(by_alias=False))
+        reader = _XmlReader(adapter.json_schema(by_alias=False))
     except PydanticUserError as e:
         raise problem("DX210", f"{type_text(annotation)} has no JSON Schema, which the XML adapter needs", "use chat") from e
 
@@ -87,7 +87,7 @@ def _grouped(element: ET.Element) -> dict[str, list[ET.Element]]:
     return found
 
 
-class _Reader:
+class _XmlReader:
     """Turns elements into the JSON data that a JSON Schema describes."""
 
     def __init__(self, schema: JsonSchema) -> None:

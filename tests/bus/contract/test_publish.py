@@ -97,7 +97,7 @@ async def test_a_stream_that_is_full_by_its_bytes_refuses_more(bus: Bus, unique:
 
 
 @pytest.mark.asyncio
-async def test_too_large_a_message_is_refused_and_the_connection_lives_on(bus: Bus, unique: str) -> None:
+async def test_a_message_over_the_limit_is_refused_and_the_connection_still_works(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     fits, headers = bytes(bus.max_payload), {"X": "y" * 100}  # alone it would fit
     subject = f"{unique}.a"

@@ -84,7 +84,7 @@ def test_an_ack_after_ack_wait_settles_work_before_it_is_delivered_again(loop: V
     assert loop.run(main(), advance=True) == b"next"
 
 
-def test_a_message_id_is_known_for_the_window_only(loop: VirtualLoop) -> None:
+def test_a_message_id_is_forgotten_after_the_duplicate_window(loop: VirtualLoop) -> None:
     async def main() -> list[bool]:
         bus = await opened(MemoryServer(), duplicate_window=120)
         duplicate: list[bool] = []

@@ -97,6 +97,20 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
         ({"server": {"local": {"sync_interval": 0}}}, "server.local.sync_interval", "DX102"),
         ({"server": {"tls": {"key": "k.pem"}}}, "server.tls", "DX108"),
         ({"telemetry": {"log": "bogus"}}, "telemetry.log", "DX121"),
+        ({"telemetry": {"log": "info,dspex.engne=debug"}}, "telemetry.log", "DX121"),
+        ({"pools": {"gpu": {"gpus": 1, "devices": [-1]}}}, "pools.gpu.devices", "DX105"),
+        ({"pools": {"gpu": {"gpus": 1, "devices": [0, 0]}}}, "pools.gpu", "DX105"),
+        ({"pools": {"a": {"python": ""}}}, "pools.a.python", "DX105"),
+        ({"pools": {"a": {"size": True}}}, "pools.a.size", "DX105"),
+        ({"pools": {"gpu": {"gpus": 1, "devices": [True]}}}, "pools.gpu.devices", "DX105"),
+        ({"lm": {"x": {"model": ""}}}, "lm.x.model", "DX105"),
+        ({"server": {"url": "http://h:4222"}}, "server.url", "DX105"),
+        *(
+            ({"defaults": {"call": {"config": {name: value}}}}, f"defaults.call.config.{name}", "DX105")
+            for name, value in [("n", 0), ("max_tokens", 0), ("temperature", -1), ("top_p", 1.1), ("top_p", -1), ("stop", [])]
+        ),
+        ({"defaults": {"call": {"timeout": "2m", "deadline": "1m"}}}, "defaults.call", "DX105"),
+        ({"defaults": {"call": {"timeout": "11m"}}}, "defaults.call", "DX105"),
         ({"defaults": {"call": {"retry": {"factor": 0.5}}}}, "defaults.call.retry.factor", "DX105"),
         ({"defaults": {"call": {"retry": {"jitter": 1.5}}}}, "defaults.call.retry.jitter", "DX105"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -314,3 +315,23 @@ def test_several_model_profiles_without_one_named_main_require_a_choice(folder: 
 def test_a_name_in_a_multi_line_text_moves_no_line_number(folder: Path) -> None:
     (folder / "dspex.toml").write_text('[pools.a]\npython = """\nsize = = 3\n"""\nsize = 0.5\n')
     assert problems()["pools.a.size"][:2] == ("DX105", "dspex.toml:5")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"pools": {"x": {"cpu": 1}}}, {"telemetry": {"redact": []}}, {"pools": {"lightweight": {"lm": "nope"}}}, {"engine": 3}],
+    ids=str,
+)
+def test_settings_made_in_python_raise_the_errors_of_loaded_ones(folder: Path, given: dict[str, Any]) -> None:
+    found = []
+    for make in (Settings, Settings.load):
+        with pytest.raises(ConfigError) as caught:
+            make(**given)
+        found.append([(p.node, p.code, p.message, p.fix) for p in caught.value.problems])
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+
+
+def test_a_variable_with_one_underscore_between_levels_suggests_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPEX_ENGINE_LEASE", "9s")
+    assert problems()["engine_lease"] == ("DX104", "env DSPEX_ENGINE_LEASE", "did you mean DSPEX_ENGINE__LEASE?")

@@ -54,7 +54,7 @@ def test_stdin_is_read_as_it_comes() -> None:
         (["-", "a=1"], "to a JSON object only"),
     ],
 )
-def test_arguments_that_are_no_data_are_refused(arguments: Sequence[str], what: str) -> None:
+def test_arguments_that_are_not_data_are_refused(arguments: Sequence[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
         read(*arguments, stdin="[1]\n")
     assert caught.value.code == "DX120"

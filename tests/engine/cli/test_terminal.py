@@ -27,10 +27,10 @@ with Terminal().progress("publish", 3) as bar:
 LOG = """
 import structlog
 from dspex.engine.cli.terminal import log
-log.configure("info,dspex.quiet=error")
+log.configure("info,dspex.bus=error")
 structlog.get_logger("dspex.engine").info("hello", stage=1)
 structlog.get_logger("dspex.engine").debug("hidden")
-structlog.get_logger("dspex.quiet").warning("hidden")
+structlog.get_logger("dspex.bus").warning("hidden")
 structlog.get_logger("other").info("hidden")
 structlog.get_logger("other").warning("seen")
 """

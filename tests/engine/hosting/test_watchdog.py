@@ -82,7 +82,7 @@ def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:
     assert engine.watchdog.health == "stalled: echo/s1, events of the source are not read"
 
 
-def test_events_of_another_engines_partitions_are_no_work_of_this_one(lab: MakeLab) -> None:
+def test_events_of_another_engines_partitions_are_not_work_of_this_one(lab: MakeLab) -> None:
     topology = Topology("shared")
     topology.source("in", partitions=2).map(lambda d: d, name="same").sink("out")
     one = lab(topology)

@@ -105,7 +105,7 @@ def test_an_event_without_an_id_gets_the_same_one_whenever_it_is_read(lab: MakeL
     assert ids[0] == ids[1]
 
 
-def test_bytes_that_are_no_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) -> None:
+def test_bytes_that_are_not_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) -> None:
     one = lab(reading())
     one.start()
     one.store(NewMessage("in", b"\xff\x00 not json"))

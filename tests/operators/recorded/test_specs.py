@@ -167,6 +167,13 @@ def test_a_program_is_a_name_and_is_not_imported():
         ({"inputs": {"q": "lowr(x)"}}, "DX208", "lowr", "did you mean lower?"),
         ({"fallback": {"b": 1}}, "DX205", "fallback: the outputs do not fit", "every output"),
         ({"fallback": "nowhere:fn"}, "DX221", "cannot be imported", "path"),
+        ({"config": {"n": 0}}, "DX205", "config.n cannot be 0", "from 1"),
+        ({"config": {"max_tokens": 0}}, "DX205", "config.max_tokens cannot be 0", "from 1"),
+        ({"config": {"temperature": -0.1}}, "DX205", "config.temperature cannot be -0.1", "from 0"),
+        ({"config": {"top_p": 1.1}}, "DX205", "config.top_p cannot be 1.1", "from 0 to 1"),
+        ({"config": {"stop": []}}, "DX205", "config.stop cannot be []", "list of texts"),
+        ({"timeout": "2m", "deadline": "1m"}, "DX205", "timeout, 120 s, is longer than deadline, 60 s", "raise deadline"),
+        ({"timeout": "11m"}, "DX205", "timeout, 660 s, is longer than deadline, 600 s", "raise deadline"),
         ({"fallback": 5}, "DX205", "fallback cannot be 5", "function"),
     ],
 )

@@ -23,3 +23,9 @@ def test_streams_of_two_topologies_cannot_be_merged():
     (found,) = [p for p in one.check() if p.code == "DX227"]
     assert "a stream of topology other cannot be merged into one" in found.message
     assert ".source()" in found.fix
+
+
+def test_merging_with_what_is_not_a_stream_is_a_problem():
+    one = Topology("one")
+    one.source("a").merge(3).sink("c")  # type: ignore[arg-type]
+    assert "one argument is of type int" in "".join(p.message for p in one.check())

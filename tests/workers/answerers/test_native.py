@@ -316,7 +316,7 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(model: An
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("route", ["native", "worker"])
-async def test_a_value_that_is_no_json_is_an_invalid_output(model: Any, route: str) -> None:
+async def test_a_value_that_is_not_json_is_an_invalid_output(model: Any, route: str) -> None:
     model.replies = {"bytes": chat(r"b'\xff'"), "list[bytes]": chat(r"[b'\xff']"), "Any": chat("...")}
     router = Router(plain(model.url).for_child())
     for kind in model.replies:

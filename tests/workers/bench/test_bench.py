@@ -101,6 +101,7 @@ def test_without_a_peer_nothing_of_dspy_is_imported_and_no_goal_is_judged() -> N
 
 def test_without_dspy_it_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dspy", None)  # as Python marks a module that cannot be imported
+    monkeypatch.delitem(sys.modules, "dspex.workers.dspy.bench", raising=False)  # another test may have imported it
     assert cli.main(["bench", "native", "--against", "dspy"]) == 2
     said = capsys.readouterr().err
     assert "DX105" in said

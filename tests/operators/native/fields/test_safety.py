@@ -194,7 +194,7 @@ PLAINS = [{}, {"signature": 5}, *({"signature": "q -> a", **more} for more in (
 
 
 @pytest.mark.parametrize("plain", PLAINS, ids=repr)
-def test_plain_data_that_is_no_signature_is_refused(plain):
+def test_plain_data_that_is_not_a_signature_is_refused(plain):
     with pytest.raises(TopologyError):
         Signature.from_plain(plain)
 
@@ -225,7 +225,7 @@ def test_a_field_needs_a_python_name(name):
             Signature("q -> a").append(name, "output", "str")
 
 
-def test_a_json_schema_whose_required_is_no_list_is_refused():
+def test_a_json_schema_whose_required_is_not_a_list_is_refused():
     answer = {"type": "object", "properties": {"answer": {"type": "string"}}}
     with pytest.raises(TopologyError):
         Signature.from_json_schema({**answer, "required": 5}, answer)

@@ -88,7 +88,7 @@ def test_types_that_only_this_process_knows_are_listed():
         ("1q -> b", "DX210", "cannot be read", "commas"),
     ],
 )
-def test_a_text_that_is_no_signature_is_refused_with_a_fix(text, code, message, fix):
+def test_a_text_that_is_not_a_signature_is_refused_with_a_fix(text, code, message, fix):
     with pytest.raises(TopologyError) as e:
         Signature(text)
     assert e.value.code == code

@@ -174,7 +174,7 @@ async def test_a_large_request_is_sent_whole() -> None:
         (b"no HTTP at all\r\n\r\n", LMUnavailable),
     ],
 )
-async def test_an_answer_that_is_no_completion_raises_the_right_error(answer: bytes, kind: type[CallError]) -> None:
+async def test_an_answer_that_is_not_a_completion_raises_the_right_error(answer: bytes, kind: type[CallError]) -> None:
     with pytest.raises(CallError) as caught:
         await asked(answer)
     assert type(caught.value) is kind

@@ -165,7 +165,7 @@ def test_request_and_outputs_are_those_of_dspy(lab: Lab, case: dict[str, Any]) -
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-3.5-turbo", "stand-in"])
 @pytest.mark.parametrize("signature", ["text -> reply, n: Optional[int], tags: list[str]", "text -> notes: dict[str, int]"])
-def test_the_response_format_has_the_order_of_dspys(lab: Lab, model: str, signature: str) -> None:
+def test_the_response_format_lists_fields_in_the_order_of_dspy(lab: Lab, model: str, signature: str) -> None:
     """JSON of equal content is not enough: a model writes the fields in the order of the schema."""
     asked, _ = lab.theirs("chain_of_thought", signature, {"text": "x"}, "json", f"openai/{model}")
     sent, _ = lab.ours("chain_of_thought", signature, {"text": "x"}, "json", f"openai/{model}")

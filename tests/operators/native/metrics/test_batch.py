@@ -179,12 +179,12 @@ def test_metrics_of_a_column_of_untrusted_texts_are_computed_within_seconds(text
         ("json_match", ["{}"], ["no json"], "no JSON"),
     ],
 )
-def test_values_that_are_no_column_of_text_are_invalid_input(metric: str, actual: Any, expected: Any, words: str) -> None:
+def test_values_that_are_not_a_column_of_text_are_invalid_input(metric: str, actual: Any, expected: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         metrics.batch(metric, actual, expected)
 
 
-def test_bytes_that_are_no_utf8_are_invalid_input() -> None:
+def test_bytes_that_are_not_utf8_are_invalid_input() -> None:
     offsets = pa.py_buffer(b"\0\0\0\0\2\0\0\0")
     broken = pa.StringArray.from_buffers(1, offsets, pa.py_buffer(b"\xff\xfe"))
     with pytest.raises(InvalidInput, match="UTF8"):

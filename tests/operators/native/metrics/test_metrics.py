@@ -68,7 +68,7 @@ def test_exact_match_with_frac_below_one_is_a_threshold_of_f1() -> None:
 
 @pytest.mark.parametrize("metric", OF_TEXTS)
 @pytest.mark.parametrize("wrong", [None, 1, b"text", {"a": 1}, ["text", None], [["text"]], object()])
-def test_values_that_are_no_text_are_invalid_input(metric: str, wrong: Any) -> None:
+def test_values_that_are_not_text_are_invalid_input(metric: str, wrong: Any) -> None:
     with pytest.raises(InvalidInput, match="text"):
         metrics.METRICS[metric](wrong, "text")
     with pytest.raises(InvalidInput, match="text"):
@@ -131,7 +131,7 @@ def test_json_match_compares_values(actual: Any, expected: Any, score: float) ->
 
 
 @pytest.mark.parametrize("wrong", ["no json", "", "{", "NaN", "[" * 200_000])
-def test_a_reference_that_is_no_json_is_invalid_input(wrong: str) -> None:
+def test_a_reference_that_is_not_json_is_invalid_input(wrong: str) -> None:
     with pytest.raises(InvalidInput, match="no JSON"):
         metrics.json_match("{}", wrong)
 

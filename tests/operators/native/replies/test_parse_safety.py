@@ -83,7 +83,7 @@ def test_json_nested_too_deep_is_refused(depth: int) -> None:
         ANY.parse(f"[[ ## a ## ]]\n{deep}\n[[ ## b ## ]]\n1\n", adapter="chat")
 
 
-def test_json_nested_less_deep_is_read() -> None:
+def test_json_nested_within_the_limit_is_read() -> None:
     deep = "[" * 150 + "]" * 150
     assert str(ANY.parse(f'{{"a": {deep}, "b": 1}}', adapter="json")["a"]) == deep
 

@@ -73,6 +73,8 @@ def test_changing_the_schema_of_a_caller_does_not_change_the_compiled_one():
     made = Schema(schema)
     schema["type"] = "integer"
     made.check("a")
+    with pytest.raises(InvalidInput):
+        made.check(1)
 
 
 def test_the_schema_that_pydantic_makes_is_taken():

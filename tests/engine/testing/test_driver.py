@@ -1,0 +1,37 @@
+"""The testing driver refuses names that its topologies do not have: an empty answer would let a misspelt test pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dspex.bus.errors import NoAnswer, TopologyError
+from dspex.engine.testing.driver import Driver
+from dspex.operators.topology import Topology
+
+
+def asking() -> Topology:
+    topology = Topology("small")
+    topology.source("in").predict("text -> label", name="ask").sink("out.{label}")
+    return topology
+
+
+@pytest.mark.parametrize("look", [lambda d: d.outputs("misspelt"), lambda d: d.events("ou"), lambda d: d.calls("misspelt")])
+def test_a_name_that_no_topology_has_is_refused_by_the_driver(look: Any) -> None:
+    with Driver(asking()) as d, pytest.raises(NoAnswer, match="there is no") as caught:
+        look(d)
+    assert caught.value.code == "DX901"
+
+
+def test_the_driver_shows_the_events_of_sinks_and_of_sources() -> None:
+    with Driver(asking()) as d:
+        d.answer("ask", {"label": "a"})
+        d.publish("in", {"text": "hi"})
+        assert [len(d.outputs(subject)) for subject in ("in", "out.a", "out.*", "out.b")] == [1, 1, 1, 0]
+        assert len(d.calls("ask")) == 1
+
+
+def test_the_driver_refuses_what_is_no_topology() -> None:
+    with pytest.raises(TopologyError, match="3 is int, not a Topology"):
+        Driver(3)  # type: ignore[arg-type]
