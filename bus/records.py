@@ -10,17 +10,12 @@ keys of a newer version are ignored, missing ones get the default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, get_args, get_type_hints
-
-from typing_extensions import TypedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 from dspex.bus import codecs
+from dspex.bus.codecs.checked import checked
 from dspex.bus.errors import DecodeError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
@@ -47,27 +42,6 @@ DEFAULT_POOL = "lightweight"
 """The pool of a call that names none."""
 
 
-@cache
-def _checker(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # here, because it costs 0.1 s to import and `import dspex` must not pay it
-
-    if is_dataclass(kind):  # in strict mode only an instance would do for it; for a map with the same fields a dict does
-        name = kind.__name__  # type: ignore[union-attr]
-        return TypeAdapter(TypedDict(name, get_type_hints(kind), total=False))  # type: ignore[operator]
-    return TypeAdapter(kind)
-
-
-def _checked(kind: Any, what: str, raw: object) -> Any:
-    """`raw`, checked by type. Raises DecodeError that names the first wrong value, and does not show it."""
-    from pydantic import ValidationError
-
-    try:
-        return _checker(kind).validate_python(raw, strict=True)
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        raise DecodeError(f"not {what} of dspex: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
 class _Packed:
     def pack(self) -> bytes:
         """The object as MessagePack; values are converted as in any event. Raises InvalidInput for what cannot be."""
@@ -76,7 +50,7 @@ class _Packed:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The object that `pack` wrote. Raises DecodeError."""
-        known = _checked(cls, f"a {cls.__name__}", codecs.decode(data, codecs.MSGPACK))
+        known = checked(cls, f"a {cls.__name__}", codecs.decode(data, codecs.MSGPACK))
         try:
             return cls(**known)
         except TypeError as e:
@@ -135,7 +109,7 @@ class NodeEvent(NamedTuple):
 
 def unpack_event(data: bytes) -> NodeEvent:
     """The event that `NodeEvent.pack` wrote. Raises DecodeError."""
-    event: NodeEvent = _checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
+    event: NodeEvent = checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
     return event
 
 
@@ -146,7 +120,7 @@ def pack_frame(events: Sequence[NodeEvent]) -> bytes:
 
 def unpack_frame(data: bytes) -> list[NodeEvent]:
     """The events that `pack_frame` wrote. Raises DecodeError."""
-    events: list[NodeEvent] = _checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
+    events: list[NodeEvent] = checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
     return events
 
 

@@ -29,7 +29,7 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS: dict[str, str] = {}
 CATCHES_ALL = {
-    "engine/runtime/failure.py": "the one place that decides what happens to a failed event",
+    "engine/runtime/process.py": "runs the user's functions, which may raise anything; failure.py decides what becomes of it",
     "workers/dspy/programs.py": "imports the user's program, which may raise anything",
     "workers/answerers/router.py": "runs the user's program, which may raise anything",
     "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",

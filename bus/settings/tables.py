@@ -19,7 +19,7 @@ from dspex.bus.settings.values import (
     PositiveSeconds,
     PositiveSize,
     Seconds,
-    Table,
+    SettingsTable,
     Texts,
     custom_error,
     listed,
@@ -27,13 +27,13 @@ from dspex.bus.settings.values import (
 )
 
 
-class CommitSettings(Table):
+class CommitSettings(SettingsTable):
     """How much one commit may hold."""
 
     max_events: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
-class EngineSettings(Table):
+class EngineSettings(SettingsTable):
     """How engines run.
 
     Attributes:
@@ -50,7 +50,7 @@ class EngineSettings(Table):
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
 
 
-class RetrySettings(Table):
+class RetrySettings(SettingsTable):
     """As `dspex.Retry`."""
 
     attempts: Annotated[int, Field(ge=1)] = 4
@@ -60,7 +60,7 @@ class RetrySettings(Table):
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
-class ModuleSettings(Table):
+class ModuleSettings(SettingsTable):
     """Parameters of a DSPy module, as `dspex.ModuleConfig`. None: not set."""
 
     temperature: Annotated[float | None, Field(ge=0)] = None
@@ -71,7 +71,7 @@ class ModuleSettings(Table):
     rollout_id: int | None = None
 
 
-class CallDefaults(Table):
+class CallDefaults(SettingsTable):
     """Call options of every recorded operator that does not set them itself. None: not set here."""
 
     pool: PoolName | None = None
@@ -98,20 +98,20 @@ class CallDefaults(Table):
         return self.model_dump(exclude_none=True)
 
 
-class Defaults(Table):
+class Defaults(SettingsTable):
     """What holds where nothing else is said."""
 
     call: CallDefaults = CallDefaults()
 
 
-class LMPrice(Table):
+class LMPrice(SettingsTable):
     """USD per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
 
 
-class LMProfile(Table):
+class LMProfile(SettingsTable):
     """A named language model. `key_env`: the variable that has its key; None: it needs none.
 
     A local model needs no `key_env` and no `base_url`, and answers in the JSON adapter's form alone.
@@ -140,21 +140,21 @@ class LMProfile(Table):
         return self
 
 
-class Recycle(Table):
+class Recycle(SettingsTable):
     """A worker process is replaced after so many calls, or at this age in seconds."""
 
     calls: Annotated[int | None, Field(ge=1)] = None
     age: PositiveSeconds | None = None
 
 
-class Restart(Table):
+class Restart(SettingsTable):
     """More than `max` restarts within `within` seconds: the pool is marked failed."""
 
     max: Annotated[int, Field(ge=0)] = 5
     within: PositiveSeconds = 60.0
 
 
-class PoolSettings(Table):
+class PoolSettings(SettingsTable):
     """A pool of workers: `size` processes with `slots` calls at once in each."""
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -187,7 +187,7 @@ class PoolSettings(Table):
         return self
 
 
-class TelemetrySettings(Table):
+class TelemetrySettings(SettingsTable):
     """What dspex says about itself. `log`: levels, "info,dspex.engine=debug"."""
 
     log: LogLevels = "info"

@@ -97,7 +97,7 @@ NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
-class Table(BaseModel):
+class SettingsTable(BaseModel):
     """A table of the file: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -126,6 +126,10 @@ MORE = {
         "the message says what to correct; restore a backup",
     ),
     "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),
+    "DX509": (
+        "The event of an open call is stored nowhere any more, so the call cannot be made again or go on.",
+        "do not remove messages from the application's stream; the event itself is lost",
+    ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }
 

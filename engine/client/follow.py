@@ -21,7 +21,7 @@ from dspex.bus.records import CallRecord, Usage
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.commit_log import unpack
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.tables import OpenCall, Position, Timer
+from dspex.engine.log.rows import OpenCall, Position, Timer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RunInfo:
 
 PartitionId: TypeAlias = tuple[str, str, int]  # topology, stage, partition
 Waits: TypeAlias = tuple[PartitionId, str]  # for an input of a partition to be taken
-Row: TypeAlias = tuple[PartitionId, str, int]  # of a partition's table
+RowId: TypeAlias = tuple[PartitionId, str, int]  # of a partition's table
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Progress:
     id: str
     topology: str = ""
     waiting: dict[Waits, int] = field(default_factory=dict)
-    open: set[Row] = field(default_factory=set)
+    open: set[RowId] = field(default_factory=set)
     started: bool = False
     finished: datetime | None = None
     calls: int = 0
@@ -97,7 +97,7 @@ class Follower:
         self._taken: dict[Waits, int] = {}
         # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
         self._waiting: dict[Waits, deque[tuple[int, Progress]]] = {}
-        self._open: dict[Row, Progress] = {}
+        self._open: dict[RowId, Progress] = {}
         self._sources = {
             (m.streams[source], source): [(t, m.stages[source]) for t, m in manifests.items() for s in m.streams if s == source]
             for m in manifests.values()

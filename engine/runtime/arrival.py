@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, NodeEvent, StoredAt
-from dspex.engine.log.tables import Change, Place, Position, Timer
+from dspex.engine.log.rows import Place, Position, Timer
+from dspex.engine.log.tables import Change
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.walk import Output
 

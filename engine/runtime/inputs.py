@@ -11,7 +11,7 @@ timers    the partition's own table (timers.py)       a timer that is due
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol
 
 import structlog
 
@@ -20,28 +20,21 @@ from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, Origin, StoredAt, unpack_event, unpack_frame
-from dspex.engine.log.tables import Place, Position
+from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.walk import event_digest
+from dspex.engine.runtime.request import event_digest
 
 _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _log = structlog.get_logger("dspex.engine")
 
 
-Check: TypeAlias = Callable[[Sequence[Partition], float], Awaitable[float]]
-"""Compares positions with a source stream; when that was made. Raises SourceGap."""
-
-
 class Input(Protocol):
     """A log as a pump reads it. `name`: the key of its position in the tables. `gated`: see Arrival."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def gated(self) -> bool: ...
+    name: ClassVar[str]
+    gated: ClassVar[bool]
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         """Read what is for these partitions, behind a sequence. `name`: of the consumer."""
@@ -69,12 +62,16 @@ class SourceInput:
 
     Attributes:
         created: when the stream was made; ids of events depend on it.
+
+    `check` compares positions with the stream, and gives when that was made. Raises SourceGap.
     """
 
-    name: Final = "source"
-    gated: Final = True
+    name: ClassVar[str] = "source"
+    gated: ClassVar[bool] = True
 
-    def __init__(self, bus: Bus, stage: Stage, stream: str, count: int, check: Check) -> None:
+    def __init__(
+        self, bus: Bus, stage: Stage, stream: str, count: int, check: Callable[[Sequence[Partition], float], Awaitable[float]]
+    ) -> None:
         self._bus, self._stage, self.stream, self._count, self._check = bus, stage, stream, count, check
         self.created = 0.0
 
@@ -133,8 +130,8 @@ class SourceInput:
 class EventsInput:
     """Events at a node, in frames: redriven ones."""
 
-    name: Final = "events"
-    gated: Final = True
+    name: ClassVar[str] = "events"
+    gated: ClassVar[bool] = True
 
     def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
         self._bus, self._stream = bus, subjects.stream(app)
@@ -189,8 +186,8 @@ def _stored(message: Message) -> StoredAt | None:
 class RecordsInput:
     """The records of a partition's calls, whichever pool they are of."""
 
-    name: Final = "records"
-    gated: Final = False
+    name: ClassVar[str] = "records"
+    gated: ClassVar[bool] = False
 
     def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
         self._bus, self._stream = bus, subjects.stream(app)

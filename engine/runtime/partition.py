@@ -17,10 +17,12 @@ import structlog
 
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.commit_log import CommitLog, Snapshot
-from dspex.engine.log.tables import OpenCall, Place, Split, Tables
+from dspex.engine.log.rows import OpenCall, Place, Split
+from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, digest
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.walk import Ask, Output
+from dspex.engine.runtime.request import Ask
+from dspex.engine.runtime.walk import Output
 
 _log = structlog.get_logger("dspex.engine")
 MOST_OUTPUTS = COMMIT_LIMIT - 32  # the rest of a batch is the log entry, and pieces of a large one

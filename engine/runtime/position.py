@@ -7,6 +7,7 @@ the stream before the first delivery of every reader.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from dspex.bus.errors import SourceGap, Unreachable
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
-from dspex.engine.log.tables import Place, Position
+from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival, Gap
 from dspex.engine.runtime.inputs import SourceInput
 from dspex.engine.runtime.partition import Partition
@@ -28,8 +29,8 @@ LAG = 1000  # messages that a partition's position may lie behind what its proce
 class SourceCheck:
     """Compares the positions of partitions with the stream of their source."""
 
-    def __init__(self, bus: Bus, stream: str, source: Source, start: int) -> None:
-        self.bus, self.stream, self.source, self.start = bus, stream, source, start
+    def __init__(self, bus: Bus, stream: str, source: Source, start: int, counters: Counter[str]) -> None:
+        self.bus, self.stream, self.source, self.start, self._counters = bus, stream, source, start, counters
 
     async def __call__(self, partitions: Sequence[Partition], clock: float) -> float:
         """When the source stream was made. Raises SourceGap where events were lost behind a position (`on_gap="stop"`)."""
@@ -70,6 +71,7 @@ class SourceCheck:
         if not info.own and info.first > at.sequence + 1:
             if info.subjects == (self.source.subject,):
                 return begin, "trimmed"
+            self._counters["possible_gap"] += 1
             _log.warning(  # what is gone may all have been of other subjects
                 "a possible gap in the source: its stream was trimmed beyond what was read",
                 stream=info.name,

@@ -15,12 +15,13 @@ from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater, from_dict
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import Call, CallNode
-from dspex.engine.log.tables import Change, OpenCall, Split, Tables, Timer
+from dspex.engine.log.rows import OpenCall, Split, Timer
+from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.failure import Failure, decide, operator_gone, refusal
-from dspex.engine.runtime.letter import TRACEBACK_LIMIT, letter
-from dspex.engine.runtime.walk import Address, Output, Walk, request
+from dspex.engine.runtime.failure import TRACEBACK_LIMIT, Failure, decide, letter, operator_gone, refusal
+from dspex.engine.runtime.request import Address, request
+from dspex.engine.runtime.walk import Output, Walk
 
 _NOTHING = Effects()
 _DROPPED = Effects(notes=("dropped",))
@@ -48,7 +49,7 @@ class Process:
             return self._answered(arrival, what, tables, held=False)
         if isinstance(what, Due):
             return self._due(arrival, what, tables)
-        return _NOTHING
+        return _DROPPED if arrival.place.input == "records" else _NOTHING
 
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:
         """What is left of the outputs of an event of which some are committed already.

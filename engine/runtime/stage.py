@@ -17,16 +17,17 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, DataError, DspexError, Fenced, PayloadTooLarge, StreamFull
 from dspex.bus.tasks import Tasks
 from dspex.engine.log.commit_log import CommitLog, LogAddress
-from dspex.engine.log.tables import Place, Tables
+from dspex.engine.log.rows import Place
+from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs import EventsInput, Input, RecordsInput, SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.position import SourceCheck, SourceWatch
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
+from dspex.engine.runtime.request import Address
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.timers import TimersInput
-from dspex.engine.runtime.walk import Address
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
@@ -67,7 +68,7 @@ class StageRunner:
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
         self._alarm = asyncio.Event()
-        check = SourceCheck(services.bus, source_stream, stage.settings, start)
+        check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
         self.source = SourceInput(services.bus, stage, source_stream, count, check)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
         self._one_by_one: dict[int, int] = {}  # index → arrivals that get a commit each after the next claim

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent
-from dspex.engine.log.tables import Place
+from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs import EventsInput, SourceInput, answered, requested
 from dspex.engine.runtime.partition import Partition
@@ -26,8 +26,8 @@ class TimersInput:
         records_read: whether all records that are stored were taken: a record that is stored beats the deadline of its call.
     """
 
-    name: Final = "timers"
-    gated: Final = False
+    name: ClassVar[str] = "timers"
+    gated: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -6,13 +6,9 @@ makes durable with the position of the event, or which is dropped and made again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
-from hashlib import blake2b
 from random import Random
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
@@ -23,42 +19,15 @@ from dspex.bus.codecs import JSON, Codec, decode, encode
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import Event, derived_id
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
+from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import Handler
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
-from dspex.engine.log.tables import OpenCall, Timer
+from dspex.engine.graph.nodes import CallNode, NativeNode, Sink, SinkNode, Source
+from dspex.engine.log.rows import OpenCall
+from dspex.engine.runtime.request import Address, Ask, request
 
 _log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
-
-
-@dataclass(frozen=True)
-class Address:
-    """Who walks: a partition of a stage, as its subjects and ids name it.
-
-    `nonce`: drawn by the claim, so that ids of records are never repeated, and not to be guessed.
-    """
-
-    app: str
-    topology: str
-    stage: str
-    partition: int
-    nonce: str
-    limit: int  # bytes that headers and data of one message may have
-
-    def node_id(self, node: str) -> str:
-        """What the ids of a node's outputs are derived from, besides the event: unique in the application."""
-        return f"{self.topology}/{self.stage}/{node}"
-
-
-class Ask(NamedTuple):
-    """A request, with the rows that its call has from then on."""
-
-    message: NewMessage
-    number: int
-    call: OpenCall
-    timer: Timer
 
 
 Output: TypeAlias = NewMessage | Ask
@@ -70,7 +39,7 @@ class Walk:
     One object serves one event after another, because making one for each would cost as much as a short walk.
     """
 
-    __slots__ = ("__dict__", "_counts", "_ids", "address", "clock", "node", "number", "origin", "outputs")
+    __slots__ = ("_counts", "_event", "_ids", "_random", "address", "clock", "node", "number", "origin", "outputs")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -81,6 +50,8 @@ class Walk:
         self.outputs: list[Output] = []
         self._counts: dict[str, int] = {}
         self._ids = 0
+        self._event: Event[Any] | None = None
+        self._random: Random | None = None
 
     def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
         """Walk an event from a node. Raises what decoding and the operators raise.
@@ -96,17 +67,19 @@ class Walk:
         self._ids = 0
         if self._counts:
             self._counts = {}
-        if self.__dict__:
-            self.__dict__.clear()
+        self._event = self._random = None
         entry(event, self)
         return outputs
 
     # -- what users see -------------------------------------------------------------------------------------------
-    @cached_property
+    @property
     def event(self) -> Event[Any]:
+        if self._event is not None:
+            return self._event
         o = self.origin
         at = datetime.fromtimestamp(o.time, tz=UTC)
-        return Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, o.headers or {}, o.sequence or None)
+        self._event = Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, o.headers or {}, o.sequence or None)
+        return self._event
 
     @property
     def now(self) -> datetime:
@@ -124,9 +97,11 @@ class Walk:
     def log(self) -> FilteringBoundLogger:
         return _log.bind(topology=self.address.topology, node=self.node, event=self.origin.id, run=self.origin.run)
 
-    @cached_property
+    @property
     def random(self) -> Random:
-        return Random(self.origin.id)
+        if self._random is None:
+            self._random = Random(self.origin.id)
+        return self._random
 
     def uuid(self) -> UUID:
         self._ids += 1
@@ -177,50 +152,6 @@ class Walk:
 
 
 _NOWHERE = Origin(id="", subject="", run="")
-
-
-def event_digest(packed: bytes) -> bytes:
-    """What an open call keeps of its event."""
-    return blake2b(packed, digest_size=16).digest()
-
-
-def request(
-    address: Address,
-    number: int,
-    row: OpenCall,
-    call: Call,
-    inputs: Mapping[str, object],
-    event: NodeEvent,
-    clock: float,
-) -> Ask:
-    """The request for an execution of call `number`, as its row says."""
-    a, packed = address, event.pack()
-    record = RecordTo(
-        subject=subjects.record(a.app, row.pool, a.topology, a.stage, a.partition),
-        id=f"{a.topology}.{a.stage}.{a.partition}.{number}.{row.try_number}.{a.nonce}",
-        number=number,
-        event=packed,
-    )
-    body = CallRequest(
-        call=row.id,
-        try_number=row.try_number,
-        attempt=event.attempts + row.attempts,
-        topology=a.topology,
-        node=row.node,
-        spec=asdict(call.spec),
-        inputs=inputs,
-        run=event.origin.run,
-        session=event.origin.session,
-        timeout=call.timeout,
-        left=row.deadline - clock,
-        invalid=row.invalid,
-        alone=row.alone,
-        record=record,
-    )
-    subject = subjects.work(a.app, row.pool, a.topology, row.node)
-    message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
-    row = row._replace(digest=event_digest(packed), work=0, held=0)
-    return Ask(message, number, row, Timer(row.deadline, "deadline"))
 
 
 def _too_large(node: str, size: int, most: int) -> OutputTooLarge:

@@ -8,7 +8,7 @@ from typing import Any
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallTimeout, ProgramError, RateLimited, RetryLater
+from dspex.bus.errors import CallError, CallTimeout, ProgramError, RateLimited, RetryLater
 from dspex.bus.memory.server import Faults
 from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
@@ -161,12 +161,12 @@ def test_results_come_as_they_finish_where_order_does_not_matter() -> None:
         assert [o["text"] for o in d.outputs("out")] == ["2", "1"]
 
 
-def delayed(lab: Lab, texts: set[str]) -> None:
-    """The first attempt of these is rate-limited for a minute."""
+def delayed(lab: Lab, texts: set[str], error: CallError | None = None) -> None:
+    """The first attempt of these fails; it is rate-limited for a minute if no error is given."""
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
         if inputs["text"] in texts and work.try_number == 1:
-            raise RateLimited("wait", retry_after=60.0)
+            raise error or RateLimited("wait", retry_after=60.0)
         return {"answer": inputs["text"]}
 
     lab.answers["ask"] = answer
@@ -187,8 +187,7 @@ def test_results_of_a_key_are_released_in_its_order_and_other_keys_do_not_wait(l
 
 def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) -> None:
     one = lab(asking(order="key", retry=Retry(attempts=1)))
-    delayed(one, {"1"})
-    one.answers["ask"], limited = (lambda inputs, work: {"answer": inputs["text"]}), one.answers["ask"]
+    one.answers["ask"] = lambda inputs, work: {"answer": inputs["text"]}
     one.start()
     for n in range(6):
         one.publish("in", {"text": str(n)}, key="k")
@@ -200,7 +199,7 @@ def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) 
     assert one.outputs("out") == []
     one.store(one.result(CallRequest.unpack(works[0].data)))
     assert [o["text"] for o in one.outputs("out")] == ["0"]
-    one.answers["ask"] = limited
+    delayed(one, {"1"}, CallTimeout("too slow"))
     one.kill()
     one.start()
     one.store(one.result(CallRequest.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
@@ -257,10 +256,13 @@ def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: M
     assert len(one.outputs("out")) == 1
     work = one.asked[0]
     again = one.result(work)
-    one.store(again._replace(headers={subjects.RUN: "x"}))  # a repeat that the window does not catch
-    one.store(one.result(work, number=77, call="unknown"))
-    one.store(one.result(work, try_number=2))
-    one.store(again._replace(data=b"\xff garbage", headers={}))
+    for message in (
+        again,  # a repeat that the window does not catch, as it has no message id here
+        one.result(work, number=77, call="unknown"),
+        one.result(work, try_number=2),
+        again._replace(data=b"\xff garbage"),
+    ):
+        one.store(message._replace(headers={}))
     assert len(one.outputs("out")) == 1
     assert host.runners[0].counters["dropped"] == 4
     assert host.runners[0].stopped is None

@@ -185,7 +185,7 @@ def test_a_part_of_the_engine_that_fails_ends_the_engine() -> None:
     one = Lab(everything())
     host = one.start()
     p = host.runners[0].partitions[0]
-    p.add = None  # type: ignore[assignment, method-assign]
+    p.take_in = None  # type: ignore[assignment, method-assign]
     one.publish("in", {"n": 0})
     with pytest.raises(TypeError):
         one.advance(1)

@@ -10,9 +10,11 @@ from typing import Any
 import msgpack
 import pytest
 from engine_lab import STREAM, Lab
+from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import unpack_event
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -26,9 +28,9 @@ def reading(stream: str | None = None, **options: Any) -> Topology:
     return topology
 
 
-def foreign(one: Lab, name: str = "EVENTS", subject: str = "in") -> None:
-    """A stream that is not ours: it may be trimmed at any time."""
-    one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, "other"])))
+def foreign(one: Lab, name: str = "EVENTS", subject: str = "in", *others: str) -> None:
+    """A stream that is not ours: it may be trimmed at any time. `others`: subjects that it holds besides."""
+    one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, *others])))
     stream = one.server.streams[name]
     info = stream.info
     stream.info = lambda: replace(info(), own=False)  # type: ignore[method-assign]
@@ -141,7 +143,8 @@ def test_key_session_and_trace_are_inherited_and_causes_are_named(lab: MakeLab) 
     h = m.headers
     assert (h[subjects.KEY], h[subjects.SESSION], h[subjects.TRACEPARENT], h[subjects.RUN]) == ("k", "s", trace, run)
     assert h[subjects.CAUSE] == one.asked[0].call
-    assert one.asked[0].origin["id"] == run
+    assert one.asked[0].record is not None
+    assert unpack_event(one.asked[0].record.event).origin.id == run
     assert "X-Tenant" not in h
 
 
@@ -191,18 +194,36 @@ def trim(one: Lab, below: int) -> None:
     one.server.streams["EVENTS"].purge(">", below)
 
 
-def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab: MakeLab) -> None:
+@pytest.mark.parametrize("first_left", [6, 7])
+def test_a_source_that_was_trimmed_or_emptied_while_the_engine_was_away_stops_the_stage(lab: MakeLab, first_left: int) -> None:
     one = lab(reading())
     foreign(one)
     number(one, 1, 2, 3)
     one.start()
     one.drain()
     number(one, 4, 5, 6)
-    trim(one, 6)
+    trim(one, first_left)
     host = one.start()
     one.advance(20)
     assert numbers(one) == [1, 2, 3]
     assert "trimmed" in (host.runners[0].stopped or "")
+
+
+def test_a_gap_that_may_be_of_other_subjects_only_is_logged_and_never_stops(lab: MakeLab) -> None:
+    one = lab(reading())
+    foreign(one, "EVENTS", "in", "other")
+    number(one, 1, 2, 3)
+    one.start()
+    one.drain()
+    number(one, 4, 5, 6)
+    trim(one, 6)
+    with capture_logs() as logs:
+        host = one.start()
+        one.advance(20)
+    assert numbers(one) == [1, 2, 3, 6]
+    assert host.runners[0].stopped is None
+    assert [entry["read"] for entry in logs if "possible gap" in entry["event"]] == [3]
+    assert host.runners[0].counters["possible_gap"] == 1
 
 
 def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> None:
@@ -218,7 +239,8 @@ def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> No
     one.start()
     assert numbers(one) == [1, 2, 3, 6]
     entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
-    assert [e["gap"] for e in entries if "gap" in e] == [[3, 5]]
+    marks = [run[5] for entry in entries for run in entry.get("taken", ()) if len(run) > 5]
+    assert marks == [("gap", 3, 5)]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -244,7 +266,7 @@ def test_a_source_that_was_made_anew_is_noticed_at_start_and_while_running(lab: 
 def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeLab) -> None:
     """The stream moves on by itself: an engine that has read all of its own events lost nothing."""
     one = lab(reading(partitions=4))
-    foreign(one)
+    foreign(one, "EVENTS", "in", "other")
     number(one, 1, 2)
     one.start()
     for away in (False, True):
