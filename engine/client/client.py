@@ -23,7 +23,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, resolve
-from dspex.engine.client.run import Run, finishing, outputs
+from dspex.engine.client.run import Run, finishing, full_ids, outputs
 from dspex.engine.client.status_rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -159,13 +159,13 @@ class Client:
         return Run(self.bus, self.app, id)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[Progress]]:
-        """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
-        async for finished in finishing(self.bus, self.app, ids, timeout):
+        """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
+        async for finished in finishing(self.bus, self.app, await full_ids(self.bus, ids), timeout):
             yield finished
 
     async def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
-        """What each of these runs sent to sinks so far, in order."""
-        return await outputs(self.bus, self.app, await self.manifests(), ids)
+        """What each of these runs sent to sinks so far, in order, by their full ids."""
+        return await outputs(self.bus, self.app, await self.manifests(), await full_ids(self.bus, ids))
 
     # -- dead letters ---------------------------------------------------------------------------------------------
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:

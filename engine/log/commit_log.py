@@ -187,14 +187,19 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
             break
         if named:
             _log.error("a snapshot is damaged, the one before it is taken", subject=address.subject, sequence=named)
-    if base and snapshot is None and older == 0:
+    start, size = snapshot.at + 1 if snapshot else 1, 0
+    found = await bus.scan(address.stream, [address.subject], start=start, stop=stop)
+    if base and snapshot is None and not _is_first(unpack(found[0].data)):
         raise BusError(f"the snapshot of {address.subject} is damaged", code="DX411", fix="restore the stream from a backup")
-    start = snapshot.at + 1 if snapshot else 1
-    size = 0
-    for message in await bus.scan(address.stream, [address.subject], start=start, stop=stop):
+    for message in found:
         size += len(message.data)
         await apply(bus, address, message, tables)
     return Read(size, base if snapshot else 0, snapshot.size if snapshot else 0)
+
+
+def _is_first(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is the one that every log begins with."""
+    return entry["kind"] == "claim" and entry["epoch"] == 1
 
 
 async def apply(bus: Bus, address: LogAddress, message: Message, tables: Tables) -> Mapping[str, Any]:

@@ -223,7 +223,8 @@ class Driver:
 
     async def _steps(self, node: str) -> list[Step]:
         stored = await self._stored(subjects.record(APP, "*", "*", "*", "*"))
-        return [s for s in steps(stored) if s.node == node]
+        inputs = {n.name: n.call.inputs for g in self._graphs for n in g.calls}
+        return [s for s in steps(stored, inputs) if s.node == node]
 
     def dead_letters(self) -> list[DeadLetter]:
         """All dead letters. A test that never asks fails at its end if there are any."""

@@ -47,6 +47,7 @@ class Cut(MemoryBus):
         super().__init__(server, BusEvents())
         self.left, self.landed = at, landed
         self.cut = asyncio.Event()
+        self.unsent: Sequence[NewMessage] = ()  # the commit at which it was cut
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         self.left -= 1
@@ -54,6 +55,7 @@ class Cut(MemoryBus):
             return await super().commit(drafts, timeout=timeout)
         if self.landed:
             await super().commit(drafts, timeout=timeout)
+        self.unsent = drafts
         self.cut.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody waits for this")

@@ -21,7 +21,9 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert (first.code, second.code) == (0, 0), first.err
     (a,), (b,) = first.objects(), second.objects()
     assert list(a) == RECEIPT
-    assert a == {"run": "order-1", "subject": native.input, "stream": f"DSPEX_{native.u}", "seq": a["seq"], "duplicate": False}
+    stream = f"DSPEX_{native.u}"
+    place = {"subject": native.input, "stream": stream, "seq": a["seq"]}
+    assert a == {"run": f"{stream}@{a['seq']}", **place, "duplicate": False}
     assert b == a | {"duplicate": True}
     human = native.here("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
     assert human.out.startswith("run ")

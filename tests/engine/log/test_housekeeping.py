@@ -18,15 +18,15 @@ MakeLab = Callable[..., Lab]
 KEEP = 30.0  # seconds of retention
 SWEEP_EVERY = 60.0  # seconds; 600 in earnest
 LATER = 130.0  # seconds after which two sweeps have gone over what is past it
-SNAPSHOT_EVERY = 16  # entries; 256 in earnest
-MANY = 3 * SNAPSHOT_EVERY
+SNAPSHOT_AFTER = 4_000  # bytes of entries, about 16 of them; 64 KiB in earnest
+MANY = 48
 
 
 @pytest.fixture(autouse=True)
 def _frequent_snapshots_and_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing goes before a snapshot stands behind it: with frequent ones a few events show what thousands would."""
     monkeypatch.setattr(housekeeping, "EVERY", SWEEP_EVERY)
-    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
+    monkeypatch.setattr(commit_log, "LEAST", SNAPSHOT_AFTER)
 
 
 def kept(name: str = "kept", source: str = "in", **options: Any) -> Topology:
@@ -43,7 +43,7 @@ def busy(one: Lab, count: int = MANY, source: str = "in") -> None:
 def counts(one: Lab, name: str = "kept") -> dict[str, int]:
     return {
         "log": len(one.messages(subjects.log(APP, name, "s1", 0))),
-        "results": len(one.messages(subjects.result(APP, name, "s1", 0))),
+        "records": len(one.messages(subjects.record(APP, "*", name, "s1", 0))),
         "work": len(one.messages(subjects.work_of(APP, name))),
         "source": len(one.messages("in")),
         "out": len(one.messages(f"out.{name}")),
@@ -76,10 +76,10 @@ def test_finished_events_are_removed_after_their_retention_and_sinks_and_dead_le
     after = counts(one)
     assert after["out"] == MANY - 1
     assert len(one.letters()) == 1
-    assert after["log"] < 3 * SNAPSHOT_EVERY
+    assert after["log"] < MANY
     assert after["source"] < MANY
     assert after["work"] < MANY
-    assert after["results"] < MANY
+    assert after["records"] < MANY
     one.kill()
     one.start(records=KEEP)
     busy(one, 10)
@@ -95,7 +95,7 @@ def test_records_of_calls_are_kept_longer_than_events_where_that_is_set(lab: Mak
     busy(one)
     one.advance(LATER)
     after = counts(one)
-    assert after["results"] == MANY
+    assert after["records"] == MANY
     assert after["work"] < MANY
 
 
@@ -103,7 +103,7 @@ def test_open_calls_held_results_and_waiting_events_are_kept_however_old(lab: Ma
     one = lab(kept(order="key"))
 
     def answer(inputs: Any, work: Any) -> Any:
-        if inputs["text"] == "0" and work.attempt == 1:
+        if inputs["text"] == "0" and work.try_number == 1:
             raise RateLimited("come back later", retry_after=200.0)
         return {"answer": "yes"}
 
@@ -152,14 +152,14 @@ def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(l
     one = lab(first, second)
     one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
     one.start(records=KEEP)
-    for n in range(3 * SNAPSHOT_EVERY):
+    for n in range(MANY):
         one.publish("in", {"n": n})
     one.advance(LATER)
-    assert len(one.messages("in", "EVENTS")) == 3 * SNAPSHOT_EVERY
-    assert len(one.messages("middle")) == 3 * SNAPSHOT_EVERY
-    assert len(one.messages("out")) == 3 * SNAPSHOT_EVERY
+    assert len(one.messages("in", "EVENTS")) == MANY
+    assert len(one.messages("middle")) == MANY
+    assert len(one.messages("out")) == MANY
     log = len(one.messages(subjects.log(APP, "first", "s1", 0)))
-    assert log < 3 * SNAPSHOT_EVERY
+    assert log < MANY
 
 
 def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
@@ -168,7 +168,7 @@ def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
     one = lab(topology, max_payload=64_000)
     one.start(records=KEEP)
     one.publish("in", {"text": "x" * 63_900, "by": 0})
-    for _ in range(3 * SNAPSHOT_EVERY):
+    for _ in range(MANY):
         one.publish("in", {"text": "x", "by": 1})
     one.advance(LATER)
     (letter,) = one.letters()
