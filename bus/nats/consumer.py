@@ -30,7 +30,8 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     words = reply.split(b".")
     first = 4 if len(words) == 9 else 6  # with a domain there are 11, or 12 with the random token at the end
     delivered, sequence, number, time, pending = words[first : first + 5]
-    return DeliveryInfo(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
+    at = int(time) // 1000 / 1e6  # whole microseconds, as everywhere: a message's time tells whether it is the same one
+    return DeliveryInfo(int(delivered), int(sequence), int(number), at, int(pending))
 
 
 def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, object]:

@@ -199,7 +199,7 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
 
 def _is_first(entry: Mapping[str, Any]) -> bool:
     """Whether an entry is the one that every log begins with."""
-    return entry["kind"] == "claim" and entry["epoch"] == 1
+    return bool(entry["kind"] == "claim" and entry["epoch"] == 1)
 
 
 async def apply(bus: Bus, address: LogAddress, message: Message, tables: Tables) -> Mapping[str, Any]:

@@ -95,3 +95,18 @@ async def test_every_access_to_a_missing_stream_raises_an_error_that_says_so(bus
     ):
         with pytest.raises(BusError):
             await soon(attempt)
+
+
+@pytest.mark.asyncio
+async def test_a_message_has_the_same_time_however_it_is_read(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 21):
+        await put(bus, f"{unique}.a", n)
+    reader = await bus.reader(unique, [f"{unique}.a"], after=0, name=f"{unique}-times")
+    read: list[float] = []
+    while len(read) < 20:
+        read += [m.time for m in await reader.read(20)]
+    await reader.close()
+    assert [m.time for m in await between(bus, unique, 1, 20)] == read
+    got = [await bus.get(unique, n) for n in range(1, 21)]
+    assert [m.time for m in got if m is not None] == read
