@@ -22,8 +22,11 @@ def is_dead(holder: Mapping[str, Any]) -> bool:
     here = process()
     if (holder.get("host"), holder.get("pids")) != (here["host"], here["pids"]):
         return False
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:  # not what `process` gives: anybody may write to a bucket
+        return False
     try:
-        os.kill(int(holder.get("pid", 0)) or os.getpid(), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

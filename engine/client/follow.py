@@ -19,7 +19,7 @@ from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import readable
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.rows import OpenCall, Position, Timer
 
@@ -169,7 +169,7 @@ class Follower:
 
     def _entry(self, m: Message) -> None:
         partition = _partition(m)
-        changes = unpack(m.data).get("tables", {})
+        changes = (readable(m.data) or {}).get("tables", {})
         touched = [*self._rows(partition, changes), *self._positions(partition, changes)]
         for run in touched:
             if run.done and run.finished is None:

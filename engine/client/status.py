@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import orjson
+import structlog
 
 from dspex.bus import subjects
 from dspex.bus.local.processes import is_dead
@@ -19,8 +20,9 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.client.status_rows import EngineReport, EngineRow, PoolRow, ServerRow, StageRow, Status
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.commit_log import look
+from dspex.engine.log.reading import look
 
+_log = structlog.get_logger("dspex.client")
 SILENT_AFTER = 15.0  # seconds: three leases of the default length
 FORGOTTEN_AFTER = 600.0
 FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
@@ -59,7 +61,20 @@ async def _server(bus: Bus, app: str) -> ServerRow:
 
 async def _reports(bus: Bus, app: str) -> list[EngineReport]:
     bucket = await bus.bucket(subjects.bucket(app))
-    return [orjson.loads(value) for value, _ in (await bucket.items("engine")).values()]
+    found = [_report(key, value) for key, (value, _) in (await bucket.items("engine")).items()]
+    return [report for report in found if report is not None]
+
+
+def _report(key: str, value: bytes) -> EngineReport | None:
+    """What an engine wrote; None for what no engine did."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(EngineReport).validate_json(value)
+    except ValidationError as e:
+        why = e.errors(include_url=False, include_input=False)[0]["msg"]
+        _log.warning("what no engine wrote is left out", key=key, why=why)
+        return None
 
 
 def _row(report: EngineReport) -> EngineRow:

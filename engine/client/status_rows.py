@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic checks what engines report, and takes no other one before Python 3.12
 
 
 class Status(TypedDict):

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
+import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, SourceNode
+
+_log = structlog.get_logger("dspex.engine")
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,31 @@ class Manifest:
 
     @classmethod
     def unpack(cls, data: bytes) -> Manifest:
-        raw: dict[str, Any] = orjson.loads(data)
-        stages = {k: (v[0], v[1]) for k, v in raw.pop("stages").items()}
-        return cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+        """What `pack` wrote. Raises TopologyError."""
+        try:
+            raw: dict[str, Any] = orjson.loads(data)
+            stages = {k: (str(v[0]), int(v[1])) for k, v in raw.pop("stages").items()}
+            made = cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+            sound = isinstance(made.version, int) and all(isinstance(m, dict) for m in (made.streams, made.calls, made.starts))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            sound, made = False, None
+        if made is None or not sound:
+            fix = "restore the application's bucket from a backup, or use another application name"
+            raise TopologyError("the manifest of a topology is damaged", code="DX411", fix=fix)
+        return made
 
 
-async def read(bucket: Bucket) -> dict[str, Manifest]:
-    """The manifests of all topologies of the application."""
-    found = await bucket.items("manifest")
-    return {key.removeprefix("manifest."): Manifest.unpack(value) for key, (value, _) in found.items()}
+async def read(bucket: Bucket, *, whole: bool = False) -> dict[str, Manifest]:
+    """The manifests of all topologies of the application. Damaged ones are left out; with `whole`, TopologyError is raised."""
+    found: dict[str, Manifest] = {}
+    for key, (value, _) in (await bucket.items("manifest")).items():
+        try:
+            found[key.removeprefix("manifest.")] = Manifest.unpack(value)
+        except TopologyError as e:
+            if whole:
+                raise
+            _log.error("a manifest is left out", key=key, why=e.message)
+    return found
 
 
 async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:

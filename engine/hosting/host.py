@@ -231,6 +231,7 @@ class Host:
             "dropped": r.counters["dropped"],
             "retries": r.counters["retry"],
             "dead_letters": r.counters["dead_letter"],
+            "unreadable": r.counters["unreadable"],
             "partitions": [
                 {
                     "index": p.index,

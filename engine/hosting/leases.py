@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import structlog
@@ -73,12 +74,12 @@ class Leases:
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(self.describe()))
         leases = await self.bucket.items("lease")
         members = await self.bucket.items("engine")
-        alive = [orjson.loads(v) for k, (v, r) in members.items() if self._lives(k, v, r)]
-        for key in [k for k, (v, _) in members.items() if is_dead(orjson.loads(v))]:
+        alive = [said(v) for k, (v, r) in members.items() if self._lives(k, v, r)]
+        for key in [k for k, (v, _) in members.items() if is_dead(said(v))]:
             await self.bucket.delete(key)
         for topology in {s.topology for s in self.slots}:
             slots = [s for s in self.slots if s.topology == topology]
-            engines = sum(topology in member.get("topologies", ()) for member in alive)
+            engines = sum(topology in map(str, _list(member.get("topologies"))) for member in alive)
             share = -(-len(slots) // max(1, engines))
             for slot in slots:
                 await self._look(slot, leases.get(slot.key), sum(bool(s.revision) for s in slots) < share)
@@ -103,8 +104,8 @@ class Leases:
                 await self._take(slot, found[1] if found else 0)
 
     def _abandoned(self, key: str, value: bytes, revision: int) -> bool:
-        holder = orjson.loads(value)
-        if holder["engine"] == self.engine or is_dead(holder):
+        holder = said(value)
+        if holder.get("engine") == self.engine or is_dead(holder):
             return True
         seen = self._seen.get(key)
         if seen is None or seen.revision != revision:
@@ -140,3 +141,16 @@ class Leases:
 
     def _value(self) -> bytes:
         return orjson.dumps({"engine": self.engine, **process()})
+
+
+def said(value: bytes) -> dict[str, Any]:
+    """What is under a key of an engine or a lease; {} where that is not what an engine writes."""
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _list(found: object) -> list[object]:
+    return found if isinstance(found, list) else []

@@ -6,7 +6,8 @@ answer that stays right, since positions only move on, and whoever takes over be
 
     removed, when older than the retention            kept as long as
     ------------------------------------------------  -----------------------------------------------------------------
-    log entries                                       they are not before the last snapshot but one
+    log entries, snapshots                            they are not before the last snapshot but one, and not before the
+                                                      last one that is older than the retention
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
     source events, where the source is in this        a stage has not read them, or a dead letter points at them
@@ -29,8 +30,9 @@ from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.records import Letter
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
-from dspex.engine.log.commit_log import LogAddress, Snapshot, bases, named_snapshot, restored, unpack
+from dspex.engine.log.entries import LogAddress, bases, readable
 from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.reading import latest, named_snapshot, restored
 from dspex.engine.log.tables import NONE, Tables
 
 _log = structlog.get_logger("dspex.engine")
@@ -60,7 +62,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
         try:
             bucket = await bus.bucket(subjects.bucket(app))
             for topology in mine():
-                await sweep(bus, app, topology, await manifests(bucket), records=records, now=clock())
+                await sweep(bus, app, topology, await manifests(bucket, whole=True), records=records, now=clock())
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 
@@ -75,8 +77,8 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     if info is None or manifest is None:
         return
     places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
-    kept = {(stage, index): await _kept(bus, app, topology, stage, index) for stage, index in places}
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
+    kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in places}
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():
         await bus.purge(info.name, part.address.subject, below=min(part.log, young))
@@ -94,20 +96,34 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         await _source(bus, app, info, source, applied, now)
 
 
-async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _Kept:
+async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young: int) -> _Kept:
+    """`young`: the first sequence that the retention keeps."""
     address = LogAddress.of(app, topology, stage, index)
-    last = await bus.last(address.stream, address.subject)
-    if last is None:  # never owned: no call of it can be open, and nothing was sent to it
+    end = await latest(bus, address)
+    if not end.at:  # never owned: no call of it can be open, and nothing was sent to it
         return _Kept(address, index, 0, 0, {"work": NONE})
-    base, older = bases(last.sequence, unpack(last.data))
+    base, older = bases(end.at, end.entry)
+    before = await _before(bus, address, young, base)
+    named = [await named_snapshot(bus, address, sequence) for sequence in {base, older, before} if sequence]
+    whole = [snapshot for snapshot in named if snapshot is not None]
     tables = Tables()
-    latest = await restored(bus, address, base, tables) if base else None
-    if latest is None:
+    if not before or not base or len(whole) < len(named) or not whole:
+        return _Kept(address, index, 0, 0, {"work": 0})  # the log is still read from its begin, or may have to be
+    oldest = min(whole, key=lambda snapshot: snapshot.at)
+    if not await restored(bus, address, oldest, tables):
+        _log.error("housekeeping leaves a partition whose snapshot is damaged", subject=address.subject, sequence=oldest.at)
         return _Kept(address, index, 0, 0, {"work": 0})
-    first = await named_snapshot(bus, address, older) if older else latest
     needed = tables.needed()  # what was read or written later lies behind the snapshot
-    oldest: Snapshot = first or latest
-    return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], latest.at)})
+    return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], oldest.at)})
+
+
+async def _before(bus: Bus, address: LogAddress, young: int, base: int) -> int:
+    """The entry that names the last snapshot before what the retention keeps; 0 for none: a replay begins there."""
+    while (first := await bus.next(address.stream, address.subject, young)) is not None:
+        if (entry := readable(first.data)) is not None:
+            return int(entry["base"])
+        young = first.sequence + 1
+    return base
 
 
 async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float) -> None:
@@ -122,8 +138,9 @@ async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Ma
             if stream != info.name:
                 return
             stage, count = manifest.stages[other]
-            needed = [(await _kept(bus, app, topology, stage, index)).needed.get("source", 0) for index in range(count)]
             young = 1 + await sequence_before(bus, info, now - manifest.retention)
+            kept = [await _kept(bus, app, topology, stage, index, young) for index in range(count)]
+            needed = [part.needed.get("source", 0) for part in kept]
             below = min(below, young, *needed)
     if below > info.first:
         await bus.purge(info.name, source, below=min(below, await _pointed_at(bus, app, info)))

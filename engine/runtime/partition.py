@@ -16,7 +16,8 @@ from typing import Any
 import structlog
 
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
-from dspex.engine.log.commit_log import CommitLog, Snapshot
+from dspex.engine.log.commit_log import CommitLog
+from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import OpenCall, Place, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, digest
@@ -204,10 +205,8 @@ class Partition:
         if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
             changes["calls"] = [(n, _located(n, row, batch.asked, count)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(batch.messages), "taken": batch.taken}
-        if self.snapshot is not None:
-            body["snapshot"] = self.snapshot
         batch.snapshot, self.snapshot = self.snapshot, None
-        *pieces, entry = self.log.entry(body, changes, covers=count, at=at)
+        *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=batch.snapshot)
         batch.entry = len(entry.data) + sum(len(piece.data) for piece in pieces)
         alone = len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages
         if alone and self.log.snapshot_due and self.copied is None and batch.snapshot is None:

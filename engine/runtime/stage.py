@@ -16,7 +16,10 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DataError, DspexError, Fenced, PayloadTooLarge, StreamFull
 from dspex.bus.tasks import Tasks
-from dspex.engine.log.commit_log import CommitLog, LogAddress
+from dspex.engine.graph import manifest as manifests
+from dspex.engine.log.build import build
+from dspex.engine.log.commit_log import CommitLog
+from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.rows import Place
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.compile import Stage
@@ -234,15 +237,21 @@ class StageRunner:
 
     async def _claimed(self, index: int) -> Partition:
         s, tables = self.s, Tables(self.ordered, self._names)
-        log = CommitLog(s.bus, LogAddress.of(s.app, self.topology, self.stage.id, index), s.engine, self.manifest)
+        address = LogAddress.of(s.app, self.topology, self.stage.id, index)
+        log = CommitLog(s.bus, address, s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
         await log.claim(tables, at=s.clock(), repair=s.repair.before)
-        address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
-        process = Process(self.stage, address, self._names)
+        self.counters["unreadable"] += log.passed
+        process = Process(self.stage, Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit), self._names)
         p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
         p.one_by_one = self._one_by_one.pop(index, 0)
         p.poison = self._poison.get(index, {})
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
         return p
+
+    async def _newest(self) -> int:
+        """The version of the manifest that is applied."""
+        applied = (await manifests.of_application(self.s.bus, self.s.app)).get(self.topology)
+        return max(self.manifest, applied.version if applied is not None else 0)
 
     async def drain(self) -> None:
         """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""

@@ -17,7 +17,8 @@ from workload import PARTITIONS
 from world import APP, Process, World, last_words
 
 from dspex.bus import subjects
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import LogAddress
+from dspex.engine.log.reading import latest
 
 Fault = Callable[[World, Random], Awaitable[None]]
 
@@ -111,9 +112,9 @@ async def owners(world: World) -> dict[str, int]:
     found: dict[str, int] = {}
     for partition in range(PARTITIONS):
         subject = subjects.log(APP, "chaos", "s1", partition)
-        last = await world.bus.last(subjects.stream(APP), subject)
-        if last is not None:
-            found[subject] = int(unpack(last.data)["owner"].split("-")[-2])  # host-pid-random
+        end = await latest(world.bus, LogAddress.of(APP, "chaos", "s1", partition))
+        if end.at:
+            found[subject] = int(end.facts.owner.split("-")[-2])  # host-pid-random
     return found
 
 

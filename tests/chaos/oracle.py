@@ -23,7 +23,7 @@ from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord
 from dspex.engine.client import letters
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import unpack
 from dspex.engine.log.state import OpenCall
 
 ANY = "one output, or a dead letter"  # of an event that a real model answers
@@ -198,14 +198,14 @@ def one_clock(case: Case) -> Iterator[Violation]:
 def one_owner(case: Case) -> Iterator[Violation]:
     """Each log is a chain: claims count up by one, and what stands between two is by the owner of the first."""
     for subject, entries in case.logs.items():
-        epoch, owner = 0, ""
+        epoch, claim = 0, 0
         for m, entry in entries:
             if entry["kind"] == "claim":
                 if entry["epoch"] != epoch + 1:
                     yield Violation("epochs are dense", f"{subject} {m.sequence}: {entry['epoch']} after {epoch}")
-                epoch, owner = entry["epoch"], entry["owner"]
-            elif (entry["epoch"], entry["owner"]) != (epoch, owner):
-                yield Violation("one owner commits", f"{subject} {m.sequence}: {entry['owner']} under the claim of {owner}")
+                epoch, claim = entry["epoch"], m.sequence
+            elif entry["claim"] != claim:
+                yield Violation("one owner commits", f"{subject} {m.sequence}: of claim {entry['claim']} behind claim {claim}")
 
 
 def covered(case: Case) -> Iterator[Violation]:
@@ -353,7 +353,7 @@ def _split(case: Case) -> int:
         open_: dict[tuple[str, int], int] = {}
         for _, entry in entries:
             for which, sequence, *_ in entry.get("parts", ()):
-                open_.setdefault((which, sequence), entry["epoch"])
+                open_.setdefault((which, sequence), entry["claim"])
             for which, sequence in entry.get("unparted", ()):
-                found += open_.pop((which, sequence), entry["epoch"]) != entry["epoch"]
+                found += open_.pop((which, sequence), entry["claim"]) != entry["claim"]
     return found

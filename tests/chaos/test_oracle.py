@@ -12,7 +12,7 @@ from simulation import APP, Simulation
 from dspex.bus import subjects
 from dspex.bus.memory.server import Faults
 from dspex.bus.message import Message
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import unpack
 
 pytestmark = pytest.mark.no_cover
 

@@ -12,7 +12,8 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.engine.log import commit_log
-from dspex.engine.log.commit_log import look, unpack
+from dspex.engine.log.entries import unpack
+from dspex.engine.log.reading import look
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]

@@ -227,7 +227,7 @@ def test_a_gap_that_may_be_of_other_subjects_only_is_logged_and_never_stops(lab:
 
 
 def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> None:
-    from dspex.engine.log.commit_log import unpack
+    from dspex.engine.log.entries import unpack
 
     one = lab(reading(on_gap="skip"))
     foreign(one)
