@@ -53,8 +53,10 @@ class Manifest:
         try:
             raw: dict[str, Any] = orjson.loads(data)
             stages = {k: (str(v[0]), int(v[1])) for k, v in raw.pop("stages").items()}
+            sound = isinstance(raw["version"], int) and all(
+                isinstance(raw[name], dict) for name in ("streams", "calls", "starts")
+            )
             made = cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
-            sound = isinstance(made.version, int) and all(isinstance(m, dict) for m in (made.streams, made.calls, made.starts))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             sound, made = False, None
         if made is None or not sound:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dspex.bus.errors import Fenced, TopologyError, Unsettled
 from dspex.bus.port import Bus, NewMessage
-from dspex.engine.log.entries import VERSION, Facts, LogAddress, Snapshot, bases, damaged, packed
+from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
 from dspex.engine.log.reading import Newest, latest, read_back
 from dspex.engine.log.tables import Tables
 
@@ -82,7 +82,7 @@ class CommitLog:
                 self.base, self.older = read.base, 0
             return
 
-    def _check(self, before: Facts) -> None:
+    def _check(self, before: ClaimFacts) -> None:
         if before.manifest > self.manifest:
             raise TopologyError(
                 f"{self.address.subject} was claimed by an engine with a newer version of the topology "
@@ -92,7 +92,7 @@ class CommitLog:
             )
 
     def _facts(self) -> dict[str, object]:
-        return Facts(self.epoch, self.owner, self.manifest, dict(self.build))._asdict()
+        return ClaimFacts(self.epoch, self.owner, self.manifest, dict(self.build))._asdict()
 
     def _frame(self, at: float) -> dict[str, object]:
         return {"v": VERSION, "time": at, "base": self.base, "older": self.older}

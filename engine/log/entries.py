@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
     size: int
 
 
-class Facts(NamedTuple):
+class ClaimFacts(NamedTuple):
     """What a claim says of its owner. `build`: what the same arrivals give the same messages with."""
 
     epoch: int
@@ -140,6 +140,6 @@ def bases(sequence: int, entry: Mapping[str, Any]) -> tuple[int, int]:
     return (sequence, base) if "snapshot" in entry else (base, entry["older"])
 
 
-def facts(entry: Mapping[str, Any]) -> Facts:
+def facts(entry: Mapping[str, Any]) -> ClaimFacts:
     """What a claim says of its owner, or an entry that names a snapshot."""
-    return Facts(entry["epoch"], entry["owner"], entry["manifest"], entry["build"])
+    return ClaimFacts(entry["epoch"], entry["owner"], entry["manifest"], entry["build"])

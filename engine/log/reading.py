@@ -18,7 +18,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.entries import (
     VERSION,
-    Facts,
+    ClaimFacts,
     LogAddress,
     Snapshot,
     bases,
@@ -68,7 +68,7 @@ class Latest(NamedTuple):
     last: int = 0
     at: int = 0
     entry: Mapping[str, Any] = {}
-    facts: Facts = Facts(0, "", 0, {})
+    facts: ClaimFacts = ClaimFacts(0, "", 0, {})
 
 
 async def latest(bus: Bus, address: LogAddress, newest: Newest | None = None) -> Latest:
@@ -94,7 +94,7 @@ async def latest(bus: Bus, address: LogAddress, newest: Newest | None = None) ->
 
 async def _genuine(
     bus: Bus, address: LogAddress, message: Message, newest: Newest | None
-) -> tuple[Mapping[str, Any], Facts] | None:
+) -> tuple[Mapping[str, Any], ClaimFacts] | None:
     """The entry that a message at the end of the log is, and the facts of its claim; None for what no engine wrote."""
     entry = readable(message.data)
     if entry is None:
@@ -116,7 +116,7 @@ async def _same_version(bus: Bus, address: LogAddress, message: Message) -> None
         raise other_version(number)
 
 
-async def _facts(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any]) -> Facts | None:
+async def _facts(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any]) -> ClaimFacts | None:
     """The facts of the claim that an entry stands under; None where it refers to what is not there."""
     if not _looks_back(entry, message.sequence):
         return None

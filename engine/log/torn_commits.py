@@ -60,16 +60,25 @@ class TornCommits:
 
     async def _remove(self, first: int, last: int, end: int) -> None:
         """Remove what is torn from `first` to `last`. `end`: before the claim; no commit goes beyond it."""
-        found = await self.bus.scan(self.stream, [">"], start=first, stop=min(last + COMMIT_LIMIT, end))
-        covered: set[int] = set()
-        for m in found:
-            if subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
-                covered.update(range(max(first, m.sequence - entry.get("covers", 0)), m.sequence))
-        torn = [m.sequence for m in found if m.sequence <= last and m.sequence not in covered and self._is_ours(m)]
+        found = await self.bus.scan(self.stream, [">"], start=first, stop=last)
+        covered = self._covered(found, first)
+        torn = [m.sequence for m in found if m.sequence not in covered and self._is_ours(m)]
+        if torn and last < end:  # the entry of the last ones may lie behind them
+            behind = await self.bus.scan(self.stream, [self._logs], start=last + 1, stop=min(last + COMMIT_LIMIT, end))
+            covered = self._covered(behind, first)
+            torn = [sequence for sequence in torn if sequence not in covered]
         if torn:
             _log.error("removes what a torn commit left", stream=self.stream, messages=len(torn), first=torn[0], last=torn[-1])
         for sequence in torn:
             await self.bus.delete(self.stream, sequence)
+
+    def _covered(self, found: Sequence[Message], first: int) -> set[int]:
+        """The sequences from `first` on that the entries among these messages cover."""
+        covered: set[int] = set()
+        for m in found:
+            if subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
+                covered.update(range(max(first, m.sequence - entry.get("covers", 0)), m.sequence))
+        return covered
 
     def _is_ours(self, m: Message) -> bool:
         """Whether only a commit writes such messages."""

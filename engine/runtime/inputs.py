@@ -20,6 +20,7 @@ from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, Origin, StoredAt, unpack_event, unpack_frame
+from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.compile import Stage
@@ -152,7 +153,7 @@ class EventsInput:
     async def fetched(self, p: Partition, message: Message) -> Message | None:
         """The stored message that has the data, where the frame refers to one."""
         place = _stored(message)
-        return await self._bus.get(place.stream, place.sequence) if place is not None else None
+        return await stored(self._bus, place.stream, place.sequence) if place is not None else None
 
     def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
         sequence, stored = message.sequence, _stored(message)
@@ -234,6 +235,6 @@ async def answered(bus: Bus, stream: str, p: Partition, message: Message) -> Ans
 
 async def requested(bus: Bus, stream: str, sequence: int) -> NodeEvent | None:
     """The event that a stored request is for; None where it is not stored any more."""
-    message = await bus.get(stream, sequence) if sequence > 0 else None
+    message = await stored(bus, stream, sequence) if sequence > 0 else None
     request = CallRequest.unpack(message.data) if message is not None else None
     return unpack_event(request.record.event) if request is not None and request.record is not None else None

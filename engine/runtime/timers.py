@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent
+from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs import EventsInput, SourceInput, answered, requested
@@ -78,13 +79,15 @@ class TimersInput:
         if row is None:
             return None
         if timer.kind == "held":
-            stored = await self._bus.get(self._stream, row.held)
-            return await answered(self._bus, self._stream, p, stored) if stored is not None else None
+            held = await stored(self._bus, self._stream, row.held)
+            return await answered(self._bus, self._stream, p, held) if held is not None else None
         return await requested(self._bus, self._stream, row.work)
 
     async def _event(self, place: Place, time: float) -> NodeEvent | None:
         stream = self._source.stream if place.input == "source" else self._stream
-        message = await self._bus.get(stream, place.sequence)
+        if place.input == "source" and time < self._source.created:
+            return None  # it lay in a stream that was made anew since
+        message = await stored(self._bus, stream, place.sequence)
         if message is None or message.time != time:
             return None
         return self._source.event(message) if place.input == "source" else EventsInput.events(message, None)[place.item]
