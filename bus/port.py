@@ -62,6 +62,7 @@ class StreamInfo:
     bytes: int
     replicas: int = 1
     own: bool = True  # made by dspex
+    now: float = field(default=0.0, compare=False)  # what the clock of its leader said, in seconds since the epoch
 
 
 class Reader(Protocol):

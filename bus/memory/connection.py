@@ -92,12 +92,12 @@ class MemoryBus:
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
         await self.trip()
-        return self.server.ensure_stream(config).info()
+        return self.server.ensure_stream(config).info(self.server.now)
 
     async def stream(self, name: str) -> StreamInfo | None:
         await self.trip()
         stream = self.server.streams.get(name)
-        return stream.info() if stream else None
+        return stream.info(self.server.now) if stream else None
 
     async def stream_of(self, subject: str) -> str | None:
         await self.trip()

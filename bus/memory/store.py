@@ -70,7 +70,7 @@ class MemoryStream:
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
 
-    def info(self) -> StreamInfo:
+    def info(self, now: float) -> StreamInfo:
         return StreamInfo(
             name=self.config.name,
             subjects=tuple(self.subjects),
@@ -80,6 +80,7 @@ class MemoryStream:
             messages=len(self.messages),
             bytes=self.bytes,
             replicas=self.config.replicas,
+            now=now,
         )
 
     # -- write

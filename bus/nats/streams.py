@@ -93,6 +93,7 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
         bytes=state["bytes"],
         replicas=config["num_replicas"],
         own=_OWN in (config.get("metadata") or {}),
+        now=timestamp(answer["ts"]),
     )
 
 

@@ -13,7 +13,7 @@ from dspex.bus.errors import DspexError, NoAnswer, ProgramError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.port import Delivery
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.serving.work_loop import Job, WorkLoop
 
 Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 ROOM = 1000  # calls at once

@@ -88,8 +88,8 @@ def test_the_application_stream_takes_its_own_subjects_and_no_calls() -> None:
         subjects.log("shop", "t", "s", 3),
         subjects.edge("shop", "t", "s", 3),
         subjects.work("shop", "gpu", "t", "draft"),
-        subjects.result("shop", "t", "s", 3),
-        subjects.record("shop", "gpu"),
+        subjects.record("shop", "gpu", "t", "s", 3),
+        subjects.interactive_record("shop", "gpu"),
         subjects.dead("shop", "t", "draft"),
     ]
     for subject in stored:
@@ -127,12 +127,20 @@ def test_dead_letters_of_any_node_have_a_subject_below_their_topology(node: str)
     assert not matches(subjects.dead_pattern("a", "t2"), subject)
 
 
+def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_or_interactive_call() -> None:
+    mine = subjects.record("shop", "*", "t", "s", 3)
+    assert all(matches(mine, subjects.record("shop", pool, "t", "s", 3)) for pool in ("gpu", "lightweight"))
+    others = [subjects.record("shop", "gpu", "t", "s", 4), subjects.record("shop", "gpu", "t2", "s", 3)]
+    assert not any(matches(mine, s) for s in [*others, subjects.interactive_record("shop", "gpu")])
+    assert matches(subjects.interactive_record("shop", "*"), subjects.interactive_record("shop", "gpu"))
+    assert not matches(subjects.interactive_record("shop", "*"), subjects.record("shop", "gpu", "t", "s", 3))
+
+
 def test_keys_are_below_their_prefix() -> None:
     assert subjects.manifest_key("t") == "manifest.t"
     assert subjects.lease_key("t", "s", 3) == "lease.t.s.3"
     assert subjects.member_key("engine", "x") == "engine.x"
 
 
-def test_ids_of_attempts_and_redrives_are_the_same_each_time() -> None:
-    assert subjects.attempt_id("call", 2) == subjects.attempt_id("call", 2) != subjects.attempt_id("call", 3)
+def test_a_redrive_has_the_same_id_each_time() -> None:
     assert subjects.redrive_id(17) == "redrive:17"

@@ -33,7 +33,7 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.hosting.host import Host
 
 APP = "sim"

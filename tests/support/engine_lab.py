@@ -14,7 +14,7 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import BusEvents, Delivery, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter

@@ -7,7 +7,6 @@ given to somebody else.
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 
 import structlog
@@ -17,7 +16,8 @@ from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving import ACK_WAIT, SIGN_OF_LIFE, Job, RecordStore, WorkLoop
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.work_loop import ACK_WAIT, SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
@@ -130,10 +130,9 @@ class Pool:
     async def _answer(self, work: CallRequest, delivery: Delivery, reservation: Reservation) -> CallRecord:
         with reservation:
             return await self.attempts.run(
-                work, delivery.message.data, reservation, delivered=delivery.delivered, age=self._age(delivery)
+                work,
+                delivery.message.data,
+                reservation,
+                delivered=delivery.delivered,
+                age=self.work.clock.age(delivery.message.time),
             )
-
-    @staticmethod
-    def _age(delivery: Delivery) -> float:
-        """Seconds since a request was stored."""
-        return max(0.0, time.time() - delivery.message.time)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Final
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects, tasks
-from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
-from dspex.bus.port import Bus, Delivery, NewMessage, WorkQueue
+from dspex.bus.errors import BusError, DecodeError
+from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -25,61 +26,11 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 ACK_WAIT: Final = 15.0
 SIGN_OF_LIFE: Final = 5.0
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
+ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 STORE_AGAIN: Final = 10.0  # seconds until work whose record the bus refuses is delivered again
-MESSAGE_ROOM: Final = 4096  # bytes of a message kept for headers
 
 Job = Callable[[], Awaitable[CallRecord | None]]  # None: there is no record to store, and the work is done
 Accept = Callable[[CallRequest, Delivery], Job]
-
-
-class RecordStore:
-    """Stores the records of calls in the stream. `pending`: how many the bus has not taken yet."""
-
-    def __init__(self, bus: Bus, app: str, pool: str) -> None:
-        self.bus, self.app, self.pool = bus, app, pool
-        self.pending = 0
-
-    async def store(self, record: CallRecord, request: CallRequest) -> bool:
-        """Store the record where its request says; False if the bus refuses it for good.
-
-        Tries again for as long as the bus may still take it.
-        """
-        to = request.record
-        if to is None:
-            subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
-        else:
-            subject, id = to.subject, to.id
-            record = replace(record, number=to.number, event=to.event)
-        message = NewMessage(subject, self._sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
-        self.pending += 1
-        try:
-            return await self._publish(message, request.call)
-        finally:
-            self.pending -= 1
-
-    async def _publish(self, message: NewMessage, call: str) -> bool:
-        pause = 0.1
-        while True:
-            try:
-                await self.bus.publish(message)
-                return True
-            except BusError as error:
-                log.warning("record not stored", pool=self.pool, call=call, error=error.message)
-                if not error.retryable:
-                    return False
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
-
-    def _sized(self, record: CallRecord) -> bytes:
-        """The packed record. One that no message can hold becomes a short error that says so."""
-        data = record.pack()
-        room = self.bus.max_payload - MESSAGE_ROOM
-        if len(data) <= room:
-            return data
-        too_large = f"{record.node}: the answer has {len(data)} bytes, and a message holds {room}"
-        error = record.error or OutputTooLarge(too_large, node=record.node).as_dict()
-        short = {**error, "message": str(error["message"])[:200], "traceback": ""}
-        return replace(record, outputs=None, error=short).pack()
 
 
 class WorkLoop:
@@ -97,6 +48,7 @@ class WorkLoop:
     Attributes:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
         served: pieces of work that are answered and acked.
+        clock: tells how long ago work was stored.
     """
 
     def __init__(
@@ -117,6 +69,7 @@ class WorkLoop:
         self.records = records or RecordStore(bus, app, pool)
         self._ack_wait, self._sign_of_life = ack_wait, sign_of_life
         self.served = 0
+        self.clock = ServerClock(bus, subjects.stream(app))
         self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
         self._taking: asyncio.Task[None] | None = None
@@ -127,6 +80,7 @@ class WorkLoop:
         """Begin to take work."""
         self._taking = self._loops.start(self._take(), "take")
         self._loops.start(self._signs_of_life(), "signs of life")
+        self._loops.start(self._ask_time(), "time")
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus."""
@@ -174,6 +128,7 @@ class WorkLoop:
             raise
 
     async def _open(self) -> WorkQueue:
+        await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
         return await self.bus.work(
             subjects.stream(self.app),
             subjects.work_pattern(self.app, self.pool),
@@ -181,6 +136,14 @@ class WorkLoop:
             ack_wait=self._ack_wait,
             free=self._free,
         )
+
+    async def _ask_time(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_TIME)
+            try:
+                await self.clock.ask()
+            except BusError as error:
+                log.debug("the server did not tell the time", pool=self.pool, error=error.message)
 
     async def _signs_of_life(self) -> None:
         while True:
