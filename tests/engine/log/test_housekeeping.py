@@ -11,7 +11,11 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
 from dspex.bus.port import StreamConfig
+from dspex.engine.graph import manifest
 from dspex.engine.log import commit_log, housekeeping
+from dspex.engine.log.entries import LogAddress, Snapshot, bases, packed, unpack
+from dspex.engine.log.reading import restored
+from dspex.engine.log.tables import Tables
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -186,3 +190,64 @@ def test_only_the_engine_with_the_first_partition_does_housekeeping(lab: MakeLab
     one.advance(20)
     assert sorted(len(h._first_of()) for h in hosts) == [0, 1]
     assert STREAM in one.server.streams
+
+
+def whole(one: Lab, name: str = "kept") -> list[bool]:
+    """Of each snapshot that an entry names which is still there: whether all of its messages are."""
+    found = [unpack(m.data).get("snapshot") for m in one.messages(subjects.log(APP, name, "s1", 0))]
+    address = LogAddress.of(APP, name, "s1", 0)
+    return [one.run(restored(one.client.bus, address, Snapshot(*named), Tables())) for named in found if named]
+
+
+def test_the_older_of_two_snapshots_stays_whole_while_it_is_named(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    last = one.messages(subjects.log(APP, "kept", "s1", 0))[-1]
+    base, older = bases(last.sequence, unpack(last.data))
+    assert base > older > 0
+    assert whole(one) == [True, True]
+    one.kill()
+    message = one.server.streams[STREAM].messages[base]  # and it is what recovery falls back to
+    entry = dict(unpack(message.data))
+    entry["snapshot"] = (*entry["snapshot"][:3], b"damaged", entry["snapshot"][4])
+    one.server.streams[STREAM].messages[base] = message._replace(data=packed(entry))
+    one.start(records=KEEP)
+    busy(one, 5)
+    one.advance(5)
+    assert len(one.outputs("out.kept")) == MANY + 5
+
+
+def test_the_last_snapshot_before_the_retention_stays_with_all_that_a_replay_from_it_reads(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    for _ in range(3):  # much more than two snapshots, all within the retention
+        busy(one)
+    one.advance(1)
+
+    async def swept() -> float:
+        bus = one.client.bus
+        applied = await manifest.of_application(bus, APP)
+        now = one.server.now
+        await housekeeping.sweep(bus, APP, "kept", applied, records=KEEP, now=now)
+        return now - KEEP
+
+    horizon = one.run(swept())
+    log = one.messages(subjects.log(APP, "kept", "s1", 0))
+    named = [m for m in log if "snapshot" in unpack(m.data)]
+    old = [m for m in named if m.time < horizon]
+    assert len(named) > 3
+    assert old
+    at = unpack(old[-1].data)["snapshot"][0]
+    assert whole(one)[len(old) - 1]
+    assert log[0].sequence <= at < log[-1].sequence
+    tables, address = Tables(), LogAddress.of(APP, "kept", "s1", 0)
+    one.run(restored(one.client.bus, address, Snapshot(*unpack(old[-1].data)["snapshot"]), tables))
+    events = [m.sequence for m in one.messages("in")]
+    position = tables.position("source").sequence
+    assert len([sequence for sequence in events if sequence > position]) >= 3 * MANY

@@ -152,3 +152,30 @@ def test_a_log_that_is_whole_is_read_without_any_of_its_snapshots(lab: MakeLab) 
     one.work()
     one.advance(5)
     assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
+
+
+def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "a"})
+    (at, claim), (_, commit) = entries(one)
+    assert (claim["kind"], claim["epoch"], claim["owner"], claim["manifest"]) == ("claim", 1, "a", 1)
+    assert claim["build"]["graph"] == logged().digest
+    assert sorted(claim["build"]) == ["codecs", "dspex", "graph", "hash seed", "python"]
+    assert commit["claim"] == at
+    assert sorted(commit) == ["base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
+
+
+def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapshot_says_it(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(MANY):
+        one.publish("in", {"text": str(n)})
+    one.drain()
+    one.run(one.client.bus.purge(STREAM, LOG, below=snapshots(one)[-1]))  # the claim with it
+    one.start("b")
+    claims = [entry for _, entry in entries(one) if entry["kind"] == "claim"]
+    assert [(claim["epoch"], claim["owner"]) for claim in claims] == [(2, "b")]
+    one.work()
+    one.advance(5)
+    assert len(one.outputs("out")) == MANY
