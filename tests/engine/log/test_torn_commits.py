@@ -64,6 +64,7 @@ def test_a_remainder_is_found_before_each_partitions_claim_and_not_only_before_t
     one.kill()
     torn(one, 3)
     one.store(NewMessage(subjects.log(APP, "split", "s1", 1), b"moved on"))  # partition 1 goes on behind it
+    one.store(NewMessage("in", b"{}"))
     repair = TornCommits(one.client.bus, APP, [split().graph])
     looked_at(one, repair, 1)
     assert left(one) == 3
