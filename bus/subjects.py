@@ -201,11 +201,6 @@ def control(app: str, pool: str) -> str:
 ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of JetStream
 
 
-def stream_info(stream: str) -> str:
-    """Ask it for the state of a stream."""
-    return f"$JS.API.STREAM.INFO.{stream}"
-
-
 # -- keys of the bucket --------------------------------------------------------------------------------------------
 def manifest_key(topology: str) -> str:
     return f"manifest.{topology}"

@@ -17,7 +17,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.local.processes import is_dead
 from dspex.bus.message import Message
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status_rows import EngineReport, EngineRow, PoolRow, ServerRow, StageRow, Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import look
@@ -32,13 +32,15 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     """The state of the application. `pools`: pools to include besides those that the applied topologies use."""
     used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
     reports, rows = await asyncio.gather(_reports(bus, app), _pools(bus, app, sorted(used | set(pools))))
-    engines = [(report, _row(report)) for report in reports]
+    info = await bus.stream(subjects.stream(app))
+    now = info.now if info else time.time()
+    engines = [(report, _row(report, now)) for report in reports]
     alive = [report for report, row in engines if row["alive"]]
     stages = await asyncio.gather(
         *(_stage(bus, app, alive, topology, m, source) for topology, m in manifests.items() for source in m.streams)
     )
     return {
-        "server": await _server(bus, app),
+        "server": _server(bus, app, info),
         "engines": [row for report, row in engines if row["alive"] or not _is_gone(report, row)],
         "stages": list(stages),
         "pools": rows,
@@ -47,8 +49,7 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     }
 
 
-async def _server(bus: Bus, app: str) -> ServerRow:
-    info = await bus.stream(subjects.stream(app))
+def _server(bus: Bus, app: str, info: StreamInfo | None) -> ServerRow:
     return {
         "url": bus.url,
         "app": app,
@@ -77,8 +78,8 @@ def _report(key: str, value: bytes) -> EngineReport | None:
         return None
 
 
-def _row(report: EngineReport) -> EngineRow:
-    age = round(max(0.0, time.time() - report["time"]), 1)
+def _row(report: EngineReport, now: float) -> EngineRow:
+    age = round(max(0.0, now - report["time"]), 1)
     own = {key: value for key, value in report.items() if key != "stages"}
     return cast("EngineRow", {**own, "age": age, "alive": not is_dead(report) and age < SILENT_AFTER})
 

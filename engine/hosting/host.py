@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
 from dspex.bus import subjects
+from dspex.bus.clock import ServerClock
 from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bucket, Bus, StreamConfig
@@ -45,7 +45,6 @@ class Host:
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         most_inputs, most_open_calls: see Services.
-        clock: seconds since the epoch.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Host:
         stall_after: float = 30.0,
         most_inputs: int = 500,
         most_open_calls: int = 10_000,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.bus = bus
         self.app = app
@@ -70,8 +68,8 @@ class Host:
         self.replicas = replicas
         self.lease = lease
         self.records = records
-        self.clock = clock
-        self.committer = Committer(bus, clock)
+        self.clock = ServerClock(bus, subjects.stream(app))
+        self.committer = Committer(bus, self.clock)
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
         self.leases: Leases | None = None
@@ -132,6 +130,7 @@ class Host:
     async def start(self) -> None:
         """Apply, and begin to run what this engine gets a lease for."""
         manifests = await self.apply()
+        await self.clock.ask()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
         self.leases = leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
         services = Services(

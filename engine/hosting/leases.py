@@ -16,6 +16,7 @@ import orjson
 import structlog
 
 from dspex.bus import subjects
+from dspex.bus.clock import ServerClock
 from dspex.bus.errors import BusError, Fenced
 from dspex.bus.local.processes import is_dead, process
 from dspex.bus.port import Bucket
@@ -55,7 +56,7 @@ class Leases:
     bucket: Bucket
     engine: str
     seconds: float
-    clock: Callable[[], float]
+    clock: ServerClock
     describe: Callable[[], dict[str, object]]
     slots: list[Slot] = field(default_factory=list)
     _seen: dict[str, _Holder] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Leases:
         while True:
             try:
                 await self.once()
+                await self.clock.ask()
             except BusError as e:
                 _log.debug("cannot keep leases now, trying again", why=e.message)  # the engine goes on: the log decides
             await asyncio.sleep(self.seconds / 3)
@@ -109,9 +111,9 @@ class Leases:
             return True
         seen = self._seen.get(key)
         if seen is None or seen.revision != revision:
-            self._seen[key] = _Holder(revision, self.clock())
+            self._seen[key] = _Holder(revision, asyncio.get_running_loop().time())
             return False
-        return self.clock() - seen.at > self.seconds
+        return asyncio.get_running_loop().time() - seen.at > self.seconds
 
     async def _take(self, slot: Slot, revision: int) -> None:
         try:

@@ -86,7 +86,7 @@ class Driver:
 
     async def _start_engine(self) -> None:
         self._bus: MemoryBus = self._server.connect()
-        self._host = Host(self._bus, APP, self._graphs, engine="driver", clock=lambda: self._server.now)
+        self._host = Host(self._bus, APP, self._graphs, engine="driver")
         try:
             await self._host.start()
         except BusError:

@@ -98,7 +98,7 @@ class Lab:
         async def go() -> Host:
             connection = bus or self.server.connect()
             graphs = [t.graph for t in topologies] or self.graphs
-            host = Host(connection, APP, graphs, engine=name, clock=lambda: self.server.now, **options)
+            host = Host(connection, APP, graphs, engine=name, **options)
             self.hosts[name] = (host, connection)
             await host.start()
             return host
