@@ -95,4 +95,8 @@ class Watchdog:
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
         if any(p.full for p in partitions):
             return ""  # the source waits for workers
-        return "events of the source are not read" if event is not None and event.sequence > runner.pumps["source"].at else ""
+        return (
+            "events of the source are not read"
+            if event is not None and event.sequence > (runner.pumps["source"].at or 0)
+            else ""
+        )

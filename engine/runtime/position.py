@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from dspex.bus.errors import SourceGap, Unreachable
+from dspex.bus.errors import BusError, SourceGap, Unreachable
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
 from dspex.engine.log.rows import Place, Position
@@ -94,21 +94,31 @@ class SourceWatch:
         """Look until the stream was made anew or trimmed; what happened."""
         while True:
             await asyncio.sleep(WATCH)
-            if not self.input.created:
+            if self.pump.at is None:  # it still finds out where to begin: its place would be that of other partitions
                 continue
-            info = await _info(self.bus, self.input.stream)
-            read = self.pump.at
-            if info.created != self.input.created or info.last < read:
-                return "the source stream was made anew or truncated"
-            if not info.own:
-                last = await self.bus.last(info.name, self.source.subject)
-                if last is None or last.sequence <= read:
-                    read = max(read, info.last)
-                elif info.first > read + 1:
-                    return "the source stream was trimmed before it was read"
-            self._move_on(partitions, read, 0 if not info.own else LAG, clock())
+            try:
+                why = await self._look(self.pump.at, partitions, clock)
+            except BusError as e:
+                _log.debug("cannot look at the source now, trying again", why=e.message)
+                continue
+            if why:
+                return why
             for p in partitions:
                 request_commit(p)
+
+    async def _look(self, read: int, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
+        """Look once; what happened to the source, or "" and the positions are moved on to `read`."""
+        info = await _info(self.bus, self.input.stream)
+        if info.created != self.input.created or info.last < read:
+            return "the source stream was made anew or truncated"
+        if not info.own:
+            last = await self.bus.last(info.name, self.source.subject)
+            if last is None or last.sequence <= read:
+                read = max(read, info.last)
+            elif info.first > read + 1:
+                return "the source stream was trimmed before it was read"
+        self._move_on(partitions, read, 0 if not info.own else LAG, clock())
+        return ""
 
     def _move_on(self, partitions: Sequence[Partition], to: int, lag: int, clock: float) -> None:
         """Bring positions to what the pump has read: a restart does not read it again, and finds no gap in it."""

@@ -33,7 +33,7 @@ class Pump:
         readers: bounds how many partitions of this process catch up at a time.
 
     Attributes:
-        at: up to this sequence everything was taken, or passed over for a partition that catches up.
+        at: up to this sequence everything was taken, or passed over for a partition that catches up; None before it reads.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Pump:
     ) -> None:
         self.input, self._partitions, self._clock, self._readers, self._name = input, partitions, clock, readers, name
         self._request_commit = request_commit
-        self.at = 0
+        self.at: int | None = None
         self._reader: Reader | None = None  # while it waits for more
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
         self._joined = asyncio.Event()
@@ -67,18 +67,19 @@ class Pump:
         if not mine:
             return
         input = self.input
+        self.at = None  # nothing was read yet for the partitions that are here now
         await input.verify(mine, self._clock())
         # of the partitions as they were: one may have been fenced while the log was looked at
-        self.at = min(p.tables.position(input.name).after for p in mine)
+        self.at = after = min(p.tables.position(input.name).after for p in mine)
         lanes = Tasks(self._name)
         try:
-            await first(self._shared(mine, lanes), lanes.wait())
+            await first(self._shared(mine, after, lanes), lanes.wait())
         finally:
             self._reader = None
             await lanes.stop()
 
-    async def _shared(self, mine: Sequence[Partition], lanes: Tasks) -> None:
-        reader = await self.input.open(mine, self.at, self._name)
+    async def _shared(self, mine: Sequence[Partition], after: int, lanes: Tasks) -> None:
+        reader = await self.input.open(mine, after, self._name)
         try:
             while True:
                 self._reader = reader

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from bus_bench import Buses, put, stored, stream
 
-from dspex.bus.errors import SubjectTaken
+from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.port import Bus
 
 
@@ -65,3 +65,15 @@ async def test_a_subject_of_another_stream_is_refused(bus: Bus, unique: str) -> 
     info = await bus.stream(unique + "y")
     assert info is not None
     assert info.subjects == (f"{unique}y.>",)
+
+
+@pytest.mark.asyncio
+async def test_the_time_of_a_stream_is_that_of_what_is_stored_now(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    before = await bus.time(unique)
+    await put(bus, f"{unique}.a", 1)
+    stored = await bus.last(unique, f"{unique}.a")
+    assert stored is not None
+    assert before <= stored.time <= await bus.time(unique)
+    with pytest.raises(BusError):
+        await bus.time(f"{unique}-absent")
