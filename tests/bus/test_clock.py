@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from dspex.bus.clock import JUMP, SLEW, ServerClock
 from dspex.bus.errors import BusError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
-from dspex.bus.port import BusEvents, StreamConfig
+from dspex.bus.port import BusEvents, StreamConfig, StreamInfo
 
 HOUR = 3600.0
 
@@ -22,11 +23,11 @@ class Leader(MemoryBus):
     ahead = 0.0
     trip_time = 0.0
 
-    async def time(self, stream: str) -> float:
+    async def stream(self, name: str) -> StreamInfo | None:
         await asyncio.sleep(self.trip_time / 2)
-        there = await super().time(stream) + self.ahead
+        info = await super().stream(name)
         await asyncio.sleep(self.trip_time / 2)
-        return there
+        return info and replace(info, now=info.now + self.ahead)
 
 
 @pytest.fixture
