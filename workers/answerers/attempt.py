@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -145,9 +146,10 @@ def plain(name: str, value: object) -> object:
 
 def as_error(error: BaseException, node: str, target: str) -> DspexError:
     """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
-    if isinstance(error, DspexError):
+    if isinstance(error, DspexError) and hasattr(error, "message"):  # a subclass may not call our constructor
         return error
-    return ProgramError(f"{target} raised {type(error).__name__}: {short(str(error))}", node=node)
+    said = str(traceback.TracebackException(type(error), error, None))  # str(error) may raise, and this does not
+    return ProgramError(f"{target} raised {type(error).__name__}: {short(said)}", node=node)
 
 
 def short(text: object) -> str:

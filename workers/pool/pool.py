@@ -125,7 +125,7 @@ class Pool:
         return max(0, slots.free)
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
-        return partial(self._answer, work, delivery, self.children.slots.reserve())
+        return partial(self._answer, work, delivery, self.children.slots.reserve(alone=work.alone))
 
     async def _answer(self, work: CallRequest, delivery: Delivery, reservation: Reservation) -> CallRecord:
         with reservation:

@@ -76,6 +76,41 @@ async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(
         assert (await bench.ask(work()))[0].error is None
 
 
+@pytest.mark.asyncio
+async def test_only_the_call_that_runs_alone_dies_with_its_process(bench: Bench) -> None:
+    """It waits for the call that is there, and the one behind it does not join it."""
+    before = work(spec=program("sleeps"), timeout=0.5)
+    await bench.put(before)
+    await until(lambda: bench.pool.children.slots.busy == 1)
+    items = [work(spec=program("dies"), alone=True), *[work(spec=program("pid")) for _ in range(5)]]
+    await bench.put(*items)
+    found = {r.call: r for r in await bench.records(7)}
+    dead, *after = [found[i.call] for i in items]
+    assert dead.error is not None
+    assert dead.error["type"] == "WorkerLost"
+    assert [r.error for r in after] == [None] * 5
+    first = found[before.call]
+    assert first.error is not None
+    assert first.error["type"] == "CallTimeout", "it ended by itself, not with the process"
+    assert bench.pool.children.slots.busy == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("raises_silently", "ProgramError"), ("raises_unmade", "ProgramError"), ("leaks_a_cancellation", "WorkerLost")],
+)
+async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
+    bench: Bench, name: str, kind: str
+) -> None:
+    neighbour = work("standin:slow=0.5")
+    failed, served = await bench.ask(work(spec=program(name)), neighbour)
+    assert failed.error is not None
+    assert failed.error["type"] == kind
+    assert served.error is None
+    assert bench.pool.children.restarts == 0
+
+
 # -- time ------------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
