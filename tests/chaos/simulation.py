@@ -32,8 +32,8 @@ from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import Job, WorkLoop
 from dspex.engine.hosting.host import Host
 
 APP = "sim"
@@ -160,7 +160,7 @@ class Simulation:
         gap = self.random.choice([0.0, 0.02, 0.2])
         for event in self.events:
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
             while self.server.stream_of(SOURCE) is None:  # no engine has applied the topology yet
                 await asyncio.sleep(0.1)
             await insist(lambda draft=draft: self.bus.publish(draft))
@@ -233,23 +233,25 @@ class Simulation:
     def _worker_failed(self, error: BaseException) -> None:
         self.failures.append(Violation("a worker does not fail", f"{type(error).__name__}: {error}"))
 
-    def _accept(self, work: Work, delivery: Delivery) -> Job:
-        return partial(self._answer, work)
+    def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
+        return partial(self._answer, request)
 
-    async def _answer(self, work: Work) -> CallRecord:
+    async def _answer(self, request: CallRequest) -> CallRecord:
         await asyncio.sleep(self.random.expovariate(1 / 0.3))
-        self.model_calls[subjects.attempt_id(work.call, work.attempt)] += 1
-        return CallRecord(work.call, work.ordinal, work.attempt, work.node, **self._model(work))
+        self.model_calls[f"{request.call}:{request.try_number}"] += 1
+        return CallRecord(
+            request.call, request.try_number, request.attempt, request.topology, request.node, **self._model(request)
+        )
 
-    def _model(self, work: Work) -> dict[str, Any]:
-        text = str(work.inputs["text"])
+    def _model(self, request: CallRequest) -> dict[str, Any]:
+        text, first = str(request.inputs["text"]), request.attempt == 1
         if text.endswith("standin:nonsense"):
             return {"error": InvalidOutput("nonsense").as_dict()}
-        if "standin:500x1" in text and work.attempt == 1:
+        if "standin:500x1" in text and request.try_number == 1:
             return {"error": LMUnavailable("500").as_dict()}
-        if "standin:nonsensex1" in text and work.attempt == 1:
+        if "standin:nonsensex1" in text and first:
             return {"outputs": {"intent": "card", "urgency": "very"}}
-        return {"outputs": workload.model(work.inputs, str(work.spec["signature"]))}
+        return {"outputs": workload.model(request.inputs, str(request.spec["signature"]))}
 
 
 def sweep(seeds: Sequence[int], **options: Any) -> list[Report]:
