@@ -193,7 +193,7 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
         entry = readable(message.data)
         if entry is not None and base and not taken and not (claim or is_first(entry)):
             raise damaged(f"the snapshot of {address.subject}")  # without one the whole log must be there
-        if entry is None or not (_follows(entry, claim, commit) and (before is None or _fits(entry, *before))):
+        if entry is None or not (follows(entry, claim, commit) and (before is None or _fits(entry, *before))):
             passed += 1
             _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
             continue
@@ -208,7 +208,7 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
     return Read(size, passed, taken[0] if taken else 0, taken[1].size if taken else 0, commit)
 
 
-def _follows(entry: Mapping[str, Any], claim: int, commit: int) -> bool:
+def follows(entry: Mapping[str, Any], claim: int, commit: int) -> bool:
     """Whether an entry goes on from these: each claim names the commit before it, and each commit its claim."""
     return bool(entry["after"] == commit if entry["kind"] == "claim" else entry["claim"] == claim)
 
@@ -244,12 +244,16 @@ async def restored(bus: Bus, address: LogAddress, snapshot: Snapshot, tables: Ta
 
 async def apply(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any], tables: Tables) -> None:
     """Take over what an entry changed. Raises BusError where its pieces are not whole."""
+    tables.apply(await changes(bus, address, message, entry), message.sequence)
+
+
+async def changes(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any]) -> Any:
+    """What an entry changed in the tables, as plain data. Raises BusError where its pieces are not whole."""
     if "pieces" not in entry:
-        tables.apply(entry["tables"], message.sequence)
-        return
+        return entry["tables"]
     first = message.sequence - entry["covers"]
     found = await scanned(bus, address.stream, address.pieces, first, first + entry["pieces"] - 1)
-    tables.apply(_joined(found, entry["pieces"]), message.sequence)
+    return _joined(found, entry["pieces"])
 
 
 def _joined(found: Sequence[Message], count: int) -> Any:

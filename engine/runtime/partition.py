@@ -265,10 +265,10 @@ def _mark(arrival: Arrival) -> tuple[Any, ...] | None:
     if arrival.refused:
         return "refused", arrival.refused
     if isinstance(what, Gap):
-        return "gap", what.after, what.up_to
+        return "gap", what.after, what.up_to, arrival.position
     if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):
         return ("gone",)
-    return None if what is not None else ("moved",)
+    return None if what is not None else ("moved", arrival.position)
 
 
 def _most(outputs: Sequence[Output]) -> int:

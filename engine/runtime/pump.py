@@ -132,9 +132,15 @@ class Pump:
         if message.sequence <= p.tables.position(self.input.name).after:
             return
         fetched = await self.input.fetched(p, message)
-        for arrival in self.input.arrivals(p, message, fetched, self._clock()):
-            while p.crowded or (arrival.gated and p.full):
+        arrivals = self.input.arrivals(p, message, fetched, self._clock())
+        while True:
+            while p.crowded:
                 await self._room(p)
+            if (arrival := next(arrivals, None)) is None:  # asked for when there is room: it depends on the tables
+                return
+            while arrival.gated and (p.crowded or p.full):
+                await self._room(p)
+                arrival = arrival._replace(number=p.tables.number)  # another pump may have used it meanwhile
             p.take_in(arrival)
 
     async def _room(self, p: Partition) -> None:

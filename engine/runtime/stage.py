@@ -188,7 +188,14 @@ class StageRunner:
 
     async def _watching(self) -> None:
         watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
-        why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
+        why = ""
+        while not why:
+            try:
+                why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
+            except BusError as e:
+                if not e.retryable:
+                    raise
+                _log.debug("cannot look at the source now, trying again", why=e.message)
         self._restart(why)  # the source is compared with the positions when its pump starts
 
     def _restart(self, why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
@@ -69,19 +69,21 @@ class TimersInput:
                 return []
         return found
 
-    async def fetched(self, p: Partition, message: Message) -> NodeEvent | Answered | None:
-        """What a timer's handling needs: the event that was put off, the record that is held, the event of the request."""
-        timer, row = p.tables.timers.rows.get(message.sequence), p.tables.calls.rows.get(message.sequence)
-        if timer is None:
+    async def fetched(self, p: Partition, message: Message) -> Due | None:
+        """The timer with what its handling needs: the event that was put off, the record that is held, the request's event."""
+        number = message.sequence
+        timer, row = p.tables.timers.rows.get(number), p.tables.calls.rows.get(number)
+        what: NodeEvent | Answered | None = None
+        if timer is None or (timer.place is None and row is None):
             return None
         if timer.place is not None:
-            return await self._event(timer.place, timer.time)
-        if row is None:
-            return None
-        if timer.kind == "held":
+            what = await self._event(timer.place, timer.time)
+        elif row is not None and timer.kind == "held":
             held = await stored(self._bus, self._stream, row.held)
-            return await answered(self._bus, self._stream, p, held) if held is not None else None
-        return await requested(self._bus, self._stream, row.work)
+            what = await answered(self._bus, self._stream, p, held) if held is not None else None
+        elif row is not None:
+            what = await requested(self._bus, self._stream, row.work)
+        return Due(number, timer, what)
 
     async def _event(self, place: Place, time: float) -> NodeEvent | None:
         stream = self._source.stream if place.input == "source" else self._stream
@@ -92,11 +94,9 @@ class TimersInput:
             return None
         return self._source.event(message) if place.input == "source" else EventsInput.events(message, None)[place.item]
 
-    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
-        number = message.sequence
-        timer = p.tables.timers.rows.get(number)
-        if timer is not None and timer.due <= clock:  # else it was settled while it was fetched
-            yield Arrival(Place("timers", number), None, clock, p.tables.number, Due(number, timer, fetched))
+    def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
+        if fetched is not None and p.tables.timers.rows.get(fetched.number) == fetched.timer:  # else it changed meanwhile
+            yield Arrival(Place("timers", fetched.number), None, clock, p.tables.number, fetched)
 
 
 class _Clockwork:

@@ -24,8 +24,9 @@ from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord
 from dspex.engine.client import letters
-from dspex.engine.log.commit_log import unpack
-from dspex.engine.log.tables import NONE, OpenCall
+from dspex.engine.log.entries import unpack
+from dspex.engine.log.rows import OpenCall
+from dspex.engine.log.tables import NONE
 
 ANY = "one output, or a dead letter"  # of an event that a real model answers
 VOLATILE = ("at",)  # fields that hold the engine's clock: they need not be a given value, but one value per event
@@ -210,14 +211,14 @@ def one_clock(case: Case) -> Iterator[Violation]:
 def one_owner(case: Case) -> Iterator[Violation]:
     """Each log is a chain: claims count up by one, and what stands between two is by the owner of the first."""
     for subject, entries in case.logs.items():
-        epoch, owner = 0, ""
+        epoch, claim = 0, 0
         for m, entry in entries:
             if entry["kind"] == "claim":
                 if entry["epoch"] != epoch + 1:
                     yield Violation("epochs are dense", f"{subject} {m.sequence}: {entry['epoch']} after {epoch}")
-                epoch, owner = entry["epoch"], entry["owner"]
-            elif (entry["epoch"], entry["owner"]) != (epoch, owner):
-                yield Violation("one owner commits", f"{subject} {m.sequence}: {entry['owner']} under the claim of {owner}")
+                epoch, claim = entry["epoch"], m.sequence
+            elif entry["claim"] != claim:
+                yield Violation("one owner commits", f"{subject} {m.sequence}: of claim {entry['claim']} behind claim {claim}")
 
 
 def covered(case: Case) -> Iterator[Violation]:
@@ -367,7 +368,7 @@ def _split(case: Case) -> int:
         for m, entry in entries:
             for place, row in _rows(case, m, entry, "splits"):
                 if row is None:
-                    found += begun.pop(place, entry["epoch"]) != entry["epoch"]
+                    found += begun.pop(place, entry["claim"]) != entry["claim"]
                 else:
-                    begun.setdefault(place, entry["epoch"])
+                    begun.setdefault(place, entry["claim"])
     return found

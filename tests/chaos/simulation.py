@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -33,8 +33,12 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.hosting.host import Host
+from dspex.engine.log.entries import bases
+from dspex.engine.log.reading import latest
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.compile import compile_stage
 
 APP = "sim"
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
@@ -151,9 +155,25 @@ class Simulation:
         self.stored = list(self.server.streams[subjects.stream(APP)].messages.values())
         report = judge(APP, self.events, self.stored, self.heard)
         report.violations += self.failures
+        report.violations += [v async for v in self._replayed()]
         calls = sum(1 for n in self.model_calls.values() if n > 1)
         report.numbers |= {"seed": self.seed, "virtual seconds": round(took), "repeated model calls": calls, **self.done}
         return report
+
+    async def _replayed(self) -> AsyncIterator[Violation]:
+        """The replay invariant, for every partition: from nothing, and from the latest snapshot."""
+        self.server.luck.faults = Faults()
+        graph, count = self.topology, 1 + 3 * (self.seed % 2)
+        source = graph.sources[0]
+        stage, stream = compile_stage(graph, source, "s1"), self.server.stream_of(SOURCE)
+        for index in range(count if stream is not None else 0):
+            replay = Replay(self.bus, APP, stage, stream.config.name, index, count, self.server.max_payload)
+            end = await latest(self.bus, replay.log)
+            base = bases(end.at, end.entry)[0] if end.at else 0
+            for snapshot in {0, base}:
+                self.done["replays"] += 1
+                async for entry, what in replay.differences(snapshot):
+                    yield Violation("a replay gives the same", f"partition {index} from {snapshot}, entry {entry}: {what}")
 
     # -- who takes part ----------------------------------------------------------------------------------------------
     async def _publish(self) -> None:

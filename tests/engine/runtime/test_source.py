@@ -240,7 +240,7 @@ def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> No
     assert numbers(one) == [1, 2, 3, 6]
     entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
     marks = [run[5] for entry in entries for run in entry.get("taken", ()) if len(run) > 5]
-    assert marks == [("gap", 3, 5)]
+    assert [mark[:3] for mark in marks] == [("gap", 3, 5)]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
