@@ -23,7 +23,7 @@ from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inputs import EventsInput, RecordsInput, SourceInput
+from dspex.engine.runtime.inputs import EventsInput, Input, RecordsInput, SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.request import Address, Ask
@@ -127,7 +127,8 @@ class Replay:
             what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
             yield Arrival(Place(input, first), Position(*mark[-1]), clock, self._p.tables.number, what)
             return
-        reader = {"source": self._source, "events": self._events, "records": self._records, "timers": self._timers}[input]
+        inputs: list[Input] = [self._source, self._events, self._records, self._timers]
+        reader = next(i for i in inputs if i.name == input)
         messages = await self._stored(input, first, last)
         for message in messages:
             if reader.owner(message) != self._p.index:
