@@ -110,7 +110,7 @@ def test_the_oracle_sees_two_clocks_in_one_event(case: Case) -> None:
 
 
 def test_the_oracle_sees_a_second_owner(case: Case) -> None:
-    assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), owner="somebody"))
+    assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), claim=7))
 
 
 def test_the_oracle_sees_an_epoch_that_is_left_out(case: Case) -> None:
