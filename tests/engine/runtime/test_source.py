@@ -33,7 +33,7 @@ def foreign(one: Lab, name: str = "EVENTS", subject: str = "in", *others: str) -
     one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, *others])))
     stream = one.server.streams[name]
     info = stream.info
-    stream.info = lambda: replace(info(), own=False)  # type: ignore[method-assign]
+    stream.info = lambda now: replace(info(now), own=False)  # type: ignore[method-assign]
 
 
 def number(one: Lab, *numbers: int) -> None:
