@@ -37,7 +37,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "calls": _LEAVE_OUT,
     "budgets": _LEAVE_OUT,
     "server.inbox_prefix": _LEAVE_OUT,
-    "engine.heartbeat": "leave it out; engine.lease says after how long a silent engine is replaced",
     "engine.commit.max_wait": _LEAVE_OUT,
     "engine.claim_check_above": _LEAVE_OUT,
     "engine.state_limit": _LEAVE_OUT,

@@ -104,7 +104,7 @@ def stream(app: str) -> str:
 
 
 def bucket(app: str) -> str:
-    """The key-value bucket: manifests, leases, who is alive."""
+    """The key-value bucket: manifests, and who is alive."""
     return f"DSPEX_{token(app, 'app')}"
 
 
@@ -204,10 +204,6 @@ ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of Jet
 # -- keys of the bucket --------------------------------------------------------------------------------------------
 def manifest_key(topology: str) -> str:
     return f"manifest.{topology}"
-
-
-def lease_key(topology: str, stage: str, partition: int) -> str:
-    return f"lease.{topology}.{stage}.{partition}"
 
 
 def member_key(kind: str, id: str) -> str:

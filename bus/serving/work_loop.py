@@ -14,11 +14,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects, tasks
-from dspex.bus.clock import ServerClock
 from dspex.bus.errors import BusError, DecodeError
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")

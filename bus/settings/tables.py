@@ -37,14 +37,14 @@ class EngineSettings(SettingsTable):
     """How engines run.
 
     Attributes:
-        lease: seconds after which a silent engine is replaced.
+        heartbeat: seconds between two signs of life; an engine that is silent for five of them is replaced.
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
     """
 
     commit: CommitSettings = CommitSettings()
-    lease: PositiveSeconds = 5.0
+    heartbeat: PositiveSeconds = 1.0
     stall_after: PositiveSeconds = 30.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000

@@ -1,7 +1,7 @@
 """How an application is doing, as plain data: server, engines, stages with their lag, pools.
 
-Engines write their state into the bucket at every round of their leases; pools answer a request. So looking does not cost the
-engines anything, and the state shown of an engine is as old as its last round.
+Engines write their state into the bucket with every heartbeat; pools answer a request. So looking does not cost the
+engines anything, and the state shown of an engine is as old as its last heartbeat.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import look
 
 _log = structlog.get_logger("dspex.client")
-SILENT_AFTER = 15.0  # seconds: three leases of the default length
+SILENT_AFTER = 15.0  # seconds, or five heartbeats where those are more
 FORGOTTEN_AFTER = 600.0
 FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
 
@@ -81,7 +81,10 @@ def _report(key: str, value: bytes) -> EngineReport | None:
 def _row(report: EngineReport, now: float) -> EngineRow:
     age = round(max(0.0, now - report["time"]), 1)
     own = {key: value for key, value in report.items() if key != "stages"}
-    return cast("EngineRow", {**own, "age": age, "alive": not is_dead(report) and age < SILENT_AFTER})
+    return cast(
+        "EngineRow",
+        {**own, "age": age, "alive": not is_dead(report) and age < max(SILENT_AFTER, 5 * report.get("heartbeat", 0.0))},
+    )
 
 
 def _is_gone(report: EngineReport, row: EngineRow) -> bool:

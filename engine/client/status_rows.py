@@ -30,7 +30,10 @@ class ServerRow(TypedDict):
 
 
 class _Engine(TypedDict):
-    """`time`: of the report, in seconds since the epoch. `full`: why the stream takes no commit; "" while it does."""
+    """`time`: of the report, in seconds since the epoch. `full`: why the stream takes no commit; "" while it does.
+
+    `heartbeat`: seconds between two reports. `boot`, `pids`: of its machine, to find out whether process `pid` lives.
+    """
 
     engine: str
     topologies: list[str]
@@ -38,7 +41,9 @@ class _Engine(TypedDict):
     commits: int
     full: str
     health: NotRequired[str]  # an older engine does not report it
+    heartbeat: NotRequired[float]
     host: str
+    boot: NotRequired[str]
     pids: str
     pid: int
 
@@ -51,7 +56,7 @@ class EngineRow(_Engine):
 
 
 class EngineReport(_Engine):
-    """What an engine writes about itself at every round of its leases."""
+    """What an engine writes about itself with every heartbeat."""
 
     stages: list[StageReport]
 

@@ -100,7 +100,7 @@ class Engine:
             self.graphs,
             engine=self.id,
             replicas=s.server.replicas,
-            lease=s.engine.lease,
+            heartbeat=s.engine.heartbeat,
             records=s.engine.records,
             stall_after=s.engine.stall_after,
             most_inputs=s.engine.commit.max_events,

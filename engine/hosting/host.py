@@ -1,4 +1,4 @@
-"""The host: one process's part of an application. Applies topologies, keeps leases, runs stages, drains."""
+"""The host: one process's part of an application. Applies topologies, sends heartbeats, runs stages, drains."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.clock import ServerClock
 from dspex.bus.errors import BusError, SubjectTaken
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bucket, Bus, StreamConfig
+from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Source
-from dspex.engine.hosting.leases import Leases, Slot
+from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
 from dspex.engine.log.positions import first_position
@@ -41,7 +41,7 @@ class Host:
         graphs: frozen topologies.
         engine: id of this engine, unique among those that live.
         replicas: of the application stream and its buckets.
-        lease: seconds after which another engine takes over.
+        heartbeat: seconds between two signs of life; after five without one another engine takes over.
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         most_inputs, most_open_calls: see Services.
@@ -55,7 +55,7 @@ class Host:
         *,
         engine: str,
         replicas: int = 1,
-        lease: float = 5.0,
+        heartbeat: float = 1.0,
         records: float = 30 * 86400.0,
         stall_after: float = 30.0,
         most_inputs: int = 500,
@@ -66,13 +66,13 @@ class Host:
         self.graphs = tuple(graphs)
         self.engine = engine
         self.replicas = replicas
-        self.lease = lease
+        self.heartbeat = heartbeat
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app))
         self.committer = Committer(bus, self.clock)
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
-        self.leases: Leases | None = None
+        self.membership: Membership | None = None
         self.failure: BaseException | None = None
         self.applied: dict[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
@@ -128,11 +128,11 @@ class Host:
 
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Apply, and begin to run what this engine gets a lease for."""
+        """Apply, and begin to run what falls to this engine."""
         manifests = await self.apply()
         await self.clock.ask()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
-        self.leases = leases = Leases(bucket, self.engine, self.lease, self.clock, self.describe)
+        self.membership = Membership(bucket, self.engine, self.heartbeat, self.clock, self.describe)
         services = Services(
             bus=self.bus,
             app=self.app,
@@ -140,7 +140,7 @@ class Host:
             engine=self.engine,
             committer=self.committer,
             clock=self.clock,
-            revoked=leases.revoked,
+            revoked=self.membership.revoked,
             repair=TornCommits(self.bus, self.app, self.graphs),
             readers=asyncio.Semaphore(READERS),
             most_inputs=self._most[0],
@@ -148,24 +148,24 @@ class Host:
             limit=self.bus.max_payload,
         )
         for graph in self.graphs:
-            self._add_runners(services, leases, graph, manifests[graph.name])
-        await self.leases.once()
+            self._add_runners(services, self.membership, graph, manifests[graph.name])
+        await self.membership.once()
         self._committing.start(self.committer.run(), "committer")
-        self._parts.start(self.leases.run(), "leases")
+        self._parts.start(self.membership.run(), "membership")
         self._parts.start(self.watchdog.run(), "watchdog")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
         for runner in self.runners:
             self._parts.start(runner.run(), f"{runner.topology}.{runner.stage.id}")
 
-    def _add_runners(self, services: Services, leases: Leases, graph: Graph, applied: Manifest) -> None:
+    def _add_runners(self, services: Services, membership: Membership, graph: Graph, applied: Manifest) -> None:
         for source in graph.sources:
             id, count = applied.stages[source.name]
             stage = compile_stage(graph, source, id)
             start = applied.starts.get(source.name, 0)
             runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
-            leases.slots += [Slot(graph.name, id, i, runner.own, runner.release) for i in range(count)]
+            membership.add(graph.name, id, count, runner)
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
@@ -185,7 +185,7 @@ class Host:
 
     # -- stopping -------------------------------------------------------------------------------------------------
     async def drain(self, timeout: float = 30.0) -> None:
-        """Stop reading, commit what was walked, give the leases back. Nothing is lost if the time does not suffice."""
+        """Stop reading, commit what was walked, say that it has left. Nothing is lost if the time does not suffice."""
         await self._parts.stop()
         if not self._committing:
             return  # the committer has failed: what the drain waits for would never be committed
@@ -193,14 +193,14 @@ class Host:
             async with asyncio.timeout(timeout):
                 for runner in self.runners:
                     await runner.drain()
-                if self.leases:
-                    await self.leases.leave()
+                if self.membership:
+                    await self.membership.leave()
         except (TimeoutError, BusError) as e:
             _log.warning("drained in part: the next engine goes on from the last commit", why=str(e) or "time is up")
         await self._committing.stop()
 
     async def kill(self) -> None:
-        """Stop at once, as a crash would: nothing is committed, no lease is given back."""
+        """Stop at once, as a crash would: nothing is committed, nobody is told."""
         await self._committing.stop()  # first: nothing is committed while the rest stops
         await self._parts.stop()
 

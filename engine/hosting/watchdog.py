@@ -1,6 +1,6 @@
 """Notices an engine that is alive and makes no progress although there is work (`engine.stall_after`).
 
-Such an engine keeps its leases, so no other engine takes over, and nothing else shows the stall. Waiting is no
+Such an engine sends its heartbeats, so no other engine takes over, and nothing else shows the stall. Waiting is no
 stall: for workers, for room in a full stream, for a server that is away, or behind a gap in a source, which the stage itself
 reports. The watchdog repairs nothing: it logs a stall once, `status` shows it, and whoever runs the engine restarts it.
 """

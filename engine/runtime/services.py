@@ -13,9 +13,9 @@ from dspex.engine.runtime.committer import Committer
 
 
 class Revoked(Protocol):
-    """Called when a partition is not this engine's any more; `given_up`: the engine released it itself."""
+    """Called when a partition is not this engine's any more: fenced, given up, or not to be claimed now."""
 
-    def __call__(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None: ...
+    def __call__(self, topology: str, stage: str, index: int) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -269,9 +269,10 @@ class StageRunner:
     async def _give_up(self, index: int) -> None:
         p = self.partitions.pop(index, None)
         if p is None:
+            self.s.revoked(self.topology, self.stage.id, index)
             return
         if not p.settled.is_set():
             self._request_commit(p)
             await p.settled.wait()
         p.revoked = True
-        self.s.revoked(self.topology, self.stage.id, index, given_up=True)
+        self.s.revoked(self.topology, self.stage.id, index)

@@ -175,7 +175,7 @@ class Driver:
         return node
 
     def advance(self, by: Duration) -> None:
-        """Let time pass: retries, deadlines, leases, redeliveries."""
+        """Let time pass: retries, deadlines, heartbeats, redeliveries."""
         self._in_thread(lambda: self._loop.advance(seconds(by)))
         self._check()
 

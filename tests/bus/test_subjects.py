@@ -138,7 +138,6 @@ def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_o
 
 def test_keys_are_below_their_prefix() -> None:
     assert subjects.manifest_key("t") == "manifest.t"
-    assert subjects.lease_key("t", "s", 3) == "lease.t.s.3"
     assert subjects.member_key("engine", "x") == "engine.x"
 
 

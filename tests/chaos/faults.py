@@ -71,7 +71,7 @@ async def kill_server(world: World, random: Random) -> None:
 
 
 async def drain_engine(world: World, random: Random) -> None:
-    """SIGTERM an engine, as an update does: it commits what it has walked, gives its leases back, and ends with 0."""
+    """SIGTERM an engine, as an update does: it commits what it has walked, says that it has left, and ends with 0."""
     await _drain(world, await _one(world, random, "engine"))
 
 
@@ -91,7 +91,7 @@ async def _drain(world: World, process: Process) -> None:
 
 
 async def freeze_engine(world: World, random: Random) -> None:
-    """SIGSTOP an engine for longer than its lease, then SIGCONT: it wakes up as one who was taken over."""
+    """SIGSTOP an engine for longer than five heartbeats, then SIGCONT: it wakes up as one who was taken over."""
     await _freeze(await _one(world, random, "engine"), random.uniform(2.0, 5.0))
 
 

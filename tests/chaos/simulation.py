@@ -208,7 +208,7 @@ class Simulation:
         """An engine process under a supervisor: it dies some times, and is started again."""
         for life, fate in enumerate([*self._fates(), PATIENCE]):
             bus = Bus(self.server, self.random, self.deadly if fate != PATIENCE else 0.0)
-            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", lease=3.0)
+            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", heartbeat=0.6)
             try:
                 await asyncio.wait_for(insist(host.start), 10.0)
                 await self._live(host, bus, fate)

@@ -22,7 +22,7 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int) -> N
     log.configure()  # to stderr: stdout is for the test
     topology = Topology("processed")
     topology.source(source, partitions=partitions).map(lambda d: {**d, "seen": True}, name="see").sink(sink)
-    settings = Settings.load(server__url=url, app=app, engine__lease="10m")  # longer than a test waits
+    settings = Settings.load(server__url=url, app=app, engine__heartbeat="2m")  # longer than a test waits
     stopped = stop_on_signals()
     async with Engine(topology, settings=settings, pools="none") as engine:
         heavy = sorted({"dspy", "litellm", "torch", "numpy", "pyarrow"} & {m.split(".")[0] for m in sys.modules})

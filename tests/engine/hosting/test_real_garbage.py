@@ -33,7 +33,7 @@ def topology(name: str) -> Topology:
 
 async def spoil(bus: Bus, name: str) -> None:
     bucket = await bus.bucket(subjects.bucket(name))
-    for key in (subjects.member_key("engine", "x"), subjects.lease_key("echo", "s1", 7), subjects.manifest_key("other")):
+    for key in (subjects.member_key("engine", "x"), subjects.manifest_key("other")):
         await bucket.put(key, b"\xffgarbage")
     for data in GARBAGE:
         await bus.publish(NewMessage(subjects.log(name, "echo", "s1", 0), data))
@@ -58,7 +58,7 @@ async def test_an_engine_passes_over_garbage_while_it_runs_and_when_it_starts(na
         assert await numbers(bus, unique) == list(range(count))
 
     for begin in (0, 20):
-        host = Host(bus, unique, [topology(unique).graph], engine=f"engine-{begin}", lease=1.0)
+        host = Host(bus, unique, [topology(unique).graph], engine=f"engine-{begin}", heartbeat=0.2)
         await host.start()
         for n in range(begin, begin + 10):
             await client.publish(f"{unique}.in", {"n": n})

@@ -58,7 +58,7 @@ class Held(MemoryBus):
 def test_a_commit_that_does_not_end_is_logged_once_and_shown_by_status_until_it_does(lab: MakeLab) -> None:
     one = lab(echo())
     bus = Held(one.server, BusEvents())
-    engine = one.start(bus=bus, stall_after=3.0, lease=3.0)
+    engine = one.start(bus=bus, stall_after=3.0, heartbeat=0.6)
     bus.held = True
     one.publish("in", {"n": 1})
     one.advance(2)

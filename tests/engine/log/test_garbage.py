@@ -154,8 +154,6 @@ def put(one: Lab, key: str, value: bytes) -> None:
 
 KEYS = [
     subjects.member_key("engine", "x"),
-    subjects.lease_key("spoiled", "s1", 0),
-    subjects.lease_key("spoiled", "s1", 99),
     subjects.manifest_key("other"),
 ]
 VALUES: list[Any] = [b"", b"\xff", b"null", b"[]", b'{"engine": 5, "topologies": 7, "pid": "x", "time": "y", "stages": 3}']

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from dspex.bus.clock import JUMP, SLEW, ServerClock
 from dspex.bus.errors import BusError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import BusEvents, StreamConfig, StreamInfo
+from dspex.bus.serving.server_clock import JUMP, SLEW, ServerClock
 
 HOUR = 3600.0
 
