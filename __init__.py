@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from dspex import sync as sync
     from dspex import testing as testing
     from dspex import workers as workers
-    from dspex.bus.duration import Duration as Duration
     from dspex.bus.message import Event as Event
+    from dspex.bus.settings.duration import Duration as Duration
     from dspex.bus.settings.model import Settings as Settings
     from dspex.engine.client.call import Result as Result
     from dspex.engine.client.client import Client as Client

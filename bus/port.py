@@ -72,7 +72,8 @@ class Reader(Protocol):
         """1 to `limit` messages in stream order, as soon as there is one.
 
         Never a gap: the reader starts again behind its last message when the wire lost one. Raises `Unreachable` when
-        closed meanwhile, `NotAllowed` when it may not read; it waits while an error may pass by itself.
+        closed meanwhile, or when the stream is not the one that it began with: made anew, or rolled back to an older copy;
+        `NotAllowed` when it may not read. It waits while an error may pass by itself.
         """
         ...
 
@@ -190,8 +191,13 @@ class Bus(Protocol):
         ...
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> Reader:
-        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer."""
+    async def reader(
+        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+    ) -> Reader:
+        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer.
+
+        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now.
+        """
         ...
 
     async def get(self, stream: str, sequence: int) -> Message | None:

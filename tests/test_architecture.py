@@ -30,6 +30,7 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 CATCHES_ALL = {
     "engine/runtime/process.py": "runs the user's functions, which may raise anything; failure.py decides what becomes of it",
+    "bus/telemetry.py": "calls listeners, which are somebody else's code and must not stop what they watch",
     "workers/dspy/programs.py": "imports the user's program, which may raise anything",
     "workers/answerers/router.py": "runs the user's program, which may raise anything",
     "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",

@@ -135,9 +135,11 @@ class MemoryBus:
         raise Unsettled("no answer to a write (a fault of the test)")
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> MemoryReader:
+    async def reader(
+        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+    ) -> MemoryReader:
         await self.trip()
-        return MemoryReader(self, self._stream(stream), filters, after)
+        return MemoryReader(self, self._stream(stream), filters, after, created)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         await self.trip()

@@ -22,11 +22,12 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 class MemoryReader:
     """Reads a stream from a position on."""
 
-    def __init__(self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int) -> None:
+    def __init__(self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, created: float) -> None:
         self._bus, self._stream, self._filters = bus, stream, tuple(filters)
         self._next = max(after, 0) + 1
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
+        self._other = created not in (0.0, stream.created)  # the stream is not the one that was meant
         self.caught_up = self._find() > stream.last
 
     def _find(self) -> int:
@@ -40,6 +41,8 @@ class MemoryReader:
             await self._bus.trip()
             if self._closed:
                 raise Unreachable("the reader is closed")
+            if self._other or self._bus.server.streams.get(self._stream.config.name, self._stream) is not self._stream:
+                raise Unreachable(f"stream {self._stream.config.name} was made anew")
             got: list[Message] = []
             while len(got) < limit and self._find() <= self._stream.last:
                 got.append(self._stream.messages[self._next])

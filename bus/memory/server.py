@@ -40,6 +40,7 @@ class MemoryServer:
         self.luck = Luck(seed, faults or Faults())
         self.max_payload = max_payload
         self.streams: dict[str, MemoryStream] = {}
+        self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.objects: dict[str, dict[str, bytes]] = {}
         self.subscriptions: list[MemorySubscription] = []
@@ -75,6 +76,9 @@ class MemoryServer:
                 raise SubjectTaken(f"{subject!r} overlaps with what stream {whose} captures")
         if stream is None:
             stream = self.streams[config.name] = MemoryStream(config, self.now)
+            if config.name in self._made:
+                self._made[config.name].wake()  # its readers: it is another stream now
+            self._made[config.name] = stream
         stream.subjects = kept + new
         return stream
 

@@ -91,7 +91,7 @@ class MemoryStream:
             return Ack(self.config.name, known[0], duplicate=True)
         self._check_room([draft])
         self._store(draft, now)
-        self._wake()
+        self.wake()
         return Ack(self.config.name, self.last)
 
     def commit(self, drafts: Sequence[NewMessage], now: float) -> int:
@@ -108,7 +108,7 @@ class MemoryStream:
         self._check_room(drafts)
         for draft in drafts:
             self._store(draft, now)
-        self._wake()
+        self.wake()
         return self.last
 
     def _known_ids(self, now: float) -> dict[str, tuple[int, float]]:
@@ -161,7 +161,8 @@ class MemoryStream:
         self._waiting.append(future)
         return future
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let go whoever waits for more."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)

@@ -85,8 +85,10 @@ class NatsBus:
         return await writer.commit(self._connection, drafts, timeout)
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> NatsReader:
-        return await NatsReader(self._connection, stream, filters, after, name, window).start()
+    async def reader(
+        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+    ) -> NatsReader:
+        return await NatsReader(self._connection, stream, filters, after, name, window, created).start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": sequence})

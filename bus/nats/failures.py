@@ -18,6 +18,7 @@ from dspex.bus.errors import (
     StreamFull,
     SubjectTaken,
     Unreachable,
+    Unsettled,
 )
 
 NO_STREAM: Final = 10059
@@ -37,6 +38,7 @@ _CODES: Final[Mapping[int, type[BusError]]] = {
     10054: PayloadTooLarge,  # the stream's own max_msg_size
     10065: SubjectTaken,
     10071: Fenced,
+    10176: Unsettled,  # "batch is incomplete": what a full disk gives; some of it may be stored
     10008: Unreachable,  # JetStream system temporarily unavailable
     10009: Unreachable,  # no quorum or leader
     10074: Unreachable,  # replicas cannot be placed now

@@ -13,9 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dspex.bus import not_built
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.settings import files, layers
+from dspex.bus.settings import files, layers, not_built
 from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
 

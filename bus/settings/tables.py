@@ -1,6 +1,6 @@
 """The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
 
-Only what has an effect is here; `bus/not_built.py` names what the design has besides, and this version refuses.
+Only what has an effect is here; `bus/settings/not_built.py` names what the design has besides, and this version refuses.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
+from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     LogLevels,
     NotEmpty,

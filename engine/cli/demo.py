@@ -13,9 +13,9 @@ import orjson
 import typer
 
 from dspex.bus import subjects
-from dspex.bus.duration import human, seconds
 from dspex.bus.errors import CallTimeout
 from dspex.bus.message import Event
+from dspex.bus.settings.duration import human, seconds
 from dspex.bus.settings.model import LOCAL_MODEL, Settings
 from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal import log

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec, encode
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
 from dspex.engine.client import letters, status, watch
 from dspex.engine.client import publish as publishing

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from dspex.bus import codecs, subjects
-from dspex.bus.duration import Duration, human, seconds
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
 from dspex.bus.message import Event, Message, run_of, to_event
 from dspex.bus.port import Bus
+from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest

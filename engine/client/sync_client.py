@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec
-from dspex.bus.duration import Duration
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallSpec
+from dspex.bus.settings.duration import Duration
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run

@@ -15,10 +15,10 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults

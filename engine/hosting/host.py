@@ -226,7 +226,7 @@ class Host:
             "source": r.stage.source.name,
             "stopped": r.stopped,
             "events": r.counters["event"],
-            "results": r.counters["result"],
+            "records": r.counters["record"],
             "dropped": r.counters["dropped"],
             "retries": r.counters["retry"],
             "dead_letters": r.counters["dead_letter"],

@@ -28,8 +28,8 @@ class CommitLog:
     """The log as its owner sees it. `sequence` is the version that the next commit must follow.
 
     Attributes:
-        claimed: sequence of the claim. epoch: counts claims. nonce: drawn by the claim, for ids of records.
-        passed: messages on the log's subject that are no entries.
+        claimed: sequence of the claim. followed: of the entry before it. epoch: counts claims.
+        nonce: drawn by the claim, for ids of records. passed: messages on the log's subject that are no entries.
         base, older: the entries that name the latest snapshot, and the one before; 0 for none.
         since: bytes of the entries behind the latest snapshot. size: of that snapshot.
     """
@@ -49,6 +49,7 @@ class CommitLog:
         self._newest = newest
         self.passed = 0
         self.epoch = self.sequence = self.claimed = 0
+        self.followed = 0
         self.nonce = ""
         self.base = self.older = 0
         self.since = self.size = 0
@@ -62,6 +63,7 @@ class CommitLog:
         """
         while True:
             end = await latest(self.bus, self.address, self._newest)
+            self.followed = end.at
             self._check(end.facts)
             self.base, self.older = bases(end.at, end.entry) if end.at else (0, 0)
             self.epoch = end.facts.epoch + 1

@@ -23,11 +23,14 @@ from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inputs import EventsInput, Input, RecordsInput, SourceInput
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.request import Address, Ask
-from dspex.engine.runtime.timers import TimersInput
 from dspex.engine.runtime.walk import Output
 
 
@@ -57,7 +60,7 @@ class Replay:
         self._source = SourceInput(bus, stage, source_stream, count, _unchecked)
         self._events = EventsInput(bus, app, topology, stage.id)
         self._records = RecordsInput(bus, app, topology, stage.id)
-        self._timers = TimersInput(bus, self._stream, self._source, asyncio.Event(), lambda: True, lambda: 0.0)
+        self._timers = TimersInput(bus, self._stream, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._messages: list[NewMessage] = []  # of the entry
         self._asked: dict[int, tuple[int, int]] = {}  # number of a call → index of its request in the entry, and which try
 

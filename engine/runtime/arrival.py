@@ -66,7 +66,7 @@ class Arrival(NamedTuple):
     headers: Mapping[str, str] | None = None
 
 
-Note: TypeAlias = Literal["event", "result", "dropped", "retry", "put_off", "dead_letter", "gone"]
+Note: TypeAlias = Literal["event", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]
 
 
 class Effects(NamedTuple):

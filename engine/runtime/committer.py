@@ -13,9 +13,11 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from dspex.bus import telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
-from dspex.engine.runtime.partition import MOST_BYTES, Partition
+from dspex.engine.runtime.batch import MOST_BYTES
+from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -132,10 +134,12 @@ class Committer:
             except StreamFull as e:
                 if not self.full:
                     _log.error("the stream is full: waiting, nothing is lost", why=e.message, fix=e.fix)
+                    telemetry.emit("full", why=e.message)
                 self.full = e.message
                 await asyncio.sleep(1.0)
                 continue
             if self.full:
                 self.full = ""
+                telemetry.emit("room")
                 _log.info("the stream has room again")
             return sequence

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
@@ -38,16 +39,22 @@ class Stage:
         return self.source.source
 
 
-def _fan_out(steps: Sequence[Handler]) -> Handler:
-    """One step that hands on to all of `steps`, in graph order."""
-    if len(steps) == 1:
-        return steps[0]
-    if not steps:
+def _fan_out(branches: Sequence[tuple[Node, Handler]]) -> Handler:
+    """One step that hands on to all branches, in graph order.
+
+    A function of the user's that changes its argument must not change what a sibling gets. So each branch but the last gets a
+    copy; a sink encodes the data at once and needs none.
+    """
+    if len(branches) == 1:
+        return branches[0][1]
+    if not branches:
         return _nowhere
+    *first, (_, last) = [(not isinstance(node, SinkNode), step) for node, step in branches]
 
     def step(data: object, ctx: Context) -> None:
-        for s in steps:
-            s(data, ctx)
+        for changes, branch in first:
+            branch(copied(data) if changes else data, ctx)
+        last(data, ctx)
 
     return step
 
@@ -63,10 +70,10 @@ class _Fuse:
         self.entries: dict[str, Handler] = {}
 
     def outlets(self, node: Node) -> list[Handler]:
-        behind: list[list[Handler]] = [[] for _ in range(max(1, node.outlets))]
+        behind: list[list[tuple[Node, Handler]]] = [[] for _ in range(max(1, node.outlets))]
         for outlet, follower in self.graph.outputs(node.name):
-            behind[outlet].append(self.step(follower))
-        return [_fan_out(steps) for steps in behind]
+            behind[outlet].append((follower, self.step(follower)))
+        return [_fan_out(branches) for branches in behind]
 
     def step(self, node: Node) -> Handler:
         if node.name not in self.steps:

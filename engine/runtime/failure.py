@@ -26,7 +26,6 @@ from random import Random
 from typing import Literal
 
 from dspex.bus import subjects
-from dspex.bus.duration import seconds
 from dspex.bus.errors import (
     BusError,
     CallError,
@@ -42,6 +41,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.port import NewMessage
 from dspex.bus.records import Letter, NodeEvent, StoredAt
+from dspex.bus.settings.duration import seconds
 from dspex.engine.graph.nodes import Call
 from dspex.engine.log.rows import OpenCall
 from dspex.engine.runtime.request import Address

@@ -10,47 +10,26 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import structlog
 
+from dspex.bus import telemetry
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
+from dspex.bus.records import NodeEvent
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import OpenCall, Place, Split
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, digest
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, What, digest
+from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, Batch, mark_of, most_that_fit, note_taken, size_of
+from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.request import Ask
 from dspex.engine.runtime.walk import Output
 
 _log = structlog.get_logger("dspex.engine")
-MOST_OUTPUTS = COMMIT_LIMIT - 32  # the rest of a batch is the log entry, and pieces of a large one
-MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
-
-
-@dataclass
-class Batch:
-    """What one commit will hold, but for its log entry.
-
-    Attributes:
-        taken: the order in which its arrivals were taken, as runs: [input, from, to, count, clock, mark].
-        changes: of the tables; None while arrivals are still added.
-        asked: number of a call → index in `messages` of its request, and which try that is.
-        entry: bytes of the log entry. snapshot: the one that it names.
-        arrivals: how many; `place`: of the last one.
-    """
-
-    messages: list[NewMessage] = field(default_factory=list)
-    taken: list[list[Any]] = field(default_factory=list)
-    changes: dict[str, Any] | None = None
-    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
-    arrivals: int = 0
-    place: Place | None = None
-    size: int = 0
-    entry: int = 0
-    snapshot: Snapshot | None = None
 
 
 class Partition:
@@ -83,8 +62,11 @@ class Partition:
         self.copied: tuple[int, dict[str, Any]] | None = None  # the tables as of an entry, to be stored as a snapshot
         self._copy: dict[str, Any] | None = None  # the same, while the entry is in flight
         self.snapshot: Snapshot | None = None  # stored, and not yet named by an entry
+        a = process.address
+        self.where = {"topology": a.topology, "stage": a.stage, "partition": index}  # for telemetry
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: Batch | None = None
+        self._taken = 0.0  # when that one was taken, on the monotonic clock
         self.revoked = False
         self.committed = 0
         self.room = asyncio.Event()
@@ -115,12 +97,19 @@ class Partition:
         self._add(arrival, effects)
         for note in effects.notes:
             self._counters[note] += 1
+            if note != "event":  # the usual thing is said with the commit
+                self._say(note, arrival, effects.failure if note == "dead_letter" else None)
         if effects.failure is not None:
             _log.warning("dead letter", node=effects.failure.node, why=effects.failure.error.message[:500])
         if effects.changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that
         return effects
+
+    def _say(self, note: Note, arrival: Arrival, failure: Failure | None) -> None:
+        node, run = _about(arrival.what)
+        error = {"error": type(failure.error).__name__, "code": failure.error.code} if failure else {}
+        telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
         rest = effects.outputs[effects.done :] if effects.done else effects.outputs
@@ -135,7 +124,7 @@ class Partition:
             self.tables.splits.drop(arrival.place)
         if arrival.position is not None:
             self.tables.positions.put(arrival.place.input, arrival.position)
-        _note(batch, arrival, _mark(arrival))
+        note_taken(batch, arrival, mark_of(arrival))
         self.settled.clear()
         if self.one_by_one:
             self.one_by_one -= 1
@@ -152,13 +141,13 @@ class Partition:
             if self.batches[-1].arrivals:
                 self._next_batch()
                 continue
-            count = _most(outputs[done:])
+            count = most_that_fit(outputs[done:])
             batch = self.batches[-1]
             self._append(batch, outputs[done : done + count])
             done += count
             split = Split(done, arrival.clock, arrival.number, digest(outputs[:done]))
             self.tables.splits.put(arrival.place, split)
-            _note(batch, arrival, ("part", done))
+            note_taken(batch, arrival, ("part", done))
             self._next_batch()
         return outputs[done:]
 
@@ -170,7 +159,7 @@ class Partition:
         b = self.batches[-1]
         if len(b.messages) + len(outputs) > MOST_OUTPUTS:
             return False
-        return len(outputs) < 2 or b.size + sum(map(_size, outputs)) <= MOST_BYTES
+        return len(outputs) < 2 or b.size + sum(map(size_of, outputs)) <= MOST_BYTES
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
@@ -199,7 +188,7 @@ class Partition:
         if len(self.batches) == 1:
             self._next_batch()
         batch = self.batches.popleft()
-        self.flying = batch
+        self.flying, self._taken = batch, monotonic()
         self.room.set()
         changes, count = dict(batch.changes or {}), len(batch.messages)
         if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
@@ -225,6 +214,16 @@ class Partition:
             raise AssertionError("no commit is in flight")
         self.log.landed(sequence, batch.entry, batch.snapshot)
         self.committed += batch.arrivals
+        size, seconds = batch.size + batch.entry, monotonic() - self._taken
+        telemetry.emit(
+            "commit",
+            **self.where,
+            arrivals=batch.arrivals,
+            messages=len(batch.messages),
+            bytes=size,
+            seconds=seconds,
+            sequence=sequence,
+        )
         first = sequence - len(batch.messages)
         for number, (index, tried) in batch.asked.items():
             row = self.tables.calls.rows.get(number)
@@ -238,48 +237,20 @@ class Partition:
             self.settled.set()
 
 
+def _about(what: What) -> tuple[str, str]:
+    """Node and run that an arrival is about; "" where it does not say."""
+    match what:
+        case NodeEvent():
+            return what.node, what.origin.run
+        case Answered():
+            return what.record.node, what.event.origin.run if what.event else ""
+        case Due():
+            return _about(what.what)
+        case _:
+            return "", ""
+
+
 def _located(number: int, row: OpenCall | None, asked: Mapping[int, tuple[int, int]], count: int) -> OpenCall | None:
     if row is None or number not in asked:
         return row
     return row._replace(work=asked[number][0] - count)
-
-
-def _note(batch: Batch, arrival: Arrival, mark: tuple[Any, ...] | None) -> None:
-    """Add an arrival to what the batch has taken. Arrivals that follow each other in one log are one run."""
-    place, clock = arrival.place, arrival.clock
-    batch.arrivals += 1
-    batch.place = place
-    where = place.sequence if place.item < 0 else (place.sequence, place.item)
-    if batch.taken and mark is None and place.input != "timers":
-        last = batch.taken[-1]
-        if last[0] == place.input and last[4] == clock and len(last) == 5:
-            last[2] = where
-            last[3] += 1
-            return
-    batch.taken.append([place.input, where, where, 1, clock, *([mark] if mark else ())])
-
-
-def _mark(arrival: Arrival) -> tuple[Any, ...] | None:
-    """What decided about an arrival besides what its log holds."""
-    what = arrival.what
-    if arrival.refused:
-        return "refused", arrival.refused
-    if isinstance(what, Gap):
-        return "gap", what.after, what.up_to, arrival.position
-    if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):
-        return ("gone",)
-    return None if what is not None else ("moved", arrival.position)
-
-
-def _most(outputs: Sequence[Output]) -> int:
-    """How many of them one commit can hold; at least one."""
-    size = 0
-    for count, output in enumerate(outputs[:MOST_OUTPUTS]):
-        size += _size(output)
-        if size > MOST_BYTES and count:
-            return count
-    return min(len(outputs), MOST_OUTPUTS)
-
-
-def _size(output: Output) -> int:
-    return len(output.data if isinstance(output, NewMessage) else output.message.data)

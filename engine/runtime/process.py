@@ -161,7 +161,7 @@ class Process:
             return self._hold(asked)
         emitted, failure = self._walked(asked.arrival, asked.event._replace(outputs=outputs))
         if failure is None:
-            return self._close(asked, emitted)
+            return self._close(asked, emitted, *(("fallback",) if fallback else ()))
         if isinstance(failure.error, RetryLater):
             return self._put_off(asked, failure.error.retry_after or 1.0, fallback)
         if isinstance(failure.error, InvalidOutput) and not fallback:
@@ -235,7 +235,7 @@ class Process:
             held = tables.calls.rows[following].held
             if held or following not in tables.timers.rows:
                 changes.append(("timers", following, Timer(asked.arrival.clock, "held" if held else "deadline")))
-        return Effects(outputs, changes, notes=("result", *notes))
+        return Effects(outputs, changes, notes=("record", *notes))
 
 
 class _Asked(NamedTuple):

@@ -16,7 +16,7 @@ import structlog
 from dspex.bus.message import Message
 from dspex.bus.port import Reader
 from dspex.bus.tasks import Tasks, first
-from dspex.engine.runtime.inputs import Input
+from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
@@ -34,6 +34,7 @@ class Pump:
 
     Attributes:
         at: up to this sequence everything was taken, or passed over for a partition that catches up; None before it reads.
+        at_time: when the message there was stored; 0 where none was read yet.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Pump:
         name: str,
     ) -> None:
         self.input, self._partitions, self._clock, self._readers, self._name = input, partitions, clock, readers, name
-        self._request_commit = request_commit
+        self.request_commit = request_commit
         self.at: int | None = None
+        self.at_time = 0.0
         self._reader: Reader | None = None  # while it waits for more
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
         self._joined = asyncio.Event()
@@ -68,9 +70,11 @@ class Pump:
             return
         input = self.input
         self.at = None  # nothing was read yet for the partitions that are here now
+        self._passed.clear()  # whoever caught up when it stood still reads with the others again
         await input.verify(mine, self._clock())
         # of the partitions as they were: one may have been fenced while the log was looked at
         self.at = after = min(p.tables.position(input.name).after for p in mine)
+        self.at_time = 0.0
         lanes = Tasks(self._name)
         try:
             await first(self._shared(mine, after, lanes), lanes.wait())
@@ -102,7 +106,7 @@ class Pump:
                 lanes.start(self._catch_up(p), f"partition {p.index}")
             else:
                 await self._take(p, message)
-        self.at = message.sequence
+        self.at, self.at_time = message.sequence, message.time
         while self._passed and len(self._passed) == len(self._partitions):
             self._joined.clear()  # nobody is left to read for
             await self._joined.wait()
@@ -123,7 +127,7 @@ class Pump:
                                 del self._passed[p.index]  # nothing is awaited in between: the shared reader goes on behind it
                                 self._joined.set()
                                 break
-                    self._request_commit(p)
+                    self.request_commit(p)
             finally:
                 await reader.close()
 
@@ -146,10 +150,10 @@ class Pump:
     async def _room(self, p: Partition) -> None:
         """Backpressure: a commit must make room, or calls must finish, before this partition takes more."""
         p.room.clear()
-        self._request_commit(p)
+        self.request_commit(p)
         await p.room.wait()
 
     def _request_commits(self) -> None:
         for p in self._partitions.values():
             if not p.settled.is_set():
-                self._request_commit(p)
+                self.request_commit(p)

@@ -9,32 +9,35 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
+from time import monotonic
 from typing import Literal
 
 import structlog
 
-from dspex.bus import subjects
-from dspex.bus.errors import BusError, DataError, DspexError, Fenced, PayloadTooLarge, StreamFull
+from dspex.bus import subjects, telemetry
+from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.build import build
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
-from dspex.engine.log.rows import Place
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inputs import EventsInput, Input, RecordsInput, SourceInput
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.position import SourceCheck, SourceWatch
+from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.position import SourceCheck, SourceWatch
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
+from dspex.engine.runtime.refusals import Refusals
 from dspex.engine.runtime.request import Address
 from dspex.engine.runtime.services import Services
-from dspex.engine.runtime.timers import TimersInput
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
-NAMES_CONTENT = (DataError, PayloadTooLarge)  # refusals for what a message is; no other one is blamed on an event
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,14 @@ class StageRunner:
         check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
         self.source = SourceInput(services.bus, stage, source_stream, count, check)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
-        self._one_by_one: dict[int, int] = {}  # index → arrivals that get a commit each after the next claim
+        self._refusals = Refusals()
+        self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
-        self._suspects: Counter[tuple[int, Place]] = Counter()  # how often the server refused what comes of an arrival
-        self._poison: dict[int, dict[Place, str]] = {}
 
     def _inputs(self) -> dict[str, Input]:
         s, id = self.s, self.stage.id
         records = RecordsInput(s.bus, s.app, self.topology, id)
-        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, lambda: self.pumps["records"].caught_up, s.clock)
+        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, records, s.clock)
         events = EventsInput(s.bus, s.app, self.topology, id)
         return {"source": self.source, "events": events, "records": records, "timers": timers}
 
@@ -97,6 +99,7 @@ class StageRunner:
     def landed(self, p: Partition) -> None:
         """A commit of `p` is stored."""
         self._setbacks.pop(p.index, None)
+        self._landed[p.index] = p.log.sequence
         if p.copied is not None and not p.revoked:
             self._snapshots.start(self._snapshot(p), f"partition {p.index}")
 
@@ -106,6 +109,8 @@ class StageRunner:
             p.snapshot = await p.log.write_snapshot(at, tables)
         except BusError as e:
             _log.warning("no snapshot now: it is tried again later", partition=p.index, why=e.message)
+        else:
+            telemetry.emit("snapshot", **p.where, bytes=p.snapshot.size, sequence=at)
         p.copied = None
 
     def failed(self, p: Partition, error: DspexError) -> None:
@@ -119,10 +124,7 @@ class StageRunner:
             self._fenced(p)
             return
         self._setbacks[p.index] = 0 if p.committed else self._setbacks[p.index] + 1
-        if isinstance(error, NAMES_CONTENT):
-            self._suspect(p, error)
-        elif p.one_by_one:
-            self._one_by_one[p.index] = p.unsure
+        self._refusals.failed(p, error)
         self._orders.put_nowait(_Order("recover", p.index, error.message))
 
     def _fenced(self, p: Partition) -> None:
@@ -134,23 +136,9 @@ class StageRunner:
             partition=p.index,
             epoch=p.log.epoch,
         )
+        telemetry.emit("fenced", **p.where, epoch=p.log.epoch)
         self.s.revoked(self.topology, self.stage.id, p.index)
         self._restart("fenced")
-
-    def _suspect(self, p: Partition, error: DspexError) -> None:
-        """The server refused a commit for what is in it. Commit arrivals one at a time until the refused one is alone.
-
-        It must be refused twice: the first time may have been a server that was full or about to stop.
-        """
-        self._one_by_one[p.index] = p.unsure
-        batch = p.flying
-        if batch is None or batch.place is None:
-            return
-        _log.error("the server refused a commit", why=error.message, partition=p.index, arrivals=batch.arrivals)
-        if batch.arrivals == 1:
-            self._suspects[p.index, batch.place] += 1
-            if self._suspects[p.index, batch.place] > 1:
-                self._poison.setdefault(p.index, {})[batch.place] = error.message
 
     # -- running ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -184,6 +172,7 @@ class StageRunner:
                 self._restart(e.message)
                 return
             self.stopped = e.message
+            telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
             _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
 
     async def _watching(self) -> None:
@@ -243,15 +232,16 @@ class StageRunner:
             pause = min(SLOWEST, pause * 2)
 
     async def _claimed(self, index: int) -> Partition:
-        s, tables = self.s, Tables(self.ordered, self._names)
+        s, tables, began = self.s, Tables(self.ordered, self._names), monotonic()
         address = LogAddress.of(s.app, self.topology, self.stage.id, index)
         log = CommitLog(s.bus, address, s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
         await log.claim(tables, at=s.clock(), repair=s.repair.before)
         self.counters["unreadable"] += log.passed
         process = Process(self.stage, Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit), self._names)
         p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
-        p.one_by_one = self._one_by_one.pop(index, 0)
-        p.poison = self._poison.get(index, {})
+        self._refusals.apply(p)
+        self._compare(p)
+        telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=monotonic() - began)
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
         return p
 
@@ -259,6 +249,22 @@ class StageRunner:
         """The version of the manifest that is applied."""
         applied = (await manifests.of_application(self.s.bus, self.s.app)).get(self.topology)
         return max(self.manifest, applied.version if applied is not None else 0)
+
+    def _compare(self, p: Partition) -> None:
+        """Say so where the log ends before what this engine knows to be stored: the server has an older copy of the stream.
+
+        Nobody else can notice. What was committed since is done again, under the same ids.
+        """
+        landed, there = self._landed.get(p.index, 0), p.log.followed
+        if there < landed:
+            self.counters["rolled_back"] += 1
+            telemetry.emit("rolled_back", **p.where, sequence=there, landed=landed)
+            _log.error(
+                "the application's stream was rolled back to an older copy: what was committed since is done again",
+                **p.where,
+                last=there,
+                landed=landed,
+            )
 
     async def drain(self) -> None:
         """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""
@@ -275,4 +281,5 @@ class StageRunner:
             self._request_commit(p)
             await p.settled.wait()
         p.revoked = True
+        telemetry.emit("released", **p.where)
         self.s.revoked(self.topology, self.stage.id, index)

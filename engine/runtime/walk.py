@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from random import Random
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -78,7 +79,8 @@ class Walk:
             return self._event
         o = self.origin
         at = datetime.fromtimestamp(o.time, tz=UTC)
-        self._event = Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, o.headers or {}, o.sequence or None)
+        headers = MappingProxyType(o.headers or {})  # shared by all nodes: none may change them for the others
+        self._event = Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, headers, o.sequence or None)
         return self._event
 
     @property

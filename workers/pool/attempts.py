@@ -8,6 +8,7 @@ import time
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from dspex.bus import telemetry
 from dspex.bus.errors import CallTimeout, DspexError, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.workers.answer import Answer
@@ -37,6 +38,23 @@ class Attempts:
         Args:
             age: seconds since the request was stored or sent.
         """
+        about = {"pool": self._pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
+        telemetry.emit("call_started", **about)
+        record = await self._record(work, packed, reservation, delivered, age)
+        telemetry.emit(
+            "call_ended",
+            **about,
+            route=record.route,
+            lm=record.lm,
+            seconds=record.elapsed,
+            error=(record.error or {}).get("type", ""),
+            usage=record.usage,
+        )
+        return record
+
+    async def _record(
+        self, work: CallRequest, packed: bytes, reservation: Reservation, delivered: int, age: float
+    ) -> CallRecord:
         started: float | None = None
         until = asyncio.get_running_loop().time() + work.left - age
         try:

@@ -54,7 +54,7 @@ class Selection:
 
     async def letters(self, c: Client) -> list[DeadLetter]:
         """The letters. Raises RunError (DX623) for a sequence that is none."""
-        from dspex.bus.duration import seconds
+        from dspex.bus.settings.duration import seconds
 
         after = datetime.now(UTC) - timedelta(seconds=seconds(self.since)) if self.since else None
         found = [

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from dspex.bus import not_built
 from dspex.bus.errors import ConfigError
+from dspex.bus.settings import not_built
 from dspex.bus.settings.model import Settings
 
 ROOT = Path(__file__).parents[3]

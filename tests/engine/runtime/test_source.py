@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -241,6 +242,49 @@ def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> No
     entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
     marks = [run[5] for entry in entries for run in entry.get("taken", ()) if len(run) > 5]
     assert [mark[:3] for mark in marks] == [("gap", 3, 5)]
+
+
+def remade(one: Lab) -> None:
+    """The stream is deleted, and made again."""
+    del one.server.streams["EVENTS"]
+    one.advance(0.2)
+    foreign(one)
+
+
+def rolled_back(one: Lab) -> None:
+    """The server has an older copy of the stream: of when only the first event was stored."""
+    old = one.server.streams["EVENTS"]
+    foreign_again = copy.copy(old)
+    foreign_again.messages, foreign_again.last = {1: old.messages[1]}, 1
+    one.advance(0.2)
+    one.server.streams["EVENTS"] = foreign_again
+    foreign_again.info = lambda now: replace(old.info(now), last=foreign_again.last)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("change", [remade, rolled_back])
+def test_of_a_stream_that_is_another_one_no_event_is_left_out_and_none_comes_twice(
+    lab: MakeLab, policy: Any, alive: bool, change: Callable[[Lab], None]
+) -> None:
+    """It is filled again at once, beyond what was read, so its numbers alone show nothing."""
+    one = lab(reading(on_gap=policy))
+    foreign(one)
+    number(one, 1, 2, 3)
+    host = one.start()
+    if not alive:
+        one.drain()
+    change(one)
+    number(one, 4, 5, 6, 7, 8, 9)
+    if not alive:
+        host = one.start()
+    one.advance(20)
+    if policy == "stop":
+        assert numbers(one) == [1, 2, 3]
+        assert any(why in (host.runners[0].stopped or "") for why in ("made anew", "rolled back"))
+    else:
+        again = [1] if change is rolled_back else []  # the copy's own first event has the id that it had before
+        assert numbers(one) == [1, 2, 3, *again, 4, 5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspex.bus.duration import human, seconds, size
 from dspex.bus.errors import ConfigError
+from dspex.bus.settings.duration import human, seconds, size
 
 
 @pytest.mark.parametrize(

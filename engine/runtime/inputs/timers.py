@@ -12,7 +12,9 @@ from dspex.bus.records import NodeEvent
 from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
-from dspex.engine.runtime.inputs import EventsInput, SourceInput, answered, requested
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.records import RecordsInput, answered, requested
+from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 
 TICK = 0.1  # seconds between looks at the clock, at most
@@ -24,7 +26,6 @@ class TimersInput:
     Args:
         stream: of the application.
         alarm: set when a timer may have become due.
-        records_read: whether all records that are stored were taken: a record that is stored beats the deadline of its call.
     """
 
     name: ClassVar[str] = "timers"
@@ -36,11 +37,11 @@ class TimersInput:
         stream: str,
         source: SourceInput,
         alarm: asyncio.Event,
-        records_read: Callable[[], bool],
+        records: RecordsInput,
         clock: Callable[[], float],
     ) -> None:
         self._bus, self._stream, self._source = bus, stream, source
-        self._alarm, self._records_read, self._clock = alarm, records_read, clock
+        self._alarm, self._records, self._clock = alarm, records, clock
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         return _Clockwork(self, partitions)
@@ -56,10 +57,13 @@ class TimersInput:
         self._alarm.clear()
         now, found = self._clock(), []
         for p in partitions:
-            for number, timer in p.tables.timers.due(now):
+            due = p.tables.timers.due(now)
+            if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
+                due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
+            for number, timer in due:
                 row = p.tables.calls.rows.get(number)
-                if timer.kind == "deadline" and not (self._records_read() and row is not None and row.work):
-                    continue
+                if timer.kind == "deadline" and not (row is not None and row.work):
+                    continue  # its request is on the way
                 found.append(Message(str(p.index), b"", {}, number))
         if not found:
             try:

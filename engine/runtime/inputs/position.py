@@ -12,18 +12,20 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from dspex.bus import telemetry
 from dspex.bus.errors import BusError, SourceGap, Unreachable
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival, Gap
-from dspex.engine.runtime.inputs import SourceInput
+from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
 
 _log = structlog.get_logger("dspex.engine")
 WATCH = 5.0  # seconds between looks at the source stream
 LAG = 1000  # messages that a partition's position may lie behind what its process has read
+LATE = 30.0  # seconds that it may: else a partition without events keeps what all others have read
 
 
 class SourceCheck:
@@ -41,7 +43,7 @@ class SourceCheck:
                 if at.sequence < self.start:
                     self._move(p, self.start, info, clock, None)
                 continue
-            lost = await self._gap(info, at)
+            lost = await self._gap(p, info, at)
             if lost is None:
                 continue
             go_on, what = lost
@@ -51,6 +53,7 @@ class SourceCheck:
             if self.source.on_gap == "stop":
                 raise SourceGap(why, node=self.source.subject)
             _log.error("a gap in the source, recorded and skipped", why=why, source=self.source.subject)
+            telemetry.emit("gap", **p.where, stream=self.stream, after=at.sequence, up_to=go_on)
             self._move(p, go_on, info, clock, Gap(at.sequence, go_on))
         return info.created
 
@@ -58,7 +61,7 @@ class SourceCheck:
         position = Position(to, -1, info.created if gap else 0.0)
         p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, gap))
 
-    async def _gap(self, info: StreamInfo, at: Position) -> tuple[int, str] | None:
+    async def _gap(self, p: Partition, info: StreamInfo, at: Position) -> tuple[int, str] | None:
         """(go on behind, what happened); None where nothing is missing."""
         begin = max(0, info.first - 1)
         if at.sequence > info.last:
@@ -72,6 +75,7 @@ class SourceCheck:
             if info.subjects == (self.source.subject,):
                 return begin, "trimmed"
             self._counters["possible_gap"] += 1
+            telemetry.emit("possible_gap", **p.where, stream=info.name, read=at.sequence, first=info.first)
             _log.warning(  # what is gone may all have been of other subjects
                 "a possible gap in the source: its stream was trimmed beyond what was read",
                 stream=info.name,
@@ -87,6 +91,7 @@ class SourceWatch:
 
     def __init__(self, bus: Bus, input: SourceInput, source: Source, pump: Pump) -> None:
         self.bus, self.input, self.source, self.pump = bus, input, source, pump
+        self._behind: dict[int, float] = {}  # partition → since when its position lies behind what was read
 
     async def run(
         self, partitions: Sequence[Partition], request_commit: Callable[[Partition], None], clock: Callable[[], float]
@@ -108,25 +113,27 @@ class SourceWatch:
 
     async def _look(self, read: int, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
         """Look once; what happened to the source, or "" and the positions are moved on to `read`."""
-        info = await _info(self.bus, self.input.stream)
+        info, time = await _info(self.bus, self.input.stream), self.pump.at_time
         if info.created != self.input.created or info.last < read:
             return "the source stream was made anew or truncated"
         if not info.own:
             last = await self.bus.last(info.name, self.source.subject)
             if last is None or last.sequence <= read:
-                read = max(read, info.last)
+                read, time = (info.last, 0.0) if info.last > read else (read, time)
             elif info.first > read + 1:
                 return "the source stream was trimmed before it was read"
-        self._move_on(partitions, read, 0 if not info.own else LAG, clock())
+        self._move_on(partitions, Position(read, -1, self.input.created, time), 0 if not info.own else LAG, clock())
         return ""
 
-    def _move_on(self, partitions: Sequence[Partition], to: int, lag: int, clock: float) -> None:
+    def _move_on(self, partitions: Sequence[Partition], to: Position, lag: int, clock: float) -> None:
         """Bring positions to what the pump has read: a restart does not read it again, and finds no gap in it."""
         for p in partitions:
-            at = p.tables.position("source")
-            if not p.revoked and not self.pump.catches_up(p) and at.sequence + lag < to:
-                position = at._replace(sequence=to, time=0.0, created=self.input.created)
-                p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, None))
+            behind = to.sequence - p.tables.position("source").sequence
+            if p.revoked or self.pump.catches_up(p) or behind <= 0:
+                self._behind.pop(p.index, None)
+            elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
+                self._behind.pop(p.index, None)
+                p.take_in(Arrival(Place("source", to.sequence), to, clock, p.tables.number, None))
 
 
 async def _info(bus: Bus, stream: str) -> StreamInfo:
