@@ -208,6 +208,10 @@ class Bus(Protocol):
         """The last message of a subject (or pattern), asked of the leader."""
         ...
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        """The last message of each of these subjects that has one, asked of any replica, so it may be behind: no patterns."""
+        ...
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         """The first message of a subject (or pattern) from `sequence` on; None where there is none."""
         ...

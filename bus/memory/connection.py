@@ -150,6 +150,12 @@ class MemoryBus:
         found = self._stream(stream)
         return found.messages.get(found.last_of(subject))
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        await self.trip()
+        found = self._stream(stream)
+        messages = [found.messages.get(found.last_of(subject)) for subject in subjects]
+        return {m.subject: m for m in messages if m is not None}
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         await self.trip()
         found = self._stream(stream)

@@ -96,6 +96,9 @@ class NatsBus:
     async def last(self, stream: str, subject: str) -> Message | None:
         return await stored.message(self._connection, stream, {"last_by_subj": subject})
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        return await stored.multi_last(self._connection, stream, subjects)
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": max(sequence, 1), "next_by_subj": subject})
 

@@ -20,6 +20,7 @@ _PAGE: Final = 5_000  # messages of one pull
 _PAGE_BYTES: Final = 16 << 20
 _SCAN_IDLE: Final = 30.0  # seconds until the server forgets the consumer of a scan whose process died
 _PAGE_TIMEOUT: Final = 10.0
+_SUBJECTS: Final = 1024  # of one direct get; with more the server refuses
 _NOT_FOUND: Final = 10043
 _DELETE_FAILED: Final = 10057
 _DIRECT_HEADERS: Final = frozenset(
@@ -155,16 +156,40 @@ async def delete(connection: Connection, stream: str, sequence: int) -> None:
 async def direct(connection: Connection, stream: str, request: Mapping[str, object]) -> list[Message] | None:
     """Messages by direct get (ADR-31), from any replica; None where there are too many to give at once."""
     try:
+        return (await _page(connection, stream, request))[0]
+    except ServerRefusal:
+        return None
+
+
+async def _page(connection: Connection, stream: str, request: Mapping[str, object]) -> tuple[list[Message], int]:
+    """What a replica gives at once, and how many more it has. Raises ServerRefusal where it would be too many."""
+    try:
         body = json.dumps(request).encode()
         answers = await connection.ask(f"$JS.API.DIRECT.GET.{stream}", body, final=_is_status, timeout=10.0)
     except TimeoutError as e:
         raise Unreachable(f"no answer to a direct get from {stream}") from e
     status = protocol.headers(answers[-1][1])
     if status.get("Status") == "413":
-        return None
+        raise ServerRefusal(f"direct get from {stream}: too many subjects", 0)
     if status.get("Status") not in ("204", "404"):
         raise Unreachable(f"direct get from {stream}: {status.get('Status')} {status.get('Description', '')}")
-    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]]
+    pending = int(status.get("Nats-Num-Pending") or 0)
+    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]], pending
+
+
+async def multi_last(connection: Connection, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+    """`Bus.multi_last`."""
+    found: dict[str, Message] = {}
+    for start in range(0, len(subjects), _SUBJECTS):
+        wanted = list(subjects[start : start + _SUBJECTS])
+        pending = 1
+        while pending and wanted:
+            page, pending = await _page(connection, stream, {"multi_last": wanted})
+            if not page:
+                break
+            found.update({m.subject: m for m in page})
+            wanted = [subject for subject in wanted if subject not in found]
+    return found
 
 
 def _is_status(data: bytes, head: bytes) -> bool:

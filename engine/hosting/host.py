@@ -224,7 +224,7 @@ class Host:
             "topology": r.topology,
             "stage": r.stage.id,
             "source": r.stage.source.name,
-            "stopped": r.stopped,
+            "stopped": r.stopped or r.waits,
             "events": r.counters["event"],
             "records": r.counters["record"],
             "dropped": r.counters["dropped"],

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dspex.bus.errors import Fenced, TopologyError, Unsettled
+from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
-from dspex.engine.log.reading import Newest, latest, read_back
+from dspex.engine.log.reading import Latest, Newest, read_back
 from dspex.engine.log.tables import Tables
 
 LEAST = 64 << 10  # bytes of entries since the last snapshot below which none is due
@@ -28,8 +28,10 @@ class CommitLog:
     """The log as its owner sees it. `sequence` is the version that the next commit must follow.
 
     Attributes:
-        claimed: sequence of the claim. followed: of the entry before it. epoch: counts claims.
-        nonce: drawn by the claim, for ids of records. passed: messages on the log's subject that are no entries.
+        claimed: sequence of the claim. expected: of the last message before it. followed: of the last entry before it.
+        after: of the last commit before it.
+        epoch: counts claims. nonce: drawn by the claim, for ids of records.
+        passed: messages on the log's subject that are no entries.
         base, older: the entries that name the latest snapshot, and the one before; 0 for none.
         since: bytes of the entries behind the latest snapshot. size: of that snapshot.
     """
@@ -46,43 +48,43 @@ class CommitLog:
         self.bus = bus
         self.address = address
         self.owner, self.manifest, self.build = owner, manifest, build or {}
-        self._newest = newest
+        self.newest = newest
         self.passed = 0
         self.epoch = self.sequence = self.claimed = 0
-        self.followed = 0
+        self.expected = self.followed = self.after = 0
         self.nonce = ""
         self.base = self.older = 0
         self.since = self.size = 0
 
-    async def claim(self, tables: Tables, *, at: float, repair: Callable[[int, int], Awaitable[None]]) -> None:
-        """Become the owner, and bring `tables`, which are new, up to date.
+    def draft(self, end: Latest, at: float) -> NewMessage:
+        """A claim of the log that ends so. Raises TopologyError where a newer manifest claimed it."""
+        self._check(end.facts)
+        self.base, self.older = bases(end.at, end.entry) if end.at else (0, 0)
+        self.epoch = end.facts.epoch + 1
+        self.nonce = secrets.token_hex(8)
+        self.expected, self.followed = end.last, end.at
+        # others may have claimed and died
+        self.after = end.entry["after"] if end.entry.get("kind") == "claim" else end.at
+        claim = {"kind": "claim", "after": self.after, "nonce": self.nonce, **self._facts(), **self._frame(at)}
+        return NewMessage(self.address.subject, packed(claim), expect=end.last)
 
-        `repair(claim, entry)` removes what a torn commit left between the two (torn_commits.py).
+    def landed_claim(self, sequence: int) -> None:
+        """The claim that was drafted last is stored at `sequence`."""
+        self.claimed = self.sequence = sequence
 
-        Raises Unreachable; TopologyError where a newer manifest claimed it; BusError where the log cannot be read.
+    async def recover(self, tables: Tables) -> None:
+        """Bring `tables`, which are new, to the claim. What a torn commit left before it must have been removed.
+
+        Raises Unreachable; BusError where the log cannot be read.
         """
-        while True:
-            end = await latest(self.bus, self.address, self._newest)
-            self.followed = end.at
-            self._check(end.facts)
-            self.base, self.older = bases(end.at, end.entry) if end.at else (0, 0)
-            self.epoch = end.facts.epoch + 1
-            self.nonce = secrets.token_hex(8)
-            after = end.entry["after"] if end.entry.get("kind") == "claim" else end.at  # others may have claimed and died
-            claim = {"kind": "claim", "after": after, "nonce": self.nonce, **self._facts(), **self._frame(at)}
-            draft = NewMessage(self.address.subject, packed(claim), expect=end.last)
-            try:
-                self.claimed = self.sequence = await self.bus.commit([draft])
-            except (Fenced, Unsettled):
-                continue  # someone wrote in between, perhaps this very claim: look again
-            await repair(self.sequence, after)
-            read = await read_back(self.bus, self.address, self.base, self.older, self.sequence, tables)
-            if read.commit != after:  # what the claim goes on from was there a moment ago
-                raise damaged(f"{self.address.subject}")
-            self.since, self.size, self.passed = read.bytes, read.size, read.passed
-            if read.base != self.base:  # an intact earlier snapshot must stay to fall back to
-                self.base, self.older = read.base, 0
-            return
+        if not self.expected:
+            return  # nothing was there before the claim
+        read = await read_back(self.bus, self.address, self.base, self.older, self.claimed, tables)
+        if read.commit != self.after:  # what the claim goes on from was there a moment ago
+            raise damaged(f"{self.address.subject}")
+        self.since, self.size, self.passed = read.bytes, read.size, read.passed
+        if read.base != self.base:  # an intact earlier snapshot must stay to fall back to
+            self.base, self.older = read.base, 0
 
     def _check(self, before: ClaimFacts) -> None:
         if before.manifest > self.manifest:

@@ -76,13 +76,19 @@ async def latest(bus: Bus, address: LogAddress, newest: Newest | None = None) ->
 
     `newest`: where it is known, a claim for a newer manifest than that is none. Raises BusError for another version's log.
     """
-    last = await bus.last(address.stream, address.subject)
+    return await end_of(bus, address, await bus.last(address.stream, address.subject), newest)
+
+
+async def end_of(
+    bus: Bus, address: LogAddress, last: Message | None, newest: Newest | None = None, *, known: int = 0
+) -> Latest:
+    """The end of a log whose last message is known; see `latest`. `known`: a version that was applied: not asked for."""
     if last is None:
         return Latest()
     found, stop, width = [last], last.sequence, WINDOW
     while True:
         for message in reversed(found):
-            if (entry := await _genuine(bus, address, message, newest)) is not None:
+            if (entry := await _genuine(bus, address, message, newest, known)) is not None:
                 return Latest(last.sequence, message.sequence, entry[0], entry[1])
             _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
         if stop <= 1:
@@ -93,7 +99,7 @@ async def latest(bus: Bus, address: LogAddress, newest: Newest | None = None) ->
 
 
 async def _genuine(
-    bus: Bus, address: LogAddress, message: Message, newest: Newest | None
+    bus: Bus, address: LogAddress, message: Message, newest: Newest | None, known: int
 ) -> tuple[Mapping[str, Any], ClaimFacts] | None:
     """The entry that a message at the end of the log is, and the facts of its claim; None for what no engine wrote."""
     entry = readable(message.data)
@@ -101,7 +107,7 @@ async def _genuine(
         await _same_version(bus, address, message)
         return None
     found = await _facts(bus, address, message, entry)
-    if found is None or (newest is not None and found.manifest > await newest()):
+    if found is None or (newest is not None and found.manifest > known and found.manifest > await newest()):
         return None
     return entry, found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
@@ -19,6 +20,7 @@ from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.build import build
+from dspex.engine.log.claims import is_ahead, take_over, waiting
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.tables import Tables
@@ -80,6 +82,7 @@ class StageRunner:
         self._refusals = Refusals()
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
+        self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
 
     def _inputs(self) -> dict[str, Input]:
         s, id = self.s, self.stage.id
@@ -129,14 +132,9 @@ class StageRunner:
 
     def _fenced(self, p: Partition) -> None:
         del self.partitions[p.index]
-        _log.warning(
-            "fenced: another engine committed first, so this one commits nothing more here",
-            topology=self.topology,
-            stage=self.stage.id,
-            partition=p.index,
-            epoch=p.log.epoch,
-        )
-        telemetry.emit("fenced", **p.where, epoch=p.log.epoch)
+        where = {**p.where, "epoch": p.log.epoch}
+        _log.warning("fenced: another engine committed first, so this one commits nothing more here", **where)
+        telemetry.emit("fenced", **where)
         self.s.revoked(self.topology, self.stage.id, p.index)
         self._restart("fenced")
 
@@ -147,9 +145,10 @@ class StageRunner:
             while True:
                 order = await self._orders.get()
                 await self._pumps.stop()
-                await self._obey(order)
+                orders = [order]
                 while not self._orders.empty():
-                    await self._obey(self._orders.get_nowait())
+                    orders.append(self._orders.get_nowait())
+                await self._obey(orders)
                 self._start_pumps()
         finally:
             await self._pumps.stop()
@@ -177,14 +176,7 @@ class StageRunner:
 
     async def _watching(self) -> None:
         watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
-        why = ""
-        while not why:
-            try:
-                why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
-            except BusError as e:
-                if not e.retryable:
-                    raise
-                _log.debug("cannot look at the source now, trying again", why=e.message)
+        why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
         self._restart(why)  # the source is compared with the positions when its pump starts
 
     def _restart(self, why: str) -> None:
@@ -196,54 +188,83 @@ class StageRunner:
     # -- ownership ------------------------------------------------------------------------------------------------------
     def own(self, index: int) -> None:
         """Claim a partition and run it, as soon as the runner gets to it."""
+        if index in self._ahead and is_ahead(self._ahead[index], self.s.clock()):
+            self.s.revoked(self.topology, self.stage.id, index)
+            return
         self._orders.put_nowait(_Order("own", index))
 
     def release(self, index: int) -> None:
         """Give a partition up: commit what was taken, take no more."""
         self._orders.put_nowait(_Order("release", index))
 
-    async def _obey(self, order: _Order) -> None:
-        if order.what in ("own", "recover"):
-            setbacks = self._setbacks[order.index]
-            if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
-                await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
-            await self._claim(order.index)
-        elif order.what == "release":
-            await self._give_up(order.index)
-        elif order.error is not None:
-            raise order.error
+    async def _obey(self, orders: Sequence[_Order]) -> None:
+        """Carry out orders one after another; partitions that are to be claimed in a row are claimed together."""
+        claims: dict[int, None] = {}
+        for order in orders:
+            if order.what in ("own", "recover"):
+                claims[order.index] = None
+            elif order.what == "release":
+                await self._claim(list(claims))
+                claims = {}
+                await self._give_up(order.index)
+            elif order.error is not None:
+                raise order.error
+        await self._claim(list(claims))
 
-    async def _claim(self, index: int) -> None:
-        """Claim a partition, and try until it succeeds: without its log there is nothing to go on from."""
+    async def _claim(self, indices: Sequence[int]) -> None:
+        """Claim partitions, and try until that is decided: without its log there is nothing to go on from."""
+        setbacks = max((self._setbacks[i] for i in indices), default=0)
+        if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
+            await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
         pause = 0.05
-        while True:
-            if (old := self.partitions.pop(index, None)) is not None:
-                old.revoked = True
+        while indices:
+            for i in indices:
+                if (old := self.partitions.pop(i, None)) is not None:
+                    old.revoked = True
             try:
-                self.partitions[index] = await self._claimed(index)
-                return
+                indices = await self._claimed(indices)
             except BusError as e:
                 if not e.retryable:
                     raise
                 if isinstance(e, StreamFull):
                     self.s.committer.full = e.message
-                _log.warning("cannot claim yet", partition=index, why=e.message)
-            await asyncio.sleep(pause)
-            pause = min(SLOWEST, pause * 2)
+                _log.warning("cannot claim yet", partitions=list(indices), why=e.message)
+            if indices:
+                await asyncio.sleep(pause)
+                pause = min(SLOWEST, pause * 2)
 
-    async def _claimed(self, index: int) -> Partition:
-        s, tables, began = self.s, Tables(self.ordered, self._names), monotonic()
-        address = LogAddress.of(s.app, self.topology, self.stage.id, index)
-        log = CommitLog(s.bus, address, s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
-        await log.claim(tables, at=s.clock(), repair=s.repair.before)
+    async def _claimed(self, indices: Sequence[int]) -> list[int]:
+        """Claim partitions and begin to run them; those that could not be read now. Raises BusError."""
+        s, logs, began = self.s, {self._log(index): index for index in indices}, monotonic()
+        claims = await take_over(s.bus, list(logs), lambda: Tables(self.ordered, self._names), s.clock, s.repair)
+        for log, tables in claims.won:
+            self._begin(logs[log], log, tables, monotonic() - began)
+        for log, time in claims.ahead:
+            self._ahead[logs[log]] = time
+            _log.error("a partition is not claimed yet", partition=logs[log], why=self.waits)
+        for log in [*claims.lost, *(log for log, _ in claims.ahead)]:
+            s.revoked(self.topology, self.stage.id, logs[log])
+        return [logs[log] for log in claims.unread]
+
+    def _log(self, index: int) -> CommitLog:
+        s, address = self.s, LogAddress.of(self.s.app, self.topology, self.stage.id, index)
+        return CommitLog(s.bus, address, s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
+
+    def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
+        s = self.s
         self.counters["unreadable"] += log.passed
         process = Process(self.stage, Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit), self._names)
         p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
         self._refusals.apply(p)
         self._compare(p)
-        telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=monotonic() - began)
+        telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)
+        self.partitions[index] = p
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
-        return p
+
+    @property
+    def waits(self) -> str | None:
+        """Why partitions are not claimed now, with both times; None where none waits."""
+        return waiting(self._ahead.values(), self.s.clock())
 
     async def _newest(self) -> int:
         """The version of the manifest that is applied."""
@@ -259,12 +280,8 @@ class StageRunner:
         if there < landed:
             self.counters["rolled_back"] += 1
             telemetry.emit("rolled_back", **p.where, sequence=there, landed=landed)
-            _log.error(
-                "the application's stream was rolled back to an older copy: what was committed since is done again",
-                **p.where,
-                last=there,
-                landed=landed,
-            )
+            what = "the application's stream was rolled back to an older copy: what was committed since is done again"
+            _log.error(what, **p.where, last=there, landed=landed)
 
     async def drain(self) -> None:
         """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""

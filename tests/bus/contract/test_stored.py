@@ -110,3 +110,31 @@ async def test_a_message_has_the_same_time_however_it_is_read(bus: Bus, unique: 
     assert [m.time for m in await between(bus, unique, 1, 20)] == read
     got = [await bus.get(unique, n) for n in range(1, 21)]
     assert [m.time for m in got if m is not None] == read
+
+
+@pytest.mark.asyncio
+async def test_the_last_messages_of_many_subjects_come_together(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    wanted = [f"{unique}.{n}" for n in range(2500)]
+    for start in (0, 1000, 2000):
+        some = wanted[start : start + 1000]
+        await bus.commit([NewMessage(subject, b"old") for subject in some])
+        await bus.commit([NewMessage(subject, subject.encode(), {"X": "y"}) for subject in some if not subject.endswith("7")])
+
+    found = await bus.multi_last(unique, [*wanted, f"{unique}.none"])
+    assert set(found) == set(wanted)
+    assert all(m.data == (b"old" if s.endswith("7") else s.encode()) and m.subject == s for s, m in found.items())
+    last = await bus.last(unique, wanted[5])
+    assert last is not None
+    assert found[wanted[5]] == last
+    assert await bus.multi_last(unique, []) == {}
+    assert await bus.multi_last(unique, [f"{unique}.none"]) == {}
+
+
+@pytest.mark.asyncio
+async def test_the_last_messages_come_however_large_they_are(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    wanted = [f"{unique}.{n}" for n in range(80)]
+    for subject in wanted:
+        await bus.publish(NewMessage(subject, bytes(1_000_000)))
+    assert set(await bus.multi_last(unique, wanted)) == set(wanted)
