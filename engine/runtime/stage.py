@@ -143,9 +143,8 @@ class StageRunner:
         """Carry out changes of ownership until cancelled. Raises the error that a pump failed with."""
         try:
             while True:
-                order = await self._orders.get()
+                orders = [await self._orders.get()]
                 await self._pumps.stop()
-                orders = [order]
                 while not self._orders.empty():
                     orders.append(self._orders.get_nowait())
                 await self._obey(orders)
@@ -218,9 +217,8 @@ class StageRunner:
             await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
         pause = 0.05
         while indices:
-            for i in indices:
-                if (old := self.partitions.pop(i, None)) is not None:
-                    old.revoked = True
+            for old in [self.partitions.pop(i) for i in indices if i in self.partitions]:
+                old.revoked = True
             try:
                 indices = await self._claimed(indices)
             except BusError as e:
@@ -242,13 +240,13 @@ class StageRunner:
         for log, time in claims.ahead:
             self._ahead[logs[log]] = time
             _log.error("a partition is not claimed yet", partition=logs[log], why=self.waits)
-        for log in [*claims.lost, *(log for log, _ in claims.ahead)]:
+        for log in (*claims.lost, *dict(claims.ahead)):
             s.revoked(self.topology, self.stage.id, logs[log])
         return [logs[log] for log in claims.unread]
 
     def _log(self, index: int) -> CommitLog:
-        s, address = self.s, LogAddress.of(self.s.app, self.topology, self.stage.id, index)
-        return CommitLog(s.bus, address, s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
+        address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)
+        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
 
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s

@@ -14,7 +14,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage
-from dspex.engine.runtime import position
+from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
