@@ -100,7 +100,9 @@ class Calls(Table[int, OpenCall]):
 
     def stored(self, number: int, sequence: int) -> None:
         """The request of a call lies at `sequence`. Each entry says it with the row, so it is no change of its own."""
-        self.rows[number] = self.rows[number]._replace(work=sequence)
+        self.rows[number] = row = self.rows[number]._replace(work=sequence)
+        if self._changed.get(number) is not None:
+            self._changed[number] = row
 
 
 class Timers(Table[int, Timer]):

@@ -62,7 +62,7 @@ class Replay:
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, self._stream, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._messages: list[NewMessage] = []  # of the entry
-        self._asked: dict[int, tuple[int, int]] = {}  # number of a call → index of its request in the entry, and which try
+        self._asked: dict[int, int] = {}  # number of a call → index of its request in the entry
 
     async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
@@ -177,7 +177,7 @@ class Replay:
     def _append(self, outputs: Sequence[Output]) -> None:
         for output in outputs:
             if isinstance(output, Ask):
-                self._asked[output.number] = (len(self._messages), output.call.try_number)
+                self._asked[output.number] = len(self._messages)
                 self._p.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             self._messages.append(output.message if isinstance(output, Ask) else output)
 
@@ -186,14 +186,13 @@ class Replay:
         changes, count = self._p.tables.changes(), len(self._messages)
         for i, (number, row) in enumerate(changes.get("calls", ())):
             if row is not None and number in self._asked:
-                changes["calls"][i] = (number, row._replace(work=self._asked[number][0] - count))
+                changes["calls"][i] = (number, row._replace(work=self._asked[number] - count))
         return changes
 
     def _landed(self, sequence: int) -> None:
         calls, first = self._p.tables.calls, sequence - len(self._messages)
-        for number, (index, tried) in self._asked.items():
-            row = calls.rows.get(number)
-            if row is not None and row.try_number == tried:
+        for number, index in self._asked.items():
+            if number in calls.rows:
                 calls.stored(number, first + index)
 
 

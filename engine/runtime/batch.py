@@ -23,7 +23,7 @@ class Batch:
     Attributes:
         taken: the order in which its arrivals were taken, as runs: [input, from, to, count, clock, mark].
         changes: of the tables; None while arrivals are still added.
-        asked: number of a call → index in `messages` of its request, and which try that is.
+        asked: number of a call → index in `messages` of its request.
         entry: bytes of the log entry. snapshot: the one that it names.
         arrivals: how many; `place`: of the last one.
     """
@@ -31,7 +31,7 @@ class Batch:
     messages: list[NewMessage] = field(default_factory=list)
     taken: list[list[Any]] = field(default_factory=list)
     changes: dict[str, Any] | None = None
-    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
     place: Place | None = None
     size: int = 0

@@ -165,7 +165,7 @@ class Partition:
         for output in outputs:
             message = output.message if isinstance(output, Ask) else output
             if isinstance(output, Ask):
-                batch.asked[output.number] = (len(batch.messages), output.call.try_number)
+                batch.asked[output.number] = len(batch.messages)
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             batch.size += len(message.data)
             batch.messages.append(message)
@@ -192,7 +192,7 @@ class Partition:
         self.room.set()
         changes, count = dict(batch.changes or {}), len(batch.messages)
         if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
-            changes["calls"] = [(n, _located(n, row, batch.asked, count)) for n, row in changes["calls"]]
+            changes["calls"] = [(n, _relative(n, row, batch.asked, count)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(batch.messages), "taken": batch.taken}
         batch.snapshot, self.snapshot = self.snapshot, None
         *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=batch.snapshot)
@@ -225,17 +225,24 @@ class Partition:
             sequence=sequence,
         )
         first = sequence - len(batch.messages)
-        for number, (index, tried) in batch.asked.items():
-            row = self.tables.calls.rows.get(number)
-            if row is not None and row.try_number == tried:
-                self.tables.calls.stored(number, first + index)
+        self._located({number: first + index for number, index in batch.asked.items()})
         if self._copy is not None:
-            asked = {n: first + index for n, (index, _) in batch.asked.items()}
+            asked = {n: first + index for n, index in batch.asked.items()}
             self._copy["calls"] = [(n, row._replace(work=asked.get(n, row.work))) for n, row in self._copy["calls"]]
             self.copied, self._copy = (sequence, self._copy), None
         if len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages:
             self.settled.set()
 
+    def _located(self, places: dict[int, int]) -> None:
+        """Requests of calls lie at these sequences. Records may have come before it was known: their rows do not say it yet."""
+        for batch in self.batches:
+            for number in batch.asked:
+                places.pop(number, None)  # asked again since: that request counts
+            if batch.changes and "calls" in batch.changes:
+                rows = batch.changes["calls"]
+                batch.changes["calls"] = [(n, row._replace(work=places[n]) if row and n in places else row) for n, row in rows]
+        for number in places.keys() & self.tables.calls.rows.keys():
+            self.tables.calls.stored(number, places[number])
 
 def _about(what: What) -> tuple[str, str]:
     """Node and run that an arrival is about; "" where it does not say."""
@@ -250,7 +257,7 @@ def _about(what: What) -> tuple[str, str]:
             return "", ""
 
 
-def _located(number: int, row: OpenCall | None, asked: Mapping[int, tuple[int, int]], count: int) -> OpenCall | None:
+def _relative(number: int, row: OpenCall | None, asked: Mapping[int, int], count: int) -> OpenCall | None:
     if row is None or number not in asked:
         return row
-    return row._replace(work=asked[number][0] - count)
+    return row._replace(work=asked[number] - count)

@@ -50,12 +50,13 @@ T = TypeVar("T")
 class Bus(MemoryBus):
     """A connection of a process that can be frozen: then nothing that it does reaches the server, nor comes back.
 
-    `deadly`: how likely a commit is the last thing that the process does; half of these land first.
+    `deadly`: how likely a commit is the last thing that the process does; half of these land first. `slow`: seconds until the
+    answer to a commit comes, at most; what follows from it may be there before.
     """
 
-    def __init__(self, server: MemoryServer, random: Random, deadly: float = 0.0) -> None:
+    def __init__(self, server: MemoryServer, random: Random, deadly: float = 0.0, slow: float = 0.0) -> None:
         super().__init__(server, BusEvents())
-        self.random, self.deadly = random, deadly
+        self.random, self.deadly, self.slow = random, deadly, slow
         self.thawed, self.dead = asyncio.Event(), asyncio.Event()
         self.thawed.set()
 
@@ -71,6 +72,9 @@ class Bus(MemoryBus):
         sequence = await super().commit(drafts, timeout=timeout)
         if fate < self.deadly:
             await self._die()
+        if self.slow:
+            await asyncio.sleep(self.random.uniform(0, self.slow))
+            await self.thawed.wait()
         return sequence
 
     async def _die(self) -> None:
@@ -92,7 +96,15 @@ async def insist(call: Callable[[], Awaitable[T]]) -> T:
 
 @dataclass
 class Simulation:
-    """One run. `engines`, `workers`: processes at a time. `kills`: of each kind, at random moments of the run."""
+    """One run. What is None is decided by the seed.
+
+    Attributes:
+        engines, workers: processes at a time. kills: of each kind, at random moments of the run.
+        big: events of 2,500 outputs.
+        most_open: open calls of a partition over which it admits no events.
+        slow: seconds until the answer to a commit comes, at most.
+        anew: the source's stream is deleted and made again when half of the events are processed; the topology goes on.
+    """
 
     seed: int
     count: int = 120
@@ -103,7 +115,10 @@ class Simulation:
     deadly: float = 0.03
     slots: int = 8
     freezes: bool = True
-    big: int | None = None  # events of 2,500 outputs; None: by the seed
+    big: int | None = None
+    most_open: int | None = None
+    slow: float | None = None
+    anew: bool | None = None
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -126,7 +141,9 @@ class Simulation:
         self.events = workload.events(self.count, self.seed, keys=self.keys, big=big, start=self.server.now)
         self.ledger, self.heard = Ledger(APP, self.events), list[Message]()
         self.bus = self.server.connect()
-        if self.random.random() < 0.5:  # a stream of somebody else
+        self.foreign = self.random.random() < 0.5  # a stream of somebody else
+        self._decide()
+        if self.foreign:
             self.server.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
         tasks = [
             *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
@@ -142,6 +159,14 @@ class Simulation:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return report
+
+    def _decide(self) -> None:
+        """By the seed, what nobody has said."""
+        by_chance = self.random.choice([10_000, 10_000, 3]), self.random.choice([0.0, 0.0, 0.5]), self.random.random() < 0.4
+        self.most_open = by_chance[0] if self.most_open is None else self.most_open
+        self.slow = by_chance[1] if self.slow is None else self.slow
+        self.anew = by_chance[2] and self.foreign if self.anew is None else self.anew
+        self.foreign = self.foreign or self.anew
 
     async def _finish(self, publishing: asyncio.Task[None]) -> None:
         """Until nothing is missing, then long enough for whatever would come too much."""
@@ -161,7 +186,12 @@ class Simulation:
         return report
 
     async def _replayed(self) -> AsyncIterator[Violation]:
-        """The replay invariant, for every partition: from nothing, and from the latest snapshot."""
+        """The replay invariant, for every partition: from nothing, and from the latest snapshot.
+
+        Where the source was made anew, nobody has the first half of its events any more.
+        """
+        if self.anew:
+            return
         self.server.luck.faults = Faults()
         graph, count = self.topology, 1 + 3 * (self.seed % 2)
         source = graph.sources[0]
@@ -178,13 +208,24 @@ class Simulation:
     # -- who takes part ----------------------------------------------------------------------------------------------
     async def _publish(self) -> None:
         gap = self.random.choice([0.0, 0.02, 0.2])
-        for event in self.events:
+        for number, event in enumerate(self.events):
+            if self.anew and number == len(self.events) // 2:
+                await self._make_anew(len(self.events) - number)
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
             draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
             while self.server.stream_of(SOURCE) is None:  # no engine has applied the topology yet
                 await asyncio.sleep(0.1)
             await insist(lambda draft=draft: self.bus.publish(draft))
             await asyncio.sleep(self.random.uniform(0, 2 * gap))
+
+    async def _make_anew(self, left: int) -> None:
+        """Delete the source's stream and make it again, as soon as all but the `left` last events are done."""
+        end = self.server.now + PATIENCE
+        while self.ledger.open > left and self.server.now < end:
+            await asyncio.sleep(0.5)
+        del self.server.streams["EVENTS"]  # and nobody gets a turn before it is there again
+        self.server.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
+        self.done["sources made anew"] += 1
 
     async def _listen(self) -> None:
         async def hear(m: Message) -> None:
@@ -207,8 +248,10 @@ class Simulation:
     async def _engine(self, index: int) -> None:
         """An engine process under a supervisor: it dies some times, and is started again."""
         for life, fate in enumerate([*self._fates(), PATIENCE]):
-            bus = Bus(self.server, self.random, self.deadly if fate != PATIENCE else 0.0)
-            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", heartbeat=0.6)
+            bus = Bus(self.server, self.random, self.deadly if fate != PATIENCE else 0.0, self.slow or 0.0)
+            host = Host(
+                bus, APP, [self.topology], engine=f"e{index}-{life}", heartbeat=0.6, most_open_calls=self.most_open or 0
+            )
             try:
                 await asyncio.wait_for(insist(host.start), 10.0)
                 await self._live(host, bus, fate)
@@ -236,7 +279,7 @@ class Simulation:
 
     @property
     def topology(self) -> Any:
-        return workload.build(partitions=1 + 3 * (self.seed % 2)).graph
+        return workload.build(1 + 3 * (self.seed % 2), on_gap="skip" if self.anew else "stop").graph
 
     async def _worker(self) -> None:
         """A worker process under a supervisor: it dies some times, and is started again."""

@@ -6,6 +6,7 @@ says which way it takes:
     plain     a native operator, one output
     ask       a call with order="key", then a branch to one of two sinks
     many      three pieces, to a sink and, each, to a call whose results come in any order
+    later     a native operator asks twice or so to be run again later
     big       2,500 outputs, more than one commit holds, with the engine's clock in each
     poison    a native operator raises: a dead letter
     nonsense  the model never answers in the format: a dead letter after the second attempt
@@ -27,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # engines that a
 
 import standin
 
+from dspex.bus.errors import RetryLater
 from dspex.bus.message import derived_id, new_id
 from dspex.engine.graph.context import Context
-from dspex.engine.graph.nodes import Retry
+from dspex.engine.graph.nodes import OnGap, Retry
 from dspex.operators.topology import Topology
 
 SOURCE, POOL = "chaos.events", "lightweight"
@@ -37,8 +39,8 @@ INTENTS = ["card", "cash", "fees", "login", "other"]
 PIECES, OUTPUTS_OF_BIG = 3, 2500
 PARTITIONS = 4
 ORDERED = ("chaos.plain", "chaos.pieces", "chaos.big", "chaos.urgent", "chaos.normal")
-SINKS = (*ORDERED, "chaos.labels")
-SHARES = {"plain": 30, "ask": 40, "many": 12, "poison": 5, "flaky": 6, "odd": 4, "nonsense": 4, "bytes": 3}
+SINKS = (*ORDERED, "chaos.labels", "chaos.later")
+SHARES = {"plain": 30, "ask": 40, "many": 12, "later": 6, "poison": 5, "flaky": 6, "odd": 4, "nonsense": 4, "bytes": 3}
 
 
 def check(event: dict[str, Any]) -> dict[str, Any]:
@@ -62,12 +64,21 @@ def burst(event: dict[str, Any], ctx: Context) -> list[dict[str, Any]]:
     return [{"key": event["key"], "n": event["n"], "i": i, "at": at} for i in range(OUTPUTS_OF_BIG)]
 
 
-def build(partitions: int = PARTITIONS) -> Topology:
+def wait(event: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Not before the event is a second old."""
+    if (ctx.now - ctx.event.time).total_seconds() < 1.0:
+        raise RetryLater(after=0.4)
+    return event
+
+
+def build(partitions: int = PARTITIONS, on_gap: OnGap = "stop") -> Topology:
     """The topology. Where workers are real, native Predict answers `label`, and DSPy `classify`."""
     t = Topology("chaos")
     retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
-    checked = t.source(SOURCE, partitions=partitions).map(check)
-    plain, many, big, ask = checked.branch("kind == 'plain'", "kind == 'many'", "kind == 'big'")
+    checked = t.source(SOURCE, partitions=partitions, on_gap=on_gap).map(check)
+    kinds = ("plain", "many", "big", "later")
+    plain, many, big, later, ask = checked.branch(*(f"kind == '{kind}'" for kind in kinds))
+    later.map(wait).sink("chaos.later")
     plain.map(shout).sink("chaos.plain")
     cut = many.flat_map(pieces)
     cut.sink("chaos.pieces")
@@ -167,6 +178,8 @@ def _outputs(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for piece in pieces(data):
             yield "chaos.pieces", piece
             yield "chaos.labels", piece | model(piece, "label")
+    elif kind == "later":
+        yield "chaos.later", data
     elif kind == "big":
         for i in range(OUTPUTS_OF_BIG):
             yield "chaos.big", {"key": data["key"], "n": data["n"], "i": i}

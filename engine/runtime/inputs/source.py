@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from dspex.bus import codecs, subjects
+from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt
@@ -41,6 +42,15 @@ class SourceInput:
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.created = await self._check(partitions, clock)
+
+    async def made(self) -> float:
+        """When the stream was made, also before it is read: ids of its events depend on it. Raises Unreachable."""
+        if not self.created:
+            info = await self._bus.stream(self.stream)
+            if info is None:
+                raise Unreachable(f"stream {self.stream} is not there", fix="create it again, or apply the topology: dspex run")
+            self.created = info.created
+        return self.created
 
     def owner(self, message: Message) -> int:
         if self._count == 1:

@@ -91,7 +91,7 @@ class TimersInput:
 
     async def _event(self, place: Place, time: float) -> NodeEvent | None:
         stream = self._source.stream if place.input == "source" else self._stream
-        if place.input == "source" and time < self._source.created:
+        if place.input == "source" and time < await self._source.made():
             return None  # it lay in a stream that was made anew since
         message = await stored(self._bus, stream, place.sequence)
         if message is None or message.time != time:
