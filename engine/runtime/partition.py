@@ -244,6 +244,7 @@ class Partition:
         for number in places.keys() & self.tables.calls.rows.keys():
             self.tables.calls.stored(number, places[number])
 
+
 def _about(what: What) -> tuple[str, str]:
     """Node and run that an arrival is about; "" where it does not say."""
     match what:
