@@ -75,7 +75,6 @@ class Pump:
         # of the partitions as they were: one may have been fenced while the log was looked at
         self.at = after = min(p.tables.position(input.name).after for p in mine)
         self.at_time = 0.0
-        self._passed.clear()  # whoever caught up when the last run ended has no reader now
         lanes = Tasks(self._name)
         try:
             await first(self._shared(mine, after, lanes), lanes.wait())
