@@ -39,19 +39,38 @@ class Ack(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A stream as dspex makes it: limits retention, discard new, atomic batches, direct get. Nothing expires by itself."""
+    """A stream as dspex makes it: limits retention, discard new, atomic batches, direct get.
+
+    It has no rollup, no message schedules and no message TTL: whoever may write could remove what others wrote.
+
+    Attributes:
+        duplicate_window: seconds in which an id is not stored twice.
+        max_bytes: -1 for no limit; None for 80 % of what the server lets a stream reserve when it is made.
+        max_age: seconds after which messages expire; 0: never.
+        max_consumers: -1 for what the server allows.
+    """
 
     name: str
     subjects: Sequence[str]
     replicas: int = 1
-    duplicate_window: float = 120.0  # seconds
-    max_bytes: int = -1
+    duplicate_window: float = 120.0
+    max_bytes: int | None = -1
     max_messages: int = -1
+    max_age: float = 0.0
+    max_consumers: int = -1
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """A stream as it is. `created`: seconds since the epoch; with first and last it shows a trimmed or re-created stream."""
+    """A stream as it is.
+
+    Attributes:
+        created: seconds since the epoch; with first and last it shows a trimmed or re-created stream.
+        own: made by dspex.
+        retention: "limits"; or "workqueue" or "interest", which remove messages that somebody has read.
+        max_bytes: -1 for no limit.
+        now: what the clock of its leader said, in seconds since the epoch.
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -61,8 +80,10 @@ class StreamInfo:
     messages: int
     bytes: int
     replicas: int = 1
-    own: bool = True  # made by dspex
-    now: float = field(default=0.0, compare=False)  # what the clock of its leader said, in seconds since the epoch
+    own: bool = True
+    retention: str = "limits"
+    max_bytes: int = -1
+    now: float = field(default=0.0, compare=False)
 
 
 class Reader(Protocol):
@@ -141,7 +162,9 @@ class Bucket(Protocol):
 class Objects(Protocol):
     """Payloads by content: the name is the SHA-256 of the bytes, so the same bytes are stored once."""
 
-    async def put(self, data: bytes) -> str: ...
+    async def put(self, data: bytes) -> str:
+        """Store the bytes, or touch them where they are stored already: what was put just now is not removed as unused."""
+        ...
 
     async def get(self, name: str) -> bytes | None: ...
 
@@ -164,7 +187,11 @@ class Bus(Protocol):
 
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
-        """Create the stream, or add the subjects that it lacks. Removes nothing. Raises `SubjectTaken`."""
+        """Create the stream, or add the subjects that it lacks and switch rollup off. Removes no message.
+
+        Raises `SubjectTaken`, `BusError` DX412 (message TTL or schedules are on, which no server
+        switches off again).
+        """
         ...
 
     async def stream(self, name: str) -> StreamInfo | None: ...
@@ -259,14 +286,21 @@ class Bus(Protocol):
         ...
 
     # -- keys and objects
-    async def bucket(self, name: str) -> Bucket:
-        """The bucket, made if missing. Nothing in it expires."""
+    async def bucket(self, name: str, *, replicas: int = 1) -> Bucket:
+        """The bucket, made if missing; `replicas` is for that. Nothing in it expires. Raises `BusError` DX412."""
         ...
 
-    async def objects(self, name: str) -> Objects:
-        """The object store, made if missing."""
+    async def objects(self, name: str, *, replicas: int = 1) -> Objects:
+        """The object store, made if missing; `replicas` is for that. Raises `BusError` DX412."""
         ...
 
+    async def remove(self, kind: Kept, name: str) -> bool:
+        """Delete a stream with its consumers, a bucket or an object store, and all that is in it; whether it was there."""
+        ...
+
+
+Kept = Literal["stream", "bucket", "objects"]
+"""What a bus keeps under a name."""
 
 BusState = Literal["connected", "disconnected", "closed"]
 

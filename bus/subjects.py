@@ -103,9 +103,24 @@ def stream(app: str) -> str:
     return f"DSPEX_{token(app, 'app')}"
 
 
+def sources(app: str) -> str:
+    """The stream of those sources that no other stream captures and that are nobody's sink."""
+    return f"{stream(app)}_sources"
+
+
+def requests(app: str) -> str:
+    """The stream in which calls journal their model and tool requests while they run."""
+    return f"{stream(app)}_requests"
+
+
 def bucket(app: str) -> str:
     """The key-value bucket: manifests, and who is alive."""
     return f"DSPEX_{token(app, 'app')}"
+
+
+def buckets(app: str) -> list[str]:
+    """All key-value buckets of an application: its own, then those of sessions, limits and cached records."""
+    return [bucket(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
 
 
 def objects(app: str) -> str:
@@ -114,7 +129,7 @@ def objects(app: str) -> str:
 
 
 def own_subjects(app: str) -> list[str]:
-    """What the application stream captures besides sinks and sources."""
+    """What the application stream captures besides sinks, and sources that are sinks."""
     return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "record", "dead", "audit")]
 
 
@@ -167,6 +182,16 @@ def work_of(app: str, topology: str) -> str:
     return f"{prefix(app)}.work.*.{topology}.*"
 
 
+def request(app: str, pool: str, call: str) -> str:
+    """The journal of one call, in the stream of requests. Here alone an id is a token: it is read by subject only."""
+    return f"{prefix(app)}.request.{pool}.{call}"
+
+
+def request_pattern(app: str) -> str:
+    """The journals of all calls."""
+    return f"{prefix(app)}.request.>"
+
+
 def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:
     """The records of a stage partition's calls; `*` as pool for all of them."""
     return f"{prefix(app)}.record.{pool}.{topology}.{stage}.{partition}"
@@ -202,8 +227,19 @@ ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of Jet
 
 
 # -- keys of the bucket --------------------------------------------------------------------------------------------
-def manifest_key(topology: str) -> str:
-    return f"manifest.{topology}"
+def manifest_prefix(topology: str = "") -> str:
+    """How the keys of a topology's manifests begin, or those of all."""
+    return f"manifest.{topology}".rstrip(".")
+
+
+def manifest_key(topology: str, version: int) -> str:
+    """One version of a topology's manifest. All are kept."""
+    return f"{manifest_prefix(topology)}.{version}"
+
+
+def manifest_of(key: str) -> str:
+    """The topology of a manifest's key."""
+    return key.removeprefix("manifest.").rpartition(".")[0]
 
 
 def member_key(kind: str, id: str) -> str:

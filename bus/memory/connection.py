@@ -21,7 +21,7 @@ from dspex.bus.errors import (
 from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
 
 if TYPE_CHECKING:
     from dspex.bus.memory.server import MemoryServer
@@ -228,10 +228,14 @@ class MemoryBus:
         return f"_INBOX.memory.{self.server.number()}"
 
     # -- keys and objects
-    async def bucket(self, name: str) -> MemoryBucket:
+    async def bucket(self, name: str, *, replicas: int = 1) -> MemoryBucket:
         await self.trip()
         return MemoryBucket(self, self.server.buckets.setdefault(name, {}))
 
-    async def objects(self, name: str) -> MemoryObjects:
+    async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
         await self.trip()
         return MemoryObjects(self, self.server.objects.setdefault(name, {}))
+
+    async def remove(self, kind: Kept, name: str) -> bool:
+        await self.trip()
+        return self.server.remove(kind, name)

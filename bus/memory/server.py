@@ -8,7 +8,9 @@ tasks their turn first, as a trip over the wire would: an await that never yield
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import (
@@ -19,7 +21,7 @@ from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.handles import MemorySubscription
 from dspex.bus.memory.store import Faults, Luck, MemoryStream
 from dspex.bus.message import Message
-from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig
+from dspex.bus.port import Ack, BusEvents, Kept, NewMessage, StreamConfig
 
 __all__ = ["Faults", "MemoryBus", "MemoryServer"]
 
@@ -79,8 +81,15 @@ class MemoryServer:
             if config.name in self._made:
                 self._made[config.name].wake()  # its readers: it is another stream now
             self._made[config.name] = stream
+        if config.max_bytes is not None:
+            stream.config = replace(stream.config, max_bytes=config.max_bytes)
         stream.subjects = kept + new
         return stream
+
+    def remove(self, kind: Kept, name: str) -> bool:
+        """Delete what is kept under a name; whether it was there."""
+        kept: Mapping[Kept, dict[str, Any]] = {"stream": self.streams, "bucket": self.buckets, "objects": self.objects}
+        return kept[kind].pop(name, None) is not None
 
     def publish(self, draft: NewMessage) -> Ack:
         stream = self.stream_of(draft.subject)

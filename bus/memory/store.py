@@ -81,6 +81,7 @@ class MemoryStream:
             bytes=self.bytes,
             replicas=self.config.replicas,
             now=now,
+            max_bytes=-1 if self.config.max_bytes is None else self.config.max_bytes,
         )
 
     # -- write
@@ -123,7 +124,7 @@ class MemoryStream:
                 raise Fenced(f"the last of {draft.subject} is {last}, not {draft.expect}")
 
     def _check_room(self, drafts: Sequence[NewMessage]) -> None:
-        most, room = self.config.max_messages, self.config.max_bytes
+        most, room = self.config.max_messages, -1 if self.config.max_bytes is None else self.config.max_bytes
         if 0 <= most < len(self.messages) + len(drafts):
             raise StreamFull(f"stream {self.config.name} holds {most} messages at most")
         if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
@@ -137,6 +138,8 @@ class MemoryStream:
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]
         self.first = self.first or 1
+        if self.config.max_age:
+            asyncio.get_running_loop().call_later(self.config.max_age, self.remove, self.last)
         if id := headers.get(MESSAGE_ID):
             self._ids[id] = (self.last, now)
 

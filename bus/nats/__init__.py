@@ -13,7 +13,7 @@ from dspex.bus.nats.core import NatsSubscription
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
-from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
 
@@ -133,8 +133,11 @@ class NatsBus:
         return f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
 
     # -- keys and objects
-    async def bucket(self, name: str) -> NatsBucket:
-        return await NatsBucket(self._connection, name).ensure()
+    async def bucket(self, name: str, *, replicas: int = 1) -> NatsBucket:
+        return await NatsBucket(self._connection, name).ensure(replicas)
 
-    async def objects(self, name: str) -> NatsObjects:
-        return await NatsObjects(self._connection, name).ensure()
+    async def objects(self, name: str, *, replicas: int = 1) -> NatsObjects:
+        return await NatsObjects(self._connection, name).ensure(replicas)
+
+    async def remove(self, kind: Kept, name: str) -> bool:
+        return await streams.remove(self._connection, {"stream": "", "bucket": "KV_", "objects": "OBJ_"}[kind] + name)

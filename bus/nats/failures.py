@@ -25,6 +25,7 @@ NO_STREAM: Final = 10059
 NO_MESSAGE: Final = 10037
 NO_CONSUMER: Final = 10014
 NAME_IN_USE: Final = 10058
+NO_PEERS: Final = 10005  # of a cluster: no server has room for a replica
 IN_PROGRESS: Final = 10164  # another write to the subject is being decided (clustered): ask again
 TOO_MANY_BATCHES: Final = 10210  # 50 staged on the stream or 1000 on the server
 

@@ -37,14 +37,14 @@ class NatsBucket:
     def _subject(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"
 
-    async def ensure(self) -> NatsBucket:
-        """Make the bucket if it is missing."""
+    async def ensure(self, replicas: int) -> NatsBucket:
+        """Make the bucket if it is missing. Not as the usual clients do: with rollup, who may write may also remove."""
         config = {
             "name": self._stream,
             "subjects": [self._subject(">")],
+            "num_replicas": replicas,
             "max_msgs_per_subject": 1,
             "discard": "new",
-            "allow_rollup_hdrs": True,
             "deny_delete": True,
             "allow_direct": True,
         }
@@ -107,13 +107,13 @@ class NatsObjects:
     def _meta(self, name: str) -> str:
         return f"$O.{self._name}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
-    async def ensure(self) -> NatsObjects:
-        """Make the store if it is missing."""
+    async def ensure(self, replicas: int) -> NatsObjects:
+        """Make the store if it is missing; without rollup, see NatsBucket."""
         config = {
             "name": self._stream,
             "subjects": [f"$O.{self._name}.C.>", f"$O.{self._name}.M.>"],
+            "num_replicas": replicas,
             "discard": "new",
-            "allow_rollup_hdrs": True,
             "allow_direct": True,
             "allow_atomic": True,
         }
@@ -135,16 +135,22 @@ class NatsObjects:
             "chunks": len(chunks),
             "digest": "SHA-256=" + base64.urlsafe_b64encode(digest.digest()).decode(),
         }
-        if await self._info(name) is None:
-            # All or nothing, and only the first of two writers: the same bytes are stored once.
+        while True:
             try:
-                await writer.commit(
-                    self._connection, [*chunks, NewMessage(self._meta(name), json.dumps(meta).encode(), expect=0)], _BIG_TIMEOUT
-                )
+                await self._write(name, chunks, json.dumps(meta).encode())
             except Fenced:
-                if await self._info(name) is None:
-                    raise
-        return name
+                continue  # somebody puts the same, or removes it: look again
+            return name
+
+    async def _write(self, name: str, chunks: list[NewMessage], meta: bytes) -> None:
+        """All chunks and then the metadata, or only new metadata where the bytes are there: of those the last count."""
+        known = await self._info(name)
+        head = NewMessage(self._meta(name), meta, expect=known.sequence if known is not None else 0)
+        if known is None:
+            await writer.commit(self._connection, [*chunks, head], _BIG_TIMEOUT)
+        else:
+            await writer.publish(self._connection, head, _TIMEOUT)
+            await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": head.subject, "keep": 1})
 
     async def get(self, name: str) -> bytes | None:
         info = await self._info(name)

@@ -41,7 +41,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "engine.claim_check_above": _LEAVE_OUT,
     "engine.state_limit": _LEAVE_OUT,
     "engine.align": _LEAVE_OUT,
-    "engine.max_bytes": _LEAVE_OUT,
     "engine.encrypt_key_env": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",

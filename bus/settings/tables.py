@@ -41,6 +41,8 @@ class EngineSettings(SettingsTable):
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
+        max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free. The
+            stream of sources gets a fifth of that besides.
     """
 
     commit: CommitSettings = CommitSettings()
@@ -48,6 +50,7 @@ class EngineSettings(SettingsTable):
     stall_after: PositiveSeconds = 30.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
+    max_bytes: PositiveSize | None = None
 
 
 class RetrySettings(SettingsTable):

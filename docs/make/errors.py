@@ -114,6 +114,14 @@ MORE = {
         "An operator, an option or a value is not built in this version; it is refused rather than ignored.",
         "leave it out",
     ),
+    "DX238": (
+        "An older version of the topology was started than the one that is applied: an old process must not undo a change.",
+        "start the applied version, or go back on purpose: `dspex apply`",
+    ),
+    "DX239": (
+        "A source's stream has work-queue or interest retention: it removes what was read, so nothing could be read again.",
+        "read a stream with limits retention",
+    ),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",
@@ -121,6 +129,11 @@ MORE = {
     ),
     "DX320": ("An automatic name got a number, and would move with its siblings.", 'give it a name: `name="…"`'),
     "DX321": ("Nothing uses one outlet of a branch.", "use `filter` to drop events on purpose"),
+    "DX412": (
+        "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
+        "that off again: whoever may write to it could have messages removed.",
+        "another application name, or `dspex delete`",
+    ),
     "DX411": (
         "A local nats-server does not start; or a commit log is damaged.",
         "the message says what to correct; restore a backup",

@@ -100,6 +100,7 @@ class Engine:
             self.graphs,
             engine=self.id,
             replicas=s.server.replicas,
+            max_bytes=s.engine.max_bytes,
             heartbeat=s.engine.heartbeat,
             records=s.engine.records,
             stall_after=s.engine.stall_after,

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, SubjectTaken
+from dspex.bus.errors import BusError
 from dspex.bus.local.processes import process
-from dspex.bus.port import Bucket, Bus, StreamConfig
+from dspex.bus.port import Bus
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
-from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.graph.nodes import Source
+from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
-from dspex.engine.log.positions import first_position
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.compile import compile_stage
@@ -40,7 +38,7 @@ class Host:
         app: name of the application.
         graphs: frozen topologies.
         engine: id of this engine, unique among those that live.
-        replicas: of the application stream and its buckets.
+        replicas, max_bytes: see `apply`.
         heartbeat: seconds between two signs of life; after five without one another engine takes over.
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
@@ -55,6 +53,7 @@ class Host:
         *,
         engine: str,
         replicas: int = 1,
+        max_bytes: int | None = -1,
         heartbeat: float = 1.0,
         records: float = 30 * 86400.0,
         stall_after: float = 30.0,
@@ -65,7 +64,7 @@ class Host:
         self.app = app
         self.graphs = tuple(graphs)
         self.engine = engine
-        self.replicas = replicas
+        self.replicas, self.max_bytes = replicas, max_bytes
         self.heartbeat = heartbeat
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app))
@@ -74,62 +73,18 @@ class Host:
         self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
         self.failure: BaseException | None = None
-        self.applied: dict[str, str] = {}  # each topology: "created", "changed" or "unchanged"
+        self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
         self._most = (most_inputs, most_open_calls)
         self._parts = Tasks("dspex", self._part_failed)  # all but the committer
         self._committing = Tasks("dspex", self._part_failed)  # on its own: a drain still needs it when the rest has stopped
         self._failed = asyncio.Event()
 
-    # -- applying -------------------------------------------------------------------------------------------------
-    async def apply(self) -> dict[str, Manifest]:
-        """Make what the graphs need: the stream with its subjects, the bucket, the manifests. Removes nothing."""
-        bucket = await self.bus.bucket(subjects.bucket(self.app))
-        wanted = list(subjects.own_subjects(self.app))
-        for graph in self.graphs:
-            for pattern in [n.sink.pattern for n in graph.sinks]:
-                await self._sink_is_ours(graph, pattern)
-                wanted.append(pattern)
-        streams = {s.subject: s.stream or await self._captured(s.subject, wanted) for s in self._sources()}
-        stream = subjects.stream(self.app)
-        wanted += [subject for subject, name in streams.items() if name == stream]
-        before = await self.bus.stream(stream)
-        after = await self.bus.ensure_stream(StreamConfig(stream, _without_overlap(wanted), self.replicas))
-        known = await manifest.read(bucket)
-        written = {g.name: await self._manifest(bucket, g, streams, known.get(g.name)) for g in self.graphs}
-        self.stream_applied = _change(before and set(before.subjects), set(after.subjects))
-        self.applied = {name: _change(known.get(name), new) for name, new in written.items()}
-        return written
-
-    async def _manifest(self, bucket: Bucket, graph: Graph, streams: dict[str, str], before: Manifest | None) -> Manifest:
-        sources = {n.name: n.source for n in graph.sources}
-        own = {name: streams[source.subject] for name, source in sources.items()}
-        new = {name: source for name, source in sources.items() if before is None or name not in before.stages}
-        starts = {name: await first_position(self.bus, own[name], source) for name, source in new.items()}
-        return await manifest.write(bucket, graph, own, starts)
-
-    def _sources(self) -> list[Source]:
-        return [n.source for g in self.graphs for n in g.sources]
-
-    async def _captured(self, subject: str, sinks: Sequence[str]) -> str:
-        """The stream that a source is read from: the one that captures it, else the application's."""
-        if any(subjects.overlap(subject, sink) for sink in sinks):
-            return subjects.stream(self.app)
-        return await self.bus.stream_of(subject) or subjects.stream(self.app)
-
-    async def _sink_is_ours(self, graph: Graph, pattern: str) -> None:
-        holder = await self.bus.stream_of(pattern)
-        if holder not in (None, subjects.stream(self.app)):
-            raise SubjectTaken(
-                f"{graph.name}: sink {pattern!r} is captured by stream {holder}; a commit is kept whole within one stream",
-                node=pattern,
-                fix=f"sink to another subject, or take {pattern!r} out of {holder}",
-            )
-
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Apply, and begin to run what falls to this engine."""
-        manifests = await self.apply()
+        applied = await apply(self.bus, self.app, self.graphs, replicas=self.replicas, max_bytes=self.max_bytes)
+        self.applied, self.stream_applied = applied.changes, applied.stream
         await self.clock.ask()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
         self.membership = Membership(bucket, self.engine, self.heartbeat, self.clock, self.describe)
@@ -148,7 +103,7 @@ class Host:
             limit=self.bus.max_payload,
         )
         for graph in self.graphs:
-            self._add_runners(services, self.membership, graph, manifests[graph.name])
+            self._add_runners(services, self.membership, graph, applied.manifests[graph.name])
         await self.membership.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.membership.run(), "membership")
@@ -242,16 +197,3 @@ class Host:
                 for p in r.partitions.values()
             ],
         }
-
-
-def _change(before: object, after: object) -> str:
-    return "created" if before is None else "unchanged" if before == after else "changed"
-
-
-def _without_overlap(patterns: Sequence[str]) -> list[str]:
-    """`patterns` less those that another one covers: the subjects of a stream may not overlap."""
-    kept: list[str] = []
-    for pattern in sorted(set(patterns), key=lambda p: (-p.count(">"), -p.count("*"), p)):
-        if not any(subjects.includes(k, pattern) for k in kept):
-            kept.append(pattern)
-    return kept

@@ -1,4 +1,4 @@
-"""Housekeeping: removes from the application stream what nobody needs any more and the topology's retention does not keep.
+"""Housekeeping: removes from an application's streams what nobody needs any more and the topology's retention does not keep.
 
 Nothing in the stream expires by itself (DESIGN: nothing that is still needed can expire), so the engine that owns the first
 partition of a topology does this for all of it. It reads the logs, not its own memory: what a snapshot says is needed is an
@@ -10,8 +10,7 @@ answer that stays right, since positions only move on, and whoever takes over be
                                                       last one that is older than the retention
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
-    source events, where the source is in this        a stage has not read them, or a dead letter points at them
-    stream and is nobody's sink
+    events in the stream of sources                   a stage has not read them, or a dead letter points at them
 
 Sinks and dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
@@ -92,8 +91,10 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
     await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
     await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
-    for source in manifest.streams:
-        await _source(bus, app, info, source, applied, now)
+    sources = await bus.stream(subjects.sources(app))
+    if sources is not None:
+        for source in [source for source, stream in manifest.streams.items() if stream == sources.name]:
+            await _source(bus, app, info, sources, source, applied, now)
 
 
 async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young: int) -> _Kept:
@@ -126,28 +127,26 @@ async def _before(bus: Bus, address: LogAddress, young: int, base: int) -> int:
     return base
 
 
-async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float) -> None:
-    """Events of a source that lie in the application's own stream. All topologies that read them must be done with them."""
-    if any(subjects.overlap(source, sink) for m in applied.values() for sink in m.sinks):
-        return  # somebody's sink: it stays
-    below = info.last + 1
+async def _source(
+    bus: Bus, app: str, own: StreamInfo, sources: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float
+) -> None:
+    """Events in the stream of sources. All topologies that read them must be done with them."""
+    below = sources.last + 1
     for topology, manifest in applied.items():
         for other, stream in manifest.streams.items():
-            if not subjects.overlap(source, other):
+            if stream != sources.name or not subjects.overlap(source, other):
                 continue
-            if stream != info.name:
-                return
             stage, count = manifest.stages[other]
-            young = 1 + await sequence_before(bus, info, now - manifest.retention)
+            young = 1 + await sequence_before(bus, own, now - manifest.retention)
             kept = [await _kept(bus, app, topology, stage, index, young) for index in range(count)]
-            needed = [part.needed.get("source", 0) for part in kept]
-            below = min(below, young, *needed)
-    if below > info.first:
-        await bus.purge(info.name, source, below=min(below, await _pointed_at(bus, app, info)))
+            past = 1 + await sequence_before(bus, sources, now - manifest.retention)
+            below = min(below, past, *(part.needed.get("source", 0) for part in kept))
+    if below > sources.first:
+        await bus.purge(sources.name, source, below=min(below, await _pointed_at(bus, app, own, sources)))
 
 
-async def _pointed_at(bus: Bus, app: str, info: StreamInfo) -> int:
-    """The first event that a dead letter refers to instead of holding it."""
-    found = await bus.scan(info.name, [subjects.dead_pattern(app)], start=info.first, stop=info.last)
+async def _pointed_at(bus: Bus, app: str, own: StreamInfo, sources: StreamInfo) -> int:
+    """The first event of a source that a dead letter refers to instead of holding it."""
+    found = await bus.scan(own.name, [subjects.dead_pattern(app)], start=own.first, stop=own.last)
     stored = [letter.stored for m in found if (letter := Letter.unpack(m.data)).stored]
-    return min((sequence for stream, sequence in stored if stream == info.name), default=NONE)
+    return min((sequence for stream, sequence in stored if stream == sources.name), default=NONE)

@@ -137,7 +137,7 @@ def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_o
 
 
 def test_keys_are_below_their_prefix() -> None:
-    assert subjects.manifest_key("t") == "manifest.t"
+    assert subjects.manifest_key("t", 2) == "manifest.t.2"
     assert subjects.member_key("engine", "x") == "engine.x"
 
 

@@ -24,6 +24,7 @@ from dspex.engine.hosting.host import Host
 
 APP = "lab"
 STREAM = subjects.stream(APP)
+SOURCES = subjects.sources(APP)
 T = TypeVar("T")
 Answer = Callable[[dict[str, Any], CallRequest], Mapping[str, Any]]
 
@@ -172,10 +173,13 @@ class Lab:
         self.run(self.client.bus.publish(draft))
         self.loop.settle()
 
-    def messages(self, subject: str, stream: str = STREAM) -> list[Message]:
+    def messages(self, subject: str, stream: str = "") -> list[Message]:
+        """What is stored on a subject; `stream`: the one that captures it by default."""
+
         async def go() -> list[Message]:
-            info = await self.client.bus.stream(stream)
-            return await self.client.bus.scan(stream, [subject], start=1, stop=info.last) if info else []
+            name = stream or await self.client.bus.stream_of(subject) or STREAM
+            info = await self.client.bus.stream(name)
+            return await self.client.bus.scan(name, [subject], start=1, stop=info.last) if info else []
 
         found: list[Message] = self.run(go())
         return found

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from dspex.bus import telemetry
-from dspex.bus.errors import BusError, SourceGap, Unreachable
+from dspex.bus.errors import BusError, SourceGap
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
+from dspex.engine.log.reading import PAUSES
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival, Gap
 from dspex.engine.runtime.inputs.source import SourceInput
@@ -36,7 +37,10 @@ class SourceCheck:
 
     async def __call__(self, partitions: Sequence[Partition], clock: float) -> float:
         """When the source stream was made. Raises SourceGap where events were lost behind a position (`on_gap="stop"`)."""
-        info = await _info(self.bus, self.stream)
+        info = await self._stream(partitions)
+        if info is None:
+            why = f"the stream {self.stream} of source {self.source.subject!r} is not there"
+            raise SourceGap(why, node=self.source.subject, fix="restore it, or make it again: then on_gap= says what happens")
         for p in partitions:
             at = p.tables.position("source")
             if not at.created:  # nothing was read up to there: it is where to begin
@@ -56,6 +60,17 @@ class SourceCheck:
             telemetry.emit("gap", **p.where, stream=self.stream, after=at.sequence, up_to=go_on)
             self._move(p, go_on, info, clock, Gap(at.sequence, go_on))
         return info.created
+
+    async def _stream(self, partitions: Sequence[Partition]) -> StreamInfo | None:
+        """The stream. Where it ends before a position, its new leader may not have all of it yet: that is waited for."""
+        places = [p.tables.position("source") for p in partitions]
+        info = await self.bus.stream(self.stream)
+        for pause in PAUSES:
+            if info is None or all(at.sequence <= info.last or at.created != info.created for at in places):
+                break
+            await asyncio.sleep(pause)
+            info = await self.bus.stream(self.stream)
+        return info
 
     def _move(self, p: Partition, to: int, info: StreamInfo, clock: float, gap: Gap | None) -> None:
         position = Position(to, -1, info.created if gap else 0.0)
@@ -92,29 +107,35 @@ class SourceWatch:
     def __init__(self, bus: Bus, input: SourceInput, source: Source, pump: Pump) -> None:
         self.bus, self.input, self.source, self.pump = bus, input, source, pump
         self._behind: dict[int, float] = {}  # partition → since when its position lies behind what was read
+        self._gone = False
 
     async def run(
         self, partitions: Sequence[Partition], request_commit: Callable[[Partition], None], clock: Callable[[], float]
     ) -> str:
-        """Look until the stream was made anew or trimmed; what happened."""
+        """Look until the stream was made anew or trimmed, is gone, or is there again; what happened."""
         while True:
-            await asyncio.sleep(WATCH)
-            if self.pump.at is None:  # it still finds out where to begin: its place would be that of other partitions
-                continue
             try:
-                why = await self._look(self.pump.at, partitions, clock)
+                if why := await self._look(partitions, clock):
+                    return why
             except BusError as e:
                 _log.debug("cannot look at the source now, trying again", why=e.message)
-                continue
-            if why:
-                return why
             for p in partitions:
                 request_commit(p)
+            await asyncio.sleep(WATCH)
 
-    async def _look(self, read: int, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
-        """Look once; what happened to the source, or "" and the positions are moved on to `read`."""
-        info, time = await _info(self.bus, self.input.stream), self.pump.at_time
-        if info.created != self.input.created or info.last < read:
+    async def _look(self, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
+        """Look once; what happened to the source, or "" and the positions are moved on to what the pump has read."""
+        read, time = self.pump.at, self.pump.at_time  # before the stream is looked at, which goes on meanwhile
+        info = await self.bus.stream(self.input.stream)
+        if info is None:
+            known, self._gone = self._gone or not self.input.created, True
+            return "" if known else "the source stream is gone"
+        if self._gone:
+            return "the source stream is there again"
+        if read is None:  # it still finds out where to begin, or cannot begin
+            return ""
+        begun = any(p.tables.position("source").created for p in partitions)  # else it may wait for a later place to begin
+        if info.created != self.input.created or (begun and info.last < read):
             return "the source stream was made anew or truncated"
         if not info.own:
             last = await self.bus.last(info.name, self.source.subject)
@@ -134,10 +155,3 @@ class SourceWatch:
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
                 p.take_in(Arrival(Place("source", to.sequence), to, clock, p.tables.number, None))
-
-
-async def _info(bus: Bus, stream: str) -> StreamInfo:
-    info = await bus.stream(stream)
-    if info is None:
-        raise Unreachable(f"stream {stream} is not there", fix="create it again, or apply the topology: dspex run")
-    return info

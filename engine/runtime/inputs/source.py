@@ -22,7 +22,7 @@ class SourceInput:
     """The events of a source.
 
     Attributes:
-        created: when the stream was made; ids of events depend on it.
+        created: when the stream was made; ids of events depend on it. 0 while the source cannot be read.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap.
     """
@@ -41,6 +41,7 @@ class SourceInput:
         return await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        self.created = 0.0
         self.created = await self._check(partitions, clock)
 
     async def made(self) -> float:

@@ -64,6 +64,8 @@ class TimersInput:
                 row = p.tables.calls.rows.get(number)
                 if timer.kind == "deadline" and not (row is not None and row.work):
                     continue  # its request is on the way
+                if timer.place is not None and timer.place.input == "source" and not self._source.created:
+                    continue  # its event cannot be read now: it waits until the source is there again
                 found.append(Message(str(p.index), b"", {}, number))
         if not found:
             try:

@@ -50,6 +50,7 @@ ACTS: dict[str, str] = {
     },
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
+    "engine.max_bytes": "engine/hosting/engine.py",
     "telemetry.log": "engine/cli/terminal/terminal.py",
 }
 

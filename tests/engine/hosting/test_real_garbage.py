@@ -33,7 +33,7 @@ def topology(name: str) -> Topology:
 
 async def spoil(bus: Bus, name: str) -> None:
     bucket = await bus.bucket(subjects.bucket(name))
-    for key in (subjects.member_key("engine", "x"), subjects.manifest_key("other")):
+    for key in (subjects.member_key("engine", "x"), subjects.manifest_key("other", 1)):
         await bucket.put(key, b"\xffgarbage")
     for data in GARBAGE:
         await bus.publish(NewMessage(subjects.log(name, "echo", "s1", 0), data))

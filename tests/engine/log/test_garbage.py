@@ -154,7 +154,7 @@ def put(one: Lab, key: str, value: bytes) -> None:
 
 KEYS = [
     subjects.member_key("engine", "x"),
-    subjects.manifest_key("other"),
+    subjects.manifest_key("other", 1),
 ]
 VALUES: list[Any] = [b"", b"\xff", b"null", b"[]", b'{"engine": 5, "topologies": 7, "pid": "x", "time": "y", "stages": 3}']
 
@@ -181,7 +181,7 @@ def test_a_damaged_manifest_of_its_own_is_refused_by_an_engine_and_not_written_o
     one = lab(spoiled())
     one.start()
     one.drain()
-    put(one, subjects.manifest_key("spoiled"), b"{}")
+    put(one, subjects.manifest_key("spoiled", 1), b"{}")
     with pytest.raises(TopologyError, match="damaged"):
         one.start()
     one.hosts.clear()
@@ -190,7 +190,7 @@ def test_a_damaged_manifest_of_its_own_is_refused_by_an_engine_and_not_written_o
 def test_a_damaged_manifest_stops_housekeeping_and_is_not_taken_for_one_that_needs_nothing(lab: MakeLab) -> None:
     one = lab(spoiled())
     one.start()
-    put(one, subjects.manifest_key("other"), orjson.dumps({"version": 1}))
+    put(one, subjects.manifest_key("other", 1), orjson.dumps({"version": 1}))
 
     async def read() -> None:
         await manifest.read(await one.client.bus.bucket(subjects.bucket(APP)), whole=True)
