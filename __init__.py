@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "engine.client.client",
     "Context": "engine.graph.context",
-    "Duration": "bus.duration",
+    "Duration": "bus.settings.duration",
     "Engine": "engine.hosting.engine",
     "Event": "bus.message",
     "Field": "operators.native.signature",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 from dspex.bus import codecs
-from dspex.bus.codecs.checked import checked
+from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]

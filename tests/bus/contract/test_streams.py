@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from bus_bench import PATIENCE, Buses, put, stored, stream
+from bus_bench import Buses, put, stored, stream
+from waiting import until
 
 from dspex.bus.errors import SubjectTaken
 from dspex.bus.port import Bus, Kept
@@ -104,6 +105,9 @@ async def test_what_is_removed_is_gone_with_all_that_was_in_it(bus: Bus, unique:
 async def test_messages_of_a_stream_with_an_age_expire(bus: Bus, unique: str) -> None:
     await stream(bus, unique, max_age=0.2, duplicate_window=0.1)
     await put(bus, f"{unique}.a", 1)
-    async with asyncio.timeout(PATIENCE):
-        while await bus.get(unique, 1) is not None:
-            await asyncio.sleep(0.02)
+
+    async def gone() -> bool:
+        return await bus.get(unique, 1) is None
+
+    await until(gone)
+    assert await bus.stream(unique) is not None
