@@ -73,7 +73,8 @@ def _report(key: str, value: bytes) -> EngineReport | None:
     try:
         return TypeAdapter(EngineReport).validate_json(value)
     except ValidationError as e:
-        why = e.errors(include_url=False, include_input=False)[0]["msg"]
+        first = e.errors(include_url=False, include_input=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         _log.warning("what no engine wrote is left out", key=key, why=why)
         return None
 

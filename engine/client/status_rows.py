@@ -80,7 +80,7 @@ class PartitionReport(TypedDict):
     index: int
     epoch: int
     source: int
-    inbox: int
+    records: int
     open_calls: int
 
 

@@ -89,7 +89,9 @@ def test_all_letters_are_taken_only_when_all_are_asked_for(native: Project, verb
 
 def test_watch_filters_events_by_a_test_and_shows_the_fields_asked_for(native: Project) -> None:
     runs = native.publish("-", stdin='{"text":"one","n":1}\n{"text":"two"}\n{"text":"three","n":3}\n').objects()
-    first = str(runs[0]["seq"])
+    of_the_first = f"event.run == '{runs[0]['run']}'"
+    (one,) = native.here("watch", native.output, "--start", "all", "--json", "--where", of_the_first, "--count", "1").objects()
+    first = str(one["sequence"])
 
     def watch(*args: str) -> Done:
         return native.here("watch", native.output, "--start", first, *args)
