@@ -88,9 +88,9 @@ def test_all_letters_are_taken_only_when_all_are_asked_for(native: Project, verb
 
 
 def test_watch_filters_events_by_a_test_and_shows_the_fields_asked_for(native: Project) -> None:
-    runs = native.publish("-", stdin='{"text":"one","n":1}\n{"text":"two"}\n{"text":"three","n":3}\n').objects()
-    of_the_first = f"event.run == '{runs[0]['run']}'"
-    (one,) = native.here("watch", native.output, "--start", "all", "--json", "--where", of_the_first, "--count", "1").objects()
+    runs = native.publish("-", stdin='{"text":"uno","n":1}\n{"text":"two"}\n{"text":"three","n":3}\n').objects()
+    where = ("--where", "text == 'uno'")  # no other test publishes it
+    (one,) = native.here("watch", native.output, "--start", "all", "--json", *where, "--count", "1").objects()
     first = str(one["sequence"])
 
     def watch(*args: str) -> Done:
@@ -102,7 +102,7 @@ def test_watch_filters_events_by_a_test_and_shows_the_fields_asked_for(native: P
     some = watch("--json", "--where", "n > 1 and event.subject != ''", "--count", "1", "--fields", "n,size,none")
     assert [e["data"] for e in some.objects()] == [{"n": 3, "size": 5}]
     assert "--where cannot be evaluated" in some.err
-    assert watch("--count", "1").out.rstrip().endswith('{"text":"one","n":1,"size":3}')
+    assert watch("--count", "1").out.rstrip().endswith('{"text":"uno","n":1,"size":3}')
     wrong = watch("--where", "n >", "--json")
     assert (wrong.code, wrong.error()["code"]) == (3, "DX208")
     assert native.here("watch", native.output, "--start", "soon").code == 2
