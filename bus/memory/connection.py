@@ -42,7 +42,7 @@ class MemoryBus:
         self.server, self.events = server, events
         self.max_payload = server.max_payload
         self.connected = True
-        self._waiting: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[asyncio.Future[Any], None] = {}  # a set would let them go in another order in every run
         events.state("connected", "")
 
     async def close(self) -> None:
@@ -69,11 +69,11 @@ class MemoryBus:
 
     async def wait(self, future: asyncio.Future[T]) -> T:
         """Wait for what the server does, or for the end of the connection."""
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             return await future
         finally:
-            self._waiting.remove(future)
+            del self._waiting[future]
 
     def _check(self, draft: NewMessage) -> None:
         if not _SUBJECT.fullmatch(draft.subject):

@@ -84,7 +84,7 @@ class MemoryWorkQueue:
 
     def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, free: Callable[[], int]) -> None:
         self._bus, self._consumer, self._free = bus, consumer, free
-        self._pulls: set[Pull] = set()
+        self._pulls: list[Pull] = []
         self._closed = False
 
     async def next(self) -> MemoryDelivery:
@@ -92,7 +92,7 @@ class MemoryWorkQueue:
         if self._closed:
             raise Unreachable("the work queue is closed")
         pull = Pull(asyncio.get_running_loop().create_future(), self._has_room)
-        self._pulls.add(pull)
+        self._pulls.append(pull)
         self._consumer.pulls.append(pull)
         self._consumer.pump()
         try:

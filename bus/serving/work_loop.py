@@ -74,7 +74,7 @@ class WorkLoop:
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
         self._taking: asyncio.Task[None] | None = None
         self._queue: WorkQueue | None = None
-        self._held: set[Delivery] = set()  # taken and not settled
+        self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
         """Begin to take work."""
@@ -162,11 +162,11 @@ class WorkLoop:
             call = self._drop(delivery, error)
         else:
             call = self._serve(delivery, request, self._accept(request, delivery))
-        self._held.add(delivery)
+        self._held[delivery] = None
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():  # a cancelled call is still held: `drain` hands it back
-                self._held.discard(delivery)
+                self._held.pop(delivery, None)
 
         self.calls.start(call, "work").add_done_callback(ended)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -65,6 +66,39 @@ def test_a_worker_closes_each_queue_that_failed_once_before_it_opens_the_next() 
         assert failures == []
     finally:
         loop.close()
+
+
+def test_signs_of_life_are_sent_in_the_order_in_which_the_work_came() -> None:
+    """Else one seed of a simulation is another run each time: who asks first meets the next fault."""
+    loop, signs = VirtualLoop(), list[int]()
+
+    def accept(request: CallRequest, delivery: Delivery) -> Job:
+        alive = delivery.in_progress
+
+        async def in_progress() -> None:
+            signs.append(delivery.message.sequence)
+            await alive()
+
+        delivery.in_progress = in_progress  # type: ignore[method-assign]
+        return partial(asyncio.sleep, 8.0, None)
+
+    try:
+        bus = MemoryServer().connect()
+        loop.run(bus.ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab"))))
+        worker = WorkLoop(bus, "lab", "lightweight", accept, free=lambda: 1000, failed=lambda error: None)
+
+        async def start() -> None:
+            worker.start()
+            for _ in range(100):
+                await bus.publish(NewMessage(WORK, request().pack()))
+
+        loop.run(start())
+        loop.advance(6.0)
+        loop.run(worker.kill())
+    finally:
+        loop.close()
+    assert signs == sorted(signs)
+    assert len(signs) == 100
 
 
 # -- records and requests ---------------------------------------------------------------------------------------------
