@@ -41,13 +41,14 @@ class SourceCheck:
         if info is None:
             why = f"the stream {self.stream} of source {self.source.subject!r} is not there"
             raise SourceGap(why, node=self.source.subject, fix="restore it, or make it again: then on_gap= says what happens")
-        for p in partitions:
-            at = p.tables.position("source")
+        places = [p.tables.position("source") for p in partitions]
+        # asked of all at once: over a slow wire one after another would take minutes
+        gaps = await asyncio.gather(*[self._gap(p, info, at) if at.created else _none() for p, at in zip(partitions, places)])
+        for p, at, lost in zip(partitions, places, gaps):
             if not at.created:  # nothing was read up to there: it is where to begin
                 if at.sequence < self.start:
                     self._move(p, self.start, info, clock, None)
                 continue
-            lost = await self._gap(p, info, at)
             if lost is None:
                 continue
             go_on, what = lost
@@ -155,3 +156,7 @@ class SourceWatch:
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
                 p.take_in(Arrival(Place("source", to.sequence), to, clock, p.tables.number, None))
+
+
+async def _none() -> None:
+    return None

@@ -1,15 +1,22 @@
-"""A TCP proxy in front of the server whose connections can be cut in the middle of a message, or held up."""
+"""A TCP proxy in front of the server whose connections can be cut in the middle of a message, held up, or made slow."""
 
 from __future__ import annotations
 
 import asyncio
 from urllib.parse import urlparse
 
+UNDER_WAY = 1000  # chunks
+
 
 class WireCutter:
-    """Forwards bytes both ways. `cut` aborts every connection; `hold` keeps bytes back until `let_go`."""
+    """Forwards bytes both ways. `cut` aborts every connection; `hold` keeps bytes back until `let_go`.
 
-    def __init__(self, url: str) -> None:
+    Attributes:
+        round_trip: seconds that an answer takes longer than without the proxy.
+    """
+
+    def __init__(self, url: str, *, round_trip: float = 0.0) -> None:
+        self.round_trip = round_trip
         self._target = urlparse(url)
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,14 +63,26 @@ class WireCutter:
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, both: tuple[asyncio.StreamWriter, ...]
     ) -> None:
         self._open.add(sink)
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(UNDER_WAY)
+        arriving = asyncio.create_task(self._arrive(under_way, sink))
         try:
-            while chunk := await source.read(1 << 16):
+            while (chunk := await source.read(1 << 16)) and not arriving.done():
                 await self._flowing.wait()
-                sink.write(chunk)
-                await sink.drain()
+                await under_way.put((asyncio.get_running_loop().time() + self.round_trip / 2, chunk))
         except OSError:
             pass  # one end is gone, so the other one goes too
         finally:
             self._open.discard(sink)
+            arriving.cancel()
+            await asyncio.gather(arriving, return_exceptions=True)
             for writer in both:
                 writer.transport.abort()
+
+    async def _arrive(self, under_way: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter) -> None:
+        """What is under way arrives one after another, each at its time."""
+        while True:
+            due, chunk = await under_way.get()
+            if (left := due - asyncio.get_running_loop().time()) > 0:
+                await asyncio.sleep(left)
+            sink.write(chunk)
+            await sink.drain()
