@@ -44,6 +44,12 @@ async def outputs(bus: Bus, name: str) -> list[int]:
     return found
 
 
+async def somebodys_stream(bus: Bus, name: str) -> None:
+    """A source stream that dspex did not make, so an engine moves its positions on to what was read at each look."""
+    config = {"name": name, "subjects": [f"{name}.in"], "storage": "memory"}
+    await bus.request(f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode())
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("partitions", "round_trip"), [(4, 1.0), (64, 0.12)])
 async def test_what_a_dead_engine_has_not_walked_is_walked_by_one_on_a_slow_wire(
@@ -60,6 +66,7 @@ async def test_what_a_dead_engine_has_not_walked_is_walked_by_one_on_a_slow_wire
         return all(len(host.runners[0].partitions) == partitions // 2 for host in hosts)
 
     try:
+        await somebodys_stream(looking, unique)
         for host in hosts:
             await host.start()
         await until(shared)
