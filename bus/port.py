@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+PAGE_MESSAGES = 500
+PAGE_BYTES = 16 << 20  # of one page, about
 OLDEST_SERVER = (2, 12)  # the first nats-server with atomic batches
 
 
@@ -245,6 +247,16 @@ class Bus(Protocol):
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         """All messages that match, with start <= sequence <= stop, in order. Waits for nothing new."""
+        ...
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        """The first messages that `scan` would give: `most` of them or a few MiB, whichever is less. Empty: there is none."""
+        ...
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        """How many messages with a sequence over `after` match a filter. Reads none of them."""
         ...
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:

@@ -21,7 +21,17 @@ from dspex.bus.errors import (
 from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import (
+    COMMIT_LIMIT,
+    PAGE_BYTES,
+    PAGE_MESSAGES,
+    Ack,
+    BusEvents,
+    Kept,
+    NewMessage,
+    StreamConfig,
+    StreamInfo,
+)
 
 if TYPE_CHECKING:
     from dspex.bus.memory.server import MemoryServer
@@ -163,12 +173,25 @@ class MemoryBus:
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         await self.trip()
-        found, got = self._stream(stream), list[Message]()
-        stop = min(stop, found.last)
-        while (start := found.find(filters, start, stop)) <= stop:
-            got.append(found.messages[start])
-            start += 1
+        return list(self._stream(stream).matching(filters, start, stop))
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        await self.trip()
+        got, room = list[Message](), PAGE_BYTES
+        for message in self._stream(stream).matching(filters, start, stop):
+            room -= len(message.data)
+            if got and room < 0:
+                break
+            got.append(message)
+            if len(got) == most:
+                break
         return got
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        await self.trip()
+        return self._stream(stream).count(filters, after)
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
         await self.trip()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -157,6 +157,18 @@ class MemoryStream:
             if message is not None and any(matches(f, message.subject) for f in filters):
                 return sequence
         return stop + 1
+
+    def matching(self, filters: Sequence[str], start: int, stop: int) -> Iterator[Message]:
+        """The messages that match a filter, from `start` to `stop`."""
+        stop = min(stop, self.last)
+        while (start := self.find(filters, start, stop)) <= stop:
+            yield self.messages[start]
+            start += 1
+
+    def count(self, filters: Sequence[str], after: int) -> int:
+        """How many messages behind `after` match a filter."""
+        some = [sequences for name, sequences in self._of_subject.items() if any(matches(f, name) for f in filters)]
+        return sum(sequence > after for sequences in some for sequence in sequences)
 
     def more(self) -> asyncio.Future[None]:
         """Is done when something is stored."""

@@ -13,7 +13,7 @@ from dspex.bus.nats.core import NatsSubscription
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
-from dspex.bus.port import Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
 
@@ -104,6 +104,14 @@ class NatsBus:
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         return await stored.scan(self._connection, stream, filters, start, stop)
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        return await stored.scan(self._connection, stream, filters, start, stop, most)
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        return await stored.count(self._connection, stream, filters, after)
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
         await stored.purge(self._connection, stream, subject, below)

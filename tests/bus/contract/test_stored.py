@@ -32,6 +32,47 @@ async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None
 
 
 @pytest.mark.asyncio
+async def test_pages_give_what_a_scan_gives_and_each_is_bounded_by_number_and_by_bytes(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(40):
+        await bus.publish(NewMessage(f"{unique}.{'ab'[n % 2]}", bytes(900_000), {"n": str(n)}))
+    for n in range(40, 60):
+        await put(bus, f"{unique}.a", n)
+
+    async def pages(most: int, stop: int) -> list[list[int]]:
+        start, found = 1, list[list[int]]()
+        while page := await bus.page(unique, [f"{unique}.a"], start=start, stop=stop, most=most):
+            found.append([m.sequence for m in page])
+            start = page[-1].sequence + 1
+        return found
+
+    wanted = [m.sequence for m in await bus.scan(unique, [f"{unique}.a"], start=1, stop=60)]
+    few, many, some = await pages(7, 60), await pages(500, 60), await pages(7, 20)
+    assert [len(page) for page in few] == [7, 7, 7, 7, 7, 5]
+    assert all(len(page) <= 18 or page[0] > 30 for page in many)
+    assert len(many) >= 2
+    assert [n for page in few for n in page] == [n for page in many for n in page] == wanted
+    assert [n for page in some for n in page] == [n for n in wanted if n <= 20]
+    assert await bus.page(unique, [f"{unique}.none"], start=1, stop=60) == []
+
+
+@pytest.mark.asyncio
+async def test_a_count_tells_how_many_messages_of_some_subjects_lie_behind_a_place(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 11):
+        await put(bus, f"{unique}.{'ab'[n % 2]}", n)
+    await put(bus, f"{unique}.c.d", 11)
+    await bus.delete(unique, 4)
+    assert await bus.count(unique, [f"{unique}.a"]) == 4
+    assert await bus.count(unique, [f"{unique}.a"], after=2) == 3
+    assert await bus.count(unique, [f"{unique}.a", f"{unique}.c.>"], after=9) == 2
+    assert await bus.count(unique, [f"{unique}.>"]) == 10
+    assert await bus.count(unique, [f"{unique}.>"], after=11) == 0
+    assert await bus.count(unique, [f"{unique}.a"], after=99) == 0
+    assert await bus.count(unique, [f"{unique}.nothing"]) == 0
+
+
+@pytest.mark.asyncio
 async def test_get_and_last_find_one_message(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     assert await bus.last(unique, f"{unique}.a") is None
@@ -91,6 +132,8 @@ async def test_every_access_to_a_missing_stream_raises_an_error_that_says_so(bus
         bus.get(unique, 1),
         bus.last(unique, f"{unique}.a"),
         bus.scan(unique, [f"{unique}.a"], start=1, stop=2),
+        bus.page(unique, [f"{unique}.a"], start=1, stop=2),
+        bus.count(unique, [f"{unique}.a"]),
         bus.purge(unique, f"{unique}.a", below=1),
     ):
         with pytest.raises(BusError):
