@@ -24,6 +24,7 @@ SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
+LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
@@ -212,6 +213,11 @@ def dead_pattern(app: str, topology: str = "*") -> str:
     return f"{prefix(app)}.dead.{topology}.>"
 
 
+def redriven(app: str) -> str:
+    """Which dead letters were redriven; see engine/log/redriven.py."""
+    return f"{prefix(app)}.audit.redriven"
+
+
 def call(app: str, pool: str) -> str:
     """Interactive calls (core NATS): queue group `pool`, members only while they have a free slot."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}"
@@ -251,8 +257,3 @@ def member_key(kind: str, id: str) -> str:
 def attempt_id(call: str, attempt: int) -> str:
     """Nats-Msg-Id of a result: a worker that dies after it was stored and before its ack leaves no second record."""
     return f"{call}:{attempt}"
-
-
-def redrive_id(stream_sequence: int) -> str:
-    """Nats-Msg-Id of a redriven dead letter: asking twice runs it once."""
-    return f"redrive:{stream_sequence}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+import structlog
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, RunError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
+from dspex.engine.log.pages import pages
+from dspex.engine.log.redriven import Redrives
+
+_log = structlog.get_logger("dspex.client")
 
 
 @dataclass(frozen=True)
@@ -96,36 +102,56 @@ def read(message: Message) -> DeadLetter:
 async def listing(
     bus: Bus, app: str, topology: str = "*", *, node: str | None = None, reason: str | None = None
 ) -> AsyncIterator[DeadLetter]:
-    """The dead letters that are stored now, oldest first. `reason`: name of an error class, or its code."""
+    """The dead letters that are stored now, oldest first. `reason`: name of an error class, or its code.
+
+    They are read in pages, so a caller who keeps none of them needs little memory however many there are.
+    """
+    async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
+        for message in page:
+            found = _readable(message)
+            if found is not None and node in (None, found.node) and reason in (None, found.reason, found.code):
+                yield found
+
+
+async def find(bus: Bus, app: str, sequence: int) -> DeadLetter | None:
+    """The dead letter with this sequence; None where there is none any more."""
     info = await bus.stream(subjects.stream(app))
-    if info is None:
-        return
-    for message in await bus.scan(info.name, [subjects.dead_pattern(app, topology)], start=info.first, stop=info.last):
-        found = read(message)
-        if node in (None, found.node) and reason in (None, found.reason, found.code):
-            yield found
+    message = await bus.get(info.name, sequence) if info is not None and 0 < sequence <= info.last else None
+    if message is None or not subjects.matches(subjects.dead_pattern(app), message.subject):
+        return None
+    return _readable(message)
+
+
+def _readable(message: Message) -> DeadLetter | None:
+    """The dead letter that a message holds; None for what no engine wrote."""
+    try:
+        return read(message)
+    except DecodeError as e:
+        _log.warning("what is no dead letter is left out", subject=message.subject, sequence=message.sequence, why=e.message)
+        return None
 
 
 async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None) -> int:
     """Run events again from where they failed: same event id, same run, the next attempt. How many.
 
-    `data`: instead of what each holds. The letter is removed once its event is back in the stream; redriven twice in between,
-    the event still runs once, because the message carries the letter's own sequence as its id.
+    `data`: instead of what each holds. Each runs once, also where this is cut off and asked for again at any later time.
+    What somebody else has redriven or dropped meanwhile is passed over.
     """
-    count = 0
-    for dead in letters:
-        letter = dead._letter  # pyright: ignore[reportPrivateUsage]
-        if letter is None:
-            raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-        await bus.publish(await _again(bus, letter, dead.sequence, data))
-        await bus.delete(subjects.stream(app), dead.sequence)
-        count += 1
-    return count
+    redrives = Redrives(bus, app)
+    return sum([await again(redrives, dead, data) for dead in letters])
 
 
-async def _again(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessage:
+async def again(redrives: Redrives, dead: DeadLetter, data: Any = None) -> bool:
+    """Run one event again; see `redrive`. False: it was redriven or dropped meanwhile."""
+    letter = dead._letter  # pyright: ignore[reportPrivateUsage]
+    if letter is None:
+        raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
+    return await redrives.once(dead.sequence, await _frame(redrives.bus, letter, data))
+
+
+async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
     event = letter.event
-    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: event.origin.run}
+    headers = {subjects.RUN: event.origin.run}
     if data is not None:
         body, content_type = codecs.encode(data)
         event = event._replace(data=body, content_type=content_type, outputs=None)
@@ -136,10 +162,8 @@ async def _again(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessa
     return NewMessage(letter.redrive, pack_frame([event]), headers)
 
 
-async def drop(bus: Bus, app: str, letters: Iterable[DeadLetter]) -> int:
-    """Remove dead letters. How many."""
-    count = 0
-    for dead in letters:
-        await bus.delete(subjects.stream(app), dead.sequence)
-        count += 1
-    return count
+async def drop(bus: Bus, app: str, sequences: Sequence[int]) -> int:
+    """Remove the dead letters with these sequences. How many."""
+    for sequence in sequences:
+        await bus.delete(subjects.stream(app), sequence)
+    return len(sequences)

@@ -11,8 +11,9 @@ answer that stays right, since positions only move on, and whoever takes over be
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
     events in the stream of sources                   a stage has not read them, or a dead letter points at them
+    dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
 
-Sinks and dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
+Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from dataclasses import dataclass
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DecodeError, DspexError
+from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
-from dspex.bus.records import Letter
+from dspex.bus.records import Letter, StoredAt
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
+from dspex.engine.log import redriven
 from dspex.engine.log.entries import LogAddress, bases, readable
+from dspex.engine.log.pages import pages
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.reading import latest, named_snapshot, restored
 from dspex.engine.log.tables import NONE, Tables
@@ -75,6 +79,7 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     manifest = applied.get(topology)
     if info is None or manifest is None:
         return
+    await redriven.finish(bus, app)
     places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
     kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in places}
@@ -147,6 +152,16 @@ async def _source(
 
 async def _pointed_at(bus: Bus, app: str, own: StreamInfo, sources: StreamInfo) -> int:
     """The first event of a source that a dead letter refers to instead of holding it."""
-    found = await bus.scan(own.name, [subjects.dead_pattern(app)], start=own.first, stop=own.last)
-    stored = [letter.stored for m in found if (letter := Letter.unpack(m.data)).stored]
-    return min((sequence for stream, sequence in stored if stream == sources.name), default=NONE)
+    first = NONE
+    async for page in pages(bus, own.name, [subjects.dead_pattern(app)]):
+        stored = [at for m in page if (at := _stored(m)) is not None]
+        first = min([first, *(at.sequence for at in stored if at.stream == sources.name)])
+    return first
+
+
+def _stored(letter: Message) -> StoredAt | None:
+    """Where the event of a dead letter is stored, if not in it."""
+    try:
+        return Letter.unpack(letter.data).stored
+    except DecodeError:  # no engine wrote it
+        return None

@@ -139,7 +139,3 @@ def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_o
 def test_keys_are_below_their_prefix() -> None:
     assert subjects.manifest_key("t", 2) == "manifest.t.2"
     assert subjects.member_key("engine", "x") == "engine.x"
-
-
-def test_a_redrive_has_the_same_id_each_time() -> None:
-    assert subjects.redrive_id(17) == "redrive:17"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_bench import NATIVE, Done, Project
-from waiting import eventually
+from waiting import eventually, until
+
+from dspex.bus.nats import connect
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
@@ -63,6 +67,42 @@ def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> Non
     again = native.here("--json", "dlq", "redrive", sequence)
     assert (again.code, again.error()["code"]) == (1, "DX623")
     assert native.here("--json", "dlq", "drop", str(other["sequence"])).objects() == [{"dropped": 1}]
+
+
+@pytest.mark.asyncio
+async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_again_runs_each_event_once(
+    native: Project, nats_url: str
+) -> None:
+    many, bus = 400, await connect(nats_url)
+
+    async def outputs(letters: list[dict[str, Any]]) -> Counter[str]:
+        """How often each run of the letters has come out."""
+        runs, info = {d["run"] for d in letters}, await bus.stream(await bus.stream_of(native.output) or "")
+        stored = await bus.scan(info.name, [native.output], start=1, stop=info.last) if info else []
+        return Counter(run for m in stored if (run := m.headers["Dspex-Run"]) in runs)
+
+    letters = await asyncio.to_thread(fail, native, *["x"] * many)
+    repair = ("dlq", "redrive", "--node", "check", "--set", "text=long enough")
+    with native.start(*repair) as redrive:
+
+        async def some() -> bool:
+            return len(await outputs(letters)) > many // 10 or redrive.process.poll() is not None
+
+        await until(some)
+        redrive.process.kill()
+        redrive.process.wait()
+    left = await asyncio.to_thread(native.here, "--json", "dlq", "ls")
+    assert 0 < len(left.objects()) < many
+    again = await asyncio.to_thread(native.here, "--json", *repair)
+    assert (again.code, again.objects()) == (0, [{"redriven": len(left.objects())}]), again.err
+
+    async def all_of_them() -> bool:
+        return len(await outputs(letters)) == many
+
+    await until(all_of_them)
+    assert set((await outputs(letters)).values()) == {1}
+    assert (await asyncio.to_thread(native.here, "--json", "dlq", "ls")).objects() == []
+    await bus.close()
 
 
 def test_an_editor_changes_the_data(native: Project, tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_a_dead_letter_that_is_redriven_twice_runs_once(lab: MakeLab) -> None:
     one.publish("in", {"text": "a"})
     broken.clear()
     found = one.letters()
-    for _ in range(2):  # the second client has listed it before the first one redrove it
-        assert one.run(one.client.redrive(found)) == 1
+    for count in (1, 0):  # the second client has listed it before the first one redrove it
+        assert one.run(one.client.redrive(found)) == count
         one.loop.settle()
     one.advance(1)
     assert len(one.outputs("out")) == 1
@@ -153,7 +153,7 @@ def test_a_dropped_dead_letter_is_gone(lab: MakeLab) -> None:
     one = lab(topology)
     one.start()
     one.publish("in", {"text": "a"})
-    assert one.run(letters.drop(one.client.bus, APP, one.letters())) == 1
+    assert one.run(letters.drop(one.client.bus, APP, [d.sequence for d in one.letters()])) == 1
     assert one.letters() == []
 
 
