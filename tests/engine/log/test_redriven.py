@@ -117,9 +117,11 @@ def test_who_listed_a_letter_before_it_was_redriven_cannot_run_it_again_however_
 class Pausing(MemoryBus):
     """A connection that waits before its write until it is let go on."""
 
+    asked: asyncio.Event
     go_on: asyncio.Event
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        self.asked.set()
         await self.go_on.wait()
         return await super().commit(drafts, timeout=timeout)
 
@@ -130,9 +132,9 @@ def test_a_redrive_that_was_frozen_before_its_write_while_another_one_finished_r
 
     async def go() -> int:
         frozen = Pausing(one.server, BusEvents())
-        frozen.go_on = asyncio.Event()
+        frozen.asked, frozen.go_on = asyncio.Event(), asyncio.Event()
         task = asyncio.ensure_future(letters.redrive(frozen, APP, [second]))
-        await asyncio.sleep(1)  # of virtual time: it has seen its letter, and is about to write
+        await frozen.asked.wait()  # it has seen its letter, and is about to write
         await one.client.redrive([second, first])
         frozen.go_on.set()
         return await task
