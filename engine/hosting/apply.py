@@ -58,7 +58,7 @@ async def apply(
     for graph in graphs:
         await layout.check_sinks(graph)
     streams = {s.subject: await layout.stream_of(s) for g in graphs for s in _sources(g)}
-    for name in set(streams.values()):
+    for name in sorted(set(streams.values())):
         await _check_retention(bus, name, streams)
     before = await bus.stream(subjects.stream(app))
     after = await _make_streams(bus, app, graphs, streams, replicas, max_bytes)

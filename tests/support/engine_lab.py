@@ -62,6 +62,19 @@ class Cut(MemoryBus):
         raise AssertionError("nobody waits for this")
 
 
+class Slow(MemoryBus):
+    """A connection on which the answer to a commit comes `seconds` late: what follows from the commit may be there before."""
+
+    def __init__(self, server: MemoryServer, seconds: float) -> None:
+        super().__init__(server, BusEvents())
+        self.seconds = seconds
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        sequence = await super().commit(drafts, timeout=timeout)
+        await asyncio.sleep(self.seconds)
+        return sequence
+
+
 class Lab:
     """A server, engines on it, and workers that answer with `answers[node](inputs, work)`; an exception is an error."""
 

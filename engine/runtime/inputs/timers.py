@@ -62,8 +62,8 @@ class TimersInput:
                 due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
             for number, timer in due:
                 row = p.tables.calls.rows.get(number)
-                if timer.kind == "deadline" and not (row is not None and row.work):
-                    continue  # its request is on the way
+                if timer.place is None and not (row is not None and row.work):
+                    continue  # its request is in a commit whose answer has not come yet, though its record may have
                 if timer.place is not None and timer.place.input == "source" and not self._source.created:
                     continue  # its event cannot be read now: it waits until the source is there again
                 found.append(Message(str(p.index), b"", {}, number))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine_lab import APP, Lab
+import pytest
+from engine_lab import APP, Lab, Slow
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, ProgramError, RateLimited, RetryLater
@@ -49,6 +50,27 @@ def test_the_next_attempt_at_a_call_waits_for_retry_after() -> None:
         assert d.outputs("out") == []
         d.advance("2s")
         assert len(d.outputs("out")) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"retry": Retry(backoff="50ms", jitter=0.0)}, {"deadline": "300ms"}], ids=["retry", "deadline"]
+)
+def test_what_is_due_before_the_engine_hears_of_its_own_commit_waits_for_that(lab: MakeLab, options: Any) -> None:
+    """The request is stored, answered, and to be asked again or given up, and only its engine does not know where it lies."""
+    one = lab(asking(**options))
+    one.start(bus=Slow(one.server, 1.0))
+
+    def answer(inputs: dict[str, Any], request: CallRequest) -> dict[str, Any]:
+        if request.try_number == 1 or "deadline" in options:
+            raise CallTimeout("down")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(10)
+    assert [letter.reason for letter in one.letters()] == (["CallTimeout"] if "deadline" in options else [])
+    assert one.outputs("out") == ([] if "deadline" in options else [{"text": "a", "answer": "yes"}])
 
 
 def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
