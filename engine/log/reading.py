@@ -42,11 +42,11 @@ Newest = Callable[[], Awaitable[int]]
 async def stored(bus: Bus, stream: str, sequence: int) -> Message | None:
     """A message that was seen in a stream; None where it is gone for good."""
     for pause in (*PAUSES, 0.0):
-        if (found := await bus.get(stream, sequence)) is not None:
-            return found
         info = await bus.stream(stream)
-        if info is None or info.last >= sequence:  # whoever has come so far knows
-            return await bus.get(stream, sequence) if info is not None else None
+        if info is None:
+            return None
+        if (found := await bus.get(stream, sequence)) is not None or info.last >= sequence:  # who has come so far knows
+            return found
         await asyncio.sleep(pause)
     return None  # the stream was rolled back, or made anew
 

@@ -58,7 +58,7 @@ class Replay:
         self._names = {old: new for new, old in stage.graph.renamed_from.items()}
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self._source = SourceInput(bus, stage, source_stream, count, _unchecked)
-        self._events = EventsInput(bus, app, topology, stage.id)
+        self._events = EventsInput(bus, app, topology, stage.id, source_stream)
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, self._stream, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._messages: list[NewMessage] = []  # of the entry

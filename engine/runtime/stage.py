@@ -88,7 +88,7 @@ class StageRunner:
         s, id = self.s, self.stage.id
         records = RecordsInput(s.bus, s.app, self.topology, id)
         timers = TimersInput(s.bus, s.stream, self.source, self._alarm, records, s.clock)
-        events = EventsInput(s.bus, s.app, self.topology, id)
+        events = EventsInput(s.bus, s.app, self.topology, id, self.source_stream)
         return {"source": self.source, "events": events, "records": records, "timers": timers}
 
     def _pump(self, input: Input) -> Pump:

@@ -174,6 +174,10 @@ class Lab:
         record = self.record(request, **{"number": to.number, "event": to.event, **changes})
         return NewMessage(to.subject, record.pack(), {subjects.MESSAGE_ID: to.id, subjects.RUN: request.run})
 
+    def requests(self, pool: str = "lightweight") -> list[CallRequest]:
+        """All that wait, or waited, for a worker of the pool."""
+        return [CallRequest.unpack(m.data) for m in self.messages(subjects.work_pattern(APP, pool))]
+
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
         id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event

@@ -27,8 +27,8 @@ class EventsInput:
     name: ClassVar[str] = "events"
     gated: ClassVar[bool] = True
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
-        self._bus, self._stream = bus, subjects.stream(app)
+    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source_stream: str) -> None:
+        self._bus, self._stream, self._source_stream = bus, subjects.stream(app), source_stream
         self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -44,9 +44,14 @@ class EventsInput:
         return int(message.subject.rpartition(".")[2])
 
     async def fetched(self, p: Partition, message: Message) -> Message | None:
-        """The stored message that has the data, where the frame refers to one."""
+        """The stored message that has the data, where the frame refers to one.
+
+        Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
+        """
         place = _stored(message)
-        return await stored(self._bus, place.stream, place.sequence) if place is not None else None
+        if place is None or place.stream not in (self._stream, self._source_stream):
+            return None
+        return await stored(self._bus, place.stream, place.sequence)
 
     def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
         sequence, stored = message.sequence, _stored(message)
@@ -74,4 +79,5 @@ class EventsInput:
 def _stored(message: Message) -> StoredAt | None:
     """Where the data of a frame's only event is stored, if not in the frame."""
     stream, _, sequence = message.headers.get(subjects.STORED, "").rpartition(":")
-    return StoredAt(stream, int(sequence)) if stream and sequence.isdecimal() else None
+    known = stream and sequence.isascii() and sequence.isdecimal() and len(sequence) < 19
+    return StoredAt(stream, int(sequence)) if known else None
