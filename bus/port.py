@@ -128,10 +128,20 @@ class Delivery(Protocol):
 
 
 class WorkQueue(Protocol):
-    """A durable consumer that many processes share; each delivery goes to one of them."""
+    """A durable consumer that many processes share; each delivery goes to one of them.
+
+    Attributes:
+        dry: nothing waits in it, as far as it has told this process.
+    """
+
+    @property
+    def dry(self) -> bool: ...
 
     async def next(self) -> Delivery:
-        """The next delivery. Asks the bus for no more than `free()` at a time, so nothing waits in a local queue."""
+        """The next delivery. Asks the bus for no more than `free()` at a time, so nothing waits in a local queue.
+
+        Raises `NotStored` when the consumer is gone.
+        """
         ...
 
     async def close(self) -> None:
@@ -268,8 +278,19 @@ class Bus(Protocol):
         ...
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> WorkQueue:
-        """Share the durable consumer `name` (made if missing): explicit ack, delivered again for ever.
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        """Whether there is a durable consumer of this name. Raises BusError where there is no such stream."""
+        ...
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
+        """Make the durable consumer `name`, unless it is there: explicit ack, delivered again for ever.
+
+        It delivers what matches and has a sequence over `after`.
+        """
+        ...
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> WorkQueue | None:
+        """Share the durable consumer `name`; None where there is none.
 
         `free`: how many more deliveries this process can hold now; asked before each pull.
         """

@@ -139,9 +139,17 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-def work_consumer(pool: str) -> str:
-    """The durable consumer that the workers of a pool share."""
-    return f"work-{token(pool, 'pool')}"
+BANDS: Final = (0, 1, 2)  # of work, the most urgent first
+
+
+def band(priority: int) -> int:
+    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9."""
+    return 0 if priority < 4 else 1 if priority < 7 else 2
+
+
+def work_consumer(pool: str, band: int) -> str:
+    """The durable consumer that the workers of a pool share for one band of priority."""
+    return f"work-{token(pool, 'pool')}-{band}"
 
 
 # -- subjects ----------------------------------------------------------------------------------------------------
@@ -168,19 +176,19 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 
 
-def work(app: str, pool: str, topology: str, operator: str) -> str:
+def work(app: str, pool: str, topology: str, operator: str, band: int = 1) -> str:
     """Where the calls of an operator wait for a worker of the pool."""
-    return f"{prefix(app)}.work.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.{topology}.{operator.replace('/', '-')}"
 
 
-def work_pattern(app: str, pool: str) -> str:
-    """All work of a pool: what its workers' consumer filters on."""
-    return f"{prefix(app)}.work.{token(pool, 'pool')}.>"
+def work_pattern(app: str, pool: str, band: int | str = "*") -> str:
+    """All work of a pool, or of one band of it: what the band's consumer filters on."""
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.>"
 
 
 def work_of(app: str, topology: str) -> str:
     """All work of a topology, of every pool."""
-    return f"{prefix(app)}.work.*.{topology}.*"
+    return f"{prefix(app)}.work.*.*.{topology}.*"
 
 
 def request(app: str, pool: str, call: str) -> str:
@@ -246,6 +254,11 @@ def manifest_key(topology: str, version: int) -> str:
 def manifest_of(key: str) -> str:
     """The topology of a manifest's key."""
     return key.removeprefix("manifest.").rpartition(".")[0]
+
+
+def work_key(pool: str, band: int) -> str:
+    """Since when the consumer of a pool's band of work is there."""
+    return f"work.{pool}.{band}"
 
 
 def member_key(kind: str, id: str) -> str:

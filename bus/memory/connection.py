@@ -202,13 +202,20 @@ class MemoryBus:
         self._stream(stream).remove(sequence)
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> MemoryWorkQueue:
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        await self.trip()
+        return name in self._stream(stream).consumers
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await self.trip()
         found = self._stream(stream)
         if name not in found.consumers:
-            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck)
-        found.consumers[name].ack_wait = ack_wait
-        return MemoryWorkQueue(self, found.consumers[name], free)
+            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck, after)
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> MemoryWorkQueue | None:
+        await self.trip()
+        shared = self._stream(stream).consumers.get(name)
+        return MemoryWorkQueue(self, shared, free) if shared is not None else None
 
     # -- core
     async def request(

@@ -87,6 +87,10 @@ class MemoryWorkQueue:
         self._pulls: list[Pull] = []
         self._closed = False
 
+    @property
+    def dry(self) -> bool:
+        return not self._consumer.ready()
+
     async def next(self) -> MemoryDelivery:
         await self._bus.trip()
         if self._closed:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from dspex.bus.errors import BusError, Fenced, StreamFull
+from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
@@ -186,6 +186,11 @@ class MemoryStream:
             asyncio.get_running_loop().call_soon(consumer.pump)
 
     # -- remove
+    def forget(self, name: str) -> None:
+        """Delete a consumer, as somebody with the right to can: who waits for work of it hears so."""
+        for pull in self.consumers.pop(name).pulls:
+            pull.future.set_exception(NotStored(f"the consumer {name} of the work is gone"))
+
     def remove(self, sequence: int) -> None:
         message = self.messages.pop(sequence, None)
         if message is None:
@@ -214,11 +219,11 @@ class MemoryConsumer:
 
     LOOK_AGAIN = 0.05  # seconds until a process without room is asked again
 
-    def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck) -> None:
+    def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck, after: int = 0) -> None:
         self.ack_wait = ack_wait
         self.pulls: list[Pull] = []
         self._stream, self._pattern, self._luck = stream, pattern, luck
-        self._next = 1
+        self._next = after + 1
         self._delivered: Counter[int] = Counter()
         self._timers: dict[int, asyncio.TimerHandle] = {}  # redelivery of work that is held, or was returned with a delay
         self._again: deque[int] = deque()
@@ -226,7 +231,7 @@ class MemoryConsumer:
 
     def pump(self) -> None:
         """Hand out what there is to those who wait and have room, the longest waiting first."""
-        while self.pulls and (sequence := self._ready()):
+        while self.pulls and (sequence := self.ready()):
             pull = next((p for p in self.pulls if p.free()), None)
             if pull is None:
                 # room can be made without a word to us, so the only way is to ask again
@@ -240,7 +245,7 @@ class MemoryConsumer:
         self._looking = None
         self.pump()
 
-    def _ready(self) -> int:
+    def ready(self) -> int:
         """The sequence that is delivered next; 0 for none."""
         while self._again and self._again[0] not in self._stream.messages:
             del self._delivered[self._again.popleft()]

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from dspex.bus.message import Message
-from dspex.bus.nats import core, protocol, stored, streams, writer
+from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.core import NatsSubscription
@@ -120,8 +120,14 @@ class NatsBus:
         await stored.delete(self._connection, stream, sequence)
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> NatsWorkQueue:
-        return await NatsWorkQueue(self._connection, stream, pattern, name, ack_wait, free).start()
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        return await consumer.waiting(self._connection, stream, name) is not None
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
+        await consumer.share(self._connection, stream, consumer.shared(name, pattern, ack_wait, after))
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> NatsWorkQueue | None:
+        return await NatsWorkQueue(self._connection, stream, name, free).start()
 
     # -- core
     async def request(

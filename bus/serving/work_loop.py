@@ -23,7 +23,6 @@ from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-ACK_WAIT: Final = 15.0
 SIGN_OF_LIFE: Final = 5.0
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
@@ -42,7 +41,6 @@ class WorkLoop:
         free: how many more pieces of work may start now; asked before work is taken.
         failed: called with an error that the loop cannot go on after, which is a bug of dspex.
         records: where the records go; a store of its own by default.
-        ack_wait: seconds without a sign of life after which work is given to somebody else.
         sign_of_life: seconds between two signs.
 
     Attributes:
@@ -61,33 +59,31 @@ class WorkLoop:
         free: Callable[[], int],
         failed: Callable[[BaseException], None],
         records: RecordStore | None = None,
-        ack_wait: float = ACK_WAIT,
         sign_of_life: float = SIGN_OF_LIFE,
     ) -> None:
         self.bus, self.app, self.pool = bus, app, pool
         self._accept, self._free = accept, free
         self.records = records or RecordStore(bus, app, pool)
-        self._ack_wait, self._sign_of_life = ack_wait, sign_of_life
+        self._sign_of_life = sign_of_life
         self.served = 0
         self.clock = ServerClock(bus, subjects.stream(app))
         self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
-        self._taking: asyncio.Task[None] | None = None
-        self._queue: WorkQueue | None = None
+        self._taking: list[asyncio.Task[None]] = []
+        self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
         """Begin to take work."""
-        self._taking = self._loops.start(self._take(), "take")
+        self._taking = [self._loops.start(self._take(band), f"take {band}") for band in subjects.BANDS]
         self._loops.start(self._signs_of_life(), "signs of life")
         self._loops.start(self._ask_time(), "time")
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus."""
-        if self._taking is not None:
-            await tasks.cancel([self._taking])
-        if self._queue is not None:
-            await self._queue.close()
+        await tasks.cancel(self._taking)
+        for queue in list(self._queues.values()):
+            await queue.close()
         if self.calls:
             log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
             await self.calls.finish(grace)
@@ -103,39 +99,40 @@ class WorkLoop:
         await self.calls.stop()
 
     # -- taking work -----------------------------------------------------------------------------------------------
-    async def _take(self) -> None:
-        """Take work for ever. The application's stream may not be there yet: then wait for it."""
+    async def _take(self, band: int) -> None:
+        """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""
         reported = ""
         while True:
             try:
-                self._queue = await self._open()
+                await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
+                queue = await self.bus.work(
+                    subjects.stream(self.app),
+                    name=subjects.work_consumer(self.pool, band),
+                    free=lambda: self._free_for(band),
+                )
                 reported = ""
-                await self._take_from(self._queue)
+                if queue is not None:
+                    await self._take_from(queue, band)
             except BusError as error:
                 if error.message != reported:
                     log.warning("cannot take work, trying again", pool=self.pool, why=error.message)
                 reported = error.message
             await asyncio.sleep(OPEN_AGAIN)
 
-    async def _take_from(self, queue: WorkQueue) -> None:
+    def _free_for(self, band: int) -> int:
+        """How many calls of a band may start: none while more urgent work is known to wait."""
+        return self._free() if all(queue.dry for other, queue in self._queues.items() if other < band) else 0
+
+    async def _take_from(self, queue: WorkQueue, band: int) -> None:
         """Take work until the queue fails, and close it then: what it holds goes to others now, not after `ack_wait`."""
+        self._queues[band] = queue
         try:
             while True:
                 self._begin(await queue.next())
         except BusError:
-            self._queue = None
+            del self._queues[band]
             await queue.close()
             raise
-
-    async def _open(self) -> WorkQueue:
-        await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
-        return await self.bus.work(
-            subjects.stream(self.app),
-            subjects.work_pattern(self.app, self.pool),
-            name=subjects.work_consumer(self.pool),
-            ack_wait=self._ack_wait,
-            free=self._free,
-        )
 
     async def _ask_time(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from dspex.bus.errors import BusError
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bus
 from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
@@ -72,6 +73,8 @@ class Host:
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
+        calls = [n.call for g in self.graphs for n in g.calls]
+        self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls])
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
@@ -88,6 +91,7 @@ class Host:
         await self.clock.ask()
         bucket = await self.bus.bucket(subjects.bucket(self.app))
         self.membership = Membership(bucket, self.engine, self.heartbeat, self.clock, self.describe)
+        await self.consumers.look()
         services = Services(
             bus=self.bus,
             app=self.app,
@@ -101,6 +105,7 @@ class Host:
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=self.bus.max_payload,
+            behind=self.consumers.behind,
         )
         for graph in self.graphs:
             self._add_runners(services, self.membership, graph, applied.manifests[graph.name])
@@ -108,6 +113,7 @@ class Host:
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.membership.run(), "membership")
         self._parts.start(self.watchdog.run(), "watchdog")
+        self._parts.start(self.consumers.run(), "work consumers")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
         for runner in self.runners:

@@ -82,13 +82,14 @@ class Timer(NamedTuple):
 
     Attributes:
         kind: of a call, whose number is the timer's: its "deadline" passes, its next "attempt" is made, its "held" record
-            is handled. "event": an event that was put off is processed; `place` says where it lies.
+            is handled. "event": an event that was put off is processed; `place` says where it lies. "again", which no row has:
+            the same execution is asked for again, because nobody delivers its request any more.
         time: when the message there was stored: another one has its sequence, where the stream was made anew.
         attempts: how often the event was put off. run: whose it is.
     """
 
     due: float
-    kind: Literal["deadline", "attempt", "held", "event"]
+    kind: Literal["deadline", "attempt", "held", "event", "again"]
     place: Place | None = None
     time: float = 0.0
     attempts: int = 0

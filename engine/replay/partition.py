@@ -203,6 +203,8 @@ def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
         return arrival._replace(refused=mark[1])
     if kind == "gone" and isinstance(what, Due):
         return arrival._replace(what=what._replace(what=None))
+    if kind == "again" and isinstance(what, Due):
+        return arrival._replace(what=what._replace(timer=what.timer._replace(kind="again")))
     if kind == "gone" and isinstance(what, Answered):
         return arrival._replace(what=what._replace(event=None))
     return arrival

@@ -63,6 +63,8 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
         return "gap", what.after, what.up_to, arrival.position
     if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):
         return ("gone",)
+    if isinstance(what, Due) and what.timer.kind == "again":
+        return ("again",)
     return None if what is not None else ("moved", arrival.position)
 
 

@@ -127,7 +127,7 @@ class Process:
         asked = self._asked(arrival, number, row, what if isinstance(what, NodeEvent) else None, tables)
         if isinstance(asked, Effects):
             return asked
-        if timer.kind == "attempt":
+        if timer.kind in ("attempt", "again"):
             return self._ask_again(asked, row)
         why = f"{row.node} had no answer within its deadline, after {row.attempts} attempt(s)"
         return self._failed(asked, Failure(CallTimeout(why, node=row.node), row.node), expired=True)

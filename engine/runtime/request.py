@@ -81,7 +81,7 @@ def request(
         alone=row.alone,
         record=record,
     )
-    subject = subjects.work(a.app, row.pool, a.topology, row.node)
+    subject = subjects.work(a.app, row.pool, a.topology, row.node, subjects.band(call.priority))
     message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
     row = row._replace(digest=event_digest(packed), work=0, held=0)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dspex.bus.port import Bus
@@ -31,6 +31,7 @@ class Services:
     most_inputs: arrivals of one partition in one commit.
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of headers and data of one message.
+    behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
     bus: Bus
@@ -45,3 +46,4 @@ class Services:
     most_inputs: int = 500
     most_open_calls: int = 10_000
     limit: int = 1 << 20
+    behind: Mapping[tuple[str, int], int] = field(default_factory=dict)

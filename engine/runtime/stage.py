@@ -27,6 +27,7 @@ from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.lost import LostRequests
 from dspex.engine.runtime.inputs.position import SourceCheck, SourceWatch
 from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.inputs.source import SourceInput
@@ -85,10 +86,10 @@ class StageRunner:
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
 
     def _inputs(self) -> dict[str, Input]:
-        s, id = self.s, self.stage.id
-        records = RecordsInput(s.bus, s.app, self.topology, id)
-        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, records, s.clock)
-        events = EventsInput(s.bus, s.app, self.topology, id, self.source_stream)
+        s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
+        records, events = RecordsInput(*where), EventsInput(*where, self.source_stream)
+        lost = LostRequests(self.stage, records, s.behind)
+        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, records, s.clock, lost)
         return {"source": self.source, "events": events, "records": records, "timers": timers}
 
     def _pump(self, input: Input) -> Pump:
@@ -175,8 +176,7 @@ class StageRunner:
 
     async def _watching(self) -> None:
         watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
-        why = await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock)
-        self._restart(why)  # the source is compared with the positions when its pump starts
+        self._restart(await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock))
 
     def _restart(self, why: str) -> None:
         self._orders.put_nowait(_Order("restart", why=why))

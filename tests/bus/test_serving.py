@@ -16,6 +16,7 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest, RecordTo
+from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.serving.work_loop import OPEN_AGAIN, Job, WorkLoop
 
 
@@ -23,7 +24,7 @@ class _FailingQueue:
     """A work queue that the bus has lost."""
 
     def __init__(self) -> None:
-        self.closed = 0
+        self.closed, self.dry = 0, True
 
     async def next(self) -> Delivery:
         raise Unreachable("the consumer is gone")
@@ -39,9 +40,7 @@ class _Bus(MemoryBus):
         super().__init__(MemoryServer(), BusEvents())
         self.queues: list[_FailingQueue] = []
 
-    async def work(  # type: ignore[override]
-        self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]
-    ) -> _FailingQueue:
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> _FailingQueue:  # type: ignore[override]
         self.queues.append(_FailingQueue())
         return self.queues[-1]
 
@@ -60,9 +59,9 @@ def test_a_worker_closes_each_queue_that_failed_once_before_it_opens_the_next() 
 
         loop.run(start())
         loop.advance(2.5 * OPEN_AGAIN)
-        assert [q.closed for q in bus.queues] == [1, 1, 1]
+        assert [q.closed for q in bus.queues] == [1] * (3 * len(subjects.BANDS))
         loop.run(worker.drain(0.0))
-        assert [q.closed for q in bus.queues] == [1, 1, 1]
+        assert [q.closed for q in bus.queues] == [1] * (3 * len(subjects.BANDS))
         assert failures == []
     finally:
         loop.close()
@@ -85,6 +84,7 @@ def test_signs_of_life_are_sent_in_the_order_in_which_the_work_came() -> None:
     try:
         bus = MemoryServer().connect()
         loop.run(bus.ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab"))))
+        loop.run(WorkConsumers(bus, "lab", [("lightweight", 1)]).look())
         worker = WorkLoop(bus, "lab", "lightweight", accept, free=lambda: 1000, failed=lambda error: None)
 
         async def start() -> None:
@@ -121,6 +121,7 @@ class Lab:
         self.ages: list[float] = []
         self.worker = WorkLoop(self.bus, "lab", "lightweight", self._accept, free=lambda: 9, failed=self.failures.append)
         self.loop.run(self.bus.ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab"))))
+        self.loop.run(WorkConsumers(self.bus, "lab", [("lightweight", band) for band in subjects.BANDS]).look())
 
     def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
         self.ages.append(self.worker.clock.age(delivery.message.time))

@@ -114,8 +114,15 @@ def test_workers_of_a_pool_get_the_work_of_that_pool_only() -> None:
     assert not matches(subjects.work_pattern("shop", "gp"), mine)
 
 
+def test_priorities_fall_into_three_bands_and_each_has_work_of_its_own() -> None:
+    assert [subjects.band(priority) for priority in range(10)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    mine = subjects.work("shop", "gpu", "t", "draft", 0)
+    assert [matches(subjects.work_pattern("shop", "gpu", band), mine) for band in subjects.BANDS] == [True, False, False]
+    assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == 3
+
+
 def test_the_work_of_an_operator_in_a_group_is_still_one_token() -> None:
-    assert subjects.work("a", "p", "t", "group/draft") == "dspex.a.work.p.t.group-draft"
+    assert subjects.work("a", "p", "t", "group/draft") == "dspex.a.work.p.1.t.group-draft"
 
 
 @pytest.mark.parametrize("node", ["classify", "group/draft", "support.messages", "orders.*.new", "orders.>", "a b", "ä"])

@@ -132,17 +132,32 @@ class Lab:
         self.run(host.drain())
         self.run(bus.close())
 
-    def work(self, *pools: str) -> None:
-        """Start workers for these pools ("lightweight" if none is named)."""
+    def work(self, *pools: str, slots: int = 1000) -> None:
+        """Start workers for these pools ("lightweight" if none is named). `slots`: calls at once of each."""
         for pool in pools or ("lightweight",):
-            self.run(self._work(pool))
+            self.run(self._work(pool, slots))
         self.advance(0.1)
 
-    async def _work(self, pool: str) -> None:
-        def accept(request: CallRequest, delivery: Delivery) -> Job:
-            return partial(self._answer, request)
+    def stop_workers(self) -> None:
+        """End the workers as a drain does."""
+        for loop in self._workers:
+            self.run(loop.drain(1.0))
+        self._workers.clear()
 
-        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: 1000, failed=self.failures.append)
+    async def _work(self, pool: str, slots: int) -> None:
+        taken: list[CallRequest] = []
+
+        def accept(request: CallRequest, delivery: Delivery) -> Job:
+            taken.append(request)
+            return partial(answer, request)
+
+        async def answer(request: CallRequest) -> CallRecord:
+            try:
+                return await self._answer(request)
+            finally:
+                taken.remove(request)
+
+        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: slots - len(taken), failed=self.failures.append)
         loop.start()
         self._workers.append(loop)
 

@@ -14,6 +14,7 @@ from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
+from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.pool import Pool
 
@@ -89,10 +90,13 @@ def config(url: str, **options: Any) -> PoolConfig:
 
 
 @asynccontextmanager
-async def running(pool_config: PoolConfig, bus: MemoryBus | None = None, **options: float) -> AsyncIterator[Bench]:
+async def running(
+    pool_config: PoolConfig, bus: MemoryBus | None = None, ack_wait: float = ACK_WAIT, **options: float
+) -> AsyncIterator[Bench]:
     """A started pool; drained at the end, and the bus is closed."""
     bus = bus or MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    await WorkConsumers(bus, APP, [(POOL, band) for band in subjects.BANDS], ack_wait=ack_wait).look()
     bench = Bench(Pool(bus, pool_config, **options), bus)
     pump = asyncio.create_task(bench.pump())
     try:

@@ -17,7 +17,7 @@ from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.record_store import RecordStore
-from dspex.bus.serving.work_loop import ACK_WAIT, SIGN_OF_LIFE, Job, WorkLoop
+from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
@@ -37,7 +37,6 @@ class Pool:
     Args:
         bus: an open connection; it stays the caller's.
         config: see `dspex.workers.config.resolve`.
-        ack_wait: seconds without a sign of life after which work is given to somebody else.
         sign_of_life: seconds between two signs.
 
     Attributes:
@@ -48,7 +47,7 @@ class Pool:
         draining: it takes nothing more.
     """
 
-    def __init__(self, bus: Bus, config: PoolConfig, *, ack_wait: float = ACK_WAIT, sign_of_life: float = SIGN_OF_LIFE) -> None:
+    def __init__(self, bus: Bus, config: PoolConfig, *, sign_of_life: float = SIGN_OF_LIFE) -> None:
         self.bus, self.config = bus, config
         self.id = new_id()[-12:]
         self.worker = f"{config.name}-{self.id}"
@@ -65,7 +64,6 @@ class Pool:
             free=self.free,
             failed=self._fail,
             records=self.records,
-            ack_wait=ack_wait,
             sign_of_life=sign_of_life,
         )
         self.interactive = Interactive(self)

@@ -13,6 +13,7 @@ from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.lost import LostRequests
 from dspex.engine.runtime.inputs.records import RecordsInput, answered, requested
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
@@ -26,6 +27,7 @@ class TimersInput:
     Args:
         stream: of the application.
         alarm: set when a timer may have become due.
+        lost: finds calls to ask again; None where nobody asks workers.
     """
 
     name: ClassVar[str] = "timers"
@@ -39,9 +41,10 @@ class TimersInput:
         alarm: asyncio.Event,
         records: RecordsInput,
         clock: Callable[[], float],
+        lost: LostRequests | None = None,
     ) -> None:
         self._bus, self._stream, self._source = bus, stream, source
-        self._alarm, self._records, self._clock = alarm, records, clock
+        self._alarm, self._records, self._clock, self._lost = alarm, records, clock, lost
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         return _Clockwork(self, partitions)
@@ -67,6 +70,8 @@ class TimersInput:
                 if timer.place is not None and timer.place.input == "source" and not self._source.created:
                     continue  # its event cannot be read now: it waits until the source is there again
                 found.append(Message(str(p.index), b"", {}, number))
+            if self._lost is not None and not found:
+                found += [Message(str(p.index), b"", {}, number) for number in await self._lost.of(p)]
         if not found:
             try:
                 async with asyncio.timeout(TICK):
@@ -82,6 +87,10 @@ class TimersInput:
         what: NodeEvent | Answered | None = None
         if timer is None or (timer.place is None and row is None):
             return None
+        if self._lost is not None and timer.due > self._clock():
+            if row is None or not self._lost.is_lost(p, number, row):
+                return None  # it was put off since it was due
+            timer = timer._replace(kind="again")
         if timer.place is not None:
             what = await self._event(timer.place, timer.time)
         elif row is not None and timer.kind == "held":
@@ -101,7 +110,14 @@ class TimersInput:
         return self._source.event(message) if place.input == "source" else EventsInput.events(message, None)[place.item]
 
     def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
-        if fetched is not None and p.tables.timers.rows.get(fetched.number) == fetched.timer:  # else it changed meanwhile
+        if fetched is None:
+            return
+        timer = p.tables.timers.rows.get(fetched.number)
+        row = p.tables.calls.rows.get(fetched.number)
+        if timer is not None and fetched.timer.kind == "again":
+            still = row is not None and self._lost is not None and self._lost.is_lost(p, fetched.number, row)
+            timer = timer._replace(kind="again") if still else None
+        if timer == fetched.timer:  # else it changed meanwhile
             yield Arrival(Place("timers", fetched.number), None, clock, p.tables.number, fetched)
 
 

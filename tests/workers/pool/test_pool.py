@@ -21,6 +21,7 @@ from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, CallSpec
+from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.pool import Pool
 
@@ -266,6 +267,7 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
     await pool.start()
     try:
         await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+        await WorkConsumers(bus, APP, [(POOL, 1)]).look()
         bench = Bench(pool, bus)
         pump = asyncio.create_task(bench.pump())
         assert (await bench.ask(native()))[0].error is None
