@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
-from dspex.bus import codecs
+from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
@@ -209,6 +209,12 @@ class CallRequest(_Packed):
     invalid: int = 0
     alone: bool = False
     record: RecordTo | None = None
+
+    def called_on(self, app: str, pool: str) -> str:
+        """The subject that an interactive call with this request belongs on."""
+        if self.topology:
+            return subjects.call(app, pool, self.topology, self.node)
+        return subjects.ad_hoc_call(app, pool, str(self.spec.get("kind")))
 
 
 @dataclass(frozen=True)

@@ -226,9 +226,19 @@ def redriven(app: str) -> str:
     return f"{prefix(app)}.audit.redriven"
 
 
-def call(app: str, pool: str) -> str:
-    """Interactive calls (core NATS): queue group `pool`, members only while they have a free slot."""
-    return f"{prefix(app)}.call.{token(pool, 'pool')}"
+def call(app: str, pool: str, topology: str, operator: str) -> str:
+    """Interactive calls of a deployed node (core NATS)."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
+
+
+def ad_hoc_call(app: str, pool: str, kind: str) -> str:
+    """Interactive calls of what is deployed nowhere, by the kind of operator; so permissions can tell callers apart."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.adhoc.{kind}"
+
+
+def call_pattern(app: str, pool: str) -> str:
+    """All interactive calls of a pool: queue group `pool`, members only while they have a free slot."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.>"
 
 
 def control(app: str, pool: str) -> str:

@@ -137,7 +137,7 @@ class _Asking:
         """Ask until a worker takes it, then wait for the result."""
         pause = 0.05
         while True:
-            await self.bus.send(subjects.call(self.app, self.pool), self.request.pack(), reply=self.inbox)
+            await self.bus.send(self.request.called_on(self.app, self.pool), self.request.pack(), reply=self.inbox)
             if await _accepted(self.frames) is not None:
                 self.taken = True
                 return await _result(self.frames)

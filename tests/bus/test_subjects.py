@@ -95,7 +95,11 @@ def test_the_application_stream_takes_its_own_subjects_and_no_calls() -> None:
     for subject in stored:
         assert is_subject(subject)
         assert [matches(p, subject) for p in own].count(True) == 1
-    for core in (subjects.call("shop", "gpu"), subjects.control("shop", "gpu")):
+    for core in (
+        subjects.call("shop", "gpu", "t", "n"),
+        subjects.ad_hoc_call("shop", "gpu", "predict"),
+        subjects.control("shop", "gpu"),
+    ):
         assert is_subject(core)
         assert not any(matches(p, core) for p in own)
     assert not any(overlap(a, b) for a in own for b in own if a != b)
@@ -146,3 +150,9 @@ def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_o
 def test_keys_are_below_their_prefix() -> None:
     assert subjects.manifest_key("t", 2) == "manifest.t.2"
     assert subjects.member_key("engine", "x") == "engine.x"
+
+
+def test_a_pool_hears_the_calls_of_its_nodes_and_those_of_no_node() -> None:
+    mine = [subjects.call("shop", "gpu", "t", "group/draft"), subjects.ad_hoc_call("shop", "gpu", "predict")]
+    assert all(matches(subjects.call_pattern("shop", "gpu"), subject) for subject in mine)
+    assert not any(matches(subjects.call_pattern("shop", "gp"), subject) for subject in mine)

@@ -47,7 +47,7 @@ class Worker:
         subscription = await self._bus.subscribe(inbox, heard)
         try:
             work = CallRequest(id := new_id(), 1, 1, "", "bench", asdict(spec), inputs, id, timeout=LIMIT)
-            await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
+            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=inbox)
             async with asyncio.timeout(LIMIT):
                 record = CallRecord.unpack(await result)
         finally:

@@ -15,7 +15,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DecodeError, WorkerLost
+from dspex.bus.errors import BusError, DecodeError, NotAllowed, WorkerLost
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRequest
@@ -57,7 +57,7 @@ class Interactive:
         config, free = self._pool.config, self._pool.free()
         try:
             if free > 0 and self._subscription is None:
-                subject = subjects.call(config.app, config.name)
+                subject = subjects.call_pattern(config.app, config.name)
                 self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
             elif free <= 0 and self._subscription is not None:
                 await asyncio.sleep(LEAVE_AFTER)  # requests under way are answered `busy`; a closed subscription drops them
@@ -73,8 +73,16 @@ class Interactive:
             return
         try:
             work = CallRequest.unpack(message.data)
-        except DecodeError as error:
-            log.error("unreadable request dropped", pool=self._pool.config.name, why=error.message)
+        except DecodeError as e:
+            log.error("unreadable request dropped", pool=self._pool.config.name, why=e.message)
+            return
+        config = self._pool.config
+        if message.subject != (wanted := work.called_on(config.app, config.name)):
+            # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
+            error = NotAllowed(f"a request for {wanted} came on {message.subject}", fix="send it on its own subject")
+            log.error("refused a request on another subject than its own", pool=config.name, why=error.message)
+            record = self._pool.attempts.failed(work, error)
+            await self._pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
             return
         reservation = self._pool.children.slots.reserve()
         self._changed.set()

@@ -262,7 +262,7 @@ async def interactive(bench: Bench, item: CallRequest) -> CallRecord:
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
     await until(lambda: bench.joined)
-    await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
+    await bench.bus.send(item.called_on("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass

@@ -278,11 +278,11 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
 
 
 # -- interactive -----------------------------------------------------------------------------------------------------
-async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message]) -> list[tuple[str, Message]]:
+async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], subject: str = "") -> list[tuple[str, Message]]:
     """Ask as the engine's client does; the frames up to the last, by kind."""
     inbox = bench.bus.inbox()
     subscription = await bench.bus.subscribe(inbox, frames.put)
-    await bench.bus.send(subjects.call(APP, POOL), item.pack(), reply=inbox)
+    await bench.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=inbox)
     found: list[tuple[str, Message]] = []
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:
@@ -315,7 +315,7 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
         await bench.put(native("standin:slow=3"))
         await until(lambda: not bench.joined)
         with pytest.raises(Saturated):
-            await bench.bus.request(subjects.call(APP, POOL), native("x").pack(), timeout=1)
+            await bench.bus.request(native("x").called_on(APP, POOL), native("x").pack(), timeout=1)
         await bench.records(1)
         await until(lambda: bench.joined)
         frames = await call(bench, native("again", record=None), asyncio.Queue())
@@ -330,6 +330,17 @@ async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy
             *[call(bench, native(f"standin:slow=0.5 {i}", record=None), asyncio.Queue()) for i in range(2)]
         )
         assert sorted([first[-1][0], second[-1][0]]) == sorted([BUSY, RESULT])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_that_comes_on_the_subject_of_another_node_is_refused(shared: Bench) -> None:
+    await until(lambda: shared.joined)
+    item, other = native("x", record=None), subjects.call(APP, POOL, "other", "node")
+    frames = await call(shared, item, asyncio.Queue(), other)
+    assert [kind for kind, _ in frames] == [RESULT]
+    error = CallRecord.unpack(frames[0][1].data).error
+    assert error is not None
+    assert error["type"] == "NotAllowed"
 
 
 @pytest.mark.asyncio
