@@ -9,7 +9,16 @@ import pytest
 from engine_lab import APP, Lab, Slow
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallError, CallTimeout, ProgramError, RateLimited, RetryLater
+from dspex.bus.errors import (
+    CallError,
+    CallTimeout,
+    CircuitOpen,
+    LMUnavailable,
+    ProgramError,
+    RateLimited,
+    RetryLater,
+    Saturated,
+)
 from dspex.bus.memory.server import Faults
 from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
@@ -330,3 +339,26 @@ def test_open_calls_are_bounded_and_the_source_waits(lab: MakeLab) -> None:
     one.work()
     one.advance(1)
     assert len(one.outputs("out")) == 12
+
+
+@pytest.mark.parametrize("error", [LMUnavailable, RateLimited, Saturated, CircuitOpen])
+def test_an_outage_of_minutes_costs_no_event_as_long_as_the_deadline_is_not_over(lab: MakeLab, error: type[CallError]) -> None:
+    one = lab(asking(deadline="10m"))
+    down = True
+
+    def answer(inputs: dict[str, Any], work: Any) -> Any:
+        if down:
+            raise error("down")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start()
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(300)
+    assert (one.outputs("out"), one.letters()) == ([], [])
+    down = False
+    one.advance(90)
+    assert [o["answer"] for o in one.outputs("out")] == ["yes"]
+    assert one.asked[-1].attempt == 1
+    assert len(one.asked) < 20  # the pauses grow

@@ -160,3 +160,31 @@ def test_work_for_a_worker_fits_one_message(lab: MakeLab) -> None:
     assert len(one.outputs("out")) == 1
     assert isinstance(one.asked[0], CallRequest)
     assert RunInfo is not None
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_of_an_event_that_gives_others_when_processed_again_none_is_lost_or_doubled_in_silence(lab: MakeLab, at: int) -> None:
+    """As a function does that iterates over a set, whose order differs in another process."""
+    runs: list[int] = []
+
+    def many(data: Any) -> Any:
+        runs.append(1)
+        numbers = [{"n": n} for n in range(2500)]
+        return numbers if len(runs) == 1 else numbers[::-1]
+
+    topology = Topology("unordered")
+    topology.source("in").flat_map(many, name="many").sink("out")
+    one = lab(topology)
+    one.start(bus=Cut(one.server, at, landed=True))
+    one.publish("in", {})
+    one.advance(1)
+    before = len(one.outputs("out"))
+    assert 0 < before < 2500
+    one.kill()
+    one.advance(100)
+    one.start()
+    one.advance(5)
+    assert len(one.outputs("out")) == before
+    (letter,) = one.letters()
+    assert letter.node == "in"
+    assert f"its first {before} outputs are committed" in letter.message

@@ -354,3 +354,17 @@ def test_a_stream_that_is_not_there_yet_is_waited_for(lab: MakeLab) -> None:
     one.advance(3)
     number(one, 1)
     assert numbers(one) == [1]
+
+
+def test_partitions_without_events_keep_nothing_that_the_others_have_read(lab: MakeLab) -> None:
+    one = lab(reading(partitions=4))
+    host = one.start()
+    for n in range(50):
+        one.publish("in", {"n": n}, key="same")
+    one.advance(60)
+    read = {index: p.tables.position("source").sequence for index, p in host.runners[0].partitions.items()}
+    assert len(read) == 4
+    assert min(read.values()) == max(read.values()) == 50
+    entries = sum(len(one.messages(subjects.log("lab", "reading", "s1", index))) for index in range(4))
+    one.advance(600)
+    assert sum(len(one.messages(subjects.log("lab", "reading", "s1", index))) for index in range(4)) == entries
