@@ -21,7 +21,7 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert (first.code, second.code) == (0, 0), first.err
     (a,), (b,) = first.objects(), second.objects()
     assert list(a) == RECEIPT
-    stream = f"DSPEX_{native.u}"
+    stream = f"DSPEX_{native.u}_sources"
     place = {"subject": native.input, "stream": stream, "seq": a["seq"]}
     assert a == {"run": f"{stream}@{a['seq']}", **place, "duplicate": False}
     assert b == a | {"duplicate": True}
