@@ -167,7 +167,8 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
 
     def read() -> Any:  # engines say how far they are every second, and no output tells when
         (said,) = native.here("--json", "status").objects()
-        return said["stages"][0]["lag"] == 0 and said
+        (stage,) = said["stages"]
+        return stage["lag"] == stage["unowned"] == 0 and said
 
     found = eventually(read)
     assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes"]
