@@ -69,7 +69,7 @@ VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "run": frozenset({"--reload", "--http", "--metrics", "--profile", "--processes"}),
     "publish": frozenset({"--format", "--encoding"}),
     "call": frozenset({"--stream", "--detach"}),
-    "status": frozenset({"--routes", "--health"}),
+    "status": frozenset({"--routes"}),
     "dlq redrive": frozenset({"--time", "--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

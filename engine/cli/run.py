@@ -20,7 +20,7 @@ from dspex.engine.cli.topology.targets import Targets, load
 if TYPE_CHECKING:
     from dspex.bus.local.open import Found
     from dspex.bus.settings.model import Settings
-    from dspex.engine.client.status_rows import StageReport
+    from dspex.engine.client.status.rows import StageReport
     from dspex.engine.hosting.engine import Engine
 
 LINE_EVERY = 10.0  # seconds between status lines

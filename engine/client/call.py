@@ -21,7 +21,7 @@ from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, CallSpec, Usage
 from dspex.engine.client.resolve import HasCall, resolve
-from dspex.engine.client.status_rows import PoolRow
+from dspex.engine.client.status.rows import PoolRow
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])

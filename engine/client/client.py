@@ -17,14 +17,15 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
-from dspex.engine.client import letters, status, watch
+from dspex.engine.client import letters, watch
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, resolve
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
-from dspex.engine.client.status_rows import Status
+from dspex.engine.client.status import status
+from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call

@@ -20,7 +20,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall
-from dspex.engine.client.status_rows import Status
+from dspex.engine.client.status.rows import Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,6 +177,7 @@ class Host:
             "commits": self.committer.commits,
             "full": self.committer.full,
             "health": self.watchdog.health,
+            "clock": round(time.time() - self.clock(), 3),
             "stages": [self._describe(r) for r in self.runners],
             **process(),
         }
@@ -192,11 +195,12 @@ class Host:
             "retries": r.counters["retry"],
             "dead_letters": r.counters["dead_letter"],
             "unreadable": r.counters["unreadable"],
+            "calls": Counter(call.pool for p in r.partitions.values() for call in p.tables.calls.rows.values()),
             "partitions": [
                 {
                     "index": p.index,
                     "epoch": p.log.epoch,
-                    "source": p.tables.position("source").sequence,
+                    "source": r.pumps["source"].reached(p),
                     "records": p.tables.position("records").sequence,
                     "open_calls": len(p.tables.calls.rows),
                 }

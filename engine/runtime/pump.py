@@ -63,6 +63,11 @@ class Pump:
         """Whether a partition has a reader of its own now."""
         return p.index in self._passed
 
+    def reached(self, p: Partition) -> int:
+        """Up to this sequence a partition has taken what is its own."""
+        taken = p.tables.position(self.input.name).sequence
+        return taken if self.at is None or self.catches_up(p) else max(taken, self.at)
+
     async def run(self) -> None:
         """Read until cancelled."""
         mine = list(self._partitions.values())

@@ -32,7 +32,8 @@ class ServerRow(TypedDict):
 class _Engine(TypedDict):
     """`time`: of the report, in seconds since the epoch. `full`: why the stream takes no commit; "" while it does.
 
-    `heartbeat`: seconds between two reports. `boot`, `pids`: of its machine, to find out whether process `pid` lives.
+    `health`: "ok", or what is wrong. `heartbeat`: seconds between two reports. `clock`: seconds by which the clock of its
+    machine is ahead of the server's. `boot`, `pids`: of its machine, to find out whether process `pid` lives.
     """
 
     engine: str
@@ -42,6 +43,7 @@ class _Engine(TypedDict):
     full: str
     health: NotRequired[str]  # an older engine does not report it
     heartbeat: NotRequired[float]
+    clock: NotRequired[float]
     host: str
     boot: NotRequired[str]
     pids: str
@@ -62,7 +64,10 @@ class EngineReport(_Engine):
 
 
 class StageReport(TypedDict):
-    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start."""
+    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start.
+
+    `calls`: those that are open, by pool.
+    """
 
     topology: str
     stage: str
@@ -71,11 +76,15 @@ class StageReport(TypedDict):
     events: int
     retries: int
     dead_letters: int
+    calls: NotRequired[dict[str, int]]
     partitions: list[PartitionReport]
 
 
 class PartitionReport(TypedDict):
-    """A partition and how far its owner is: the sequences of the last event and the last record that it has taken."""
+    """A partition and how far its owner is.
+
+    `source`: it has taken its events up to this sequence. `records`: sequence of the last record that it has taken.
+    """
 
     index: int
     epoch: int
@@ -85,14 +94,26 @@ class PartitionReport(TypedDict):
 
 
 class StageRow(TypedDict):
-    """A stage. `lag`: stored events that it has not taken. `unowned`: partitions without an owner. `stopped`: why, if it is."""
+    """A stage.
+
+    Attributes:
+        lag: events of its source behind what all of its partitions have read.
+        oldest: seconds since the first of them was stored. Both are None where that cannot be told, `oldest` also for no lag.
+        calls: those that are open, by pool. open_calls: all of them.
+        unowned: partitions without an owner.
+        events, retries: since the engines that run it were started.
+        dead_letters: of its whole topology, those that are stored now.
+        stopped: why, if it is.
+    """
 
     topology: str
     stage: str
     source: str
     stream: str
-    lag: int
+    lag: int | None
+    oldest: float | None
     open_calls: int
+    calls: dict[str, int]
     owners: list[str]
     partitions: int
     unowned: int
