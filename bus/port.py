@@ -327,6 +327,10 @@ class Bus(Protocol):
         """The object store, made if missing; `replicas` is for that. Raises `BusError` DX412."""
         ...
 
+    async def has(self, kind: Kept, name: str) -> bool:
+        """Whether there is a stream, bucket or object store of this name. Makes none."""
+        ...
+
     async def remove(self, kind: Kept, name: str) -> bool:
         """Delete a stream with its consumers, a bucket or an object store, and all that is in it; whether it was there."""
         ...

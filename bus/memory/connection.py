@@ -266,6 +266,10 @@ class MemoryBus:
         await self.trip()
         return MemoryObjects(self, self.server.objects.setdefault(name, {}))
 
+    async def has(self, kind: Kept, name: str) -> bool:
+        await self.trip()
+        return name in self.server.kept(kind)
+
     async def remove(self, kind: Kept, name: str) -> bool:
         await self.trip()
         return self.server.remove(kind, name)

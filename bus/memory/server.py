@@ -88,8 +88,12 @@ class MemoryServer:
 
     def remove(self, kind: Kept, name: str) -> bool:
         """Delete what is kept under a name; whether it was there."""
-        kept: Mapping[Kept, dict[str, Any]] = {"stream": self.streams, "bucket": self.buckets, "objects": self.objects}
-        return kept[kind].pop(name, None) is not None
+        return self.kept(kind).pop(name, None) is not None
+
+    def kept(self, kind: Kept) -> dict[str, Any]:
+        """What is kept, by name."""
+        all_of_it: Mapping[Kept, dict[str, Any]] = {"stream": self.streams, "bucket": self.buckets, "objects": self.objects}
+        return all_of_it[kind]
 
     def publish(self, draft: NewMessage) -> Ack:
         stream = self.stream_of(draft.subject)

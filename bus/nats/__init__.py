@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 from dspex.bus.message import Message
 from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
@@ -16,6 +17,8 @@ from dspex.bus.nats.work import NatsWorkQueue
 from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
+
+_KEPT_IN: Final[Mapping[Kept, str]] = {"stream": "", "bucket": "KV_", "objects": "OBJ_"}  # how the names of streams begin
 
 
 async def connect(
@@ -153,5 +156,8 @@ class NatsBus:
     async def objects(self, name: str, *, replicas: int = 1) -> NatsObjects:
         return await NatsObjects(self._connection, name).ensure(replicas)
 
+    async def has(self, kind: Kept, name: str) -> bool:
+        return await streams.info(self._connection, _KEPT_IN[kind] + name) is not None
+
     async def remove(self, kind: Kept, name: str) -> bool:
-        return await streams.remove(self._connection, {"stream": "", "bucket": "KV_", "objects": "OBJ_"}[kind] + name)
+        return await streams.remove(self._connection, _KEPT_IN[kind] + name)
