@@ -260,7 +260,7 @@ class MemoryBus:
     # -- keys and objects
     async def bucket(self, name: str, *, replicas: int = 1) -> MemoryBucket:
         await self.trip()
-        return MemoryBucket(self, self.server.buckets.setdefault(name, {}))
+        return MemoryBucket(self, name)
 
     async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
         await self.trip()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dspex.bus.errors import DataError, Fenced, PayloadTooLarge, Unreachable
+from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
 from dspex.bus.tasks import Tasks
@@ -154,8 +154,15 @@ class MemorySubscription:
 class MemoryBucket:
     """Small values under keys."""
 
-    def __init__(self, bus: MemoryBus, values: dict[str, tuple[bytes, int]]) -> None:
-        self._bus, self._values = bus, values
+    def __init__(self, bus: MemoryBus, name: str) -> None:
+        self._bus, self._name = bus, name
+        bus.server.buckets.setdefault(name, {})
+
+    @property
+    def _values(self) -> dict[str, tuple[bytes, int]]:
+        if self._name not in self._bus.server.buckets:  # it was removed since
+            raise NotStored(f"there is no bucket {self._name}")
+        return self._bus.server.buckets[self._name]
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         await self._bus.trip()

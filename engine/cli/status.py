@@ -83,8 +83,11 @@ def _rate(s: StageRow, before: int | None, seconds: float) -> float | None:
 def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None], *, clear: bool) -> None:
     server = found["server"]
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
-    stored = stream if server["stream"] else f"nothing is applied for app {server['app']} yet: dspex run"
-    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stored}")
+    if not server["stream"]:
+        lost = any(e["alive"] for e in found["engines"])
+        why = "its stream is GONE: restore the server's data" if lost else "nothing is applied yet: dspex run"
+        stream = f"app {server['app']}: {why}"
+    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stream}")
     _engines(t, found["engines"])
     _stages(t, found["stages"], rates)
     _pools(t, found["pools"])

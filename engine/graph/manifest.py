@@ -88,7 +88,9 @@ async def history(bucket: Bucket, topology: str = "", *, whole: bool = False) ->
 
 
 async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
-    """The manifests of all topologies of `app`."""
+    """The manifests of all topologies of `app`. Makes no bucket: who only looks leaves no traces."""
+    if not await bus.has("bucket", subjects.bucket(app)):
+        return {}
     return await read(await bus.bucket(subjects.bucket(app)))
 
 

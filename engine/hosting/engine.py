@@ -18,6 +18,7 @@ import structlog
 from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
+from dspex.bus.seldom import Seldom
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
@@ -157,9 +158,10 @@ class Engine:
 
 
 def _events() -> BusEvents:
+    seldom = Seldom(_log)
     return BusEvents(
         state=lambda state, why: _log.info("bus", state=state, why=why),
-        error=lambda text: _log.warning("bus", error=text),
+        error=lambda text: seldom.warning("bus", error=text),
     )
 
 

@@ -73,7 +73,7 @@ class Host:
         self.clock = ServerClock(bus, subjects.stream(app))
         self.committer = Committer(bus, self.clock)
         self.runners: list[StageRunner] = []
-        self.watchdog = Watchdog(bus, subjects.stream(app), self.runners, self.committer, stall_after)
+        self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
         calls = [n.call for g in self.graphs for n in g.calls]
         self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls])

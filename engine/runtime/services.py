@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
@@ -47,3 +48,10 @@ class Services:
     most_open_calls: int = 10_000
     limit: int = 1 << 20
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    async def stream_is_there(self) -> bool:
+        """Whether the application has its stream. Without it every question is refused, and nothing can be decided."""
+        try:
+            return await self.bus.has("stream", self.stream)
+        except BusError:
+            return False  # nobody knows: who asks has to try again

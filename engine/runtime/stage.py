@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import monotonic
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
+from dspex.bus.seldom import Seldom
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.build import build
@@ -43,12 +43,11 @@ _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
 
 
-@dataclass(frozen=True)
-class _Order:
+class _Order(NamedTuple):
     """A change of ownership, carried out by the runner's own task."""
 
     what: Literal["own", "recover", "release", "restart", "fail"]
-    index: int = -1
+    partition: int = -1
     why: str = ""
     error: BaseException | None = None
 
@@ -80,7 +79,7 @@ class StageRunner:
         check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
         self.source = SourceInput(services.bus, stage, source_stream, count, check)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
-        self._refusals = Refusals()
+        self._refusals, self._seldom = Refusals(), Seldom(_log)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
@@ -166,7 +165,7 @@ class StageRunner:
             await pump.run()
         except DspexError as e:
             if e.retryable:
-                _log.warning("reading again soon", input=name, why=e.message)
+                self._seldom.warning("reading again soon", input=name, why=e.message)
                 await asyncio.sleep(0.5)
                 self._restart(e.message)
                 return
@@ -201,11 +200,11 @@ class StageRunner:
         claims: dict[int, None] = {}
         for order in orders:
             if order.what in ("own", "recover"):
-                claims[order.index] = None
+                claims[order.partition] = None
             elif order.what == "release":
                 await self._claim(list(claims))
                 claims = {}
-                await self._give_up(order.index)
+                await self._give_up(order.partition)
             elif order.error is not None:
                 raise order.error
         await self._claim(list(claims))
@@ -222,11 +221,11 @@ class StageRunner:
             try:
                 indices = await self._claimed(indices)
             except BusError as e:
-                if not e.retryable:
+                if not e.retryable and await self.s.stream_is_there():
                     raise
                 if isinstance(e, StreamFull):
                     self.s.committer.full = e.message
-                _log.warning("cannot claim yet", partitions=list(indices), why=e.message)
+                self._seldom.warning("cannot claim yet", partitions=list(indices), why=e.message)
             if indices:
                 await asyncio.sleep(pause)
                 pause = min(SLOWEST, pause * 2)

@@ -6,10 +6,13 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import structlog
 from structlog.testing import capture_logs
 
 from dspex.bus import telemetry
 from dspex.bus.errors import ProgramError
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.seldom import Seldom
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -73,3 +76,29 @@ def test_a_listener_that_fails_stops_neither_what_it_watches_nor_other_listeners
         each()
     assert heard == ["room"]
     assert [entry["happening"] for entry in logs] == ["room"]
+
+
+# -- what fails again and again --------------------------------------------------------------------------------------------
+async def say_more(said: Seldom) -> None:
+    said.error("away", why="refused")
+    said.error("gone")
+
+
+def test_a_line_is_logged_again_after_a_minute_and_another_line_at_once() -> None:
+    loop, said = VirtualLoop(), Seldom(structlog.get_logger("test"))
+
+    async def say() -> None:
+        said.warning("away", why="no route")
+        said.warning("away", why="no route")
+
+    with capture_logs() as logged:
+        for _ in range(150):
+            loop.run(say())
+            loop.advance(1)
+        loop.run(say_more(said))
+    loop.close()
+    assert [(line["event"], line["log_level"], line.get("why")) for line in logged] == [
+        *[("away", "warning", "no route")] * 3,
+        ("away", "error", "refused"),
+        ("gone", "error", None),
+    ]

@@ -37,7 +37,7 @@ def _stream(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
     if found["server"]["stream"] is None and (running or applied):
         yield Fault("stream", f"the stream of app {app} is gone from the server, and with it all that it held", lost)
     elif not applied:
-        yield Fault("stream", f"nothing is applied for app {app}", "dspex run")
+        yield Fault("engine", f"nothing is applied for app {app}", "dspex run")
     for topology in sorted(set(running) - applied):
         yield Fault("engine", f"an engine runs {topology}, and the server knows no such topology", lost)
 
@@ -49,7 +49,7 @@ def _engines(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
     for e in alive:
         if e["full"]:
             yield Fault("stream", f"{e['engine']} cannot commit: {e['full']}", "raise max_bytes, or remove what is not needed")
-        if (health := e.get("health", "ok")) != "ok":
+        if (health := e.get("health", "ok")) != "ok" and found["server"]["stream"]:
             yield Fault("engine", f"{e['engine']}: {health}", "look at its log, and start it again")
 
 
@@ -73,7 +73,8 @@ def _pools(found: Status) -> Iterator[Fault]:
     for s in found["stages"]:
         calls.update(s["calls"])
     for pool in sorted(pool for pool, number in calls.items() if number and not ready[pool]):
-        yield Fault("pool", f"{calls[pool]} calls wait for pool {pool}, and no worker of it is ready", f"dspex worker {pool}")
+        wait = "1 call waits" if calls[pool] == 1 else f"{calls[pool]} calls wait"
+        yield Fault("pool", f"{wait} for pool {pool}, and no worker of it is ready", f"dspex worker {pool}")
 
 
 def _clocks(alive: list[EngineRow]) -> Iterator[Fault]:

@@ -57,6 +57,8 @@ def _server(bus: Bus, app: str, info: StreamInfo | None) -> ServerRow:
 
 
 async def _reports(bus: Bus, app: str) -> list[EngineReport]:
+    if not await bus.has("bucket", subjects.bucket(app)):
+        return []
     bucket = await bus.bucket(subjects.bucket(app))
     found = [_report(key, value) for key, (value, _) in (await bucket.items("engine")).items()]
     return [report for report in found if report is not None]

@@ -94,7 +94,9 @@ async def test_what_is_removed_is_gone_with_all_that_was_in_it(bus: Bus, unique:
     await (await bus.bucket(unique)).put("k", b"v")
     name = await (await bus.objects(unique)).put(b"data")
     for kind in KINDS:
+        assert await bus.has(kind, unique)
         assert await bus.remove(kind, unique)
+        assert not await bus.has(kind, unique)
         assert not await bus.remove(kind, unique)
     assert await bus.stream(unique) is None
     assert await (await bus.bucket(unique)).get("k") is None
