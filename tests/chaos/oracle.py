@@ -61,6 +61,7 @@ class Ledger:
         self._letters: Counter[str] = Counter()
         self.extra: list[str] = []
         self._left = {e.id: self.wanted[e.id].total() + (e.dead is not None) for e in events}
+        self._all = dict(self._left)
         self.missing = sum(self._left.values())
         self.open = len(self._left)
 
@@ -90,6 +91,10 @@ class Ledger:
         self.missing -= 1
         self._left[run] -= 1
         self.open -= not self._left[run]
+
+    def begun(self, id: str) -> bool:
+        """Whether anything of an event has come."""
+        return self._left[id] < self._all[id]
 
     def lost(self) -> Iterator[str]:
         """What has not come."""
@@ -191,7 +196,10 @@ def right_answers(case: Case) -> Iterator[Violation]:
 def in_order(case: Case) -> Iterator[Violation]:
     """At each ordered sink, the events of a key stand in the order in which they were published; so do an event's outputs."""
     last: dict[tuple[str, str], tuple[int, int]] = {}
+    late = {e.id for e in case.events if e.late}
     for m in case.outputs:
+        if m.headers.get(subjects.RUN) in late:
+            continue
         data = orjson.loads(m.data)
         place, now = (m.subject, data["key"]), (data["n"], data.get("i", 0))
         if m.subject in ORDERED and now <= last.get(place, (-1, -1)):
@@ -239,16 +247,21 @@ def covered(case: Case) -> Iterator[Violation]:
 
 
 def forward(case: Case) -> Iterator[Violation]:
-    """Positions never go back."""
+    """Positions never go back, but where an entry says that there was a gap in the source."""
     for subject, entries in case.logs.items():
         before: dict[str, tuple[Any, ...]] = {}
         for m, entry in entries:
             for name, row in case.changes(m, entry).get("positions", ()):
                 sequence, item, created, _ = row
                 now = (created, sequence, item if item >= 0 else NONE)  # the whole message is behind each event in it
-                if now < before.get(name, now):
+                if now < before.get(name, now) and not _gap(entry, name):
                     yield Violation("positions go forward", f"{subject} {m.sequence}: {name} {now} after {before[name]}")
                 before[name] = now
+
+
+def _gap(entry: Mapping[str, Any], name: str) -> bool:
+    """Whether a commit found a gap in an input."""
+    return any(input == name and mark and mark[0][0] == "gap" for input, _, _, _, _, *mark in entry.get("taken", ()))
 
 
 def calls_once(case: Case) -> Iterator[Violation]:
@@ -303,17 +316,20 @@ CHECKS: list[Check] = [
 
 @dataclass
 class Report:
-    """What a run did, and what is wrong with it. `numbers` are for people; `violations` decide."""
+    """What a run did, and what is wrong with it. `numbers` are for people; `violations` decide. `again`: the command that does
+    the same once more.
+    """
 
     numbers: dict[str, Any] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
+    again: str = ""
 
     @property
     def good(self) -> bool:
         return not self.violations
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.numbers, "violations": [v._asdict() for v in self.violations]}
+        return {**self.numbers, "violations": [v._asdict() for v in self.violations], "again": self.again}
 
     def __str__(self) -> str:
         lines = [f"{name:<28} {value}" for name, value in self.numbers.items()]
@@ -322,6 +338,7 @@ class Report:
         for promise, count in counts.items():
             examples = [v.what for v in self.violations if v.promise == promise][:3]
             lines += [f"  {count} × {promise}", *(f"      {what[:300]}" for what in examples)]
+        lines += [f"again: {self.again}"] if self.again and not self.good else []
         return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def iterate_a_table_unsorted(m: pytest.MonkeyPatch) -> None:
 PLANTED: dict[Plant, dict[str, Any]] = {
     skip_the_check_of_the_entry_before: {},
     ack_before_the_record_is_stored: {"kills": 8},
-    drop_the_check_for_gaps: {"anew": True},
+    drop_the_check_for_gaps: {"fate": "made anew", "on_gap": "skip"},
     forget_a_change_of_a_table: {},
     reuse_a_number: {},
     let_records_wait_behind_the_gate: {"most_open": 3},

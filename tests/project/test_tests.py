@@ -17,10 +17,13 @@ FILES = {f.relative_to(HERE).as_posix(): f for f in sorted(HERE.rglob("*.py"))}
 # Who sleeps stands here with its reason.
 SLEEPS = {
     "bus/memory/test_memory.py": "virtual time",
+    "bus/memory/test_order.py": "virtual time",
     "bus/memory/test_virtual.py": "virtual time",
     "bus/test_server_clock.py": "virtual time",
     "chaos/faults.py": "scripts/chaos: real faults at random moments",
     "chaos/run.py": "scripts/chaos: real faults at random moments",
+    "chaos/sim_bus.py": "virtual time",
+    "chaos/sim_source.py": "virtual time",
     "chaos/simulation.py": "virtual time",
     "chaos/world.py": "scripts/chaos: real faults at random moments",
     "engine/client/test_runs.py": "virtual time",

@@ -43,28 +43,6 @@ async def stored(server: MemoryServer) -> list[bytes]:
     return [m.data for m in server.streams["S"].messages.values()]
 
 
-# -- order -----------------------------------------------------------------------------------------------------------
-def test_a_connection_that_closes_lets_go_whoever_waits_in_the_order_in_which_they_came(loop: VirtualLoop) -> None:
-    gone: list[int] = []
-
-    async def wait(bus: MemoryBus, number: int) -> None:
-        reader = await bus.reader("S", ["s.>"], after=0, name="r")
-        try:
-            await reader.read(1)
-        except Unreachable:
-            gone.append(number)
-
-    async def main() -> None:
-        bus = await opened(MemoryServer())
-        waiting = [asyncio.create_task(wait(bus, i)) for i in range(100)]
-        await asyncio.sleep(1)
-        await bus.close()
-        await asyncio.gather(*waiting)
-
-    loop.run(main(), advance=True)
-    assert gone == list(range(100))
-
-
 # -- time ------------------------------------------------------------------------------------------------------------
 def test_stored_time_is_epoch_plus_the_loops_clock(loop: VirtualLoop) -> None:
     async def main() -> float:
