@@ -160,7 +160,7 @@ class Simulation:
         return [r.stopped for host in self.hosts.values() for r in host.runners if r.stopped]
 
     async def until(self, true: Callable[[], bool], patience: float | None = None) -> None:
-        """Wait, but no longer than `patience` virtual seconds (PATIENCE by default), and not for engines that do nothing but fail."""
+        """Wait at most `patience` virtual seconds (PATIENCE by default), and not for engines that do nothing but fail."""
         end = self.server.now + (PATIENCE if patience is None else patience)
         while not true() and self.server.now < end and len(self.failures) < 20:
             await asyncio.sleep(0.5)
