@@ -265,7 +265,7 @@ class Simulation:
     async def _live(self, host: Host, bus: Bus, fate: float) -> None:
         policy = self.on_gap
         if self.freezes and self.random.random() < 0.4:
-            await asyncio.sleep(self.random.uniform(0, fate))
+            await asyncio.sleep(self.random.uniform(0, min(fate, 10.0)))
             bus.thawed.clear()
             self.done["engines frozen"] += 1
             await asyncio.sleep(self.random.uniform(1.0, 12.0))
@@ -291,7 +291,9 @@ class Simulation:
 
     async def _worker(self) -> None:
         """A worker process under a supervisor: it dies some times, and is started again."""
-        for fate in [*self._fates(), PATIENCE]:
+        fates = self._fates()
+        for life in numbers():
+            fate = fates[life] if life < len(fates) else 10 * PATIENCE
             bus = Bus(self.server, self.random)
             work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed)
             work.start()

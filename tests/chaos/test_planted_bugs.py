@@ -15,6 +15,7 @@ from dspex.bus.memory.server import Faults
 from dspex.bus.memory.store import MemoryStream
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.work_loop import WorkLoop
+from dspex.engine.log import redriven
 from dspex.engine.log.tables import Calls, Table, Tables
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.position import SourceCheck
@@ -68,25 +69,38 @@ def iterate_a_table_unsorted(m: pytest.MonkeyPatch) -> None:
     m.setattr(Table, "changes", lambda self: changes(self)[::-1])
 
 
-PLANTED: dict[Plant, dict[str, Any]] = {
-    skip_the_check_of_the_entry_before: {},
-    ack_before_the_record_is_stored: {"kills": 8},
-    drop_the_check_for_gaps: {"fate": "made anew", "on_gap": "skip"},
-    forget_a_change_of_a_table: {},
-    reuse_a_number: {},
-    let_records_wait_behind_the_gate: {"most_open": 3},
-    iterate_a_table_unsorted: {"keys": 1},
-}
+def redrive_without_a_look_at_the_markers(m: pytest.MonkeyPatch) -> None:
+    async def unmarked(*arguments: Any) -> bool:
+        return False
+
+    m.setattr(redriven, "_is_whole", unmarked)
 
 
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-def test_the_simulation_finds_a_planted_bug(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+CALM: dict[str, Any] = {
+    "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
+    "fate": "", "skewed": False, "redriven": False,
+}  # fmt: skip
+PLANTED: list[tuple[Plant, dict[str, Any]]] = [
+    (skip_the_check_of_the_entry_before, {"kills": 4, "freezes": True}),
+    (ack_before_the_record_is_stored, {"kills": 8}),
+    (drop_the_check_for_gaps, {"fate": "made anew", "on_gap": "skip"}),
+    (drop_the_check_for_gaps, {"fate": "rolled back", "on_gap": "stop"}),
+    (forget_a_change_of_a_table, {}),
+    (reuse_a_number, {}),
+    (let_records_wait_behind_the_gate, {"most_open": 3}),
+    (iterate_a_table_unsorted, {"keys": 1}),
+    (redrive_without_a_look_at_the_markers, {"count": 80, "redriven": True}),
+]
+
+
+@pytest.mark.parametrize(("plant", "options"), PLANTED, ids=lambda of: of.__name__ if callable(of) else None)
+def test_the_simulation_finds_a_planted_bug(plant: Plant, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    monkeypatch.setattr("simulation.PATIENCE", 300.0)
+    monkeypatch.setattr("simulation.PATIENCE", 60.0)
+    monkeypatch.setattr("sim_source.STOPS", 60.0)
     for seed in range(SEEDS):
-        options = {"big": 0, "faults": Faults(delay=0.05), "most_open": 10_000, **PLANTED[plant]}
-        if not Simulation(seed, count=60, **options).run().good:
+        if not Simulation(seed, **{**CALM, **options}).run().good:
             monkeypatch.undo()
-            assert Simulation(seed, count=60, **options).run().good  # so it was the plant
+            assert Simulation(seed, **{**CALM, **options}).run().good  # so it was the plant
             return
     pytest.fail(f"{SEEDS} seeds have not shown it")
