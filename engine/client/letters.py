@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,7 +47,6 @@ class DeadLetter:
     sequence: int = 0
     code: str = ""
     fix: str = ""
-    _letter: Letter | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self, *, traceback: bool = False) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -95,7 +94,6 @@ def read(message: Message) -> DeadLetter:
         sequence=message.sequence,
         code=str(letter.error.get("code", "")),
         fix=str(letter.error.get("fix", "")),
-        _letter=letter,
     )
 
 
@@ -137,16 +135,24 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
     `data`: instead of what each holds. Each runs once, also where this is cut off and asked for again at any later time.
     What somebody else has redriven or dropped meanwhile is passed over.
     """
-    redrives = Redrives(bus, app)
-    return sum([await again(redrives, dead, data) for dead in letters])
+    redrives, done = Redrives(bus, app), 0
+    for dead in letters:
+        if not dead.sequence:
+            raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
+        done += await again(redrives, dead.sequence, lambda _: data)
+    return done
 
 
-async def again(redrives: Redrives, dead: DeadLetter, data: Any = None) -> bool:
-    """Run one event again; see `redrive`. False: it was redriven or dropped meanwhile."""
-    letter = dead._letter  # pyright: ignore[reportPrivateUsage]
-    if letter is None:
-        raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-    return await redrives.once(dead.sequence, await _frame(redrives.bus, letter, data))
+async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter], Any] = lambda _: None) -> bool:
+    """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
+
+    False: it was redriven or dropped meanwhile.
+    """
+
+    async def frame(message: Message) -> NewMessage:
+        return await _frame(redrives.bus, Letter.unpack(message.data), changed(read(message)))
+
+    return await redrives.once(sequence, frame)
 
 
 async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:

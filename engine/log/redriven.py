@@ -13,6 +13,7 @@ because without it an older one would be the last again, and who looked then wou
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import orjson
 
@@ -35,21 +36,23 @@ class Redrives:
         self._markers: dict[int, int] | None = None  # sequence of a marker → its letter; None: they are to be read
         self._done: list[int] = []  # markers whose letter is gone
 
-    async def once(self, letter: int, frame: NewMessage) -> bool:
-        """Store `frame` as the event of the dead letter at sequence `letter`, unless that was done, and remove the letter.
+    async def once(self, letter: int, frame: Callable[[Message], Awaitable[NewMessage]]) -> bool:
+        """Store the event of the dead letter at sequence `letter` as a frame, unless that was done, and remove the letter.
 
-        False: there is no such letter any more, as somebody else has redriven or dropped it. Raises BusError.
+        `frame`: makes it of the message that holds the letter. False: there is no such letter any more, as somebody else has
+        redriven or dropped it. Raises BusError, and what `frame` raises.
         """
         unsure = 0
         while True:
             markers = await self._known()
-            if not await _is_letter(self.bus, self.app, letter):  # only asked once the markers are known
+            found = await _found(self.bus, self.app, letter)  # only asked once the markers are known
+            if found is None:
                 return False
             mine = [sequence for sequence, marked in markers.items() if marked == letter]
             if any([await _is_whole(self.bus, self.app, sequence, letter) for sequence in mine]):
                 break
             try:
-                last = await self.bus.commit(self._batch(letter, frame, max(markers, default=0)))
+                last = await self.bus.commit(self._batch(letter, await frame(found), max(markers, default=0)))
             except (Fenced, Unsettled) as e:
                 self._markers = None
                 unsure = unsure + 1 if isinstance(e, Unsettled) else 0
@@ -87,7 +90,7 @@ async def finish(bus: Bus, app: str) -> None:
     """
     markers = await _markers(bus, app)
     for sequence, letter in markers.items():
-        if await _is_whole(bus, app, sequence, letter) and await _is_letter(bus, app, letter):
+        if await _is_whole(bus, app, sequence, letter) and await _found(bus, app, letter) is not None:
             await bus.delete(subjects.stream(app), letter)
         if sequence != max(markers):
             await bus.delete(subjects.stream(app), sequence)
@@ -113,7 +116,7 @@ async def _is_whole(bus: Bus, app: str, marker: int, letter: int) -> bool:
     return frame is not None and frame.headers.get(subjects.LETTER) == str(letter)
 
 
-async def _is_letter(bus: Bus, app: str, sequence: int) -> bool:
-    """Whether there is a dead letter at a sequence."""
-    found = await stored(bus, subjects.stream(app), sequence) if sequence > 0 else None
-    return found is not None and subjects.matches(subjects.dead_pattern(app), found.subject)
+async def _found(bus: Bus, app: str, letter: int) -> Message | None:
+    """The dead letter at a sequence; None where there is none."""
+    found = await stored(bus, subjects.stream(app), letter) if letter > 0 else None
+    return found if found is not None and subjects.matches(subjects.dead_pattern(app), found.subject) else None

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -194,13 +195,15 @@ async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fi
     redrives, done = Redrives(c.bus, c.app), 0
     with t.progress("redrive", len(found)) as bar:
         for sequence, edited in found.items():
-            again = await letters.find(c.bus, c.app, sequence)
-            if again is not None:
-                done += await letters.again(redrives, again, edited if edit else _changed(again, False, fields))
+            done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields))
             bar.advance()
     if done < len(found):
         t.note(f"{count(len(found) - done, 'dead letter')} was redriven or dropped by somebody else meanwhile")
     return done
+
+
+def _data(edit: bool, edited: Any, fields: dict[str, Any], d: DeadLetter) -> Any:
+    return edited if edit else _changed(d, False, fields)
 
 
 def drop(

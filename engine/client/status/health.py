@@ -12,7 +12,7 @@ MOST_SKEW: Final = 3.0  # seconds between the clock of a machine and the server'
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong. `check`: what was looked at: "stream", "engine", "stage", "pool" or "clock"."""
+    """One thing that is wrong. `check`: what was looked at: "stream", "engine", "stage", "owner", "pool", "clock"."""
 
     check: str
     message: str
@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 def faults(found: Status) -> list[Fault]:
     """What is wrong; empty for a healthy application."""
     alive = [e for e in found["engines"] if e["alive"]]
-    return [*_stream(found, alive), *_engines(found, alive), *_stages(found), *_pools(found), *_clocks(alive)]
+    return [*_stream(found, alive), *_engines(found, alive), *_stages(found, alive), *_pools(found), *_clocks(alive)]
 
 
 def _stream(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
@@ -53,13 +53,14 @@ def _engines(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
             yield Fault("engine", f"{e['engine']}: {health}", "look at its log, and start it again")
 
 
-def _stages(found: Status) -> Iterator[Fault]:
+def _stages(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
+    run = {topology for e in alive for topology in e["topologies"]}
     for s in found["stages"]:
         name = f"{s['topology']}/{s['stage']}"
         if s["stopped"]:
             yield Fault("stage", f"{name} ({s['source']}) is stopped: {s['stopped']}", "the log of its engine says what to do")
-        if s["unowned"] and s["owners"]:
-            yield Fault("stage", f"{name}: {_partitions(s)} no owner", "wait five heartbeats; then look at the engines' logs")
+        if s["unowned"] and s["topology"] in run:
+            yield Fault("owner", f"{name}: {_partitions(s)} no owner", "wait five heartbeats; then look at the engines' logs")
 
 
 def _partitions(s: StageRow) -> str:

@@ -158,9 +158,11 @@ def test_partitions_that_nobody_owns_and_clocks_that_differ_are_told() -> None:
     found: Any = {"server": {"app": "a", "stream": "S"}, "engines": [engine], "stages": [stage], "pools": []}
     assert [(f.check, f.message) for f in faults(found)] == [
         ("engine", "e: stalled: t/s1, x"),
-        ("stage", "t/s1: 2 of 4 partitions have no owner"),
+        ("owner", "t/s1: 2 of 4 partitions have no owner"),
         ("clock", "the clock of e's machine is -7.2 s from the server's"),
     ]
     engine.update(health="ok", clock=0.5)
+    stage.update(unowned=4, owners=[])
+    assert [f.message for f in faults(found)] == ["t/s1: 4 of 4 partitions have no owner"]
     stage.update(unowned=0)
     assert faults(found) == []

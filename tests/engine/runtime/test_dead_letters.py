@@ -261,4 +261,4 @@ def test_only_a_dead_letter_that_was_listed_can_be_redriven(lab: MakeLab) -> Non
     one.publish("in", {"text": "a"})
     (letter,) = one.letters()
     with pytest.raises(RunError):
-        one.run(one.client.redrive([replace(letter, _letter=None)]))
+        one.run(one.client.redrive([replace(letter, sequence=0)]))
