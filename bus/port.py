@@ -178,7 +178,17 @@ class Objects(Protocol):
         """Store the bytes, or touch them where they are stored already: what was put just now is not removed as unused."""
         ...
 
-    async def get(self, name: str) -> bytes | None: ...
+    async def get(self, name: str) -> bytes | None:
+        """The bytes; None where there are none. Raises `DataError` where what is stored has another hash."""
+        ...
+
+    async def listing(self) -> dict[str, float]:
+        """When each object was put last, in seconds since the epoch, by its name."""
+        ...
+
+    async def remove(self, name: str, put: float) -> bool:
+        """Remove an object, unless it was put again since `put`, which is what `listing` said. Whether it was removed."""
+        ...
 
 
 class Bus(Protocol):
@@ -231,11 +241,20 @@ class Bus(Protocol):
 
     # -- read
     async def reader(
-        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
     ) -> Reader:
         """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer.
 
-        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now.
+        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. Without
+        `bodies` the server sends only headers, and every message is empty.
         """
         ...
 

@@ -146,10 +146,18 @@ class MemoryBus:
 
     # -- read
     async def reader(
-        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
     ) -> MemoryReader:
         await self.trip()
-        return MemoryReader(self, self._stream(stream), filters, after, created)
+        return MemoryReader(self, self._stream(stream), filters, after, created, bodies)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         await self.trip()

@@ -22,8 +22,10 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 class MemoryReader:
     """Reads a stream from a position on."""
 
-    def __init__(self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, created: float) -> None:
-        self._bus, self._stream, self._filters = bus, stream, tuple(filters)
+    def __init__(
+        self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, created: float, bodies: bool
+    ) -> None:
+        self._bus, self._stream, self._filters, self._bodies = bus, stream, tuple(filters), bodies
         self._next = max(after, 0) + 1
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
@@ -49,7 +51,7 @@ class MemoryReader:
                 self._next += 1
             if got:
                 self.caught_up = self._find() > self._stream.last
-                return got
+                return got if self._bodies else [m._replace(data=b"") for m in got]
             self._waiting = self._stream.more()
             await self._bus.wait(self._waiting)
 
@@ -193,15 +195,29 @@ class MemoryBucket:
 class MemoryObjects:
     """Payloads by their SHA-256."""
 
-    def __init__(self, bus: MemoryBus, objects: dict[str, bytes]) -> None:
+    def __init__(self, bus: MemoryBus, objects: dict[str, tuple[bytes, float]]) -> None:
         self._bus, self._objects = bus, objects
 
     async def put(self, data: bytes) -> str:
         await self._bus.trip()
         name = hashlib.sha256(data).hexdigest()
-        self._objects[name] = data
+        self._objects[name] = data, self._bus.server.now
         return name
 
     async def get(self, name: str) -> bytes | None:
         await self._bus.trip()
-        return self._objects.get(name)
+        data = self._objects.get(name, (None, 0.0))[0]
+        if data is not None and hashlib.sha256(data).hexdigest() != name:
+            raise DataError(f"object {name} is damaged: its bytes have another hash")
+        return data
+
+    async def listing(self) -> dict[str, float]:
+        await self._bus.trip()
+        return {name: put for name, (_, put) in self._objects.items()}
+
+    async def remove(self, name: str, put: float) -> bool:
+        await self._bus.trip()
+        if self._objects.get(name, (b"", -1.0))[1] != put:
+            return False
+        del self._objects[name]
+        return True

@@ -44,7 +44,7 @@ class MemoryServer:
         self.streams: dict[str, MemoryStream] = {}
         self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
-        self.objects: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
         self._epoch = epoch
         self._numbers = 0

@@ -89,9 +89,17 @@ class NatsBus:
 
     # -- read
     async def reader(
-        self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000, created: float = 0.0
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
     ) -> NatsReader:
-        return await NatsReader(self._connection, stream, filters, after, name, window, created).start()
+        return await NatsReader(self._connection, stream, filters, after, name, window, created, bodies).start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": sequence})

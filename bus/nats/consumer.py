@@ -36,7 +36,7 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     return DeliveryInfo(int(delivered), int(sequence), int(number), at, int(pending))
 
 
-def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, object]:
+def ordered(name: str, filters: Sequence[str], after: int, idle: float, *, bodies: bool = True) -> dict[str, object]:
     """The configuration of an ordered pull consumer, which is gone by itself after `idle` seconds without a pull."""
     return {
         "name": name,
@@ -48,6 +48,7 @@ def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[
         "inactive_threshold": int(idle * NANOSECONDS),
         "mem_storage": True,
         "num_replicas": 1,
+        **({} if bodies else {"headers_only": True}),
     }
 
 

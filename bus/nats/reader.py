@@ -35,11 +35,13 @@ class NatsReader:
         name: str,
         window: int,
         created: float,
+        bodies: bool = True,
     ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._window = max(window, 2)
         self._last, self._time = after, 0.0  # sequence of the last message that came, and when it was stored
         self._created = created  # when the stream was made
+        self._bodies = bodies
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
         self._bytes = 0  # of the unread
@@ -104,7 +106,7 @@ class NatsReader:
         asks = pulls(self._stream, self._name)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         await drop(self._connection, self._stream, self._name)
-        config = ordered(self._name, self._filters, self._last, IDLE)
+        config = ordered(self._name, self._filters, self._last, IDLE, bodies=self._bodies)
         self._pending = await create(self._connection, self._stream, config)
         if await self._same_stream():
             self._pull()

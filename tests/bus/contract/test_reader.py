@@ -133,3 +133,13 @@ async def test_a_reader_never_goes_on_in_a_stream_that_was_made_anew(bus: Bus, u
     with pytest.raises(Unreachable, match="made anew"):
         await soon(asyncio.create_task(late.read(1)))
     await late.close()
+
+
+@pytest.mark.asyncio
+async def test_a_reader_without_bodies_gives_headers_and_empty_messages(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await bus.publish(NewMessage(f"{unique}.a", b"large", {"Of": "one"}))
+    await bus.publish(NewMessage(f"{unique}.a", b"large"))
+    reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique, bodies=False)
+    one, two = await take(reader, 2)
+    assert (one.data, one.headers["Of"], two.data) == (b"", "one", b"")
