@@ -227,7 +227,7 @@ class NotStored(BusError):
 
 
 class PayloadTooLarge(BusError):
-    """Headers and data together exceed the server's max_payload. The server would close the connection over it."""
+    """An event has over 64 MB, or a message that is not stored exceeds max_payload, at which the server hangs up."""
 
     code = "DX405"
     fix = "send less data in one event, or raise max_payload of the server"
@@ -311,10 +311,10 @@ class Reject(DataError):
 
 
 class OutputTooLarge(DataError):
-    """An operator emitted an event over max_payload. The source event goes to the dead letters; the rest goes on."""
+    """An operator emitted an event over 64 MB, or a call's inputs or outputs are. It goes to the dead letters, the rest goes on."""
 
     code = "DX506"
-    fix = "emit smaller events, or raise max_payload of the server"
+    fix = "emit smaller events, and store what is larger elsewhere"
 
 
 class CallError(DspexError):

@@ -5,31 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
-from typing import Final
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-MESSAGE_ROOM: Final = 4096  # bytes of a message kept for headers
-
 
 class RecordStore:
-    """Stores the records of calls in the stream.
+    """Stores the records of calls in the stream. `above`: bytes of a record that is not stored in its message.
 
     Attributes:
         pending: records that the bus has not taken yet.
         collisions: records whose id had been taken by something else. None in a system without a fault.
     """
 
-    def __init__(self, bus: Bus, app: str, pool: str) -> None:
-        self.bus, self.app, self.pool = bus, app, pool
+    def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE) -> None:
+        self.bus, self.app, self.pool, self.above = bus, app, pool, above
         self.pending = self.collisions = 0
 
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
@@ -55,7 +52,7 @@ class RecordStore:
         pause = 0.1
         while True:
             try:
-                ack = await self.bus.publish(message)
+                ack = await self.bus.publish(await payloads.checked_in(self.bus, self.app, message, self.above))
                 if not ack.duplicate or await self._is_record(ack, message.subject, request):
                     return True
                 message = self._under_fresh_id(message, ack, request)
@@ -72,6 +69,9 @@ class RecordStore:
         stored = await self.bus.get(ack.stream, ack.sequence)
         if stored is None or stored.subject != subject:
             return False
+        stored = await payloads.checked_out(self.bus, self.app, stored)
+        if stored is None:
+            return False
         try:
             found = CallRecord.unpack(stored.data)
         except DecodeError:
@@ -87,12 +87,12 @@ class RecordStore:
         return message._replace(headers={**(message.headers or {}), subjects.MESSAGE_ID: f"{id}.{os.urandom(8).hex()}"})
 
     def _sized(self, record: CallRecord) -> bytes:
-        """The packed record. One that no message can hold becomes a short error that says so."""
-        data = record.pack()
-        room = self.bus.max_payload - MESSAGE_ROOM
-        if len(data) <= room:
+        """The packed record. One whose outputs are larger than a payload may be becomes a short error that says so."""
+        data, most = record.pack(), payloads.most(self.bus)
+        size = len(data) - len(record.event)
+        if size <= most:
             return data
-        too_large = f"{record.node}: the answer has {len(data)} bytes, and a message holds {room}"
+        too_large = f"{record.node}: the answer has {size:,} bytes, and one payload may have {most:,}"
         error = record.error or OutputTooLarge(too_large, node=record.node).as_dict()
         short = {**error, "message": str(error["message"])[:200], "traceback": ""}
         return replace(record, outputs=None, error=short).pack()

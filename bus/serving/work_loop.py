@@ -13,8 +13,8 @@ from typing import Final
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import subjects, tasks
-from dspex.bus.errors import BusError, DecodeError
+from dspex.bus import payloads, subjects, tasks
+from dspex.bus.errors import BusError, DataError
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.record_store import RecordStore
@@ -128,7 +128,7 @@ class WorkLoop:
         self._queues[band] = queue
         try:
             while True:
-                self._begin(await queue.next())
+                await self._begin(await queue.next())
         except BusError:
             del self._queues[band]
             await queue.close()
@@ -152,14 +152,15 @@ class WorkLoop:
                     log.warning("no sign of life sent", pool=self.pool, error=error.message)
 
     # -- one piece of work -----------------------------------------------------------------------------------------
-    def _begin(self, delivery: Delivery) -> None:
+    async def _begin(self, delivery: Delivery) -> None:
+        self._held[delivery] = None
         try:
+            delivery.message = await payloads.required(self.bus, self.app, delivery.message)
             request = CallRequest.unpack(delivery.message.data)
-        except DecodeError as error:
+        except DataError as error:
             call = self._drop(delivery, error)
         else:
             call = self._serve(delivery, request, self._accept(request, delivery))
-        self._held[delivery] = None
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():  # a cancelled call is still held: `drain` hands it back
@@ -178,8 +179,8 @@ class WorkLoop:
         except BusError as error:
             log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
 
-    async def _drop(self, delivery: Delivery, error: DecodeError) -> None:
-        """The reply subject is inside the unreadable payload, so the caller learns of it by its deadline."""
+    async def _drop(self, delivery: Delivery, error: DataError) -> None:
+        """Where its record belongs is inside the payload, so the call meets its deadline."""
         log.error("unreadable work dropped", pool=self.pool, subject=delivery.message.subject, why=error.message)
         await delivery.ack()
 

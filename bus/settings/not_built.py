@@ -38,7 +38,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "budgets": _LEAVE_OUT,
     "server.inbox_prefix": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
-    "engine.claim_check_above": _LEAVE_OUT,
     "engine.state_limit": _LEAVE_OUT,
     "engine.align": _LEAVE_OUT,
     "engine.encrypt_key_env": _LEAVE_OUT,

@@ -43,6 +43,7 @@ class EngineSettings(SettingsTable):
         max_open_calls: of a partition; above it the source is not read on.
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free. The
             stream of sources gets a fifth of that besides.
+        claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
     """
 
     commit: CommitSettings = CommitSettings()
@@ -51,6 +52,7 @@ class EngineSettings(SettingsTable):
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
     max_bytes: PositiveSize | None = None
+    claim_check_above: PositiveSize = 256 << 10
 
 
 class RetrySettings(SettingsTable):

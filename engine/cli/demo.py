@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import CallTimeout
 from dspex.bus.message import Event
 from dspex.bus.settings.duration import human, seconds
@@ -143,7 +143,8 @@ async def _records(client: Client, before: int) -> dict[str, list[Step]]:
     if info is None:
         return found
     records = subjects.record(APP, "*", "*", "*", "*")
-    for step in steps(await client.bus.scan(info.name, [records], start=before + 1, stop=info.last)):
+    stored = await client.bus.scan(info.name, [records], start=before + 1, stop=info.last)
+    for step in steps([await payloads.required(client.bus, APP, m) for m in stored]):
         found.setdefault(step.run, []).append(step)
     return found
 

@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
+from dspex.bus.payloads import ABOVE
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec
 from dspex.bus.settings.duration import Duration, seconds
@@ -122,7 +123,8 @@ class Client:
         body, content_type = encode(data, codec or "json")
         id = id or new_id()
         own = publishing.headers_of(id, key, session, time, headers, content_type)
-        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own))
+        above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
+        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above)
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
         """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
@@ -222,7 +222,7 @@ class Follower:
         try:
             while left:
                 for message in await reader.read(500):
-                    self.take(message)
+                    self.take(await self._whole(message))
                 finished = [self.runs[id] for id in left if self.runs[id].done]
                 left -= {run.id for run in finished}
                 if finished:
@@ -236,7 +236,14 @@ class Follower:
         info = await self.bus.stream(self.stream)
         if info is not None:
             for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
-                self.take(message)
+                self.take(await self._whole(message))
+
+    async def _whole(self, m: Message) -> Message:
+        """The message; a record of these runs with its body, which says what was used."""
+        if subjects.CLAIM_CHECK not in m.headers or m.headers.get(subjects.RUN) not in self.runs:
+            return m
+        record = subjects.matches(self._records, m.subject)
+        return (await payloads.checked_out(self.bus, self.app, m) if record else None) or m
 
 
 def _partition(m: Message) -> PartitionId:

@@ -9,8 +9,8 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import codecs, subjects
-from dspex.bus.errors import DecodeError, RunError
+from dspex.bus import codecs, payloads, subjects
+from dspex.bus.errors import DataError, DecodeError, RunError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
@@ -106,7 +106,7 @@ async def listing(
     """
     async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
         for message in page:
-            found = _readable(message)
+            found = await _readable(bus, app, message)
             if found is not None and node in (None, found.node) and reason in (None, found.reason, found.code):
                 yield found
 
@@ -117,14 +117,14 @@ async def find(bus: Bus, app: str, sequence: int) -> DeadLetter | None:
     message = await bus.get(info.name, sequence) if info is not None and 0 < sequence <= info.last else None
     if message is None or not subjects.matches(subjects.dead_pattern(app), message.subject):
         return None
-    return _readable(message)
+    return await _readable(bus, app, message)
 
 
-def _readable(message: Message) -> DeadLetter | None:
-    """The dead letter that a message holds; None for what no engine wrote."""
+async def _readable(bus: Bus, app: str, message: Message) -> DeadLetter | None:
+    """The dead letter that a message holds, or names; None for what no engine wrote, and for what is gone."""
     try:
-        return read(message)
-    except DecodeError as e:
+        return read(await payloads.required(bus, app, message))
+    except DataError as e:
         _log.warning("what is no dead letter is left out", subject=message.subject, sequence=message.sequence, why=e.message)
         return None
 
@@ -150,7 +150,9 @@ async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter
     """
 
     async def frame(message: Message) -> NewMessage:
-        return await _frame(redrives.bus, Letter.unpack(message.data), changed(read(message)))
+        letter = await payloads.required(redrives.bus, redrives.app, message)
+        whole = await _frame(redrives.bus, Letter.unpack(letter.data), changed(read(letter)))
+        return await payloads.checked_in(redrives.bus, redrives.app, whole)
 
     return await redrives.once(sequence, frame)
 

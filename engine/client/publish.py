@@ -6,20 +6,27 @@ import difflib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from dspex.bus import codecs, subjects
-from dspex.bus.errors import ConfigError, NotStored
+from dspex.bus import codecs, payloads, subjects
+from dspex.bus.errors import ConfigError, NotStored, PayloadTooLarge
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
 
-async def publish(bus: Bus, app: str, message: NewMessage) -> Run:
-    """Store an event of a source; the run that it begins. Raises ConfigError for what is no subject; NotStored."""
+async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE) -> Run:
+    """Store an event of a source; the run that it begins.
+
+    `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject; NotStored,
+    PayloadTooLarge.
+    """
     subject = message.subject
     if not subjects.is_subject(subject):
         raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="tokens joined by dots, without wildcards")
+    if (size := len(message.data)) > (most := payloads.most(bus)):
+        text = f"{size:,} bytes for {subject}, and one payload may have {most:,}"
+        raise PayloadTooLarge(text, node="publish", fix="store it elsewhere, and publish where it is")
     try:
-        ack = await bus.publish(message)
+        ack = await bus.publish(await payloads.checked_in(bus, app, message, above))
     except NotStored as e:
         raise await _suggested(bus, app, subject, e) from None
     return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
-from dspex.bus import codecs, subjects
+from dspex.bus import codecs, payloads, subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
 from dspex.bus.message import Event, Message, run_of, to_event
 from dspex.bus.port import Bus
@@ -150,10 +150,10 @@ async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: It
     stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
     for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
         if (run := m.headers.get(subjects.RUN, "")) in found:
-            found[run].append(read_event(m))
+            found[run].append(read_event(await payloads.required(bus, app, m)))
     return found
 
 
 def read_event(m: Message) -> Event[Any]:
-    """A stored message as a user sees it."""
+    """A stored message with its body as a user sees it."""
     return to_event(m, codecs.decode(m.data, m.headers.get(subjects.CONTENT_TYPE)))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from dspex.bus import codecs, subjects
+from dspex.bus import codecs, payloads, subjects
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
 from dspex.bus.port import Bus
@@ -27,13 +27,14 @@ async def events(bus: Bus, app: str, what: str, start: WatchStart) -> AsyncItera
     stream, filters, node = found
     if stream is None:
         async for message in _live(bus, what):
-            yield _read(message, None)
+            yield _read(await _whole(bus, app, message), None)
         return
     after = await _after(bus, stream, start)
     reader = await bus.reader(stream, filters, after=after, name=f"dspex-{app}-watch-{new_id()}")
     try:
         while True:
-            for message in await reader.read(100):
+            for stored in await reader.read(100):
+                message = await _whole(bus, app, stored)
                 if node is None or _of(message, node):
                     yield _read(message, node)
     finally:
@@ -74,8 +75,16 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
         await subscription.close()
 
 
+async def _whole(bus: Bus, app: str, message: Message) -> Message:
+    """The message with its body; as it is where that is stored nowhere any more."""
+    return await payloads.checked_out(bus, app, message) or message
+
+
 def _of(message: Message, node: str) -> bool:
-    return CallRecord.unpack(message.data).node == node
+    try:
+        return CallRecord.unpack(message.data).node == node
+    except DecodeError:
+        return False  # the engine passes it over, and logs it
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:

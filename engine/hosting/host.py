@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bus
@@ -46,6 +46,7 @@ class Host:
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         most_inputs, most_open_calls: see Services.
+        claim_check_above: bytes of a body that is not stored in its message.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Host:
         stall_after: float = 30.0,
         most_inputs: int = 500,
         most_open_calls: int = 10_000,
+        claim_check_above: int = payloads.ABOVE,
     ) -> None:
         self.bus = bus
         self.app = app
@@ -71,7 +73,7 @@ class Host:
         self.heartbeat = heartbeat
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app))
-        self.committer = Committer(bus, self.clock)
+        self.committer = Committer(bus, app, self.clock, claim_check_above)
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
@@ -106,7 +108,7 @@ class Host:
             readers=asyncio.Semaphore(READERS),
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
-            limit=self.bus.max_payload,
+            limit=payloads.most(self.bus),
             behind=self.consumers.behind,
         )
         for graph in self.graphs:

@@ -47,7 +47,7 @@ class Replay:
     Args:
         stage: compiled from the topology as it was when the log was written.
         source_stream: where the stage's source is read. index, count: which partition, of how many.
-        limit: bytes of headers and data of one message, as the engine had it.
+        limit: bytes of one payload, as the engine had it.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -57,10 +57,10 @@ class Replay:
         self._address = Address(app, topology, stage.id, index, "", limit)
         self._names = {old: new for new, old in stage.graph.renamed_from.items()}
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._source = SourceInput(bus, stage, source_stream, count, _unchecked)
+        self._source = SourceInput(bus, app, stage, source_stream, count, _unchecked)
         self._events = EventsInput(bus, app, topology, stage.id, source_stream)
         self._records = RecordsInput(bus, app, topology, stage.id)
-        self._timers = TimersInput(bus, self._stream, self._source, asyncio.Event(), self._records, lambda: 0.0)
+        self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._messages: list[NewMessage] = []  # of the entry
         self._asked: dict[int, int] = {}  # number of a call → index of its request in the entry
 
@@ -201,6 +201,8 @@ def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
     kind, what = mark[0] if mark else "", arrival.what
     if kind == "refused":
         return arrival._replace(refused=mark[1])
+    if kind == "payload_gone":
+        return arrival._replace(gone=True)
     if kind == "gone" and isinstance(what, Due):
         return arrival._replace(what=what._replace(what=None))
     if kind == "again" and isinstance(what, Due):

@@ -22,11 +22,15 @@ class Answered(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A timer whose time has come, with what it needs, fetched before; None where that is stored nowhere any more."""
+    """A timer whose time has come, with what it needs, fetched before; None where that is stored nowhere any more.
+
+    `payload`: where the message of the event lies, of which the payload alone is stored nowhere any more.
+    """
 
     number: int
     timer: Timer
     what: NodeEvent | Answered | None
+    payload: StoredAt | None = None
 
 
 class Gap(NamedTuple):
@@ -52,6 +56,7 @@ class Arrival(NamedTuple):
         refused: why the server takes no commit with what comes of it; "" where it does.
         stored: the message that a dead letter may refer to instead of holding its data.
         headers: of the message, for a dead letter.
+        gone: the payload of the event, which a claim check names, is stored nowhere any more.
     """
 
     place: Place
@@ -64,6 +69,7 @@ class Arrival(NamedTuple):
     refused: str = ""
     stored: StoredAt | None = None
     headers: Mapping[str, str] | None = None
+    gone: bool = False
 
 
 Note: TypeAlias = Literal["event", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]

@@ -59,6 +59,8 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
     what = arrival.what
     if arrival.refused:
         return "refused", arrival.refused
+    if arrival.gone:
+        return ("payload_gone",)
     if isinstance(what, Gap):
         return "gap", what.after, what.up_to, arrival.position
     if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):

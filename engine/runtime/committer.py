@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from dspex.bus import telemetry
+from dspex.bus import payloads, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.engine.runtime.batch import MOST_BYTES
@@ -38,10 +38,10 @@ class _Taken(NamedTuple):
 
 
 class Committer:
-    """Takes what partitions have walked and makes it durable."""
+    """Takes what partitions have walked and makes it durable. `above`: bytes of a body that is not stored in its message."""
 
-    def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
-        self.bus = bus
+    def __init__(self, bus: Bus, app: str, clock: Callable[[], float], above: int = payloads.ABOVE) -> None:
+        self.bus, self.app, self.above = bus, app, above
         self.clock = clock
         self.commits = 0
         self.full = ""  # why the stream takes nothing now; "" while it does
@@ -80,7 +80,7 @@ class Committer:
         if not taken:
             return
         try:
-            last = await self._write([m for one in taken for m in one.messages])
+            last = await self._write(taken)
         except Fenced as e:
             await self._without_fenced(taken, e)
         except DspexError as e:  # a DataError too: a subject or header that no server would take
@@ -127,10 +127,22 @@ class Committer:
                     raise
             await asyncio.sleep(0.1)
 
-    async def _write(self, drafts: list[NewMessage]) -> int:
+    async def _drafts(self, taken: list[_Taken]) -> list[NewMessage]:
+        """The messages of a commit. Large payloads are stored before the commit that names them, or touched again.
+
+        The log itself is never checked in.
+        """
+        most, drafts = payloads.inline(self.bus, self.above), [m for one in taken for m in one.messages]
+        logs = {subject for one in taken for subject in one.partition.log.address[1:]}
+        for index, draft in enumerate(drafts):
+            if len(draft.data) > most and draft.subject not in logs:
+                drafts[index] = await payloads.checked_in(self.bus, self.app, draft, self.above)
+        return drafts
+
+    async def _write(self, taken: list[_Taken]) -> int:
         while True:
             try:
-                sequence = await self.bus.commit(drafts)
+                sequence = await self.bus.commit(await self._drafts(taken))
             except StreamFull as e:
                 if not self.full:
                     _log.error("the stream is full: waiting, nothing is lost", why=e.message, fix=e.fix)

@@ -130,9 +130,16 @@ def letter(
     clock: float,
     stored: StoredAt | None = None,
     headers: Mapping[str, str] | None = None,
+    *,
+    gone: bool = False,
 ) -> NewMessage:
-    """The dead letter of an event, as a message. Data too large to be kept twice is referred to by `stored`."""
+    """The dead letter of an event, as a message. Data too large even for an object is referred to by `stored`.
+
+    `gone`: its data is stored nowhere any more; the letter says where the message is that names it.
+    """
     a = address
+    if gone:
+        event = event._replace(data=b"")
     whole = Letter(
         topology=a.topology,
         node=failure.node or event.node,
@@ -142,9 +149,10 @@ def letter(
         traceback=_text(failure.traceback[-TRACEBACK_LIMIT:]),
         time=clock,
         headers=dict(headers or {}),
+        stored=stored if gone else None,
     )
     own = {subjects.EVENT_ID: event.origin.id, subjects.RUN: event.origin.run}
-    return NewMessage(subjects.dead(a.app, a.topology, whole.node), _fitting(whole, a.limit - 1024, stored), own)
+    return NewMessage(subjects.dead(a.app, a.topology, whole.node), _fitting(whole, 3 * a.limit, stored), own)
 
 
 def _text(text: str) -> str:
@@ -156,7 +164,7 @@ def _text(text: str) -> str:
 
 
 def _fitting(letter: Letter, limit: int, stored: StoredAt | None) -> bytes:
-    """The letter as bytes that one message can hold.
+    """The letter as bytes that one object can hold.
 
     Where it is too large, it leaves out first what is stored elsewhere, then what a redrive can do without: a letter that
     the server refuses would stop its partition for good.

@@ -11,7 +11,7 @@ from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dspex.bus import codecs
+from dspex.bus import codecs, payloads
 from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater, from_dict
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import Call, CallNode
@@ -77,7 +77,7 @@ class Process:
             due = arrival.clock + (failure.error.retry_after or 1.0)
             later = Timer(due, "event", place, time, event.attempts + 1, event.origin.run)
             return Effects((), (*changes, ("timers", arrival.number, later)), notes=("event", "put_off"))
-        dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers)
+        dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers, gone=arrival.gone)
         return Effects((dead,), changes, notes=("event", "dead_letter"), failure=failure)
 
     def _walked(self, arrival: Arrival, event: NodeEvent) -> tuple[Sequence[Output], Failure | None]:
@@ -85,6 +85,8 @@ class Process:
         entry = self.stage.entries.get(event.node) or self.stage.entries.get(self._names.get(event.node, ""))
         if arrival.refused:
             return (), Failure(refusal(arrival.refused, event.node), event.node)
+        if arrival.gone:
+            return (), Failure(payloads.gone(event.node), event.node)
         if entry is None:
             return (), Failure(operator_gone(event.node), event.node)
         walk = self._walk
@@ -114,7 +116,7 @@ class Process:
 
     def _due(self, arrival: Arrival, due: Due, tables: Tables) -> Effects:
         """A timer's time has come."""
-        number, timer, what = due
+        number, timer, what, _ = due
         if timer.kind == "event":
             if isinstance(what, NodeEvent):
                 return self._event(arrival, what._replace(attempts=timer.attempts), (number, timer))

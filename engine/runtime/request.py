@@ -27,7 +27,7 @@ class Address:
     stage: str
     partition: int
     nonce: str
-    limit: int  # bytes that headers and data of one message may have
+    limit: int  # bytes that one payload may have
 
     def node_id(self, node: str) -> str:
         """What the ids of a node's outputs are derived from, besides the event: unique in the application."""

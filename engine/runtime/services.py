@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dspex.bus.errors import BusError
+from dspex.bus.payloads import MOST
 from dspex.bus.port import Bus
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
@@ -31,7 +32,7 @@ class Services:
     readers: bounds how many partitions catch up with a reader of their own at a time.
     most_inputs: arrivals of one partition in one commit.
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
-    limit: bytes of headers and data of one message.
+    limit: bytes of one payload.
     behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
@@ -46,7 +47,7 @@ class Services:
     readers: asyncio.Semaphore
     most_inputs: int = 500
     most_open_calls: int = 10_000
-    limit: int = 1 << 20
+    limit: int = MOST
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     async def stream_is_there(self) -> bool:

@@ -77,7 +77,7 @@ class StageRunner:
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
         self._alarm = asyncio.Event()
         check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
-        self.source = SourceInput(services.bus, stage, source_stream, count, check)
+        self.source = SourceInput(services.bus, services.app, stage, source_stream, count, check)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
         self._refusals, self._seldom = Refusals(), Seldom(_log)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
@@ -88,7 +88,7 @@ class StageRunner:
         s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
         records, events = RecordsInput(*where), EventsInput(*where, self.source_stream)
         lost = LostRequests(self.stage, records, s.behind)
-        timers = TimersInput(s.bus, s.stream, self.source, self._alarm, records, s.clock, lost)
+        timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, lost)
         return {"source": self.source, "events": events, "records": records, "timers": timers}
 
     def _pump(self, input: Input) -> Pump:

@@ -113,8 +113,8 @@ class Walk:
     def emit(self, node: str, node_id: str, sink: Sink, codec: Codec, data: object) -> None:
         """Send `data` to a sink."""
         body, content_type = encode(data, codec)
-        if len(body) > self.address.limit - 1024:  # room for headers
-            raise _too_large(node, len(body), self.address.limit - 1024)
+        if len(body) > self.address.limit:
+            raise _too_large(node, len(body), self.address.limit)
         o, counts = self.origin, self._counts
         counts[node] = ordinal = counts.get(node, -1) + 1
         headers = {EVENT_ID: derived_id(o.id, node_id, ordinal), RUN: o.run}
@@ -136,9 +136,8 @@ class Walk:
         if call is None:
             ordinal = self._counts[node.name] = self._counts.get(node.name, -1) + 1
             call = derived_id(self.origin.id, self.address.node_id(node.name), ordinal)
-        limit = self.address.limit
-        if 2 * len(body) > limit - limit // 8:  # the inputs travel beside the event, and the answer will
-            raise _too_large(node.name, 2 * len(body), limit - limit // 8)
+        if len(body) > self.address.limit:
+            raise _too_large(node.name, len(body), self.address.limit)
         event = NodeEvent(node.name, self.origin, content_type, body, call, attempts=attempts)
         row = OpenCall(
             node=node.name,
@@ -149,7 +148,10 @@ class Walk:
             digest=b"",
             key=self.origin.key if node.call.order == "key" else None,
         )
-        self.outputs.append(request(self.address, self.number, row, node.call, inputs, event, self.clock))
+        asked = request(self.address, self.number, row, node.call, inputs, event, self.clock)
+        if (size := len(asked.message.data) - len(body)) > self.address.limit:  # expressions may make more of the data
+            raise _too_large(f"the inputs of {node.name}", size, self.address.limit)
+        self.outputs.append(asked)
         self.number += 1
 
 
@@ -157,7 +159,7 @@ _NOWHERE = Origin(id="", subject="", run="")
 
 
 def _too_large(node: str, size: int, most: int) -> OutputTooLarge:
-    return OutputTooLarge(f"{node} emitted {size:,} bytes; one message may have {most:,}", node=node)
+    return OutputTooLarge(f"{node}: {size:,} bytes, and one payload may have {most:,}", node=node)
 
 
 def _subject(sink: Sink, data: object) -> str:

@@ -18,7 +18,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import BusError, NoAnswer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
@@ -214,7 +214,8 @@ class Driver:
         bus = self._client.bus
         stream = await bus.stream_of(subject)
         info = await bus.stream(stream) if stream else None
-        return await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
+        found = await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
+        return [await payloads.required(bus, APP, m) for m in found]
 
     def calls(self, node: str) -> list[Step]:
         """The records of a node's calls, in order of their completion. Raises NoAnswer where it is no recorded node."""

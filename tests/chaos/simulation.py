@@ -30,7 +30,7 @@ from sim_bus import Bus, insist
 from sim_source import GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable, TopologyError
 from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
@@ -206,7 +206,7 @@ class Simulation:
         source = graph.sources[0]
         stage, stream = compile_stage(graph, source, "s1"), self.server.stream_of(SOURCE)
         for index in range(count if stream is not None else 0):
-            replay = Replay(self.bus, APP, stage, stream.config.name, index, count, self.server.max_payload)
+            replay = Replay(self.bus, APP, stage, stream.config.name, index, count, payloads.most(self.bus))
             end = await latest(self.bus, replay.log)
             base = bases(end.at, end.entry)[0] if end.at else 0
             for snapshot in {0, base}:

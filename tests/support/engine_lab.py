@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import BusError, DspexError, ProgramError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
@@ -211,7 +211,8 @@ class Lab:
         async def go() -> list[Message]:
             name = stream or await self.client.bus.stream_of(subject) or STREAM
             info = await self.client.bus.stream(name)
-            return await self.client.bus.scan(name, [subject], start=1, stop=info.last) if info else []
+            found = await self.client.bus.scan(name, [subject], start=1, stop=info.last) if info else []
+            return [await payloads.checked_out(self.client.bus, APP, m) or m for m in found]
 
         found: list[Message] = self.run(go())
         return found

@@ -55,7 +55,7 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.attempts = Attempts(self.children, self.models, self.worker)
-        self.records = RecordStore(bus, config.app, config.name)
+        self.records = RecordStore(bus, config.app, config.name, config.claim_check_above)
         self.work = WorkLoop(
             bus,
             config.app,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import structlog
 
-from dspex.bus import subjects
+from dspex.bus import codecs, payloads, subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
-from dspex.bus.records import NodeEvent, StoredAt, unpack_frame
+from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
@@ -19,6 +19,20 @@ from dspex.engine.runtime.partition import Partition
 
 _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _log = structlog.get_logger("dspex.engine")
+
+
+class Fetched(NamedTuple):
+    """What belongs to a frame.
+
+    Attributes:
+        frame: with its body; None where that is stored nowhere any more.
+        data: the stored message that has the data of its only event, where the frame refers to one.
+        gone: it refers to one whose data is stored nowhere any more.
+    """
+
+    frame: Message | None
+    data: Message | None = None
+    gone: bool = False
 
 
 class EventsInput:
@@ -43,20 +57,24 @@ class EventsInput:
     def owner(self, message: Message) -> int:
         return int(message.subject.rpartition(".")[2])
 
-    async def fetched(self, p: Partition, message: Message) -> Message | None:
-        """The stored message that has the data, where the frame refers to one.
+    async def fetched(self, p: Partition, message: Message) -> Fetched:
+        """The frame with its body, and what it refers to.
 
         Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
         """
-        place = _stored(message)
+        place, whole = _stored(message), await payloads.checked_out(self._bus, self._app, message)
         if place is None or place.stream not in (self._stream, self._source_stream):
-            return None
-        return await stored(self._bus, place.stream, place.sequence)
+            return Fetched(whole)
+        data = await stored(self._bus, place.stream, place.sequence)
+        data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
+        return Fetched(whole, data, gone=data is None)
 
-    def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
-        sequence, stored = message.sequence, _stored(message)
+    def arrivals(self, p: Partition, message: Message, fetched: Fetched, clock: float) -> Iterator[Arrival]:
+        sequence, stored, gone = message.sequence, _stored(message), fetched.gone
+        if fetched.frame is None:
+            stored, gone = StoredAt(self._stream, sequence), True
         try:
-            events = self.events(message, fetched)
+            events = self.events(fetched.frame, fetched.data) if fetched.frame is not None else [self._lost(message, p)]
         except DecodeError as e:
             _log.error("what is no frame of events is passed over", subject=message.subject, sequence=sequence, why=e.message)
             events = []
@@ -67,7 +85,14 @@ class EventsInput:
             place = Place("events", sequence, index)
             if not position.has(place):
                 after = Position(sequence, index if index + 1 < len(events) else -1)
-                yield Arrival(place, after, clock, p.tables.number, event, message.time, gated=True, stored=stored)
+                number, time = p.tables.number, message.time
+                yield Arrival(place, after, clock, number, event, time, gated=True, stored=stored, gone=gone)
+
+    @staticmethod
+    def _lost(message: Message, p: Partition) -> NodeEvent:
+        """In place of the event of a frame that is stored nowhere any more: what its headers still say."""
+        run = message.headers.get(subjects.RUN, "")
+        return NodeEvent(p.process.stage.source.name, Origin(id=run, subject=message.subject, run=run), codecs.JSON, b"")
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import structlog
 
-from dspex.bus import subjects
+from dspex.bus import payloads, subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
@@ -53,21 +53,24 @@ class RecordsInput:
         return last is None or last.sequence <= p.tables.position("records").sequence
 
     async def fetched(self, p: Partition, message: Message) -> Answered | None:
-        return await answered(self._bus, self._stream, p, message)
+        return await answered(self._bus, self._app, p, message)
 
     def arrivals(self, p: Partition, message: Message, fetched: Answered | None, clock: float) -> Iterator[Arrival]:
         sequence = message.sequence
         yield Arrival(Place("records", sequence), Position(sequence), clock, p.tables.number, fetched)
 
 
-async def answered(bus: Bus, stream: str, p: Partition, message: Message) -> Answered | None:
+async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
     """What a message with a record says; None where it says nothing about an open call.
 
     Whoever may write records can say what they like: the pool is that of the subject, and the event is the one that the
     call was made for, or it is read from the request.
     """
+    whole = await payloads.checked_out(bus, app, message)
+    if whole is None:
+        return None  # the call meets its deadline
     try:
-        record = CallRecord.unpack(message.data)
+        record = CallRecord.unpack(whole.data)
     except DecodeError as e:
         _log.error("what is no record is passed over", subject=message.subject, sequence=message.sequence, why=e.message)
         return None
@@ -76,11 +79,12 @@ async def answered(bus: Bus, stream: str, p: Partition, message: Message) -> Ans
         return None
     if event_digest(record.event) == row.digest:
         return Answered(record, unpack_event(record.event))
-    return Answered(record, await requested(bus, stream, row.work))
+    return Answered(record, await requested(bus, app, row.work))
 
 
-async def requested(bus: Bus, stream: str, sequence: int) -> NodeEvent | None:
+async def requested(bus: Bus, app: str, sequence: int) -> NodeEvent | None:
     """The event that a stored request is for; None where it is not stored any more."""
-    message = await stored(bus, stream, sequence) if sequence > 0 else None
+    message = await stored(bus, subjects.stream(app), sequence) if sequence > 0 else None
+    message = await payloads.checked_out(bus, app, message) if message is not None else None
     request = CallRequest.unpack(message.data) if message is not None else None
     return unpack_event(request.record.event) if request is not None and request.record is not None else None

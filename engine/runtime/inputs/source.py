@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dspex.bus import codecs, subjects
+from dspex.bus import codecs, payloads, subjects
 from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
 from dspex.bus.port import Bus, Reader
@@ -31,9 +31,15 @@ class SourceInput:
     gated: ClassVar[bool] = True
 
     def __init__(
-        self, bus: Bus, stage: Stage, stream: str, count: int, check: Callable[[Sequence[Partition], float], Awaitable[float]]
+        self,
+        bus: Bus,
+        app: str,
+        stage: Stage,
+        stream: str,
+        count: int,
+        check: Callable[[Sequence[Partition], float], Awaitable[float]],
     ) -> None:
-        self._bus, self._stage, self.stream, self._count, self._check = bus, stage, stream, count, check
+        self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.created = 0.0
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -59,21 +65,26 @@ class SourceInput:
         h = message.headers
         return partition_of(h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject, self._count)
 
-    async def fetched(self, p: Partition, message: Message) -> None:
-        return None
+    async def fetched(self, p: Partition, message: Message) -> Message | None:
+        """The message with its payload; None where that is stored nowhere any more."""
+        return message if subjects.CLAIM_CHECK not in message.headers else await self.whole(message)
 
-    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
+    async def whole(self, message: Message) -> Message | None:
+        return await payloads.checked_out(self._bus, self._app, message)
+
+    def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
         sequence, time = message.sequence, message.time
         yield Arrival(
             place=Place("source", sequence),
             position=Position(sequence, -1, self.created, time),
             clock=clock,
             number=p.tables.number,
-            what=self.event(message),
+            what=self.event(fetched or message),
             time=time,
             gated=True,
             stored=StoredAt(self.stream, sequence),
             headers=message.headers,
+            gone=fetched is None,
         )
 
     def event(self, m: Message) -> NodeEvent:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+from dspex.bus import payloads, subjects
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
-from dspex.bus.records import NodeEvent
+from dspex.bus.records import NodeEvent, StoredAt
 from dspex.engine.log.reading import stored
-from dspex.engine.log.rows import Place
+from dspex.engine.log.rows import Place, Timer
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.lost import LostRequests
@@ -25,7 +26,6 @@ class TimersInput:
     """Timers that are due.
 
     Args:
-        stream: of the application.
         alarm: set when a timer may have become due.
         lost: finds calls to ask again; None where nobody asks workers.
     """
@@ -36,14 +36,14 @@ class TimersInput:
     def __init__(
         self,
         bus: Bus,
-        stream: str,
+        app: str,
         source: SourceInput,
         alarm: asyncio.Event,
         records: RecordsInput,
         clock: Callable[[], float],
         lost: LostRequests | None = None,
     ) -> None:
-        self._bus, self._stream, self._source = bus, stream, source
+        self._bus, self._app, self._stream, self._source = bus, app, subjects.stream(app), source
         self._alarm, self._records, self._clock, self._lost = alarm, records, clock, lost
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -92,22 +92,28 @@ class TimersInput:
                 return None  # it was put off since it was due
             timer = timer._replace(kind="again")
         if timer.place is not None:
-            what = await self._event(timer.place, timer.time)
-        elif row is not None and timer.kind == "held":
+            return await self._event(number, timer, timer.place)
+        if row is not None and timer.kind == "held":
             held = await stored(self._bus, self._stream, row.held)
-            what = await answered(self._bus, self._stream, p, held) if held is not None else None
+            what = await answered(self._bus, self._app, p, held) if held is not None else None
         elif row is not None:
-            what = await requested(self._bus, self._stream, row.work)
+            what = await requested(self._bus, self._app, row.work)
         return Due(number, timer, what)
 
-    async def _event(self, place: Place, time: float) -> NodeEvent | None:
-        stream = self._source.stream if place.input == "source" else self._stream
-        if place.input == "source" and time < await self._source.made():
-            return None  # it lay in a stream that was made anew since
-        message = await stored(self._bus, stream, place.sequence)
-        if message is None or message.time != time:
-            return None
-        return self._source.event(message) if place.input == "source" else EventsInput.events(message, None)[place.item]
+    async def _event(self, number: int, timer: Timer, place: Place) -> Due:
+        """The timer of an event that was put off, with the event."""
+        gone, at = Due(number, timer, None), StoredAt(self._stream, place.sequence)
+        if place.input == "source":
+            if timer.time < await self._source.made():
+                return gone  # it lay in a stream that was made anew since
+            at = at._replace(stream=self._source.stream)
+        message = await stored(self._bus, *at)
+        if message is None or message.time != timer.time:
+            return gone
+        whole = await payloads.checked_out(self._bus, self._app, message)
+        if place.input == "source":
+            return Due(number, timer, self._source.event(whole or message), at if whole is None else None)
+        return Due(number, timer, EventsInput.events(whole, None)[place.item]) if whole is not None else gone
 
     def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
         if fetched is None:
@@ -118,7 +124,8 @@ class TimersInput:
             still = row is not None and self._lost is not None and self._lost.is_lost(p, fetched.number, row)
             timer = timer._replace(kind="again") if still else None
         if timer == fetched.timer:  # else it changed meanwhile
-            yield Arrival(Place("timers", fetched.number), None, clock, p.tables.number, fetched)
+            place, lost = Place("timers", fetched.number), fetched.payload
+            yield Arrival(place, None, clock, p.tables.number, fetched, stored=lost, gone=lost is not None)
 
 
 class _Clockwork:

@@ -35,6 +35,7 @@ ACTS: dict[str, str] = {
     "engine.stall_after": "engine/hosting/engine.py",
     "engine.records": "engine/hosting/engine.py",
     "engine.max_open_calls": "engine/hosting/engine.py",
+    "engine.claim_check_above": "engine/hosting/engine.py",
     **{f"defaults.call.{name}": "engine/graph/defaults.py" for name in ("lm", "adapter", "route")},
     **{f"defaults.call.{name}": "engine/graph/nodes.py" for name in ("pool", "timeout", "deadline", "on_error", "order")},
     **{f"defaults.call.retry.{name}": "engine/graph/nodes.py" for name in ("attempts", "backoff", "factor", "cap", "jitter")},

@@ -180,7 +180,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
     ("text", "key"),
     [
         ('http = { bind = ":8080" }\n', "http"),
-        ('[engine]\nclaim_check_above = "256KiB"\n', "engine.claim_check_above"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
         ('[lm.main]\nmodel = "a/b"\nlimits = { cost = "50 USD/day" }\n', "lm.main.limits"),
         ('[lm.main]\nmodel = "a/b"\nbreaker = { failures = 5 }\n', "lm.main.breaker"),
