@@ -311,7 +311,7 @@ class Reject(DataError):
 
 
 class OutputTooLarge(DataError):
-    """An operator emitted an event over 64 MB, or a call's inputs or outputs are. It goes to the dead letters, the rest goes on."""
+    """An operator emitted over 64 MB, or a call's inputs or outputs have more. A dead letter; the rest goes on."""
 
     code = "DX506"
     fix = "emit smaller events, and store what is larger elsewhere"

@@ -144,8 +144,8 @@ MORE = {
         "do not remove messages from the application's stream; the event itself is lost",
     ),
     "DX511": (
-        "The payload of an event, which its claim check names, is stored nowhere any more, or is not what was stored. The event "
-        "goes to the dead letters.",
+        "The payload of an event, which its claim check names, is stored nowhere any more, or is not what was stored. "
+        "The event goes to the dead letters.",
         "do not remove objects from the application's store; publish the event again, and drop the letter",
     ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
