@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from dspex.bus.errors import Unreachable
+from dspex.bus.errors import NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.entries import (
@@ -40,11 +40,19 @@ Newest = Callable[[], Awaitable[int]]
 
 
 async def stored(bus: Bus, stream: str, sequence: int) -> Message | None:
-    """A message that was seen in a stream; None where it is gone for good."""
+    """A message that was seen in a stream; None where it is gone for good, or the stream is not there."""
+    try:
+        return await stored_in(bus, stream, sequence)
+    except NotStored:
+        return None
+
+
+async def stored_in(bus: Bus, stream: str, sequence: int) -> Message | None:
+    """A message that was seen in a stream; None where it is gone for good. Raises NotStored where the stream is not there."""
     for pause in (*PAUSES, 0.0):
         info = await bus.stream(stream)
         if info is None:
-            return None
+            raise NotStored(f"stream {stream} is not there", fix="restore it")
         if (found := await bus.get(stream, sequence)) is not None or info.last >= sequence:  # who has come so far knows
             return found
         await asyncio.sleep(pause)

@@ -62,7 +62,7 @@ class Simulation:
         slow: seconds until the answer to a commit comes, at most.
         fate: what becomes of the source's stream in the middle of the run; "" for nothing.
         on_gap: the policy that the topology begins with.
-        skewed: engines are told a time that is up to 25 s wrong, and not always the same.
+        skewed: engines are told a time that is up to 25 s wrong, and not always the same; the server's own is set once.
         redriven: the model is repaired when all is done, and the events that it had failed are redriven, some of them twice.
     """
 
@@ -117,13 +117,15 @@ class Simulation:
             *(asyncio.create_task(self._worker()) for _ in range(self.workers)),
             asyncio.create_task(self._listen()),
         ]
-        started = self.server.now
+        started = asyncio.get_running_loop().time()
+        if self.skewed:
+            asyncio.get_running_loop().call_later(self.random.uniform(0.5, 20.0), self._set_clock)
         await Source(self).publish()
         await self._finish()
         if self.redriven:
             await self._redrive()
             await self._finish()
-        took = self.server.now - started
+        took = asyncio.get_running_loop().time() - started
         report = await self._judge(took)
         for task in tasks:
             task.cancel()
@@ -161,9 +163,14 @@ class Simulation:
 
     async def until(self, true: Callable[[], bool], patience: float | None = None) -> None:
         """Wait at most `patience` virtual seconds (PATIENCE by default), and not for engines that do nothing but fail."""
-        end = self.server.now + (PATIENCE if patience is None else patience)
-        while not true() and self.server.now < end and len(self.failures) < 20:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (PATIENCE if patience is None else patience)
+        while not true() and loop.time() < end and len(self.failures) < 20:
             await asyncio.sleep(0.5)
+
+    def _set_clock(self) -> None:
+        """The stream has another leader, whose clock is not that of the one before."""
+        self.server._epoch += self.random.uniform(-40.0, 40.0)
 
     async def _finish(self) -> None:
         """Until nothing is missing, then long enough for whatever would come too much."""

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from dspex.bus import payloads, subjects
+from dspex.bus.errors import NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, StoredAt
-from dspex.engine.log.reading import stored
+from dspex.engine.log.reading import stored, stored_in
 from dspex.engine.log.rows import Place, Timer
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.events import EventsInput
@@ -101,19 +102,28 @@ class TimersInput:
         return Due(number, timer, what)
 
     async def _event(self, number: int, timer: Timer, place: Place) -> Due:
-        """The timer of an event that was put off, with the event."""
-        gone, at = Due(number, timer, None), StoredAt(self._stream, place.sequence)
-        if place.input == "source":
-            if timer.time < await self._source.made():
-                return gone  # it lay in a stream that was made anew since
-            at = at._replace(stream=self._source.stream)
-        message = await stored(self._bus, *at)
-        if message is None or message.time != timer.time:
+        """The timer of an event that was put off, with the event. Raises Unreachable while its stream is not there."""
+        gone, message = Due(number, timer, None), await self._put_off(place, timer.time)
+        if message is None:
             return gone
         whole = await payloads.checked_out(self._bus, self._app, message)
         if place.input == "source":
-            return Due(number, timer, self._source.event(whole or message), at if whole is None else None)
+            lost = StoredAt(self._source.stream, place.sequence) if whole is None else None
+            return Due(number, timer, self._source.event(whole or message), lost)
         return Due(number, timer, EventsInput.events(whole, None)[place.item]) if whole is not None else gone
+
+    async def _put_off(self, place: Place, time: float) -> Message | None:
+        """The message of an event that was put off, stored at `time`; None where it is gone."""
+        stream = self._source.stream if place.input == "source" else self._stream
+        try:
+            if place.input == "source" and time < await self._source.made():
+                # The stream was made anew since, and nobody waits for its leader; or the server's clock was set back.
+                message = await self._bus.get(stream, place.sequence)
+            else:
+                message = await stored_in(self._bus, stream, place.sequence)
+        except NotStored as e:
+            raise Unreachable(e.message, fix=e.fix) from e
+        return message if message is not None and message.time == time else None
 
     def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
         if fetched is None:
