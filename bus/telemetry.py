@@ -31,6 +31,7 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "possible_gap": "topology stage partition stream read first: messages are gone that may have been of the source",
     "snapshot": "topology stage partition bytes sequence: the tables of a partition were stored",
     "refused": "topology stage partition arrivals why: the server refused a commit for what is in it",
+    "payloads_removed": "count: payloads that no message names any more were removed",
     "full": "why: the stream takes nothing, and the engine waits",
     "room": ": the stream takes messages again",
     "call_started": "pool topology node call attempt: a worker runs a call",

@@ -12,6 +12,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     work                                              its call is open
     events in the stream of sources                   a stage has not read them, or a dead letter points at them
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
+    payloads, an hour after they were put             a message names them
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
@@ -37,6 +38,7 @@ from dspex.engine.log.pages import pages
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.reading import latest, named_snapshot, restored
 from dspex.engine.log.tables import NONE, Tables
+from dspex.engine.log.unused_payloads import UnusedPayloads
 
 _log = structlog.get_logger("dspex.engine")
 EVERY = 600.0  # seconds between two sweeps
@@ -59,13 +61,20 @@ class _Kept:
 
 
 async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records: float, clock: Callable[[], float]) -> None:
-    """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns."""
+    """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns.
+
+    Who owns that of the first topology also removes the payloads that none needs.
+    """
+    unused = UnusedPayloads(bus, app)
     while True:
         await asyncio.sleep(EVERY)
         try:
             bucket = await bus.bucket(subjects.bucket(app))
-            for topology in mine():
+            for topology in (owned := mine()):
                 await sweep(bus, app, topology, await manifests(bucket, whole=True), records=records, now=clock())
+            applied = await manifests(bucket, whole=True)
+            if applied and min(applied) in owned:
+                await unused.remove(applied, clock())
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 
