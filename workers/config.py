@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.payloads import ABOVE
+from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.tables import LMProfile
 from dspex.operators.native.adapters import ADAPTERS, Adapter

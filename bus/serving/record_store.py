@@ -9,10 +9,11 @@ from dataclasses import replace
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 

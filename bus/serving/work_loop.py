@@ -13,10 +13,11 @@ from typing import Final
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import payloads, subjects, tasks
+from dspex.bus import subjects, tasks
 from dspex.bus.errors import BusError, DataError
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks

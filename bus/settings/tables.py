@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
+from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     LogLevels,
@@ -52,7 +53,7 @@ class EngineSettings(SettingsTable):
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
     max_bytes: PositiveSize | None = None
-    claim_check_above: PositiveSize = 256 << 10
+    claim_check_above: PositiveSize = ABOVE
 
 
 class RetrySettings(SettingsTable):

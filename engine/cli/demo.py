@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout
 from dspex.bus.message import Event
+from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import human, seconds
 from dspex.bus.settings.model import LOCAL_MODEL, Settings
 from dspex.bus.tasks import Tasks

@@ -13,9 +13,9 @@ from typing_extensions import TypeVar
 from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
-from dspex.bus.payloads import ABOVE
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec
+from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
 from dspex.engine.client import letters, watch

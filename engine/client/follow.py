@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import readable
 from dspex.engine.log.positions import sequence_before

@@ -9,11 +9,12 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError, DecodeError, RunError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
+from dspex.bus.serving import payloads
 from dspex.engine.log.pages import pages
 from dspex.engine.log.redriven import Redrives
 

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError, NotStored, PayloadTooLarge
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.serving import payloads
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 

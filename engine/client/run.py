@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
 from dspex.bus.message import Event, Message, run_of, to_event
 from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.graph import manifest

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
+from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks

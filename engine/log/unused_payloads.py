@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from dspex.bus import payloads, subjects, telemetry
+from dspex.bus import subjects, telemetry
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import stored
 

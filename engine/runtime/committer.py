@@ -13,9 +13,10 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from dspex.bus import payloads, telemetry
+from dspex.bus import telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
+from dspex.bus.serving import payloads
 from dspex.engine.runtime.batch import MOST_BYTES
 from dspex.engine.runtime.partition import Partition
 

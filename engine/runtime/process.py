@@ -11,9 +11,10 @@ from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dspex.bus import codecs, payloads
+from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater, from_dict
 from dspex.bus.records import NodeEvent, Origin
+from dspex.bus.serving import payloads
 from dspex.engine.graph.nodes import Call, CallNode
 from dspex.engine.log.rows import OpenCall, Split, Timer
 from dspex.engine.log.tables import Change, Tables

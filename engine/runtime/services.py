@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dspex.bus.errors import BusError
-from dspex.bus.payloads import MOST
 from dspex.bus.port import Bus
+from dspex.bus.serving.payloads import MOST
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 

@@ -18,11 +18,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, NoAnswer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
+from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client

@@ -30,13 +30,14 @@ from sim_bus import Bus, insist
 from sim_source import GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable, TopologyError
 from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import Delivery, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.graph.nodes import OnGap

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, DspexError, ProgramError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import BusEvents, Delivery, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client

@@ -7,11 +7,12 @@ from typing import ClassVar, NamedTuple
 
 import structlog
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
+from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival

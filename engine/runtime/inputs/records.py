@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import structlog
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
+from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import ClassVar
 
-from dspex.bus import codecs, payloads, subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt
+from dspex.bus.serving import payloads
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.compile import Stage

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, StoredAt
+from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored, stored_in
 from dspex.engine.log.rows import Place, Timer
 from dspex.engine.runtime.arrival import Answered, Arrival, Due

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from engine_lab import APP, SOURCES, STREAM, Cut, Lab
 
-from dspex.bus import payloads, subjects
+from dspex.bus import subjects
 from dspex.bus.codecs.json import json_bytes
 from dspex.bus.errors import LMUnavailable, RetryLater, Unreachable
 from dspex.bus.memory.handles import MemoryObjects
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.serving import payloads
 from dspex.engine.client import letters, watch
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.compile import compile_stage
