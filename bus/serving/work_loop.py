@@ -160,6 +160,9 @@ class WorkLoop:
             request = CallRequest.unpack(delivery.message.data)
         except DataError as error:
             call = self._drop(delivery, error)
+        except BusError:
+            del self._held[delivery]  # with signs of life from here, it would never come again
+            raise
         else:
             call = self._serve(delivery, request, self._accept(request, delivery))
 

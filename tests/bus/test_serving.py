@@ -11,11 +11,13 @@ from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.errors import Unreachable
+from dspex.bus.memory.handles import MemoryObjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest, RecordTo
+from dspex.bus.serving import payloads
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.serving.work_loop import OPEN_AGAIN, Job, WorkLoop
 
@@ -99,6 +101,45 @@ def test_signs_of_life_are_sent_in_the_order_in_which_the_work_came() -> None:
         loop.close()
     assert signs == sorted(signs)
     assert len(signs) == 100
+
+
+class _WithoutObjects(MemoryBus):
+    """A connection that is cut once, just when a payload is read."""
+
+    cut = False
+
+    async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
+        if not self.cut:
+            self.cut = True
+            raise Unreachable("the connection was cut")
+        return await super().objects(name, replicas=replicas)
+
+
+def test_work_whose_payload_cannot_be_read_now_comes_again() -> None:
+    loop, server, taken = VirtualLoop(), MemoryServer(), list[str]()
+
+    def accept(request: CallRequest, delivery: Delivery) -> Job:
+        taken.append(request.call)
+        return partial(asyncio.sleep, 0.0, None)
+
+    try:
+        bus = server.connect()
+        loop.run(bus.ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab"))))
+        loop.run(WorkConsumers(bus, "lab", [("lightweight", 1)]).look())
+        cut = _WithoutObjects(server, BusEvents())
+        worker = WorkLoop(cut, "lab", "lightweight", accept, free=lambda: 9, failed=lambda error: None)
+
+        async def start() -> None:
+            worker.start()
+            await bus.publish(await payloads.checked_in(bus, "lab", NewMessage(WORK, request().pack()), 10))
+
+        loop.run(start())
+        loop.advance(60.0)
+        loop.run(worker.kill())
+    finally:
+        loop.close()
+    assert cut.cut
+    assert taken == ["call"]
 
 
 # -- records and requests ---------------------------------------------------------------------------------------------

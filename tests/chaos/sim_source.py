@@ -23,10 +23,12 @@ from dspex.bus.errors import NotStored
 from dspex.bus.memory.connection import LATE
 from dspex.bus.memory.store import MemoryStream
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.serving import payloads
 
 if TYPE_CHECKING:
     from simulation import Simulation
 
+APP: Final = "sim"
 STREAM: Final = "EVENTS"  # of somebody else
 STOPS: Final = 120.0  # virtual seconds within which a gap must have stopped a stage
 Fate = Literal["", "made anew", "rolled back", "missing"]
@@ -58,10 +60,14 @@ class Source:
         draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
         while True:
             try:
-                await insist(lambda: self.sim.bus.publish(draft))
+                await insist(lambda: self._stored(draft))
                 return
             except NotStored:  # no engine has applied the topology yet, or the stream is missing
                 await asyncio.sleep(0.1)
+
+    async def _stored(self, draft: NewMessage) -> None:
+        bus = self.sim.bus
+        await bus.publish(await payloads.checked_in(bus, APP, draft, self.sim.above or 0))
 
     async def _change(self) -> None:
         sim = self.sim

@@ -17,17 +17,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count as numbers
 from random import Random
 from typing import Any
 
+import sim_options as options
 import structlog
 import workload
 from oracle import Ledger, Report, Violation, judge
 from sim_bus import Bus, insist
-from sim_source import GAPS, STREAM, Fate, Source
+from sim_source import APP, GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
 from dspex.bus import subjects
@@ -38,6 +39,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Delivery, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
+from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.graph.nodes import OnGap
@@ -47,7 +49,6 @@ from dspex.engine.log.reading import latest
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.compile import compile_stage
 
-APP = "sim"
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
 PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost
 
@@ -64,6 +65,7 @@ class Simulation:
         fate: what becomes of the source's stream in the middle of the run; "" for nothing.
         on_gap: the policy that the topology begins with.
         skewed: engines are told a time that is up to 25 s wrong, and not always the same; the server's own is set once.
+        above: bytes of a body that is stored beside its message.
         redriven: the model is repaired when all is done, and the events that it had failed are redriven, some of them twice.
     """
 
@@ -83,13 +85,14 @@ class Simulation:
     on_gap: OnGap | None = None
     skewed: bool | None = None
     redriven: bool | None = None
+    above: int | None = None
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     failures: list[Violation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.command = f"python tests/chaos/simulation.py --first {self.seed} --seeds 1{_options(self)}"
+        self.command = f"python tests/chaos/simulation.py --first {self.seed} --seeds 1{options.said(self)}"
 
     def run(self) -> Report:
         """Everything, from an empty server to the oracle's report."""
@@ -150,6 +153,8 @@ class Simulation:
         self.skewed = skewed if self.skewed is None else self.skewed
         self.redriven = redriven if self.redriven is None else self.redriven
         self.foreign = bool(self.fate) or chance.random() < 0.3  # a stream of somebody else
+        above = chance.choice([payloads.ABOVE, payloads.ABOVE, 200])
+        self.above = above if self.above is None else self.above
         self.applied = asyncio.Event()  # set when the operator runs another version of the topology
 
     def apply(self, on_gap: OnGap) -> None:
@@ -193,8 +198,8 @@ class Simulation:
                 await asyncio.sleep(self.random.uniform(0.0, 60.0))
 
     async def _judge(self, took: float) -> Report:
-        self.stored = list(self.server.streams[subjects.stream(APP)].messages.values())
-        report = judge(APP, self.events, self.stored, self.heard)
+        self.stored = [self.whole(m) for m in self.server.streams[subjects.stream(APP)].messages.values()]
+        report = judge(APP, self.events, self.stored, [self.whole(m) for m in self.heard])
         report.violations += self.failures
         report.violations += [v async for v in self._replayed()]
         calls = sum(1 for n in self.model_calls.values() if n > 1)
@@ -235,7 +240,15 @@ class Simulation:
         reader = await insist(lambda: self.bus.reader(subjects.stream(APP), wanted, after=0, name="oracle"))
         while True:
             for message in await insist(lambda: reader.read(500)):
-                self.ledger.take(message)
+                self.ledger.take(self.whole(message))
+
+    def whole(self, message: Message) -> Message:
+        """The message with its body, which may be stored beside it."""
+        name = message.headers.get(subjects.CLAIM_CHECK)
+        if name is None:
+            return message
+        self.done["bodies stored apart"] += 1
+        return message._replace(data=self.server.objects[subjects.objects(APP)][name][0])
 
     def _fates(self) -> list[float]:
         """Seconds of life before each death."""
@@ -251,12 +264,18 @@ class Simulation:
                 bus.skew = self.random.uniform(-25.0, 25.0)
                 asyncio.get_running_loop().call_later(self.random.uniform(0.0, fate), setattr, bus, "skew", -bus.skew)
             host = Host(
-                bus, APP, [self.topology], engine=f"e{index}-{life}", heartbeat=0.6, most_open_calls=self.most_open or 0
+                bus,
+                APP,
+                [self.topology],
+                engine=f"e{index}-{life}",
+                heartbeat=0.6,
+                most_open_calls=self.most_open or 0,
+                claim_check_above=self.above or 0,
             )
             self.hosts[index], policy = host, self.on_gap
             try:
                 await asyncio.wait_for(insist(host.start), 10.0)
-                await self._live(host, bus, fate)
+                await self._live(host, bus, fate, policy)
             except TimeoutError:
                 self.done["engines killed"] += 1
             except TopologyError as error:
@@ -270,8 +289,7 @@ class Simulation:
         if not isinstance(error, TopologyError) or policy == self.on_gap:
             self.failures.append(Violation("an engine does not fail", f"{type(error).__name__}: {error}"))
 
-    async def _live(self, host: Host, bus: Bus, fate: float) -> None:
-        policy = self.on_gap
+    async def _live(self, host: Host, bus: Bus, fate: float, policy: OnGap | None) -> None:
         if self.freezes and self.random.random() < 0.4:
             await asyncio.sleep(self.random.uniform(0, min(fate, 10.0)))
             bus.thawed.clear()
@@ -279,7 +297,7 @@ class Simulation:
             await asyncio.sleep(self.random.uniform(1.0, 12.0))
             bus.thawed.set()
         wait = [asyncio.ensure_future(host.wait()), asyncio.ensure_future(bus.dead.wait())]
-        if not self.applied.is_set():
+        if not self.applied.is_set() or policy != self.on_gap:
             wait.append(asyncio.ensure_future(self.applied.wait()))
         await asyncio.wait(wait, timeout=fate, return_when=asyncio.FIRST_COMPLETED)
         if wait[0].done() and (error := wait[0].exception()):
@@ -303,7 +321,8 @@ class Simulation:
         for life in numbers():
             fate = fates[life] if life < len(fates) else 10 * PATIENCE
             bus = Bus(self.server, self.random)
-            work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed)
+            records = RecordStore(bus, APP, POOL, self.above or 0)
+            work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed, records=records)
             work.start()
             await asyncio.sleep(fate)
             self.done["workers killed"] += 1
@@ -335,25 +354,9 @@ class Simulation:
         return {"outputs": workload.model(request.inputs, str(request.spec["signature"]))}
 
 
-def _options(simulation: Simulation) -> str:
-    """What is not as by default, as the command takes it."""
-    said: dict[str, Any] = {}
-    for f in fields(Simulation):
-        value = getattr(simulation, f.name)
-        if f.name not in ("seed", "model_calls", "done", "failures") and value != f.default:
-            said[f.name] = asdict(value) if isinstance(value, Faults) else value
-    return " --with" + "".join(f" '{name}={json.dumps(value)}'" for name, value in said.items()) if said else ""
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    read = json.loads(value)
-    return name, Faults(**read) if name == "faults" else read
-
-
-def sweep(seeds: Sequence[int], **options: Any) -> list[Report]:
+def sweep(seeds: Sequence[int], **said: Any) -> list[Report]:
     """One run a seed."""
-    return [Simulation(seed, **options).run() for seed in seeds]
+    return [Simulation(seed, **said).run() for seed in seeds]
 
 
 def main() -> int:
@@ -362,7 +365,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
     what = "as Simulation names them, values as JSON"
-    parser.add_argument("--with", nargs="+", type=_option, default=[], dest="options", metavar="NAME=VALUE", help=what)
+    parser.add_argument("--with", nargs="+", type=options.read, default=[], dest="options", metavar="NAME=VALUE", help=what)
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
