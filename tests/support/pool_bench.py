@@ -14,6 +14,7 @@ from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
+from dspex.bus.serving import payloads
 from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.pool import Pool
@@ -78,7 +79,8 @@ class Bench:
     async def pump(self) -> None:
         reader = await self.bus.reader(subjects.stream(APP), [RECORDS], after=0, name="test")
         while True:
-            self.seen += [CallRecord.unpack(m.data) for m in await reader.read(1000)]
+            found = [await payloads.required(self.bus, APP, m) for m in await reader.read(1000)]
+            self.seen += [CallRecord.unpack(m.data) for m in found]
             self.arrived.set()
 
 

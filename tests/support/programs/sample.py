@@ -141,7 +141,7 @@ def environment(text: str) -> dict[str, Any]:
 
 
 def big(text: str) -> dict[str, Any]:
-    return {"reply": "x" * 3_000_000}
+    return {"reply": "x" * int(text)}
 
 
 def eats_memory(text: str) -> dict[str, Any]:

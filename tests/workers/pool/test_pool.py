@@ -177,8 +177,10 @@ async def test_work_that_is_delivered_again_leaves_one_record(shared: Bench, sha
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_answer_that_no_message_can_hold_becomes_an_error(shared: Bench) -> None:
-    (big,) = await shared.ask(work(spec=program("big")))
+async def test_an_answer_too_large_for_a_message_is_stored_and_one_over_64_mb_becomes_an_error(shared: Bench) -> None:
+    (large,) = await shared.ask(work("3000000", spec=program("big")))
+    assert large.outputs == {"reply": "x" * 3_000_000}
+    (big,) = await shared.ask(work("68000000", spec=program("big")))
     assert big.error is not None
     assert big.error["type"] == "OutputTooLarge"
     assert big.event == b"the event of the call"
