@@ -47,7 +47,7 @@ class StreamConfig:
 
     Attributes:
         duplicate_window: seconds in which an id is not stored twice.
-        max_bytes: -1 for no limit; None for 80 % of what the server lets a stream reserve when it is made.
+        max_bytes: -1 for no limit; None for 80 % of what the server lets a stream reserve when it is made, at most 16 GiB.
         max_age: seconds after which messages expire; 0: never.
         max_consumers: -1 for what the server allows.
     """

@@ -42,8 +42,8 @@ class EngineSettings(SettingsTable):
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
-        max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free. The
-            stream of sources gets a fifth of that besides.
+        max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
+            most 16 GiB. The stream of sources gets a fifth of that besides.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
     """
 

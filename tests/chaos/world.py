@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from wire_cutter import WireCutter
+from broken.wire_cutter import WireCutter
 from workload import SOURCE
 
 from dspex.bus import nats

@@ -126,7 +126,7 @@ async def test_a_machine_whose_clock_is_far_from_the_servers_is_told_so(folder: 
     async with open_bus(Settings.load(server__url=nats_url), name="test") as bus:
         await bus.ensure_stream(StreamConfig(subjects.stream(unique), [f"{unique}.x"]))
     support = Path(__file__).parents[2] / "support"
-    command = ("wrong_clock.py", "-60", "../../__main__.py", "--json", "--server", nats_url, "doctor")
+    command = ("broken/wrong_clock.py", "-60", "../../__main__.py", "--json", "--server", nats_url, "doctor")
     env = {**os.environ, "DSPEX_APP": unique}
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, cwd=support, env=env)
     said = (await process.communicate())[0].decode()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from cluster import Cluster
+from broken.cluster import Cluster
 
 from dspex.bus import nats, subjects
 from dspex.bus.errors import BusError

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from broken.wire_cutter import WireCutter
 from waiting import until
-from wire_cutter import WireCutter
 
 from dspex.bus import nats, subjects
 from dspex.bus.port import Bus

@@ -27,7 +27,7 @@ SUPPORT = Path(__file__).parents[2] / "support"
 @asynccontextmanager
 async def engine(url: str, name: str, clock: int) -> AsyncIterator[None]:
     """An engine whose calls have ten minutes, on a machine whose clock is `clock` seconds ahead; killed at the end."""
-    script = (str(SUPPORT / "wrong_clock.py"), str(clock), str(SUPPORT / "engine_process.py"))
+    script = (str(SUPPORT / "broken/wrong_clock.py"), str(clock), str(SUPPORT / "engine_process.py"))
     arguments = (url, name, f"{name}.in", f"{name}.out", "2", "calls")
     process = await asyncio.create_subprocess_exec(sys.executable, *script, *arguments, stdout=PIPE, stderr=PIPE)
     assert process.stdout is not None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wire_cutter import WireCutter
+from broken.wire_cutter import WireCutter
 
 NAMES = ("first", "second", "third")
 CONFIG = """
