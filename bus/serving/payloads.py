@@ -9,6 +9,7 @@ Log entries and snapshots are never checked in: whoever takes over needs nothing
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Final
 
@@ -22,6 +23,8 @@ from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
 ROOM: Final = 4096  # bytes of a message kept for headers
+YOUNG: Final = 60.0  # seconds since a message was stored, in which its payload may not have come to every server
+PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
 
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger("dspex.bus")
@@ -56,7 +59,7 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
         _log.error("a claim check names no payload", **where)
         return None
     try:
-        data = await (await bus.objects(subjects.objects(app))).get(name)
+        data = await _stored(bus, app, message, name)
     except DataError as e:
         _log.error("a payload cannot be read", **where, why=e.message)
         return None
@@ -64,6 +67,19 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
         _log.error("a payload is stored nowhere any more", **where)
         return None
     return message._replace(data=data)
+
+
+async def _stored(bus: Bus, app: str, message: Message, name: str) -> bytes | None:
+    """A payload. What was put just now may not have come to a server that has just become the leader: that is asked again."""
+    objects = await bus.objects(subjects.objects(app))
+    for pause in (*PAUSES, 0.0):
+        if (data := await objects.get(name)) is not None:
+            return data
+        info = await bus.stream(subjects.stream(app))
+        if info is None or message.time < info.now - YOUNG:
+            return None
+        await asyncio.sleep(pause)
+    return None
 
 
 async def required(bus: Bus, app: str, message: Message) -> Message:

@@ -295,3 +295,19 @@ def test_a_redriven_large_event_runs_from_its_payload_or_says_that_it_is_gone(la
     one.advance(1)
     assert one.outputs("out") == ([] if lost else [{"size": len(LARGE)}])
     assert [d.code for d in one.letters()] == (["DX511"] if lost else [])
+
+
+def test_a_payload_that_a_new_leader_does_not_have_yet_is_waited_for(checked: Callable[..., Lab]) -> None:
+    one = checked(through())
+    one.start()
+    objects = one.server.objects[subjects.objects(APP)]
+    one.kill()
+    one.publish("in", {"text": LARGE})
+    late = dict(objects)
+    objects.clear()
+    one.start()
+    one.advance(2)
+    objects.update(late)
+    one.advance(10)
+    assert [o["text"] for o in one.outputs("out")] == [LARGE + "!"]
+    assert one.letters() == []
