@@ -41,7 +41,7 @@ class RecordStore:
         else:
             subject, id = to.subject, to.id
             record = replace(record, number=to.number, event=to.event)
-        message = NewMessage(subject, self._sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
+        message = NewMessage(subject, self.sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
         self.pending += 1
         try:
             return await self._store(message, request)
@@ -87,7 +87,7 @@ class RecordStore:
         log.error("something else was stored under the id of a record", **fields)
         return message._replace(headers={**(message.headers or {}), subjects.MESSAGE_ID: f"{id}.{os.urandom(8).hex()}"})
 
-    def _sized(self, record: CallRecord) -> bytes:
+    def sized(self, record: CallRecord) -> bytes:
         """The packed record. One whose outputs are larger than a payload may be becomes a short error that says so."""
         data, most = record.pack(), payloads.most(self.bus)
         size = len(data) - len(record.event)

@@ -16,10 +16,11 @@ import orjson
 from typing_extensions import TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
+from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, new_id
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, CallSpec, Usage
+from dspex.bus.serving import payloads
 from dspex.engine.client.resolve import HasCall, resolve
 from dspex.engine.client.status.rows import PoolRow
 
@@ -93,7 +94,7 @@ async def ask(
 ) -> tuple[CallRecord, float]:
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took.
 
-    Raises the call's error; Saturated when no worker takes it in time; CallTimeout.
+    Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
     """
     id, began = new_id(), time.monotonic()
     request = CallRequest(
@@ -135,12 +136,16 @@ class _Asking:
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
-        pause = 0.05
+        pause, draft = 0.05, NewMessage(self.request.called_on(self.app, self.pool), self.request.pack())
+        if (size := len(draft.data)) > (most := payloads.most(self.bus)):
+            raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
+        draft = await payloads.checked_in(self.bus, self.app, draft, self.bus.max_payload)
         while True:
-            await self.bus.send(self.request.called_on(self.app, self.pool), self.request.pack(), reply=self.inbox)
+            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox)
             if await _accepted(self.frames) is not None:
                 self.taken = True
-                return await _result(self.frames)
+                result = await payloads.required(self.bus, self.app, await _result(self.frames))
+                return CallRecord.unpack(result.data)
             self.seen = await _someone_there(self.bus, self.app, self.pool)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
@@ -188,8 +193,8 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow:
         ) from None
 
 
-async def _result(frames: asyncio.Queue[Message]) -> CallRecord:
+async def _result(frames: asyncio.Queue[Message]) -> Message:
     while True:
         frame = await frames.get()
         if frame.headers.get(subjects.KIND) not in (ACCEPTED, BUSY):
-            return CallRecord.unpack(frame.data)
+            return frame

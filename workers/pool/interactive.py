@@ -15,10 +15,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DecodeError, NotAllowed, WorkerLost
+from dspex.bus.errors import BusError, DataError, NotAllowed, WorkerLost
 from dspex.bus.message import Message
-from dspex.bus.port import Subscription
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRequest
+from dspex.bus.port import NewMessage, Subscription
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class Interactive:
             await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
             return
         try:
+            message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = CallRequest.unpack(message.data)
-        except DecodeError as e:
+        except (DataError, BusError) as e:
             log.error("unreadable request dropped", pool=self._pool.config.name, why=e.message)
             return
         config = self._pool.config
@@ -82,7 +84,7 @@ class Interactive:
             error = NotAllowed(f"a request for {wanted} came on {message.subject}", fix="send it on its own subject")
             log.error("refused a request on another subject than its own", pool=config.name, why=error.message)
             record = self._pool.attempts.failed(work, error)
-            await self._pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
+            await self._reply(message, record)
             return
         reservation = self._pool.children.slots.reserve()
         self._changed.set()
@@ -97,7 +99,14 @@ class Interactive:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:
                 stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
-                await pool.bus.send(message.reply, stopped.pack(), headers={subjects.KIND: RESULT})
+                await self._reply(message, stopped)
                 raise
-        await pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
+        await self._reply(message, record)
         await pool.records.store(record, work)
+
+    async def _reply(self, message: Message, record: CallRecord) -> None:
+        """Send the result; one that no message holds by its hash."""
+        pool = self._pool
+        draft = NewMessage(message.reply, pool.records.sized(record), {subjects.KIND: RESULT})
+        draft = await payloads.checked_in(pool.bus, pool.config.app, draft, pool.bus.max_payload)
+        await pool.bus.send(draft.subject, draft.data, headers=draft.headers)

@@ -144,6 +144,10 @@ def big(text: str) -> dict[str, Any]:
     return {"reply": "x" * int(text)}
 
 
+def length(text: str) -> dict[str, Any]:
+    return {"reply": str(len(text))}
+
+
 def eats_memory(text: str) -> dict[str, Any]:
     eats_memory.kept = bytearray(os.urandom(1 << 20) * 200)  # type: ignore[attr-defined]
     return {"reply": os.getpid()}
