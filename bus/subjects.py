@@ -221,6 +221,12 @@ def dead_pattern(app: str, topology: str = "*") -> str:
     return f"{prefix(app)}.dead.{topology}.>"
 
 
+def of_topology(app: str, topology: str) -> list[str]:
+    """All that is stored for a topology but its sinks."""
+    kinds = [f"{kind}.{topology}.>" for kind in ("log", "edge", "time", "dead")]
+    return [f"{prefix(app)}.{rest}" for rest in (*kinds, f"work.*.*.{topology}.>", f"record.*.{topology}.>")]
+
+
 def redriven(app: str) -> str:
     """Which dead letters were redriven; see engine/log/redriven.py."""
     return f"{prefix(app)}.audit.redriven"
@@ -274,9 +280,3 @@ def work_key(pool: str, band: int) -> str:
 def member_key(kind: str, id: str) -> str:
     """Who is alive: `engine.<id>`."""
     return f"{kind}.{id}"
-
-
-# -- ids that name a record or a repeat ------------------------------------------------------------------------------
-def attempt_id(call: str, attempt: int) -> str:
-    """Nats-Msg-Id of a result: a worker that dies after it was stored and before its ack leaves no second record."""
-    return f"{call}:{attempt}"

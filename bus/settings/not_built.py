@@ -58,8 +58,8 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("test", "plan", "apply", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
-        *("pause", "resume", "delete", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills"),
+        *("test", "plan", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
+        *("pause", "resume", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills"),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed", "server permissions"),
     }
 )

@@ -122,6 +122,7 @@ MORE = {
         "A source's stream has work-queue or interest retention: it removes what was read, so nothing could be read again.",
         "read a stream with limits retention",
     ),
+    "DX240": ("A topology is to be deleted that an engine runs.", "stop these engines first"),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",
