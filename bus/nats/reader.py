@@ -41,6 +41,7 @@ class NatsReader:
         self._window = max(window, 2)
         self._last, self._time = after, 0.0  # sequence of the last message that came, and when it was stored
         self._created = created  # when the stream was made
+        self._verified = False  # whether the consumer reads that stream: nothing is asked for before that is known
         self._bodies = bodies
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
@@ -98,6 +99,7 @@ class NatsReader:
     # -- the consumer
     async def _begin(self) -> None:
         self._trouble.clear()
+        self._verified = False
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
             self._connection.forget(self._interest)
@@ -108,8 +110,8 @@ class NatsReader:
         await drop(self._connection, self._stream, self._name)
         config = ordered(self._name, self._filters, self._last, IDLE, bodies=self._bodies)
         self._pending = await create(self._connection, self._stream, config)
-        if await self._same_stream():
-            self._pull()
+        self._verified = await self._same_stream()
+        self._pull()
 
     async def _same_stream(self) -> bool:
         """Whether the consumer, which is made by now, reads the stream that was read before; the reader fails if not.
@@ -169,7 +171,9 @@ class NatsReader:
     def _pull(self) -> None:
         """Ask for more, early enough that the server never waits for us, and never for more than the window."""
         room = self._window - len(self._unread) - self._asked
-        if room * 2 < self._window or self._bytes > PULL_BYTES or self._trouble.is_set() or not self._connection.up.is_set():
+        if room * 2 < self._window or self._bytes > PULL_BYTES or not self._verified:
+            return
+        if self._trouble.is_set() or not self._connection.up.is_set():
             return
         self._asked += room
         largest = max(PULL_BYTES, 2 * self._connection.max_payload)
