@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "engine.client.client",
     "Context": "engine.graph.context",
-    "Duration": "bus.duration",
+    "Duration": "bus.settings.duration",
     "Engine": "engine.hosting.engine",
     "Event": "bus.message",
     "Field": "operators.native.signature",
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from dspex import sync as sync
     from dspex import testing as testing
     from dspex import workers as workers
-    from dspex.bus.duration import Duration as Duration
     from dspex.bus.message import Event as Event
+    from dspex.bus.settings.duration import Duration as Duration
     from dspex.bus.settings.model import Settings as Settings
     from dspex.engine.client.call import Result as Result
     from dspex.engine.client.client import Client as Client

@@ -38,6 +38,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from typing_extensions import TypeIs
+
 __all__ = [
     "AffinityLost",
     "BudgetExceeded",
@@ -225,7 +227,7 @@ class NotStored(BusError):
 
 
 class PayloadTooLarge(BusError):
-    """Headers and data together exceed the server's max_payload. The server would close the connection over it."""
+    """An event has over 64 MB, or a message that is not stored exceeds max_payload, at which the server hangs up."""
 
     code = "DX405"
     fix = "send less data in one event, or raise max_payload of the server"
@@ -309,10 +311,10 @@ class Reject(DataError):
 
 
 class OutputTooLarge(DataError):
-    """An operator emitted an event over max_payload. The source event goes to the dead letters; the rest goes on."""
+    """An operator emitted over 64 MB, or a call's inputs or outputs have more. A dead letter; the rest goes on."""
 
     code = "DX506"
-    fix = "emit smaller events, or raise max_payload of the server"
+    fix = "emit smaller events, and store what is larger elsewhere"
 
 
 class CallError(DspexError):
@@ -477,13 +479,22 @@ class NoAnswer(DspexError):
 
 
 class RetryLater(DspexError):
-    """Raised by a user's function: run this event again after `after` seconds. The event is kept, not lost."""
+    """Raised by a user's function: run this event again after `after` seconds. The event is kept, not lost.
+
+    Raises ValueError where `after` is no number of seconds: negative, infinite, or of another type.
+    """
 
     code, retryable = "DX510", True
     fix = "nothing to do: the event is run again by itself"
 
     def __init__(self, message: str = "asked to be run again later", *, after: float = 1.0, **kw: Any) -> None:
+        if not _is_seconds(after):
+            raise ValueError(f"RetryLater(after={after!r}): after is seconds, 0 or more")
         super().__init__(message, retry_after=after, **kw)
+
+
+def _is_seconds(value: object) -> TypeIs[float]:
+    return isinstance(value, (int, float)) and 0 <= value < 1e10  # not NaN, not infinite, not negative
 
 
 def _walk(cls: type[DspexError]) -> list[type[DspexError]]:
@@ -499,12 +510,13 @@ def by_name(name: str) -> type[DspexError]:
 
 
 def from_dict(data: Mapping[str, Any]) -> DspexError:
-    """The error that `as_dict` described, rebuilt on this side of the wire."""
-    kw = {k: data.get(k) for k in ("code", "fix", "node", "run", "retry_after")}
+    """The error that `as_dict` described, rebuilt on this side of the wire. What is not of the right type is left out."""
+    kw: dict[str, Any] = {k: v for k in ("code", "fix", "node", "run") if isinstance(v := data.get(k), str)}
     cls, message = by_name(str(data.get("type", ""))), str(data.get("message", ""))
+    after = data.get("retry_after")  # whatever somebody wrote there: only seconds count
+    after = float(after) if _is_seconds(after) else None
     if cls is RetryLater:  # the delay is its argument
-        after = kw.pop("retry_after")
-        return RetryLater(message, after=1.0 if after is None else float(after), **kw)
-    error = cls(message, **kw)
+        return RetryLater(message, after=1.0 if after is None else after, **kw)
+    error = cls(message, retry_after=after, **kw)
     error.retryable = bool(data.get("retryable", cls.retryable))  # a class that we do not know may be
     return error

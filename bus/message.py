@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import blake2b, blake2s
+from hashlib import blake2s
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dspex.bus import subjects
@@ -78,13 +78,12 @@ class Event(Generic[T]):
 
 
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
-_UUID7_HEAD = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-", re.IGNORECASE)
 
 
-def _uuid(head: str, tail: str, version: int = 7) -> str:
-    """A UUID (RFC 9562) of 12 hex digits `head`, for version 7 the time in milliseconds, and 74 bits of `tail`."""
+def _uuid(head: str, tail: str) -> str:
+    """A UUIDv7 (RFC 9562) of 12 hex digits `head`, the time in milliseconds, and 74 bits of `tail`."""
     variant = "89ab"[int(tail[3], 16) & 3]
-    return f"{head[:8]}-{head[8:12]}-{version}{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+    return f"{head[:8]}-{head[8:12]}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
 
 
 def new_id(now: float | None = None) -> str:
@@ -100,21 +99,30 @@ def _seeded(operator: str, ordinal: int) -> Any:
 def derived_id(parent: str, operator: str, ordinal: int) -> str:
     """The id of what `operator` derived from event `parent`: the same at every walk, a UUIDv7 of the parent's time.
 
-    A parent with another kind of id (a publisher may choose `order-17`) has no time in it: the child's is a UUIDv8. It is
-    made for every event that is emitted, so the hash of operator and ordinal is kept, and only copied: half the cost.
+    It is made for every event that is emitted, so the hash of operator and ordinal is kept, and only copied: half the cost.
     """
     h = _seeded(operator, ordinal).copy()
     h.update(parent.encode())
     tail = h.hexdigest()
-    if _UUID7_HEAD.match(parent):
-        return f"{parent[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}"
-    return _uuid(tail[20:], tail, version=8)
+    return f"{parent[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}"
 
 
-def foreign_id(stream_created: float, message: Message) -> str:
-    """The id of an event that came without one (`nats pub`): the same whenever it is read again."""
-    tail = blake2b(f"{stream_created}/{message.subject}/{message.sequence}".encode(), digest_size=10).hexdigest()
-    return _uuid(f"{int(message.time * 1000):012x}", tail)
+@lru_cache(64)
+def _placed(stream: str, created: float) -> Any:
+    return blake2s(f"{stream}/{created!r}/".encode(), digest_size=16)
+
+
+def place_id(stream: str, created: float, message: Message) -> str:
+    """The id of an event that lies in a stream: a UUIDv7 of its stored time, the same whenever it is read again.
+
+    It comes from the place alone, never from an id that the publisher chose: two streams may hold the same business id, and
+    so may one stream after the duplicate window, and the calls of two events must never have one id.
+    """
+    h = _placed(stream, created).copy()
+    h.update(b"%d" % message.sequence)
+    tail = h.hexdigest()
+    head = f"{int(message.time * 1000):012x}"
+    return f"{head[:8]}-{head[8:]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}"
 
 
 def id_time(id: str) -> datetime | None:
@@ -127,10 +135,14 @@ def id_time(id: str) -> datetime | None:
         return None
 
 
-def message_id(message: Message, stream_created: float = 0.0) -> str:
-    """The event id of a stored message: ours, else the publisher's, else derived from where it is stored."""
-    h = message.headers
-    return h.get(subjects.EVENT_ID) or h.get(subjects.MESSAGE_ID) or foreign_id(stream_created, message)
+def event_id(stream: str, created: float, message: Message) -> str:
+    """The id of a stored event as its readers see it: the one that dspex gave an output, else that of its place."""
+    return message.headers.get(subjects.EVENT_ID) or place_id(stream, created, message)
+
+
+def run_of(stream: str, created: float, message: Message) -> str:
+    """The id of the run that a stored event belongs to."""
+    return message.headers.get(subjects.RUN) or place_id(stream, created, message)
 
 
 def cause_of(headers: Mapping[str, str]) -> str | None:
@@ -150,9 +162,9 @@ def event_time(message: Message) -> datetime:
     return datetime.fromtimestamp(message.time, tz=UTC)
 
 
-def to_event(message: Message, data: Any, stream_created: float = 0.0) -> Event[Any]:
-    """The user's view of a stored message whose payload was decoded to `data`."""
-    h, id = message.headers, message_id(message, stream_created)
+def to_event(message: Message, data: Any, stream: str = "", created: float = 0.0) -> Event[Any]:
+    """The user's view of a stored message whose payload was decoded to `data`. `created`: when its stream was made."""
+    h, id = message.headers, event_id(stream, created, message)
     return Event(
         id=id,
         subject=message.subject,

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+PAGE_MESSAGES = 500
+PAGE_BYTES = 16 << 20  # of one page, about
 OLDEST_SERVER = (2, 12)  # the first nats-server with atomic batches
 
 
@@ -39,19 +41,38 @@ class Ack(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A stream as dspex makes it: limits retention, discard new, atomic batches, direct get. Nothing expires by itself."""
+    """A stream as dspex makes it: limits retention, discard new, atomic batches, direct get.
+
+    It has no rollup, no message schedules and no message TTL: whoever may write could remove what others wrote.
+
+    Attributes:
+        duplicate_window: seconds in which an id is not stored twice.
+        max_bytes: -1 for no limit; None for 80 % of what the server lets a stream reserve when it is made, at most 16 GiB.
+        max_age: seconds after which messages expire; 0: never.
+        max_consumers: -1 for what the server allows.
+    """
 
     name: str
     subjects: Sequence[str]
     replicas: int = 1
-    duplicate_window: float = 120.0  # seconds
-    max_bytes: int = -1
+    duplicate_window: float = 120.0
+    max_bytes: int | None = -1
     max_messages: int = -1
+    max_age: float = 0.0
+    max_consumers: int = -1
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """A stream as it is. `created`: seconds since the epoch; with first and last it shows a trimmed or re-created stream."""
+    """A stream as it is.
+
+    Attributes:
+        created: seconds since the epoch; with first and last it shows a trimmed or re-created stream.
+        own: made by dspex.
+        retention: "limits"; or "workqueue" or "interest", which remove messages that somebody has read.
+        max_bytes: -1 for no limit.
+        now: what the clock of its leader said, in seconds since the epoch.
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -61,7 +82,10 @@ class StreamInfo:
     messages: int
     bytes: int
     replicas: int = 1
-    own: bool = True  # made by dspex
+    own: bool = True
+    retention: str = "limits"
+    max_bytes: int = -1
+    now: float = field(default=0.0, compare=False)
 
 
 class Reader(Protocol):
@@ -71,7 +95,8 @@ class Reader(Protocol):
         """1 to `limit` messages in stream order, as soon as there is one.
 
         Never a gap: the reader starts again behind its last message when the wire lost one. Raises `Unreachable` when
-        closed meanwhile, `NotAllowed` when it may not read; it waits while an error may pass by itself.
+        closed meanwhile, or when the stream is not the one that it began with: made anew, or rolled back to an older copy;
+        `NotAllowed` when it may not read. It waits while an error may pass by itself.
         """
         ...
 
@@ -103,10 +128,20 @@ class Delivery(Protocol):
 
 
 class WorkQueue(Protocol):
-    """A durable consumer that many processes share; each delivery goes to one of them."""
+    """A durable consumer that many processes share; each delivery goes to one of them.
+
+    Attributes:
+        dry: nothing waits in it, as far as it has told this process.
+    """
+
+    @property
+    def dry(self) -> bool: ...
 
     async def next(self) -> Delivery:
-        """The next delivery. Asks the bus for no more than `free()` at a time, so nothing waits in a local queue."""
+        """The next delivery. Asks the bus for no more than `free()` at a time, so nothing waits in a local queue.
+
+        Raises `NotStored` when the consumer is gone.
+        """
         ...
 
     async def close(self) -> None:
@@ -139,9 +174,21 @@ class Bucket(Protocol):
 class Objects(Protocol):
     """Payloads by content: the name is the SHA-256 of the bytes, so the same bytes are stored once."""
 
-    async def put(self, data: bytes) -> str: ...
+    async def put(self, data: bytes) -> str:
+        """Store the bytes, or touch them where they are stored already: what was put just now is not removed as unused."""
+        ...
 
-    async def get(self, name: str) -> bytes | None: ...
+    async def get(self, name: str) -> bytes | None:
+        """The bytes; None where there are none. Raises `DataError` where what is stored has another hash."""
+        ...
+
+    async def listing(self) -> dict[str, float]:
+        """When each object was put last, in seconds since the epoch, by its name."""
+        ...
+
+    async def remove(self, name: str, put: float) -> bool:
+        """Remove an object, unless it was put again since `put`, which is what `listing` said. Whether it was removed."""
+        ...
 
 
 class Bus(Protocol):
@@ -162,7 +209,11 @@ class Bus(Protocol):
 
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
-        """Create the stream, or add the subjects that it lacks. Removes nothing. Raises `SubjectTaken`."""
+        """Create the stream, or add the subjects that it lacks and switch rollup off. Removes no message.
+
+        Raises `SubjectTaken`, `BusError` DX412 (message TTL or schedules are on, which no server
+        switches off again).
+        """
         ...
 
     async def stream(self, name: str) -> StreamInfo | None: ...
@@ -189,8 +240,22 @@ class Bus(Protocol):
         ...
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> Reader:
-        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer."""
+    async def reader(
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
+    ) -> Reader:
+        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer.
+
+        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. Without
+        `bodies` the server sends only headers, and every message is empty.
+        """
         ...
 
     async def get(self, stream: str, sequence: int) -> Message | None:
@@ -201,12 +266,26 @@ class Bus(Protocol):
         """The last message of a subject (or pattern), asked of the leader."""
         ...
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        """The last message of each of these subjects that has one, asked of any replica, so it may be behind: no patterns."""
+        ...
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         """The first message of a subject (or pattern) from `sequence` on; None where there is none."""
         ...
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         """All messages that match, with start <= sequence <= stop, in order. Waits for nothing new."""
+        ...
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        """The first messages that `scan` would give: `most` of them or a few MiB, whichever is less. Empty: there is none."""
+        ...
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        """How many messages with a sequence over `after` match a filter. Reads none of them."""
         ...
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
@@ -218,8 +297,19 @@ class Bus(Protocol):
         ...
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> WorkQueue:
-        """Share the durable consumer `name` (made if missing): explicit ack, delivered again for ever.
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        """Whether there is a durable consumer of this name. Raises BusError where there is no such stream."""
+        ...
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
+        """Make the durable consumer `name`, unless it is there: explicit ack, delivered again for ever.
+
+        It delivers what matches and has a sequence over `after`.
+        """
+        ...
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> WorkQueue | None:
+        """Share the durable consumer `name`; None where there is none.
 
         `free`: how many more deliveries this process can hold now; asked before each pull.
         """
@@ -248,14 +338,25 @@ class Bus(Protocol):
         ...
 
     # -- keys and objects
-    async def bucket(self, name: str) -> Bucket:
-        """The bucket, made if missing. Nothing in it expires."""
+    async def bucket(self, name: str, *, replicas: int = 1) -> Bucket:
+        """The bucket, made if missing; `replicas` is for that. Nothing in it expires. Raises `BusError` DX412."""
         ...
 
-    async def objects(self, name: str) -> Objects:
-        """The object store, made if missing."""
+    async def objects(self, name: str, *, replicas: int = 1) -> Objects:
+        """The object store, made if missing; `replicas` is for that. Raises `BusError` DX412."""
         ...
 
+    async def has(self, kind: Kept, name: str) -> bool:
+        """Whether there is a stream, bucket or object store of this name. Makes none."""
+        ...
+
+    async def remove(self, kind: Kept, name: str) -> bool:
+        """Delete a stream with its consumers, a bucket or an object store, and all that is in it; whether it was there."""
+        ...
+
+
+Kept = Literal["stream", "bucket", "objects"]
+"""What a bus keeps under a name."""
 
 BusState = Literal["connected", "disconnected", "closed"]
 

@@ -1,18 +1,20 @@
-"""What engines and workers send to each other: work, records, dead letters. Nothing else connects the two.
+"""What engines and workers send to each other: requests, records, events, dead letters. Nothing else connects the two.
 
-A result carries its work back, bytes and all. So a stage keeps no event in memory while a call is open, a record is whole
-by itself (the inputs and the outputs), and a retry is the same work with the next attempt number.
+The event of a call travels with its request and comes back with its record, byte for byte. So a stage keeps no event in
+memory while a call is open. Whoever may write records could send another event back, so the open call keeps its digest.
 
-MessagePack maps with the field names as keys: unknown keys of a newer version are ignored, missing ones get the default.
+MessagePack, maps with the field names as keys. What comes over the bus is checked by type before it becomes an object: unknown
+keys of a newer version are ignored, missing ones get the default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
-from dspex.bus import codecs
+from dspex.bus import codecs, subjects
+from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
@@ -48,11 +50,11 @@ class _Packed:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The object that `pack` wrote. Raises DecodeError."""
+        known = checked(cls, f"a {cls.__name__}", codecs.decode(data, codecs.MSGPACK))
         try:
-            raw = codecs.decode(data, codecs.MSGPACK)
-            return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})  # type: ignore[arg-type]
+            return cls(**known)
         except TypeError as e:
-            raise DecodeError(f"not a {cls.__name__.lower()} of dspex: {e}") from e
+            raise DecodeError(f"not a {cls.__name__} of dspex: {e}") from None
 
 
 class Origin(NamedTuple):
@@ -71,6 +73,55 @@ class Origin(NamedTuple):
     sequence: int = 0
     trace: str | None = None
     headers: Mapping[str, str] | None = None
+
+
+class StoredAt(NamedTuple):
+    """A stored message."""
+
+    stream: str
+    sequence: int
+
+
+class NodeEvent(NamedTuple):
+    """An event at a node, where it enters the graph: a source event, one that is redriven, or what a call was made for.
+
+    Attributes:
+        node: a source, or a call.
+        origin: where the event stands in its run; of a call: where the event stood that the call was made for.
+        content_type, data: the data as encoded.
+        call: id of the call at `node`; None for a source, and for a call that is not made yet.
+        outputs: of that call: the event goes on behind it. None: the call is made.
+        attempts: how often it was tried before.
+    """
+
+    node: str
+    origin: Origin
+    content_type: str
+    data: bytes
+    call: str | None = None
+    outputs: Mapping[str, Any] | None = None
+    attempts: int = 0
+
+    def pack(self) -> bytes:
+        """As `unpack_event` takes it."""
+        return codecs.msgpack_bytes(self)
+
+
+def unpack_event(data: bytes) -> NodeEvent:
+    """The event that `NodeEvent.pack` wrote. Raises DecodeError."""
+    event: NodeEvent = checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
+    return event
+
+
+def pack_frame(events: Sequence[NodeEvent]) -> bytes:
+    """Events for one stage partition, as one message."""
+    return codecs.msgpack_bytes(events)
+
+
+def unpack_frame(data: bytes) -> list[NodeEvent]:
+    """The events that `pack_frame` wrote. Raises DecodeError."""
+    events: list[NodeEvent] = checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
+    return events
 
 
 @dataclass(frozen=True)
@@ -107,40 +158,63 @@ class CallSpec:
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Work(_Packed):
-    """One attempt at one call.
+class RecordTo(NamedTuple):
+    """Where the record of a durable call is stored.
 
     Attributes:
-        call: id of the call; the same in every attempt.
-        ordinal: dense number of the call in its stage partition; -1 for an interactive call.
-        attempt: from 1.
-        topology, node: the operator that makes the call.
-        reply: subject that the result is stored on; "" for an interactive call (the reply goes to the caller's inbox).
+        subject: of the partition that asks.
+        id: message id of the record. The engine draws a part of it at random for each claim, so only a worker that was
+            given the request can know it.
+        number: of the call in its partition.
+        event: the packed NodeEvent that the call was made for; it comes back as it is.
+    """
+
+    subject: str
+    id: str
+    number: int
+    event: bytes
+
+
+@dataclass(frozen=True)
+class CallRequest(_Packed):
+    """One execution of a call.
+
+    Attributes:
+        call: id of the call; the same in every execution.
+        try_number: from 1: which execution this is.
+        attempt: from 1: the same, without executions that do not count because the model was not to be had.
+        topology, node: the operator that makes the call; "" for a call of no topology.
         spec: CallSpec as a map.
         inputs: signature inputs by name.
-        data: the event's data as encoded, carried along untouched.
-        content_type: of `data`.
-        origin: Origin as a map.
-        timeout: seconds for this attempt.
-        deadline: seconds since the epoch; a worker that gets it later answers CallTimeout without running it.
+        run, session: of the event; the id of the call where there is none.
+        timeout: seconds for this execution.
+        left: seconds until the call's deadline, counted from when the request was stored or sent. A worker that gets it
+            later answers CallTimeout without running it.
         invalid: earlier attempts that ended in InvalidOutput.
+        alone: run by itself in a process, because workers died of it.
+        record: where the record is stored; None for an interactive call, whose caller waits for the reply.
     """
 
     call: str
-    ordinal: int
+    try_number: int
     attempt: int
     topology: str
     node: str
-    reply: str
     spec: Mapping[str, Any]
-    inputs: Mapping[str, object]
-    data: bytes = b""
-    content_type: str = "application/json"
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any]
+    run: str
+    session: str | None = None
     timeout: float = 60.0
-    deadline: float = 0.0
+    left: float = 600.0
     invalid: int = 0
+    alone: bool = False
+    record: RecordTo | None = None
+
+    def called_on(self, app: str, pool: str) -> str:
+        """The subject that an interactive call with this request belongs on."""
+        if self.topology:
+            return subjects.call(app, pool, self.topology, self.node)
+        return subjects.ad_hoc_call(app, pool, str(self.spec.get("kind")))
 
 
 @dataclass(frozen=True)
@@ -160,13 +234,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class CallRecord(_Packed):
-    """The record of one attempt: outputs, or an error.
+    """The record of one execution: outputs, or an error.
 
     Attributes:
-        kind: "result" (of a call) or "resume" (run the event of `work` again from `node` on: a redrive, a RetryLater).
-        due: seconds since the epoch before which a "resume" waits; 0: at once.
-        work: the packed Work it answers.
-        call, ordinal, attempt, node: of that work, so that it need not be unpacked to be counted or dropped.
+        call, try_number, attempt, topology, node: of the request.
+        number, event: of the request's `record`; None and b"" for an interactive call.
         outputs: by name; None with an error.
         error: DspexError.as_dict() plus "traceback" (at most 8 KiB); None with outputs.
         route: "worker", "native", "cache", "fallback" or "record".
@@ -176,14 +248,14 @@ class CallRecord(_Packed):
     """
 
     call: str
-    ordinal: int
+    try_number: int
     attempt: int
+    topology: str
     node: str
-    work: bytes = b""
-    kind: str = "result"
-    due: float = 0.0
-    outputs: Mapping[str, object] | None = None
-    error: Mapping[str, object] | None = None
+    number: int | None = None
+    event: bytes = b""
+    outputs: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
     route: str = "worker"
     lm: str = ""
     worker: str = ""
@@ -200,35 +272,23 @@ class Letter(_Packed):
 
     Attributes:
         node: the operator that failed; for an event that could not be read, the source.
-        entry: where a redrive goes on: the source, or the call whose answer could not be used or never came.
-        outputs: of that call, where it had answered; None otherwise.
-        origin: Origin of the event as a map.
-        data: the event's data as encoded; `content_type` says how. b"" where it was too large to be kept twice: then
-            `stored` says where it is.
-        stored: (stream, sequence) of the message that has the data.
+        event: where a redrive goes on. Its data is b"" where it is too large to be kept twice: then `stored` says where.
+        stored: the message that has the data.
+        redrive: subject of the stage partition's events.
         error: DspexError.as_dict().
         traceback: at most 8 KiB.
-        attempts: how often it was tried.
         time: seconds since the epoch.
-        reply: inbox of the stage partition, where a redrive goes.
-        call: id of the call that failed; "" for a native operator.
         headers: of the event as it was read.
     """
 
     topology: str
     node: str
-    origin: Mapping[str, Any]
-    data: bytes
-    content_type: str
-    error: Mapping[str, object]
+    event: NodeEvent
+    redrive: str
+    error: Mapping[str, Any]
     traceback: str = ""
-    attempts: int = 1
     time: float = 0.0
-    reply: str = ""
-    call: str = ""
-    entry: str = ""
-    outputs: Mapping[str, object] | None = None
-    stored: tuple[str, int] | None = None
+    stored: StoredAt | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

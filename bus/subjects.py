@@ -24,6 +24,7 @@ SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
+LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
@@ -103,9 +104,24 @@ def stream(app: str) -> str:
     return f"DSPEX_{token(app, 'app')}"
 
 
+def sources(app: str) -> str:
+    """The stream of those sources that no other stream captures and that are nobody's sink."""
+    return f"{stream(app)}_sources"
+
+
+def requests(app: str) -> str:
+    """The stream in which calls journal their model and tool requests while they run."""
+    return f"{stream(app)}_requests"
+
+
 def bucket(app: str) -> str:
-    """The key-value bucket: manifests, leases, who is alive."""
+    """The key-value bucket: manifests, and who is alive."""
     return f"DSPEX_{token(app, 'app')}"
+
+
+def buckets(app: str) -> list[str]:
+    """All key-value buckets of an application: its own, then those of sessions, limits and cached records."""
+    return [bucket(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
 
 
 def objects(app: str) -> str:
@@ -114,8 +130,8 @@ def objects(app: str) -> str:
 
 
 def own_subjects(app: str) -> list[str]:
-    """What the application stream captures besides sinks and sources."""
-    return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "work", "result", "record", "dead")]
+    """What the application stream captures besides sinks, and sources that are sinks."""
+    return [f"{prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "record", "dead", "audit")]
 
 
 def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> str:
@@ -123,9 +139,17 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-def work_consumer(pool: str) -> str:
-    """The durable consumer that the workers of a pool share."""
-    return f"work-{token(pool, 'pool')}"
+BANDS: Final = (0, 1, 2)  # of work, the most urgent first
+
+
+def band(priority: int) -> int:
+    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9."""
+    return 0 if priority < 4 else 1 if priority < 7 else 2
+
+
+def work_consumer(pool: str, band: int) -> str:
+    """The durable consumer that the workers of a pool share for one band of priority."""
+    return f"work-{token(pool, 'pool')}-{band}"
 
 
 # -- subjects ----------------------------------------------------------------------------------------------------
@@ -138,8 +162,13 @@ def log(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.log.{topology}.{stage}.{partition}"
 
 
+def pieces(app: str, topology: str, stage: str, partition: int | str) -> str:
+    """What one log entry cannot hold, right before it."""
+    return f"{log(app, topology, stage, partition)}.pieces"
+
+
 def snapshot(app: str, topology: str, stage: str, partition: int | str) -> str:
-    """The pieces of a snapshot that one log entry cannot hold."""
+    """Snapshots of the tables of one stage partition, written outside commits."""
     return f"{log(app, topology, stage, partition)}.snapshot"
 
 
@@ -147,34 +176,39 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 
 
-def work(app: str, pool: str, topology: str, operator: str) -> str:
+def work(app: str, pool: str, topology: str, operator: str, band: int = 1) -> str:
     """Where the calls of an operator wait for a worker of the pool."""
-    return f"{prefix(app)}.work.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.{topology}.{operator.replace('/', '-')}"
 
 
-def work_pattern(app: str, pool: str) -> str:
-    """All work of a pool: what its workers' consumer filters on."""
-    return f"{prefix(app)}.work.{token(pool, 'pool')}.>"
+def work_pattern(app: str, pool: str, band: int | str = "*") -> str:
+    """All work of a pool, or of one band of it: what the band's consumer filters on."""
+    return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.>"
 
 
 def work_of(app: str, topology: str) -> str:
     """All work of a topology, of every pool."""
-    return f"{prefix(app)}.work.*.{topology}.*"
+    return f"{prefix(app)}.work.*.*.{topology}.*"
 
 
-def result(app: str, topology: str, stage: str, partition: int | str) -> str:
-    """The inbox of a stage partition: results of its calls, events to run again."""
-    return f"{prefix(app)}.result.{topology}.{stage}.{partition}"
+def request(app: str, pool: str, call: str) -> str:
+    """The journal of one call, in the stream of requests. Here alone an id is a token: it is read by subject only."""
+    return f"{prefix(app)}.request.{pool}.{call}"
 
 
-def record(app: str, pool: str) -> str:
-    """Records of interactive calls, which no stage asked for."""
-    return f"{prefix(app)}.record.{token(pool, 'pool')}"
+def request_pattern(app: str) -> str:
+    """The journals of all calls."""
+    return f"{prefix(app)}.request.>"
 
 
-def records(app: str) -> str:
-    """All records of interactive calls."""
-    return f"{prefix(app)}.record.*"
+def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:
+    """The records of a stage partition's calls; `*` as pool for all of them."""
+    return f"{prefix(app)}.record.{pool}.{topology}.{stage}.{partition}"
+
+
+def interactive_record(app: str, pool: str) -> str:
+    """Records of interactive calls, which no stage asked for; `*` as pool for all of them."""
+    return f"{prefix(app)}.record.{pool}"
 
 
 def dead(app: str, topology: str, operator: str) -> str:
@@ -187,9 +221,30 @@ def dead_pattern(app: str, topology: str = "*") -> str:
     return f"{prefix(app)}.dead.{topology}.>"
 
 
-def call(app: str, pool: str) -> str:
-    """Interactive calls (core NATS): queue group `pool`, members only while they have a free slot."""
-    return f"{prefix(app)}.call.{token(pool, 'pool')}"
+def of_topology(app: str, topology: str) -> list[str]:
+    """All that is stored for a topology but its sinks."""
+    kinds = [f"{kind}.{topology}.>" for kind in ("log", "edge", "time", "dead")]
+    return [f"{prefix(app)}.{rest}" for rest in (*kinds, f"work.*.*.{topology}.>", f"record.*.{topology}.>")]
+
+
+def redriven(app: str) -> str:
+    """Which dead letters were redriven; see engine/log/redriven.py."""
+    return f"{prefix(app)}.audit.redriven"
+
+
+def call(app: str, pool: str, topology: str, operator: str) -> str:
+    """Interactive calls of a deployed node (core NATS)."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
+
+
+def ad_hoc_call(app: str, pool: str, kind: str) -> str:
+    """Interactive calls of what is deployed nowhere, by the kind of operator; so permissions can tell callers apart."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.adhoc.{kind}"
+
+
+def call_pattern(app: str, pool: str) -> str:
+    """All interactive calls of a pool: queue group `pool`, members only while they have a free slot."""
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.>"
 
 
 def control(app: str, pool: str) -> str:
@@ -201,31 +256,27 @@ def control(app: str, pool: str) -> str:
 ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of JetStream
 
 
-def stream_info(stream: str) -> str:
-    """Ask it for the state of a stream."""
-    return f"$JS.API.STREAM.INFO.{stream}"
-
-
 # -- keys of the bucket --------------------------------------------------------------------------------------------
-def manifest_key(topology: str) -> str:
-    return f"manifest.{topology}"
+def manifest_prefix(topology: str = "") -> str:
+    """How the keys of a topology's manifests begin, or those of all."""
+    return f"manifest.{topology}".rstrip(".")
 
 
-def lease_key(topology: str, stage: str, partition: int) -> str:
-    return f"lease.{topology}.{stage}.{partition}"
+def manifest_key(topology: str, version: int) -> str:
+    """One version of a topology's manifest. All are kept."""
+    return f"{manifest_prefix(topology)}.{version}"
+
+
+def manifest_of(key: str) -> str:
+    """The topology of a manifest's key."""
+    return key.removeprefix("manifest.").rpartition(".")[0]
+
+
+def work_key(pool: str, band: int) -> str:
+    """Since when the consumer of a pool's band of work is there."""
+    return f"work.{pool}.{band}"
 
 
 def member_key(kind: str, id: str) -> str:
     """Who is alive: `engine.<id>`."""
     return f"{kind}.{id}"
-
-
-# -- ids that name a record or a repeat ------------------------------------------------------------------------------
-def attempt_id(call: str, attempt: int) -> str:
-    """Nats-Msg-Id of a result: a worker that dies after it was stored and before its ack leaves no second record."""
-    return f"{call}:{attempt}"
-
-
-def redrive_id(stream_sequence: int) -> str:
-    """Nats-Msg-Id of a redriven dead letter: asking twice runs it once."""
-    return f"redrive:{stream_sequence}"

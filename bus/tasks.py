@@ -36,7 +36,7 @@ class Tasks:
         self._report = failed
         self._reported = failed is not None
         self._failed = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order of their start; a set has another one in every run
 
     def __len__(self) -> int:
         """How many have not ended."""
@@ -45,13 +45,13 @@ class Tasks:
     def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` in the background."""
         task = asyncio.create_task(work, name=f"{self.owner}.{name}")
-        self._tasks.add(task)
+        self._tasks[task] = None
         _running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         _running.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
@@ -73,11 +73,12 @@ class Tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
 
     async def stop(self) -> None:
-        """Cancel all tasks, and wait until they have ended. A task may stop its own owner: it is left out.
+        """Cancel all tasks in the order of their start, and wait until they have ended. A task may stop its own owner: it is
+        left out.
 
         Raises the first failure, if nobody has heard of it.
         """
-        while others := self._tasks - {asyncio.current_task()}:
+        while others := [task for task in self._tasks if task is not asyncio.current_task()]:
             await cancel(others)
         if self.failure is not None and not self._reported:
             self._reported = True
@@ -85,12 +86,15 @@ class Tasks:
 
 
 async def cancel(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they end with. One that swallows it is cancelled again."""
-    pending = set(tasks)
+    """Cancel tasks in their order, and wait until they have ended, whatever they end with. One that swallows it is cancelled
+    again.
+    """
+    pending = list(tasks)
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN)
+        pending = [task for task in pending if not task.done()]
     for task in tasks:
         if not task.cancelled():
             task.exception()  # else asyncio reports that nobody asked for it

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
-from dspex.bus.not_built import OPTIONS
+from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.context import Build
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked

@@ -12,7 +12,7 @@ from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import TypeIs, Unpack
 
-from dspex.bus.not_built import OPERATORS, Planned
+from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.context import Context
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator

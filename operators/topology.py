@@ -9,9 +9,9 @@ from typing import Self, cast
 
 from typing_extensions import Unpack
 
-from dspex.bus.duration import Duration
 from dspex.bus.errors import Problem, TopologyError
-from dspex.bus.not_built import TOPOLOGY_METHODS, Planned
+from dspex.bus.settings.duration import Duration
+from dspex.bus.settings.not_built import TOPOLOGY_METHODS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check

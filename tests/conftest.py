@@ -55,7 +55,7 @@ def _children_are_not_measured_either(request: pytest.FixtureRequest, monkeypatc
 
 CONFIG = """
 listen: "127.0.0.1:-1"
-jetstream {{ store_dir: "{store}" }}
+jetstream {{ store_dir: "{store}", max_file: 8796093022208 }}
 feature_flags {{ js_ack_fc_v2: false }}
 """
 

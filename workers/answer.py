@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dspex.bus.errors import DspexError
-from dspex.bus.records import CallRecord, Outputs, Usage, Work
+from dspex.bus.records import CallRecord, CallRequest, Outputs, Usage
 
 ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
 
@@ -50,12 +50,13 @@ class Answer:
         begun = now if started is None else started
         return cls(begun, now - begun, error=error_map(error), dspy_version=dspy_version)
 
-    def record(self, work: Work, worker: str) -> CallRecord:
+    def record(self, work: CallRequest, worker: str) -> CallRecord:
         """The record of the attempt. `worker`: name of the pool's process."""
         return CallRecord(
             call=work.call,
-            ordinal=work.ordinal,
+            try_number=work.try_number,
             attempt=work.attempt,
+            topology=work.topology,
             node=work.node,
             outputs=self.outputs,
             error=self.error,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.tables import LMProfile
 from dspex.operators.native.adapters import ADAPTERS, Adapter
@@ -51,7 +52,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile."""
+    """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
+
+    `claim_check_above`: bytes of a record that is not stored in its message.
+    """
 
     app: str
     name: str
@@ -71,6 +75,7 @@ class PoolConfig:
     python: str | None = None
     gpus: int = 0
     devices: tuple[int, ...] = ()
+    claim_check_above: int = ABOVE
 
     def for_child(self) -> PoolConfig:
         """What a child needs to know; the rest is the parent's. Its variables reach it in its environment alone."""
@@ -143,6 +148,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         python=p.python,
         gpus=p.gpus,
         devices=p.devices,
+        claim_check_above=settings.engine.claim_check_above,
     )
 
 

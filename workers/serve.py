@@ -13,6 +13,7 @@ import structlog
 
 from dspex.bus.local.open import open_bus
 from dspex.bus.port import BusEvents
+from dspex.bus.seldom import Seldom
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
 from dspex.workers.config import resolve
@@ -48,8 +49,9 @@ async def serve(
     stopped = _on_signals()
     if with_parent:
         _on_stdin_end(stopped)
+    seldom = Seldom(log)
     events = BusEvents(
-        state=lambda state, why: log.info("bus", state=state, why=why), error=lambda text: log.warning("bus", error=text)
+        state=lambda state, why: log.info("bus", state=state, why=why), error=lambda text: seldom.warning("bus", error=text)
     )
     async with open_bus(settings, name=f"dspex-worker-{'-'.join(names)}", events=events) as bus:
         pools = [Pool(bus, config) for config in configs]

@@ -18,8 +18,8 @@ import sysconfig
 from pathlib import Path
 from typing import IO, Literal
 
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import ConfigError
+from dspex.bus.settings.duration import Duration, seconds
 
 # $1: log, the rest: the server. Our pipe comes as stdin and stays with the watching subshell alone (fd 3), the lock comes
 # as stderr and stays with the server alone (fd 4). A frozen server does not hear the SIGTERM; after 5 s comes SIGKILL.

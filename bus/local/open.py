@@ -15,9 +15,9 @@ import structlog
 from dspex.bus.errors import BusError, ConfigError, Unreachable
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running
-from dspex.bus.not_built import CODE
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.settings.model import Settings
+from dspex.bus.settings.not_built import CODE
 from dspex.bus.settings.server import LOGIN, TLSSettings
 from dspex.bus.tasks import Tasks
 

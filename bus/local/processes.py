@@ -5,27 +5,36 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
 def process() -> dict[str, Any]:
-    """This process as leases and members name it. `pids`: who gives the numbers; containers may share a host's name."""
+    """This process as heartbeats name it.
+
+    `boot`: of the machine since its start, for two machines may have one host name. `pids`: who gives the numbers, for
+    containers share a machine. Both are "" where the system does not tell.
+    """
     try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         pids = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
-        pids = ""
-    return {"host": socket.gethostname(), "pids": pids, "pid": os.getpid()}
+        boot = pids = ""
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids, "pid": os.getpid()}
 
 
-def is_dead(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder (of a lease, or a member) was a process of this machine that is gone: nothing to wait for."""
+def is_dead(said: Mapping[str, Any]) -> bool:
+    """Whether an engine was a process of this machine that is gone: nothing to wait for. False where that is not certain."""
     here = process()
-    if (holder.get("host"), holder.get("pids")) != (here["host"], here["pids"]):
+    if not here["boot"] or (said.get("boot"), said.get("pids")) != (here["boot"], here["pids"]):
+        return False
+    pid = said.get("pid")
+    if not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        os.kill(int(holder.get("pid", 0)) or os.getpid(), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return False
     return False

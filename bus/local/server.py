@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import IO, Literal, Self
 
-from dspex.bus.duration import Duration
 from dspex.bus.errors import BusError
 from dspex.bus.local import launch, probe, state
+from dspex.bus.settings.duration import Duration
 
 READY_TIMEOUT = 20.0  # seconds; recovering a large store takes some
 

@@ -21,7 +21,17 @@ from dspex.bus.errors import (
 from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import (
+    COMMIT_LIMIT,
+    PAGE_BYTES,
+    PAGE_MESSAGES,
+    Ack,
+    BusEvents,
+    Kept,
+    NewMessage,
+    StreamConfig,
+    StreamInfo,
+)
 
 if TYPE_CHECKING:
     from dspex.bus.memory.server import MemoryServer
@@ -42,7 +52,7 @@ class MemoryBus:
         self.server, self.events = server, events
         self.max_payload = server.max_payload
         self.connected = True
-        self._waiting: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[asyncio.Future[Any], None] = {}  # a set would let them go in another order in every run
         events.state("connected", "")
 
     async def close(self) -> None:
@@ -69,11 +79,11 @@ class MemoryBus:
 
     async def wait(self, future: asyncio.Future[T]) -> T:
         """Wait for what the server does, or for the end of the connection."""
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             return await future
         finally:
-            self._waiting.remove(future)
+            del self._waiting[future]
 
     def _check(self, draft: NewMessage) -> None:
         if not _SUBJECT.fullmatch(draft.subject):
@@ -92,12 +102,12 @@ class MemoryBus:
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
         await self.trip()
-        return self.server.ensure_stream(config).info()
+        return self.server.ensure_stream(config).info(self.server.now)
 
     async def stream(self, name: str) -> StreamInfo | None:
         await self.trip()
         stream = self.server.streams.get(name)
-        return stream.info() if stream else None
+        return stream.info(self.server.now) if stream else None
 
     async def stream_of(self, subject: str) -> str | None:
         await self.trip()
@@ -135,9 +145,19 @@ class MemoryBus:
         raise Unsettled("no answer to a write (a fault of the test)")
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> MemoryReader:
+    async def reader(
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
+    ) -> MemoryReader:
         await self.trip()
-        return MemoryReader(self, self._stream(stream), filters, after)
+        return MemoryReader(self, self._stream(stream), filters, after, created, bodies)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         await self.trip()
@@ -148,6 +168,12 @@ class MemoryBus:
         found = self._stream(stream)
         return found.messages.get(found.last_of(subject))
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        await self.trip()
+        found = self._stream(stream)
+        messages = [found.messages.get(found.last_of(subject)) for subject in subjects]
+        return {m.subject: m for m in messages if m is not None}
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         await self.trip()
         found = self._stream(stream)
@@ -155,12 +181,25 @@ class MemoryBus:
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         await self.trip()
-        found, got = self._stream(stream), list[Message]()
-        stop = min(stop, found.last)
-        while (start := found.find(filters, start, stop)) <= stop:
-            got.append(found.messages[start])
-            start += 1
+        return list(self._stream(stream).matching(filters, start, stop))
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        await self.trip()
+        got, room = list[Message](), PAGE_BYTES
+        for message in self._stream(stream).matching(filters, start, stop):
+            room -= len(message.data)
+            if got and room < 0:
+                break
+            got.append(message)
+            if len(got) == most:
+                break
         return got
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        await self.trip()
+        return self._stream(stream).count(filters, after)
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
         await self.trip()
@@ -171,13 +210,20 @@ class MemoryBus:
         self._stream(stream).remove(sequence)
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> MemoryWorkQueue:
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        await self.trip()
+        return name in self._stream(stream).consumers
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await self.trip()
         found = self._stream(stream)
         if name not in found.consumers:
-            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck)
-        found.consumers[name].ack_wait = ack_wait
-        return MemoryWorkQueue(self, found.consumers[name], free)
+            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck, after)
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> MemoryWorkQueue | None:
+        await self.trip()
+        shared = self._stream(stream).consumers.get(name)
+        return MemoryWorkQueue(self, shared, free) if shared is not None else None
 
     # -- core
     async def request(
@@ -220,10 +266,18 @@ class MemoryBus:
         return f"_INBOX.memory.{self.server.number()}"
 
     # -- keys and objects
-    async def bucket(self, name: str) -> MemoryBucket:
+    async def bucket(self, name: str, *, replicas: int = 1) -> MemoryBucket:
         await self.trip()
-        return MemoryBucket(self, self.server.buckets.setdefault(name, {}))
+        return MemoryBucket(self, name)
 
-    async def objects(self, name: str) -> MemoryObjects:
+    async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
         await self.trip()
         return MemoryObjects(self, self.server.objects.setdefault(name, {}))
+
+    async def has(self, kind: Kept, name: str) -> bool:
+        await self.trip()
+        return name in self.server.kept(kind)
+
+    async def remove(self, kind: Kept, name: str) -> bool:
+        await self.trip()
+        return self.server.remove(kind, name)

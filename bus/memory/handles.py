@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dspex.bus.errors import DataError, Fenced, PayloadTooLarge, Unreachable
+from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
 from dspex.bus.tasks import Tasks
@@ -22,11 +22,14 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 class MemoryReader:
     """Reads a stream from a position on."""
 
-    def __init__(self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int) -> None:
-        self._bus, self._stream, self._filters = bus, stream, tuple(filters)
+    def __init__(
+        self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, created: float, bodies: bool
+    ) -> None:
+        self._bus, self._stream, self._filters, self._bodies = bus, stream, tuple(filters), bodies
         self._next = max(after, 0) + 1
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
+        self._other = created not in (0.0, stream.created)  # the stream is not the one that was meant
         self.caught_up = self._find() > stream.last
 
     def _find(self) -> int:
@@ -40,13 +43,15 @@ class MemoryReader:
             await self._bus.trip()
             if self._closed:
                 raise Unreachable("the reader is closed")
+            if self._other or self._bus.server.streams.get(self._stream.config.name, self._stream) is not self._stream:
+                raise Unreachable(f"stream {self._stream.config.name} was made anew")
             got: list[Message] = []
             while len(got) < limit and self._find() <= self._stream.last:
                 got.append(self._stream.messages[self._next])
                 self._next += 1
             if got:
                 self.caught_up = self._find() > self._stream.last
-                return got
+                return got if self._bodies else [m._replace(data=b"") for m in got]
             self._waiting = self._stream.more()
             await self._bus.wait(self._waiting)
 
@@ -81,15 +86,19 @@ class MemoryWorkQueue:
 
     def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, free: Callable[[], int]) -> None:
         self._bus, self._consumer, self._free = bus, consumer, free
-        self._pulls: set[Pull] = set()
+        self._pulls: list[Pull] = []
         self._closed = False
+
+    @property
+    def dry(self) -> bool:
+        return not self._consumer.ready()
 
     async def next(self) -> MemoryDelivery:
         await self._bus.trip()
         if self._closed:
             raise Unreachable("the work queue is closed")
         pull = Pull(asyncio.get_running_loop().create_future(), self._has_room)
-        self._pulls.add(pull)
+        self._pulls.append(pull)
         self._consumer.pulls.append(pull)
         self._consumer.pump()
         try:
@@ -147,8 +156,15 @@ class MemorySubscription:
 class MemoryBucket:
     """Small values under keys."""
 
-    def __init__(self, bus: MemoryBus, values: dict[str, tuple[bytes, int]]) -> None:
-        self._bus, self._values = bus, values
+    def __init__(self, bus: MemoryBus, name: str) -> None:
+        self._bus, self._name = bus, name
+        bus.server.buckets.setdefault(name, {})
+
+    @property
+    def _values(self) -> dict[str, tuple[bytes, int]]:
+        if self._name not in self._bus.server.buckets:  # it was removed since
+            raise NotStored(f"there is no bucket {self._name}")
+        return self._bus.server.buckets[self._name]
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         await self._bus.trip()
@@ -179,15 +195,29 @@ class MemoryBucket:
 class MemoryObjects:
     """Payloads by their SHA-256."""
 
-    def __init__(self, bus: MemoryBus, objects: dict[str, bytes]) -> None:
+    def __init__(self, bus: MemoryBus, objects: dict[str, tuple[bytes, float]]) -> None:
         self._bus, self._objects = bus, objects
 
     async def put(self, data: bytes) -> str:
         await self._bus.trip()
         name = hashlib.sha256(data).hexdigest()
-        self._objects[name] = data
+        self._objects[name] = data, self._bus.server.now
         return name
 
     async def get(self, name: str) -> bytes | None:
         await self._bus.trip()
-        return self._objects.get(name)
+        data = self._objects.get(name, (None, 0.0))[0]
+        if data is not None and hashlib.sha256(data).hexdigest() != name:
+            raise DataError(f"object {name} is damaged: its bytes have another hash")
+        return data
+
+    async def listing(self) -> dict[str, float]:
+        await self._bus.trip()
+        return {name: put for name, (_, put) in self._objects.items()}
+
+    async def remove(self, name: str, put: float) -> bool:
+        await self._bus.trip()
+        if self._objects.get(name, (b"", -1.0))[1] != put:
+            return False
+        del self._objects[name]
+        return True

@@ -8,7 +8,9 @@ tasks their turn first, as a trip over the wire would: an await that never yield
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import (
@@ -19,7 +21,7 @@ from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.handles import MemorySubscription
 from dspex.bus.memory.store import Faults, Luck, MemoryStream
 from dspex.bus.message import Message
-from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig
+from dspex.bus.port import Ack, BusEvents, Kept, NewMessage, StreamConfig
 
 __all__ = ["Faults", "MemoryBus", "MemoryServer"]
 
@@ -40,8 +42,9 @@ class MemoryServer:
         self.luck = Luck(seed, faults or Faults())
         self.max_payload = max_payload
         self.streams: dict[str, MemoryStream] = {}
+        self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
-        self.objects: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
         self._epoch = epoch
         self._numbers = 0
@@ -75,8 +78,22 @@ class MemoryServer:
                 raise SubjectTaken(f"{subject!r} overlaps with what stream {whose} captures")
         if stream is None:
             stream = self.streams[config.name] = MemoryStream(config, self.now)
+            if config.name in self._made:
+                self._made[config.name].wake()  # its readers: it is another stream now
+            self._made[config.name] = stream
+        if config.max_bytes is not None:
+            stream.config = replace(stream.config, max_bytes=config.max_bytes)
         stream.subjects = kept + new
         return stream
+
+    def remove(self, kind: Kept, name: str) -> bool:
+        """Delete what is kept under a name; whether it was there."""
+        return self.kept(kind).pop(name, None) is not None
+
+    def kept(self, kind: Kept) -> dict[str, Any]:
+        """What is kept, by name."""
+        all_of_it: Mapping[Kept, dict[str, Any]] = {"stream": self.streams, "bucket": self.buckets, "objects": self.objects}
+        return all_of_it[kind]
 
     def publish(self, draft: NewMessage) -> Ack:
         stream = self.stream_of(draft.subject)

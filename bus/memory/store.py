@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from dspex.bus.errors import BusError, Fenced, StreamFull
+from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
@@ -70,7 +70,7 @@ class MemoryStream:
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
 
-    def info(self) -> StreamInfo:
+    def info(self, now: float) -> StreamInfo:
         return StreamInfo(
             name=self.config.name,
             subjects=tuple(self.subjects),
@@ -80,6 +80,8 @@ class MemoryStream:
             messages=len(self.messages),
             bytes=self.bytes,
             replicas=self.config.replicas,
+            now=now,
+            max_bytes=-1 if self.config.max_bytes is None else self.config.max_bytes,
         )
 
     # -- write
@@ -90,7 +92,7 @@ class MemoryStream:
             return Ack(self.config.name, known[0], duplicate=True)
         self._check_room([draft])
         self._store(draft, now)
-        self._wake()
+        self.wake()
         return Ack(self.config.name, self.last)
 
     def commit(self, drafts: Sequence[NewMessage], now: float) -> int:
@@ -107,7 +109,7 @@ class MemoryStream:
         self._check_room(drafts)
         for draft in drafts:
             self._store(draft, now)
-        self._wake()
+        self.wake()
         return self.last
 
     def _known_ids(self, now: float) -> dict[str, tuple[int, float]]:
@@ -122,7 +124,7 @@ class MemoryStream:
                 raise Fenced(f"the last of {draft.subject} is {last}, not {draft.expect}")
 
     def _check_room(self, drafts: Sequence[NewMessage]) -> None:
-        most, room = self.config.max_messages, self.config.max_bytes
+        most, room = self.config.max_messages, -1 if self.config.max_bytes is None else self.config.max_bytes
         if 0 <= most < len(self.messages) + len(drafts):
             raise StreamFull(f"stream {self.config.name} holds {most} messages at most")
         if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
@@ -136,6 +138,8 @@ class MemoryStream:
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]
         self.first = self.first or 1
+        if self.config.max_age:
+            asyncio.get_running_loop().call_later(self.config.max_age, self.remove, self.last)
         if id := headers.get(MESSAGE_ID):
             self._ids[id] = (self.last, now)
 
@@ -154,13 +158,26 @@ class MemoryStream:
                 return sequence
         return stop + 1
 
+    def matching(self, filters: Sequence[str], start: int, stop: int) -> Iterator[Message]:
+        """The messages that match a filter, from `start` to `stop`."""
+        stop = min(stop, self.last)
+        while (start := self.find(filters, start, stop)) <= stop:
+            yield self.messages[start]
+            start += 1
+
+    def count(self, filters: Sequence[str], after: int) -> int:
+        """How many messages behind `after` match a filter."""
+        some = [sequences for name, sequences in self._of_subject.items() if any(matches(f, name) for f in filters)]
+        return sum(sequence > after for sequences in some for sequence in sequences)
+
     def more(self) -> asyncio.Future[None]:
         """Is done when something is stored."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return future
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let go whoever waits for more."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -169,6 +186,11 @@ class MemoryStream:
             asyncio.get_running_loop().call_soon(consumer.pump)
 
     # -- remove
+    def forget(self, name: str) -> None:
+        """Delete a consumer, as somebody with the right to can: who waits for work of it hears so."""
+        for pull in self.consumers.pop(name).pulls:
+            pull.future.set_exception(NotStored(f"the consumer {name} of the work is gone"))
+
     def remove(self, sequence: int) -> None:
         message = self.messages.pop(sequence, None)
         if message is None:
@@ -197,11 +219,11 @@ class MemoryConsumer:
 
     LOOK_AGAIN = 0.05  # seconds until a process without room is asked again
 
-    def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck) -> None:
+    def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck, after: int = 0) -> None:
         self.ack_wait = ack_wait
         self.pulls: list[Pull] = []
         self._stream, self._pattern, self._luck = stream, pattern, luck
-        self._next = 1
+        self._next = after + 1
         self._delivered: Counter[int] = Counter()
         self._timers: dict[int, asyncio.TimerHandle] = {}  # redelivery of work that is held, or was returned with a delay
         self._again: deque[int] = deque()
@@ -209,7 +231,7 @@ class MemoryConsumer:
 
     def pump(self) -> None:
         """Hand out what there is to those who wait and have room, the longest waiting first."""
-        while self.pulls and (sequence := self._ready()):
+        while self.pulls and (sequence := self.ready()):
             pull = next((p for p in self.pulls if p.free()), None)
             if pull is None:
                 # room can be made without a word to us, so the only way is to ask again
@@ -223,7 +245,7 @@ class MemoryConsumer:
         self._looking = None
         self.pump()
 
-    def _ready(self) -> int:
+    def ready(self) -> int:
         """The sequence that is delivered next; 0 for none."""
         while self._again and self._again[0] not in self._stream.messages:
             del self._delivered[self._again.popleft()]

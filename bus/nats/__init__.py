@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 from dspex.bus.message import Message
-from dspex.bus.nats import core, protocol, stored, streams, writer
+from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.core import NatsSubscription
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
-from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
+
+_KEPT_IN: Final[Mapping[Kept, str]] = {"stream": "", "bucket": "KV_", "objects": "OBJ_"}  # how the names of streams begin
 
 
 async def connect(
@@ -85,8 +88,18 @@ class NatsBus:
         return await writer.commit(self._connection, drafts, timeout)
 
     # -- read
-    async def reader(self, stream: str, filters: Sequence[str], *, after: int, name: str, window: int = 2000) -> NatsReader:
-        return await NatsReader(self._connection, stream, filters, after, name, window).start()
+    async def reader(
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        after: int,
+        name: str,
+        window: int = 2000,
+        created: float = 0.0,
+        bodies: bool = True,
+    ) -> NatsReader:
+        return await NatsReader(self._connection, stream, filters, after, name, window, created, bodies).start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": sequence})
@@ -94,11 +107,22 @@ class NatsBus:
     async def last(self, stream: str, subject: str) -> Message | None:
         return await stored.message(self._connection, stream, {"last_by_subj": subject})
 
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        return await stored.multi_last(self._connection, stream, subjects)
+
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": max(sequence, 1), "next_by_subj": subject})
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
         return await stored.scan(self._connection, stream, filters, start, stop)
+
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        return await stored.scan(self._connection, stream, filters, start, stop, most)
+
+    async def count(self, stream: str, filters: Sequence[str], *, after: int = 0) -> int:
+        return await stored.count(self._connection, stream, filters, after)
 
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
         await stored.purge(self._connection, stream, subject, below)
@@ -107,8 +131,14 @@ class NatsBus:
         await stored.delete(self._connection, stream, sequence)
 
     # -- work
-    async def work(self, stream: str, pattern: str, *, name: str, ack_wait: float, free: Callable[[], int]) -> NatsWorkQueue:
-        return await NatsWorkQueue(self._connection, stream, pattern, name, ack_wait, free).start()
+    async def has_consumer(self, stream: str, name: str) -> bool:
+        return await consumer.waiting(self._connection, stream, name) is not None
+
+    async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
+        await consumer.share(self._connection, stream, consumer.shared(name, pattern, ack_wait, after))
+
+    async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> NatsWorkQueue | None:
+        return await NatsWorkQueue(self._connection, stream, name, free).start()
 
     # -- core
     async def request(
@@ -128,8 +158,14 @@ class NatsBus:
         return f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
 
     # -- keys and objects
-    async def bucket(self, name: str) -> NatsBucket:
-        return await NatsBucket(self._connection, name).ensure()
+    async def bucket(self, name: str, *, replicas: int = 1) -> NatsBucket:
+        return await NatsBucket(self._connection, name).ensure(replicas)
 
-    async def objects(self, name: str) -> NatsObjects:
-        return await NatsObjects(self._connection, name).ensure()
+    async def objects(self, name: str, *, replicas: int = 1) -> NatsObjects:
+        return await NatsObjects(self._connection, name).ensure(replicas)
+
+    async def has(self, kind: Kept, name: str) -> bool:
+        return await streams.info(self._connection, _KEPT_IN[kind] + name) is not None
+
+    async def remove(self, kind: Kept, name: str) -> bool:
+        return await streams.remove(self._connection, _KEPT_IN[kind] + name)

@@ -102,6 +102,11 @@ class WireClient(Client):
         finally:
             self._echoes.discard(pong)
 
+    async def leave(self, reason: str) -> None:
+        """End the connection, though it is well."""
+        self._tell(reason)
+        await self.close()
+
     @property
     def server_info(self) -> Mapping[str, Any]:
         """What the server said about itself: version, jetstream, max_payload, …"""

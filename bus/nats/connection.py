@@ -19,7 +19,8 @@ from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unre
 from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Options, WireClient, dial
-from dspex.bus.nats.failures import JETSTREAM_OFF, refused, translated
+from dspex.bus.nats.failures import JETSTREAM_OFF, NO_LEADER, refused, translated
+from dspex.bus.nats.isolation import Isolation
 from dspex.bus.nats.pending import PendingRequest, RawReply, WireSubscription, any_answer
 from dspex.bus.nats.protocol import WireRoute
 from dspex.bus.port import BusEvents
@@ -38,8 +39,11 @@ class Connection:
         self.up = asyncio.Event()
         self.on_end: set[Callable[[], None]] = set()  # called when the connection ends
         self.closed = False
+        self.at = ""  # URL of the server
         self._servers = options.servers()
         self._client: WireClient | None = None
+        self._left: dict[str, float] = {}  # URL → when it was left because JetStream did not answer there: tried last
+        self.isolation = Isolation(self)
         self._why: DspexError = Unreachable("not connected")
         self._gone = asyncio.Event()
         self._tasks = self.tasks(self._broken)
@@ -62,8 +66,10 @@ class Connection:
     # -- the connection
     async def _connect(self) -> WireClient:
         failure: DspexError = self._why
-        for url in random.sample(self._servers, len(self._servers)):
+        shuffled = random.sample(self._servers, len(self._servers))
+        for url in sorted(shuffled, key=lambda url: self._left.get(url, 0.0)):
             try:
+                self.at = url
                 return await dial(self.options, url, self._ended, self._complained)
             except UnsupportedServer:
                 raise
@@ -75,7 +81,7 @@ class Connection:
         self._client = client
         self._gone.clear()
         self.max_payload = client.max_payload - protocol.RESERVE
-        self._servers += [u for s in client.discovered_servers if (u := s.geturl()) not in self._servers]
+        self._learn(client)
         client.routes.update({i.sid: i.route for i in self._subscriptions.values()})
         client.put(b"".join([i.command() for i in self._subscriptions.values()]))
         self.up.set()
@@ -136,6 +142,7 @@ class Connection:
         with suppress(Unreachable, NotAllowed):  # the server is gone: there is nobody to send to
             await self.flush(1.0)
         self.closed = True
+        await self.isolation.stop()
         await self._tasks.stop()
         if self._client is not None:
             await self._client.close()
@@ -147,6 +154,19 @@ class Connection:
         if self._client is None:
             raise type(self._why)(self._why.message)
         return self._client
+
+    def others(self) -> bool:
+        """Whether another server is known than the one of the connection."""
+        self._learn(self.client())
+        return len(self._servers) > 1
+
+    def _learn(self, client: WireClient) -> None:
+        self._servers += [u for s in client.discovered_servers if (u := s.geturl()) not in self._servers]
+
+    async def move(self, why: str) -> None:
+        """Go to another server, and come back to this one last."""
+        self._left[self.at] = asyncio.get_running_loop().time()
+        await self.client().leave(why)
 
     # -- what the bus is made of
     def put(self, data: bytes) -> None:
@@ -263,10 +283,14 @@ class Connection:
         try:
             data, head = (await self.ask(f"$JS.API.{what}", body, timeout=timeout))[0]
         except TimeoutError as e:
+            self.isolation.suspect()
             raise Unreachable(f"{what}: no answer from JetStream in {timeout:g} s") from e
         if protocol.headers(head).get("Status") == "503":
+            self.isolation.suspect()
             raise Unreachable(f"{what}: no JetStream leader answers")
         answer: dict[str, Any] = json.loads(data)
         if "error" in answer:
+            if answer["error"].get("err_code") in NO_LEADER:
+                self.isolation.suspect()
             raise refused(answer["error"], what)
         return answer

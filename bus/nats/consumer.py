@@ -13,6 +13,8 @@ from dspex.bus.nats.failures import NO_CONSUMER, NO_STREAM, ServerRefusal
 HEARTBEAT: Final = 2.0  # seconds between two signs of life of a pull; two missed ones are trouble
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
 NANOSECONDS: Final = 1_000_000_000
+MAX_ACK_PENDING: Final = 10_000
+_EXISTS: Final = {10105, 10148}
 
 
 class DeliveryInfo(NamedTuple):
@@ -30,10 +32,11 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     words = reply.split(b".")
     first = 4 if len(words) == 9 else 6  # with a domain there are 11, or 12 with the random token at the end
     delivered, sequence, number, time, pending = words[first : first + 5]
-    return DeliveryInfo(int(delivered), int(sequence), int(number), int(time) / NANOSECONDS, int(pending))
+    at = int(time) // 1000 / 1e6  # whole microseconds, as everywhere: a message's time tells whether it is the same one
+    return DeliveryInfo(int(delivered), int(sequence), int(number), at, int(pending))
 
 
-def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[str, object]:
+def ordered(name: str, filters: Sequence[str], after: int, idle: float, *, bodies: bool = True) -> dict[str, object]:
     """The configuration of an ordered pull consumer, which is gone by itself after `idle` seconds without a pull."""
     return {
         "name": name,
@@ -45,7 +48,43 @@ def ordered(name: str, filters: Sequence[str], after: int, idle: float) -> dict[
         "inactive_threshold": int(idle * NANOSECONDS),
         "mem_storage": True,
         "num_replicas": 1,
+        **({} if bodies else {"headers_only": True}),
     }
+
+
+def shared(name: str, pattern: str, ack_wait: float, after: int) -> dict[str, object]:
+    """The configuration of a durable consumer that many processes pull work from."""
+    start = {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1} if after else {"deliver_policy": "all"}
+    return {
+        "name": name,
+        "durable_name": name,
+        **start,
+        "ack_policy": "explicit",
+        "ack_wait": int(ack_wait * NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": MAX_ACK_PENDING,
+        "filter_subject": pattern,
+        "replay_policy": "instant",
+    }
+
+
+async def share(connection: Connection, stream: str, config: Mapping[str, object]) -> None:
+    """Create a durable consumer, unless one of its name is there."""
+    try:
+        await create(connection, stream, config)
+    except ServerRefusal as e:
+        if e.number not in _EXISTS:
+            raise
+
+
+async def waiting(connection: Connection, stream: str, name: str) -> int | None:
+    """How many messages wait in a consumer; None where there is none. Raises BusError where there is no such stream."""
+    try:
+        return int((await connection.api(f"CONSUMER.INFO.{stream}.{name}", None))["num_pending"])
+    except ServerRefusal as e:
+        if e.number != NO_CONSUMER:
+            raise
+        return None
 
 
 async def create(connection: Connection, stream: str, config: Mapping[str, object]) -> int:

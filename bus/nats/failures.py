@@ -18,14 +18,18 @@ from dspex.bus.errors import (
     StreamFull,
     SubjectTaken,
     Unreachable,
+    Unsettled,
 )
 
 NO_STREAM: Final = 10059
 NO_MESSAGE: Final = 10037
 NO_CONSUMER: Final = 10014
 NAME_IN_USE: Final = 10058
+NO_PEERS: Final = 10005  # of a cluster: no server has room for a replica
 IN_PROGRESS: Final = 10164  # another write to the subject is being decided (clustered): ask again
 TOO_MANY_BATCHES: Final = 10210  # 50 staged on the stream or 1000 on the server
+
+NO_LEADER: Final = {10008, 10009, 10074}  # what a node answers that sees no leader or no quorum
 
 _CODES: Final[Mapping[int, type[BusError]]] = {
     10002: StreamFull,  # resource limits exceeded for account
@@ -37,6 +41,7 @@ _CODES: Final[Mapping[int, type[BusError]]] = {
     10054: PayloadTooLarge,  # the stream's own max_msg_size
     10065: SubjectTaken,
     10071: Fenced,
+    10176: Unsettled,  # "batch is incomplete": what a full disk gives; some of it may be stored
     10008: Unreachable,  # JetStream system temporarily unavailable
     10009: Unreachable,  # no quorum or leader
     10074: Unreachable,  # replicas cannot be placed now

@@ -13,7 +13,7 @@ from typing import Final
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
-from dspex.bus.nats import protocol
+from dspex.bus.nats import protocol, stored, streams
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
 from dspex.bus.nats.pending import WireSubscription
@@ -26,10 +26,23 @@ _LONGEST_PAUSE: Final = 2.0
 class NatsReader:
     """`dspex.bus.port.Reader` on JetStream."""
 
-    def __init__(self, connection: Connection, stream: str, filters: Sequence[str], after: int, name: str, window: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        filters: Sequence[str],
+        after: int,
+        name: str,
+        window: int,
+        created: float,
+        bodies: bool = True,
+    ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._window = max(window, 2)
-        self._last = after  # sequence of the last message that came
+        self._last, self._time = after, 0.0  # sequence of the last message that came, and when it was stored
+        self._created = created  # when the stream was made
+        self._verified = False  # whether the consumer reads that stream: nothing is asked for before that is known
+        self._bodies = bodies
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
         self._bytes = 0  # of the unread
@@ -70,7 +83,7 @@ class NatsReader:
 
     @property
     def caught_up(self) -> bool:
-        return not self._unread and self._pending == 0
+        return not self._unread and self._pending == 0 and not self._trouble.is_set()
 
     async def close(self) -> None:
         if self._failed is None:
@@ -86,6 +99,7 @@ class NatsReader:
     # -- the consumer
     async def _begin(self) -> None:
         self._trouble.clear()
+        self._verified = False
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
             self._connection.forget(self._interest)
@@ -94,9 +108,26 @@ class NatsReader:
         asks = pulls(self._stream, self._name)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         await drop(self._connection, self._stream, self._name)
-        config = ordered(self._name, self._filters, self._last, IDLE)
+        config = ordered(self._name, self._filters, self._last, IDLE, bodies=self._bodies)
         self._pending = await create(self._connection, self._stream, config)
+        self._verified = await self._same_stream()
         self._pull()
+
+    async def _same_stream(self) -> bool:
+        """Whether the consumer, which is made by now, reads the stream that was read before; the reader fails if not.
+
+        A stream that was made anew, or rolled back to an older copy and filled again, would be read on in the middle, as if
+        nothing were missing.
+        """
+        now = await streams.info(self._connection, self._stream)
+        created = now.created if now else 0.0
+        self._created = self._created or created
+        last = await stored.message(self._connection, self._stream, {"seq": self._last}) if self._time else None
+        same = created == self._created and (last is None or last.time == self._time)
+        if not same or (self._time and now is not None and now.last < self._last):
+            self._fail(Unreachable(f"stream {self._stream} was made anew, or rolled back to an older copy"))
+            return False
+        return True
 
     async def _supervise(self) -> None:
         pause = 0.0
@@ -140,7 +171,9 @@ class NatsReader:
     def _pull(self) -> None:
         """Ask for more, early enough that the server never waits for us, and never for more than the window."""
         room = self._window - len(self._unread) - self._asked
-        if room * 2 < self._window or self._bytes > PULL_BYTES or self._trouble.is_set() or not self._connection.up.is_set():
+        if room * 2 < self._window or self._bytes > PULL_BYTES or not self._verified:
+            return
+        if self._trouble.is_set() or not self._connection.up.is_set():
             return
         self._asked += room
         largest = max(PULL_BYTES, 2 * self._connection.max_payload)
@@ -166,7 +199,7 @@ class NatsReader:
             self._trouble.set()
             return
         self._next = number + 1
-        self._last, self._pending = sequence, pending
+        self._last, self._time, self._pending = sequence, time, pending
         self._asked -= 1
         self._bytes += len(data)
         self._unread.append(Message(subject.decode(), data, protocol.headers(head), sequence, time))

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from dspex.bus.errors import BusError, DataError, Fenced
+from dspex.bus.errors import DataError, Fenced
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.connection import Connection
@@ -37,14 +37,14 @@ class NatsBucket:
     def _subject(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"
 
-    async def ensure(self) -> NatsBucket:
-        """Make the bucket if it is missing."""
+    async def ensure(self, replicas: int) -> NatsBucket:
+        """Make the bucket if it is missing. Not as the usual clients do: with rollup, who may write may also remove."""
         config = {
             "name": self._stream,
             "subjects": [self._subject(">")],
+            "num_replicas": replicas,
             "max_msgs_per_subject": 1,
             "discard": "new",
-            "allow_rollup_hdrs": True,
             "deny_delete": True,
             "allow_direct": True,
         }
@@ -91,6 +91,9 @@ def _is_removed(message: Message) -> bool:
 class NatsObjects:
     """`dspex.bus.port.Objects` on an object store whose names are content hashes.
 
+    An object is removed as the usual clients do it: metadata that says `deleted`, then its chunks. Here that is written only
+    behind the metadata that was looked at, and only older chunks go, so that who puts the same at that moment loses nothing.
+
     nats-py's own puts each chunk with a round trip, and gets by adding to bytes, which is quadratic: 16 MiB take a second.
     """
 
@@ -107,13 +110,13 @@ class NatsObjects:
     def _meta(self, name: str) -> str:
         return f"$O.{self._name}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
-    async def ensure(self) -> NatsObjects:
-        """Make the store if it is missing."""
+    async def ensure(self, replicas: int) -> NatsObjects:
+        """Make the store if it is missing; without rollup, see NatsBucket."""
         config = {
             "name": self._stream,
             "subjects": [f"$O.{self._name}.C.>", f"$O.{self._name}.M.>"],
+            "num_replicas": replicas,
             "discard": "new",
-            "allow_rollup_hdrs": True,
             "allow_direct": True,
             "allow_atomic": True,
         }
@@ -135,36 +138,73 @@ class NatsObjects:
             "chunks": len(chunks),
             "digest": "SHA-256=" + base64.urlsafe_b64encode(digest.digest()).decode(),
         }
-        if await self._info(name) is None:
-            # All or nothing, and only the first of two writers: the same bytes are stored once.
+        while True:
             try:
-                await writer.commit(
-                    self._connection, [*chunks, NewMessage(self._meta(name), json.dumps(meta).encode(), expect=0)], _BIG_TIMEOUT
-                )
+                await self._write(name, chunks, json.dumps(meta).encode())
             except Fenced:
-                if await self._info(name) is None:
-                    raise
-        return name
+                continue  # somebody puts the same, or removes it: look again
+            return name
+
+    async def _write(self, name: str, chunks: list[NewMessage], meta: bytes) -> None:
+        """All chunks and then the metadata, or only new metadata where the bytes are there: of those the last count."""
+        known = await self._info(name)
+        head = NewMessage(self._meta(name), meta, expect=known.sequence if known is not None else 0)
+        if known is None or "deleted" in _metadata(known):
+            await writer.commit(self._connection, [*chunks, head], _BIG_TIMEOUT)
+        else:
+            await writer.publish(self._connection, head, _TIMEOUT)
+            await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": head.subject, "keep": 1})
 
     async def get(self, name: str) -> bytes | None:
         info = await self._info(name)
-        if info is None:
+        if info is None or "deleted" in (meta := _metadata(info)):
             return None
         parts: list[bytes] = []
-        count, position = int(json.loads(info.data)["chunks"]), 1
+        count, position = meta.get("chunks"), 1
+        if not isinstance(count, int) or count >= COMMIT_LIMIT:
+            raise DataError(f"object {name} is not one of dspex: its metadata has no number of chunks that it could have")
         while len(parts) < count:
             where = {"seq": position, "next_by_subj": self._chunks(name)}
             page = await stored.direct(self._connection, self._stream, {"batch": _CHUNKS_A_PAGE, **where})
             if not page:  # that replica may lag behind the leader
                 page = [m] if (m := await stored.message(self._connection, self._stream, where)) else []
             if not page:
-                raise BusError(f"object {name} has {len(parts)} of {count} chunks", fix="it was purged, or put again")
+                raise DataError(f"object {name} has {len(parts)} of {count} chunks: it was purged")
             parts += [m.data for m in page]
             position = page[-1].sequence + 1
         data = b"".join(parts)
         if hashlib.sha256(data).hexdigest() != name:
-            raise BusError(f"object {name} is damaged: its bytes have another hash", fix="look at the server's disk")
+            raise DataError(f"object {name} is damaged: its bytes have another hash", fix="look at the server's disk")
         return data
+
+    async def listing(self) -> dict[str, float]:
+        info = await streams.info(self._connection, self._stream)
+        pattern = f"$O.{self._name}.M.>"
+        found = await stored.scan(self._connection, self._stream, [pattern], 1, info.last if info else 0)
+        return {name: m.time for m in found if isinstance(name := _metadata(m).get("name"), str)}  # the last one counts
+
+    async def remove(self, name: str, put: float) -> bool:
+        known = await self._info(name)
+        if known is None or known.time != put:
+            return False
+        mark = json.dumps({"name": name, "bucket": self._name, "nuid": name, "size": 0, "chunks": 0, "deleted": True}).encode()
+        try:
+            draft = NewMessage(self._meta(name), mark, expect=known.sequence)
+            marked = (await writer.publish(self._connection, draft, _TIMEOUT)).sequence
+        except Fenced:
+            return False
+        await stored.purge(self._connection, self._stream, self._chunks(name), marked)
+        await stored.purge(self._connection, self._stream, draft.subject, marked + 1)
+        return True
 
     async def _info(self, name: str) -> Message | None:
         return await stored.message(self._connection, self._stream, {"last_by_subj": self._meta(name)})
+
+
+def _metadata(info: Message) -> dict[str, object]:
+    """What the last metadata of an object says; {} where it is none."""
+    try:
+        found = json.loads(info.data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -15,11 +15,12 @@ from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import create, delivery_of, drop, ordered, pull, pulls
 from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal
+from dspex.bus.port import PAGE_BYTES
 
 _PAGE: Final = 5_000  # messages of one pull
-_PAGE_BYTES: Final = 16 << 20
 _SCAN_IDLE: Final = 30.0  # seconds until the server forgets the consumer of a scan whose process died
 _PAGE_TIMEOUT: Final = 10.0
+_SUBJECTS: Final = 1024  # of one direct get; with more the server refuses
 _NOT_FOUND: Final = 10043
 _DELETE_FAILED: Final = 10057
 _DIRECT_HEADERS: Final = frozenset(
@@ -53,15 +54,19 @@ async def message(connection: Connection, stream: str, which: Mapping[str, objec
     return Message(found["subject"], data, protocol.headers(head), int(found["seq"]), timestamp(found["time"]))
 
 
-async def scan(connection: Connection, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
-    """`Bus.scan`, with a consumer that lives as long as the scan.
+async def scan(
+    connection: Connection, stream: str, filters: Sequence[str], start: int, stop: int, most: int = 0
+) -> list[Message]:
+    """`Bus.scan`, or `Bus.page` where `most` is not 0; with a consumer that lives as long as the scan.
 
     A consumer, and not direct-get batches: those take one filter each, so many filters would be as many passes.
     """
     if stop < max(start, 1):
         return []
-    consumer = _Scan(connection, stream, f"scan-{connection.id}-{connection.fresh()}")
+    consumer = _Scan(connection, stream, f"scan-{connection.id}-{connection.fresh()}", most)
     found = await consumer.run(filters, max(start, 1), stop)
+    if consumer.more:
+        return found
     # The consumer read one replica, which may lag. It has all there was if it has the message at `stop`; else ask the
     # leader whether there is one more.
     if not found or found[-1].sequence < stop:
@@ -75,14 +80,20 @@ async def scan(connection: Connection, stream: str, filters: Sequence[str], star
 class _Scan:
     """The pulls of one scan. `run` gives the messages that the replica has, or raises: nothing is left out in between."""
 
-    def __init__(self, connection: Connection, stream: str, name: str) -> None:
+    def __init__(self, connection: Connection, stream: str, name: str, most: int) -> None:
         self._connection, self._stream, self._name = connection, stream, name
+        self._once, self._batch = most > 0, min(most or _PAGE, _PAGE)
         self._found: list[Message] = []
         self._page = 0  # messages that came for this pull
         self._round = 0  # number of this pull
         self._pending = 0  # messages behind the last one
         self._gap = False
         self._over = asyncio.Event()  # the pull has ended
+
+    @property
+    def more(self) -> bool:
+        """Whether it ended because one pull was asked for, and not because the replica has no more."""
+        return self._once and bool(self._found and self._pending)
 
     async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
         """The messages with start <= sequence <= stop. Raises BusError."""
@@ -94,6 +105,8 @@ class _Scan:
             self._pending = await create(connection, self._stream, config)
             while self._pending and (not self._found or self._found[-1].sequence < stop):
                 await self._pull(inbox)
+                if self.more:
+                    break
         finally:
             connection.on_end.discard(self._over.set)
             connection.forget(interest)
@@ -105,9 +118,9 @@ class _Scan:
         self._page = 0
         self._round += 1
         self._over.clear()
-        size = max(_PAGE_BYTES, 2 * self._connection.max_payload)
+        size = max(PAGE_BYTES, 2 * self._connection.max_payload)
         subject = pulls(self._stream, self._name)
-        self._connection.put(pull(subject, f"{inbox}.{self._round}", batch=_PAGE, max_bytes=size, no_wait=True))
+        self._connection.put(pull(subject, f"{inbox}.{self._round}", batch=self._batch, max_bytes=size, no_wait=True))
         try:
             async with asyncio.timeout(_PAGE_TIMEOUT):
                 await self._over.wait()
@@ -132,8 +145,16 @@ class _Scan:
         self._found.append(Message(subject.decode(), data, headers, sequence, time))
         self._gap |= number != len(self._found)
         self._page += 1
-        if self._page == _PAGE:
+        if self._page == self._batch:
             self._over.set()
+
+
+async def count(connection: Connection, stream: str, filters: Sequence[str], after: int) -> int:
+    """`Bus.count`: what would wait for a consumer that begins there."""
+    name = f"count-{connection.id}-{connection.fresh()}"
+    waiting = await create(connection, stream, ordered(name, filters, max(after, 0), _SCAN_IDLE))
+    await drop(connection, stream, name)
+    return waiting
 
 
 async def purge(connection: Connection, stream: str, subject: str, below: int) -> None:
@@ -155,16 +176,40 @@ async def delete(connection: Connection, stream: str, sequence: int) -> None:
 async def direct(connection: Connection, stream: str, request: Mapping[str, object]) -> list[Message] | None:
     """Messages by direct get (ADR-31), from any replica; None where there are too many to give at once."""
     try:
+        return (await _page(connection, stream, request))[0]
+    except ServerRefusal:
+        return None
+
+
+async def _page(connection: Connection, stream: str, request: Mapping[str, object]) -> tuple[list[Message], int]:
+    """What a replica gives at once, and how many more it has. Raises ServerRefusal where it would be too many."""
+    try:
         body = json.dumps(request).encode()
         answers = await connection.ask(f"$JS.API.DIRECT.GET.{stream}", body, final=_is_status, timeout=10.0)
     except TimeoutError as e:
         raise Unreachable(f"no answer to a direct get from {stream}") from e
     status = protocol.headers(answers[-1][1])
     if status.get("Status") == "413":
-        return None
+        raise ServerRefusal(f"direct get from {stream}: too many subjects", 0)
     if status.get("Status") not in ("204", "404"):
         raise Unreachable(f"direct get from {stream}: {status.get('Status')} {status.get('Description', '')}")
-    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]]
+    pending = int(status.get("Nats-Num-Pending") or 0)
+    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]], pending
+
+
+async def multi_last(connection: Connection, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+    """`Bus.multi_last`."""
+    found: dict[str, Message] = {}
+    for start in range(0, len(subjects), _SUBJECTS):
+        wanted = list(subjects[start : start + _SUBJECTS])
+        pending = 1
+        while pending and wanted:
+            page, pending = await _page(connection, stream, {"multi_last": wanted})
+            if not page:
+                break
+            found.update({m.subject: m for m in page})
+            wanted = [subject for subject in wanted if subject not in found]
+    return found
 
 
 def _is_status(data: bytes, head: bytes) -> bool:

@@ -5,38 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from dspex.bus.errors import SubjectTaken
+from dspex.bus.errors import BusError, StreamFull, SubjectTaken
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS
-from dspex.bus.nats.failures import NAME_IN_USE, NO_STREAM, ServerRefusal
+from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal
 from dspex.bus.nats.stored import timestamp
 from dspex.bus.nats.writer import stream_of
 from dspex.bus.port import StreamConfig, StreamInfo
 from dspex.bus.subjects import matches
 
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
+_MOST: Final = (
+    20 << 30
+)  # bytes; where the search for the largest stream begins: 16 GiB at most, or few applications share a server
+_LEAST: Final = 1 << 20
+_SHARE: Final = 0.8  # of what could be reserved
+_NEVER: Final = {"allow_msg_ttl": "message TTL", "allow_msg_schedules": "message schedules"}
 
 
 async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
     """`Bus.ensure_stream`."""
-    while True:
-        found = await _info(connection, config.name)
-        if found is None:
-            try:
-                return _described(await connection.api(f"STREAM.CREATE.{config.name}", _request(config)))
-            except SubjectTaken as e:
-                raise await _taken(connection, config) from e
-            except ServerRefusal as e:
-                if e.number != NAME_IN_USE:  # else somebody made it just now
-                    raise
-                continue
-        subjects = _joined(found["config"].get("subjects") or [], config.subjects)
-        if subjects == found["config"].get("subjects"):
-            return _described(found)
+    found = await _info(connection, config.name)
+    while found is None:
         try:
-            return _described(await connection.api(f"STREAM.UPDATE.{config.name}", {**found["config"], "subjects": subjects}))
+            return _described(await _created(connection, config))
         except SubjectTaken as e:
             raise await _taken(connection, config) from e
+        except ServerRefusal as e:
+            if e.number != NAME_IN_USE:  # else somebody made it just now
+                raise
+        found = await _info(connection, config.name)
+    have = found["config"].get("subjects") or []
+    changes: dict[str, object] = {"subjects": subjects} if (subjects := _joined(have, config.subjects)) != have else {}
+    if config.max_bytes is not None and config.max_bytes != found["config"]["max_bytes"]:
+        changes["max_bytes"] = config.max_bytes
+    if found["config"]["max_age"] and config.max_age * NANOSECONDS > found["config"]["max_age"]:
+        changes["max_age"] = int(config.max_age * NANOSECONDS)
+    try:
+        return _described(await _updated(connection, found, changes))
+    except SubjectTaken as e:
+        raise await _taken(connection, config) from e
 
 
 async def info(connection: Connection, name: str) -> StreamInfo | None:
@@ -46,12 +54,30 @@ async def info(connection: Connection, name: str) -> StreamInfo | None:
 
 
 async def make(connection: Connection, config: Mapping[str, object]) -> None:
-    """Create a stream of exactly this configuration, unless one of the name is there."""
+    """Make sure that there is a stream of this name without rollup, message TTL and schedules.
+
+    One that is there keeps its configuration otherwise, and to find it needs no more than the right to look at it.
+    """
+    found = await _info(connection, str(config["name"]))
+    if found is None:
+        try:
+            await connection.api(f"STREAM.CREATE.{config['name']}", config)
+        except ServerRefusal as e:
+            if e.number != NAME_IN_USE:
+                raise
+    else:
+        await _updated(connection, found, {})
+
+
+async def remove(connection: Connection, name: str) -> bool:
+    """Delete a stream with its consumers and all that is in it; whether it was there."""
     try:
-        await connection.api(f"STREAM.CREATE.{config['name']}", config)
+        await connection.api(f"STREAM.DELETE.{name}", None)
     except ServerRefusal as e:
-        if e.number != NAME_IN_USE:
+        if e.number != NO_STREAM:
             raise
+        return False
+    return True
 
 
 async def _info(connection: Connection, name: str) -> dict[str, Any] | None:
@@ -63,6 +89,44 @@ async def _info(connection: Connection, name: str) -> dict[str, Any] | None:
         return None
 
 
+async def _created(connection: Connection, config: StreamConfig) -> dict[str, Any]:
+    """Create it. `max_bytes` of None: find by trying what the server lets it reserve, and take most of that.
+
+    Only that works everywhere: an account need not have a limit of its own, and no client may ask how large the disk is.
+    """
+    what, name = _request(config), f"STREAM.CREATE.{config.name}"
+    if config.max_bytes is not None:
+        return await connection.api(name, {**what, "max_bytes": config.max_bytes})
+    size = _MOST
+    while True:
+        try:
+            made = await connection.api(name, {**what, "max_bytes": size})
+        except (StreamFull, ServerRefusal) as e:
+            if size <= _LEAST or (isinstance(e, ServerRefusal) and e.number != NO_PEERS):
+                raise
+            size = size * 4 // 5
+        else:
+            share = int(size * _SHARE)
+            return await connection.api(f"STREAM.UPDATE.{config.name}", {**made["config"], "max_bytes": share})
+
+
+async def _updated(connection: Connection, found: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """The stream with these changes to its configuration, and without rollup. BusError where it can never be safe."""
+    config = found["config"]
+    wrong = [word for key, word in _NEVER.items() if config.get(key)]
+    if wrong:
+        raise BusError(
+            f"{config['name']} has {' and '.join(wrong)} switched on, and no server switches that off again",
+            code="DX412",
+            fix="choose another application name (app), or remove all that the application has: dspex delete",
+        )
+    if config.get("allow_rollup_hdrs"):
+        changes = {**changes, "allow_rollup_hdrs": False}
+    if not changes:
+        return found
+    return await connection.api(f"STREAM.UPDATE.{config['name']}", {**config, **changes})
+
+
 def _request(config: StreamConfig) -> dict[str, object]:
     return {
         "name": config.name,
@@ -71,12 +135,12 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "discard": "new",
         "storage": "file",
         "num_replicas": config.replicas,
-        "max_bytes": config.max_bytes,
         "max_msgs": config.max_messages,
+        "max_age": int(config.max_age * NANOSECONDS),
+        "max_consumers": config.max_consumers,
         "duplicate_window": int(config.duplicate_window * NANOSECONDS),
         "allow_atomic": True,
         "allow_direct": True,
-        "allow_rollup_hdrs": True,
         "metadata": {_OWN: "stream"},
     }
 
@@ -93,6 +157,9 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
         bytes=state["bytes"],
         replicas=config["num_replicas"],
         own=_OWN in (config.get("metadata") or {}),
+        now=timestamp(answer["ts"]),
+        retention=config["retention"],
+        max_bytes=config["max_bytes"],
     )
 
 

@@ -13,16 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
+from dspex.bus.errors import BusError, NotAllowed, NotStored, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, create, delivery_of, pull, pulls, rest
-from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
+from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, delivery_of, pull, pulls, rest, waiting
 
 FULL_POLL: Final = 0.1  # seconds between two looks at free(), while it gives 0
-MAX_ACK_PENDING: Final = 10_000
-_CONSUMER_EXISTS: Final = {10105, 10148}
+QUIET: Final = 0.1  # seconds without a delivery, though one is asked for, after which a queue counts as dry
 _LONGEST_PAUSE: Final = 2.0
 
 
@@ -62,21 +60,10 @@ class NatsDelivery:
 class NatsWorkQueue:
     """`dspex.bus.port.WorkQueue` on JetStream."""
 
-    def __init__(
-        self, connection: Connection, stream: str, pattern: str, name: str, ack_wait: float, free: Callable[[], int]
-    ) -> None:
+    def __init__(self, connection: Connection, stream: str, name: str, free: Callable[[], int]) -> None:
         self._connection, self._stream, self._name, self._free = connection, stream, name, free
-        self._config = {
-            "name": name,
-            "durable_name": name,
-            "deliver_policy": "all",
-            "ack_policy": "explicit",
-            "ack_wait": int(ack_wait * NANOSECONDS),
-            "max_deliver": -1,
-            "max_ack_pending": MAX_ACK_PENDING,
-            "filter_subject": pattern,
-            "replay_policy": "instant",
-        }
+        self._left = 0  # messages that wait in the consumer, as it said last
+        self._moved = 0.0  # when something was delivered, or asked for with nothing asked before
         self._waiting: deque[NatsDelivery] = deque()
         self._asked = 0  # requested deliveries that have not arrived
         self._round = 0  # number of the pull; status messages of earlier pulls are ignored
@@ -89,9 +76,12 @@ class NatsWorkQueue:
         self._tasks = connection.tasks(self._fail)
 
     # -- the port
-    async def start(self) -> NatsWorkQueue:
-        """Make the consumer if it is missing. Raises Unreachable, NotAllowed, BusError (no such stream)."""
-        await self._ensure()
+    async def start(self) -> NatsWorkQueue | None:
+        """None where there is no consumer. Raises Unreachable, NotAllowed, BusError (no such stream)."""
+        left = await waiting(self._connection, self._stream, self._name)
+        if left is None:
+            return None
+        self._left = left
         asks = pulls(self._stream, self._name)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         self._connection.on_end.add(self._connection_ended)
@@ -107,6 +97,11 @@ class NatsWorkQueue:
             await self._arrived.wait()
         return self._waiting.popleft()
 
+    @property
+    def dry(self) -> bool:
+        quiet = self._asked > 0 and asyncio.get_running_loop().time() - self._moved > QUIET
+        return not self._waiting and (self._left == 0 or quiet)
+
     def ask_for_more(self) -> None:
         """`free()` has grown: pull now instead of at the next look (every 0.1 s)."""
         self._wake.set()
@@ -120,18 +115,13 @@ class NatsWorkQueue:
             await self._waiting.popleft().nak()  # unused work goes to another process at once instead of after ack_wait
 
     # -- pulling
-    async def _ensure(self) -> None:
+    async def _look(self) -> None:
+        """Look whether the consumer is still there, and fail where it is not: only who owns the work makes another one."""
         self._missing = False
-        try:
-            await self._connection.api(f"CONSUMER.INFO.{self._stream}.{self._name}", None)
-        except ServerRefusal as e:
-            if e.number != NO_CONSUMER:
-                raise
-            try:
-                await create(self._connection, self._stream, self._config)
-            except ServerRefusal as again:
-                if again.number not in _CONSUMER_EXISTS:  # another process was faster
-                    raise
+        left = await waiting(self._connection, self._stream, self._name)
+        if left is None:
+            self._fail(NotStored(f"the consumer {self._name} of the work is gone"))
+        self._left = left or 0
 
     async def _run(self) -> None:
         pause = 0.02
@@ -141,7 +131,7 @@ class NatsWorkQueue:
                 if self._missing:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
-                    await self._ensure()
+                    await self._look()
                     pause = 0.02
                 full = self._pull()
             except NotAllowed as e:
@@ -168,6 +158,8 @@ class NatsWorkQueue:
         """Ask for what can be held now; whether that is nothing."""
         room = self._free() - len(self._waiting) - self._asked
         if room > 0:
+            if not self._asked:
+                self._moved = asyncio.get_running_loop().time()
             self._asked += room
             self._connection.put(
                 pull(
@@ -203,6 +195,7 @@ class NatsWorkQueue:
         at = delivery_of(reply)
         message = Message(subject.decode(), data, headers, at.sequence, at.time)
         self._asked = max(0, self._asked - 1)
+        self._left, self._moved = at.pending, asyncio.get_running_loop().time()
         self._waiting.append(NatsDelivery(message, at.delivered, self._connection, reply.decode(), self.ask_for_more))
         self._arrived.set()
 

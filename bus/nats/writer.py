@@ -10,7 +10,7 @@ from typing import Any, Final
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import IN_PROGRESS, TOO_MANY_BATCHES, refused
+from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, refused
 from dspex.bus.nats.pending import PendingRequest, RawReply
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
@@ -105,15 +105,19 @@ async def _answer(
         try:
             answers = await _settled(connection, q, drafts[0].subject, timeout)
         except TimeoutError as e:
+            connection.isolation.suspect()
             raise Unsettled(f"no answer from the server in {timeout:.3g} s") from e
         except Unreachable as e:
             raise Unsettled(e.message) from e
     # The first that says something: behind "too many batches" comes "incomplete" for the last message.
     data, head = next(a for a in answers if _settles(*a))
     if protocol.headers(head).get("Status") == "503":
+        connection.isolation.suspect()
         await _need_stream(connection, drafts[0].subject, timeout)
         raise Unreachable(f"no leader of the stream answers for {drafts[0].subject}")
     answer: dict[str, Any] = json.loads(data)
+    if answer.get("error", {}).get("err_code") in NO_LEADER:
+        connection.isolation.suspect()
     return answer
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.settings.layers import Key, Layer, flatten
+from dspex.bus.settings.layers import Layer, SettingPath, flatten
 
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _TABLE = re.compile(r"\s*\[([^\[\]]+)\]")
@@ -42,7 +42,7 @@ def file_layer(path: Path) -> Layer:
         raise ConfigError(f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names") from e
-    table: Key = ("tool", "dspex") if path.name == "pyproject.toml" else ()
+    table: SettingPath = ("tool", "dspex") if path.name == "pyproject.toml" else ()
     for name in table:
         data = data.get(name, {})
     lines = {key[len(table) :]: line for key, line in _lines(text).items() if key[: len(table)] == table}
@@ -57,9 +57,9 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _lines(text: str) -> dict[Key, int]:
-    found: dict[Key, int] = {}
-    table: Key = ()
+def _lines(text: str) -> dict[SettingPath, int]:
+    found: dict[SettingPath, int] = {}
+    table: SettingPath = ()
     short = _LONG_TEXT.sub(lambda m: "\n" * m[0].count("\n"), text)
     for number, line in enumerate(short.splitlines(), 1):
         if match := _TABLE.match(line):
@@ -70,9 +70,9 @@ def _lines(text: str) -> dict[Key, int]:
     return found
 
 
-def _parsed_key(text: str) -> Key:
+def _parsed_key(text: str) -> SettingPath:
     return next(flatten(tomllib.loads(text)))[0]
 
 
-def _line_of(key: Key, lines: Mapping[Key, int]) -> int:
+def _line_of(key: SettingPath, lines: Mapping[SettingPath, int]) -> int:
     return next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)

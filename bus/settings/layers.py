@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from dspex.bus.errors import ConfigError
 
-Key: TypeAlias = tuple[str, ...]
+SettingPath: TypeAlias = tuple[str, ...]
 
 _PREFIX = "DSPEX_"
 # Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
@@ -36,16 +36,16 @@ _CONTEXT_TLS = {"ca": "ca", "cert": "cert", "key": "key"}
 class Layer:
     """Values from one kind of place. `origins`: of the leaves, or of a whole table."""
 
-    values: dict[Key, Any] = field(default_factory=dict)
-    origins: dict[Key, str] = field(default_factory=dict)
+    values: dict[SettingPath, Any] = field(default_factory=dict)
+    origins: dict[SettingPath, str] = field(default_factory=dict)
 
-    def add(self, key: Key, value: Any, origin: str) -> None:
+    def add(self, key: SettingPath, value: Any, origin: str) -> None:
         for path, leaf in flatten(value, key):
             self.values[path] = leaf
             self.origins[path] = origin
 
 
-def flatten(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+def flatten(value: Any, key: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
     """The leaves of nested maps. An empty map is a leaf: `pools.x = {}` says that there is a pool x."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
@@ -54,10 +54,10 @@ def flatten(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield key, value
 
 
-def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[Key, str]]:
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[SettingPath, str]]:
     """The layers laid over each other, later ones on top: nested data, and the origin of each leaf."""
     merged: dict[str, Any] = {}
-    origins: dict[Key, str] = {}
+    origins: dict[SettingPath, str] = {}
     for layer in layers:
         for key, value in layer.values.items():
             at = merged
@@ -71,7 +71,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[Key, str]]:
     return merged, origins
 
 
-def origin_of(key: Key, origins: Mapping[Key, str]) -> str:
+def origin_of(key: SettingPath, origins: Mapping[SettingPath, str]) -> str:
     """Where `key`, or what it is part of, was written; "default" where it was not."""
     below = (o for k, o in origins.items() if k[: len(key)] == key)
     above = (origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins)
@@ -89,7 +89,7 @@ def environment_layer(env: Mapping[str, str], known: Mapping[str, Any]) -> Layer
     return layer
 
 
-def _spelled(words: list[str], known: Mapping[str, Any]) -> Key:
+def _spelled(words: list[str], known: Mapping[str, Any]) -> SettingPath:
     key: list[str] = []
     at: Any = known
     for word in words:

@@ -13,10 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dspex.bus import not_built
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.settings import files, layers
-from dspex.bus.settings.layers import Key, Layer
+from dspex.bus.settings import files, layers, not_built
+from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
 
 _SECRET = re.compile(r"(.*_)?(api_?key|key|password|passwd|secret|token)", re.IGNORECASE)
@@ -50,7 +49,7 @@ def load(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> S
 S = TypeVar("S", bound="Settings")
 
 
-def checked(values: Any, build: Callable[[Any], S], origins: Mapping[Key, str] | None) -> S:
+def checked(values: Any, build: Callable[[Any], S], origins: Mapping[SettingPath, str] | None) -> S:
     """The settings that `build` makes of `values`, wherever they come from. Raises ConfigError with every problem.
 
     Args:
@@ -92,7 +91,7 @@ def _layers(file: Path | None, overrides: Mapping[str, Any]) -> list[Layer]:
     return result
 
 
-def _literal_secrets(found: list[Layer], origins: Mapping[Key, str]) -> Iterator[Problem]:
+def _literal_secrets(found: list[Layer], origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
     """Secrets written where others read them: in the file, or on the command line. Their values are not repeated."""
     for layer in found:
         for key, value in layer.values.items():
@@ -103,7 +102,7 @@ def _literal_secrets(found: list[Layer], origins: Mapping[Key, str]) -> Iterator
                 )
 
 
-def _is_secret(key: Key, value: str) -> bool:
+def _is_secret(key: SettingPath, value: str) -> bool:
     if key == ("server", "url"):
         return layers.password_of(value) is not None
     if key[:2] == ("server", "tls") or key[0] not in ("lm", "server", "pools"):
@@ -111,7 +110,7 @@ def _is_secret(key: Key, value: str) -> bool:
     return bool(_SECRET.fullmatch(key[-1]))
 
 
-def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Key, str]) -> Problem:
+def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[SettingPath, str]) -> Problem:
     key = _written_key(tuple(str(part) for part in error["loc"]), merged)
     origin = layers.origin_of(key, origins)
     context = error.get("ctx", {})
@@ -135,7 +134,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Ke
     return _problem_at(code, ".".join(key), origin, message, fix)
 
 
-def _unknown(key: Key, origin: str) -> tuple[str, str, str]:
+def _unknown(key: SettingPath, origin: str) -> tuple[str, str, str]:
     """Code, message and fix for a key that no table has."""
     if fix := not_built.fix_of(".".join(key)):
         return not_built.CODE, "is not built in this version", fix
@@ -146,7 +145,7 @@ def _unknown(key: Key, origin: str) -> tuple[str, str, str]:
     return "DX104", message, _suggestion(key)
 
 
-def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:
+def _written_key(loc: SettingPath, merged: Mapping[str, Any]) -> SettingPath:
     """pydantic's path without the names of union members, which nobody wrote."""
     key: list[str] = []
     at: Any = merged
@@ -157,7 +156,7 @@ def _written_key(loc: Key, merged: Mapping[str, Any]) -> Key:
     return tuple(key)
 
 
-def _model_at(key: Key) -> type[BaseModel] | None:
+def _model_at(key: SettingPath) -> type[BaseModel] | None:
     at: Any = Settings
     for part in key:
         if isinstance(at, type) and issubclass(at, BaseModel):
@@ -175,7 +174,7 @@ def _inner(annotation: Any) -> Any:
     return annotation
 
 
-def _suggestion(key: Key) -> str:
+def _suggestion(key: SettingPath) -> str:
     model = _model_at(key[:-1])
     names = list(model.model_fields) if model else []
     if close := difflib.get_close_matches(key[-1], names, n=1):
@@ -183,7 +182,7 @@ def _suggestion(key: Key) -> str:
     return f"one of: {', '.join(names)}"
 
 
-def _unknown_names(settings: Settings, origins: Mapping[Key, str]) -> Iterator[Problem]:
+def _unknown_names(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
     """Language models and pools that are named and not there."""
     default = settings.defaults.call.pool
     if default is not None and default not in settings.pools:

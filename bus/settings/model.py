@@ -20,7 +20,7 @@ from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
 from dspex.bus.settings.server import ServerSettings
 from dspex.bus.settings.tables import Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
-from dspex.bus.settings.values import AppName, Table, Texts
+from dspex.bus.settings.values import AppName, SettingsTable, Texts
 
 LOCAL_MODEL = "local/smollm2-135m"
 
@@ -29,7 +29,7 @@ def _folder_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-_")[:64] or "app"
 
 
-class Settings(Table):
+class Settings(SettingsTable):
     """All settings. `Settings()` has the defaults; `Settings.load()` reads file and environment.
 
     Both raise ConfigError with every problem at once in `.problems`.

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
-from dspex.bus.settings.values import Table, interval, without_effect
+from dspex.bus.settings.values import SettingsTable, interval, without_effect
 
 SCHEMES = ("nats", "tls")
 LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
@@ -27,7 +27,7 @@ def _server_urls(text: str) -> str:
 ServerURLs: TypeAlias = Annotated[str, AfterValidator(_server_urls)]
 
 
-class TLSSettings(Table):
+class TLSSettings(SettingsTable):
     """Paths of PEM files."""
 
     ca: str | None = None
@@ -41,7 +41,7 @@ class TLSSettings(Table):
         return self
 
 
-class LocalServerSettings(Table):
+class LocalServerSettings(SettingsTable):
     """The server that dspex starts itself. `sync_interval`: seconds, or "always" to fsync each write."""
 
     port: Annotated[int, Field(ge=-1, le=65535)] = 4222
@@ -49,7 +49,7 @@ class LocalServerSettings(Table):
     sync_interval: Annotated[float | Literal["always"], BeforeValidator(interval)] = 120.0
 
 
-class ServerSettings(Table):
+class ServerSettings(SettingsTable):
     """Which NATS server, and how to log in. Without `url` dspex uses a local one."""
 
     url: ServerURLs | None = None

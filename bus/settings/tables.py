@@ -1,6 +1,6 @@
 """The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
 
-Only what has an effect is here; `bus/not_built.py` names what the design has besides, and this version refuses.
+Only what has an effect is here; `bus/settings/not_built.py` names what the design has besides, and this version refuses.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
+from dspex.bus.serving.payloads import ABOVE
+from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     LogLevels,
     NotEmpty,
@@ -19,7 +20,7 @@ from dspex.bus.settings.values import (
     PositiveSeconds,
     PositiveSize,
     Seconds,
-    Table,
+    SettingsTable,
     Texts,
     custom_error,
     listed,
@@ -27,30 +28,35 @@ from dspex.bus.settings.values import (
 )
 
 
-class CommitSettings(Table):
+class CommitSettings(SettingsTable):
     """How much one commit may hold."""
 
     max_events: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
-class EngineSettings(Table):
+class EngineSettings(SettingsTable):
     """How engines run.
 
     Attributes:
-        lease: seconds after which a silent engine is replaced.
+        heartbeat: seconds between two signs of life; an engine that is silent for five of them is replaced.
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
+        max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
+            most 16 GiB. The stream of sources gets a fifth of that besides.
+        claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
     """
 
     commit: CommitSettings = CommitSettings()
-    lease: PositiveSeconds = 5.0
+    heartbeat: PositiveSeconds = 1.0
     stall_after: PositiveSeconds = 30.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
+    max_bytes: PositiveSize | None = None
+    claim_check_above: PositiveSize = ABOVE
 
 
-class RetrySettings(Table):
+class RetrySettings(SettingsTable):
     """As `dspex.Retry`."""
 
     attempts: Annotated[int, Field(ge=1)] = 4
@@ -60,7 +66,7 @@ class RetrySettings(Table):
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
-class ModuleSettings(Table):
+class ModuleSettings(SettingsTable):
     """Parameters of a DSPy module, as `dspex.ModuleConfig`. None: not set."""
 
     temperature: Annotated[float | None, Field(ge=0)] = None
@@ -71,7 +77,7 @@ class ModuleSettings(Table):
     rollout_id: int | None = None
 
 
-class CallDefaults(Table):
+class CallDefaults(SettingsTable):
     """Call options of every recorded operator that does not set them itself. None: not set here."""
 
     pool: PoolName | None = None
@@ -98,20 +104,20 @@ class CallDefaults(Table):
         return self.model_dump(exclude_none=True)
 
 
-class Defaults(Table):
+class Defaults(SettingsTable):
     """What holds where nothing else is said."""
 
     call: CallDefaults = CallDefaults()
 
 
-class LMPrice(Table):
+class LMPrice(SettingsTable):
     """USD per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
 
 
-class LMProfile(Table):
+class LMProfile(SettingsTable):
     """A named language model. `key_env`: the variable that has its key; None: it needs none.
 
     A local model needs no `key_env` and no `base_url`, and answers in the JSON adapter's form alone.
@@ -140,21 +146,21 @@ class LMProfile(Table):
         return self
 
 
-class Recycle(Table):
+class Recycle(SettingsTable):
     """A worker process is replaced after so many calls, or at this age in seconds."""
 
     calls: Annotated[int | None, Field(ge=1)] = None
     age: PositiveSeconds | None = None
 
 
-class Restart(Table):
+class Restart(SettingsTable):
     """More than `max` restarts within `within` seconds: the pool is marked failed."""
 
     max: Annotated[int, Field(ge=0)] = 5
     within: PositiveSeconds = 60.0
 
 
-class PoolSettings(Table):
+class PoolSettings(SettingsTable):
     """A pool of workers: `size` processes with `slots` calls at once in each."""
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -187,7 +193,7 @@ class PoolSettings(Table):
         return self
 
 
-class TelemetrySettings(Table):
+class TelemetrySettings(SettingsTable):
     """What dspex says about itself. `log`: levels, "info,dspex.engine=debug"."""
 
     log: LogLevels = "info"

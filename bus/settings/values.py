@@ -8,10 +8,11 @@ from typing import Annotated, Literal, TypeAlias, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from dspex.bus import duration, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
-from dspex.bus.not_built import CODE
+from dspex.bus.settings import duration
 from dspex.bus.settings.log_levels import log_levels
+from dspex.bus.settings.not_built import CODE
 
 
 def custom_error(e: ConfigError) -> PydanticCustomError:
@@ -97,7 +98,7 @@ NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
-class Table(BaseModel):
+class SettingsTable(BaseModel):
     """A table of the file: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -114,6 +114,15 @@ MORE = {
         "An operator, an option or a value is not built in this version; it is refused rather than ignored.",
         "leave it out",
     ),
+    "DX238": (
+        "An older version of the topology was started than the one that is applied: an old process must not undo a change.",
+        "start the applied version, or go back on purpose: `dspex apply`",
+    ),
+    "DX239": (
+        "A source's stream has work-queue or interest retention: it removes what was read, so nothing could be read again.",
+        "read a stream with limits retention",
+    ),
+    "DX240": ("A topology is to be deleted that an engine runs.", "stop these engines first"),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",
@@ -121,11 +130,25 @@ MORE = {
     ),
     "DX320": ("An automatic name got a number, and would move with its siblings.", 'give it a name: `name="…"`'),
     "DX321": ("Nothing uses one outlet of a branch.", "use `filter` to drop events on purpose"),
+    "DX412": (
+        "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
+        "that off again: whoever may write to it could have messages removed.",
+        "another application name, or `dspex delete`",
+    ),
     "DX411": (
         "A local nats-server does not start; or a commit log is damaged.",
         "the message says what to correct; restore a backup",
     ),
     "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),
+    "DX509": (
+        "The event of an open call is stored nowhere any more, so the call cannot be made again or go on.",
+        "do not remove messages from the application's stream; the event itself is lost",
+    ),
+    "DX511": (
+        "The payload of an event, which its claim check names, is stored nowhere any more, or is not what was stored. "
+        "The event goes to the dead letters.",
+        "do not remove objects from the application's store; publish the event again, and drop the letter",
+    ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }
 

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
-from dspex.bus import not_built as planned
+from dspex.bus.settings import not_built as planned
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.parameters.parameter import REQUIRED, Parameter

@@ -17,7 +17,7 @@ from dspex.engine.cli.events import call, dlq, publish, watch
 from dspex.engine.cli.server import server
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.terminal import Terminal, where_raised
-from dspex.engine.cli.topology import check, init
+from dspex.engine.cli.topology import apply, check, delete, init
 from dspex.engine.cli.workers import bench, worker
 
 _WITH_VALUE = ("--config", "--server", "--creds", "--context", "--color")
@@ -141,6 +141,8 @@ def _add_verbs(app: typer.Typer) -> None:
     app.command("check")(check.check)
     app.command("show")(check.show)
     app.command("run")(run.run)
+    app.command("apply")(apply.apply)
+    app.command("delete")(delete.delete)
     app.command("worker")(worker.worker)
     app.command("publish", cls=publish.WithWait)(publish.publish)
     app.command("call")(call.call)

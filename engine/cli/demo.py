@@ -13,9 +13,10 @@ import orjson
 import typer
 
 from dspex.bus import subjects
-from dspex.bus.duration import human, seconds
 from dspex.bus.errors import CallTimeout
 from dspex.bus.message import Event
+from dspex.bus.serving import payloads
+from dspex.bus.settings.duration import human, seconds
 from dspex.bus.settings.model import LOCAL_MODEL, Settings
 from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal import log
@@ -23,6 +24,7 @@ from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
+from dspex.engine.client.run import full_ids
 from dspex.engine.client.steps import Step, steps
 from dspex.engine.hosting.engine import Engine, until_stopped
 from dspex.workers.models import weights
@@ -120,7 +122,8 @@ async def _triage(t: Terminal, engine: Engine, client: Client, sample: Sequence[
         raise pools.failures[0]
     info = await client.bus.stream(subjects.stream(APP))
     before, began = info.last if info else 0, time.monotonic()
-    ids = [(await client.publish(SOURCE, message, key=message["customer"])).id for message in sample]
+    runs = [await client.publish(SOURCE, message, key=message["customer"]) for message in sample]
+    ids = await full_ids(client.bus, [run.id for run in runs])
     with t.progress("triaged", len(ids)) as bar:
         try:
             async for finished in client.follow(ids, limit):
@@ -140,8 +143,9 @@ async def _records(client: Client, before: int) -> dict[str, list[Step]]:
     found: dict[str, list[Step]] = {}
     if info is None:
         return found
-    inboxes = subjects.result(APP, "*", "*", "*")
-    for step in steps(await client.bus.scan(info.name, [inboxes], start=before + 1, stop=info.last)):
+    records = subjects.record(APP, "*", "*", "*", "*")
+    stored = await client.bus.scan(info.name, [records], start=before + 1, stop=info.last)
+    for step in steps([await payloads.required(client.bus, APP, m) for m in stored]):
         found.setdefault(step.run, []).append(step)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.not_built import CODE, VERB_CHOICES, VERB_OPTIONS, VERBS
+from dspex.bus.settings.not_built import CODE, VERB_CHOICES, VERB_OPTIONS, VERBS
 
 _NO_VERB = re.compile(r"no such command '([^']+)'", re.IGNORECASE)
 _NO_CHOICE = re.compile(r"'([^']+)' is not one of", re.IGNORECASE)

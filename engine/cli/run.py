@@ -20,7 +20,7 @@ from dspex.engine.cli.topology.targets import Targets, load
 if TYPE_CHECKING:
     from dspex.bus.local.open import Found
     from dspex.bus.settings.model import Settings
-    from dspex.engine.client.status_rows import StageReport
+    from dspex.engine.client.status.rows import StageReport
     from dspex.engine.hosting.engine import Engine
 
 LINE_EVERY = 10.0  # seconds between status lines
@@ -34,7 +34,7 @@ def run(
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
 ) -> None:
     """Run topologies until ^C or SIGTERM, which drains; a second one stops at once."""
-    from dspex.bus.duration import seconds
+    from dspex.bus.settings.duration import seconds
 
     t = terminal(context)
     wait, topologies = seconds(grace), load(t, targets)
@@ -174,7 +174,7 @@ class _Run:
 def _server_words(settings: Settings, server: Found) -> str:
     if not server.local:
         return "yours"
-    from dspex.bus.duration import human
+    from dspex.bus.settings.duration import human
 
     sync = settings.server.local.sync_interval
     started, store = "started" if server.started else "was running", shown(settings.store)

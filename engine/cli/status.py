@@ -1,4 +1,4 @@
-"""`dspex status`: server, engines, stages with their lag, and pools."""
+"""`dspex status`: server, engines, stages with their lag, and pools; or only whether all is well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.client.status_rows import EngineRow, PoolRow, StageRow, Status
+    from dspex.engine.client.status.rows import EngineRow, PoolRow, StageRow, Status
 
 _Key: TypeAlias = tuple[str, str]  # topology and stage
 EVERY = 2.0  # seconds between two looks of --watch
@@ -24,14 +24,32 @@ _CLEAR = "\x1b[H\x1b[2J"
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 s, until ^C.")] = False,
+    health: Annotated[bool, typer.Option("--health", help="Print only what is wrong; exit 1 where something is.")] = False,
 ) -> None:
     """Show what runs: server, engines, stages with lag and owner, pools."""
     t = terminal(context)
+    if health and watch:
+        raise typer.BadParameter("--health looks once: leave out --watch")
+    if health:
+        if not t.run(_healthy(t)):
+            raise typer.Exit(1)
+        return
     try:
         t.run(_status(t, watch))
     except KeyboardInterrupt:
         if not watch:
             raise
+
+
+async def _healthy(t: Terminal) -> bool:
+    """Print what is wrong; whether nothing is."""
+    from dspex.engine.client.status.health import faults
+
+    async with client(t, "status") as c:
+        found = faults(await c.status(list(t.settings().pools)))
+    lines = [f"{fault.check}  {fault.message}\n  fix: {fault.fix}" for fault in found]
+    t.emit({"healthy": not found, "faults": [fault.as_dict() for fault in found]}, "\n".join(lines) or "healthy")
+    return not found
 
 
 async def _status(t: Terminal, watch: bool) -> None:
@@ -65,8 +83,11 @@ def _rate(s: StageRow, before: int | None, seconds: float) -> float | None:
 def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None], *, clear: bool) -> None:
     server = found["server"]
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
-    stored = stream if server["stream"] else f"nothing is applied for app {server['app']} yet: dspex run"
-    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stored}")
+    if not server["stream"]:
+        lost = any(e["alive"] for e in found["engines"])
+        why = "its stream is GONE: restore the server's data" if lost else "nothing is applied yet: dspex run"
+        stream = f"app {server['app']}: {why}"
+    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stream}")
     _engines(t, found["engines"])
     _stages(t, found["stages"], rates)
     _pools(t, found["pools"])
@@ -109,16 +130,22 @@ def _stages(t: Terminal, stages: Sequence[StageRow], rates: Mapping[_Key, float 
         {
             "stage": f"{s['topology']}/{s['stage']}",
             "source": s["source"],
-            "lag": s["lag"],
+            "lag": "?" if s["lag"] is None else s["lag"],
+            "oldest": "" if s["oldest"] is None else f"{s['oldest']:g} s",
             "rate": "" if (rate := rates[_key(s)]) is None else f"{rate:g}/s",
             "open": s["open_calls"],
-            "dead": s["dead_letters"],
+            "dead": s["dead_letters"] if first else "",  # of the whole topology
             "owner": _owner(s),
         }
-        for s in stages
+        for s, first in zip(stages, _firsts(stages))
     ]
-    columns = {"stage": "stage", "source": "source", "lag": "lag", "rate": "rate", "open": "open calls"}
+    columns = {"stage": "stage", "source": "source", "lag": "lag", "oldest": "oldest", "rate": "rate", "open": "open calls"}
     _block(t, rows, columns | {"dead": "dead letters", "owner": "owner"})
+
+
+def _firsts(stages: Sequence[StageRow]) -> list[bool]:
+    """Of each stage: whether it is the first of its topology."""
+    return [s["topology"] not in {before["topology"] for before in stages[:n]} for n, s in enumerate(stages)]
 
 
 def _owner(s: StageRow) -> str:

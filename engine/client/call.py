@@ -16,12 +16,13 @@ import orjson
 from typing_extensions import TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallError, CallTimeout, Saturated, from_dict
+from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, new_id
-from dspex.bus.port import Bus
-from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallSpec, Usage, Work
+from dspex.bus.port import Bus, NewMessage
+from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, CallSpec, Usage
+from dspex.bus.serving import payloads
 from dspex.engine.client.resolve import HasCall, resolve
-from dspex.engine.client.status_rows import PoolRow
+from dspex.engine.client.status.rows import PoolRow
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
@@ -93,24 +94,23 @@ async def ask(
 ) -> tuple[CallRecord, float]:
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took.
 
-    Raises the call's error; Saturated when no worker takes it in time; CallTimeout.
+    Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
     """
     id, began = new_id(), time.monotonic()
-    origin = {"id": id, "subject": "", "run": id, "session": session}
-    work = Work(
+    request = CallRequest(
         call=id,
-        ordinal=-1,
+        try_number=1,
         attempt=1,
         topology="",
         node="",
-        reply="",
         spec=asdict(spec),
         inputs=inputs,
-        origin=origin,
+        run=id,
+        session=session,
         timeout=timeout,
-        deadline=time.time() + timeout,
+        left=timeout,
     )
-    asking = _Asking(bus, app, pool, work)
+    asking = _Asking(bus, app, pool, request)
     subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):
@@ -127,8 +127,8 @@ async def ask(
 class _Asking:
     """One call on its way to a worker."""
 
-    def __init__(self, bus: Bus, app: str, pool: str, work: Work) -> None:
-        self.bus, self.app, self.pool, self.work = bus, app, pool, work
+    def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest) -> None:
+        self.bus, self.app, self.pool, self.request = bus, app, pool, request
         self.inbox = bus.inbox()
         self.frames: asyncio.Queue[Message] = asyncio.Queue()
         self.taken = False  # a worker has accepted it
@@ -136,19 +136,23 @@ class _Asking:
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
-        pause = 0.05
+        pause, draft = 0.05, NewMessage(self.request.called_on(self.app, self.pool), self.request.pack())
+        if (size := len(draft.data)) > (most := payloads.most(self.bus)):
+            raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
+        draft = await payloads.checked_in(self.bus, self.app, draft, self.bus.max_payload)
         while True:
-            await self.bus.send(subjects.call(self.app, self.pool), self.work.pack(), reply=self.inbox)
+            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox)
             if await _accepted(self.frames) is not None:
                 self.taken = True
-                return await _result(self.frames)
+                result = await payloads.required(self.bus, self.app, await _result(self.frames))
+                return CallRecord.unpack(result.data)
             self.seen = await _someone_there(self.bus, self.app, self.pool)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""
-        run = self.work.call
+        run = self.request.call
         if self.taken or not self.seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
         slots = self.seen["slots"] * self.seen["ready"]
@@ -189,8 +193,8 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow:
         ) from None
 
 
-async def _result(frames: asyncio.Queue[Message]) -> CallRecord:
+async def _result(frames: asyncio.Queue[Message]) -> Message:
     while True:
         frame = await frames.get()
         if frame.headers.get(subjects.KIND) not in (ACCEPTED, BUSY):
-            return CallRecord.unpack(frame.data)
+            return frame

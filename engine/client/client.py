@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec, encode
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallSpec
+from dspex.bus.serving.payloads import ABOVE
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
-from dspex.engine.client import letters, status, watch
+from dspex.engine.client import letters, watch
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, resolve
-from dspex.engine.client.run import Run, finishing, outputs
-from dspex.engine.client.status_rows import Status
+from dspex.engine.client.run import Run, finishing, full_ids, outputs
+from dspex.engine.client.status import status
+from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
@@ -102,12 +104,13 @@ class Client:
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> Run:
-        """Store an event; returns once it is stored. The same id twice is one event and one run.
+        """Store an event; returns once it is stored. The same id twice within two minutes is one event and one run.
 
         Args:
             subject: of a source.
             data: anything that the codec takes.
-            id: of the event; a new UUIDv7 by default.
+            id: what tells the server that the event is stored already, for as long as it remembers ids (2 minutes); random by
+                default. The event's own id comes from its place in the stream.
             key: keeps order, and spreads over partitions.
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
@@ -120,7 +123,8 @@ class Client:
         body, content_type = encode(data, codec or "json")
         id = id or new_id()
         own = publishing.headers_of(id, key, session, time, headers, content_type)
-        return await publishing.publish(self.bus, self.app, id, NewMessage(subject, body, own))
+        above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
+        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above)
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
         """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
@@ -158,13 +162,13 @@ class Client:
         return Run(self.bus, self.app, id)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[Progress]]:
-        """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
-        async for finished in finishing(self.bus, self.app, ids, timeout):
+        """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
+        async for finished in finishing(self.bus, self.app, await full_ids(self.bus, ids), timeout):
             yield finished
 
     async def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
-        """What each of these runs sent to sinks so far, in order."""
-        return await outputs(self.bus, self.app, await self.manifests(), ids)
+        """What each of these runs sent to sinks so far, in order, by their full ids."""
+        return await outputs(self.bus, self.app, await self.manifests(), await full_ids(self.bus, ids))
 
     # -- dead letters ---------------------------------------------------------------------------------------------
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:

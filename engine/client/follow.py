@@ -1,7 +1,8 @@
 """Runs as a client sees them: is everything that an event caused finished, and what did it bring?
 
-A run is done when every event of it lies behind its stage's position and no call of it is open (ADR-0004). All of that is in
-the commit logs, so following a run is reading; the engine keeps no index for it and sends nothing.
+A run is done when every event of it lies behind its stage's position, no call of it is open, and none of its events was put
+off (ADR-0004). All of that is in the commit logs, so following a run is reading the changes of tables; the engine keeps no
+index for it and sends nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from dspex.bus import subjects
-from dspex.bus.message import Message, id_time, message_id, new_id, partition_of
+from dspex.bus.errors import DecodeError
+from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import readable
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.state import OpenCall
+from dspex.engine.log.rows import OpenCall, Position, Timer
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,25 @@ class RunInfo:
 
 
 PartitionId: TypeAlias = tuple[str, str, int]  # topology, stage, partition
-Spot: TypeAlias = tuple[str, int]  # subject, ordinal or sequence
+Waits: TypeAlias = tuple[PartitionId, str]  # for an input of a partition to be taken
+RowId: TypeAlias = tuple[PartitionId, str, int]  # of a partition's table
 
 
 @dataclass
 class Progress:
-    """One run while it is followed."""
+    """One run while it is followed.
+
+    Attributes:
+        waiting: input of a partition → how far that must be taken.
+        open: rows that are its: open calls, and timers of events that were put off.
+        started: its source event was seen.
+    """
 
     id: str
     topology: str = ""
-    waiting: dict[tuple[str, str, int], int] = field(default_factory=dict)  # (topology, stage, partition) → sequence
-    open: set[tuple[str, int]] = field(default_factory=set)  # (log subject, ordinal)
-    parked: set[tuple[str, int]] = field(default_factory=set)  # (inbox subject, sequence) to be run again, not read yet
-    delayed: set[tuple[str, int]] = field(default_factory=set)  # read, and due later
-    started: bool = False  # its source event was seen
+    waiting: dict[Waits, int] = field(default_factory=dict)
+    open: set[RowId] = field(default_factory=set)
+    started: bool = False
     finished: datetime | None = None
     calls: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -60,7 +68,7 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        return self.started and not (self.waiting or self.open or self.parked or self.delayed)
+        return self.started and not (self.waiting or self.open)
 
     def info(self, manifests: Mapping[str, Manifest]) -> RunInfo:
         status = "running" if not self.done else "failed" if self.dead_letters else "done"
@@ -82,56 +90,33 @@ class Follower:
         self.manifests = manifests
         self.runs = {id: Progress(id) for id in runs}
         self._logs = subjects.log(app, "*", "*", "*")
-        self._inboxes = subjects.result(app, "*", "*", "*")
+        self._events = subjects.edge(app, "*", "*", "*")
+        self._records = subjects.record(app, "*", "*", "*", "*")
         self._dead = subjects.dead_pattern(app)
         self._created = 0.0  # when the application stream was made
-        self._everything = False  # whether to look at all that is stored: an id's time is its publisher's, who may be ahead
-        self._forget()
+        # How far inputs are taken, with the partition's log in mind: an event may be seen after the entry that covers it.
+        self._taken: dict[Waits, int] = {}
+        # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
+        self._waiting: dict[Waits, deque[tuple[int, Progress]]] = {}
+        self._open: dict[RowId, Progress] = {}
         self._sources = {
             (m.streams[source], source): [(t, m.stages[source]) for t, m in manifests.items() for s in m.streams if s == source]
             for m in manifests.values()
             for source in m.streams
         }
 
-    def _forget(self) -> None:
-        """Begin anew with the runs that are not done."""
-        self.runs = {id: run if run.done else Progress(id) for id, run in self.runs.items()}
-        # What a stage has read, with the partition's log in mind: an event may be seen after the entry that covers it.
-        self._read: dict[PartitionId, int] = {}
-        # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
-        self._waiting: dict[PartitionId, deque[tuple[int, Progress]]] = {}
-        self._open: dict[Spot, Progress] = {}
-        self._parked: dict[str, dict[int, Progress]] = {}
-        self._delayed: dict[Spot, Progress] = {}
-
     async def begin(self) -> int:
         """The sequence of the application stream behind which all of these runs began."""
         info = await self.bus.stream(self.stream)
-        since = self._since()
         if info is None:
             return 0
         self._created = info.created
-        return 0 if since is None else await sequence_before(self.bus, info, since)
+        return await sequence_before(self.bus, info, self._since())
 
-    def look_at_everything(self) -> bool:
-        """Whether there is more to look at than there was: then begin anew, with all that is stored."""
-        if self._everything or self._since() is None:
-            return False
-        self._everything = True
-        self._forget()
-        return True
-
-    @property
-    def _unseen(self) -> bool:
-        return any(not run.started for run in self.runs.values())
-
-    def _since(self) -> float | None:
-        """Before all of these runs; None where an id does not say when it was made, or cannot be trusted to."""
-        if self._everything:
-            return None
-        times = [id_time(id) for id in self.runs]
-        known = [at for at in times if at is not None]
-        return (min(known) - timedelta(seconds=2)).timestamp() if known and len(known) == len(times) else None
+    def _since(self) -> float:
+        """A moment before all of these runs: the id of a run begins with the time at which its source event was stored."""
+        times = [at for id in self.runs if (at := id_time(id)) is not None]
+        return (min(times) - timedelta(seconds=2)).timestamp() if times else 0.0
 
     async def sources(self) -> None:
         """Find the source events in streams that are not the application's own."""
@@ -139,21 +124,22 @@ class Follower:
             info = await self.bus.stream(stream) if stream != self.stream else None
             if info is None:
                 continue
-            since = self._since()
-            after = 0 if since is None else await sequence_before(self.bus, info, since)
+            after = await sequence_before(self.bus, info, self._since())
             for message in await self.bus.scan(stream, [source], start=after + 1, stop=info.last):
-                self._arrived(message, readers, info.created)
+                self._arrived(stream, message, readers, info.created)
 
     def filters(self) -> list[str]:
         """The subjects of which the messages concern runs."""
         own = [source for (stream, source) in self._sources if stream == self.stream]
-        return [self._logs, self._inboxes, self._dead, *own]
+        return [self._logs, self._events, self._records, self._dead, *own]
 
     def take(self, m: Message) -> None:
         """Note what one message says."""
         if subjects.matches(self._logs, m.subject):
             self._entry(m)
-        elif subjects.matches(self._inboxes, m.subject):
+        elif subjects.matches(self._events, m.subject):
+            self._wait_for(m.headers.get(subjects.RUN, ""), (_partition(m), "events"), m.sequence)
+        elif subjects.matches(self._records, m.subject):
             self._record(m)
         elif subjects.matches(self._dead, m.subject):
             if (run := self.runs.get(m.headers.get(subjects.RUN, ""))) is not None:
@@ -161,99 +147,89 @@ class Follower:
         else:
             for (stream, source), readers in self._sources.items():
                 if stream == self.stream and subjects.matches(source, m.subject):
-                    self._arrived(m, readers, self._created)
+                    self._arrived(stream, m, readers, self._created)
 
-    def _arrived(self, m: Message, readers: list[tuple[str, tuple[str, int]]], created: float) -> None:
-        """An event of a source: its stage must read past it."""
-        id = message_id(m, created)
-        run = self.runs.get(m.headers.get(subjects.RUN) or id)
+    def _arrived(self, stream: str, m: Message, readers: list[tuple[str, tuple[str, int]]], created: float) -> None:
+        """An event of a source: its stages must read past it."""
+        run = self.runs.get(run_of(stream, created, m))
         if run is None:
             return
         run.started = True
         for topology, (stage, count) in readers:
             spread = m.headers.get(subjects.KEY) or m.headers.get(subjects.SESSION) or m.subject
-            place = (topology, stage, partition_of(spread, count) if count > 1 else 0)
+            partition = partition_of(spread, count) if count > 1 else 0
             run.topology = run.topology or topology
-            if self._read.get(place, 0) < m.sequence:
-                run.waiting[place] = m.sequence
-                self._waiting.setdefault(place, deque()).append((m.sequence, run))
+            self._wait_for(run.id, ((topology, stage, partition), "source"), m.sequence)
+
+    def _wait_for(self, id: str, what: Waits, sequence: int) -> None:
+        run = self.runs.get(id)
+        if run is not None and self._taken.get(what, 0) < sequence:
+            run.waiting[what] = sequence
+            run.finished = None
+            self._waiting.setdefault(what, deque()).append((sequence, run))
 
     def _entry(self, m: Message) -> None:
-        entry = unpack(m.data)
-        topology, stage, partition = m.subject.split(".")[-3:]
-        place = (topology, stage, int(partition))
-        touched = [*self._calls(m.subject, entry), *self._resumed(m.subject.replace(".log.", ".result.", 1), entry)]
-        if "source" in entry:
-            read = self._read[place] = entry["source"][0]
-            waiting = self._waiting.get(place, deque())
-            while waiting and waiting[0][0] <= read:
-                sequence, run = waiting.popleft()
-                if run.waiting.get(place) == sequence:
-                    del run.waiting[place]
-                    touched.append(run)
+        partition = _partition(m)
+        changes = (readable(m.data) or {}).get("tables", {})
+        touched = [*self._rows(partition, changes), *self._positions(partition, changes)]
         for run in touched:
             if run.done and run.finished is None:
                 run.finished = datetime.fromtimestamp(m.time, tz=UTC)
 
-    def _calls(self, log: str, entry: Mapping[str, Any]) -> Iterator[Progress]:
-        """Calls that the entry opened and closed."""
-        for ordinal, raw in entry.get("calls", {}).items():
-            if (run := self.runs.get(OpenCall(*raw).run)) is not None:
-                run.open.add((log, ordinal))
-                self._open[log, ordinal] = run
-        for ordinal in entry.get("closed", ()):
-            if (run := self._open.pop((log, ordinal), None)) is not None:
-                run.open.discard((log, ordinal))
-                run.calls += 1
-                yield run
+    def _rows(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
+        """Calls that the entry opened and closed, and events that it put off or released."""
+        rows = [("calls", n, OpenCall(*raw).run if raw else None) for n, raw in changes.get("calls", ())]
+        rows += [("timers", n, Timer(*raw).run if raw else None) for n, raw in changes.get("timers", ())]
+        for table, number, id in rows:
+            row = (partition, table, number)
+            if id is None:
+                if (run := self._open.pop(row, None)) is not None:
+                    run.open.discard(row)
+                    run.calls += table == "calls"
+                    yield run
+            elif id in self.runs:
+                self.runs[id].open.add(row)
+                self._open[row] = self.runs[id]
 
-    def _resumed(self, inbox: str, entry: Mapping[str, Any]) -> Iterator[Progress]:
-        """Events to be run again that were read, and those of them that are done."""
-        read, delayed = entry.get("inbox", 0), entry.get("delayed", {})
-        parked = self._parked.get(inbox, {})
-        for sequence in [s for s in parked if s <= read]:
-            run = parked.pop(sequence)
-            run.parked.discard((inbox, sequence))
-            if sequence in delayed:
-                run.delayed.add((inbox, sequence))
-                self._delayed[inbox, sequence] = run
-            yield run
-        for sequence in entry.get("done", ()):
-            spot = (inbox, sequence)
-            if spot in self._delayed:
-                run = self._delayed.pop(spot)
-                run.delayed.discard((inbox, sequence))
-                yield run
+    def _positions(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
+        """Events that the entry has taken."""
+        for input, raw in changes.get("positions", ()):
+            what, taken = (partition, input), Position(*raw).after
+            self._taken[what] = taken
+            waiting = self._waiting.get(what, deque())
+            while waiting and waiting[0][0] <= taken:
+                sequence, run = waiting.popleft()
+                if run.waiting.get(what) == sequence:
+                    del run.waiting[what]
+                    yield run
 
     def _record(self, m: Message) -> None:
         run = self.runs.get(m.headers.get(subjects.RUN, ""))
         if run is None:
             return
-        record = CallRecord.unpack(m.data)
-        if record.kind == "resume":
-            run.parked.add((m.subject, m.sequence))
-            self._parked.setdefault(m.subject, {})[m.sequence] = run
-            run.finished = None
-        elif record.usage:
+        try:
+            record = CallRecord.unpack(m.data)
+        except DecodeError:
+            return  # the engine passes it over, and logs it
+        if record.usage:
             run.usage = run.usage + Usage(**record.usage)
 
     async def follow(self) -> AsyncIterator[list[Progress]]:
         """The runs that have just finished, as they do, until all have."""
         left = set(self.runs)
-        while left:
-            await self.sources()
-            name = f"dspex-{self.app}-follow-{new_id()}"
-            reader = await self.bus.reader(self.stream, self.filters(), after=await self.begin(), name=name)
-            try:
-                while left and not (self._unseen and reader.caught_up and self.look_at_everything()):
-                    for message in await reader.read(500):
-                        self.take(message)
-                    finished = [self.runs[id] for id in left if self.runs[id].done]
-                    left -= {run.id for run in finished}
-                    if finished:
-                        yield finished
-            finally:
-                await reader.close()
+        await self.sources()
+        name = f"dspex-{self.app}-follow-{new_id()}"
+        reader = await self.bus.reader(self.stream, self.filters(), after=await self.begin(), name=name)
+        try:
+            while left:
+                for message in await reader.read(500):
+                    self.take(await self._whole(message))
+                finished = [self.runs[id] for id in left if self.runs[id].done]
+                left -= {run.id for run in finished}
+                if finished:
+                    yield finished
+        finally:
+            await reader.close()
 
     async def look(self) -> None:
         """Take what is stored now, and wait for nothing."""
@@ -261,6 +237,16 @@ class Follower:
         info = await self.bus.stream(self.stream)
         if info is not None:
             for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
-                self.take(message)
-        if self._unseen and self.look_at_everything():
-            await self.look()
+                self.take(await self._whole(message))
+
+    async def _whole(self, m: Message) -> Message:
+        """The message; a record of these runs with its body, which says what was used."""
+        if subjects.CLAIM_CHECK not in m.headers or m.headers.get(subjects.RUN) not in self.runs:
+            return m
+        record = subjects.matches(self._records, m.subject)
+        return (await payloads.checked_out(self.bus, self.app, m) if record else None) or m
+
+
+def _partition(m: Message) -> PartitionId:
+    topology, stage, partition = m.subject.split(".")[-3:]
+    return topology, stage, int(partition)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
+
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DecodeError, RunError
+from dspex.bus.errors import DataError, DecodeError, RunError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import CallRecord, Letter, Origin, Work
+from dspex.bus.records import Letter, pack_frame
+from dspex.bus.serving import payloads
+from dspex.engine.log.pages import pages
+from dspex.engine.log.redriven import Redrives
+
+_log = structlog.get_logger("dspex.client")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,6 @@ class DeadLetter:
     sequence: int = 0
     code: str = ""
     fix: str = ""
-    _letter: Letter | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self, *, traceback: bool = False) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -63,15 +69,15 @@ class DeadLetter:
 
 def _data(letter: Letter) -> Any:
     try:
-        return codecs.decode(letter.data, letter.content_type)
+        return codecs.decode(letter.event.data, letter.event.content_type)
     except DecodeError:
-        return letter.data
+        return letter.event.data
 
 
 def read(message: Message) -> DeadLetter:
     """The dead letter that a message holds."""
     letter = Letter.unpack(message.data)
-    o = Origin(**letter.origin)
+    o = letter.event.origin
     at = datetime.fromtimestamp(o.time, tz=UTC)
     event = Event(
         o.id, o.subject, _data(letter), at, o.run, o.cause, o.key, o.session, dict(letter.headers), o.sequence or None
@@ -82,66 +88,91 @@ def read(message: Message) -> DeadLetter:
         reason=str(letter.error.get("type", "")),
         message=str(letter.error.get("message", "")),
         traceback=letter.traceback,
-        attempts=letter.attempts,
+        attempts=letter.event.attempts,
         run=o.run,
         time=datetime.fromtimestamp(letter.time, tz=UTC),
         topology=letter.topology,
         sequence=message.sequence,
         code=str(letter.error.get("code", "")),
         fix=str(letter.error.get("fix", "")),
-        _letter=letter,
     )
 
 
 async def listing(
     bus: Bus, app: str, topology: str = "*", *, node: str | None = None, reason: str | None = None
 ) -> AsyncIterator[DeadLetter]:
-    """The dead letters that are stored now, oldest first. `reason`: name of an error class, or its code."""
+    """The dead letters that are stored now, oldest first. `reason`: name of an error class, or its code.
+
+    They are read in pages, so a caller who keeps none of them needs little memory however many there are.
+    """
+    async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
+        for message in page:
+            found = await _readable(bus, app, message)
+            if found is not None and node in (None, found.node) and reason in (None, found.reason, found.code):
+                yield found
+
+
+async def find(bus: Bus, app: str, sequence: int) -> DeadLetter | None:
+    """The dead letter with this sequence; None where there is none any more."""
     info = await bus.stream(subjects.stream(app))
-    if info is None:
-        return
-    for message in await bus.scan(info.name, [subjects.dead_pattern(app, topology)], start=info.first, stop=info.last):
-        found = read(message)
-        if node in (None, found.node) and reason in (None, found.reason, found.code):
-            yield found
+    message = await bus.get(info.name, sequence) if info is not None and 0 < sequence <= info.last else None
+    if message is None or not subjects.matches(subjects.dead_pattern(app), message.subject):
+        return None
+    return await _readable(bus, app, message)
+
+
+async def _readable(bus: Bus, app: str, message: Message) -> DeadLetter | None:
+    """The dead letter that a message holds, or names; None for what no engine wrote, and for what is gone."""
+    try:
+        return read(await payloads.required(bus, app, message))
+    except DataError as e:
+        _log.warning("what is no dead letter is left out", subject=message.subject, sequence=message.sequence, why=e.message)
+        return None
 
 
 async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None) -> int:
     """Run events again from where they failed: same event id, same run, the next attempt. How many.
 
-    `data`: instead of what each holds. The letter is removed once its event is back in the stream; redriven twice in between,
-    the event still runs once, because the message carries the letter's own sequence as its id.
+    `data`: instead of what each holds. Each runs once, also where this is cut off and asked for again at any later time.
+    What somebody else has redriven or dropped meanwhile is passed over.
     """
-    count = 0
+    redrives, done = Redrives(bus, app), 0
     for dead in letters:
-        letter = dead._letter  # pyright: ignore[reportPrivateUsage]
-        if letter is None:
+        if not dead.sequence:
             raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-        await bus.publish(await _resume(bus, letter, dead.sequence, data))
-        await bus.delete(subjects.stream(app), dead.sequence)
-        count += 1
-    return count
+        done += await again(redrives, dead.sequence, lambda _: data)
+    return done
 
 
-async def _resume(bus: Bus, letter: Letter, sequence: int, data: Any) -> NewMessage:
-    body, content_type = letter.data, letter.content_type
-    headers = {subjects.MESSAGE_ID: subjects.redrive_id(sequence), subjects.RUN: str(letter.origin.get("run", ""))}
+async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter], Any] = lambda _: None) -> bool:
+    """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
+
+    False: it was redriven or dropped meanwhile.
+    """
+
+    async def frame(message: Message) -> NewMessage:
+        letter = await payloads.required(redrives.bus, redrives.app, message)
+        whole = await _frame(redrives.bus, Letter.unpack(letter.data), changed(read(letter)))
+        return await payloads.checked_in(redrives.bus, redrives.app, whole)
+
+    return await redrives.once(sequence, frame)
+
+
+async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
+    event = letter.event
+    headers = {subjects.RUN: event.origin.run}
     if data is not None:
         body, content_type = codecs.encode(data)
+        event = event._replace(data=body, content_type=content_type, outputs=None)
     elif letter.stored:
-        if await bus.get(*letter.stored) is None:
-            raise RunError(f"the event of this letter is not in {letter.stored[0]} any more", run=letter.origin.get("run"))
-        headers[subjects.STORED] = f"{letter.stored[0]}:{letter.stored[1]}"
-    work = Work(letter.call, -1, letter.attempts, letter.topology, letter.entry, "", {}, {}, body, content_type, letter.origin)
-    outputs = None if data is not None else letter.outputs
-    again = CallRecord(letter.call, -1, letter.attempts, letter.entry, work.pack(), "resume", outputs=outputs)
-    return NewMessage(letter.reply, again.pack(), headers)
+        if await bus.get(letter.stored.stream, letter.stored.sequence) is None:
+            raise RunError(f"the event of this letter is not in {letter.stored.stream} any more", run=event.origin.run)
+        headers[subjects.STORED] = f"{letter.stored.stream}:{letter.stored.sequence}"
+    return NewMessage(letter.redrive, pack_frame([event]), headers)
 
 
-async def drop(bus: Bus, app: str, letters: Iterable[DeadLetter]) -> int:
-    """Remove dead letters. How many."""
-    count = 0
-    for dead in letters:
-        await bus.delete(subjects.stream(app), dead.sequence)
-        count += 1
-    return count
+async def drop(bus: Bus, app: str, sequences: Sequence[int]) -> int:
+    """Remove the dead letters with these sequences. How many."""
+    for sequence in sequences:
+        await bus.delete(subjects.stream(app), sequence)
+    return len(sequences)

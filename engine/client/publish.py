@@ -7,22 +7,30 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import ConfigError, NotStored
+from dspex.bus.errors import ConfigError, NotStored, PayloadTooLarge
 from dspex.bus.port import Bus, NewMessage
-from dspex.engine.client.run import Run
+from dspex.bus.serving import payloads
+from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
 
-async def publish(bus: Bus, app: str, id: str, message: NewMessage) -> Run:
-    """Store an event of a source; the run that it begins. Raises ConfigError for what is no subject; NotStored."""
+async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE) -> Run:
+    """Store an event of a source; the run that it begins.
+
+    `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject; NotStored,
+    PayloadTooLarge.
+    """
     subject = message.subject
     if not subjects.is_subject(subject):
         raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="tokens joined by dots, without wildcards")
+    if (size := len(message.data)) > (most := payloads.most(bus)):
+        text = f"{size:,} bytes for {subject}, and one payload may have {most:,}"
+        raise PayloadTooLarge(text, node="publish", fix="store it elsewhere, and publish where it is")
     try:
-        ack = await bus.publish(message)
+        ack = await bus.publish(await payloads.checked_in(bus, app, message, above))
     except NotStored as e:
         raise await _suggested(bus, app, subject, e) from None
-    return Run(bus, app, id, subject, ack.stream, ack.sequence, ack.duplicate)
+    return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate)
 
 
 async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStored:
@@ -36,7 +44,7 @@ async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStore
 
 
 def headers_of(
-    id: str,
+    id: str | None,
     key: str | None,
     session: str | None,
     time: datetime | None,
@@ -47,7 +55,9 @@ def headers_of(
     ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith(subjects.FROM_SERVER.lower())]
     if ours:
         raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")
-    headers = dict(more or {}) | {subjects.MESSAGE_ID: id}
+    headers = dict(more or {})
+    if id is not None:
+        headers[subjects.MESSAGE_ID] = id
     if key is not None:
         headers[subjects.KEY] = key
     if session is not None:

@@ -7,22 +7,25 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from dspex.bus import codecs, subjects
-from dspex.bus.duration import Duration, human, seconds
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import Event, Message, message_id, to_event
+from dspex.bus.message import Event, Message, run_of, to_event
 from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
+from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 
 FULL_ID = 36  # characters; what is shorter is the end of one
+AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
 class Run:
     """Everything that one source event caused.
 
     Attributes:
-        id: of the run; only the end of it until it is looked up, where the run was named by its end.
+        id: of the run. One that this client published is named by the place of its event, `<stream>@<sequence>`, until it
+            is looked up, so that publishing needs no second question; one that was named by its end has only that until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """
@@ -48,7 +51,9 @@ class Run:
     async def _known(self) -> tuple[str, Mapping[str, Manifest]]:
         """The full id, and what is applied."""
         applied = await manifest.of_application(self._bus, self._app)
-        if len(self.id) < FULL_ID:
+        if AT in self.id:
+            self.id = await at_place(self._bus, self.id)
+        elif len(self.id) < FULL_ID:
             self.id = await find(self._bus, applied, self.id)
         return self.id, applied
 
@@ -81,7 +86,10 @@ class Run:
 
 
 async def finishing(bus: Bus, app: str, ids: Iterable[str], timeout: Duration | None) -> AsyncIterator[list[Progress]]:
-    """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
+    """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`.
+
+    `ids`: full ones; see `full_ids`.
+    """
     follower = Follower(bus, app, await manifest.of_application(bus, app), ids)
     try:
         async with asyncio.timeout(seconds(timeout) if timeout is not None else None):
@@ -96,6 +104,21 @@ async def finishing(bus: Bus, app: str, ids: Iterable[str], timeout: Duration | 
         ) from None
 
 
+async def full_ids(bus: Bus, ids: Iterable[str]) -> list[str]:
+    """The same runs by their full ids, where some are named by the place of their event. Raises RunNotFound."""
+    return [await at_place(bus, id) if AT in id else id for id in ids]
+
+
+async def at_place(bus: Bus, place: str) -> str:
+    """The id of the run whose source event lies at `stream@sequence`. Raises RunNotFound."""
+    stream, _, number = place.rpartition(AT)
+    info = await bus.stream(stream) if number.isdecimal() else None
+    message = await bus.get(stream, int(number)) if info is not None else None
+    if info is None or message is None:
+        raise RunNotFound(f"no event is stored at {place}", run=place)
+    return run_of(stream, info.created, message)
+
+
 async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
     """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
     if len(suffix) < 6:
@@ -107,7 +130,7 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
             if info is None:
                 continue
             for m in await bus.scan(stream, [source], start=info.first, stop=info.last):
-                run = m.headers.get(subjects.RUN) or message_id(m, info.created)
+                run = run_of(stream, info.created, m)
                 if run.endswith(suffix):
                     found.add(run)
     if len(found) != 1:
@@ -124,17 +147,14 @@ async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: It
     info = await bus.stream(subjects.stream(app))
     if info is None or not sinks:
         return found
-    while True:
-        after = await follower.begin()
-        stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
-        for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
-            if (run := m.headers.get(subjects.RUN, "")) in found:
-                found[run].append(read_event(m))
-        if all(found.values()) or not follower.look_at_everything():
-            return found
-        found = {id: [] for id in found}
+    after = await follower.begin()
+    stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
+    for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
+        if (run := m.headers.get(subjects.RUN, "")) in found:
+            found[run].append(read_event(await payloads.required(bus, app, m)))
+    return found
 
 
 def read_event(m: Message) -> Event[Any]:
-    """A stored message as a user sees it."""
+    """A stored message with its body as a user sees it."""
     return to_event(m, codecs.decode(m.data, m.headers.get(subjects.CONTENT_TYPE)))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from dspex.bus import codecs
+from dspex.bus.errors import DataError
 from dspex.bus.message import Message
-from dspex.bus.records import CallRecord, Usage, Work
+from dspex.bus.records import CallRecord, NodeEvent, Usage, unpack_event
 
 
 @dataclass(frozen=True)
 class Step:
-    """One attempt at a call, as recorded. `id`: `node#ordinal` within the run; it does not depend on worker or attempt."""
+    """One attempt at a call, as recorded.
+
+    Attributes:
+        id: `node#ordinal` within the run; it does not depend on worker or attempt.
+        inputs: of the call, where `steps` was told how nodes make them; else the data of the event that it was made for.
+    """
 
     id: str
     node: str
@@ -33,29 +40,35 @@ class Step:
     attempt: int = 1
 
 
-def steps(stored: Iterable[Message]) -> list[Step]:
-    """The records among messages of inboxes, in their order."""
+def steps(stored: Iterable[Message], inputs: Mapping[str, Callable[[object], Any]] | None = None) -> list[Step]:
+    """The records among stored messages, in their order. What is no record is left out.
+
+    `inputs`: node → what makes the inputs of a call of an event's data.
+    """
     found: list[Step] = []
     ordinals: dict[tuple[str, str], list[str]] = {}
     for message in stored:
-        o = CallRecord.unpack(message.data)
-        if o.kind != "result":
-            continue
-        work = Work.unpack(o.work)
-        run = str(work.origin.get("run", ""))
-        calls = ordinals.setdefault((run, o.node), [])
-        if o.call not in calls:
-            calls.append(o.call)
-        found.append(_step(o, work, run, calls.index(o.call)))
+        try:
+            record = CallRecord.unpack(message.data)
+            event = unpack_event(record.event)
+            data = codecs.decode(event.data, event.content_type)
+        except DataError:
+            continue  # anybody may write to a stream: the engine passes it over as well
+        if inputs and record.node in inputs:
+            data = inputs[record.node](data)
+        calls = ordinals.setdefault((event.origin.run, record.node), [])
+        if record.call not in calls:
+            calls.append(record.call)
+        found.append(_step(record, event, data, calls.index(record.call)))
     return found
 
 
-def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
+def _step(o: CallRecord, event: NodeEvent, inputs: Any, ordinal: int) -> Step:
     return Step(
         id=f"{o.node}#{ordinal}",
         node=o.node,
-        event=str(work.origin.get("id", "")),
-        inputs=dict(work.inputs),
+        event=event.origin.id,
+        inputs=inputs,
         outputs=None if o.outputs is None else dict(o.outputs),
         route=o.route,
         lm=o.lm or None,
@@ -65,7 +78,7 @@ def _step(o: CallRecord, work: Work, run: str, ordinal: int) -> Step:
         elapsed=timedelta(seconds=o.elapsed),
         usage=Usage(**o.usage),
         error=None if o.error is None else str(o.error.get("message", "")),
-        run=run,
+        run=event.origin.run,
         call=o.call,
         attempt=o.attempt,
     )

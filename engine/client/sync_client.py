@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec
-from dspex.bus.duration import Duration
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallSpec
+from dspex.bus.settings.duration import Duration
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
@@ -20,7 +20,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall
-from dspex.engine.client.status_rows import Status
+from dspex.engine.client.status.rows import Status
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Call
 
@@ -31,7 +31,8 @@ class Run:
     """Everything that one source event caused.
 
     Attributes:
-        id: of the run; only the end of it until it is looked up, where the run was named by its end.
+        id: of the run. One that this client published is named by the place of its event, `<stream>@<sequence>`, until it
+            is looked up, so that publishing needs no second question; one that was named by its end has only that until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """
@@ -110,12 +111,13 @@ class Client:
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> Run:
-        """Store an event; returns once it is stored. The same id twice is one event and one run.
+        """Store an event; returns once it is stored. The same id twice within two minutes is one event and one run.
 
         Args:
             subject: of a source.
             data: anything that the codec takes.
-            id: of the event; a new UUIDv7 by default.
+            id: what tells the server that the event is stored already, for as long as it remembers ids (2 minutes); random by
+                default. The event's own id comes from its place in the stream.
             key: keeps order, and spreads over partitions.
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
@@ -164,11 +166,11 @@ class Client:
         return Run(self._of.run(id))
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[Progress]]:
-        """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`."""
+        """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
         return background.each(self._of.follow(ids, timeout))
 
     def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
-        """What each of these runs sent to sinks so far, in order."""
+        """What each of these runs sent to sinks so far, in order, by their full ids."""
         return background.run(self._of.outputs(ids))
 
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> Iterator[DeadLetter]:

@@ -12,6 +12,7 @@ from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.message import Event, Message, new_id, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
+from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
 
@@ -27,13 +28,14 @@ async def events(bus: Bus, app: str, what: str, start: WatchStart) -> AsyncItera
     stream, filters, node = found
     if stream is None:
         async for message in _live(bus, what):
-            yield _read(message, None)
+            yield _read(await _whole(bus, app, message), None)
         return
     after = await _after(bus, stream, start)
     reader = await bus.reader(stream, filters, after=after, name=f"dspex-{app}-watch-{new_id()}")
     try:
         while True:
-            for message in await reader.read(100):
+            for stored in await reader.read(100):
+                message = await _whole(bus, app, stored)
                 if node is None or _of(message, node):
                     yield _read(message, node)
     finally:
@@ -49,7 +51,7 @@ async def _node(bus: Bus, app: str, what: str) -> tuple[str, list[str], str]:
             code="DX235",
             fix=f"recorded nodes: {', '.join(applied.calls) if applied else 'none, the topology is not applied'}",
         )
-    return subjects.stream(app), [subjects.result(app, topology, "*", "*")], node
+    return subjects.stream(app), [subjects.record(app, "*", topology, "*", "*")], node
 
 
 async def _after(bus: Bus, stream: str, start: WatchStart) -> int:
@@ -74,9 +76,16 @@ async def _live(bus: Bus, subject: str) -> AsyncIterator[Message]:
         await subscription.close()
 
 
+async def _whole(bus: Bus, app: str, message: Message) -> Message:
+    """The message with its body; as it is where that is stored nowhere any more."""
+    return await payloads.checked_out(bus, app, message) or message
+
+
 def _of(message: Message, node: str) -> bool:
-    record = CallRecord.unpack(message.data)
-    return record.kind == "result" and record.node == node  # and not an event that is to go on behind the node
+    try:
+        return CallRecord.unpack(message.data).node == node
+    except DecodeError:
+        return False  # the engine passes it over, and logs it
 
 
 def _read(message: Message, node: str | None) -> Event[Any]:

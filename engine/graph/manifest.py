@@ -1,22 +1,26 @@
 """The manifest of a topology: what was applied, and what must never change by accident.
 
-It fixes the id of each stage by its source and the number of its partitions, so that logs and results find their owner
-whatever else changes. It is written with compare-and-set; a claim carries its version, and an older engine refuses.
+It fixes the id of each stage by its source and the number of its partitions, so that logs and records find their owner
+whatever else changes. Each version is a key of its own, written if nobody wrote it before, and all are kept: a claim names
+its version, and an older engine refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
+import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, SourceNode
+
+_log = structlog.get_logger("dspex.engine")
 
 
 @dataclass(frozen=True)
@@ -46,39 +50,87 @@ class Manifest:
 
     @classmethod
     def unpack(cls, data: bytes) -> Manifest:
-        raw: dict[str, Any] = orjson.loads(data)
-        stages = {k: (v[0], v[1]) for k, v in raw.pop("stages").items()}
-        return cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+        """What `pack` wrote. Raises TopologyError."""
+        try:
+            raw: dict[str, Any] = orjson.loads(data)
+            stages = {k: (str(v[0]), int(v[1])) for k, v in raw.pop("stages").items()}
+            sound = isinstance(raw["version"], int) and all(
+                isinstance(raw[name], dict) for name in ("streams", "calls", "starts")
+            )
+            made = cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            sound, made = False, None
+        if made is None or not sound:
+            fix = "restore the application's bucket from a backup, or use another application name"
+            raise TopologyError("the manifest of a topology is damaged", code="DX411", fix=fix)
+        return made
 
 
-async def read(bucket: Bucket) -> dict[str, Manifest]:
-    """The manifests of all topologies of the application."""
-    found = await bucket.items("manifest")
-    return {key.removeprefix("manifest."): Manifest.unpack(value) for key, (value, _) in found.items()}
+async def read(bucket: Bucket, *, whole: bool = False) -> dict[str, Manifest]:
+    """The manifests of all topologies of the application, as applied last. `whole`: see history."""
+    return {topology: versions[-1] for topology, versions in (await history(bucket, whole=whole)).items()}
+
+
+async def history(bucket: Bucket, topology: str = "", *, whole: bool = False) -> dict[str, list[Manifest]]:
+    """All versions of the manifests of one topology, or of all, the latest last.
+
+    Damaged ones are left out; with `whole`, TopologyError is raised.
+    """
+    versions: dict[str, list[Manifest]] = {}
+    for key, (value, _) in (await bucket.items(subjects.manifest_prefix(topology))).items():
+        try:
+            versions.setdefault(subjects.manifest_of(key), []).append(Manifest.unpack(value))
+        except TopologyError as e:
+            if whole:
+                raise
+            _log.error("a manifest is left out", key=key, why=e.message)
+    return {topology: sorted(known, key=lambda m: m.version) for topology, known in versions.items() if known}
 
 
 async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
-    """The manifests of all topologies of `app`."""
+    """The manifests of all topologies of `app`. Makes no bucket: who only looks leaves no traces."""
+    if not await bus.has("bucket", subjects.bucket(app)):
+        return {}
     return await read(await bus.bucket(subjects.bucket(app)))
 
 
-async def write(bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int]) -> Manifest:
-    """The manifest of `graph`, stored if it is new. Raises TopologyError.
+async def write(
+    bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], *, again: bool = False
+) -> Manifest:
+    """The manifest of `graph`, stored as a new version if it differs from the last. Raises TopologyError.
 
-    `streams`: source subject → stream. `starts`: source subject → first position, for a source that is new.
+    Args:
+        streams: source subject → stream.
+        starts: source subject → first position, for a source that is new.
+        again: whether a version that was applied before, and then replaced, may be applied again.
     """
-    key = subjects.manifest_key(graph.name)
     while True:
-        found = await bucket.get(key)
-        before = Manifest.unpack(found[0]) if found else None
+        versions = (await history(bucket, graph.name, whole=True)).get(graph.name, [])
+        before = versions[-1] if versions else None
+        if not again:
+            _is_not_old(graph, versions)
         after = _next(graph, streams, starts, before)
         if after == before:
             return after
         try:
-            await bucket.put(key, after.pack(), revision=found[1] if found else 0)
+            await bucket.put(subjects.manifest_key(graph.name, after.version), after.pack(), revision=0)
         except Fenced:
             continue  # another engine applied at the same moment: look at what it wrote
         return after
+
+
+def _is_not_old(graph: Graph, versions: Sequence[Manifest]) -> None:
+    """Refuse a version that another one has replaced: an old process that restarts must not undo what was applied since."""
+    if not versions or graph.digest == versions[-1].digest:
+        return
+    for old in versions:
+        if old.digest == graph.digest:
+            raise TopologyError(
+                f"{graph.name}: this is version {old.version} ({old.digest[:8]}), and version {versions[-1].version} "
+                f"({versions[-1].digest[:8]}) is applied",
+                code="DX238",
+                fix="start the version that is applied; or go back to this one: dspex apply",
+            )
 
 
 def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], before: Manifest | None) -> Manifest:

@@ -59,6 +59,7 @@ class Call(Generic[R_co]):
         inputs: data → signature inputs; raises InvalidInput.
         accept: (data, outputs) → the operator's output, `{**data, **outputs}` validated by `into`; raises InvalidOutput.
         fallback: data → outputs, when attempts are spent; None for none.
+        priority: 0 (first) to 9; decides the band of work in which its requests wait.
         order: "any": as they finish; "key": released in the order of their key (None is a key too).
         on_error: "dead_letter" or "skip".
     """
@@ -73,6 +74,7 @@ class Call(Generic[R_co]):
     fallback: Callable[[Any], Mapping[str, object]] | None = None
     order: Order = "any"
     on_error: OnError = "dead_letter"
+    priority: int = 5
 
 
 @dataclass(frozen=True)

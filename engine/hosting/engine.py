@@ -15,10 +15,11 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
+from dspex.bus.seldom import Seldom
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
@@ -100,11 +101,13 @@ class Engine:
             self.graphs,
             engine=self.id,
             replicas=s.server.replicas,
-            lease=s.engine.lease,
+            max_bytes=s.engine.max_bytes,
+            heartbeat=s.engine.heartbeat,
             records=s.engine.records,
             stall_after=s.engine.stall_after,
             most_inputs=s.engine.commit.max_events,
             most_open_calls=s.engine.max_open_calls,
+            claim_check_above=s.engine.claim_check_above,
         )
         try:
             await host.start()
@@ -156,9 +159,10 @@ class Engine:
 
 
 def _events() -> BusEvents:
+    seldom = Seldom(_log)
     return BusEvents(
         state=lambda state, why: _log.info("bus", state=state, why=why),
-        error=lambda text: _log.warning("bus", error=text),
+        error=lambda text: seldom.warning("bus", error=text),
     )
 
 

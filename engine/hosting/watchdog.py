@@ -1,8 +1,11 @@
 """Notices an engine that is alive and makes no progress although there is work (`engine.stall_after`).
 
-Such an engine keeps its leases, so no other engine takes over, and nothing else shows the stall. Waiting is no
+Such an engine sends its heartbeats, so no other engine takes over, and nothing else shows the stall. Waiting is no
 stall: for workers, for room in a full stream, for a server that is away, or behind a gap in a source, which the stage itself
 reports. The watchdog repairs nothing: it logs a stall once, `status` shows it, and whoever runs the engine restarts it.
+
+It also notices that the application's stream is gone from the server. All that was in it is lost, so whoever runs the
+application has to say what is to be done: to make the stream anew by itself would hide that.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
+from dspex.bus.seldom import Seldom
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
@@ -35,28 +40,46 @@ class _Progress:
 @dataclass
 class Watchdog:
     """Attributes:
+    app: name of the application.
     after: seconds without a commit, although there is work, after which a stage is stalled.
     """
 
     bus: Bus
-    stream: str
+    app: str
     runners: Sequence[StageRunner]
     committer: Committer
     after: float
     stalled: dict[str, str] = field(default_factory=dict)  # "topology/stage" → what waits
+    gone: str = ""  # that the stream is gone; "" while it is there
     _seen: dict[str, _Progress] = field(default_factory=dict)
+    _seldom: Seldom = field(default_factory=lambda: Seldom(_log))
 
     @property
     def health(self) -> str:
-        """ "ok", or which stages are stalled and what waits there."""
-        return "; ".join(f"stalled: {name}, {why}" for name, why in self.stalled.items()) or "ok"
+        """ "ok", or what is wrong: which stages are stalled and what waits there, or that the stream is gone."""
+        return self.gone or "; ".join(f"stalled: {name}, {why}" for name, why in self.stalled.items()) or "ok"
 
     async def run(self) -> None:
         """Look at all stages until cancelled."""
         while True:
             await asyncio.sleep(min(SLOWEST, self.after / LOOKS))
+            await self._look_for_stream()
             for runner in self.runners:
                 await self.look(runner)
+
+    async def _look_for_stream(self) -> None:
+        try:
+            there = await self.bus.has("stream", subjects.stream(self.app))
+            if not there:  # status and doctor find engines by the bucket, which is gone too where the server was wiped
+                await self.bus.bucket(subjects.bucket(self.app))
+        except BusError:
+            return
+        if there and self.gone:
+            _log.info("the application's stream is there again", stream=subjects.stream(self.app))
+        self.gone = "" if there else f"the stream {subjects.stream(self.app)} is gone from the server, with all that it held"
+        if self.gone:
+            fix = "restore the server's data; or, to begin anew, start the engines again"
+            self._seldom.error("nothing is processed", why=self.gone, fix=fix)
 
     async def look(self, runner: StageRunner) -> None:
         """Note whether a stage has made progress, and whether it had anything to do."""
@@ -76,7 +99,7 @@ class Watchdog:
     async def _work(self, runner: StageRunner) -> str:
         """What the stage could do now and does not; "" where it has nothing to do, or waits for something outside."""
         partitions = list(runner.partitions.values())
-        if not partitions or runner.pumps.stopped or self.committer.full:
+        if not partitions or runner.stopped or self.committer.full:
             return ""
         try:
             unread = await self._unread(runner, partitions)
@@ -86,10 +109,16 @@ class Watchdog:
 
     async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
         for p in partitions:
-            result = await self.bus.last(self.stream, p.reply)
-            if result is not None and result.sequence > p.state.inbox:
-                return "results of calls are not read"
+            result = await self.bus.last(
+                subjects.stream(self.app), subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index)
+            )
+            if result is not None and result.sequence > p.tables.position("records").sequence:
+                return "records of calls are not read"
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
-        if any(len(p.state.calls) >= runner.s.most_open_calls for p in partitions):
+        if any(p.full for p in partitions):
             return ""  # the source waits for workers
-        return "events of the source are not read" if event is not None and event.sequence > runner.pumps.read_to else ""
+        return (
+            "events of the source are not read"
+            if event is not None and event.sequence > (runner.pumps["source"].at or 0)
+            else ""
+        )

@@ -1,4 +1,4 @@
-"""Housekeeping: removes from the application stream what nobody needs any more and the topology's retention does not keep.
+"""Housekeeping: removes from an application's streams what nobody needs any more and the topology's retention does not keep.
 
 Nothing in the stream expires by itself (DESIGN: nothing that is still needed can expire), so the engine that owns the first
 partition of a topology does this for all of it. It reads the logs, not its own memory: what a snapshot says is needed is an
@@ -6,13 +6,15 @@ answer that stays right, since positions only move on, and whoever takes over be
 
     removed, when older than the retention            kept as long as
     ------------------------------------------------  -----------------------------------------------------------------
-    log entries                                       they are not before the last snapshot but one
+    log entries, snapshots                            they are not before the last snapshot but one, and not before the
+                                                      last one that is older than the retention
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
-    source events, where the source is in this        a stage has not read them, or a dead letter points at them
-    stream and is nobody's sink
+    events in the stream of sources                   a stage has not read them, or a dead letter points at them
+    dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
+    payloads, an hour after they were put             a message names them
 
-Sinks and dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
+Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
 
 from __future__ import annotations
@@ -24,14 +26,19 @@ from dataclasses import dataclass
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DecodeError, DspexError
+from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
-from dspex.bus.records import Letter
+from dspex.bus.records import Letter, StoredAt
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
-from dspex.engine.log.commit_log import LogAddress, bases, restored, unpack
+from dspex.engine.log import redriven
+from dspex.engine.log.entries import LogAddress, bases, readable
+from dspex.engine.log.pages import pages
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.state import NONE, Needed
+from dspex.engine.log.reading import latest, named_snapshot, restored
+from dspex.engine.log.tables import NONE, Tables
+from dspex.engine.log.unused_payloads import UnusedPayloads
 
 _log = structlog.get_logger("dspex.engine")
 EVERY = 600.0  # seconds between two sweeps
@@ -39,22 +46,35 @@ EVERY = 600.0  # seconds between two sweeps
 
 @dataclass(frozen=True)
 class _Kept:
-    """What one partition still needs. `log`: the first entry of its log."""
+    """What one partition still needs.
 
-    place: LogAddress
-    inbox: str
+    Attributes:
+        log: the first entry of its log. snapshots: the first message of its snapshots.
+        needed: the first sequence of each input, and of its requests ("work"); see Tables.needed.
+    """
+
+    address: LogAddress
+    index: int
     log: int
-    needed: Needed
+    snapshots: int
+    needed: Mapping[str, int]
 
 
 async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records: float, clock: Callable[[], float]) -> None:
-    """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns."""
+    """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns.
+
+    Who owns that of the first topology also removes the payloads that none needs.
+    """
+    unused = UnusedPayloads(bus, app)
     while True:
         await asyncio.sleep(EVERY)
         try:
             bucket = await bus.bucket(subjects.bucket(app))
-            for topology in mine():
-                await sweep(bus, app, topology, await manifests(bucket), records=records, now=clock())
+            for topology in (owned := mine()):
+                await sweep(bus, app, topology, await manifests(bucket, whole=True), records=records, now=clock())
+            applied = await manifests(bucket, whole=True)
+            if applied and min(applied) in owned:
+                await unused.remove(applied, clock())
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 
@@ -68,54 +88,89 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     manifest = applied.get(topology)
     if info is None or manifest is None:
         return
+    await redriven.finish(bus, app)
     places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
-    kept = [await _kept(bus, app, topology, stage, index) for stage, index in places]
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
+    kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in places}
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
-    for part in kept:
-        await bus.purge(info.name, part.place.subject, below=min(part.log, young))
-        await bus.purge(info.name, part.place.pieces, below=min(part.log, young))
-        await bus.purge(info.name, part.inbox, below=min(part.needed.inbox, recorded))
-    await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(part.needed.work for part in kept)))
-    await bus.purge(info.name, subjects.records(app), below=recorded)
-    for source in manifest.streams:
-        await _source(bus, app, info, source, applied, now)
+    for (stage, index), part in kept.items():
+        await bus.purge(info.name, part.address.subject, below=min(part.log, young))
+        await bus.purge(info.name, part.address.pieces, below=min(part.log, young))
+        await bus.purge(info.name, part.address.snapshots, below=part.snapshots)
+        records_of, events_of = (
+            subjects.record(app, "*", topology, stage, index),
+            subjects.edge(app, topology, stage, index),
+        )
+        await bus.purge(info.name, records_of, below=min(part.needed.get("records", 0), recorded))
+        await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
+    await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
+    await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
+    sources = await bus.stream(subjects.sources(app))
+    if sources is not None:
+        for source in [source for source, stream in manifest.streams.items() if stream == sources.name]:
+            await _source(bus, app, info, sources, source, applied, now)
 
 
-async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int) -> _Kept:
-    place, inbox = LogAddress.of(app, topology, stage, index), subjects.result(app, topology, stage, index)
-    last = await bus.last(place.stream, place.subject)
-    if last is None:  # never owned: no call of it can be open, and its inbox is empty
-        return _Kept(place, inbox, 0, Needed(0, 0, NONE))
-    base, older = bases(last.sequence, unpack(last.data))
-    state = await restored(bus, place, base) if base else None  # with what the entry itself changed
-    if state is None:
-        return _Kept(place, inbox, 0, Needed(0, 0, 0))
-    needed = state.needed()  # what was read or written later lies behind the snapshot
-    return _Kept(place, inbox, older, needed._replace(work=min(needed.work, base)))
+async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young: int) -> _Kept:
+    """`young`: the first sequence that the retention keeps."""
+    address = LogAddress.of(app, topology, stage, index)
+    end = await latest(bus, address)
+    if not end.at:  # never owned: no call of it can be open, and nothing was sent to it
+        return _Kept(address, index, 0, 0, {"work": NONE})
+    base, older = bases(end.at, end.entry)
+    before = await _before(bus, address, young, base)
+    named = [await named_snapshot(bus, address, sequence) for sequence in {base, older, before} if sequence]
+    whole = [snapshot for snapshot in named if snapshot is not None]
+    tables = Tables()
+    if not before or not base or len(whole) < len(named) or not whole:
+        return _Kept(address, index, 0, 0, {"work": 0})  # the log is still read from its begin, or may have to be
+    oldest = min(whole, key=lambda snapshot: snapshot.at)
+    if not await restored(bus, address, oldest, tables):
+        _log.error("housekeeping leaves a partition whose snapshot is damaged", subject=address.subject, sequence=oldest.at)
+        return _Kept(address, index, 0, 0, {"work": 0})
+    needed = tables.needed()  # what was read or written later lies behind the snapshot
+    return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], oldest.at)})
 
 
-async def _source(bus: Bus, app: str, info: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float) -> None:
-    """Events of a source that lie in the application's own stream. All topologies that read them must be done with them."""
-    if any(subjects.overlap(source, sink) for m in applied.values() for sink in m.sinks):
-        return  # somebody's sink: it stays
-    below = info.last + 1
+async def _before(bus: Bus, address: LogAddress, young: int, base: int) -> int:
+    """The entry that names the last snapshot before what the retention keeps; 0 for none: a replay begins there."""
+    while (first := await bus.next(address.stream, address.subject, young)) is not None:
+        if (entry := readable(first.data)) is not None:
+            return int(entry["base"])
+        young = first.sequence + 1
+    return base
+
+
+async def _source(
+    bus: Bus, app: str, own: StreamInfo, sources: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float
+) -> None:
+    """Events in the stream of sources. All topologies that read them must be done with them."""
+    below = sources.last + 1
     for topology, manifest in applied.items():
         for other, stream in manifest.streams.items():
-            if not subjects.overlap(source, other):
+            if stream != sources.name or not subjects.overlap(source, other):
                 continue
-            if stream != info.name:
-                return
             stage, count = manifest.stages[other]
-            needed = [(await _kept(bus, app, topology, stage, index)).needed.source for index in range(count)]
-            young = 1 + await sequence_before(bus, info, now - manifest.retention)
-            below = min(below, young, *needed)
-    if below > info.first:
-        await bus.purge(info.name, source, below=min(below, await _pointed_at(bus, app, info)))
+            young = 1 + await sequence_before(bus, own, now - manifest.retention)
+            kept = [await _kept(bus, app, topology, stage, index, young) for index in range(count)]
+            past = 1 + await sequence_before(bus, sources, now - manifest.retention)
+            below = min(below, past, *(part.needed.get("source", 0) for part in kept))
+    if below > sources.first:
+        await bus.purge(sources.name, source, below=min(below, await _pointed_at(bus, app, own, sources)))
 
 
-async def _pointed_at(bus: Bus, app: str, info: StreamInfo) -> int:
-    """The first event that a dead letter refers to instead of holding it."""
-    found = await bus.scan(info.name, [subjects.dead_pattern(app)], start=info.first, stop=info.last)
-    stored = [letter.stored for m in found if (letter := Letter.unpack(m.data)).stored]
-    return min((sequence for stream, sequence in stored if stream == info.name), default=NONE)
+async def _pointed_at(bus: Bus, app: str, own: StreamInfo, sources: StreamInfo) -> int:
+    """The first event of a source that a dead letter refers to instead of holding it."""
+    first = NONE
+    async for page in pages(bus, own.name, [subjects.dead_pattern(app)]):
+        stored = [at for m in page if (at := _stored(m)) is not None]
+        first = min([first, *(at.sequence for at in stored if at.stream == sources.name)])
+    return first
+
+
+def _stored(letter: Message) -> StoredAt | None:
+    """Where the event of a dead letter is stored, if not in it."""
+    try:
+        return Letter.unpack(letter.data).stored
+    except DecodeError:  # no engine wrote it
+        return None

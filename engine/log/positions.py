@@ -20,7 +20,7 @@ async def first_position(bus: Bus, stream: str, source: Source) -> int:
 
 async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
     """The last sequence stored before `at` (seconds since the epoch), found by halving."""
-    low, high = info.first, info.last + 1
+    low, high = max(1, info.first), info.last + 1
     while low < high:
         middle = (low + high) // 2
         message = await bus.next(info.name, ">", middle)  # what was removed in between is passed over

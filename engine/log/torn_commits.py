@@ -9,18 +9,21 @@ A reader that has it already sees a repeat under the same id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import structlog
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
-from dspex.bus.port import Bus
+from dspex.bus.port import COMMIT_LIMIT, Bus
 from dspex.engine.graph.graph import Graph
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import readable
 
 _log = structlog.get_logger("dspex.engine")
-MOST = 10_000  # messages read back from a claim: a torn commit was the stream's end when its writer failed
+PAGE = 5_000  # sequences that are judged at a time
+
+Span = tuple[int, int]
+"""The first and the last of some sequences that follow each other."""
 
 
 class TornCommits:
@@ -29,32 +32,67 @@ class TornCommits:
     def __init__(self, bus: Bus, app: str, graphs: Sequence[Graph]) -> None:
         self.bus = bus
         self.stream = subjects.stream(app)
-        self._looked = 0  # up to here
+        self._looked: list[Span] = []  # in order, and apart: partitions come to their claims from different entries
         self._logs = subjects.log(app, "*", "*", "*")
-        self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.snapshot(app, g.name, "*", "*"))]
-        self._inboxes = [subjects.result(app, g.name, "*", "*") for g in graphs]
+        self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.pieces(app, g.name, "*", "*"))]
         self._marked = [subjects.dead_pattern(app, g.name) for g in graphs]
         self._marked += [n.sink.pattern for g in graphs for n in g.sinks]
 
     async def before(self, claim: int, entry: int) -> None:
         """Remove what is torn between the last `entry` of a log and the `claim` that follows it. Raises BusError."""
-        start = max(entry + 1, self._looked + 1, claim - MOST)
-        found = await self.bus.scan(self.stream, [">"], start=start, stop=claim - 1)
-        covered: set[int] = set()
-        for m in found:
-            if subjects.matches(self._logs, m.subject):
-                covered.update(range(m.sequence - unpack(m.data).get("covers", 0), m.sequence))
+        if self._looked and claim <= self._looked[-1][1]:
+            self._looked.clear()  # the stream was rolled back: what is there now was never looked at
+        for start, stop in list(self._unseen(entry + 1, claim - 1)):
+            for first in range(start, stop + 1, PAGE):
+                await self._remove(first, min(first + PAGE - 1, stop), claim - 1)
+        self._looked = _joined([*self._looked, (entry + 1, claim - 1)])
+
+    def _unseen(self, start: int, stop: int) -> Iterator[Span]:
+        """The parts of `start` to `stop` that were not looked at."""
+        for first, last in self._looked:
+            if first > start:
+                yield start, min(first - 1, stop)
+            start = max(start, last + 1)
+            if start > stop:
+                return
+        if start <= stop:
+            yield start, stop
+
+    async def _remove(self, first: int, last: int, end: int) -> None:
+        """Remove what is torn from `first` to `last`. `end`: before the claim; no commit goes beyond it."""
+        found = await self.bus.scan(self.stream, [">"], start=first, stop=last)
+        covered = self._covered(found, first)
         torn = [m.sequence for m in found if m.sequence not in covered and self._is_ours(m)]
+        if torn and last < end:  # the entry of the last ones may lie behind them
+            behind = await self.bus.scan(self.stream, [self._logs], start=last + 1, stop=min(last + COMMIT_LIMIT, end))
+            covered = self._covered(behind, first)
+            torn = [sequence for sequence in torn if sequence not in covered]
         if torn:
             _log.error("removes what a torn commit left", stream=self.stream, messages=len(torn), first=torn[0], last=torn[-1])
         for sequence in torn:
             await self.bus.delete(self.stream, sequence)
-        self._looked = max(self._looked, claim - 1)
+
+    def _covered(self, found: Sequence[Message], first: int) -> set[int]:
+        """The sequences from `first` on that the entries among these messages cover."""
+        covered: set[int] = set()
+        for m in found:
+            if subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
+                covered.update(range(max(first, m.sequence - entry.get("covers", 0)), m.sequence))
+        return covered
 
     def _is_ours(self, m: Message) -> bool:
-        """Whether only a commit writes such messages. Workers and clients write to inboxes too, with a message id."""
+        """Whether only a commit writes such messages."""
         if any(subjects.matches(p, m.subject) for p in self._marked):
             return subjects.EVENT_ID in m.headers
-        if any(subjects.matches(p, m.subject) for p in self._inboxes):
-            return subjects.MESSAGE_ID not in m.headers
         return any(subjects.matches(p, m.subject) for p in self._written)
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """The same, in order, where those that overlap or touch are one."""
+    joined: list[Span] = []
+    for first, last in sorted(span for span in spans if span[0] <= span[1]):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return joined

@@ -9,28 +9,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
-from dspex.bus.errors import DspexError, StreamFull
+from dspex.bus import telemetry
+from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
-from dspex.engine.runtime.partition import MOST_BYTES, Partition
+from dspex.bus.serving import payloads
+from dspex.engine.runtime.batch import MOST_BYTES
+from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
 
 
 class Owner(Protocol):
-    """What owns a partition: it handles the failure of a commit."""
+    """What owns a partition: it hears how its commits end."""
 
+    def landed(self, partition: Partition, /) -> None: ...
     def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 
-class Committer:
-    """Takes what partitions have walked and makes it durable."""
+class _Taken(NamedTuple):
+    """A partition's part of a commit."""
 
-    def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
-        self.bus = bus
+    partition: Partition
+    owner: Owner
+    messages: list[NewMessage]
+
+
+class Committer:
+    """Takes what partitions have walked and makes it durable. `above`: bytes of a body that is not stored in its message."""
+
+    def __init__(self, bus: Bus, app: str, clock: Callable[[], float], above: int = payloads.ABOVE) -> None:
+        self.bus, self.app, self.above = bus, app, above
         self.clock = clock
         self.commits = 0
         self.full = ""  # why the stream takes nothing now; "" while it does
@@ -50,52 +62,97 @@ class Committer:
             while self._waiting:
                 await self._commit(self._gather())
 
-    def _gather(self) -> list[tuple[Partition, Owner, list[NewMessage]]]:
+    def _gather(self) -> list[_Taken]:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
-        taken: list[tuple[Partition, Owner, list[NewMessage]]] = []
+        taken: list[_Taken] = []
         room, size = COMMIT_LIMIT, 0
         for partition, owner in list(self._waiting.items()):
             size += partition.weight
             if partition.pending >= room or (taken and size > MOST_BYTES):
                 continue
             del self._waiting[partition]
-            drafts = partition.take(self.clock(), room)
-            if drafts:
-                taken.append((partition, owner, drafts))
-                room -= len(drafts)
+            messages = partition.take(self.clock(), room)
+            if messages:
+                taken.append(_Taken(partition, owner, messages))
+                room -= len(messages)
         return taken
 
-    async def _commit(self, taken: list[tuple[Partition, Owner, list[NewMessage]]]) -> None:
+    async def _commit(self, taken: list[_Taken]) -> None:
         if not taken:
             return
         try:
-            last = await self._write([d for _, _, drafts in taken for d in drafts])
+            last = await self._write(taken)
+        except Fenced as e:
+            await self._without_fenced(taken, e)
         except DspexError as e:  # a DataError too: a subject or header that no server would take
             if len(taken) > 1 and not e.retryable:  # refused: find out which partition has what is refused
                 for one in taken:
                     await self._commit([one])
                 return
-            for partition, owner, _ in taken:
-                owner.failed(partition, e)
-            return
+            for one in taken:
+                one.owner.failed(one.partition, e)
+        else:
+            self._landed(taken, last)
+
+    def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
-        for partition, owner, drafts in reversed(taken):
+        for partition, owner, messages in reversed(taken):
             partition.landed(last)
-            last -= len(drafts)
+            owner.landed(partition)
+            last -= len(messages)
             if not partition.settled.is_set():
                 self.request_commit(partition, owner)
 
-    async def _write(self, drafts: list[NewMessage]) -> int:
+    async def _without_fenced(self, taken: list[_Taken], error: Fenced) -> None:
+        """Drop the partitions whose log has moved, and send the rest again. If none has, nobody knows what happened:
+        all of them take the way of a commit whose answer never came."""
+        moved = [one for one in taken if await self._has_moved(one.partition)]
+        for one in moved:
+            one.owner.failed(one.partition, error)
+        rest = [one for one in taken if one not in moved]
+        if not moved:
+            unknown = Unsettled("a commit was refused as fenced, and no log has moved")
+            for one in rest:
+                one.owner.failed(one.partition, unknown)
+        else:
+            await self._commit(rest)
+
+    async def _has_moved(self, partition: Partition) -> bool:
+        log = partition.log
         while True:
             try:
-                sequence = await self.bus.commit(drafts)
+                last = await self.bus.last(log.address.stream, log.address.subject)
+                return (last.sequence if last else 0) != log.sequence
+            except BusError as e:
+                if not e.retryable:
+                    raise
+            await asyncio.sleep(0.1)
+
+    async def _drafts(self, taken: list[_Taken]) -> list[NewMessage]:
+        """The messages of a commit. Large payloads are stored before the commit that names them, or touched again.
+
+        The log itself is never checked in.
+        """
+        most, drafts = payloads.inline(self.bus, self.above), [m for one in taken for m in one.messages]
+        logs = {subject for one in taken for subject in one.partition.log.address[1:]}
+        for index, draft in enumerate(drafts):
+            if len(draft.data) > most and draft.subject not in logs:
+                drafts[index] = await payloads.checked_in(self.bus, self.app, draft, self.above)
+        return drafts
+
+    async def _write(self, taken: list[_Taken]) -> int:
+        while True:
+            try:
+                sequence = await self.bus.commit(await self._drafts(taken))
             except StreamFull as e:
                 if not self.full:
                     _log.error("the stream is full: waiting, nothing is lost", why=e.message, fix=e.fix)
+                    telemetry.emit("full", why=e.message)
                 self.full = e.message
                 await asyncio.sleep(1.0)
                 continue
             if self.full:
                 self.full = ""
+                telemetry.emit("room")
                 _log.info("the stream has room again")
             return sequence

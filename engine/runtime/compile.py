@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dspex.bus import codecs
+from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
-from dspex.engine.runtime.walk import call_step, named_step, sink_step
+from dspex.engine.runtime.walk import call_step, landing_step, native_step, sink_step, source_step
 
 
 @dataclass(frozen=True)
@@ -25,44 +24,37 @@ class Stage:
     Attributes:
         id: token of its subjects, fixed by the manifest.
         source: the source node.
-        enter: step for decoded source data.
-        after: per call node, the step for its accepted output.
+        entries: node → the step at which a NodeEvent enters there: the source, and its calls.
         calls: its call nodes by name.
     """
 
     id: str
     graph: Graph
     source: SourceNode
-    enter: Handler
-    after: dict[str, Handler]
+    entries: dict[str, Handler]
     calls: dict[str, CallNode]
 
     @property
     def settings(self) -> Source:
         return self.source.source
 
-    def walk(self, data: bytes, content_type: str | None, walk: Any) -> None:
-        """Walk a source event from its bytes. Raises what decoding, the source's type and the operators raise."""
-        source = self.settings
-        walk.node = self.source.name
-        decoded = codecs.decode(data, content_type)
-        if source.accept:
-            decoded = source.accept(decoded)
-        if source.time:
-            walk.origin = walk.origin._replace(time=source.time(decoded).timestamp())
-        self.enter(decoded, walk)
 
+def _fan_out(branches: Sequence[tuple[Node, Handler]]) -> Handler:
+    """One step that hands on to all branches, in graph order.
 
-def _fan_out(steps: Sequence[Handler]) -> Handler:
-    """One step that hands on to all of `steps`, in graph order."""
-    if len(steps) == 1:
-        return steps[0]
-    if not steps:
+    A function of the user's that changes its argument must not change what a sibling gets. So each branch but the last gets a
+    copy; a sink encodes the data at once and needs none.
+    """
+    if len(branches) == 1:
+        return branches[0][1]
+    if not branches:
         return _nowhere
+    *first, (_, last) = [(not isinstance(node, SinkNode), step) for node, step in branches]
 
     def step(data: object, ctx: Context) -> None:
-        for s in steps:
-            s(data, ctx)
+        for changes, branch in first:
+            branch(copied(data) if changes else data, ctx)
+        last(data, ctx)
 
     return step
 
@@ -72,16 +64,16 @@ def _nowhere(data: object, ctx: Context) -> None:
 
 
 class _Fuse:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, stage: str) -> None:
+        self.graph, self.stage = graph, stage
         self.steps: dict[str, Handler] = {}
-        self.after: dict[str, Handler] = {}
+        self.entries: dict[str, Handler] = {}
 
     def outlets(self, node: Node) -> list[Handler]:
-        behind: list[list[Handler]] = [[] for _ in range(max(1, node.outlets))]
+        behind: list[list[tuple[Node, Handler]]] = [[] for _ in range(max(1, node.outlets))]
         for outlet, follower in self.graph.outputs(node.name):
-            behind[outlet].append(self.step(follower))
-        return [_fan_out(steps) for steps in behind]
+            behind[outlet].append((follower, self.step(follower)))
+        return [_fan_out(branches) for branches in behind]
 
     def step(self, node: Node) -> Handler:
         if node.name not in self.steps:
@@ -91,19 +83,20 @@ class _Fuse:
     def _make(self, node: Node) -> Handler:
         match node:
             case SourceNode():
-                return self.outlets(node)[0]
+                self.entries[node.name] = source_step(node.source, self.outlets(node)[0])
+                return self.entries[node.name]
             case NativeNode():
-                return named_step(node, node.build(self.outlets(node)))
+                return native_step(node, node.build(self.outlets(node)))
             case CallNode():
-                self.after[node.name] = self.outlets(node)[0]
+                self.entries[node.name] = landing_step(node, self.outlets(node)[0])
                 return call_step(node, self.graph.codec)
             case SinkNode():
-                return sink_step(node, self.graph.codec)
+                return sink_step(node, f"{self.graph.name}/{self.stage}/{node.name}", self.graph.codec)
 
 
 def compile_stage(graph: Graph, source: SourceNode, id: str) -> Stage:
     """The stage that begins at `source`."""
-    fuse = _Fuse(graph)
-    enter = fuse.step(source)
+    fuse = _Fuse(graph, id)
+    fuse.step(source)
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
-    return Stage(id, graph, source, enter, fuse.after, calls)
+    return Stage(id, graph, source, fuse.entries, calls)

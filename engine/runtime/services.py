@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
+from dspex.bus.serving.payloads import MOST
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 
 
 class Revoked(Protocol):
-    """Called when a partition is not this engine's any more; `given_up`: the engine released it itself."""
+    """Called when a partition is not this engine's any more: fenced, given up, or not to be claimed now."""
 
-    def __call__(self, topology: str, stage: str, index: int, *, given_up: bool = False) -> None: ...
+    def __call__(self, topology: str, stage: str, index: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,11 @@ class Services:
     clock: seconds since the epoch.
     revoked: called when a partition is not this engine's any more.
     repair: removes what a torn commit left before a claim.
-    most_inputs: events of one partition in one commit.
-    most_open_calls: of one partition; over it the source waits.
-    limit: bytes of headers and data of one message.
+    readers: bounds how many partitions catch up with a reader of their own at a time.
+    most_inputs: arrivals of one partition in one commit.
+    most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
+    limit: bytes of one payload.
+    behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
     bus: Bus
@@ -39,6 +44,15 @@ class Services:
     clock: Callable[[], float]
     revoked: Revoked
     repair: TornCommits
+    readers: asyncio.Semaphore
     most_inputs: int = 500
     most_open_calls: int = 10_000
-    limit: int = 1 << 20
+    limit: int = MOST
+    behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    async def stream_is_there(self) -> bool:
+        """Whether the application has its stream. Without it every question is refused, and nothing can be decided."""
+        try:
+            return await self.bus.has("stream", self.stream)
+        except BusError:
+            return False  # nobody knows: who asks has to try again

@@ -7,182 +7,293 @@ but a `DspexError` ends the runner with it, and so the engine: a failure is neve
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Sequence
+from time import monotonic
+from typing import Literal, NamedTuple
 
 import structlog
 
-from dspex.bus import subjects
+from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
+from dspex.bus.seldom import Seldom
+from dspex.bus.tasks import Tasks
+from dspex.engine.graph import manifest as manifests
+from dspex.engine.log.build import build
+from dspex.engine.log.claims import is_ahead, take_over, waiting
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.state import State
+from dspex.engine.log.entries import LogAddress
+from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.inbox import Inbox
-from dspex.engine.runtime.intake import Intake
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.lost import LostRequests
+from dspex.engine.runtime.inputs.position import SourceCheck, SourceWatch
+from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.pumps import Pumps
+from dspex.engine.runtime.process import Process
+from dspex.engine.runtime.pump import Pump
+from dspex.engine.runtime.refusals import Refusals
+from dspex.engine.runtime.request import Address
 from dspex.engine.runtime.services import Services
-from dspex.engine.runtime.settle import Counters, Poison, Settler
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
 
 
-@dataclass(frozen=True)
-class _Order:
+class _Order(NamedTuple):
     """A change of ownership, carried out by the runner's own task."""
 
     what: Literal["own", "recover", "release", "restart", "fail"]
-    index: int = -1
+    partition: int = -1
     why: str = ""
     error: BaseException | None = None
 
 
 class StageRunner:
-    """Runs one stage for the partitions that this process owns. `start`: where a partition that never committed begins."""
+    """Runs one stage for the partitions that this process owns.
+
+    Args:
+        source_stream: where its source is read. count: partitions of the stage.
+        manifest: version that claims carry. start: the sequence behind which a partition that never committed begins.
+
+    Attributes:
+        stopped: why the source is not read, such as a gap in it; None while it is.
+        counters: what happened since the start, by Note; for status and tests.
+    """
 
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:
-        self.s = services
-        self.stage = stage
-        self.topology = stage.graph.name
-        self.source_stream = source_stream
-        self.manifest = manifest
-        self.start = start
-        self.counters = Counters()
+        self.s, self.stage, self.topology = services, stage, stage.graph.name
+        self.source_stream, self.manifest = source_stream, manifest
         self.partitions: dict[int, Partition] = {}
+        self.stopped: str | None = None
+        self.counters: Counter[str] = Counter()
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._poison: Poison = {}
-        settler = Settler(services.app, stage, source_stream, services.limit, self.counters)
-        self._new_names = settler.new_names
+        self._names = {old: new for new, old in stage.graph.renamed_from.items()}
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
-        self.pumps = Pumps(
-            services,
-            stage,
-            source_stream,
-            count,
-            self.partitions,
-            Inbox(stage, self.counters, self._poison, settler),
-            Intake(services.app, stage, source_stream, services.limit, self.counters, self._poison),
-            owner=self,
-            restart=self._restart,
-            failed=self._pump_failed,
-        )
-        self._one_by_one: dict[int, int] = {}  # index → events that get a commit each after the next claim
-        self._setbacks: dict[int, int] = {}  # index → claims since anything was committed
+        self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
+        self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
+        self._alarm = asyncio.Event()
+        check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
+        self.source = SourceInput(services.bus, services.app, stage, source_stream, count, check)
+        self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
+        self._refusals, self._seldom = Refusals(), Seldom(_log)
+        self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
+        self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
+        self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
 
-    def own(self, index: int) -> None:
-        """Claim a partition and run it, as soon as the runner gets to it."""
-        self._orders.put_nowait(_Order("own", index))
+    def _inputs(self) -> dict[str, Input]:
+        s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
+        records, events = RecordsInput(*where), EventsInput(*where, self.source_stream)
+        lost = LostRequests(self.stage, records, s.behind)
+        timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, lost)
+        return {"source": self.source, "events": events, "records": records, "timers": timers}
+
+    def _pump(self, input: Input) -> Pump:
+        name = subjects.reader_name(self.s.app, self.topology, self.stage.id, input.name, self.s.engine)
+        return Pump(input, self.partitions, self._request_commit, self.s.clock, self.s.readers, name)
+
+    def _request_commit(self, p: Partition) -> None:
+        self.s.committer.request_commit(p, self)
+
+    # -- what the committer says ----------------------------------------------------------------------------------------
+    def landed(self, p: Partition) -> None:
+        """A commit of `p` is stored."""
+        self._setbacks.pop(p.index, None)
+        self._landed[p.index] = p.log.sequence
+        if p.copied is not None and not p.revoked:
+            self._snapshots.start(self._snapshot(p), f"partition {p.index}")
+
+    async def _snapshot(self, p: Partition) -> None:
+        at, tables = p.copied or (0, {})
+        try:
+            p.snapshot = await p.log.write_snapshot(at, tables)
+        except BusError as e:
+            _log.warning("no snapshot now: it is tried again later", partition=p.index, why=e.message)
+        else:
+            telemetry.emit("snapshot", **p.where, bytes=p.snapshot.size, sequence=at)
+        p.copied = None
 
     def failed(self, p: Partition, error: DspexError) -> None:
-        """A commit of `p` failed: the committer gives the error."""
+        """A commit of `p` failed."""
         p.revoked = True
         p.room.set()
         p.settled.set()  # it can settle no more: let go whoever waits for it
         if self.partitions.get(p.index) is not p:
             return  # given up, or claimed anew, while the commit flew
         if isinstance(error, Fenced):
-            del self.partitions[p.index]
-            _log.warning(
-                "fenced: another engine committed first, so this one commits nothing more here",
-                topology=self.topology,
-                stage=self.stage.id,
-                partition=p.index,
-                epoch=p.log.epoch,
-            )
-            self.s.revoked(self.topology, self.stage.id, p.index)
-            self._restart("fenced")
+            self._fenced(p)
             return
-        self._setbacks[p.index] = 0 if p.committed else self._setbacks.get(p.index, 0) + 1
-        if p.one_by_one or not error.retryable:
-            self._one_by_one[p.index] = p.unsure
-        if not error.retryable:
-            self._suspect(p, error)
+        self._setbacks[p.index] = 0 if p.committed else self._setbacks[p.index] + 1
+        self._refusals.failed(p, error)
         self._orders.put_nowait(_Order("recover", p.index, error.message))
 
-    def _suspect(self, p: Partition, error: DspexError) -> None:
-        """A commit was refused for what is in it. Commit one event at a time until the refused one is alone."""
-        assert p.flying is not None
-        batch = p.flying[0]
-        _log.error("the server refused a commit", why=error.message, partition=p.index, events=batch.inputs)
-        if batch.inputs == 1:
-            self._poison[p.index, *batch.event] = error.message
+    def _fenced(self, p: Partition) -> None:
+        del self.partitions[p.index]
+        where = {**p.where, "epoch": p.log.epoch}
+        _log.warning("fenced: another engine committed first, so this one commits nothing more here", **where)
+        telemetry.emit("fenced", **where)
+        self.s.revoked(self.topology, self.stage.id, p.index)
+        self._restart("fenced")
 
+    # -- running ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Carry out changes of ownership until cancelled. Raises the error that a pump failed with."""
         try:
             while True:
-                order = await self._orders.get()
-                await self.pumps.stop()
-                await self._obey(order)
+                orders = [await self._orders.get()]
+                await self._pumps.stop()
                 while not self._orders.empty():
-                    await self._obey(self._orders.get_nowait())
-                self.pumps.start()
+                    orders.append(self._orders.get_nowait())
+                await self._obey(orders)
+                self._start_pumps()
         finally:
-            await self.pumps.stop()
+            await self._pumps.stop()
+            await self._snapshots.stop()
+
+    def _start_pumps(self) -> None:
+        self.stopped = None
+        if self.partitions:
+            for name, pump in self.pumps.items():
+                self._pumps.start(self._pumping(name, pump), name)
+            self._pumps.start(self._watching(), "watch")
+
+    async def _pumping(self, name: str, pump: Pump) -> None:
+        try:
+            await pump.run()
+        except DspexError as e:
+            if e.retryable:
+                self._seldom.warning("reading again soon", input=name, why=e.message)
+                await asyncio.sleep(0.5)
+                self._restart(e.message)
+                return
+            self.stopped = e.message
+            telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
+            _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
+
+    async def _watching(self) -> None:
+        watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
+        self._restart(await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock))
 
     def _restart(self, why: str) -> None:
         self._orders.put_nowait(_Order("restart", why=why))
 
-    def _pump_failed(self, kind: str, error: BaseException) -> None:
+    def _pump_failed(self, name: str, error: BaseException) -> None:
         self._orders.put_nowait(_Order("fail", why=str(error), error=error))
 
-    async def _obey(self, order: _Order) -> None:
-        if order.what in ("own", "recover"):
-            setbacks = self._setbacks.get(order.index, 0)
-            if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
-                await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
-            await self._claim(order.index)
-        elif order.what == "release":
-            await self._give_up(order.index)
-        elif order.error is not None:
-            raise order.error
+    # -- ownership ------------------------------------------------------------------------------------------------------
+    def own(self, index: int) -> None:
+        """Claim a partition and run it, as soon as the runner gets to it."""
+        if index in self._ahead and is_ahead(self._ahead[index], self.s.clock()):
+            self.s.revoked(self.topology, self.stage.id, index)
+            return
+        self._orders.put_nowait(_Order("own", index))
 
-    async def _claim(self, index: int) -> None:
-        """Claim a partition, and try until it succeeds: without its log there is nothing to go on from."""
+    def release(self, index: int) -> None:
+        """Give a partition up: commit what was taken, take no more."""
+        self._orders.put_nowait(_Order("release", index))
+
+    async def _obey(self, orders: Sequence[_Order]) -> None:
+        """Carry out orders one after another; partitions that are to be claimed in a row are claimed together."""
+        claims: dict[int, None] = {}
+        for order in orders:
+            if order.what in ("own", "recover"):
+                claims[order.partition] = None
+            elif order.what == "release":
+                await self._claim(list(claims))
+                claims = {}
+                await self._give_up(order.partition)
+            elif order.error is not None:
+                raise order.error
+        await self._claim(list(claims))
+
+    async def _claim(self, indices: Sequence[int]) -> None:
+        """Claim partitions, and try until that is decided: without its log there is nothing to go on from."""
+        setbacks = max((self._setbacks[i] for i in indices), default=0)
+        if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
+            await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
         pause = 0.05
-        while True:
-            if (old := self.partitions.pop(index, None)) is not None:
+        while indices:
+            for old in [self.partitions.pop(i) for i in indices if i in self.partitions]:
                 old.revoked = True
             try:
-                self.partitions[index] = await self._claimed(index)
-                return
+                indices = await self._claimed(indices)
             except BusError as e:
-                if not e.retryable:
+                if not e.retryable and await self.s.stream_is_there():
                     raise
                 if isinstance(e, StreamFull):
                     self.s.committer.full = e.message
-                _log.warning("cannot claim yet", partition=index, why=e.message)
-            await asyncio.sleep(pause)
-            pause = min(SLOWEST, pause * 2)
+                self._seldom.warning("cannot claim yet", partitions=list(indices), why=e.message)
+            if indices:
+                await asyncio.sleep(pause)
+                pause = min(SLOWEST, pause * 2)
 
-    async def _claimed(self, index: int) -> Partition:
+    async def _claimed(self, indices: Sequence[int]) -> list[int]:
+        """Claim partitions and begin to run them; those that could not be read now. Raises BusError."""
+        s, logs, began = self.s, {self._log(index): index for index in indices}, monotonic()
+        claims = await take_over(s.bus, list(logs), lambda: Tables(self.ordered, self._names), s.clock, s.repair)
+        for log, tables in claims.won:
+            self._begin(logs[log], log, tables, monotonic() - began)
+        for log, time in claims.ahead:
+            self._ahead[logs[log]] = time
+            _log.error("a partition is not claimed yet", partition=logs[log], why=self.waits)
+        for log in (*claims.lost, *dict(claims.ahead)):
+            s.revoked(self.topology, self.stage.id, logs[log])
+        return [logs[log] for log in claims.unread]
+
+    def _log(self, index: int) -> CommitLog:
+        address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)
+        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
+
+    def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s
-        log = CommitLog(s.bus, s.app, self.topology, self.stage.id, index, s.engine, self.manifest)
-        state = await log.claim(State(self.ordered, self._new_names), at=s.clock(), repair=s.repair.before)
-        state.source_sequence = state.source_sequence or self.start
-        reply = subjects.result(s.app, self.topology, self.stage.id, index)
-        p = Partition(index, log, state, app=s.app, topology=self.topology, reply=reply, most=s.most_inputs)
-        p.one_by_one = self._one_by_one.pop(index, 0)
+        self.counters["unreadable"] += log.passed
+        process = Process(self.stage, Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit), self._names)
+        p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
+        self._refusals.apply(p)
+        self._compare(p)
+        telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)
+        self.partitions[index] = p
         _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
-        return p
 
-    def release(self, index: int) -> None:
-        """Give a partition up: commit what was walked, walk no more."""
-        self._orders.put_nowait(_Order("release", index))
+    @property
+    def waits(self) -> str | None:
+        """Why partitions are not claimed now, with both times; None where none waits."""
+        return waiting(self._ahead.values(), self.s.clock())
+
+    async def _newest(self) -> int:
+        """The version of the manifest that is applied."""
+        applied = (await manifests.of_application(self.s.bus, self.s.app)).get(self.topology)
+        return max(self.manifest, applied.version if applied is not None else 0)
+
+    def _compare(self, p: Partition) -> None:
+        """Say so where the log ends before what this engine knows to be stored: the server has an older copy of the stream.
+
+        Nobody else can notice. What was committed since is done again, under the same ids.
+        """
+        landed, there = self._landed.get(p.index, 0), p.log.followed
+        if there < landed:
+            self.counters["rolled_back"] += 1
+            telemetry.emit("rolled_back", **p.where, sequence=there, landed=landed)
+            what = "the application's stream was rolled back to an older copy: what was committed since is done again"
+            _log.error(what, **p.where, last=there, landed=landed)
 
     async def drain(self) -> None:
-        """Stop reading and commit what was walked. Open calls stay open: their results wait in the stream."""
-        await self.pumps.stop()
+        """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""
+        await self._pumps.stop()
         for index in list(self.partitions):
             await self._give_up(index)
 
     async def _give_up(self, index: int) -> None:
         p = self.partitions.pop(index, None)
         if p is None:
+            self.s.revoked(self.topology, self.stage.id, index)
             return
         if not p.settled.is_set():
-            self.s.committer.request_commit(p, self)
+            self._request_commit(p)
             await p.settled.wait()
         p.revoked = True
-        self.s.revoked(self.topology, self.stage.id, index, given_up=True)
+        telemetry.emit("released", **p.where)
+        self.s.revoked(self.topology, self.stage.id, index)

@@ -6,91 +6,82 @@ makes durable with the position of the event, or which is dropped and made again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cached_property
 from random import Random
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.codecs import JSON, Codec, encode
+from dspex.bus.codecs import JSON, Codec, decode, encode
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import Event, derived_id
 from dspex.bus.port import NewMessage
-from dspex.bus.records import Origin, Work
+from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import Handler
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode
+from dspex.engine.graph.nodes import CallNode, NativeNode, Sink, SinkNode, Source
+from dspex.engine.log.rows import OpenCall
+from dspex.engine.runtime.request import Address, Ask, request
 
 _log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
-class Asked(NamedTuple):
-    """A call that a walk makes. It gets its ordinal, and becomes work, when a commit takes it."""
-
-    node: str
-    call: Call
-    id: str
-    origin: Origin
-    inputs: Mapping[str, object]
-    data: bytes
-    content_type: str
-    clock: float
-    attempt: int = 1
-
-
-class Reattempt(NamedTuple):
-    """The next attempt at an open call."""
-
-    ordinal: int
-    work: Work
-    pool: str
-
-
-Output = NewMessage | Asked | Reattempt
+Output: TypeAlias = NewMessage | Ask
 
 
 class Walk:
     """The context of one event in one stage, and what its walk emits. Users see `Context` (graph/context.py) of it.
 
-    One object serves one event after another (`begin`), because making one for each would cost as much as a short walk.
+    One object serves one event after another, because making one for each would cost as much as a short walk.
     """
 
-    __slots__ = ("__dict__", "_counts", "_ids", "_most", "_most_asked", "clock", "node", "origin", "outputs", "topology")
+    __slots__ = ("_counts", "_event", "_ids", "_random", "address", "clock", "node", "number", "origin", "outputs")
 
-    def __init__(self, topology: str, limit: int) -> None:
-        self.topology = topology
-        self._most = limit - 1024  # bytes of data that one message may have, with room for headers
-        self._most_asked = limit - limit // 8  # bytes of data and inputs of a call, with room for the answer beside them
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self.origin: Origin = _NOWHERE
         self.node = ""  # the operator that runs now: whom an exception is blamed on
         self.clock = 0.0
+        self.number = 0  # of the next call
         self.outputs: list[Output] = []
         self._counts: dict[str, int] = {}
         self._ids = 0
+        self._event: Event[Any] | None = None
+        self._random: Random | None = None
 
-    def begin(self, origin: Origin, clock: float) -> None:
-        """Start the walk of an event. `clock`: the engine's clock for it, seconds since the epoch."""
-        self.origin = origin
-        self.clock = clock
-        self.outputs = []
+    def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
+        """Walk an event from a node. Raises what decoding and the operators raise.
+
+        Args:
+            entry: the step of the node.
+            clock: the engine's clock for the event, seconds since the epoch.
+            number: the first that a call may get.
+        """
+        self.origin, self.clock, self.number, self.node = event.origin, clock, number, event.node
+        outputs: list[Output] = []
+        self.outputs = outputs
         self._ids = 0
         if self._counts:
             self._counts = {}
-        if self.__dict__:
-            self.__dict__.clear()
+        self._event = self._random = None
+        entry(event, self)
+        return outputs
 
     # -- what users see -------------------------------------------------------------------------------------------
-    @cached_property
+    @property
     def event(self) -> Event[Any]:
+        if self._event is not None:
+            return self._event
         o = self.origin
         at = datetime.fromtimestamp(o.time, tz=UTC)
-        return Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, o.headers or {}, o.sequence or None)
+        headers = MappingProxyType(o.headers or {})  # shared by all nodes: none may change them for the others
+        self._event = Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, headers, o.sequence or None)
+        return self._event
 
     @property
     def now(self) -> datetime:
@@ -106,29 +97,27 @@ class Walk:
 
     @property
     def log(self) -> FilteringBoundLogger:
-        return _log.bind(topology=self.topology, node=self.node, event=self.origin.id, run=self.origin.run)
+        return _log.bind(topology=self.address.topology, node=self.node, event=self.origin.id, run=self.origin.run)
 
-    @cached_property
+    @property
     def random(self) -> Random:
-        return Random(self.origin.id)
+        if self._random is None:
+            self._random = Random(self.origin.id)
+        return self._random
 
     def uuid(self) -> UUID:
         self._ids += 1
         return UUID(derived_id(self.origin.id, f"{self.node}/uuid", self._ids))
 
     # -- what steps do --------------------------------------------------------------------------------------------
-    def _ordinal(self, node: str) -> int:
-        n = self._counts.get(node, 0)
-        self._counts[node] = n + 1
-        return n
-
-    def emit(self, node: str, sink: Sink, codec: Codec, data: object) -> None:
+    def emit(self, node: str, node_id: str, sink: Sink, codec: Codec, data: object) -> None:
         """Send `data` to a sink."""
         body, content_type = encode(data, codec)
-        if len(body) > self._most:
-            self._too_large(len(body), self._most)
-        o = self.origin
-        headers = {EVENT_ID: derived_id(o.id, node, self._ordinal(node)), RUN: o.run}
+        if len(body) > self.address.limit:
+            raise _too_large(node, len(body), self.address.limit)
+        o, counts = self.origin, self._counts
+        counts[node] = ordinal = counts.get(node, -1) + 1
+        headers = {EVENT_ID: derived_id(o.id, node_id, ordinal), RUN: o.run}
         if o.id != o.run:  # else the run's first event is the cause, and the header would say it twice
             headers[CAUSE] = o.id
         if o.key is not None:
@@ -141,21 +130,36 @@ class Walk:
             headers[CONTENT_TYPE] = content_type
         self.outputs.append(NewMessage(_subject(sink, data), body, headers))
 
-    def ask(self, node: str, call: Call, codec: Codec, data: object) -> None:
-        """Open a call with `data`."""
-        inputs = call.inputs(data)
-        body, content_type = encode(data, codec)
-        if 2 * len(body) > self._most_asked:  # the inputs travel beside the data
-            self._too_large(2 * len(body), self._most_asked)
-        o = self.origin
-        id = derived_id(o.id, node, self._ordinal(node))
-        self.outputs.append(Asked(node, call, id, o, inputs, body, content_type, self.clock))
-
-    def _too_large(self, size: int, most: int) -> None:
-        raise OutputTooLarge(f"{self.node} emitted {size:,} bytes; one message may have {most:,}", node=self.node)
+    def ask(self, node: CallNode, data: object, body: bytes, content_type: str, call: str | None, attempts: int) -> None:
+        """Open a call. `call`: its id, where it was open before."""
+        inputs = node.call.inputs(data)
+        if call is None:
+            ordinal = self._counts[node.name] = self._counts.get(node.name, -1) + 1
+            call = derived_id(self.origin.id, self.address.node_id(node.name), ordinal)
+        if len(body) > self.address.limit:
+            raise _too_large(node.name, len(body), self.address.limit)
+        event = NodeEvent(node.name, self.origin, content_type, body, call, attempts=attempts)
+        row = OpenCall(
+            node=node.name,
+            id=call,
+            run=self.origin.run,
+            pool=node.call.pool,
+            deadline=self.clock + node.call.deadline,
+            digest=b"",
+            key=self.origin.key if node.call.order == "key" else None,
+        )
+        asked = request(self.address, self.number, row, node.call, inputs, event, self.clock)
+        if (size := len(asked.message.data) - len(body)) > self.address.limit:  # expressions may make more of the data
+            raise _too_large(f"the inputs of {node.name}", size, self.address.limit)
+        self.outputs.append(asked)
+        self.number += 1
 
 
 _NOWHERE = Origin(id="", subject="", run="")
+
+
+def _too_large(node: str, size: int, most: int) -> OutputTooLarge:
+    return OutputTooLarge(f"{node}: {size:,} bytes, and one payload may have {most:,}", node=node)
 
 
 def _subject(sink: Sink, data: object) -> str:
@@ -172,40 +176,69 @@ def _subject(sink: Sink, data: object) -> str:
     return subject
 
 
-def origin_after(call: str, before: Origin) -> Origin:
-    """The origin of what follows a call: the call is the cause of all that comes after it."""
-    return before._replace(id=call, cause=before.id)
+# -- steps ------------------------------------------------------------------------------------------------------------
+def source_step(source: Source, after: Handler) -> Handler:
+    """The step at which a source event enters the graph: from its bytes."""
+    accept, time = source.accept, source.time
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        data = decode(event.data, event.content_type)
+        if accept:
+            data = accept(data)
+        if time:
+            walk.origin = walk.origin._replace(time=time(data).timestamp())
+        after(data, walk)
+
+    return step
 
 
-def sink_step(node: SinkNode, codec: str) -> Handler:
+def landing_step(node: CallNode, after: Handler) -> Handler:
+    """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
+    call = node.call
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        data = decode(event.data, event.content_type)
+        if event.outputs is None:
+            walk.ask(node, data, event.data, event.content_type, event.call, event.attempts)
+            return
+        data = call.accept(data, event.outputs)
+        before = walk.origin  # the call is the cause of all that comes after it
+        walk.origin = before._replace(id=event.call, cause=before.id)
+        after(data, walk)
+
+    return step
+
+
+def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
     """The step that ends a walk in a sink."""
     sink, name = node.sink, node.name
     how = sink.codec or codec
 
-    def step(data: object, ctx: Any) -> None:
-        ctx.node = name
-        ctx.emit(name, sink, how, data)
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        walk.emit(name, node_id, sink, how, data)
 
     return step
 
 
-def call_step(node: CallNode, codec: str) -> Handler:
-    """The step that ends a walk in a call; its result begins another."""
-    call, name = node.call, node.name
+def call_step(node: CallNode, codec: Any) -> Handler:
+    """The step that ends a walk in a call; its record begins another."""
+    name = node.name
 
-    def step(data: object, ctx: Any) -> None:
-        ctx.node = name
-        ctx.ask(name, call, codec, data)
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        body, content_type = encode(data, codec)
+        walk.ask(node, data, body, content_type, None, 0)
 
     return step
 
 
-def named_step(node: NativeNode, inner: Handler) -> Handler:
+def native_step(node: NativeNode, inner: Handler) -> Handler:
     """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
     name = node.name
 
-    def step(data: object, ctx: Any) -> None:
-        ctx.node = name
-        inner(data, ctx)
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        inner(data, walk)
 
     return step

@@ -19,15 +19,16 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.duration import Duration, seconds
 from dspex.bus.errors import BusError, NoAnswer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
+from dspex.bus.serving import payloads
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import read_event
+from dspex.engine.client.run import at_place, read_event
 from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.hosting.host import Host
@@ -86,7 +87,7 @@ class Driver:
 
     async def _start_engine(self) -> None:
         self._bus: MemoryBus = self._server.connect()
-        self._host = Host(self._bus, APP, self._graphs, engine="driver", clock=lambda: self._server.now)
+        self._host = Host(self._bus, APP, self._graphs, engine="driver")
         try:
             await self._host.start()
         except BusError:
@@ -156,9 +157,9 @@ class Driver:
         Raises NoAnswer where it reached a recorded node that has none.
         """
         self._published += 1
-        run = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
-        self._do(lambda: self._client.publish(subject, data, id=run, key=key, session=session, time=at))
-        return run
+        id = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
+        run = self._do(lambda: self._client.publish(subject, data, id=id, key=key, session=session, time=at))
+        return self._do(lambda: at_place(self._client.bus, run.id))
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
@@ -175,7 +176,7 @@ class Driver:
         return node
 
     def advance(self, by: Duration) -> None:
-        """Let time pass: retries, deadlines, leases, redeliveries."""
+        """Let time pass: retries, deadlines, heartbeats, redeliveries."""
         self._in_thread(lambda: self._loop.advance(seconds(by)))
         self._check()
 
@@ -214,7 +215,8 @@ class Driver:
         bus = self._client.bus
         stream = await bus.stream_of(subject)
         info = await bus.stream(stream) if stream else None
-        return await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
+        found = await bus.scan(info.name, [subject], start=1, stop=info.last) if info else []
+        return [await payloads.required(bus, APP, m) for m in found]
 
     def calls(self, node: str) -> list[Step]:
         """The records of a node's calls, in order of their completion. Raises NoAnswer where it is no recorded node."""
@@ -222,8 +224,9 @@ class Driver:
         return self._do(lambda: self._steps(known))
 
     async def _steps(self, node: str) -> list[Step]:
-        stored = await self._stored(subjects.result(APP, "*", "*", "*"))
-        return [s for s in steps(stored) if s.node == node]
+        stored = await self._stored(subjects.record(APP, "*", "*", "*", "*"))
+        inputs = {n.name: n.call.inputs for g in self._graphs for n in g.calls}
+        return [s for s in steps(stored, inputs) if s.node == node]
 
     def dead_letters(self) -> list[DeadLetter]:
         """All dead letters. A test that never asks fails at its end if there are any."""

@@ -12,8 +12,8 @@ from typing import Any
 from dspex.bus.errors import DspexError, NoAnswer, ProgramError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.port import Delivery
-from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.work_loop import Job, WorkLoop
 
 Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 ROOM = 1000  # calls at once
@@ -65,19 +65,20 @@ class Workers:
     def _failed(self, error: BaseException) -> None:
         self.problem = DspexError(f"the driver's workers failed: {error!r}")
 
-    def _accept(self, work: Work, delivery: Delivery) -> Job:
-        return partial(self._run, work)
+    def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
+        return partial(self._run, request)
 
-    async def _run(self, work: Work) -> CallRecord | None:
-        answer, failures = self._answers.get(work.node), self._failures.get(work.node)
+    async def _run(self, request: CallRequest) -> CallRecord | None:
+        answer, failures = self._answers.get(request.node), self._failures.get(request.node)
         if answer is not None and answer.after:
             await asyncio.sleep(answer.after)
         record = partial(
             CallRecord,
-            call=work.call,
-            ordinal=work.ordinal,
-            attempt=work.attempt,
-            node=work.node,
+            call=request.call,
+            try_number=request.try_number,
+            attempt=request.attempt,
+            topology=request.topology,
+            node=request.node,
             worker="driver",
             lm="driver",
             started=self._server.now,
@@ -85,10 +86,12 @@ class Workers:
         if failures:
             return record(error=_as_error(failures.popleft()).as_dict())
         if answer is None:
-            self.problem = NoAnswer(f"{work.node} was called with {dict(work.inputs)} and has no answer", node=work.node)
+            self.problem = NoAnswer(
+                f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node
+            )
             return None
         outputs = answer.outputs
-        return record(outputs=dict(outputs(dict(work.inputs)) if callable(outputs) else outputs))
+        return record(outputs=dict(outputs(dict(request.inputs)) if callable(outputs) else outputs))
 
 
 def _as_error(failure: Exception) -> DspexError:

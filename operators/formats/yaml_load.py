@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
-from dspex.bus import not_built
+from dspex.bus.settings import not_built
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.formats.yaml_document import Document, read_file
 from dspex.operators.formats.yaml_read import Mapped

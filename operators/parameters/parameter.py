@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeAlias
 
 from dspex.bus.errors import TopologyError
-from dspex.bus.not_built import TOPOLOGY_CODE
+from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean, problem
 from dspex.operators.typing.shape import Shape

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, get_args
 
-from dspex.bus.duration import seconds
 from dspex.bus.errors import ConfigError, TopologyError
-from dspex.bus.not_built import TOPOLOGY_CODE
+from dspex.bus.settings.duration import seconds
+from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters.parameter import Arguments, Parameter
 from dspex.operators.problems import problem, wrong

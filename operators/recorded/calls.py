@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from typing_extensions import Unpack
 
-from dspex.bus.not_built import OPTIONS
+from dspex.bus.settings.not_built import OPTIONS
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import (
     INTO,

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
-from dspex.bus.duration import Duration
 from dspex.bus.errors import ConfigError
-from dspex.bus.not_built import CHOICES
 from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
+from dspex.bus.settings.duration import Duration
+from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions

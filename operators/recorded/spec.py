@@ -14,10 +14,11 @@ from typing import Any, Generic, TypeAlias, cast
 
 from typing_extensions import Unpack
 
+from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import InvalidOutput, TopologyError
-from dspex.bus.not_built import OPTIONS
 from dspex.bus.records import MAX_ITERS as MAX_ITERS
 from dspex.bus.records import CallSpec, Outputs
+from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import fields_of
@@ -173,7 +174,7 @@ def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
 def _fallback(value: object) -> Callable[[object], Outputs] | None:
     if isinstance(value, Mapping):
         constant = cast("Outputs", value)
-        return lambda data: constant
+        return lambda data: copied(constant)  # a function behind the call may change what it is given
     return cast("Callable[[object], Outputs] | None", resolve(value) if isinstance(value, str) else value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.operator import Operator
@@ -25,7 +26,10 @@ def build(fn: Callable[..., Any]) -> Build:
 
         def step(data: object, ctx: Context) -> None:
             result = fn(data, ctx) if with_context else fn(data)
-            for item in result if type(result) is list else items(result, name):
+            found = result if type(result) is list else items(result, name)
+            for item in found[:-1]:  # they may share what a function behind them changes
+                out(copied(item), ctx)
+            for item in found[-1:]:
                 out(item, ctx)
 
         return step

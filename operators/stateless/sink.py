@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput
-from dspex.bus.not_built import OPTIONS
+from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
 from dspex.operators.parameters import ChoiceParameter, Parameter

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 from dspex.bus.errors import InvalidInput
-from dspex.bus.not_built import OPTIONS
+from dspex.bus.settings.not_built import OPTIONS
 from dspex.bus.subjects import is_stream_name
 from dspex.engine.graph.nodes import OnGap, Source, Start
 from dspex.operators.expressions import language as expressions

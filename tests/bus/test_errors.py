@@ -7,6 +7,8 @@ import pickle
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspex.bus import errors
 from dspex.bus.errors import (
@@ -25,6 +27,11 @@ from dspex.bus.errors import (
     from_dict,
 )
 
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
 CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, DspexError)]
 ids = pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 FIRST_DIGIT = {ConfigError: "1", TopologyError: "2", BusError: "4", DataError: "5", CallError: "6"}
@@ -154,3 +161,21 @@ def test_a_topology_error_has_all_problems_with_their_places() -> None:
     problems = [problem("n", "t.py", 24), problem(None, "t.yaml", None), problem("n", None, None), problem(None, None, 3)]
     error = TopologyError("4 problems", problems=problems)
     assert [p.place for p in error.problems] == ["n (t.py:24)", "t (t.yaml)", "n", "t"]
+
+
+@given(
+    name=st.sampled_from([*(c.__name__ for c in CLASSES), "Unknown"]),
+    field=st.sampled_from(["type", "message", "code", "fix", "node", "run", "retry_after", "retryable", "problems"]),
+    junk=JUNK,
+)
+def test_an_error_from_the_wire_is_rebuilt_whatever_it_holds(name: str, field: str, junk: object) -> None:
+    error = from_dict({"type": name, "message": "no", field: junk})
+    assert isinstance(error, DspexError)
+    assert error.retry_after is None or 0 <= error.retry_after < 1e10
+    assert isinstance(error.as_dict()["message"], str)
+
+
+@pytest.mark.parametrize("after", [-1, float("nan"), float("inf"), "5s", None])
+def test_run_again_later_takes_seconds_and_nothing_else(after: object) -> None:
+    with pytest.raises(ValueError, match="after is seconds"):
+        RetryLater(after=after)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Events and their ids: the same walk gives the same ids, and any id from outside will do."""
+"""Events and their ids: the same walk gives the same ids, and an id comes from a place, never from a publisher."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from dspex.bus.message import (
     Event,
     Message,
     derived_id,
+    event_id,
     event_time,
-    foreign_id,
     id_time,
-    message_id,
     new_id,
     partition_of,
+    place_id,
+    run_of,
     to_event,
 )
 
@@ -52,10 +53,12 @@ def test_new_ids_differ_and_sort_by_time() -> None:
     assert abs(at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-@given(texts, texts, st.integers(0))
-def test_a_derived_id_is_a_uuid_and_always_the_same(parent: str, operator: str, ordinal: int) -> None:
+@given(st.floats(0, 200_000_000_000), texts, st.integers(0))
+def test_a_derived_id_is_a_uuid_and_always_the_same(now: float, operator: str, ordinal: int) -> None:
+    parent = new_id(now)
     id = derived_id(parent, operator, ordinal)
     assert str(UUID(id)) == id
+    assert (UUID(id).version, UUID(id).variant) == (7, "specified in RFC 4122")
     assert derived_id(parent, operator, ordinal) == id
 
 
@@ -67,31 +70,39 @@ def test_a_derived_id_has_its_parents_time() -> None:
     assert child[:13] == parent[:13]
 
 
-@pytest.mark.parametrize("parent", ["order-17", "", "x" * 200, "ä ö", "00000000-0000-4000-8000-000000000000"])
-def test_an_id_derived_from_a_foreign_id_has_no_time(parent: str) -> None:
-    child = derived_id(parent, "a", 0)
-    assert UUID(child).version == 8
-    assert UUID(child).variant == "specified in RFC 4122"
-    assert id_time(child) is None
-    assert len({derived_id(parent + end, "a", 0) for end in "abc"}) == 3
-
-
 def test_a_derived_id_depends_on_parent_operator_and_ordinal() -> None:
-    for parent in (new_id(0), "order-17"):
-        ids = {derived_id(p, o, n) for p in (parent, new_id(0)) for o in ("a", "b") for n in range(50)}
-        assert len(ids) == 200
+    ids = {derived_id(p, o, n) for p in (new_id(0), new_id(0)) for o in ("a", "b") for n in range(50)}
+    assert len(ids) == 200
 
 
-def test_the_id_of_an_event_without_one_depends_on_where_it_is_stored() -> None:
-    id = foreign_id(1.5, message())
-    assert foreign_id(1.5, message()) == id
-    assert id_time(id) == NOON
-    others = {
-        foreign_id(2.5, message()),
-        foreign_id(1.5, message(sequence=8)),
-        foreign_id(1.5, message()._replace(subject="x")),
-    }
-    assert len(others | {id}) == 4
+@given(texts, texts, st.integers(0), st.integers(0))
+def test_two_operators_derive_the_same_id_only_where_name_and_ordinal_are_the_same(a: str, b: str, m: int, n: int) -> None:
+    parent = new_id(0)
+    assert (derived_id(parent, a, m) == derived_id(parent, b, n)) == ((a, m) == (b, n))
+
+
+places = st.tuples(st.text("AB/1.", min_size=1, max_size=4), st.sampled_from([0.0, 1.0, 1.5, 15.0]), st.integers(1, 2**63))
+
+
+@given(places, places)
+def test_two_places_have_the_same_id_only_where_they_are_the_same(a: tuple[str, float, int], b: tuple[str, float, int]) -> None:
+    ids = [place_id(stream, created, message(sequence=sequence)) for stream, created, sequence in (a, b)]
+    assert (ids[0] == ids[1]) == (a == b)
+    assert all(str(UUID(id)) == id and UUID(id).version == 7 and id_time(id) == NOON for id in ids)
+
+
+@given(st.dictionaries(texts, texts), texts, st.binary(max_size=20))
+def test_the_id_of_a_place_does_not_depend_on_what_lies_there(headers: dict[str, str], subject: str, data: bytes) -> None:
+    other = message()._replace(headers=headers, subject=subject, data=data)
+    assert place_id("S", 1.5, other) == place_id("S", 1.5, message())
+
+
+def test_the_ids_of_places_sort_by_stored_time_whatever_their_sequences_and_streams_are() -> None:
+    found = [
+        place_id("S" if n % 2 else "T", float(n % 3), message(sequence=1000 - n)._replace(time=NOON.timestamp() + n / 100))
+        for n in range(200)
+    ]
+    assert found == sorted(found)
 
 
 @given(texts)
@@ -113,10 +124,19 @@ def test_an_id_without_a_usable_time_has_none(id: str) -> None:
 
 
 # -- a stored message as an event ------------------------------------------------------------------------------------
-def test_an_event_id_is_read_from_our_header_else_the_publishers_else_made_from_its_place() -> None:
-    assert message_id(message({subjects.EVENT_ID: "ours", subjects.MESSAGE_ID: "theirs"})) == "ours"
-    assert message_id(message({subjects.MESSAGE_ID: "theirs"})) == "theirs"
-    assert message_id(message(), 3.0) == foreign_id(3.0, message())
+def test_an_event_has_the_id_that_dspex_gave_it_else_that_of_its_place_and_never_the_publishers() -> None:
+    theirs = {subjects.MESSAGE_ID: "order-17"}
+    place = place_id("S", 3.0, message())
+    assert event_id("S", 3.0, message({subjects.EVENT_ID: "ours", **theirs})) == "ours"
+    assert event_id("S", 3.0, message(theirs)) == event_id("S", 3.0, message()) == place
+    assert run_of("S", 3.0, message({subjects.RUN: "root", **theirs})) == "root"
+    assert run_of("S", 3.0, message(theirs)) == place
+
+
+def test_one_business_id_in_two_streams_or_twice_in_one_starts_a_run_each_time() -> None:
+    again = message({subjects.MESSAGE_ID: "order-17"}, sequence=8)
+    first = again._replace(sequence=7)
+    assert len({run_of("S", 1.0, first), run_of("S", 1.0, again), run_of("T", 1.0, first), run_of("S", 2.0, first)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -139,8 +159,10 @@ def test_event_time_is_what_the_publisher_says_in_utc_else_the_stored_time(text:
 
 
 def test_a_source_event_starts_its_own_run() -> None:
-    event = to_event(message({subjects.MESSAGE_ID: "theirs", "X": "y"}), {"a": 1})
-    assert event == Event("theirs", "a.b", {"a": 1}, NOON, "theirs", headers={"Nats-Msg-Id": "theirs", "X": "y"}, sequence=7)
+    stored = message({subjects.MESSAGE_ID: "theirs", "X": "y"})
+    id = place_id("S", 1.5, stored)
+    event = to_event(stored, {"a": 1}, "S", 1.5)
+    assert event == Event(id, "a.b", {"a": 1}, NOON, id, headers={"Nats-Msg-Id": "theirs", "X": "y"}, sequence=7)
 
 
 def test_a_derived_event_knows_run_cause_key_and_session() -> None:

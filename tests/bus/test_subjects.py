@@ -88,14 +88,18 @@ def test_the_application_stream_takes_its_own_subjects_and_no_calls() -> None:
         subjects.log("shop", "t", "s", 3),
         subjects.edge("shop", "t", "s", 3),
         subjects.work("shop", "gpu", "t", "draft"),
-        subjects.result("shop", "t", "s", 3),
-        subjects.record("shop", "gpu"),
+        subjects.record("shop", "gpu", "t", "s", 3),
+        subjects.interactive_record("shop", "gpu"),
         subjects.dead("shop", "t", "draft"),
     ]
     for subject in stored:
         assert is_subject(subject)
         assert [matches(p, subject) for p in own].count(True) == 1
-    for core in (subjects.call("shop", "gpu"), subjects.control("shop", "gpu")):
+    for core in (
+        subjects.call("shop", "gpu", "t", "n"),
+        subjects.ad_hoc_call("shop", "gpu", "predict"),
+        subjects.control("shop", "gpu"),
+    ):
         assert is_subject(core)
         assert not any(matches(p, core) for p in own)
     assert not any(overlap(a, b) for a in own for b in own if a != b)
@@ -114,8 +118,15 @@ def test_workers_of_a_pool_get_the_work_of_that_pool_only() -> None:
     assert not matches(subjects.work_pattern("shop", "gp"), mine)
 
 
+def test_priorities_fall_into_three_bands_and_each_has_work_of_its_own() -> None:
+    assert [subjects.band(priority) for priority in range(10)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    mine = subjects.work("shop", "gpu", "t", "draft", 0)
+    assert [matches(subjects.work_pattern("shop", "gpu", band), mine) for band in subjects.BANDS] == [True, False, False]
+    assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == 3
+
+
 def test_the_work_of_an_operator_in_a_group_is_still_one_token() -> None:
-    assert subjects.work("a", "p", "t", "group/draft") == "dspex.a.work.p.t.group-draft"
+    assert subjects.work("a", "p", "t", "group/draft") == "dspex.a.work.p.1.t.group-draft"
 
 
 @pytest.mark.parametrize("node", ["classify", "group/draft", "support.messages", "orders.*.new", "orders.>", "a b", "ä"])
@@ -127,12 +138,21 @@ def test_dead_letters_of_any_node_have_a_subject_below_their_topology(node: str)
     assert not matches(subjects.dead_pattern("a", "t2"), subject)
 
 
+def test_a_partition_hears_the_records_of_every_pool_and_of_no_other_partition_or_interactive_call() -> None:
+    mine = subjects.record("shop", "*", "t", "s", 3)
+    assert all(matches(mine, subjects.record("shop", pool, "t", "s", 3)) for pool in ("gpu", "lightweight"))
+    others = [subjects.record("shop", "gpu", "t", "s", 4), subjects.record("shop", "gpu", "t2", "s", 3)]
+    assert not any(matches(mine, s) for s in [*others, subjects.interactive_record("shop", "gpu")])
+    assert matches(subjects.interactive_record("shop", "*"), subjects.interactive_record("shop", "gpu"))
+    assert not matches(subjects.interactive_record("shop", "*"), subjects.record("shop", "gpu", "t", "s", 3))
+
+
 def test_keys_are_below_their_prefix() -> None:
-    assert subjects.manifest_key("t") == "manifest.t"
-    assert subjects.lease_key("t", "s", 3) == "lease.t.s.3"
+    assert subjects.manifest_key("t", 2) == "manifest.t.2"
     assert subjects.member_key("engine", "x") == "engine.x"
 
 
-def test_ids_of_attempts_and_redrives_are_the_same_each_time() -> None:
-    assert subjects.attempt_id("call", 2) == subjects.attempt_id("call", 2) != subjects.attempt_id("call", 3)
-    assert subjects.redrive_id(17) == "redrive:17"
+def test_a_pool_hears_the_calls_of_its_nodes_and_those_of_no_node() -> None:
+    mine = [subjects.call("shop", "gpu", "t", "group/draft"), subjects.ad_hoc_call("shop", "gpu", "predict")]
+    assert all(matches(subjects.call_pattern("shop", "gpu"), subject) for subject in mine)
+    assert not any(matches(subjects.call_pattern("shop", "gp"), subject) for subject in mine)

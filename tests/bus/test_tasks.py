@@ -36,6 +36,23 @@ async def test_stop_cancels_every_task_and_returns_after_their_cleanup() -> None
     assert (ended, len(owner)) == (["ended"] * 3, 0)
 
 
+async def test_stop_cancels_tasks_in_the_order_of_their_start() -> None:
+    ended: list[int] = []
+
+    async def forever(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+
+    owner = Tasks("owner")
+    for i in range(100):
+        owner.start(forever(i), str(i))
+    await asyncio.sleep(0)
+    await owner.stop()
+    assert ended == list(range(100))
+
+
 async def test_an_owner_starts_tasks_again_after_stop() -> None:
     owner = Tasks("owner")
     owner.start(forever(), "a")

@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import structlog
@@ -33,9 +34,10 @@ def drive(seed: int, count: int = 60) -> Report:
     with Driver(workload.build(1 + 3 * (seed % 2)), seed=seed, faults=ROUGH) as d:
         d.answer("classify", lambda inputs: workload.model(inputs, "classify"), after=random.choice(["0s", "300ms", "2s"]))
         d.answer("label", lambda inputs: workload.model(inputs, "label"), after="1s")
-        crashes = 0
+        crashes, given = 0, list[workload.Given]()
         for event in events:
-            d.publish(workload.SOURCE, event.data, id=event.id, key=event.key)
+            run = d.publish(workload.SOURCE, event.data, id=event.id, key=event.key)
+            given.append(replace(event, id=run))
             if random.random() < 0.3:
                 d.advance(random.uniform(0, 0.5))
             if random.random() < 0.1:
@@ -43,7 +45,7 @@ def drive(seed: int, count: int = 60) -> Report:
                 d.crash(random.choice(["engine", "workers", "all"]))
         d.advance("120s")
         d.dead_letters()
-        report = judge(APP, events, stored(d))
+        report = judge(APP, given, stored(d))
     report.numbers |= {"seed": seed, "crashes": crashes}
     return report
 

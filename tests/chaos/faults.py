@@ -17,7 +17,8 @@ from workload import PARTITIONS
 from world import APP, Process, World, last_words
 
 from dspex.bus import subjects
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import LogAddress
+from dspex.engine.log.reading import latest
 
 Fault = Callable[[World, Random], Awaitable[None]]
 
@@ -70,7 +71,7 @@ async def kill_server(world: World, random: Random) -> None:
 
 
 async def drain_engine(world: World, random: Random) -> None:
-    """SIGTERM an engine, as an update does: it commits what it has walked, gives its leases back, and ends with 0."""
+    """SIGTERM an engine, as an update does: it commits what it has walked, says that it has left, and ends with 0."""
     await _drain(world, await _one(world, random, "engine"))
 
 
@@ -90,7 +91,7 @@ async def _drain(world: World, process: Process) -> None:
 
 
 async def freeze_engine(world: World, random: Random) -> None:
-    """SIGSTOP an engine for longer than its lease, then SIGCONT: it wakes up as one who was taken over."""
+    """SIGSTOP an engine for longer than five heartbeats, then SIGCONT: it wakes up as one who was taken over."""
     await _freeze(await _one(world, random, "engine"), random.uniform(2.0, 5.0))
 
 
@@ -111,9 +112,9 @@ async def owners(world: World) -> dict[str, int]:
     found: dict[str, int] = {}
     for partition in range(PARTITIONS):
         subject = subjects.log(APP, "chaos", "s1", partition)
-        last = await world.bus.last(subjects.stream(APP), subject)
-        if last is not None:
-            found[subject] = int(unpack(last.data)["owner"].split("-")[-2])  # host-pid-random
+        end = await latest(world.bus, LogAddress.of(APP, "chaos", "s1", partition))
+        if end.at:
+            found[subject] = int(end.facts.owner.split("-")[-2])  # host-pid-random
     return found
 
 

@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import msgpack
 import orjson
 from workload import INTENTS, ORDERED, SINKS, Given, is_good
 
@@ -23,8 +24,9 @@ from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord
 from dspex.engine.client import letters
-from dspex.engine.log.commit_log import unpack
-from dspex.engine.log.state import OpenCall
+from dspex.engine.log.entries import unpack
+from dspex.engine.log.rows import OpenCall
+from dspex.engine.log.tables import NONE
 
 ANY = "one output, or a dead letter"  # of an event that a real model answers
 VOLATILE = ("at",)  # fields that hold the engine's clock: they need not be a given value, but one value per event
@@ -59,6 +61,7 @@ class Ledger:
         self._letters: Counter[str] = Counter()
         self.extra: list[str] = []
         self._left = {e.id: self.wanted[e.id].total() + (e.dead is not None) for e in events}
+        self._all = dict(self._left)
         self.missing = sum(self._left.values())
         self.open = len(self._left)
 
@@ -88,6 +91,10 @@ class Ledger:
         self.missing -= 1
         self._left[run] -= 1
         self.open -= not self._left[run]
+
+    def begun(self, id: str) -> bool:
+        """Whether anything of an event has come."""
+        return self._left[id] < self._all[id]
 
     def lost(self) -> Iterator[str]:
         """What has not come."""
@@ -119,10 +126,9 @@ class Case:
         return self.of(subjects.dead_pattern(self.app))
 
     @cached_property
-    def results(self) -> list[tuple[Message, CallRecord]]:
+    def records(self) -> list[tuple[Message, CallRecord]]:
         """Records of calls."""
-        found = [(m, CallRecord.unpack(m.data)) for m in self.of(subjects.result(self.app, "*", "*", "*"))]
-        return [(m, o) for m, o in found if o.kind == "result"]
+        return [(m, CallRecord.unpack(m.data)) for m in self.of(subjects.record(self.app, "*", "*", "*", "*"))]
 
     @cached_property
     def logs(self) -> dict[str, list[tuple[Message, Mapping[str, Any]]]]:
@@ -131,6 +137,18 @@ class Case:
         for m in self.of(subjects.log(self.app, "*", "*", "*")):
             found[m.subject].append((m, unpack(m.data)))
         return found
+
+    def changes(self, m: Message, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What an entry changed in the tables: rows by table."""
+        if "pieces" not in entry:
+            return cast("Mapping[str, Any]", entry.get("tables", {}))
+        first = m.sequence - entry["covers"]
+        pieces = [self._by_sequence[s].data for s in range(first, first + entry["pieces"])]
+        return cast("Mapping[str, Any]", msgpack.unpackb(b"".join(pieces), strict_map_key=False, use_list=False))
+
+    @cached_property
+    def _by_sequence(self) -> dict[int, Message]:
+        return {m.sequence: m for m in self.stored}
 
     def of(self, pattern: str) -> list[Message]:
         return [m for m in self.stored if subjects.matches(pattern, m.subject)]
@@ -178,7 +196,10 @@ def right_answers(case: Case) -> Iterator[Violation]:
 def in_order(case: Case) -> Iterator[Violation]:
     """At each ordered sink, the events of a key stand in the order in which they were published; so do an event's outputs."""
     last: dict[tuple[str, str], tuple[int, int]] = {}
+    late = {e.id for e in case.events if e.late}
     for m in case.outputs:
+        if m.headers.get(subjects.RUN) in late:
+            continue
         data = orjson.loads(m.data)
         place, now = (m.subject, data["key"]), (data["n"], data.get("i", 0))
         if m.subject in ORDERED and now <= last.get(place, (-1, -1)):
@@ -198,14 +219,14 @@ def one_clock(case: Case) -> Iterator[Violation]:
 def one_owner(case: Case) -> Iterator[Violation]:
     """Each log is a chain: claims count up by one, and what stands between two is by the owner of the first."""
     for subject, entries in case.logs.items():
-        epoch, owner = 0, ""
+        epoch, claim = 0, 0
         for m, entry in entries:
             if entry["kind"] == "claim":
                 if entry["epoch"] != epoch + 1:
                     yield Violation("epochs are dense", f"{subject} {m.sequence}: {entry['epoch']} after {epoch}")
-                epoch, owner = entry["epoch"], entry["owner"]
-            elif (entry["epoch"], entry["owner"]) != (epoch, owner):
-                yield Violation("one owner commits", f"{subject} {m.sequence}: {entry['owner']} under the claim of {owner}")
+                epoch, claim = entry["epoch"], m.sequence
+            elif entry["claim"] != claim:
+                yield Violation("one owner commits", f"{subject} {m.sequence}: of claim {entry['claim']} behind claim {claim}")
 
 
 def covered(case: Case) -> Iterator[Violation]:
@@ -226,40 +247,42 @@ def covered(case: Case) -> Iterator[Violation]:
 
 
 def forward(case: Case) -> Iterator[Violation]:
-    """Positions never go back."""
+    """Positions never go back, but where an entry says that there was a gap in the source."""
     for subject, entries in case.logs.items():
-        source = inbox = 0
+        before: dict[str, tuple[Any, ...]] = {}
         for m, entry in entries:
-            now = (entry.get("source", (source,))[0], entry.get("inbox", inbox))
-            if now[0] < source or now[1] < inbox:
-                yield Violation("positions go forward", f"{subject} {m.sequence}: {now} after {(source, inbox)}")
-            source, inbox = now
+            for name, row in case.changes(m, entry).get("positions", ()):
+                sequence, item, created, _ = row
+                now = (created, sequence, item if item >= 0 else NONE)  # the whole message is behind each event in it
+                if now < before.get(name, now) and not _gap(entry, name):
+                    yield Violation("positions go forward", f"{subject} {m.sequence}: {name} {now} after {before[name]}")
+                before[name] = now
+
+
+def _gap(entry: Mapping[str, Any], name: str) -> bool:
+    """Whether a commit found a gap in an input."""
+    return any(input == name and mark and mark[0][0] == "gap" for input, _, _, _, _, *mark in entry.get("taken", ()))
 
 
 def calls_once(case: Case) -> Iterator[Violation]:
-    """Ordinals are dense, each call is opened once and closed once, and none is open at the end."""
+    """A number is of one call, which is opened once and closed once, and none is open at the end."""
     for subject, entries in case.logs.items():
-        calls, closed, following = dict[int, str](), set[int](), 0
+        calls, closed = dict[int, str](), set[int]()
         for m, entry in entries:
-            for ordinal, raw in sorted(entry.get("calls", {}).items()):
-                if ordinal not in calls and ordinal != following:
-                    yield Violation("ordinals are dense", f"{subject} {m.sequence}: {ordinal}, not {following}")
-                following = max(following, ordinal + 1)
-                if calls.setdefault(ordinal, OpenCall(*raw).id) != OpenCall(*raw).id or ordinal in closed:
-                    yield Violation("a call is opened once", f"{subject} {m.sequence}: ordinal {ordinal}")
-            for ordinal in entry.get("closed", ()):
-                # opened and closed within one commit, it has no row: then its ordinal tells
-                following = max(following, ordinal + 1)
-                if ordinal in closed:
-                    yield Violation("a call is closed once", f"{subject} {m.sequence}: ordinal {ordinal}")
-                closed.add(ordinal)
-        yield from (Violation("no call stays open", f"{subject}: {o} {i}") for o, i in calls.items() if o not in closed)
+            for number, raw in case.changes(m, entry).get("calls", ()):
+                if raw is None:
+                    if number in closed:
+                        yield Violation("a call is closed once", f"{subject} {m.sequence}: number {number}")
+                    closed.add(number)
+                elif calls.setdefault(number, OpenCall(*raw).id) != OpenCall(*raw).id or number in closed:
+                    yield Violation("a call is opened once", f"{subject} {m.sequence}: number {number}")
+        yield from (Violation("no call stays open", f"{subject}: {n} {i}") for n, i in calls.items() if n not in closed)
 
 
 def recorded_once(case: Case) -> Iterator[Violation]:
     """A call has one record of a good answer at most, and an attempt has one record."""
-    answered = Counter(o.call for _, o in case.results if o.error is None and is_good(o.outputs or {}))
-    attempts = Counter(m.headers.get(subjects.MESSAGE_ID, "") for m, _ in case.results)
+    answered = Counter(o.call for _, o in case.records if o.error is None and is_good(o.outputs or {}))
+    attempts = Counter(m.headers.get(subjects.MESSAGE_ID, "") for m, _ in case.records)
     yield from (Violation("a call is recorded once", f"{c} succeeded {n} times") for c, n in answered.items() if n > 1)
     yield from (Violation("an attempt is recorded once", f"{a} is stored {n} times") for a, n in attempts.items() if n > 1)
 
@@ -293,17 +316,20 @@ CHECKS: list[Check] = [
 
 @dataclass
 class Report:
-    """What a run did, and what is wrong with it. `numbers` are for people; `violations` decide."""
+    """What a run did, and what is wrong with it. `numbers` are for people; `violations` decide. `again`: the command that does
+    the same once more.
+    """
 
     numbers: dict[str, Any] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
+    again: str = ""
 
     @property
     def good(self) -> bool:
         return not self.violations
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.numbers, "violations": [v._asdict() for v in self.violations]}
+        return {**self.numbers, "violations": [v._asdict() for v in self.violations], "again": self.again}
 
     def __str__(self) -> str:
         lines = [f"{name:<28} {value}" for name, value in self.numbers.items()]
@@ -312,6 +338,7 @@ class Report:
         for promise, count in counts.items():
             examples = [v.what for v in self.violations if v.promise == promise][:3]
             lines += [f"  {count} × {promise}", *(f"      {what[:300]}" for what in examples)]
+        lines += [f"again: {self.again}"] if self.again and not self.good else []
         return "\n".join(lines)
 
 
@@ -334,10 +361,10 @@ def _numbers(case: Case) -> dict[str, Any]:
         "events": len(case.events),
         "outputs": len(case.outputs),
         "dead letters": len(case.dead),
-        "calls closed": sum(len(e.get("closed", ())) for e in entries),
-        "records": len(case.results),
-        "records of errors": sum(o.error is not None for _, o in case.results),
-        "records of lost workers": sum((o.error or {}).get("type") == "WorkerLost" for _, o in case.results),
+        "calls closed": sum(row is None for log in case.logs.values() for m, e in log for _, row in _rows(case, m, e, "calls")),
+        "records": len(case.records),
+        "records of errors": sum(o.error is not None for _, o in case.records),
+        "records of lost workers": sum((o.error or {}).get("type") == "WorkerLost" for _, o in case.records),
         "commits": sum(e["kind"] == "commit" for e in entries),
         "claims": sum(e["kind"] == "claim" for e in entries),
         "events split over owners": _split(case),
@@ -346,14 +373,19 @@ def _numbers(case: Case) -> dict[str, Any]:
     }
 
 
+def _rows(case: Case, m: Message, entry: Mapping[str, Any], table: str) -> Sequence[tuple[Any, Any]]:
+    return cast("Sequence[tuple[Any, Any]]", case.changes(m, entry).get(table, ()))
+
+
 def _split(case: Case) -> int:
     """Events of which one owner committed a part, and a later one the rest."""
     found = 0
     for entries in case.logs.values():
-        open_: dict[tuple[str, int], int] = {}
-        for _, entry in entries:
-            for which, sequence, *_ in entry.get("parts", ()):
-                open_.setdefault((which, sequence), entry["epoch"])
-            for which, sequence in entry.get("unparted", ()):
-                found += open_.pop((which, sequence), entry["epoch"]) != entry["epoch"]
+        begun: dict[Any, int] = {}
+        for m, entry in entries:
+            for place, row in _rows(case, m, entry, "splits"):
+                if row is None:
+                    found += begun.pop(place, entry["claim"]) != entry["claim"]
+                else:
+                    begun.setdefault(place, entry["claim"])
     return found

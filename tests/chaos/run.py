@@ -127,7 +127,7 @@ class Run:
     async def _lane(self, events: list[Given], room: asyncio.Semaphore) -> None:
         for event in events:
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
+            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
             while True:
                 try:
                     async with room:

@@ -1,10 +1,11 @@
 """The chaos topology on the in-memory bus: engines, workers and a model on a virtual clock, with seeded faults and deaths.
 
-    python tests/chaos/simulation.py --seeds 200 [--first 0] [--events 120] [--json]
+    python tests/chaos/simulation.py --seeds 200 [--first 0] [--with count=80 kills=8] [--json]
 
-Thousands of minutes a minute, and a seed that fails fails again. An engine may be killed, or frozen until another one has
-taken over; workers are killed in the middle of calls; the bus delays, cuts, repeats, and leaves writes unanswered. What it
-cannot show is what a real server does when it dies: that is what run.py is for.
+Thousands of minutes a minute, and a seed that fails fails again: its report ends with the command. An engine may be killed,
+drained, or frozen until another one has taken over, and may be told a wrong time; workers are killed in the middle of calls;
+the bus delays, cuts, repeats, and leaves writes unanswered; the source's stream is made anew, rolled back or missing; dead
+letters are redriven. What it cannot show is what a real server does when it dies: that is what run.py is for.
 """
 
 from __future__ import annotations
@@ -15,80 +16,58 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count as numbers
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
+import sim_options as options
 import structlog
 import workload
 from oracle import Ledger, Report, Violation, judge
+from sim_bus import Bus, insist
+from sim_source import APP, GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
-from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable
-from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, InvalidOutput, LMUnavailable, TopologyError
+from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.port import Delivery, StreamConfig
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.engine.client import letters
+from dspex.engine.graph.nodes import OnGap
 from dspex.engine.hosting.host import Host
+from dspex.engine.log.entries import bases
+from dspex.engine.log.reading import latest
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.compile import compile_stage
 
-APP = "sim"
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
 PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost
-
-T = TypeVar("T")
-
-
-class Bus(MemoryBus):
-    """A connection of a process that can be frozen: then nothing that it does reaches the server, nor comes back.
-
-    `deadly`: how likely a commit is the last thing that the process does; half of these land first.
-    """
-
-    def __init__(self, server: MemoryServer, random: Random, deadly: float = 0.0) -> None:
-        super().__init__(server, BusEvents())
-        self.random, self.deadly = random, deadly
-        self.thawed, self.dead = asyncio.Event(), asyncio.Event()
-        self.thawed.set()
-
-    async def trip(self) -> None:
-        await self.thawed.wait()
-        await super().trip()
-        await self.thawed.wait()
-
-    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
-        fate = self.random.random()
-        if fate < self.deadly / 2:
-            await self._die()
-        sequence = await super().commit(drafts, timeout=timeout)
-        if fate < self.deadly:
-            await self._die()
-        return sequence
-
-    async def _die(self) -> None:
-        self.thawed.clear()
-        self.dead.set()
-        await asyncio.Event().wait()
-
-
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Do it until the bus lets it pass, as a publisher does with one id."""
-    while True:
-        try:
-            return await call()
-        except BusError as e:
-            if not e.retryable:
-                raise
-        await asyncio.sleep(0.1)
 
 
 @dataclass
 class Simulation:
-    """One run. `engines`, `workers`: processes at a time. `kills`: of each kind, at random moments of the run."""
+    """One run. What is None is decided by the seed.
+
+    Attributes:
+        engines, workers: processes at a time. kills: of each kind, at random moments of the run.
+        big: events of 2,500 outputs.
+        most_open: open calls of a partition over which it admits no events.
+        slow: seconds until the answer to a commit comes, at most.
+        fate: what becomes of the source's stream in the middle of the run; "" for nothing.
+        on_gap: the policy that the topology begins with.
+        skewed: engines are told a time that is up to 25 s wrong, and not always the same; the server's own is set once.
+        above: bytes of a body that is stored beside its message.
+        redriven: the model is repaired when all is done, and the events that it had failed are redriven, some of them twice.
+    """
 
     seed: int
     count: int = 120
@@ -99,11 +78,21 @@ class Simulation:
     deadly: float = 0.03
     slots: int = 8
     freezes: bool = True
-    big: int | None = None  # events of 2,500 outputs; None: by the seed
+    big: int | None = None
+    most_open: int | None = None
+    slow: float | None = None
+    fate: Fate | None = None
+    on_gap: OnGap | None = None
+    skewed: bool | None = None
+    redriven: bool | None = None
+    above: int | None = None
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     failures: list[Violation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.command = f"python tests/chaos/simulation.py --first {self.seed} --seeds 1{options.said(self)}"
 
     def run(self) -> Report:
         """Everything, from an empty server to the oracle's report."""
@@ -122,50 +111,123 @@ class Simulation:
         self.events = workload.events(self.count, self.seed, keys=self.keys, big=big, start=self.server.now)
         self.ledger, self.heard = Ledger(APP, self.events), list[Message]()
         self.bus = self.server.connect()
-        if self.random.random() < 0.5:  # a stream of somebody else
-            self.server.ensure_stream(StreamConfig("EVENTS", [SOURCE]))
+        self.hosts: dict[int, Host] = {}
+        self.repaired = False  # the model
+        self._decide()
+        if self.foreign:
+            self.server.ensure_stream(StreamConfig(STREAM, [SOURCE]))
         tasks = [
             *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
             *(asyncio.create_task(self._worker()) for _ in range(self.workers)),
             asyncio.create_task(self._listen()),
         ]
-        publishing = asyncio.create_task(self._publish())
-        started = self.server.now
-        await self._finish(publishing)
-        took = self.server.now - started
+        started = asyncio.get_running_loop().time()
+        if self.skewed:
+            asyncio.get_running_loop().call_later(self.random.uniform(0.5, 20.0), self._set_clock)
+        await Source(self).publish()
+        await self._finish()
+        if self.redriven:
+            await self._redrive()
+            await self._finish()
+        took = asyncio.get_running_loop().time() - started
         report = await self._judge(took)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return report
 
-    async def _finish(self, publishing: asyncio.Task[None]) -> None:
+    def _decide(self) -> None:
+        """By the seed, what nobody has said."""
+        chance = Random(self.seed + 1)  # of its own, so that what is said changes nothing else
+        most_open, slow = chance.choice([10_000, 10_000, 3]), chance.choice([0.0, 0.0, 0.5])
+        fates: list[Fate] = ["", "", "made anew", "rolled back", "missing"]
+        fate, on_gap, skewed, redriven = (
+            chance.choice(fates),
+            chance.choice(["stop", "skip"]),
+            *chance.choices([True, False], k=2),
+        )
+        self.most_open = most_open if self.most_open is None else self.most_open
+        self.slow = slow if self.slow is None else self.slow
+        self.fate = fate if self.fate is None else self.fate
+        self.on_gap = on_gap if self.on_gap is None else self.on_gap
+        self.skewed = skewed if self.skewed is None else self.skewed
+        self.redriven = redriven if self.redriven is None else self.redriven
+        self.foreign = bool(self.fate) or chance.random() < 0.3  # a stream of somebody else
+        above = chance.choice([payloads.ABOVE, payloads.ABOVE, 200])
+        self.above = above if self.above is None else self.above
+        self.applied = asyncio.Event()  # set when the operator runs another version of the topology
+
+    def apply(self, on_gap: OnGap) -> None:
+        """The operator runs the topology with another policy: engines are drained and start again with it."""
+        self.on_gap = on_gap
+        self.applied.set()
+
+    @property
+    def stopped(self) -> list[str]:
+        """Why stages do not read their source now."""
+        return [r.stopped for host in self.hosts.values() for r in host.runners if r.stopped]
+
+    async def until(self, true: Callable[[], bool], patience: float | None = None) -> None:
+        """Wait at most `patience` virtual seconds (PATIENCE by default), and not for engines that do nothing but fail."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (PATIENCE if patience is None else patience)
+        while not true() and loop.time() < end and len(self.failures) < 20:
+            await asyncio.sleep(0.5)
+
+    def _set_clock(self) -> None:
+        """The stream has another leader, whose clock is not that of the one before."""
+        self.server._epoch += self.random.uniform(-40.0, 40.0)
+
+    async def _finish(self) -> None:
         """Until nothing is missing, then long enough for whatever would come too much."""
-        end = self.server.now + PATIENCE
-        await publishing
-        while self.ledger.missing and self.server.now < end:
-            await asyncio.sleep(1.0)
+        await self.until(lambda: not self.ledger.missing)
         await asyncio.sleep(60.0)
 
+    async def _redrive(self) -> None:
+        """Repair the model, and redrive what it had failed, by a command that is sometimes cut off and given again."""
+        self.repaired = True
+        self.events = [workload.repaired(e) if e.dead == "classify" else e for e in self.events]
+        self.ledger = Ledger(APP, [e for e in self.events if e.late])
+        bus = Bus(self.server, self.random, forgets=0.3)
+        while True:
+            try:
+                found = [letter async for letter in letters.listing(bus, APP, node="classify")]
+                self.done["redriven"] += await letters.redrive(bus, APP, found)
+                return
+            except BusError:
+                await asyncio.sleep(self.random.uniform(0.0, 60.0))
+
     async def _judge(self, took: float) -> Report:
-        self.stored = list(self.server.streams[subjects.stream(APP)].messages.values())
-        report = judge(APP, self.events, self.stored, self.heard)
+        self.stored = [self.whole(m) for m in self.server.streams[subjects.stream(APP)].messages.values()]
+        report = judge(APP, self.events, self.stored, [self.whole(m) for m in self.heard])
         report.violations += self.failures
+        report.violations += [v async for v in self._replayed()]
         calls = sum(1 for n in self.model_calls.values() if n > 1)
         report.numbers |= {"seed": self.seed, "virtual seconds": round(took), "repeated model calls": calls, **self.done}
+        report.again = self.command
         return report
 
-    # -- who takes part ----------------------------------------------------------------------------------------------
-    async def _publish(self) -> None:
-        gap = self.random.choice([0.0, 0.02, 0.2])
-        for event in self.events:
-            body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.KEY: event.key})
-            while self.server.stream_of(SOURCE) is None:  # no engine has applied the topology yet
-                await asyncio.sleep(0.1)
-            await insist(lambda draft=draft: self.bus.publish(draft))
-            await asyncio.sleep(self.random.uniform(0, 2 * gap))
+    async def _replayed(self) -> AsyncIterator[Violation]:
+        """The replay invariant, for every partition: from nothing, and from the latest snapshot.
 
+        Behind a gap in the source nobody has the first half of its events any more.
+        """
+        if self.fate in GAPS:
+            return
+        self.server.luck.faults = Faults()
+        graph, count = self.topology, 1 + 3 * (self.seed % 2)
+        source = graph.sources[0]
+        stage, stream = compile_stage(graph, source, "s1"), self.server.stream_of(SOURCE)
+        for index in range(count if stream is not None else 0):
+            replay = Replay(self.bus, APP, stage, stream.config.name, index, count, payloads.most(self.bus))
+            end = await latest(self.bus, replay.log)
+            base = bases(end.at, end.entry)[0] if end.at else 0
+            for snapshot in {0, base}:
+                self.done["replays"] += 1
+                async for entry, what in replay.differences(snapshot):
+                    yield Violation("a replay gives the same", f"partition {index} from {snapshot}, entry {entry}: {what}")
+
+    # -- who takes part ----------------------------------------------------------------------------------------------
     async def _listen(self) -> None:
         async def hear(m: Message) -> None:
             if m.subject in workload.SINKS:
@@ -178,7 +240,15 @@ class Simulation:
         reader = await insist(lambda: self.bus.reader(subjects.stream(APP), wanted, after=0, name="oracle"))
         while True:
             for message in await insist(lambda: reader.read(500)):
-                self.ledger.take(message)
+                self.ledger.take(self.whole(message))
+
+    def whole(self, message: Message) -> Message:
+        """The message with its body, which may be stored beside it."""
+        name = message.headers.get(subjects.CLAIM_CHECK)
+        if name is None:
+            return message
+        self.done["bodies stored apart"] += 1
+        return message._replace(data=self.server.objects[subjects.objects(APP)][name][0])
 
     def _fates(self) -> list[float]:
         """Seconds of life before each death."""
@@ -186,43 +256,73 @@ class Simulation:
 
     async def _engine(self, index: int) -> None:
         """An engine process under a supervisor: it dies some times, and is started again."""
-        for life, fate in enumerate([*self._fates(), PATIENCE]):
-            bus = Bus(self.server, self.random, self.deadly if fate != PATIENCE else 0.0)
-            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", lease=3.0, clock=lambda: self.server.now)
+        fates = self._fates()
+        for life in numbers():
+            fate = fates[life] if life < len(fates) else PATIENCE
+            bus = Bus(self.server, self.random, deadly=self.deadly if fate != PATIENCE else 0.0, slow=self.slow or 0.0)
+            if self.skewed and fate != PATIENCE:
+                bus.skew = self.random.uniform(-25.0, 25.0)
+                asyncio.get_running_loop().call_later(self.random.uniform(0.0, fate), setattr, bus, "skew", -bus.skew)
+            host = Host(
+                bus,
+                APP,
+                [self.topology],
+                engine=f"e{index}-{life}",
+                heartbeat=0.6,
+                most_open_calls=self.most_open or 0,
+                claim_check_above=self.above or 0,
+            )
+            self.hosts[index], policy = host, self.on_gap
             try:
                 await asyncio.wait_for(insist(host.start), 10.0)
-                await self._live(host, bus, fate)
+                await self._live(host, bus, fate, policy)
             except TimeoutError:
                 self.done["engines killed"] += 1
+            except TopologyError as error:
+                self._failed(error, policy)
             await host.kill()
             await bus.close()
             await asyncio.sleep(self.random.uniform(0.1, 3.0))
 
-    async def _live(self, host: Host, bus: Bus, fate: float) -> None:
+    def _failed(self, error: BaseException, policy: OnGap | None) -> None:
+        """An engine has failed, which it may only do where another version than its own was applied."""
+        if not isinstance(error, TopologyError) or policy == self.on_gap:
+            self.failures.append(Violation("an engine does not fail", f"{type(error).__name__}: {error}"))
+
+    async def _live(self, host: Host, bus: Bus, fate: float, policy: OnGap | None) -> None:
         if self.freezes and self.random.random() < 0.4:
-            await asyncio.sleep(self.random.uniform(0, fate))
+            await asyncio.sleep(self.random.uniform(0, min(fate, 10.0)))
             bus.thawed.clear()
             self.done["engines frozen"] += 1
             await asyncio.sleep(self.random.uniform(1.0, 12.0))
             bus.thawed.set()
         wait = [asyncio.ensure_future(host.wait()), asyncio.ensure_future(bus.dead.wait())]
+        if not self.applied.is_set() or policy != self.on_gap:
+            wait.append(asyncio.ensure_future(self.applied.wait()))
         await asyncio.wait(wait, timeout=fate, return_when=asyncio.FIRST_COMPLETED)
         if wait[0].done() and (error := wait[0].exception()):
-            self.failures.append(Violation("an engine does not fail", f"{type(error).__name__}: {error}"))
-        self.done["engines killed in a commit" if bus.dead.is_set() else "engines killed"] += 1
+            self._failed(error, policy)
+        elif not bus.dead.is_set() and (policy != self.on_gap or self.random.random() < 0.3):
+            await host.drain(10.0)
+            self.done["engines drained"] += 1
+        else:
+            self.done["engines killed in a commit" if bus.dead.is_set() else "engines killed"] += 1
         for task in wait:
             task.cancel()
         await asyncio.gather(*wait, return_exceptions=True)
 
     @property
     def topology(self) -> Any:
-        return workload.build(partitions=1 + 3 * (self.seed % 2)).graph
+        return workload.build(1 + 3 * (self.seed % 2), on_gap=self.on_gap or "stop").graph
 
     async def _worker(self) -> None:
         """A worker process under a supervisor: it dies some times, and is started again."""
-        for fate in [*self._fates(), PATIENCE]:
+        fates = self._fates()
+        for life in numbers():
+            fate = fates[life] if life < len(fates) else 10 * PATIENCE
             bus = Bus(self.server, self.random)
-            work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed)
+            records = RecordStore(bus, APP, POOL, self.above or 0)
+            work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed, records=records)
             work.start()
             await asyncio.sleep(fate)
             self.done["workers killed"] += 1
@@ -233,28 +333,30 @@ class Simulation:
     def _worker_failed(self, error: BaseException) -> None:
         self.failures.append(Violation("a worker does not fail", f"{type(error).__name__}: {error}"))
 
-    def _accept(self, work: Work, delivery: Delivery) -> Job:
-        return partial(self._answer, work)
+    def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
+        return partial(self._answer, request)
 
-    async def _answer(self, work: Work) -> CallRecord:
+    async def _answer(self, request: CallRequest) -> CallRecord:
         await asyncio.sleep(self.random.expovariate(1 / 0.3))
-        self.model_calls[subjects.attempt_id(work.call, work.attempt)] += 1
-        return CallRecord(work.call, work.ordinal, work.attempt, work.node, **self._model(work))
+        self.model_calls[f"{request.call}:{request.try_number}"] += 1
+        return CallRecord(
+            request.call, request.try_number, request.attempt, request.topology, request.node, **self._model(request)
+        )
 
-    def _model(self, work: Work) -> dict[str, Any]:
-        text = str(work.inputs["text"])
-        if text.endswith("standin:nonsense"):
+    def _model(self, request: CallRequest) -> dict[str, Any]:
+        text, first = str(request.inputs["text"]), request.attempt == 1
+        if text.endswith("standin:nonsense") and not (self.repaired and request.node == "classify"):
             return {"error": InvalidOutput("nonsense").as_dict()}
-        if "standin:500x1" in text and work.attempt == 1:
+        if "standin:500x1" in text and request.try_number == 1:
             return {"error": LMUnavailable("500").as_dict()}
-        if "standin:nonsensex1" in text and work.attempt == 1:
+        if "standin:nonsensex1" in text and first:
             return {"outputs": {"intent": "card", "urgency": "very"}}
-        return {"outputs": workload.model(work.inputs, str(work.spec["signature"]))}
+        return {"outputs": workload.model(request.inputs, str(request.spec["signature"]))}
 
 
-def sweep(seeds: Sequence[int], **options: Any) -> list[Report]:
+def sweep(seeds: Sequence[int], **said: Any) -> list[Report]:
     """One run a seed."""
-    return [Simulation(seed, **options).run() for seed in seeds]
+    return [Simulation(seed, **said).run() for seed in seeds]
 
 
 def main() -> int:
@@ -262,17 +364,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--events", type=int, default=120)
-    parser.add_argument("--kills", type=int, default=4)
-    parser.add_argument("--keys", type=int, default=6)
-    parser.add_argument("--deadly", type=float, default=0.03)
-    parser.add_argument("--slots", type=int, default=8)
+    what = "as Simulation names them, values as JSON"
+    parser.add_argument("--with", nargs="+", type=options.read, default=[], dest="options", metavar="NAME=VALUE", help=what)
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     sums, bad, began = Counter[str](), list[Report](), time.monotonic()
     for seed in range(o.first, o.first + o.seeds):
-        report = Simulation(seed, count=o.events, kills=o.kills, keys=o.keys, deadly=o.deadly, slots=o.slots).run()
+        report = Simulation(seed, **dict(o.options)).run()
         sums.update({k: v for k, v in report.numbers.items() if k != "seed"})
         if not report.good:
             bad.append(report)

@@ -12,7 +12,7 @@ from simulation import APP, Simulation
 from dspex.bus import subjects
 from dspex.bus.memory.server import Faults
 from dspex.bus.message import Message
-from dspex.engine.log.commit_log import unpack
+from dspex.engine.log.entries import unpack
 
 pytestmark = pytest.mark.no_cover
 
@@ -42,8 +42,12 @@ def _commit(m: Message) -> bool:
     return ".log." in m.subject and unpack(m.data)["kind"] == "commit"
 
 
-def _result(m: Message) -> bool:
-    return ".result." in m.subject
+def _record(m: Message) -> bool:
+    return ".record." in m.subject
+
+
+def _closes(m: Message) -> bool:
+    return _commit(m) and any(row is None for _, row in unpack(m.data)["tables"].get("calls", ()))
 
 
 def _changed(case: Case, at: int, message: Message) -> list[Message]:
@@ -53,6 +57,10 @@ def _changed(case: Case, at: int, message: Message) -> list[Message]:
 def _entry(case: Case, at: int, **changes: object) -> list[Message]:
     m = case.stored[at]
     return _changed(case, at, m._replace(data=msgpack.packb({**unpack(m.data), **changes})))
+
+
+def _tables(case: Case, at: int, **changes: object) -> list[Message]:
+    return _entry(case, at, tables={**unpack(case.stored[at].data)["tables"], **changes})
 
 
 @pytest.mark.parametrize("of", [_sink, lambda m: ".dead." in m.subject], ids=["output", "dead letter"])
@@ -102,7 +110,7 @@ def test_the_oracle_sees_two_clocks_in_one_event(case: Case) -> None:
 
 
 def test_the_oracle_sees_a_second_owner(case: Case) -> None:
-    assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), owner="somebody"))
+    assert "one owner commits" in _verdict(case, _entry(case, _first(case, _commit), claim=7))
 
 
 def test_the_oracle_sees_an_epoch_that_is_left_out(case: Case) -> None:
@@ -117,22 +125,24 @@ def test_the_oracle_sees_an_output_outside_of_every_commit(case: Case) -> None:
 
 def test_the_oracle_sees_a_position_that_goes_back(case: Case) -> None:
     last = len(case.stored) - 1 - next(i for i, m in enumerate(reversed(case.stored)) if _commit(m))
-    assert "positions go forward" in _verdict(case, _entry(case, last, inbox=-1))
+    assert "positions go forward" in _verdict(case, _tables(case, last, positions=[("source", (0, -1, 0.0, 0.0))]))
 
 
 def test_the_oracle_sees_a_call_that_is_never_closed(case: Case) -> None:
-    at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
-    assert _verdict(case, _entry(case, at, closed=[])) == {"no call stays open"}
+    at = _first(case, _closes)
+    kept = [(n, row) for n, row in unpack(case.stored[at].data)["tables"]["calls"] if row is not None]
+    assert _verdict(case, _tables(case, at, calls=kept)) == {"no call stays open"}
 
 
 def test_the_oracle_sees_a_call_that_is_closed_twice(case: Case) -> None:
-    at = _first(case, lambda m: ".log." in m.subject and bool(unpack(m.data).get("closed")))
-    closed = unpack(case.stored[at].data)["closed"]
-    assert _verdict(case, _entry(case, at, closed=closed * 2)) == {"a call is closed once"}
+    at = _first(case, _closes)
+    calls = unpack(case.stored[at].data)["tables"]["calls"]
+    again = [change for change in calls if change[1] is None]
+    assert _verdict(case, _tables(case, at, calls=[*calls, *again])) == {"a call is closed once"}
 
 
 def test_the_oracle_sees_a_second_record(case: Case) -> None:
-    again = case.stored[_first(case, _result)]._replace(sequence=case.stored[-1].sequence + 1)
+    again = case.stored[_first(case, _record)]._replace(sequence=case.stored[-1].sequence + 1)
     assert "an attempt is recorded once" in _verdict(case, [*case.stored, again])
 
 

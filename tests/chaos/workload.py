@@ -6,6 +6,8 @@ says which way it takes:
     plain     a native operator, one output
     ask       a call with order="key", then a branch to one of two sinks
     many      three pieces, to a sink and, each, to a call whose results come in any order
+    later     a native operator asks twice or so to be run again later
+    spare     the model never answers in the format, and the call's fallback stands in
     big       2,500 outputs, more than one commit holds, with the engine's clock in each
     poison    a native operator raises: a dead letter
     nonsense  the model never answers in the format: a dead letter after the second attempt
@@ -27,18 +29,31 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # engines that a
 
 import standin
 
+from dspex.bus.errors import RetryLater
 from dspex.bus.message import derived_id, new_id
 from dspex.engine.graph.context import Context
-from dspex.engine.graph.nodes import Retry
+from dspex.engine.graph.nodes import OnGap, Retry
 from dspex.operators.topology import Topology
 
 SOURCE, POOL = "chaos.events", "lightweight"
 INTENTS = ["card", "cash", "fees", "login", "other"]
+NONSENSE = " standin:nonsense"
 PIECES, OUTPUTS_OF_BIG = 3, 2500
 PARTITIONS = 4
 ORDERED = ("chaos.plain", "chaos.pieces", "chaos.big", "chaos.urgent", "chaos.normal")
-SINKS = (*ORDERED, "chaos.labels")
-SHARES = {"plain": 30, "ask": 40, "many": 12, "poison": 5, "flaky": 6, "odd": 4, "nonsense": 4, "bytes": 3}
+SINKS = (*ORDERED, "chaos.labels", "chaos.later", "chaos.spare")
+SHARES = {
+    "plain": 30,
+    "ask": 40,
+    "many": 12,
+    "later": 6,
+    "spare": 4,
+    "poison": 5,
+    "flaky": 6,
+    "odd": 4,
+    "nonsense": 4,
+    "bytes": 3,
+}
 
 
 def check(event: dict[str, Any]) -> dict[str, Any]:
@@ -62,13 +77,24 @@ def burst(event: dict[str, Any], ctx: Context) -> list[dict[str, Any]]:
     return [{"key": event["key"], "n": event["n"], "i": i, "at": at} for i in range(OUTPUTS_OF_BIG)]
 
 
-def build(partitions: int = PARTITIONS) -> Topology:
+def wait(event: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Not before the event is a second old."""
+    if (ctx.now - ctx.event.time).total_seconds() < 1.0:
+        raise RetryLater(after=0.4)
+    return event
+
+
+def build(partitions: int = PARTITIONS, on_gap: OnGap = "stop") -> Topology:
     """The topology. Where workers are real, native Predict answers `label`, and DSPy `classify`."""
     t = Topology("chaos")
     retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
-    checked = t.source(SOURCE, partitions=partitions).map(check)
-    plain, many, big, ask = checked.branch("kind == 'plain'", "kind == 'many'", "kind == 'big'")
+    checked = t.source(SOURCE, partitions=partitions, on_gap=on_gap).map(check)
+    kinds = ("plain", "many", "big", "later", "spare")
+    plain, many, big, later, spare, ask = checked.branch(*(f"kind == '{kind}'" for kind in kinds))
+    later.map(wait).sink("chaos.later")
     plain.map(shout).sink("chaos.plain")
+    twice = replace(retry, attempts=2)
+    spare.predict("text -> label: str", name="spare", retry=twice, fallback={"label": "spare"}).sink("chaos.spare")
     cut = many.flat_map(pieces)
     cut.sink("chaos.pieces")
     cut.predict("text -> label: str", name="label", retry=retry).sink("chaos.labels")
@@ -105,6 +131,7 @@ class Given:
         outputs: (sink, data) of each output, in the order in which one sink must show them.
         dead: name of the node in whose dead letters it must end; None: it must not.
         loose: a real model answers, so nobody knows what: one output of `classify`, or its dead letter.
+        late: it was redriven, so its outputs stand behind those of later events.
     """
 
     id: str
@@ -114,12 +141,18 @@ class Given:
     outputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     dead: str | None = None
     loose: bool = False
+    late: bool = False
 
 
 def loose(events: Sequence[Given]) -> list[Given]:
     """The same events for a real model, whose answers nobody knows: those that ask for nothing but a class."""
     asked = [e for e in events if e.data and e.data["kind"] == "ask"]
     return [replace(e, outputs=[], loose=True) for e in asked]
+
+
+def repaired(event: Given) -> Given:
+    """An event that a model failed, as it must come out when it is redriven to one that does not."""
+    return replace(event, outputs=list(_outputs(event.data)), dead=None, late=True)
 
 
 def events(
@@ -151,7 +184,7 @@ def events(
 
 
 def _event(id: str, key: str, n: int, kind: str, text: str) -> Given:
-    text += {"flaky": " standin:500x1", "odd": " standin:nonsensex1", "nonsense": " standin:nonsense"}.get(kind, "")
+    text += {"flaky": " standin:500x1", "odd": " standin:nonsensex1", "nonsense": NONSENSE, "spare": NONSENSE}.get(kind, "")
     data = {"key": key, "n": n, "kind": kind, "text": text}
     if kind == "bytes":
         return Given(id, key, None, raw=b"{" + text.encode(), dead=SOURCE)
@@ -167,6 +200,10 @@ def _outputs(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for piece in pieces(data):
             yield "chaos.pieces", piece
             yield "chaos.labels", piece | model(piece, "label")
+    elif kind == "later":
+        yield "chaos.later", data
+    elif kind == "spare":
+        yield "chaos.spare", {**data, "label": "spare"}
     elif kind == "big":
         for i in range(OUTPUTS_OF_BIG):
             yield "chaos.big", {"key": data["key"], "n": data["n"], "i": i}

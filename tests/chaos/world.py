@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from wire_cutter import WireCutter
+from broken.wire_cutter import WireCutter
 from workload import SOURCE
 
 from dspex.bus import nats
@@ -35,7 +35,7 @@ SETTINGS = """\
 app = "{app}"
 path = ["{here}"]
 server.url = "{url}"
-engine.lease = "1s"
+engine.heartbeat = "200ms"
 lm.main = {lm}
 pools.{pool} = {{ size = {size}, slots = 8, restart = {{ max = 10000, within = "60s" }} }}
 """

@@ -7,8 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from dspex.bus import not_built
 from dspex.bus.errors import TopologyError
+from dspex.bus.settings import not_built
 from dspex.operators.parameters import ChoiceParameter
 from dspex.operators.recorded.calls import CallOperator, predict
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions

@@ -13,19 +13,21 @@ from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import BusEvents, Delivery, NewMessage
-from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving import Job, WorkLoop
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import read_event
+from dspex.engine.client.run import at_place, read_event
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
 
 APP = "lab"
 STREAM = subjects.stream(APP)
+SOURCES = subjects.sources(APP)
 T = TypeVar("T")
-Answer = Callable[[dict[str, Any], Work], Mapping[str, Any]]
+Answer = Callable[[dict[str, Any], CallRequest], Mapping[str, Any]]
 
 
 async def insist(do: Callable[[], Awaitable[T]]) -> T:
@@ -47,6 +49,7 @@ class Cut(MemoryBus):
         super().__init__(server, BusEvents())
         self.left, self.landed = at, landed
         self.cut = asyncio.Event()
+        self.unsent: Sequence[NewMessage] = ()  # the commit at which it was cut
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         self.left -= 1
@@ -54,9 +57,23 @@ class Cut(MemoryBus):
             return await super().commit(drafts, timeout=timeout)
         if self.landed:
             await super().commit(drafts, timeout=timeout)
+        self.unsent = drafts
         self.cut.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody waits for this")
+
+
+class Slow(MemoryBus):
+    """A connection on which the answer to a commit comes `seconds` late: what follows from the commit may be there before."""
+
+    def __init__(self, server: MemoryServer, seconds: float) -> None:
+        super().__init__(server, BusEvents())
+        self.seconds = seconds
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        sequence = await super().commit(drafts, timeout=timeout)
+        await asyncio.sleep(self.seconds)
+        return sequence
 
 
 class Lab:
@@ -67,7 +84,7 @@ class Lab:
         self.loop = VirtualLoop()
         self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
         self.answers: dict[str, Answer] = {}
-        self.asked: list[Work] = []
+        self.asked: list[CallRequest] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
         self.client = Client(bus=self.server.connect(), app=APP)
         self.failures: list[BaseException] = []  # of the workers
@@ -96,7 +113,7 @@ class Lab:
         async def go() -> Host:
             connection = bus or self.server.connect()
             graphs = [t.graph for t in topologies] or self.graphs
-            host = Host(connection, APP, graphs, engine=name, clock=lambda: self.server.now, **options)
+            host = Host(connection, APP, graphs, engine=name, **options)
             self.hosts[name] = (host, connection)
             await host.start()
             return host
@@ -116,66 +133,87 @@ class Lab:
         self.run(host.drain())
         self.run(bus.close())
 
-    def work(self, *pools: str) -> None:
-        """Start workers for these pools ("lightweight" if none is named)."""
+    def work(self, *pools: str, slots: int = 1000) -> None:
+        """Start workers for these pools ("lightweight" if none is named). `slots`: calls at once of each."""
         for pool in pools or ("lightweight",):
-            self.run(self._work(pool))
+            self.run(self._work(pool, slots))
         self.advance(0.1)
 
-    async def _work(self, pool: str) -> None:
-        def accept(work: Work, delivery: Delivery) -> Job:
-            return partial(self._answer, work)
+    def stop_workers(self) -> None:
+        """End the workers as a drain does."""
+        for loop in self._workers:
+            self.run(loop.drain(1.0))
+        self._workers.clear()
 
-        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: 1000, failed=self.failures.append)
+    async def _work(self, pool: str, slots: int) -> None:
+        taken: list[CallRequest] = []
+
+        def accept(request: CallRequest, delivery: Delivery) -> Job:
+            taken.append(request)
+            return partial(answer, request)
+
+        async def answer(request: CallRequest) -> CallRecord:
+            try:
+                return await self._answer(request)
+            finally:
+                taken.remove(request)
+
+        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: slots - len(taken), failed=self.failures.append)
         loop.start()
         self._workers.append(loop)
 
-    async def _answer(self, work: Work) -> CallRecord:
-        self.asked.append(work)
-        return self.record(work)
+    async def _answer(self, request: CallRequest) -> CallRecord:
+        self.asked.append(request)
+        return self.record(request)
 
-    def record(self, work: Work, **changes: Any) -> CallRecord:
+    def record(self, request: CallRequest, **changes: Any) -> CallRecord:
         """The record of a worker for this work."""
         outputs: Any = None
         error: Any = None
         try:
-            answer = self.answers.get(work.node, lambda inputs, work: {"answer": "yes"})
-            outputs = dict(answer(dict(work.inputs), work))
+            answer = self.answers.get(request.node, lambda inputs, request: {"answer": "yes"})
+            outputs = dict(answer(dict(request.inputs), request))
         except DspexError as e:
             error = e.as_dict()
         except ArithmeticError as e:
             error = ProgramError(str(e)).as_dict()
         values: dict[str, Any] = {
-            "call": work.call, "ordinal": work.ordinal, "attempt": work.attempt, "node": work.node,
-            "work": work.pack(), "outputs": outputs, "error": error, "worker": "lab",
+            "call": request.call, "try_number": request.try_number, "attempt": request.attempt,
+            "topology": request.topology, "node": request.node, "outputs": outputs, "error": error, "worker": "lab",
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 
-    def result(self, work: Work, **changes: Any) -> NewMessage:
+    def result(self, request: CallRequest, **changes: Any) -> NewMessage:
         """What a worker stores for this work."""
-        record = self.record(work, **changes)
-        headers = {
-            subjects.MESSAGE_ID: subjects.attempt_id(record.call, record.attempt),
-            subjects.RUN: str(work.origin["run"]),
-        }
-        return NewMessage(work.reply, record.pack(), headers)
+        to = request.record
+        assert to is not None
+        record = self.record(request, **{"number": to.number, "event": to.event, **changes})
+        return NewMessage(to.subject, record.pack(), {subjects.MESSAGE_ID: to.id, subjects.RUN: request.run})
+
+    def requests(self, pool: str = "lightweight") -> list[CallRequest]:
+        """All that wait, or waited, for a worker of the pool."""
+        return [CallRequest.unpack(m.data) for m in self.messages(subjects.work_pattern(APP, pool))]
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:
         id = options.pop("id", None) or new_id()  # known before, so that asking again makes no second event
         run = self.run(insist(lambda: self.client.publish(subject, data, id=id, **options)))
         self.loop.settle()
-        return str(run.id)
+        return str(self.run(insist(lambda: at_place(self.client.bus, run.id))))
 
     def store(self, draft: NewMessage) -> None:
         """Store a message as any NATS client would."""
         self.run(self.client.bus.publish(draft))
         self.loop.settle()
 
-    def messages(self, subject: str, stream: str = STREAM) -> list[Message]:
+    def messages(self, subject: str, stream: str = "") -> list[Message]:
+        """What is stored on a subject; `stream`: the one that captures it by default."""
+
         async def go() -> list[Message]:
-            info = await self.client.bus.stream(stream)
-            return await self.client.bus.scan(stream, [subject], start=1, stop=info.last) if info else []
+            name = stream or await self.client.bus.stream_of(subject) or STREAM
+            info = await self.client.bus.stream(name)
+            found = await self.client.bus.scan(name, [subject], start=1, stop=info.last) if info else []
+            return [await payloads.checked_out(self.client.bus, APP, m) or m for m in found]
 
         found: list[Message] = self.run(go())
         return found

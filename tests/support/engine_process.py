@@ -1,6 +1,6 @@
-"""An engine in a process of its own, for tests that kill it: `engine_process.py URL APP SOURCE SINK CALLS`.
+"""An engine in a process of its own, for tests that kill it: `engine_process.py URL APP SOURCE SINK PARTITIONS [calls]`.
 
-It prints a line of JSON when it runs, and drains on SIGTERM.
+With `calls` each event is a call. It prints a line of JSON when it runs, and drains on SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 STARTED = time.perf_counter()
 
 
-async def main(url: str, app: str, source: str, sink: str, partitions: int) -> None:
+async def main(url: str, app: str, source: str, sink: str, partitions: int, calls: bool) -> None:
     from dspex.bus.settings.model import Settings
     from dspex.engine.cli.terminal import log
     from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
@@ -21,8 +21,12 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int) -> N
 
     log.configure()  # to stderr: stdout is for the test
     topology = Topology("processed")
-    topology.source(source, partitions=partitions).map(lambda d: {**d, "seen": True}, name="see").sink(sink)
-    settings = Settings.load(server__url=url, app=app, engine__lease="10m")  # longer than a test waits
+    events = topology.source(source, partitions=partitions)
+    if calls:
+        events.predict("n: int -> label: str", name="label", deadline="10m").sink(sink)
+    else:
+        events.map(lambda d: {**d, "seen": True}, name="see").sink(sink)
+    settings = Settings.load(server__url=url, app=app, engine__heartbeat="2m")  # longer than a test waits
     stopped = stop_on_signals()
     async with Engine(topology, settings=settings, pools="none") as engine:
         heavy = sorted({"dspy", "litellm", "torch", "numpy", "pyarrow"} & {m.split(".")[0] for m in sys.modules})
@@ -32,5 +36,5 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int) -> N
 
 
 if __name__ == "__main__":
-    url, app, source, sink, partitions = sys.argv[1:]
-    asyncio.run(main(url, app, source, sink, int(partitions)))
+    url, app, source, sink, partitions, *more = sys.argv[1:]
+    asyncio.run(main(url, app, source, sink, int(partitions), more == ["calls"]))

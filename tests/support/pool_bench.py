@@ -13,23 +13,29 @@ from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, CallSpec, Work
+from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
+from dspex.bus.serving import payloads
+from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.pool import Pool
 
 HERE = Path(__file__).parent
 
-APP, POOL, REPLY = "test", "light", "dspex.test.result.triage.classify.0"
+APP, POOL = "test", "light"
+RECORDS = subjects.record(APP, POOL, "triage", "classify", 0)
 SIGNATURE = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
 CHOICES = ["card_arrival", "lost_card", "exchange_rate", "other"]
 
 
-def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", **options: Any) -> Work:
-    """A piece of work: `predict` with SIGNATURE, unless `spec` says otherwise."""
-    inputs = options.pop("inputs", {"text": text})
-    spec = spec or CallSpec("predict", SIGNATURE, SIGNATURE)
-    known = {"ordinal": 1, "attempt": 1, "topology": "triage", "node": "classify", "reply": REPLY, "timeout": 60.0}
-    return Work(call=call or new_id(), spec=asdict(spec), inputs=inputs, **{**known, **options})
+def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", **options: Any) -> CallRequest:
+    """A piece of durable work: `predict` with SIGNATURE, unless `spec` says otherwise. `record=None`: an interactive call."""
+    call = call or new_id()
+    known: dict[str, Any] = {
+        "try_number": 1, "attempt": 1, "topology": "triage", "node": "classify", "run": call, "timeout": 60.0,
+        "spec": asdict(spec or CallSpec("predict", SIGNATURE, SIGNATURE)), "inputs": {"text": text},
+        "record": RecordTo(RECORDS, f"{call}.{new_id()[-12:]}", 7, b"the event of the call"),
+    }  # fmt: skip
+    return CallRequest(call=call, **{**known, **options})
 
 
 def program(name: str, **options: Any) -> CallSpec:
@@ -51,7 +57,7 @@ class Bench:
         """Whether the pool is in the queue group of interactive calls, so that it may get some."""
         return self.pool.interactive._subscription is not None  # pyright: ignore[reportPrivateUsage]
 
-    async def put(self, *items: Work) -> None:
+    async def put(self, *items: CallRequest) -> None:
         for item in items:
             await self.bus.publish(NewMessage(subjects.work(APP, POOL, item.topology, item.node), item.pack()))
 
@@ -63,7 +69,7 @@ class Bench:
                 await self.arrived.wait()
         return self.seen
 
-    async def ask(self, *items: Work, timeout: float = 60.0) -> list[CallRecord]:
+    async def ask(self, *items: CallRequest, timeout: float = 60.0) -> list[CallRecord]:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
         before = len(self.seen)
         await self.put(*items)
@@ -71,9 +77,10 @@ class Bench:
         return [found[i.call] for i in items]
 
     async def pump(self) -> None:
-        reader = await self.bus.reader(subjects.stream(APP), [REPLY], after=0, name="test")
+        reader = await self.bus.reader(subjects.stream(APP), [RECORDS], after=0, name="test")
         while True:
-            self.seen += [CallRecord.unpack(m.data) for m in await reader.read(1000)]
+            found = [await payloads.required(self.bus, APP, m) for m in await reader.read(1000)]
+            self.seen += [CallRecord.unpack(m.data) for m in found]
             self.arrived.set()
 
 
@@ -85,10 +92,13 @@ def config(url: str, **options: Any) -> PoolConfig:
 
 
 @asynccontextmanager
-async def running(pool_config: PoolConfig, bus: MemoryBus | None = None, **options: float) -> AsyncIterator[Bench]:
+async def running(
+    pool_config: PoolConfig, bus: MemoryBus | None = None, ack_wait: float = ACK_WAIT, **options: float
+) -> AsyncIterator[Bench]:
     """A started pool; drained at the end, and the bus is closed."""
     bus = bus or MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    await WorkConsumers(bus, APP, [(POOL, band) for band in subjects.BANDS], ack_wait=ack_wait).look()
     bench = Bench(Pool(bus, pool_config, **options), bus)
     pump = asyncio.create_task(bench.pump())
     try:

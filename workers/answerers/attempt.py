@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from functools import lru_cache
 import structlog
 
 from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
-from dspex.bus.records import CallSpec, Outputs, Usage, Work
+from dspex.bus.records import CallRequest, CallSpec, Outputs, Usage
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
@@ -38,7 +39,7 @@ class Attempt:
         started: seconds since the epoch.
     """
 
-    work: Work
+    work: CallRequest
     spec: CallSpec
     local: str | None
     lm: str = ""
@@ -71,7 +72,7 @@ class Attempt:
         )
 
 
-def spec_of(work: Work) -> CallSpec:
+def spec_of(work: CallRequest) -> CallSpec:
     """The spec of a piece of work; keys of a newer version are left out."""
     raw = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
     raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
@@ -87,12 +88,12 @@ def signature_of(spec: CallSpec) -> str:
     return json.dumps(plain, sort_keys=True, default=str)
 
 
-def checked(work: Work, spec: CallSpec) -> Work:
+def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
     """The work with inputs that fit its signature. Raises InvalidInput.
 
     Only an interactive call is checked, because anybody may make one. The engine has checked the inputs of a durable call.
     """
-    if work.reply:
+    if work.record is not None:
         return work
     try:
         signature = _signature(signature_of(spec))
@@ -118,15 +119,14 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
     """Make this attempt what `dspex.workers.context()` gives a program."""
     work = attempt.work
     limit = attempt.started + work.timeout
-    run = str(work.origin.get("run", ""))
     enter(
         CallContext(
             call=work.call,
-            run=run,
-            session=work.origin.get("session"),
+            run=work.run,
+            session=work.session,
             attempt=work.attempt,
-            deadline=datetime.fromtimestamp(min(limit, work.deadline or limit), tz=UTC),
-            log=structlog.get_logger("program").bind(call=work.call, run=run, node=work.node, attempt=work.attempt),
+            deadline=datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
+            log=structlog.get_logger("program").bind(call=work.call, run=work.run, node=work.node, attempt=work.attempt),
             report=status,
         )
     )
@@ -146,9 +146,10 @@ def plain(name: str, value: object) -> object:
 
 def as_error(error: BaseException, node: str, target: str) -> DspexError:
     """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
-    if isinstance(error, DspexError):
+    if isinstance(error, DspexError) and hasattr(error, "message"):  # a subclass may not call our constructor
         return error
-    return ProgramError(f"{target} raised {type(error).__name__}: {short(str(error))}", node=node)
+    said = str(traceback.TracebackException(type(error), error, None))  # str(error) may raise, and this does not
+    return ProgramError(f"{target} raised {type(error).__name__}: {short(said)}", node=node)
 
 
 def short(text: object) -> str:

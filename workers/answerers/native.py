@@ -53,7 +53,7 @@ class Native:
         def spent(usage: Usage) -> None:
             attempt.spend(usage.input_tokens, usage.output_tokens, profile)
 
-        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=not work.reply, spent=spent)
+        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=work.record is None, spent=spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}
 
     def _predict_of(self, attempt: Attempt) -> Predict | str:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, LMUnavailable, ProgramError
-from dspex.bus.records import Outputs, Work
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, LMUnavailable, ProgramError, WorkerLost
+from dspex.bus.records import CallRequest, Outputs
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
@@ -36,7 +36,7 @@ class Router:
         """What the pool's allow-list names: (refs found, why the rest failed by pattern)."""
         return self._dspy.scan()
 
-    async def run(self, work: Work, local: str | None, status: Callable[[str], None]) -> Answer:
+    async def run(self, work: CallRequest, local: str | None, status: Callable[[str], None]) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too."""
         spec = spec_of(work)
         attempt = Attempt(work, spec, local, dspy_version=self.dspy_version, program=f"{spec.kind}:{spec.target}")
@@ -45,7 +45,7 @@ class Router:
             attempt.work = checked(work, spec)
             return attempt.answer(await self._first_available(attempt))
         except asyncio.CancelledError:
-            return attempt.answer(error=error_map(Cancelled(f"{work.node}: the call was cancelled")))
+            return attempt.answer(error=error_map(_cancelled(work.node)))
         except (Exception, SystemExit) as error:  # noqa: BLE001  a user's program may raise anything
             failure = as_error(error, work.node, spec.target)
             shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
@@ -85,3 +85,11 @@ class Router:
             fix='route="auto" lets DSPy answer what native calls do not cover',
             node=node,
         )
+
+
+def _cancelled(node: str) -> DspexError:
+    """What a cancellation means: the parent gave the call up, or a program or library let one escape, which may pass."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return Cancelled(f"{node}: the call was cancelled", node=node)
+    return WorkerLost(f"{node}: a cancellation that nobody asked for ended the call", node=node)

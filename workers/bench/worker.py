@@ -21,7 +21,7 @@ from dspex.bus.local.open import open_bus
 from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, StreamConfig
-from dspex.bus.records import RESULT, CallRecord, CallSpec, Work
+from dspex.bus.records import RESULT, CallRecord, CallRequest, CallSpec
 from dspex.bus.settings.model import Settings
 from dspex.workers.bench.server import REPLIES
 
@@ -46,8 +46,8 @@ class Worker:
 
         subscription = await self._bus.subscribe(inbox, heard)
         try:
-            work = Work(new_id(), -1, 1, "", "bench", "", asdict(spec), inputs, timeout=LIMIT)
-            await self._bus.send(subjects.call(APP, POOL), work.pack(), reply=inbox)
+            work = CallRequest(id := new_id(), 1, 1, "", "bench", asdict(spec), inputs, id, timeout=LIMIT)
+            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=inbox)
             async with asyncio.timeout(LIMIT):
                 record = CallRecord.unpack(await result)
         finally:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from dspex.bus.errors import InvalidInput, InvalidOutput
-from dspex.bus.records import Work
+from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import error_map
 from dspex.workers.answerers.router import Router
@@ -41,7 +41,7 @@ class Runner:
         await first(self._stopped.wait(), self._tasks.wait())
 
     async def _run(self, call: CallFrame) -> None:
-        work = Work.unpack(call.work)
+        work = CallRequest.unpack(call.work)
         answer = await self._router.run(work, call.local, lambda text: self._pipe.send(StatusFrame(call.id, text)))
         done = DoneFrame(call.id, answer)
         try:

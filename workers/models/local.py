@@ -12,7 +12,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import LMUnavailable
-from dspex.bus.records import Work
+from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.models import weights
@@ -112,7 +112,7 @@ class LocalModels:
         """Of the servers that run."""
         return [m.pid for m in self._models.values() if m.pid is not None]
 
-    async def url_for(self, work: Work) -> str | None:
+    async def url_for(self, work: CallRequest) -> str | None:
         """Where the server of the call's local model listens; None for a call that names no local model.
 
         Raises ConfigError (not installed) or LMUnavailable.

@@ -8,8 +8,9 @@ import time
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from dspex.bus import telemetry
 from dspex.bus.errors import CallTimeout, DspexError, WorkerLost
-from dspex.bus.records import CallRecord, Work
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.child_process import Child
@@ -29,29 +30,53 @@ class Attempts:
         self._children, self._models = children, models
         self._pool, self._worker = children.config.name, worker
 
-    async def run(self, work: Work, packed: bytes, reservation: Reservation, delivered: int = 1) -> CallRecord:
-        """One attempt at a call, from waiting for a slot to its record. An error is a record too."""
+    async def run(
+        self, work: CallRequest, packed: bytes, reservation: Reservation, *, delivered: int = 1, age: float = 0.0
+    ) -> CallRecord:
+        """One execution of a call, from waiting for a slot to its record. An error is a record too.
+
+        Args:
+            age: seconds since the request was stored or sent.
+        """
+        about = {"pool": self._pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
+        telemetry.emit("call_started", **about)
+        record = await self._record(work, packed, reservation, delivered, age)
+        telemetry.emit(
+            "call_ended",
+            **about,
+            route=record.route,
+            lm=record.lm,
+            seconds=record.elapsed,
+            error=(record.error or {}).get("type", ""),
+            usage=record.usage,
+        )
+        return record
+
+    async def _record(
+        self, work: CallRequest, packed: bytes, reservation: Reservation, delivered: int, age: float
+    ) -> CallRecord:
         started: float | None = None
+        until = asyncio.get_running_loop().time() + work.left - age
         try:
             if delivered > DELIVERIES:
                 raise WorkerLost(f"{work.node}: {delivered - 1} pools took this call and none came back", node=work.node)
-            _check_deadline(work)
+            _check_deadline(work, until)
             child = await reservation.child()
             started = time.time()
-            _check_deadline(work)
-            answer = await self._run_in(child, work, packed, await self._models.url_for(work))
+            _check_deadline(work, until)
+            answer = await self._run_in(child, work, packed, until, await self._models.url_for(work))
         except DspexError as error:
             return self.failed(work, error, started)
         return answer.record(work, self._worker)
 
-    def failed(self, work: Work, error: DspexError, started: float | None = None) -> CallRecord:
+    def failed(self, work: CallRequest, error: DspexError, started: float | None = None) -> CallRecord:
         """The record of an attempt that no child answered. `started`: when a child got it; None: none ever did."""
         answer = Answer.failed(error, self._children.hello.dspy_version, started=started)
         return answer.record(work, self._worker)
 
-    async def _run_in(self, child: Child, work: Work, packed: bytes, local: str | None) -> Answer:
+    async def _run_in(self, child: Child, work: CallRequest, packed: bytes, until: float, local: str | None) -> Answer:
         number, future = child.call(packed, local, lambda text: self._log_status(work, text))
-        limit = min(work.timeout, work.deadline - time.time()) if work.deadline else work.timeout
+        limit = min(work.timeout, until - asyncio.get_running_loop().time())
         try:
             await asyncio.wait([future], timeout=limit)
         except asyncio.CancelledError:
@@ -73,10 +98,10 @@ class Attempts:
             child.kill()
             await asyncio.wait([future])
 
-    def _log_status(self, work: Work, text: str) -> None:
+    def _log_status(self, work: CallRequest, text: str) -> None:
         log.info("status", pool=self._pool, call=work.call, node=work.node, text=text)
 
 
-def _check_deadline(work: Work) -> None:
-    if work.deadline and time.time() >= work.deadline:
+def _check_deadline(work: CallRequest, until: float) -> None:
+    if asyncio.get_running_loop().time() >= until:
         raise CallTimeout(f"{work.node}: its deadline passed before a worker was free", node=work.node)

@@ -127,7 +127,7 @@ class Child:
 
     # -- calls -----------------------------------------------------------------------------------------------------
     def call(self, work: bytes, local: str | None, status: Callable[[str], None]) -> tuple[int, asyncio.Future[Answer]]:
-        """Run a packed Work; a number to cancel it by, and its answer to come (WorkerLost if the process dies)."""
+        """Run a packed CallRequest; a number to cancel it by, and its answer to come (WorkerLost if the process dies)."""
         number = next(self._ids)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self.gone.is_set():

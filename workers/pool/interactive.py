@@ -15,10 +15,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DecodeError, WorkerLost
+from dspex.bus.errors import BusError, DataError, NotAllowed, WorkerLost
 from dspex.bus.message import Message
-from dspex.bus.port import Subscription
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, Work
+from dspex.bus.port import NewMessage, Subscription
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Interactive:
         config, free = self._pool.config, self._pool.free()
         try:
             if free > 0 and self._subscription is None:
-                subject = subjects.call(config.app, config.name)
+                subject = subjects.call_pattern(config.app, config.name)
                 self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
             elif free <= 0 and self._subscription is not None:
                 await asyncio.sleep(LEAVE_AFTER)  # requests under way are answered `busy`; a closed subscription drops them
@@ -72,15 +73,24 @@ class Interactive:
             await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
             return
         try:
-            work = Work.unpack(message.data)
-        except DecodeError as error:
-            log.error("unreadable request dropped", pool=self._pool.config.name, why=error.message)
+            message = await payloads.required(self._pool.bus, self._pool.config.app, message)
+            work = CallRequest.unpack(message.data)
+        except (DataError, BusError) as e:
+            log.error("unreadable request dropped", pool=self._pool.config.name, why=e.message)
+            return
+        config = self._pool.config
+        if message.subject != (wanted := work.called_on(config.app, config.name)):
+            # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
+            error = NotAllowed(f"a request for {wanted} came on {message.subject}", fix="send it on its own subject")
+            log.error("refused a request on another subject than its own", pool=config.name, why=error.message)
+            record = self._pool.attempts.failed(work, error)
+            await self._reply(message, record)
             return
         reservation = self._pool.children.slots.reserve()
         self._changed.set()
         self._pool.work.calls.start(self._serve(message, work, reservation), "interactive call")
 
-    async def _serve(self, message: Message, work: Work, reservation: Reservation) -> None:
+    async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
         pool = self._pool
         with reservation:
             accepted = codecs.msgpack_bytes({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
@@ -89,7 +99,14 @@ class Interactive:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:
                 stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
-                await pool.bus.send(message.reply, stopped.pack(), headers={subjects.KIND: RESULT})
+                await self._reply(message, stopped)
                 raise
-        await pool.bus.send(message.reply, record.pack(), headers={subjects.KIND: RESULT})
-        await pool.records.store(subjects.record(pool.config.app, pool.config.name), record, work, message.data)
+        await self._reply(message, record)
+        await pool.records.store(record, work)
+
+    async def _reply(self, message: Message, record: CallRecord) -> None:
+        """Send the result; one that no message holds by its hash."""
+        pool = self._pool
+        draft = NewMessage(message.reply, pool.records.sized(record), {subjects.KIND: RESULT})
+        draft = await payloads.checked_in(pool.bus, pool.config.app, draft, pool.bus.max_payload)
+        await pool.bus.send(draft.subject, draft.data, headers=draft.headers)

@@ -15,8 +15,9 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
-from dspex.bus.records import CallRecord, Work
-from dspex.bus.serving import ACK_WAIT, SIGN_OF_LIFE, Job, RecordStore, WorkLoop
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
@@ -36,7 +37,6 @@ class Pool:
     Args:
         bus: an open connection; it stays the caller's.
         config: see `dspex.workers.config.resolve`.
-        ack_wait: seconds without a sign of life after which work is given to somebody else.
         sign_of_life: seconds between two signs.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pool:
         draining: it takes nothing more.
     """
 
-    def __init__(self, bus: Bus, config: PoolConfig, *, ack_wait: float = ACK_WAIT, sign_of_life: float = SIGN_OF_LIFE) -> None:
+    def __init__(self, bus: Bus, config: PoolConfig, *, sign_of_life: float = SIGN_OF_LIFE) -> None:
         self.bus, self.config = bus, config
         self.id = new_id()[-12:]
         self.worker = f"{config.name}-{self.id}"
@@ -55,7 +55,7 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.attempts = Attempts(self.children, self.models, self.worker)
-        self.records = RecordStore(bus, config.name)
+        self.records = RecordStore(bus, config.app, config.name, config.claim_check_above)
         self.work = WorkLoop(
             bus,
             config.app,
@@ -64,7 +64,6 @@ class Pool:
             free=self.free,
             failed=self._fail,
             records=self.records,
-            ack_wait=ack_wait,
             sign_of_life=sign_of_life,
         )
         self.interactive = Interactive(self)
@@ -123,9 +122,15 @@ class Pool:
             return 0
         return max(0, slots.free)
 
-    def _accept(self, work: Work, delivery: Delivery) -> Job:
-        return partial(self._answer, work, delivery, self.children.slots.reserve())
+    def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
+        return partial(self._answer, work, delivery, self.children.slots.reserve(alone=work.alone))
 
-    async def _answer(self, work: Work, delivery: Delivery, reservation: Reservation) -> CallRecord:
+    async def _answer(self, work: CallRequest, delivery: Delivery, reservation: Reservation) -> CallRecord:
         with reservation:
-            return await self.attempts.run(work, delivery.message.data, reservation, delivery.delivered)
+            return await self.attempts.run(
+                work,
+                delivery.message.data,
+                reservation,
+                delivered=delivery.delivered,
+                age=self.work.clock.age(delivery.message.time),
+            )

@@ -78,6 +78,7 @@ class PoolStatus:
             "failed": children.failed,
             "draining": pool.draining,
             "served": pool.work.served,
+            "id_collisions": pool.records.collisions,
             "started": self._started,
             "dspy_version": hello.dspy_version,
             "python": hello.python,

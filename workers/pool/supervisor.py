@@ -19,6 +19,7 @@ import psutil
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from dspex.bus import telemetry
 from dspex.bus.errors import CallError, ConfigError, DspexError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
@@ -113,6 +114,7 @@ class Supervisor:
             self._settled.set()
             return None
         self.hello = hello
+        telemetry.emit("worker_started", pool=self.config.name, worker=child.pid)
         log.info("worker ready", pool=self.config.name, pid=child.pid, dspy_version=hello.dspy_version)
         self._settled.set()
         self.slots.hand_out()
@@ -128,6 +130,7 @@ class Supervisor:
                 log.info("worker replaced", pool=self.config.name, pid=child.pid, why=why)
                 self._retire(child)
                 return
+        telemetry.emit("worker_lost", pool=self.config.name, worker=child.pid, why="its process ended")
         await child.stop()
         self.children.remove(child)
 

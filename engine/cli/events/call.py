@@ -31,8 +31,8 @@ def call(
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
-    from dspex.bus.duration import seconds
     from dspex.bus.records import ROUTES
+    from dspex.bus.settings.duration import seconds
     from dspex.engine.cli.terminal.arguments import records
 
     t, limit = terminal(context), seconds(timeout)

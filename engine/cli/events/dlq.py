@@ -6,9 +6,10 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -52,21 +53,30 @@ class Selection:
             fix = f"name some: dspex dlq {verb} SEQ, --node, --reason, --since, …; or say --all"
             raise ConfigError(f"dlq {verb} without a selection would take every dead letter", code="DX136", fix=fix)
 
-    async def letters(self, c: Client) -> list[DeadLetter]:
-        """The letters. Raises RunError (DX623) for a sequence that is none."""
-        from dspex.bus.duration import seconds
+    async def each(self, c: Client) -> AsyncIterator[DeadLetter]:
+        """The letters, oldest first, in pages. At the end: RunError (DX623) for a sequence that is none."""
+        from dspex.bus.settings.duration import seconds
 
         after = datetime.now(UTC) - timedelta(seconds=seconds(self.since)) if self.since else None
-        found = [
-            d
-            async for d in c.dead_letters(self.topology or "*", node=self.node, reason=self.reason)
-            if (not self.sequences or d.sequence in self.sequences) and (after is None or d.time >= after)
-        ]
-        missing = sorted(set(self.sequences) - {d.sequence for d in found})
+        missing = set(self.sequences)
+        async for d in self._listed(c):
+            if (self.node in (None, d.node) and self.reason in (None, d.reason, d.code)) and (after is None or d.time >= after):
+                missing.discard(d.sequence)
+                yield d
         if missing:
-            text = ", ".join(map(str, missing))
+            text = ", ".join(map(str, sorted(missing)))
             raise RunError(f"there is no such dead letter: {text}", code="DX623", fix="dspex dlq ls shows those there are")
-        return found
+
+    async def _listed(self, c: Client) -> AsyncIterator[DeadLetter]:
+        from dspex.engine.client import letters
+
+        if not self.sequences:
+            async for d in c.dead_letters(self.topology or "*"):
+                yield d
+        for sequence in sorted(set(self.sequences)):
+            found = await letters.find(c.bus, c.app, sequence)
+            if found is not None and self.topology in (None, found.topology):
+                yield found
 
 
 def ls(
@@ -78,12 +88,8 @@ def ls(
 ) -> None:
     """List the dead letters, oldest first."""
     t = terminal(context)
-    selection = Selection((), topology, node, reason, since)
-    found = _with_client(t, "dlq", selection.letters)
-    if not found and not t.json:
+    if not _with_client(t, "dlq", lambda c: _shown(t, c, Selection((), topology, node, reason, since))) and not t.json:
         t.note("no dead letters")
-        return
-    _table(t, found)
 
 
 def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) -> T:
@@ -94,32 +100,37 @@ def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) 
     return t.run(main())
 
 
-def _table(t: Terminal, letters: Sequence[DeadLetter]) -> None:
-    if t.json:
-        for d in letters:
+async def _shown(t: Terminal, c: Client, selection: Selection) -> int:
+    """Print letters; how many. With --json as they are read: their data together may be larger than memory."""
+    number, rows = 0, list[dict[str, object]]()
+    async for d in selection.each(c):
+        number += 1
+        if t.json:
             t.emit(d.as_dict())
-        return
-    rows = [
-        {
-            "sequence": d.sequence,
-            "time": d.time.astimezone().strftime("%d %b %H:%M:%S"),
-            "node": f"{d.topology}/{d.node}",
-            "reason": d.reason,
-            "attempts": d.attempts,
-            "run": short(d.run),
-            "message": d.message if len(d.message) <= 100 else f"{d.message[:99]}…",
-        }
-        for d in letters
-    ]
-    t.table(
-        rows, {"sequence": "seq"} | {k: k for k in ("time", "node", "reason", "attempts", "run", "message")}, wrap="message"
-    )
+        else:
+            rows.append(_row(d))
+    columns = {"sequence": "seq"} | {k: k for k in ("time", "node", "reason", "attempts", "run", "message")}
+    if rows:
+        t.table(rows, columns, wrap="message")
+    return number
+
+
+def _row(d: DeadLetter) -> dict[str, object]:
+    return {
+        "sequence": d.sequence,
+        "time": d.time.astimezone().strftime("%d %b %H:%M:%S"),
+        "node": f"{d.topology}/{d.node}",
+        "reason": d.reason,
+        "attempts": d.attempts,
+        "run": short(d.run),
+        "message": d.message if len(d.message) <= 100 else f"{d.message[:99]}…",
+    }
 
 
 def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar="SEQ")]) -> None:
     """Print one dead letter: the event, what was wrong, where, and what to do."""
     t = terminal(context)
-    (d,) = _with_client(t, "dlq", Selection((sequence,)).letters)
+    d = _with_client(t, "dlq", lambda c: _only(c, sequence))
     tries = f", {count(d.attempts, 'attempt')}" if d.attempts > 1 else ""
     lines = [
         f"dead letter {d.sequence}  {d.topology}/{d.node}  {d.time.isoformat(timespec='seconds')}{tries}",
@@ -132,6 +143,11 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
         *([d.traceback.rstrip()] if d.traceback else []),
     ]
     t.emit(d.as_dict(traceback=True), "\n".join(lines))
+
+
+async def _only(c: Client, sequence: int) -> DeadLetter:
+    (d,) = [d async for d in Selection((sequence,)).each(c)]
+    return d
 
 
 def _readable(data: Any) -> str:
@@ -152,26 +168,42 @@ def redrive(
 ) -> None:
     """Run the events again from where they failed: the same event ids, the same runs."""
     from dspex.engine.cli.terminal.arguments import pairs
-    from dspex.engine.client import letters
 
     t, fields = terminal(context), pairs(set_ or [])
     selection = Selection(tuple(sequences or ()), topology, node, reason, since)
     selection.check("redrive", everything)
 
     async def main(c: Client) -> int:
-        found = await selection.letters(c)
         if dry_run:
-            return _would(t, found, "redriven")
-        changed = [_changed(d, edit, fields) for d in found]  # all of them first: an editor may be left with an error
-        with t.progress("redrive", len(found)) as bar:
-            for d, data in zip(found, changed):
-                await letters.redrive(c.bus, c.app, [d], data=data)
-                bar.advance()
-        return len(found)
+            return await _would(t, c, selection, "redriven")
+        return await _redriven(t, c, selection, edit, fields)
 
     done = _with_client(t, "dlq", main)
     if not dry_run:
         t.emit({"redriven": done}, f"{count(done, 'dead letter')} redriven: their events run again")
+
+
+async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fields: dict[str, Any]) -> int:
+    """Redrive letters; how many. All are changed first: an editor may be left with an error. Only what was edited is kept."""
+    from dspex.engine.client import letters
+    from dspex.engine.log.redriven import Redrives
+
+    found: dict[int, Any] = {}
+    async for d in selection.each(c):
+        changed = _changed(d, edit, fields)
+        found[d.sequence] = changed if edit else None
+    redrives, done = Redrives(c.bus, c.app), 0
+    with t.progress("redrive", len(found)) as bar:
+        for sequence, edited in found.items():
+            done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields))
+            bar.advance()
+    if done < len(found):
+        t.note(f"{count(len(found) - done, 'dead letter')} was redriven or dropped by somebody else meanwhile")
+    return done
+
+
+def _data(edit: bool, edited: Any, fields: dict[str, Any], d: DeadLetter) -> Any:
+    return edited if edit else _changed(d, False, fields)
 
 
 def drop(
@@ -192,18 +224,19 @@ def drop(
     selection.check("drop", everything)
 
     async def main(c: Client) -> int:
-        found = await selection.letters(c)
-        return _would(t, found, "dropped") if dry_run else await letters.drop(c.bus, c.app, found)
+        if dry_run:
+            return await _would(t, c, selection, "dropped")
+        return await letters.drop(c.bus, c.app, [d.sequence async for d in selection.each(c)])
 
     done = _with_client(t, "dlq", main)
     if not dry_run:
         t.emit({"dropped": done}, f"{count(done, 'dead letter')} dropped")
 
 
-def _would(t: Terminal, found: Sequence[DeadLetter], what: str) -> int:
-    _table(t, found)
-    t.note(f"{count(len(found), 'dead letter')} would be {what}; nothing was done")
-    return len(found)
+async def _would(t: Terminal, c: Client, selection: Selection, what: str) -> int:
+    number = await _shown(t, c, selection)
+    t.note(f"{count(number, 'dead letter')} would be {what}; nothing was done")
+    return number
 
 
 def _changed(d: DeadLetter, edit: bool, fields: dict[str, Any]) -> Any:

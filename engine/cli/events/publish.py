@@ -61,7 +61,7 @@ def publish(
     A row of a file always gets the same event id, so publishing the file again stores nothing twice, as long as the
     stream remembers the ids: two minutes in streams that dspex makes.
     """
-    from dspex.bus.duration import seconds
+    from dspex.bus.settings.duration import seconds
     from dspex.engine.cli.events.rows import RowSource
 
     t, source = terminal(context), RowSource(tuple(data or ()), file)

@@ -30,15 +30,18 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
 
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
     """
+    from dspex.engine.client.run import full_ids
+
     await _read_by_someone(t, c, runs[0].subject)
-    ids = list(dict.fromkeys(run.id for run in runs))
+    full = await full_ids(c.bus, [run.id for run in runs])
+    ids = list(dict.fromkeys(full))
     found = await _finished(t, c, ids, limit)
     took = time.monotonic() - began
     outputs = await c.outputs(ids)
     letters = [d async for d in c.dead_letters("*") if d.run in found] if any(p.dead_letters for p in found.values()) else []
     if t.json:
-        for run in runs:
-            t.emit(_object(run, found[run.id], outputs[run.id]))
+        for run, id in zip(runs, full, strict=True):
+            t.emit(_object(run, found[id], outputs[id]))
     elif len(runs) == 1:
         _print_one(t, found[ids[0]], outputs[ids[0]], took)
     else:
@@ -75,7 +78,7 @@ def _status(p: Progress) -> str:
 
 def _object(run: Run, p: Progress, outputs: Sequence[Event[object]]) -> dict[str, object]:
     return {
-        "run": run.id,
+        "run": p.id,
         "subject": run.subject,
         "stream": run.stream,
         "seq": run.sequence,

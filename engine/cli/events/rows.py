@@ -96,11 +96,15 @@ class RowSource:
 
 def _stdin() -> Iterator[bytes]:
     """Lines of stdin. Not `sys.stdin`: a thread that waits in its lock would stop the interpreter from ending."""
-    rest = b""
+    begun: list[bytes] = []  # of the line that is not whole yet; added up at its end, for it may be large
     while chunk := os.read(0, 1 << 16):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    yield rest
+        first, *more = chunk.split(b"\n")
+        begun.append(first)
+        if more:
+            yield b"".join(begun)
+            yield from more[:-1]
+            begun = [more[-1]]
+    yield b"".join(begun)
 
 
 def lines(stream: Iterable[bytes], name: str) -> Iterator[Row]:

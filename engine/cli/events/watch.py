@@ -48,7 +48,7 @@ def _compiled(where: str) -> Callable[[Any, Any], object]:
 
 
 def _start(text: str) -> _Start:
-    from dspex.bus.duration import seconds
+    from dspex.bus.settings.duration import seconds
 
     names: dict[str, Literal["new", "all"]] = {"new": "new", "all": "all"}  # a test alone does not narrow for every checker
     if text in names:

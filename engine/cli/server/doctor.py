@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,10 +19,13 @@ from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
 from dspex.bus.settings.model import Settings
+from dspex.engine.client.status.health import faults
+from dspex.engine.client.status.status import status
+from dspex.engine.graph import manifest
 from dspex.workers.models import weights
 
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
-MOST_SKEW = 1.0  # seconds
+MOST_SKEW = 3.0  # seconds
 _ASK_INTERPRETER = """
 import importlib.metadata as m, json, platform
 def version(name):
@@ -74,6 +76,7 @@ async def _server(settings: Settings, server: Found) -> list[Diagnosis]:
         found.append(_payload(bus))
         found += await _account(bus)
         found.append(await _clock(settings, bus, server))
+        found += await _application(settings, bus)
     finally:
         await bus.close()
     return found
@@ -142,14 +145,24 @@ async def _clock(settings: Settings, bus: Bus, server: Found) -> Diagnosis:
     if server.local:
         return Diagnosis("clock", True, "the server runs on this machine")
     before = time.time()
-    server_time = (await _ask(bus, subjects.stream_info(subjects.stream(settings.app)))).get("ts")
+    info = await bus.stream(subjects.stream(settings.app))
     after = time.time()
-    if not server_time:
+    if info is None:
         return Diagnosis("clock", True, "not visible before the first topology is applied")
-    skew = datetime.fromisoformat(str(server_time)[:26].rstrip("Z") + "+00:00").timestamp() - (before + after) / 2
+    skew = info.now - (before + after) / 2
     good = abs(skew) <= MOST_SKEW + (after - before)
-    fix = None if good else "synchronise the clocks (NTP): deadlines travel as times"
+    fix = None if good else "synchronise the clocks (NTP): logs and ids of this machine have its own time"
     return Diagnosis("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
+
+
+async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:
+    """Whether what was applied is still there. That nothing runs is no fault: doctor is asked before a start, too."""
+    applied = await manifest.of_application(bus, settings.app)
+    found = faults(await status(bus, settings.app, applied))
+    wrong = [Diagnosis(f.check, False, f.message, f.fix) for f in found if f.check in ("stream", "stage", "clock")]
+    count = len(applied)
+    good = f"{count} {'topology is' if count == 1 else 'topologies are'} applied" if count else "nothing is applied yet"
+    return wrong or [Diagnosis("application", True, good)]
 
 
 async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:

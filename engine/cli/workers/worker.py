@@ -43,7 +43,7 @@ def _reporting_errors_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
 def _serve(
     t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool = False
 ) -> None:
-    from dspex.bus.duration import seconds
+    from dspex.bus.settings.duration import seconds
     from dspex.workers.config import resolve
     from dspex.workers.serve import serve
 

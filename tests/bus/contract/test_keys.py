@@ -85,3 +85,45 @@ async def test_an_object_is_named_by_its_content(buses: Buses, unique: str) -> N
         assert await two.put(data) == name
         assert await two.get(name) == data
     assert await one.get("0" * 64) is None
+
+
+@pytest.mark.asyncio
+async def test_an_object_is_removed_unless_it_was_put_again_since(buses: Buses, unique: str) -> None:
+    one, two = await buses[0].objects(unique), await buses[1].objects(unique)
+    data, other = b"x" * 700_000, b"other"
+    name, kept = await one.put(data), await one.put(other)
+    before = await two.listing()
+    assert set(before) == {name, kept}
+    await two.put(data)
+    touched = await two.listing()
+    assert touched[name] > before[name]
+    assert touched[kept] == before[kept]
+    assert not await one.remove(name, before[name])
+    assert await one.get(name) == data
+    assert await one.remove(name, touched[name])
+    assert not await one.remove(name, touched[name])
+    assert await two.get(name) is None
+    assert set(await two.listing()) == {kept}
+    assert await two.put(data) == name
+    assert await one.get(name) == data
+
+
+@pytest.mark.asyncio
+async def test_an_object_that_is_put_while_it_is_removed_is_whole_or_gone(buses: Buses, unique: str) -> None:
+    one, two = await buses[0].objects(unique), await buses[1].objects(unique)
+    data = b"y" * 700_000
+    name = await one.put(data)
+    for _ in range(10):
+        put = (await one.listing())[name]
+        removed, _ = await asyncio.gather(one.remove(name, put), two.put(data))
+        assert await two.get(name) == data, removed
+
+
+@pytest.mark.asyncio
+async def test_an_object_may_have_64_mib(bus: Bus, unique: str) -> None:
+    objects = await bus.objects(unique)
+    data = bytes(range(251)) * ((64 << 20) // 251 + 1)
+    name = await objects.put(data)
+    assert await objects.put(data) == name
+    assert await objects.get(name) == data
+    assert await objects.remove(name, (await objects.listing())[name])

@@ -9,6 +9,7 @@ import pytest
 from bus_bench import Buses, put, soon, stream, take, texts
 
 from dspex.bus.errors import Unreachable
+from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import Bus, NewMessage
 
 
@@ -104,3 +105,41 @@ async def test_reading_from_a_closed_reader_raises(bus: Bus, unique: str) -> Non
         await soon(reader.read(1))
     again = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
     assert texts(await take(again, 1)) == ["1"]
+
+
+async def remove(bus: Bus, name: str) -> None:
+    if isinstance(bus, MemoryBus):
+        del bus.server.streams[name]
+    else:
+        await bus.request(f"$JS.API.STREAM.DELETE.{name}", b"")
+
+
+@pytest.mark.asyncio
+async def test_a_reader_never_goes_on_in_a_stream_that_was_made_anew(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1, 2)
+    first = await bus.stream(unique)
+    assert first is not None
+    reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
+    assert texts(await take(reader, 2)) == ["1", "2"]
+    waiting = asyncio.create_task(reader.read(1))
+    await remove(bus, unique)
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 3, 4, 5, 6)
+    with pytest.raises(Unreachable, match="made anew"):
+        await soon(waiting)
+    await reader.close()
+    late = await bus.reader(unique, [f"{unique}.>"], after=2, name=f"{unique}-late", created=first.created)
+    with pytest.raises(Unreachable, match="made anew"):
+        await soon(asyncio.create_task(late.read(1)))
+    await late.close()
+
+
+@pytest.mark.asyncio
+async def test_a_reader_without_bodies_gives_headers_and_empty_messages(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await bus.publish(NewMessage(f"{unique}.a", b"large", {"Of": "one"}))
+    await bus.publish(NewMessage(f"{unique}.a", b"large"))
+    reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique, bodies=False)
+    one, two = await take(reader, 2)
+    assert (one.data, one.headers["Of"], two.data) == (b"", "one", b"")

@@ -32,6 +32,47 @@ async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None
 
 
 @pytest.mark.asyncio
+async def test_pages_give_what_a_scan_gives_and_each_is_bounded_by_number_and_by_bytes(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(40):
+        await bus.publish(NewMessage(f"{unique}.{'ab'[n % 2]}", bytes(900_000), {"n": str(n)}))
+    for n in range(40, 60):
+        await put(bus, f"{unique}.a", n)
+
+    async def pages(most: int, stop: int) -> list[list[int]]:
+        start, found = 1, list[list[int]]()
+        while page := await bus.page(unique, [f"{unique}.a"], start=start, stop=stop, most=most):
+            found.append([m.sequence for m in page])
+            start = page[-1].sequence + 1
+        return found
+
+    wanted = [m.sequence for m in await bus.scan(unique, [f"{unique}.a"], start=1, stop=60)]
+    few, many, some = await pages(7, 60), await pages(500, 60), await pages(7, 20)
+    assert [len(page) for page in few] == [7, 7, 7, 7, 7, 5]
+    assert all(len(page) <= 18 or page[0] > 30 for page in many)
+    assert len(many) >= 2
+    assert [n for page in few for n in page] == [n for page in many for n in page] == wanted
+    assert [n for page in some for n in page] == [n for n in wanted if n <= 20]
+    assert await bus.page(unique, [f"{unique}.none"], start=1, stop=60) == []
+
+
+@pytest.mark.asyncio
+async def test_a_count_tells_how_many_messages_of_some_subjects_lie_behind_a_place(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 11):
+        await put(bus, f"{unique}.{'ab'[n % 2]}", n)
+    await put(bus, f"{unique}.c.d", 11)
+    await bus.delete(unique, 4)
+    assert await bus.count(unique, [f"{unique}.a"]) == 4
+    assert await bus.count(unique, [f"{unique}.a"], after=2) == 3
+    assert await bus.count(unique, [f"{unique}.a", f"{unique}.c.>"], after=9) == 2
+    assert await bus.count(unique, [f"{unique}.>"]) == 10
+    assert await bus.count(unique, [f"{unique}.>"], after=11) == 0
+    assert await bus.count(unique, [f"{unique}.a"], after=99) == 0
+    assert await bus.count(unique, [f"{unique}.nothing"]) == 0
+
+
+@pytest.mark.asyncio
 async def test_get_and_last_find_one_message(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     assert await bus.last(unique, f"{unique}.a") is None
@@ -91,7 +132,52 @@ async def test_every_access_to_a_missing_stream_raises_an_error_that_says_so(bus
         bus.get(unique, 1),
         bus.last(unique, f"{unique}.a"),
         bus.scan(unique, [f"{unique}.a"], start=1, stop=2),
+        bus.page(unique, [f"{unique}.a"], start=1, stop=2),
+        bus.count(unique, [f"{unique}.a"]),
         bus.purge(unique, f"{unique}.a", below=1),
     ):
         with pytest.raises(BusError):
             await soon(attempt)
+
+
+@pytest.mark.asyncio
+async def test_a_message_has_the_same_time_however_it_is_read(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    for n in range(1, 21):
+        await put(bus, f"{unique}.a", n)
+    reader = await bus.reader(unique, [f"{unique}.a"], after=0, name=f"{unique}-times")
+    read: list[float] = []
+    while len(read) < 20:
+        read += [m.time for m in await reader.read(20)]
+    await reader.close()
+    assert [m.time for m in await between(bus, unique, 1, 20)] == read
+    got = [await bus.get(unique, n) for n in range(1, 21)]
+    assert [m.time for m in got if m is not None] == read
+
+
+@pytest.mark.asyncio
+async def test_the_last_messages_of_many_subjects_come_together(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    wanted = [f"{unique}.{n}" for n in range(2500)]
+    for start in (0, 1000, 2000):
+        some = wanted[start : start + 1000]
+        await bus.commit([NewMessage(subject, b"old") for subject in some])
+        await bus.commit([NewMessage(subject, subject.encode(), {"X": "y"}) for subject in some if not subject.endswith("7")])
+
+    found = await bus.multi_last(unique, [*wanted, f"{unique}.none"])
+    assert set(found) == set(wanted)
+    assert all(m.data == (b"old" if s.endswith("7") else s.encode()) and m.subject == s for s, m in found.items())
+    last = await bus.last(unique, wanted[5])
+    assert last is not None
+    assert found[wanted[5]] == last
+    assert await bus.multi_last(unique, []) == {}
+    assert await bus.multi_last(unique, [f"{unique}.none"]) == {}
+
+
+@pytest.mark.asyncio
+async def test_the_last_messages_come_however_large_they_are(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    wanted = [f"{unique}.{n}" for n in range(80)]
+    for subject in wanted:
+        await bus.publish(NewMessage(subject, bytes(1_000_000)))
+    assert set(await bus.multi_last(unique, wanted)) == set(wanted)

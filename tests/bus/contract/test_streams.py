@@ -6,9 +6,12 @@ import asyncio
 
 import pytest
 from bus_bench import Buses, put, stored, stream
+from waiting import until
 
 from dspex.bus.errors import SubjectTaken
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, Kept
+
+KINDS: tuple[Kept, ...] = ("stream", "bucket", "objects")
 
 
 @pytest.mark.asyncio
@@ -65,3 +68,48 @@ async def test_a_subject_of_another_stream_is_refused(bus: Bus, unique: str) -> 
     info = await bus.stream(unique + "y")
     assert info is not None
     assert info.subjects == (f"{unique}y.>",)
+
+
+@pytest.mark.asyncio
+async def test_a_stream_tells_the_time_that_what_is_stored_now_gets(bus: Bus, unique: str) -> None:
+    before = await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1)
+    message, after = await bus.last(unique, f"{unique}.a"), await bus.stream(unique)
+    assert message is not None
+    assert after is not None
+    assert before.now <= message.time <= after.now
+
+
+@pytest.mark.asyncio
+async def test_the_size_of_a_stream_can_be_changed_and_is_kept_where_nothing_is_said(bus: Bus, unique: str) -> None:
+    assert (await stream(bus, unique, max_bytes=1 << 20)).max_bytes == 1 << 20
+    assert (await stream(bus, unique, max_bytes=2 << 20)).max_bytes == 2 << 20
+    assert (await stream(bus, unique, max_bytes=None)).max_bytes == 2 << 20
+
+
+@pytest.mark.asyncio
+async def test_what_is_removed_is_gone_with_all_that_was_in_it(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1)
+    await (await bus.bucket(unique)).put("k", b"v")
+    name = await (await bus.objects(unique)).put(b"data")
+    for kind in KINDS:
+        assert await bus.has(kind, unique)
+        assert await bus.remove(kind, unique)
+        assert not await bus.has(kind, unique)
+        assert not await bus.remove(kind, unique)
+    assert await bus.stream(unique) is None
+    assert await (await bus.bucket(unique)).get("k") is None
+    assert await (await bus.objects(unique)).get(name) is None
+
+
+@pytest.mark.asyncio
+async def test_messages_of_a_stream_with_an_age_expire(bus: Bus, unique: str) -> None:
+    await stream(bus, unique, max_age=0.2, duplicate_window=0.1)
+    await put(bus, f"{unique}.a", 1)
+
+    async def gone() -> bool:
+        return await bus.get(unique, 1) is None
+
+    await until(gone)
+    assert await bus.stream(unique) is not None

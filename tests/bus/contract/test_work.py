@@ -15,7 +15,10 @@ from dspex.bus.port import Bus, Delivery, NewMessage, WorkQueue
 
 
 async def work(bus: Bus, name: str, *, ack_wait: float = 30.0, free: Callable[[], int] = lambda: 10) -> WorkQueue:
-    return await bus.work(name, f"{name}.>", name="work-" + name, ack_wait=ack_wait, free=free)
+    await bus.add_consumer(name, f"{name}.>", name="work-" + name, ack_wait=ack_wait)
+    queue = await bus.work(name, name="work-" + name, free=free)
+    assert queue is not None
+    return queue
 
 
 @pytest.mark.asyncio
@@ -58,7 +61,9 @@ async def test_work_carries_subject_headers_and_position(bus: Bus, unique: str) 
 @pytest.mark.asyncio
 async def test_work_takes_only_its_pattern(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    queue = await bus.work(unique, f"{unique}.gpu.>", name=unique, ack_wait=30, free=lambda: 5)
+    await bus.add_consumer(unique, f"{unique}.gpu.>", name=unique, ack_wait=30)
+    queue = await bus.work(unique, name=unique, free=lambda: 5)
+    assert queue is not None
     await put(bus, f"{unique}.cpu.a", "no")
     await put(bus, f"{unique}.gpu.a", "yes")
     assert (await soon(queue.next())).message.data == b"yes"
@@ -250,3 +255,36 @@ async def test_work_that_was_removed_does_not_come(bus: Bus, unique: str) -> Non
     for n in (2, 3):
         again = await soon(queue.next())
         assert (again.message.data, again.delivered) == (b"3", n)
+
+
+@pytest.mark.asyncio
+async def test_there_is_no_work_to_take_before_somebody_has_made_its_consumer(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    assert not await bus.has_consumer(unique, "w")
+    assert await bus.work(unique, name="w", free=lambda: 1) is None
+    assert not await bus.has_consumer(unique, "w")  # to ask for work makes none
+    await bus.add_consumer(unique, f"{unique}.>", name="w", ack_wait=30)
+    assert await bus.has_consumer(unique, "w")
+
+
+@pytest.mark.asyncio
+async def test_a_consumer_that_begins_behind_a_message_delivers_what_comes_later(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", 1, 2)
+    await bus.add_consumer(unique, f"{unique}.>", name="w", ack_wait=30, after=2)
+    queue = await bus.work(unique, name="w", free=lambda: 5)
+    assert queue is not None
+    await put(bus, f"{unique}.x", 3)
+    assert (await soon(queue.next())).message.data == b"3"
+
+
+@pytest.mark.asyncio
+async def test_a_queue_is_dry_when_nothing_waits_in_it(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await put(bus, f"{unique}.x", 1, 2)
+    queue = await work(bus, unique, free=lambda: 1)
+    assert not queue.dry
+    await (await soon(queue.next())).ack()
+    assert not queue.dry
+    await (await soon(queue.next())).ack()
+    assert queue.dry

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dspex.bus.errors import DspexError, Fenced, Unreachable, Unsettled
+from dspex.bus.memory.handles import MemoryWorkQueue
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
@@ -29,6 +30,13 @@ async def opened(server: MemoryServer, **options: Any) -> MemoryBus:
     bus = server.connect()
     await bus.ensure_stream(StreamConfig("S", ["s.>"], **options))
     return bus
+
+
+async def work(bus: MemoryBus, ack_wait: float) -> MemoryWorkQueue:
+    await bus.add_consumer("S", "s.>", name="w", ack_wait=ack_wait)
+    queue = await bus.work("S", name="w", free=lambda: 1)
+    assert queue is not None
+    return queue
 
 
 async def stored(server: MemoryServer) -> list[bytes]:
@@ -55,7 +63,7 @@ def test_work_comes_again_exactly_after_ack_wait_and_nak_delay(loop: VirtualLoop
     async def main() -> None:
         bus = await opened(MemoryServer())
         await bus.publish(NewMessage("s.a", b""))
-        queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
+        queue = await work(bus, 15)
         for _ in range(3):
             delivery = await queue.next()
             seen.append((loop.time(), delivery.delivered))
@@ -75,7 +83,7 @@ def test_an_ack_after_ack_wait_settles_work_before_it_is_delivered_again(loop: V
     async def main() -> bytes:
         bus = await opened(MemoryServer())
         await bus.commit([NewMessage("s.a", b"late"), NewMessage("s.a", b"next")])
-        queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
+        queue = await work(bus, 15)
         late = await queue.next()
         await asyncio.sleep(20)
         await late.ack()
@@ -122,7 +130,7 @@ def test_every_wait_on_a_cut_connection_ends_in_an_error(loop: VirtualLoop) -> N
         bus, other = await opened(server), server.connect()
         await other.subscribe("nobody.answers", silent)
         reader = await bus.reader("S", ["s.>"], after=0, name="r")
-        queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
+        queue = await work(bus, 15)
         waiting = asyncio.gather(
             reader.read(1), queue.next(), bus.request("nobody.answers", b"", timeout=60), return_exceptions=True
         )
@@ -305,7 +313,7 @@ def test_acknowledged_work_may_come_again_when_its_ack_is_lost(loop: VirtualLoop
         server = MemoryServer(faults=Faults(duplicate=0.3))
         bus = await opened(server)
         await bus.commit([NewMessage("s.a", b"%d" % n) for n in range(100)])
-        queue = await bus.work("S", "s.>", name="w", ack_wait=15, free=lambda: 1)
+        queue = await work(bus, 15)
         while True:
             delivery = await queue.next()
             seen[delivery.message.data] += 1
@@ -358,7 +366,7 @@ def chaos(seed: int) -> tuple[list[bytes], list[str]]:
         bus = server.connect()
         while True:
             try:
-                queue = await bus.work("S", "s.>", name="w", ack_wait=5, free=lambda: 1)
+                queue = await work(bus, 5)
                 while True:
                     delivery = await queue.next()
                     trace.append(f"{loop.time():.6f} got {delivery.message.sequence} {delivery.delivered}")

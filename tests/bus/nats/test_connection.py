@@ -16,7 +16,7 @@ import pytest
 from waiting import until
 
 import dspex.bus.nats
-from dspex.bus.errors import BusError, ConfigError, NotAllowed, Saturated, Unreachable, UnsupportedServer
+from dspex.bus.errors import BusError, ConfigError, NotAllowed, NotStored, Saturated, Unreachable, UnsupportedServer
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.nats.failures import _CLASSES
@@ -274,7 +274,9 @@ async def test_a_handler_that_raises_is_reported_and_the_next_message_comes(serv
 async def test_work_goes_on_when_the_server_is_killed(server: Any, opened: Open) -> None:
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
-    queue = await bus.work("S", "s.a", name="w", ack_wait=1, free=lambda: 5)
+    await bus.add_consumer("S", "s.a", name="w", ack_wait=1)
+    queue = await bus.work("S", name="w", free=lambda: 5)
+    assert queue is not None
     done: set[bytes] = set()
     for start in (0, 20, 40):
         await bus.commit([NewMessage("s.a", b"%d" % n) for n in range(start, start + 20)])
@@ -297,18 +299,23 @@ async def settle(delivery: Delivery) -> set[bytes]:
 
 
 @pytest.mark.asyncio
-async def test_work_goes_on_when_its_consumer_is_deleted(server: Any, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_for_work_hears_that_its_consumer_was_deleted(
+    server: Any, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dspex.bus.nats.work.HEARTBEAT", 14.0)  # two missed ones would be too late
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
-    queue = await bus.work("S", "s.a", name="w", ack_wait=30, free=lambda: 1)
+    await bus.add_consumer("S", "s.a", name="w", ack_wait=30)
+    queue = await bus.work("S", name="w", free=lambda: 1)
+    assert queue is not None
     waiting = asyncio.create_task(queue.next())
     async with asyncio.timeout(30):  # a pull that meets the deletion on its way gets no answer at all
         while (await bus._connection.api("CONSUMER.INFO.S.w", None))["num_waiting"] == 0:
             await asyncio.sleep(0)
     await bus._connection.api("CONSUMER.DELETE.S.w", None)
-    await bus.publish(NewMessage("s.a", b"1"))
-    assert (await asyncio.wait_for(waiting, 25)).message.data == b"1"
+    with pytest.raises(NotStored, match="gone"):
+        await asyncio.wait_for(waiting, 25)
+    assert not await bus.has_consumer("S", "w")
 
 
 @pytest.mark.asyncio
@@ -318,7 +325,9 @@ async def test_idle_work_is_back_without_a_missed_heartbeat_after_the_server_was
     monkeypatch.setattr("dspex.bus.nats.work.HEARTBEAT", 14.0)  # two missed ones would be too late
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
-    queue = await bus.work("S", "s.a", name="w", ack_wait=30, free=lambda: 1)
+    await bus.add_consumer("S", "s.a", name="w", ack_wait=30)
+    queue = await bus.work("S", name="w", free=lambda: 1)
+    assert queue is not None
     waiting = asyncio.create_task(queue.next())
     await bus._connection.flush()
     server.kill()

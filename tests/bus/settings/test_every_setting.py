@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from dspex.bus import not_built
 from dspex.bus.errors import ConfigError
+from dspex.bus.settings import not_built
 from dspex.bus.settings.model import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -31,10 +31,11 @@ ACTS: dict[str, str] = {
     "server.local.store": "bus/settings/model.py",
     "server.local.sync_interval": "bus/local/open.py",
     "engine.commit.max_events": "engine/hosting/engine.py",
-    "engine.lease": "engine/hosting/engine.py",
+    "engine.heartbeat": "engine/hosting/engine.py",
     "engine.stall_after": "engine/hosting/engine.py",
     "engine.records": "engine/hosting/engine.py",
     "engine.max_open_calls": "engine/hosting/engine.py",
+    "engine.claim_check_above": "engine/hosting/engine.py",
     **{f"defaults.call.{name}": "engine/graph/defaults.py" for name in ("lm", "adapter", "route")},
     **{f"defaults.call.{name}": "engine/graph/nodes.py" for name in ("pool", "timeout", "deadline", "on_error", "order")},
     **{f"defaults.call.retry.{name}": "engine/graph/nodes.py" for name in ("attempts", "backoff", "factor", "cap", "jitter")},
@@ -50,6 +51,7 @@ ACTS: dict[str, str] = {
     },
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
+    "engine.max_bytes": "engine/hosting/engine.py",
     "telemetry.log": "engine/cli/terminal/terminal.py",
 }
 
@@ -92,7 +94,7 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
         ({"lm": {"x": {"model": "local/m", "key_env": "KEY"}}}, "lm.x", "DX108"),
         ({"lm": {"x": {"model": "local/m", "base_url": "http://h"}}}, "lm.x", "DX108"),
         ({"lm": {"x": {"model": "local/m", "adapter": "chat"}}}, "lm.x", "DX108"),
-        ({"engine": {"lease": "0s"}}, "engine.lease", "DX102"),
+        ({"engine": {"heartbeat": "0s"}}, "engine.heartbeat", "DX102"),
         ({"engine": {"records": "0s"}}, "engine.records", "DX102"),
         ({"server": {"local": {"sync_interval": 0}}}, "server.local.sync_interval", "DX102"),
         ({"server": {"tls": {"key": "k.pem"}}}, "server.tls", "DX108"),

@@ -23,7 +23,7 @@ replicas = 3
 local = { port = 4222, store = ".dspex/jetstream", sync_interval = "2m" }
 [engine]
 commit = { max_events = 500 }
-lease = "5s"
+heartbeat = "5s"
 stall_after = "30s"
 records = "30d"
 [defaults.call]
@@ -113,14 +113,14 @@ def test_the_settings_example_of_the_documentation_is_valid(folder: Path) -> Non
 
 def test_the_nearest_settings_file_upwards_is_read_pyproject_included(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "pyproject.toml").write_text(
-        '[project]\nname = "x"\n\n[tool.dspex]\napp = "upper"\n[tool.dspex.engine]\nlease = "7s"\n'
+        '[project]\nname = "x"\n\n[tool.dspex]\napp = "upper"\n[tool.dspex.engine]\nheartbeat = "7s"\n'
     )
     inner = folder / "a" / "b"
     inner.mkdir(parents=True)
     monkeypatch.chdir(inner)
     settings = Settings.load()
-    assert (settings.app, settings.engine.lease, settings.root) == ("upper", 7.0, folder)
-    assert settings.origins()["engine.lease"] == f"{folder}/pyproject.toml:7"
+    assert (settings.app, settings.engine.heartbeat, settings.root) == ("upper", 7.0, folder)
+    assert settings.origins()["engine.heartbeat"] == f"{folder}/pyproject.toml:7"
 
 
 def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_flag_beats_the_environment_and_that_beats_the_file(folder: Path, monk
     assert origins["pools.my-pool.size"] == "env DSPEX_POOLS__MY_POOL__SIZE"
     assert origins["pools.my-pool.slots"] == "dspex.toml:4"
     assert origins["app"] == "dspex.toml:1"
-    assert origins["engine.lease"] == "default"
+    assert origins["engine.heartbeat"] == "default"
     assert settings.pools["my-pool"].size == 5
 
 
@@ -147,23 +147,23 @@ def test_lists_and_tables_can_come_from_a_variable(folder: Path, monkeypatch: py
     monkeypatch.setenv("DSPEX_POOLS__GPU__DEVICES", "[0, 1]")
     monkeypatch.setenv("DSPEX_POOLS__GPU__GPUS", "1")
     monkeypatch.setenv("DSPEX_ENGINE__COMMIT", '{"max_events": 7}')
-    monkeypatch.setenv("DSPEX_ENGINE__LEASE", "8")
+    monkeypatch.setenv("DSPEX_ENGINE__HEARTBEAT", "8")
     settings = Settings.load()
     assert settings.topologies == ("a:b", "c.yaml")
     assert settings.pools["gpu"].devices == (0, 1)
     assert settings.engine.commit.max_events == 7
-    assert settings.engine.lease == 8.0
+    assert settings.engine.heartbeat == 8.0
 
 
 def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "dspex.toml").write_text(
-        'ap = "x"\n[engine]\nlease = "soon"\n[pools.gpu]\nsise = 2\nsize = "many"\nmemory = "lots"\n'
+        'ap = "x"\n[engine]\nheartbeat = "soon"\n[pools.gpu]\nsise = 2\nsize = "many"\nmemory = "lots"\n'
         'lm = "x"\n[lm.main]\nkey_env = "K"\n'
     )
     monkeypatch.setenv("DSPEX_ENGINE__COMMIT__MAX_EVENT", "3")
     found = problems()
     assert found["ap"] == ("DX104", "dspex.toml:1", "did you mean app?")
-    assert found["engine.lease"][:2] == ("DX102", "dspex.toml:3")
+    assert found["engine.heartbeat"][:2] == ("DX102", "dspex.toml:3")
     assert found["pools.gpu.sise"] == ("DX104", "dspex.toml:5", "did you mean pools.gpu.size?")
     assert found["pools.gpu.size"][:2] == ("DX105", "dspex.toml:6")
     assert found["pools.gpu.memory"][:2] == ("DX103", "dspex.toml:7")
@@ -180,7 +180,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
     ("text", "key"),
     [
         ('http = { bind = ":8080" }\n', "http"),
-        ('[engine]\nclaim_check_above = "256KiB"\n', "engine.claim_check_above"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
         ('[lm.main]\nmodel = "a/b"\nlimits = { cost = "50 USD/day" }\n', "lm.main.limits"),
         ('[lm.main]\nmodel = "a/b"\nbreaker = { failures = 5 }\n', "lm.main.breaker"),
@@ -290,7 +289,7 @@ def test_a_nats_context_ranks_just_below_the_layer_that_names_it(
 
 def test_settings_arrive_unchanged_in_a_child_process(folder: Path) -> None:
     (folder / "dspex.toml").write_text(FULL)
-    settings = Settings.load(engine__lease="9s")
+    settings = Settings.load(engine__heartbeat="9s")
     again = Settings.from_json(settings.to_json())
     assert again == settings
     assert again.origins() == settings.origins()
@@ -333,5 +332,5 @@ def test_settings_made_in_python_raise_the_errors_of_loaded_ones(folder: Path, g
 
 
 def test_a_variable_with_one_underscore_between_levels_suggests_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DSPEX_ENGINE_LEASE", "9s")
-    assert problems()["engine_lease"] == ("DX104", "env DSPEX_ENGINE_LEASE", "did you mean DSPEX_ENGINE__LEASE?")
+    monkeypatch.setenv("DSPEX_ENGINE_HEARTBEAT", "9s")
+    assert problems()["engine_heartbeat"] == ("DX104", "env DSPEX_ENGINE_HEARTBEAT", "did you mean DSPEX_ENGINE__HEARTBEAT?")

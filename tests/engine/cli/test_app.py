@@ -98,12 +98,12 @@ def test_the_log_level_is_that_of_the_settings(folder: Path, capsys: pytest.Capt
 
 
 def test_settings_errors_have_the_shape_of_all_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "dspex.toml").write_text('ap = "shop"\n[engine]\nlease = "x"\n')
+    (folder / "dspex.toml").write_text('ap = "shop"\n[engine]\nheartbeat = "x"\n')
     assert cli.main(["config", "show"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "error[DX102] engine.lease (dspex.toml:3): 'x' is not a duration",
+        "error[DX102] engine.heartbeat (dspex.toml:3): 'x' is not a duration",
         '  fix: write "10s", "1m", "1h30m", "7d" or seconds',
         "error[DX104] ap (dspex.toml:1): there is no setting 'ap'",
         "  fix: did you mean app?",

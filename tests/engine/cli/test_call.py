@@ -89,7 +89,7 @@ def test_a_run_with_calls_shows_their_usage(project: Project, tmp_path: Path) ->
     assert [(r["status"], r["calls"], len(r["outputs"])) for r in runs] == [("done", 1, 1)] * 40
     assert all(r["usage"]["cost"] > 0 for r in runs)
     with project.start("--json", "status", "--watch") as status:  # an engine says how it is now and then
-        (found,) = objects(status.until('"lag":0,"open_calls":0,'))
+        (found,) = objects(status.until('"lag":0,"oldest":null,"open_calls":0,'))
     (pool,) = found["pools"]
     assert (pool["pool"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
     (seen,) = project.here("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -115,3 +119,19 @@ def test_certificates_that_cannot_be_used_are_a_settings_error(folder: Path) -> 
         with pytest.raises(ConfigError, match="certificates") as caught:
             tls_context(tls)
         assert caught.value.code == "DX122"
+
+
+@pytest.mark.asyncio
+async def test_a_machine_whose_clock_is_far_from_the_servers_is_told_so(folder: Path, nats_url: str, unique: str) -> None:
+    async with open_bus(Settings.load(server__url=nats_url), name="test") as bus:
+        await bus.ensure_stream(StreamConfig(subjects.stream(unique), [f"{unique}.x"]))
+    support = Path(__file__).parents[2] / "support"
+    command = ("broken/wrong_clock.py", "-60", "../../__main__.py", "--json", "--server", nats_url, "doctor")
+    env = {**os.environ, "DSPEX_APP": unique}
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, cwd=support, env=env)
+    said = (await process.communicate())[0].decode()
+    assert process.returncode == 1
+    (clock,) = [row for line in said.splitlines() if (row := json.loads(line)).get("check") == "clock"]
+    assert not clock["ok"]
+    assert "the server's clock is +60" in clock["message"]
+    assert "NTP" in clock["fix"]

@@ -21,7 +21,9 @@ def test_a_published_event_is_stored_and_the_same_id_is_one_event(native: Projec
     assert (first.code, second.code) == (0, 0), first.err
     (a,), (b,) = first.objects(), second.objects()
     assert list(a) == RECEIPT
-    assert a == {"run": "order-1", "subject": native.input, "stream": f"DSPEX_{native.u}", "seq": a["seq"], "duplicate": False}
+    stream = f"DSPEX_{native.u}_sources"
+    place = {"subject": native.input, "stream": stream, "seq": a["seq"]}
+    assert a == {"run": f"{stream}@{a['seq']}", **place, "duplicate": False}
     assert b == a | {"duplicate": True}
     human = native.here("publish", native.input, "text=hello", "--key", "k", "--session", "s", "--header", "Tenant=acme")
     assert human.out.startswith("run ")
@@ -67,10 +69,13 @@ def test_a_bad_row_is_reported_with_its_line_and_the_others_are_published(native
 
 
 def test_lines_of_stdin_are_published_unchanged(native: Project) -> None:
-    huge = json.dumps({"text": "x" * 2_000_000})
-    found = native.publish("-", "by=me", stdin=f'{{"text":"same"}}\nnot json\n{{"text":"same"}}\n{huge}\n')
+    large, huge = (json.dumps({"text": "x" * size}) for size in (2_000_000, 68_000_000))
+    found = native.publish("-", "by=me", stdin=f'{{"text":"same"}}\nnot json\n{large}\n{huge}\n{{"text":"same"}}\n')
     assert found.code == 1
-    assert [r["outputs"][0]["data"] for r in found.objects()] == [{"text": "same", "by": "me", "size": 4}] * 2
+    same = {"text": "same", "by": "me", "size": 4}
+    larger = {"text": "x" * 2_000_000, "by": "me", "size": 2_000_000}
+    outputs = [r["outputs"][0]["data"] for r in found.objects()]
+    assert sorted(outputs, key=lambda data: data["size"]) == [same, same, larger]
     told = [json.loads(line)["error"] for line in found.err.splitlines() if '"error"' in line]
     assert [(e["code"], e["node"]) for e in told] == [("DX120", "stdin:2"), ("DX405", "stdin:4")]
 

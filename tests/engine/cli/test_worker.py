@@ -20,6 +20,7 @@ from waiting import until
 
 from dspex.bus import nats, subjects
 from dspex.bus.port import StreamConfig
+from dspex.bus.serving.work_consumers import WorkConsumers
 
 CONFIG = """
 app = "{app}"
@@ -73,6 +74,7 @@ async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Benc
     info = await bus.stream(subjects.stream(APP))
     assert info is not None
     await bus.purge(info.name, ">", below=info.last + 1)
+    await WorkConsumers(bus, APP, [(POOL, band) for band in subjects.BANDS]).look()
     found = Bench(None, bus)  # type: ignore[arg-type]
     pump = asyncio.create_task(found.pump())
     yield found

@@ -31,7 +31,7 @@ async def never_answer(message: Message) -> None:
 )
 async def test_a_call_is_bounded_by_its_spec_unless_the_caller_says_otherwise(options: Any, timeout: Any, bound: str) -> None:
     bus = MemoryServer().connect()
-    await bus.subscribe(subjects.call("app", "lightweight"), never_answer)
+    await bus.subscribe(subjects.call_pattern("app", "lightweight"), never_answer)
     async with Client(bus=bus, app="app") as client:
         with pytest.raises(CallTimeout, match=f"within {bound}"):
             await client.call(dspex.predict("text -> lang", **options), {"text": "hi"}, timeout=timeout)

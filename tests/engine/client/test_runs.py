@@ -109,7 +109,7 @@ def test_runs_of_sources_in_other_streams_and_of_many_partitions_are_followed_to
     async def follow() -> list[str]:
         return [p.id async for done in one.client.follow([r.id for r in runs], "10s") for p in done]
 
-    assert sorted(one.run(follow())) == sorted(r.id for r in runs)
+    assert sorted(one.run(follow())) == sorted(one.run(run.info()).id for run in runs)
     assert len(one.run(runs[7].outputs())) == 3
 
 
@@ -117,8 +117,8 @@ def test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one(lab: Ma
     one = lab(asking())
     one.start()
     one.work()
-    run = published(one)
-    assert one.run(one.client.run(run.id[-8:]).info()).id == run.id
+    id = one.run(published(one).info()).id
+    assert one.run(one.client.run(id[-8:]).info()).id == id
     one.store(NewMessage("in", b'{"text": "b"}'))
     foreign = one.messages("out")[-1].headers[subjects.RUN]
     assert one.run(one.client.run(foreign[-8:]).wait("3s")).id == foreign

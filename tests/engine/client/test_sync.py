@@ -31,10 +31,10 @@ def test_the_generated_client_is_current() -> None:
 
 def test_a_script_publishes_and_watches_without_await() -> None:
     with Client(background.run(connected())) as client:
-        run = client.publish("in", {"n": 1})
+        run = client.publish("in", {"n": 1}, id="order-1")
         assert isinstance(run, Run)
         assert (run.subject, run.stream, run.sequence, run.duplicate) == ("in", "DSPEX_app", 1, False)
-        assert client.publish("in", {"n": 2}, id=run.id).duplicate
+        assert client.publish("in", {"n": 2}, id="order-1").duplicate
         events = client.watch("in", start="all")
         assert next(events).data == {"n": 1}
         events.close()  # type: ignore[attr-defined]

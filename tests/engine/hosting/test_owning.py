@@ -14,7 +14,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage
-from dspex.engine.runtime import pumps
+from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -71,7 +71,7 @@ def test_an_engine_that_leaves_hands_over_at_once(lab: MakeLab) -> None:
     in_order(one, 8)
 
 
-def test_an_engine_that_dies_is_followed_after_its_lease(lab: MakeLab) -> None:
+def test_an_engine_that_dies_is_followed_after_five_heartbeats(lab: MakeLab) -> None:
     one = lab(shared())
     one.start("a")
     one.start("b")
@@ -93,8 +93,7 @@ def test_a_fenced_engine_commits_nothing_more_and_says_why(lab: MakeLab) -> None
     publish(one, range(4, 8))
     one.advance(1)
     stale = one.hosts["a"][0].runners[0].partitions[0]
-    one.hosts["a"][0].leases.seconds = 1e9  # type: ignore[union-attr]
-    for task in [t for t in asyncio.all_tasks(one.loop) if t.get_name() == "dspex.leases"]:
+    for task in [t for t in asyncio.all_tasks(one.loop) if t.get_name() == "dspex.membership"]:
         task.cancel()  # it gives no sign of life
     one.start("b")
     one.advance(12)
@@ -115,11 +114,10 @@ def thaw(one: Lab, stale: Any) -> None:
     """The frozen engine goes on with the commit that it was about to send."""
     host, bus = one.hosts["a"]
     assert isinstance(bus, Cut)
-    batch, entry = stale.flying
 
     async def go() -> None:
         try:
-            await super(Cut, bus).commit([*batch.drafts, entry.draft])
+            await super(Cut, bus).commit(bus.unsent)
         except BusError as e:
             host.runners[0].failed(stale, e)
 
@@ -174,7 +172,7 @@ def test_partitions_of_one_engine_commit_together(lab: MakeLab) -> None:
 
 
 def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pumps, "LAG", 100)
+    monkeypatch.setattr(position, "LAG", 100)
     one = lab(shared(2))
     one.start()
     for n in range(300):
@@ -182,4 +180,4 @@ def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(lab: MakeL
     one.advance(10)
     one.drain()
     host = one.start()
-    assert min(p.state.source_sequence for p in host.runners[0].partitions.values()) > 200
+    assert min(p.tables.position("source").sequence for p in host.runners[0].partitions.values()) > 200

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import orjson
+import pytest
 from engine_lab import APP, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus
-from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -58,7 +60,7 @@ class Held(MemoryBus):
 def test_a_commit_that_does_not_end_is_logged_once_and_shown_by_status_until_it_does(lab: MakeLab) -> None:
     one = lab(echo())
     bus = Held(one.server, BusEvents())
-    engine = one.start(bus=bus, stall_after=3.0, lease=3.0)
+    engine = one.start(bus=bus, stall_after=3.0, heartbeat=0.6)
     bus.held = True
     one.publish("in", {"n": 1})
     one.advance(2)
@@ -76,7 +78,9 @@ def test_a_commit_that_does_not_end_is_logged_once_and_shown_by_status_until_it_
 def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:
     one = lab(echo())
     engine = one.start(stall_after=3.0)
-    one.run(engine.runners[0].pumps.stop())
+    for task in [t for t in asyncio.all_tasks(one.loop) if t.get_name() == "echo.s1.source"]:
+        task.cancel()  # as if its pump hung
+    one.advance(0.1)
     one.publish("in", {"n": 1})
     one.advance(5)
     assert engine.watchdog.health == "stalled: echo/s1, events of the source are not read"
@@ -114,3 +118,24 @@ def test_waiting_for_workers_is_no_stall_even_when_the_source_waits_too(lab: Mak
         one.advance(20)
     assert stalls(logged) == 0
     assert engine.watchdog.health == "ok"
+
+
+@pytest.mark.parametrize("source", ["EVENTS", ""])
+def test_a_stream_that_is_gone_from_the_server_is_told_at_once_and_then_once_a_minute(lab: MakeLab, source: str) -> None:
+    one = lab(echo())
+    if source:  # of somebody else: it goes on, and nothing can be committed
+        one.run(one.client.bus.ensure_stream(StreamConfig(source, ["in"])))
+    engine = one.start()
+    one.publish("in", {})
+    with capture_logs() as logged:
+        one.run(one.client.bus.remove("stream", subjects.stream(APP)))
+        if source:
+            one.publish("in", {})
+        one.advance(10)
+        gone = f"the stream {subjects.stream(APP)} is gone from the server, with all that it held"
+        assert engine.watchdog.health == gone
+        assert [(line["why"], "fix" in line) for line in logged if line["event"] == "nothing is processed"] == [(gone, True)]
+        one.advance(590)
+    said = Counter(str(line["event"]) for line in logged)
+    assert said["nothing is processed"] == 10
+    assert max(said.values()) <= 10

@@ -11,22 +11,26 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
 from dspex.bus.port import StreamConfig
+from dspex.engine.graph import manifest
 from dspex.engine.log import commit_log, housekeeping
+from dspex.engine.log.entries import LogAddress, Snapshot, bases, packed, unpack
+from dspex.engine.log.reading import restored
+from dspex.engine.log.tables import Tables
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 KEEP = 30.0  # seconds of retention
 SWEEP_EVERY = 60.0  # seconds; 600 in earnest
 LATER = 130.0  # seconds after which two sweeps have gone over what is past it
-SNAPSHOT_EVERY = 16  # entries; 256 in earnest
-MANY = 3 * SNAPSHOT_EVERY
+SNAPSHOT_AFTER = 4_000  # bytes of entries, about 16 of them; 64 KiB in earnest
+MANY = 48
 
 
 @pytest.fixture(autouse=True)
 def _frequent_snapshots_and_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing goes before a snapshot stands behind it: with frequent ones a few events show what thousands would."""
     monkeypatch.setattr(housekeeping, "EVERY", SWEEP_EVERY)
-    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
+    monkeypatch.setattr(commit_log, "LEAST", SNAPSHOT_AFTER)
 
 
 def kept(name: str = "kept", source: str = "in", **options: Any) -> Topology:
@@ -43,7 +47,7 @@ def busy(one: Lab, count: int = MANY, source: str = "in") -> None:
 def counts(one: Lab, name: str = "kept") -> dict[str, int]:
     return {
         "log": len(one.messages(subjects.log(APP, name, "s1", 0))),
-        "results": len(one.messages(subjects.result(APP, name, "s1", 0))),
+        "records": len(one.messages(subjects.record(APP, "*", name, "s1", 0))),
         "work": len(one.messages(subjects.work_of(APP, name))),
         "source": len(one.messages("in")),
         "out": len(one.messages(f"out.{name}")),
@@ -76,10 +80,10 @@ def test_finished_events_are_removed_after_their_retention_and_sinks_and_dead_le
     after = counts(one)
     assert after["out"] == MANY - 1
     assert len(one.letters()) == 1
-    assert after["log"] < 3 * SNAPSHOT_EVERY
+    assert after["log"] < MANY
     assert after["source"] < MANY
     assert after["work"] < MANY
-    assert after["results"] < MANY
+    assert after["records"] < MANY
     one.kill()
     one.start(records=KEEP)
     busy(one, 10)
@@ -95,7 +99,7 @@ def test_records_of_calls_are_kept_longer_than_events_where_that_is_set(lab: Mak
     busy(one)
     one.advance(LATER)
     after = counts(one)
-    assert after["results"] == MANY
+    assert after["records"] == MANY
     assert after["work"] < MANY
 
 
@@ -103,7 +107,7 @@ def test_open_calls_held_results_and_waiting_events_are_kept_however_old(lab: Ma
     one = lab(kept(order="key"))
 
     def answer(inputs: Any, work: Any) -> Any:
-        if inputs["text"] == "0" and work.attempt == 1:
+        if inputs["text"] == "0" and work.try_number == 1:
             raise RateLimited("come back later", retry_after=200.0)
         return {"answer": "yes"}
 
@@ -152,14 +156,14 @@ def test_a_source_that_is_somebodys_sink_and_a_stream_of_others_are_left_alone(l
     one = lab(first, second)
     one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
     one.start(records=KEEP)
-    for n in range(3 * SNAPSHOT_EVERY):
+    for n in range(MANY):
         one.publish("in", {"n": n})
     one.advance(LATER)
-    assert len(one.messages("in", "EVENTS")) == 3 * SNAPSHOT_EVERY
-    assert len(one.messages("middle")) == 3 * SNAPSHOT_EVERY
-    assert len(one.messages("out")) == 3 * SNAPSHOT_EVERY
+    assert len(one.messages("in", "EVENTS")) == MANY
+    assert len(one.messages("middle")) == MANY
+    assert len(one.messages("out")) == MANY
     log = len(one.messages(subjects.log(APP, "first", "s1", 0)))
-    assert log < 3 * SNAPSHOT_EVERY
+    assert log < MANY
 
 
 def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
@@ -168,7 +172,7 @@ def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
     one = lab(topology, max_payload=64_000)
     one.start(records=KEEP)
     one.publish("in", {"text": "x" * 63_900, "by": 0})
-    for _ in range(3 * SNAPSHOT_EVERY):
+    for _ in range(MANY):
         one.publish("in", {"text": "x", "by": 1})
     one.advance(LATER)
     (letter,) = one.letters()
@@ -186,3 +190,64 @@ def test_only_the_engine_with_the_first_partition_does_housekeeping(lab: MakeLab
     one.advance(20)
     assert sorted(len(h._first_of()) for h in hosts) == [0, 1]
     assert STREAM in one.server.streams
+
+
+def whole(one: Lab, name: str = "kept") -> list[bool]:
+    """Of each snapshot that an entry names which is still there: whether all of its messages are."""
+    found = [unpack(m.data).get("snapshot") for m in one.messages(subjects.log(APP, name, "s1", 0))]
+    address = LogAddress.of(APP, name, "s1", 0)
+    return [one.run(restored(one.client.bus, address, Snapshot(*named), Tables())) for named in found if named]
+
+
+def test_the_older_of_two_snapshots_stays_whole_while_it_is_named(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    last = one.messages(subjects.log(APP, "kept", "s1", 0))[-1]
+    base, older = bases(last.sequence, unpack(last.data))
+    assert base > older > 0
+    assert whole(one) == [True, True]
+    one.kill()
+    message = one.server.streams[STREAM].messages[base]  # and it is what recovery falls back to
+    entry = dict(unpack(message.data))
+    entry["snapshot"] = (*entry["snapshot"][:3], b"damaged", entry["snapshot"][4])
+    one.server.streams[STREAM].messages[base] = message._replace(data=packed(entry))
+    one.start(records=KEEP)
+    busy(one, 5)
+    one.advance(5)
+    assert len(one.outputs("out.kept")) == MANY + 5
+
+
+def test_the_last_snapshot_before_the_retention_stays_with_all_that_a_replay_from_it_reads(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    one.work()
+    busy(one)
+    one.advance(LATER)
+    for _ in range(3):  # much more than two snapshots, all within the retention
+        busy(one)
+    one.advance(1)
+
+    async def swept() -> float:
+        bus = one.client.bus
+        applied = await manifest.of_application(bus, APP)
+        now = one.server.now
+        await housekeeping.sweep(bus, APP, "kept", applied, records=KEEP, now=now)
+        return now - KEEP
+
+    horizon = one.run(swept())
+    log = one.messages(subjects.log(APP, "kept", "s1", 0))
+    named = [m for m in log if "snapshot" in unpack(m.data)]
+    old = [m for m in named if m.time < horizon]
+    assert len(named) > 3
+    assert old
+    at = unpack(old[-1].data)["snapshot"][0]
+    assert whole(one)[len(old) - 1]
+    assert log[0].sequence <= at < log[-1].sequence
+    tables, address = Tables(), LogAddress.of(APP, "kept", "s1", 0)
+    one.run(restored(one.client.bus, address, Snapshot(*unpack(old[-1].data)["snapshot"]), tables))
+    events = [m.sequence for m in one.messages("in")]
+    position = tables.position("source").sequence
+    assert len([sequence for sequence in events if sequence > position]) >= 3 * MANY

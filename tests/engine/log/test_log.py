@@ -12,17 +12,19 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.engine.log import commit_log
-from dspex.engine.log.commit_log import look, unpack
+from dspex.engine.log.entries import unpack
+from dspex.engine.log.reading import look
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "logged", "s1", 0)
-SNAPSHOT_EVERY = 64  # entries; 256 in earnest
+SNAPSHOT_AFTER = 8_000  # bytes of entries, about 30 of them; 64 KiB in earnest
+MANY = 150
 
 
 @pytest.fixture(autouse=True)
 def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_log, "SNAPSHOT_EVERY", SNAPSHOT_EVERY)
+    monkeypatch.setattr(commit_log, "LEAST", SNAPSHOT_AFTER)
 
 
 def logged() -> Topology:
@@ -42,37 +44,40 @@ def snapshots(one: Lab) -> list[int]:
 def test_a_recovery_reads_from_the_last_snapshot_on(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
-    for n in range(2 * SNAPSHOT_EVERY + 50):
+    for n in range(MANY):
         one.publish("in", {"text": str(n)})
     assert len(snapshots(one)) >= 2
     one.drain()
+    (_, named) = next((s, e) for s, e in reversed(entries(one)) if "snapshot" in e)
+    one.run(one.client.bus.purge(STREAM, LOG, below=named["snapshot"][0] + 1))  # what lies before it is not read
     host = one.start()
     p = host.runners[0].partitions[0]
-    assert p.log.since < SNAPSHOT_EVERY + 50
-    assert len(p.state.calls) == 2 * SNAPSHOT_EVERY + 50
+    assert len(p.tables.calls.rows) == MANY
     one.work()
     one.advance(5)
-    assert len(one.outputs("out")) == 2 * SNAPSHOT_EVERY + 50
+    assert len(one.outputs("out")) == MANY
 
 
-def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_log, "INLINE", 8_000)
+def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
     one = lab(logged(), max_payload=10_000)
     one.start()
-    for n in range(3 * SNAPSHOT_EVERY):
+    for n in range(MANY):
         one.publish("in", {"text": str(n)})
     for n in range(2):
         one.drain()
         one.start()
-        for m in range(SNAPSHOT_EVERY):
+        for m in range(MANY // 3):
             one.publish("in", {"text": f"{n}.{m}"})
     _, last = next((s, e) for s, e in reversed(entries(one)) if "snapshot" in e)
-    assert last["snapshot"]["pieces"] >= 2
+    at, first, final, _, size = last["snapshot"]
+    assert size > 10_000
+    assert len(one.messages(subjects.snapshot(APP, "logged", "s1", 0))) >= final - first + 1 >= 2
+    assert at < first
     one.kill()
     one.start()
     one.work()
     one.advance(5)
-    assert len(one.outputs("out")) == 5 * SNAPSHOT_EVERY
+    assert len(one.outputs("out")) == MANY + 2 * (MANY // 3)
     assert one.letters() == []
 
 
@@ -80,31 +85,33 @@ def damage(one: Lab, sequence: int) -> None:
     stream = one.server.streams[STREAM]
     message = stream.messages[sequence]
     entry = dict(unpack(message.data))
-    entry["snapshot"] = {**entry["snapshot"], "sha256": b"not the digest"}
+    at, first, last, _, size = entry["snapshot"]
+    entry["snapshot"] = at, first, last, b"not the digest", size
     stream.messages[sequence] = message._replace(data=msgpack.packb(entry))
 
 
 def test_a_damaged_snapshot_is_passed_over_for_the_one_before(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
-    for n in range(2 * SNAPSHOT_EVERY + 20):
+    for n in range(MANY):
         one.publish("in", {"text": str(n)})
     one.kill()
     damage(one, snapshots(one)[-1])
     one.start()
     one.work()
     one.advance(5)
-    assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(2 * SNAPSHOT_EVERY + 20))
+    assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
 
 
 def test_an_engine_that_cannot_read_its_log_says_so_and_does_not_begin_anew(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
-    for n in range(2 * SNAPSHOT_EVERY + 20):
+    for n in range(MANY):
         one.publish("in", {"text": str(n)})
     one.kill()
     for sequence in snapshots(one)[-2:]:
         damage(one, sequence)
+    one.run(one.client.bus.purge(STREAM, LOG, below=snapshots(one)[-2]))  # as housekeeping does
     with pytest.raises(BusError) as e:
         one.start()
     assert e.value.code == "DX411"
@@ -117,10 +124,10 @@ def test_looking_at_a_log_changes_nothing_and_shows_the_open_calls(lab: MakeLab)
     for n in range(3):
         one.publish("in", {"text": str(n)})
     before = len(one.messages(LOG))
-    state = one.run(look(one.client.bus, APP, "logged", "s1", 0))
-    assert (len(state.calls), state.source_sequence > 0) == (3, True)
+    tables = one.run(look(one.client.bus, APP, "logged", "s1", 0))
+    assert (len(tables.calls.rows), tables.position("source").sequence > 0) == (3, True)
     assert len(one.messages(LOG)) == before
-    assert len(one.run(look(one.client.bus, APP, "logged", "s1", 7)).calls) == 0
+    assert len(one.run(look(one.client.bus, APP, "logged", "s1", 7)).calls.rows) == 0
 
 
 def test_each_log_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
@@ -131,3 +138,44 @@ def test_each_log_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
     assert (entry["kind"], entry["covers"]) == ("commit", 1)
     work = one.messages(subjects.work(APP, "lightweight", "logged", "ask"))
     assert [m.sequence for m in work] == [sequence - 1]
+
+
+def test_a_log_that_is_whole_is_read_without_any_of_its_snapshots(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(MANY):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    for sequence in snapshots(one):
+        damage(one, sequence)
+    one.start()
+    one.work()
+    one.advance(5)
+    assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
+
+
+def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "a"})
+    (at, claim), (_, commit) = entries(one)
+    assert (claim["kind"], claim["epoch"], claim["owner"], claim["manifest"]) == ("claim", 1, "a", 1)
+    assert claim["build"]["graph"] == logged().digest
+    assert sorted(claim["build"]) == ["codecs", "dspex", "graph", "hash seed", "python"]
+    assert commit["claim"] == at
+    assert sorted(commit) == ["base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
+
+
+def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapshot_says_it(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    for n in range(MANY):
+        one.publish("in", {"text": str(n)})
+    one.drain()
+    one.run(one.client.bus.purge(STREAM, LOG, below=snapshots(one)[-1]))  # the claim with it
+    one.start("b")
+    claims = [entry for _, entry in entries(one) if entry["kind"] == "claim"]
+    assert [(claim["epoch"], claim["owner"]) for claim in claims] == [(2, "b")]
+    one.work()
+    one.advance(5)
+    assert len(one.outputs("out")) == MANY

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine_lab import APP, Lab
+import pytest
+from engine_lab import APP, Lab, Slow
 
 from dspex.bus import subjects
-from dspex.bus.errors import LMUnavailable, ProgramError, RateLimited, RetryLater
+from dspex.bus.errors import (
+    CallError,
+    CallTimeout,
+    CircuitOpen,
+    LMUnavailable,
+    ProgramError,
+    RateLimited,
+    RetryLater,
+    Saturated,
+)
 from dspex.bus.memory.server import Faults
-from dspex.bus.records import Work
+from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -27,7 +37,7 @@ def asking(**options: Any) -> Topology:
 def test_a_call_that_fails_is_made_again_after_its_back_off() -> None:
     with Driver(asking(retry=Retry(attempts=3, backoff="10s", jitter=0.0))) as d:
         d.answer("ask", {"answer": "yes"})
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         d.publish("in", {"text": "a"})
         assert d.outputs("out") == []
         d.advance("9s")
@@ -51,9 +61,30 @@ def test_the_next_attempt_at_a_call_waits_for_retry_after() -> None:
         assert len(d.outputs("out")) == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{"retry": Retry(backoff="50ms", jitter=0.0)}, {"deadline": "300ms"}], ids=["retry", "deadline"]
+)
+def test_what_is_due_before_the_engine_hears_of_its_own_commit_waits_for_that(lab: MakeLab, options: Any) -> None:
+    """The request is stored, answered, and to be asked again or given up, and only its engine does not know where it lies."""
+    one = lab(asking(**options))
+    one.start(bus=Slow(one.server, 1.0))
+
+    def answer(inputs: dict[str, Any], request: CallRequest) -> dict[str, Any]:
+        if request.try_number == 1 or "deadline" in options:
+            raise CallTimeout("down")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(10)
+    assert [letter.reason for letter in one.letters()] == (["CallTimeout"] if "deadline" in options else [])
+    assert one.outputs("out") == ([] if "deadline" in options else [{"text": "a", "answer": "yes"}])
+
+
 def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
     with Driver(asking(retry=Retry(attempts=2), fallback={"answer": "perhaps"})) as d:
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         d.publish("in", {"text": "a"})
         d.advance("5s")
         assert d.outputs("out") == [{"text": "a", "answer": "perhaps"}]
@@ -61,11 +92,11 @@ def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
 
 def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error() -> None:
     with Driver(asking(retry=Retry(attempts=2))) as d:
-        d.fail("ask", LMUnavailable("down"), times=2)
+        d.fail("ask", CallTimeout("down"), times=2)
         run = d.publish("in", {"text": "a"})
         d.advance("5s")
         (letter,) = d.dead_letters()
-        assert (letter.node, letter.reason, letter.message, letter.attempts) == ("ask", "LMUnavailable", "down", 2)
+        assert (letter.node, letter.reason, letter.message, letter.attempts) == ("ask", "CallTimeout", "down", 2)
         assert (letter.run, letter.event.data) == (run, {"text": "a"})
 
 
@@ -161,12 +192,12 @@ def test_results_come_as_they_finish_where_order_does_not_matter() -> None:
         assert [o["text"] for o in d.outputs("out")] == ["2", "1"]
 
 
-def delayed(lab: Lab, texts: set[str]) -> None:
-    """The first attempt of these is rate-limited for a minute."""
+def delayed(lab: Lab, texts: set[str], error: CallError | None = None) -> None:
+    """The first attempt of these fails; it is rate-limited for a minute if no error is given."""
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] in texts and work.attempt == 1:
-            raise RateLimited("wait", retry_after=60.0)
+        if inputs["text"] in texts and work.try_number == 1:
+            raise error or RateLimited("wait", retry_after=60.0)
         return {"answer": inputs["text"]}
 
     lab.answers["ask"] = answer
@@ -187,23 +218,22 @@ def test_results_of_a_key_are_released_in_its_order_and_other_keys_do_not_wait(l
 
 def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) -> None:
     one = lab(asking(order="key", retry=Retry(attempts=1)))
-    delayed(one, {"1"})
-    one.answers["ask"], limited = (lambda inputs, work: {"answer": inputs["text"]}), one.answers["ask"]
+    one.answers["ask"] = lambda inputs, work: {"answer": inputs["text"]}
     one.start()
     for n in range(6):
         one.publish("in", {"text": str(n)}, key="k")
     works = one.messages(subjects.work(APP, "lightweight", "asking", "ask"))
     for m in reversed(works[2:]):
-        one.store(one.result(Work.unpack(m.data)))
+        one.store(one.result(CallRequest.unpack(m.data)))
     one.kill()
     one.start()
     assert one.outputs("out") == []
-    one.store(one.result(Work.unpack(works[0].data)))
+    one.store(one.result(CallRequest.unpack(works[0].data)))
     assert [o["text"] for o in one.outputs("out")] == ["0"]
-    one.answers["ask"] = limited
+    delayed(one, {"1"}, CallTimeout("too slow"))
     one.kill()
     one.start()
-    one.store(one.result(Work.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
+    one.store(one.result(CallRequest.unpack(works[1].data)))  # spent: a dead letter, and the others need not wait
     assert [o["text"] for o in one.outputs("out")] == ["0", "2", "3", "4", "5"]
     assert [letter.event.data["text"] for letter in one.letters()] == ["1"]
 
@@ -212,7 +242,7 @@ def test_a_fallback_waits_for_the_earlier_calls_of_its_key_too(lab: MakeLab) -> 
     one = lab(asking(order="key", fallback={"answer": "perhaps"}))
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] == "1" and work.attempt == 1:
+        if inputs["text"] == "1" and work.try_number == 1:
             raise RateLimited("wait", retry_after=60.0)
         if inputs["text"] == "2":
             raise ProgramError("no")
@@ -236,7 +266,7 @@ def test_an_answer_that_does_not_fit_when_its_turn_comes_is_asked_again_and_the_
     limited = one.answers["ask"]
 
     def answer(inputs: dict[str, Any], work: Any) -> Any:
-        if inputs["text"] == "2" and work.attempt == 1:
+        if inputs["text"] == "2" and work.try_number == 1:
             return {"answer": "no number"}
         return limited(inputs, work)
 
@@ -257,13 +287,16 @@ def test_late_repeated_and_unknown_results_are_counted_and_change_nothing(lab: M
     assert len(one.outputs("out")) == 1
     work = one.asked[0]
     again = one.result(work)
-    one.store(again._replace(headers={subjects.RUN: "x"}))  # a repeat that the window does not catch
-    one.store(one.result(work, ordinal=77, call="unknown"))
-    one.store(one.result(work, attempt=2))
-    one.store(again._replace(data=b"\xff garbage", headers={}))
+    for message in (
+        again,  # a repeat that the window does not catch, as it has no message id here
+        one.result(work, number=77, call="unknown"),
+        one.result(work, try_number=2),
+        again._replace(data=b"\xff garbage"),
+    ):
+        one.store(message._replace(headers={}))
     assert len(one.outputs("out")) == 1
-    assert host.runners[0].counters.dropped == 4
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].counters["dropped"] == 4
+    assert host.runners[0].stopped is None
 
 
 def test_a_function_behind_a_call_may_ask_for_later_without_another_call() -> None:
@@ -302,7 +335,30 @@ def test_open_calls_are_bounded_and_the_source_waits(lab: MakeLab) -> None:
     for n in range(12):
         one.publish("in", {"text": str(n)})
     (p,) = host.runners[0].partitions.values()
-    assert len(p.state.calls) == 5
+    assert len(p.tables.calls.rows) == 5
     one.work()
     one.advance(1)
     assert len(one.outputs("out")) == 12
+
+
+@pytest.mark.parametrize("error", [LMUnavailable, RateLimited, Saturated, CircuitOpen])
+def test_an_outage_of_minutes_costs_no_event_as_long_as_the_deadline_is_not_over(lab: MakeLab, error: type[CallError]) -> None:
+    one = lab(asking(deadline="10m"))
+    down = True
+
+    def answer(inputs: dict[str, Any], work: Any) -> Any:
+        if down:
+            raise error("down")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start()
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(300)
+    assert (one.outputs("out"), one.letters()) == ([], [])
+    down = False
+    one.advance(90)
+    assert [o["answer"] for o in one.outputs("out")] == ["yes"]
+    assert one.asked[-1].attempt == 1
+    assert len(one.asked) < 20  # the pauses grow

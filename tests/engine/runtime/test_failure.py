@@ -9,6 +9,7 @@ import pytest
 from dspex.bus import errors as e
 from dspex.bus.records import CallSpec
 from dspex.engine.graph.nodes import Call, Retry
+from dspex.engine.log.rows import OpenCall
 from dspex.engine.runtime.failure import decide
 
 SPEC = CallSpec("predict", "a -> b", "a -> b")
@@ -34,8 +35,14 @@ def tree(cls: type[e.DspexError]) -> Iterator[type[e.DspexError]]:
             yield from tree(sub)
 
 
-RETRIED = {e.Saturated, e.RateLimited, e.CallTimeout, e.LMUnavailable, e.CircuitOpen, e.WorkerLost, e.InvalidOutput}
+OUTAGES = {e.Saturated, e.RateLimited, e.LMUnavailable, e.CircuitOpen}
+RETRIED = {e.CallTimeout, e.InvalidOutput}
 AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.CallError}
+
+
+def row(attempts: int = 1, *, id: str = "id", try_number: int | None = None, invalid: int = 0, deaths: int = 0) -> OpenCall:
+    tried = attempts if try_number is None else try_number
+    return OpenCall("n", id, "run", "lightweight", FOREVER, b"", tried, attempts, invalid, deaths)
 
 
 @pytest.mark.parametrize("cls", sorted(RETRIED, key=lambda c: c.__name__))
@@ -43,58 +50,93 @@ def test_a_passing_error_is_retried_until_attempts_are_spent_then_it_falls_back_
     cls: type[e.CallError],
 ) -> None:
     for attempt in (1, 2):
-        assert decide(cls("x"), attempt, call(fallback=True), "id", left=FOREVER).what == "retry"
-    assert decide(cls("x"), 3, call(fallback=True), "id", left=FOREVER).what == "fallback"
-    assert decide(cls("x"), 3, call(skip=True), "id", left=FOREVER).what == "skip"
-    assert decide(cls("x"), 3, call(), "id", left=FOREVER).what == "dead"
+        verdict = decide(cls("x"), row(attempt), call(fallback=True), FOREVER)
+        assert verdict.what == "retry"
+        assert verdict.row is not None
+        assert (verdict.row.attempts, verdict.row.try_number) == (attempt + 1, attempt + 1)
+    assert decide(cls("x"), row(3), call(fallback=True), FOREVER).what == "fallback"
+    assert decide(cls("x"), row(3), call(skip=True), FOREVER).what == "skip"
+    assert decide(cls("x"), row(3), call(), FOREVER).what == "dead"
+
+
+@pytest.mark.parametrize("cls", sorted(OUTAGES, key=lambda c: c.__name__))
+def test_an_outage_counts_no_attempt_and_is_tried_with_growing_pauses_until_the_deadline(cls: type[e.CallError]) -> None:
+    asked, waits = row(), []
+    for _ in range(50):
+        verdict = decide(cls("x"), asked, call(), FOREVER)
+        assert verdict.what == "retry"
+        assert verdict.row is not None
+        waits.append(verdict.after)
+        asked = verdict.row
+    assert asked.attempts == 1  # all are left for when the model is back
+    assert asked.try_number == 51  # the ids of records are made from it
+    assert waits == sorted(waits)
+    assert waits[0] < waits[-1]
+    assert decide(cls("x"), asked, call(fallback=True), waits[-1] / 2).what == "fallback"
+    assert decide(cls("x"), asked, call(), waits[-1] / 2).what == "dead"
+
+
+def test_only_a_death_alone_counts_as_an_attempt() -> None:
+    asked, lost = row(), e.WorkerLost("x")
+    for death in (1, 2):
+        verdict = decide(lost, asked, call(), FOREVER)
+        assert verdict.what == "retry"
+        assert verdict.row is not None
+        asked = verdict.row
+        assert (asked.deaths, asked.attempts, asked.alone) == (death, 1, death == 2)
+    for attempt in (2, 3):
+        verdict = decide(lost, asked, call(), FOREVER)
+        assert verdict.row is not None
+        asked = verdict.row
+        assert asked.attempts == attempt
+    assert decide(lost, asked, call(), FOREVER).what == "dead"
 
 
 def test_an_answer_that_does_not_fit_is_asked_for_once_more_whatever_else_failed_before() -> None:
-    assert decide(e.InvalidOutput("x"), 2, call(), "id", left=FOREVER).what == "retry"  # the first one: a worker died before
-    assert decide(e.InvalidOutput("x"), 2, call(), "id", left=FOREVER, invalid=1).what == "dead"
-    assert decide(e.WorkerLost("x"), 2, call(), "id", left=FOREVER, invalid=1).what == "retry"
+    assert decide(e.InvalidOutput("x"), row(2), call(), FOREVER).what == "retry"  # the first one: something else failed before
+    assert decide(e.InvalidOutput("x"), row(2, invalid=1), call(), FOREVER).what == "dead"
+    assert decide(e.CallTimeout("x"), row(2, invalid=1), call(), FOREVER).what == "retry"
 
 
 @pytest.mark.parametrize("cls", sorted(AT_ONCE, key=lambda c: c.__name__))
 def test_a_lasting_error_of_a_call_falls_back_at_once(cls: type[e.CallError]) -> None:
-    assert decide(cls("x"), 1, call(fallback=True), "id", left=FOREVER).what == "fallback"
-    assert decide(cls("x"), 1, call(), "id", left=FOREVER).what == "dead"
+    assert decide(cls("x"), row(), call(fallback=True), FOREVER).what == "fallback"
+    assert decide(cls("x"), row(), call(), FOREVER).what == "dead"
 
 
 @pytest.mark.parametrize("cls", sorted(tree(e.DataError), key=lambda c: c.__name__))
 def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataError]) -> None:
-    assert decide(cls("x"), 1, call(fallback=True), "id", left=FOREVER).what == "dead"
-    assert decide(cls("x"), 1, call(skip=True), "id", left=FOREVER).what == "skip"
+    assert decide(cls("x"), row(), call(fallback=True), FOREVER).what == "dead"
+    assert decide(cls("x"), row(), call(skip=True), FOREVER).what == "skip"
 
 
 def test_the_policy_tests_cover_every_class_of_call_error() -> None:
-    assert set(tree(e.CallError)) == RETRIED | AT_ONCE
+    assert set(tree(e.CallError)) == RETRIED | AT_ONCE | OUTAGES | {e.WorkerLost}
 
 
 def test_waits_grow_to_their_cap_and_are_spread_by_the_calls_id() -> None:
-    plain = [decide(e.CallTimeout("x"), n, call(attempts=9, cap="5s"), "id", left=FOREVER).after for n in range(1, 6)]
+    plain = [decide(e.CallTimeout("x"), row(n), call(attempts=9, cap="5s"), FOREVER).after for n in range(1, 6)]
     assert plain == [1.0, 2.0, 4.0, 5.0, 5.0]
-    spread = [decide(e.CallTimeout("x"), 1, call(jitter=0.5), id, left=FOREVER).after for id in "abcdefgh"]
+    spread = [decide(e.CallTimeout("x"), row(id=id), call(jitter=0.5), FOREVER).after for id in "abcdefgh"]
     assert len(set(spread)) == 8
     assert all(0.5 <= s <= 1.5 for s in spread)
-    assert decide(e.CallTimeout("x"), 1, call(jitter=0.5), "a", left=FOREVER).after == spread[0]
+    assert decide(e.CallTimeout("x"), row(id="a"), call(jitter=0.5), FOREVER).after == spread[0]
 
 
 def test_the_pause_before_an_attempt_is_at_least_retry_after() -> None:
-    assert decide(e.RateLimited("x", retry_after=30.0), 1, call(), "id", left=FOREVER).after == 30.0
-    assert decide(e.RateLimited("x", retry_after=0.1), 1, call(), "id", left=FOREVER).after == 1.0
+    assert decide(e.RateLimited("x", retry_after=30.0), row(), call(), FOREVER).after == 30.0
+    assert decide(e.RateLimited("x", retry_after=0.1), row(), call(), FOREVER).after == 1.0
 
 
 def test_an_answer_that_does_not_fit_is_asked_again_at_once() -> None:
-    assert decide(e.InvalidOutput("x"), 1, call(), "id", left=FOREVER).after == 0.0
+    assert decide(e.InvalidOutput("x"), row(), call(), FOREVER).after == 0.0
 
 
 def test_an_attempt_that_would_begin_after_the_deadline_is_not_made() -> None:
-    assert decide(e.RateLimited("x", retry_after=30.0), 1, call(fallback=True), "id", left=29.0).what == "fallback"
-    assert decide(e.RetryLater(after=5.0), 1, call(), "id", left=5.0).what == "dead"
+    assert decide(e.RateLimited("x", retry_after=30.0), row(), call(fallback=True), 29.0).what == "fallback"
+    assert decide(e.RetryLater(after=5.0), row(), call(), 5.0).what == "dead"
 
 
 def test_a_program_that_raises_retry_later_is_run_again_any_number_of_times() -> None:
-    assert decide(e.RetryLater(after=7.0), 99, call(), "id", left=FOREVER) == decide(
-        e.RetryLater(after=7.0), 1, call(), "id", left=FOREVER
-    )
+    verdict = decide(e.RetryLater(after=7.0), row(1, try_number=99), call(), FOREVER)
+    assert (verdict.what, verdict.after, verdict.row) == ("retry", 7.0, row(1, try_number=100))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from engine_lab import APP, Lab
+from engine_lab import Lab
 
 import dspex
 from dspex import testing
 from dspex.bus.errors import LMUnavailable
-from dspex.engine.hosting.host import Host
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, StreamInfo
 
 MANY = 1200  # more than Python's stack would hold, if each one released the next
 
@@ -29,13 +31,14 @@ def test_any_number_of_results_may_wait_for_one_slow_call() -> None:
         assert [o["label"] for o in d.outputs("out.many")] == [str(number) for number in range(MANY)]
 
 
-def skewed(lab: Lab, name: str, by: float) -> None:
-    """Start an engine on a machine whose clock is `by` seconds ahead."""
-    bus = lab.server.connect()
-    host = Host(bus, APP, lab.graphs, engine=name, clock=lambda: lab.server.now + by)
-    lab.hosts[name] = (host, bus)
-    lab.run(host.start())
-    lab.advance(0.5)
+class Skewed(MemoryBus):
+    """A connection to a leader whose clock is `by` seconds ahead."""
+
+    by = 30.0
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        info = await super().stream(name)
+        return info and replace(info, now=info.now + self.by)
 
 
 def test_a_fallback_waits_for_earlier_calls_of_its_key_though_its_deadline_passed_first(lab: Callable[..., Lab]) -> None:
@@ -45,11 +48,11 @@ def test_a_fallback_waits_for_earlier_calls_of_its_key_though_its_deadline_passe
     )
     calls.sink("out")
     one = lab(topology)
-    skewed(one, "a", 30.0)
+    one.start("a", bus=Skewed(one.server, BusEvents()))
     one.publish("in", {"n": 1}, key="k")
     one.advance(1)
     one.kill("a")
-    skewed(one, "b", 0.0)
+    one.start("b")
     one.publish("in", {"n": 2}, key="k")  # opened after the first, and due 30 seconds before it
     one.advance(70)
     assert one.outputs("out") == []

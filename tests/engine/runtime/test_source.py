@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,9 +11,11 @@ from typing import Any
 import msgpack
 import pytest
 from engine_lab import STREAM, Lab
+from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import unpack_event
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -26,12 +29,12 @@ def reading(stream: str | None = None, **options: Any) -> Topology:
     return topology
 
 
-def foreign(one: Lab, name: str = "EVENTS", subject: str = "in") -> None:
-    """A stream that is not ours: it may be trimmed at any time."""
-    one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, "other"])))
+def foreign(one: Lab, name: str = "EVENTS", subject: str = "in", *others: str) -> None:
+    """A stream that is not ours: it may be trimmed at any time. `others`: subjects that it holds besides."""
+    one.run(one.client.bus.ensure_stream(StreamConfig(name, [subject, *others])))
     stream = one.server.streams[name]
     info = stream.info
-    stream.info = lambda: replace(info(), own=False)  # type: ignore[method-assign]
+    stream.info = lambda now: replace(info(now), own=False)  # type: ignore[method-assign]
 
 
 def number(one: Lab, *numbers: int) -> None:
@@ -85,7 +88,7 @@ def test_a_source_that_starts_at_a_future_sequence_waits_for_it(lab: MakeLab) ->
     one.advance(10)
     number(one, 4)
     assert numbers(one) == [3, 4]
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
 
 
 # -- events
@@ -141,7 +144,8 @@ def test_key_session_and_trace_are_inherited_and_causes_are_named(lab: MakeLab) 
     h = m.headers
     assert (h[subjects.KEY], h[subjects.SESSION], h[subjects.TRACEPARENT], h[subjects.RUN]) == ("k", "s", trace, run)
     assert h[subjects.CAUSE] == one.asked[0].call
-    assert one.asked[0].origin["id"] == run
+    assert one.asked[0].record is not None
+    assert unpack_event(one.asked[0].record.event).origin.id == run
     assert "X-Tenant" not in h
 
 
@@ -191,22 +195,40 @@ def trim(one: Lab, below: int) -> None:
     one.server.streams["EVENTS"].purge(">", below)
 
 
-def test_a_source_that_was_trimmed_while_the_engine_was_away_stops_the_stage(lab: MakeLab) -> None:
+@pytest.mark.parametrize("first_left", [6, 7])
+def test_a_source_that_was_trimmed_or_emptied_while_the_engine_was_away_stops_the_stage(lab: MakeLab, first_left: int) -> None:
     one = lab(reading())
     foreign(one)
     number(one, 1, 2, 3)
     one.start()
     one.drain()
     number(one, 4, 5, 6)
-    trim(one, 6)
+    trim(one, first_left)
     host = one.start()
     one.advance(20)
     assert numbers(one) == [1, 2, 3]
-    assert "trimmed" in (host.runners[0].pumps.stopped or "")
+    assert "trimmed" in (host.runners[0].stopped or "")
+
+
+def test_a_gap_that_may_be_of_other_subjects_only_is_logged_and_never_stops(lab: MakeLab) -> None:
+    one = lab(reading())
+    foreign(one, "EVENTS", "in", "other")
+    number(one, 1, 2, 3)
+    one.start()
+    one.drain()
+    number(one, 4, 5, 6)
+    trim(one, 6)
+    with capture_logs() as logs:
+        host = one.start()
+        one.advance(20)
+    assert numbers(one) == [1, 2, 3, 6]
+    assert host.runners[0].stopped is None
+    assert [entry["read"] for entry in logs if "possible gap" in entry["event"]] == [3]
+    assert host.runners[0].counters["possible_gap"] == 1
 
 
 def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> None:
-    from dspex.engine.log.commit_log import unpack
+    from dspex.engine.log.entries import unpack
 
     one = lab(reading(on_gap="skip"))
     foreign(one)
@@ -218,7 +240,51 @@ def test_on_gap_skip_records_a_gap_in_the_source_and_goes_on(lab: MakeLab) -> No
     one.start()
     assert numbers(one) == [1, 2, 3, 6]
     entries = [unpack(m.data) for m in one.messages(subjects.log("lab", "reading", "s1", 0))]
-    assert [e["gap"] for e in entries if "gap" in e] == [[3, 5]]
+    marks = [run[5] for entry in entries for run in entry.get("taken", ()) if len(run) > 5]
+    assert [mark[:3] for mark in marks] == [("gap", 3, 5)]
+
+
+def remade(one: Lab) -> None:
+    """The stream is deleted, and made again."""
+    del one.server.streams["EVENTS"]
+    one.advance(0.2)
+    foreign(one)
+
+
+def rolled_back(one: Lab) -> None:
+    """The server has an older copy of the stream: of when only the first event was stored."""
+    old = one.server.streams["EVENTS"]
+    foreign_again = copy.copy(old)
+    foreign_again.messages, foreign_again.last = {1: old.messages[1]}, 1
+    one.advance(0.2)
+    one.server.streams["EVENTS"] = foreign_again
+    foreign_again.info = lambda now: replace(old.info(now), last=foreign_again.last)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("change", [remade, rolled_back])
+def test_of_a_stream_that_is_another_one_no_event_is_left_out_and_none_comes_twice(
+    lab: MakeLab, policy: Any, alive: bool, change: Callable[[Lab], None]
+) -> None:
+    """It is filled again at once, beyond what was read, so its numbers alone show nothing."""
+    one = lab(reading(on_gap=policy))
+    foreign(one)
+    number(one, 1, 2, 3)
+    host = one.start()
+    if not alive:
+        one.drain()
+    change(one)
+    number(one, 4, 5, 6, 7, 8, 9)
+    if not alive:
+        host = one.start()
+    one.advance(20)
+    if policy == "stop":
+        assert numbers(one) == [1, 2, 3]
+        assert any(why in (host.runners[0].stopped or "") for why in ("made anew", "rolled back"))
+    else:
+        again = [1] if change is rolled_back else []  # the copy's own first event has the id that it had before
+        assert numbers(one) == [1, 2, 3, *again, 4, 5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -238,13 +304,13 @@ def test_a_source_that_was_made_anew_is_noticed_at_start_and_while_running(lab: 
             host = one.start()
         one.advance(20)
         assert numbers(one) == ([1, 2, 3] if policy == "stop" else [1, 2, 3, 4, 5, 6, 7]), running
-        assert ("made anew" in (host.runners[0].pumps.stopped or "")) == (policy == "stop")
+        assert ("made anew" in (host.runners[0].stopped or "")) == (policy == "stop")
 
 
 def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeLab) -> None:
     """The stream moves on by itself: an engine that has read all of its own events lost nothing."""
     one = lab(reading(partitions=4))
-    foreign(one)
+    foreign(one, "EVENTS", "in", "other")
     number(one, 1, 2)
     one.start()
     for away in (False, True):
@@ -256,7 +322,7 @@ def test_events_of_others_may_be_trimmed_from_a_stream_that_is_shared(lab: MakeL
         if away:
             one.start()
         one.advance(20)
-        assert one.hosts["a"][0].runners[0].pumps.stopped is None
+        assert one.hosts["a"][0].runners[0].stopped is None
     number(one, 3)
     one.advance(1)
     assert numbers(one) == [1, 2, 3]
@@ -275,7 +341,7 @@ def test_a_partition_that_gets_no_events_is_no_gap_when_what_others_read_is_trim
     one.publish("in", {"n": 6}, key="same")
     host = one.start()
     one.advance(1)
-    assert host.runners[0].pumps.stopped is None
+    assert host.runners[0].stopped is None
     assert numbers(one) == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -288,3 +354,17 @@ def test_a_stream_that_is_not_there_yet_is_waited_for(lab: MakeLab) -> None:
     one.advance(3)
     number(one, 1)
     assert numbers(one) == [1]
+
+
+def test_partitions_without_events_keep_nothing_that_the_others_have_read(lab: MakeLab) -> None:
+    one = lab(reading(partitions=4))
+    host = one.start()
+    for n in range(50):
+        one.publish("in", {"n": n}, key="same")
+    one.advance(60)
+    read = {index: p.tables.position("source").sequence for index, p in host.runners[0].partitions.items()}
+    assert len(read) == 4
+    assert min(read.values()) == max(read.values()) == 50
+    entries = sum(len(one.messages(subjects.log("lab", "reading", "s1", index))) for index in range(4))
+    one.advance(600)
+    assert sum(len(one.messages(subjects.log("lab", "reading", "s1", index))) for index in range(4)) == entries

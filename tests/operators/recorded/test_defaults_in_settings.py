@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dspex.bus.duration import seconds
 from dspex.bus.errors import TopologyError
+from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.tables import CallDefaults, ModuleSettings, RetrySettings
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.recorded.options import CALL_OPTIONS, ModuleConfig

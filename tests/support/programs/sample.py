@@ -64,6 +64,28 @@ def exits(text: str) -> dict[str, Any]:
     sys.exit(3)
 
 
+class _Silent(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("this exception cannot say what it is")
+
+
+def raises_silently(text: str) -> dict[str, Any]:
+    raise _Silent
+
+
+class _Unmade(Reject):
+    def __init__(self) -> None:
+        pass
+
+
+def raises_unmade(text: str) -> dict[str, Any]:
+    raise _Unmade
+
+
+async def leaks_a_cancellation(text: str) -> dict[str, Any]:
+    raise asyncio.CancelledError
+
+
 def retry_later(text: str) -> dict[str, Any]:
     raise RetryLater("the shop is closed", after=7.5)
 
@@ -119,7 +141,11 @@ def environment(text: str) -> dict[str, Any]:
 
 
 def big(text: str) -> dict[str, Any]:
-    return {"reply": "x" * 3_000_000}
+    return {"reply": "x" * int(text)}
+
+
+def length(text: str) -> dict[str, Any]:
+    return {"reply": str(len(text))}
 
 
 def eats_memory(text: str) -> dict[str, Any]:

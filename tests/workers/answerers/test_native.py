@@ -19,7 +19,7 @@ from waiting import until
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, CallRecord, CallSpec, Work
+from dspex.bus.records import ACCEPTED, CallRecord, CallRequest, CallSpec
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile
@@ -257,12 +257,12 @@ async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(m
 
 
 # -- a reply that cannot be read -------------------------------------------------------------------------------------
-async def interactive(bench: Bench, item: Work) -> CallRecord:
+async def interactive(bench: Bench, item: CallRequest) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     subscription = await bench.bus.subscribe(inbox := bench.bus.inbox(), frames.put)
     await until(lambda: bench.joined)
-    await bench.bus.send(subjects.call("test", POOL), item.pack(), reply=inbox)
+    await bench.bus.send(item.called_on("test", POOL), item.pack(), reply=inbox)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass
@@ -278,11 +278,11 @@ async def test_an_unreadable_reply_is_asked_for_again_by_an_interactive_call_onl
         (durable,) = await bench.ask(work("durable", spec=spec()))
         assert error(durable)["type"] == "InvalidOutput"
         assert model.texts["durable"] == 1, "the engine asks again, counts it and records it"
-        quick = await interactive(bench, work("quick", spec=spec(), reply="", ordinal=-1))
+        quick = await interactive(bench, work("quick", spec=spec(), record=None))
         assert (quick.error, quick.route, model.texts["quick"]) == (None, "native", 2)
-        once = await interactive(bench, work("fine", spec=spec(), reply="", ordinal=-1))
+        once = await interactive(bench, work("fine", spec=spec(), record=None))
         assert quick.usage["output_tokens"] > once.usage["output_tokens"], "both replies were paid for"
-        never = await interactive(bench, work("standin:nonsense", spec=spec(), reply="", ordinal=-1))
+        never = await interactive(bench, work("standin:nonsense", spec=spec(), record=None))
         assert (error(never)["type"], model.texts["standin:nonsense"]) == ("InvalidOutput", 2)
 
 
@@ -371,9 +371,9 @@ async def test_a_local_model_gets_the_request_that_dspy_would_send_it(model: Any
 async def test_inputs_of_an_interactive_call_are_checked_on_every_route(model: Any, route: str) -> None:
     asked = spec("n: int, note: str | None -> reply", route=route)
     async with running(plain(model.url)) as bench:
-        wrong = await interactive(bench, work(spec=asked, inputs={"n": "abc"}, reply="", ordinal=-1))
+        wrong = await interactive(bench, work(spec=asked, inputs={"n": "abc"}, record=None))
         assert error(wrong)["type"] == "InvalidInput"
         assert "n: Input should be a valid integer" in error(wrong)["message"]
         assert wrong.usage.get("input_tokens", 0) == 0
-        right = await interactive(bench, work(spec=asked, inputs={"n": "7"}, reply="", ordinal=-1))
+        right = await interactive(bench, work(spec=asked, inputs={"n": "7"}, record=None))
         assert right.error is None

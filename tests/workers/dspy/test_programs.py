@@ -13,7 +13,7 @@ from dspy.utils import exceptions as dspy_errors
 from pool_bench import APP, CHOICES, POOL, SIGNATURE, Bench, config, program, running, work
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import CallSpec, Work
+from dspex.bus.records import CallSpec
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.dspy.failure import TABLE, to_error
 
@@ -26,8 +26,9 @@ async def test_a_prediction_is_what_the_model_said_and_says_who_answered(shared:
         "intent": standin.intent("I lost my card", CHOICES),
         "urgency": standin.urgency("I lost my card"),
     }
-    assert (record.call, record.ordinal, record.attempt, record.node) == (item.call, 1, 1, "classify")
-    assert Work.unpack(record.work) == Work.unpack(item.pack())
+    assert (record.call, record.topology, record.node) == (item.call, "triage", "classify")
+    assert (record.try_number, record.attempt) == (1, 1)
+    assert (record.number, record.event) == (7, b"the event of the call"), "the event comes back as it was sent"
     assert (record.lm, record.route, record.dspy_version) == ("main", "worker", dspy.__version__)
     assert record.worker == f"{POOL}-{shared.pool.id}"
     assert record.program.startswith("predict#")
@@ -75,7 +76,7 @@ async def test_programs_of_every_shape_run(shared: Bench) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_program_knows_the_call_it_serves(shared: Bench) -> None:
-    item = work(spec=program("status"), origin={"run": "r1", "session": "s1"}, attempt=3)
+    item = work(spec=program("status"), run="r1", session="s1", attempt=3)
     (record,) = await shared.ask(item)
     assert record.outputs == {"reply": f"{item.call} r1 s1 3"}
 

@@ -6,13 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import time
 from typing import Any
 
 import psutil
 import pytest
 import standin
-from pool_bench import APP, CHOICES, POOL, REPLY, SIGNATURE, Bench, config, program, running, work
+from pool_bench import APP, CHOICES, POOL, SIGNATURE, Bench, config, program, running, work
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -21,7 +20,8 @@ from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallSpec, Work
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, CallSpec
+from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.pool import Pool
 
@@ -31,7 +31,7 @@ def light(url: str, **options: Any) -> PoolConfig:
     return config(url, programs=(), **options)
 
 
-def native(text: str = "hello", **options: Any) -> Work:
+def native(text: str = "hello", **options: Any) -> CallRequest:
     return work(text, spec=CallSpec("predict", SIGNATURE, SIGNATURE, route="native"), **options)
 
 
@@ -77,6 +77,41 @@ async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(
         assert (await bench.ask(work()))[0].error is None
 
 
+@pytest.mark.asyncio
+async def test_only_the_call_that_runs_alone_dies_with_its_process(bench: Bench) -> None:
+    """It waits for the call that is there, and the one behind it does not join it."""
+    before = work(spec=program("sleeps"), timeout=0.5)
+    await bench.put(before)
+    await until(lambda: bench.pool.children.slots.busy == 1)
+    items = [work(spec=program("dies"), alone=True), *[work(spec=program("pid")) for _ in range(5)]]
+    await bench.put(*items)
+    found = {r.call: r for r in await bench.records(7)}
+    dead, *after = [found[i.call] for i in items]
+    assert dead.error is not None
+    assert dead.error["type"] == "WorkerLost"
+    assert [r.error for r in after] == [None] * 5
+    first = found[before.call]
+    assert first.error is not None
+    assert first.error["type"] == "CallTimeout", "it ended by itself, not with the process"
+    assert bench.pool.children.slots.busy == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("raises_silently", "ProgramError"), ("raises_unmade", "ProgramError"), ("leaks_a_cancellation", "WorkerLost")],
+)
+async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
+    bench: Bench, name: str, kind: str
+) -> None:
+    neighbour = work("standin:slow=0.5")
+    failed, served = await bench.ask(work(spec=program(name)), neighbour)
+    assert failed.error is not None
+    assert failed.error["type"] == kind
+    assert served.error is None
+    assert bench.pool.children.restarts == 0
+
+
 # -- time ------------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
@@ -102,10 +137,23 @@ async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(mode
 @pytest.mark.asyncio(loop_scope="module")
 async def test_work_past_its_deadline_is_not_served(shared: Bench, shared_model: Any) -> None:
     before = shared_model.requests
-    (late,) = await shared.ask(work(deadline=time.time() - 1))
+    (late,) = await shared.ask(work(left=0.0))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
     assert shared_model.requests == before
+
+
+@pytest.mark.asyncio
+async def test_the_deadline_of_work_counts_from_when_it_was_stored_and_not_from_when_it_was_taken(model: Any) -> None:
+    bus = MemoryServer().connect()
+    await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    item = native(left=0.001)  # it takes a pool longer to start its child
+    await bus.publish(NewMessage(subjects.work(APP, POOL, item.topology, item.node), item.pack()))
+    async with running(light(model.url), bus) as bench:
+        (late,) = await bench.records(1)
+        assert late.error is not None
+        assert late.error["type"] == "CallTimeout"
+    assert model.requests == 0
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -129,11 +177,13 @@ async def test_work_that_is_delivered_again_leaves_one_record(shared: Bench, sha
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_answer_that_no_message_can_hold_becomes_an_error(shared: Bench) -> None:
-    (big,) = await shared.ask(work(spec=program("big")))
+async def test_an_answer_too_large_for_a_message_is_stored_and_one_over_64_mb_becomes_an_error(shared: Bench) -> None:
+    (large,) = await shared.ask(work("3000000", spec=program("big")))
+    assert large.outputs == {"reply": "x" * 3_000_000}
+    (big,) = await shared.ask(work("68000000", spec=program("big")))
     assert big.error is not None
     assert big.error["type"] == "OutputTooLarge"
-    assert big.work != b""
+    assert big.event == b"the event of the call"
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -219,6 +269,7 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
     await pool.start()
     try:
         await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+        await WorkConsumers(bus, APP, [(POOL, 1)]).look()
         bench = Bench(pool, bus)
         pump = asyncio.create_task(bench.pump())
         assert (await bench.ask(native()))[0].error is None
@@ -229,11 +280,11 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
 
 
 # -- interactive -----------------------------------------------------------------------------------------------------
-async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list[tuple[str, Message]]:
+async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], subject: str = "") -> list[tuple[str, Message]]:
     """Ask as the engine's client does; the frames up to the last, by kind."""
     inbox = bench.bus.inbox()
     subscription = await bench.bus.subscribe(inbox, frames.put)
-    await bench.bus.send(subjects.call(APP, POOL), item.pack(), reply=inbox)
+    await bench.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=inbox)
     found: list[tuple[str, Message]] = []
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:
@@ -246,17 +297,17 @@ async def call(bench: Bench, item: Work, frames: asyncio.Queue[Message]) -> list
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
     await until(lambda: shared.joined)
-    item = work("quick", reply="", ordinal=-1)
+    item = work("quick", record=None)
     frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
     record = CallRecord.unpack(frames[1][1].data)
     assert record.outputs is not None
     assert record.outputs["intent"] == standin.intent("quick", CHOICES)
-    reader = await shared.bus.reader(subjects.stream(APP), [subjects.record(APP, POOL)], after=0, name="records")
+    reader = await shared.bus.reader(subjects.stream(APP), [subjects.interactive_record(APP, POOL)], after=0, name="records")
     async with asyncio.timeout(30):
         (stored,) = await reader.read(10)
     assert CallRecord.unpack(stored.data).outputs == record.outputs
-    assert stored.headers[subjects.MESSAGE_ID] == f"{item.call}:1"
+    assert stored.headers[subjects.MESSAGE_ID] == f"{item.call}.1"
 
 
 @pytest.mark.asyncio
@@ -266,10 +317,10 @@ async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> 
         await bench.put(native("standin:slow=3"))
         await until(lambda: not bench.joined)
         with pytest.raises(Saturated):
-            await bench.bus.request(subjects.call(APP, POOL), native("x").pack(), timeout=1)
+            await bench.bus.request(native("x").called_on(APP, POOL), native("x").pack(), timeout=1)
         await bench.records(1)
         await until(lambda: bench.joined)
-        frames = await call(bench, native("again", reply=""), asyncio.Queue())
+        frames = await call(bench, native("again", record=None), asyncio.Queue())
         assert frames[-1][0] == RESULT
 
 
@@ -278,16 +329,27 @@ async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy
     async with running(light(model.url, slots=1)) as bench:
         await until(lambda: bench.joined)
         first, second = await asyncio.gather(
-            *[call(bench, native(f"standin:slow=0.5 {i}", reply=""), asyncio.Queue()) for i in range(2)]
+            *[call(bench, native(f"standin:slow=0.5 {i}", record=None), asyncio.Queue()) for i in range(2)]
         )
         assert sorted([first[-1][0], second[-1][0]]) == sorted([BUSY, RESULT])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_that_comes_on_the_subject_of_another_node_is_refused(shared: Bench) -> None:
+    await until(lambda: shared.joined)
+    item, other = native("x", record=None), subjects.call(APP, POOL, "other", "node")
+    frames = await call(shared, item, asyncio.Queue(), other)
+    assert [kind for kind, _ in frames] == [RESULT]
+    error = CallRecord.unpack(frames[0][1].data).error
+    assert error is not None
+    assert error["type"] == "NotAllowed"
 
 
 @pytest.mark.asyncio
 async def test_a_caller_gets_worker_lost_when_the_pool_stops_during_its_call(model: Any) -> None:
     async with running(light(model.url)) as bench:
         await until(lambda: bench.joined)
-        asked = asyncio.create_task(call(bench, native("standin:hang", reply=""), asyncio.Queue()))
+        asked = asyncio.create_task(call(bench, native("standin:hang", record=None), asyncio.Queue()))
         await until(lambda: model.running == 1)
         await bench.pool.drain(0.1)
         frames = await asked
@@ -315,5 +377,6 @@ async def test_status_shows_what_a_pool_is_doing(shared: Bench) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_record_goes_to_the_subject_that_its_work_names(shared: Bench) -> None:
     await shared.ask(item := work())
-    found = await shared.bus.scan(subjects.stream(APP), [REPLY], start=1, stop=10_000)
-    assert [m.headers[subjects.MESSAGE_ID] for m in found].count(subjects.attempt_id(item.call, 1)) == 1
+    assert item.record is not None
+    found = await shared.bus.scan(subjects.stream(APP), [item.record.subject], start=1, stop=10_000)
+    assert [m.headers[subjects.MESSAGE_ID] for m in found].count(item.record.id) == 1

@@ -1,0 +1,100 @@
+"""Claim checks: what is too large for a message lies in the object store, and the message has its hash instead of a body.
+
+    header `Dspex-Claim-Check`    the SHA-256 of the body, as 64 hex digits; the body itself is empty
+
+The rule is the same for all that is stored: events, sink events, requests, records, dead letters, redriven events. The object
+is put before the message that names it, and putting it again touches it, so that housekeeping leaves it alone for an hour.
+Log entries and snapshots are never checked in: whoever takes over needs nothing but the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import DataError
+from dspex.bus.message import Message
+from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
+
+ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
+MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
+ROOM: Final = 4096  # bytes of a message kept for headers
+YOUNG: Final = 60.0  # seconds since a message was stored, in which its payload may not have come to every server
+PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
+
+NAME: Final = re.compile(r"[0-9a-f]{64}")
+_log = structlog.get_logger("dspex.bus")
+
+
+def most(bus: Bus) -> int:
+    """Bytes that one payload may have on this bus. Three of them fit an object: a record has an event and outputs."""
+    return min(MOST, bus.max_payload // 2 * COMMIT_LIMIT // 4)
+
+
+def inline(bus: Bus, above: int = ABOVE) -> int:
+    """Bytes up to which a body stays in its message."""
+    return min(above, bus.max_payload - min(ROOM, bus.max_payload // 2))
+
+
+async def checked_in(bus: Bus, app: str, message: NewMessage, above: int = ABOVE) -> NewMessage:
+    """The message as it can be stored: one whose body is too large names it, and the body is put first. Raises BusError."""
+    if len(message.data) <= inline(bus, above):
+        return message
+    objects = await bus.objects(subjects.objects(app))
+    name = await objects.put(message.data)
+    return message._replace(data=b"", headers={**(message.headers or {}), subjects.CLAIM_CHECK: name})
+
+
+async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
+    """The message with its body; None where that is stored nowhere any more, or the name is none. Raises BusError."""
+    name = message.headers.get(subjects.CLAIM_CHECK)
+    if name is None:
+        return message
+    where = {"subject": message.subject, "sequence": message.sequence, "payload": name[:64]}
+    if not NAME.fullmatch(name):  # whoever may publish can write what they like
+        _log.error("a claim check names no payload", **where)
+        return None
+    try:
+        data = await _stored(bus, app, message, name)
+    except DataError as e:
+        _log.error("a payload cannot be read", **where, why=e.message)
+        return None
+    if data is None:
+        _log.error("a payload is stored nowhere any more", **where)
+        return None
+    return message._replace(data=data)
+
+
+async def _stored(bus: Bus, app: str, message: Message, name: str) -> bytes | None:
+    """A payload. What was put just now may not have come to a server that has just become the leader: that is asked again."""
+    objects = await bus.objects(subjects.objects(app))
+    for pause in (*PAUSES, 0.0):
+        if (data := await objects.get(name)) is not None:
+            return data
+        info = await bus.stream(subjects.stream(app))
+        if info is None or message.time < info.now - YOUNG:
+            return None
+        await asyncio.sleep(pause)
+    return None
+
+
+async def required(bus: Bus, app: str, message: Message) -> Message:
+    """The message with its body. Raises DataError (DX511) where that is stored nowhere any more."""
+    whole = await checked_out(bus, app, message)
+    if whole is None:
+        raise gone(message.subject)
+    return whole
+
+
+def gone(node: str) -> DataError:
+    """The error of an event whose payload is stored nowhere any more."""
+    return DataError(
+        f"the payload of an event at {node} is stored nowhere any more",
+        code="DX511",
+        node=node,
+        fix="do not remove objects from the application's store; publish the event again, and drop the letter",
+    )

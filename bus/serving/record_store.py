@@ -1,0 +1,99 @@
+"""Where a record goes: under the id that its request names, so that a second answer to the same execution is not stored."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
+from dspex.bus.port import Ack, Bus, NewMessage
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+
+class RecordStore:
+    """Stores the records of calls in the stream. `above`: bytes of a record that is not stored in its message.
+
+    Attributes:
+        pending: records that the bus has not taken yet.
+        collisions: records whose id had been taken by something else. None in a system without a fault.
+    """
+
+    def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE) -> None:
+        self.bus, self.app, self.pool, self.above = bus, app, pool, above
+        self.pending = self.collisions = 0
+
+    async def store(self, record: CallRecord, request: CallRequest) -> bool:
+        """Store the record where its request says; False if the bus refuses it for good.
+
+        Tries again for as long as the bus may still take it.
+        """
+        to = request.record
+        if to is None:
+            subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
+        else:
+            subject, id = to.subject, to.id
+            record = replace(record, number=to.number, event=to.event)
+        message = NewMessage(subject, self.sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
+        self.pending += 1
+        try:
+            return await self._store(message, request)
+        finally:
+            self.pending -= 1
+
+    async def _store(self, message: NewMessage, request: CallRequest) -> bool:
+        """Store the message. Tries again after an error that may pass, and under another id where something else has it."""
+        pause = 0.1
+        while True:
+            try:
+                ack = await self.bus.publish(await payloads.checked_in(self.bus, self.app, message, self.above))
+                if not ack.duplicate or await self._is_record(ack, message.subject, request):
+                    return True
+                message = self._under_fresh_id(message, ack, request)
+                continue
+            except BusError as error:
+                log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
+                if not error.retryable:
+                    return False
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _is_record(self, ack: Ack, subject: str, request: CallRequest) -> bool:
+        """Whether what the bus stored first under the id is a record of this execution. Asks the leader of the stream."""
+        stored = await self.bus.get(ack.stream, ack.sequence)
+        if stored is None or stored.subject != subject:
+            return False
+        stored = await payloads.checked_out(self.bus, self.app, stored)
+        if stored is None:
+            return False
+        try:
+            found = CallRecord.unpack(stored.data)
+        except DecodeError:
+            return False
+        return (found.call, found.try_number) == (request.call, request.try_number)
+
+    def _under_fresh_id(self, message: NewMessage, ack: Ack, request: CallRequest) -> NewMessage:
+        """The same message under an id that nobody can have used: without it, a paid answer would be dropped."""
+        self.collisions += 1
+        id = (message.headers or {})[subjects.MESSAGE_ID]
+        fields = {"pool": self.pool, "call": request.call, "id": id, "sequence": ack.sequence}
+        log.error("something else was stored under the id of a record", **fields)
+        return message._replace(headers={**(message.headers or {}), subjects.MESSAGE_ID: f"{id}.{os.urandom(8).hex()}"})
+
+    def sized(self, record: CallRecord) -> bytes:
+        """The packed record. One whose outputs are larger than a payload may be becomes a short error that says so."""
+        data, most = record.pack(), payloads.most(self.bus)
+        size = len(data) - len(record.event)
+        if size <= most:
+            return data
+        too_large = f"{record.node}: the answer has {size:,} bytes, and one payload may have {most:,}"
+        error = record.error or OutputTooLarge(too_large, node=record.node).as_dict()
+        short = {**error, "message": str(error["message"])[:200], "traceback": ""}
+        return replace(record, outputs=None, error=short).pack()

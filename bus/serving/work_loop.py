@@ -1,0 +1,198 @@
+"""The worker loop: take work, have it answered, store the record, then ack. Pools and their stand-ins in tests share it.
+
+This order loses nothing. A process that dies before the ack leaves work that is delivered again. The record of the
+second answer has the same id, and the bus does not store it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus import subjects, tasks
+from dspex.bus.errors import BusError, DataError
+from dspex.bus.port import Bus, Delivery, WorkQueue
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.tasks import Tasks
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+SIGN_OF_LIFE: Final = 5.0
+OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
+ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
+STORE_AGAIN: Final = 10.0  # seconds until work whose record the bus refuses is delivered again
+
+Job = Callable[[], Awaitable[CallRecord | None]]  # None: there is no record to store, and the work is done
+Accept = Callable[[CallRequest, Delivery], Job]
+
+
+class WorkLoop:
+    """Serves the durable calls of one pool.
+
+    Args:
+        bus: an open connection; it stays the caller's.
+        accept: called at once with each piece of work that was taken. What it returns answers the work, in a task of its own.
+        free: how many more pieces of work may start now; asked before work is taken.
+        failed: called with an error that the loop cannot go on after, which is a bug of dspex.
+        records: where the records go; a store of its own by default.
+        sign_of_life: seconds between two signs.
+
+    Attributes:
+        calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
+        served: pieces of work that are answered and acked.
+        clock: tells how long ago work was stored.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        pool: str,
+        accept: Accept,
+        *,
+        free: Callable[[], int],
+        failed: Callable[[BaseException], None],
+        records: RecordStore | None = None,
+        sign_of_life: float = SIGN_OF_LIFE,
+    ) -> None:
+        self.bus, self.app, self.pool = bus, app, pool
+        self._accept, self._free = accept, free
+        self.records = records or RecordStore(bus, app, pool)
+        self._sign_of_life = sign_of_life
+        self.served = 0
+        self.clock = ServerClock(bus, subjects.stream(app))
+        self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
+        self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
+        self._taking: list[asyncio.Task[None]] = []
+        self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
+        self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
+
+    def start(self) -> None:
+        """Begin to take work."""
+        self._taking = [self._loops.start(self._take(band), f"take {band}") for band in subjects.BANDS]
+        self._loops.start(self._signs_of_life(), "signs of life")
+        self._loops.start(self._ask_time(), "time")
+
+    async def drain(self, grace: float) -> None:
+        """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus."""
+        await tasks.cancel(self._taking)
+        for queue in list(self._queues.values()):
+            await queue.close()
+        if self.calls:
+            log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
+            await self.calls.finish(grace)
+        await self.calls.stop()
+        await self._loops.stop()
+        for delivery in self._held:
+            await self._hand_back(delivery)
+        self._held.clear()
+
+    async def kill(self) -> None:
+        """Stop as a killed process does: nothing is handed back, and what was taken comes again after `ack_wait`."""
+        await self._loops.stop()
+        await self.calls.stop()
+
+    # -- taking work -----------------------------------------------------------------------------------------------
+    async def _take(self, band: int) -> None:
+        """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""
+        reported = ""
+        while True:
+            try:
+                await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
+                queue = await self.bus.work(
+                    subjects.stream(self.app),
+                    name=subjects.work_consumer(self.pool, band),
+                    free=lambda: self._free_for(band),
+                )
+                reported = ""
+                if queue is not None:
+                    await self._take_from(queue, band)
+            except BusError as error:
+                if error.message != reported:
+                    log.warning("cannot take work, trying again", pool=self.pool, why=error.message)
+                reported = error.message
+            await asyncio.sleep(OPEN_AGAIN)
+
+    def _free_for(self, band: int) -> int:
+        """How many calls of a band may start: none while more urgent work is known to wait."""
+        return self._free() if all(queue.dry for other, queue in self._queues.items() if other < band) else 0
+
+    async def _take_from(self, queue: WorkQueue, band: int) -> None:
+        """Take work until the queue fails, and close it then: what it holds goes to others now, not after `ack_wait`."""
+        self._queues[band] = queue
+        try:
+            while True:
+                await self._begin(await queue.next())
+        except BusError:
+            del self._queues[band]
+            await queue.close()
+            raise
+
+    async def _ask_time(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_TIME)
+            try:
+                await self.clock.ask()
+            except BusError as error:
+                log.debug("the server did not tell the time", pool=self.pool, error=error.message)
+
+    async def _signs_of_life(self) -> None:
+        while True:
+            await asyncio.sleep(self._sign_of_life)
+            for delivery in list(self._held):
+                try:
+                    await delivery.in_progress()
+                except BusError as error:
+                    log.warning("no sign of life sent", pool=self.pool, error=error.message)
+
+    # -- one piece of work -----------------------------------------------------------------------------------------
+    async def _begin(self, delivery: Delivery) -> None:
+        self._held[delivery] = None
+        try:
+            delivery.message = await payloads.required(self.bus, self.app, delivery.message)
+            request = CallRequest.unpack(delivery.message.data)
+        except DataError as error:
+            call = self._drop(delivery, error)
+        except BusError:
+            del self._held[delivery]  # with signs of life from here, it would never come again
+            raise
+        else:
+            call = self._serve(delivery, request, self._accept(request, delivery))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():  # a cancelled call is still held: `drain` hands it back
+                self._held.pop(delivery, None)
+
+        self.calls.start(call, "work").add_done_callback(ended)
+
+    async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
+        try:
+            record = await job()
+            if record is None or await self.records.store(record, request):
+                await delivery.ack()
+                self.served += 1
+            else:
+                await delivery.nak(STORE_AGAIN)
+        except BusError as error:
+            log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
+
+    async def _drop(self, delivery: Delivery, error: DataError) -> None:
+        """Where its record belongs is inside the payload, so the call meets its deadline."""
+        log.error("unreadable work dropped", pool=self.pool, subject=delivery.message.subject, why=error.message)
+        await delivery.ack()
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        try:
+            await delivery.nak()
+        except BusError as error:
+            log.warning("work not handed back; it will come again", pool=self.pool, error=error.message)
+
+    def _not_served(self, error: BaseException) -> None:
+        log.error("a call was not served", pool=self.pool, exc_info=error)

@@ -1,0 +1,109 @@
+"""What the design describes and this version lacks: settings, options, operators, methods and verbs, each listed once.
+
+Who uses one is told that it is not built, and not that it is a spelling mistake; accepted and ignored it would be false safety.
+The list is here because every room may read this one. When something is built, its name is taken out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never
+
+CODE: Final = "DX108"
+"""The code of settings and of the command line."""
+TOPOLOGY_CODE: Final = "DX237"
+"""The code of operators and their options."""
+
+OPERATORS = (
+    *("key_by", "window", "session_window", "aggregate", "reduce", "stateful", "join", "lookup", "batch", "throttle"),
+    *("dedupe", "enrich", "gather", "debounce", "approve"),
+)
+"""Methods of `Stream`, and operators in YAML."""
+TOPOLOGY_METHODS = ("cron", "to_asyncapi")
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "call": ("affinity", "cache", "cost", "priority", "tenant", "lane", "first_token_timeout", "hedge"),
+    "source": ("codec", "accept", "idle", "hold"),
+    "sink": ("stream", "cloudevents"),
+    "validate": ("extra",),
+}
+"""Options in topologies, by what takes them. "call" stands for every recorded operator."""
+CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}
+"""Values of call options that are a choice of words."""
+
+_LEAVE_OUT = "leave it out"
+_SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
+    "http": _LEAVE_OUT,
+    "calls": _LEAVE_OUT,
+    "budgets": _LEAVE_OUT,
+    "server.inbox_prefix": _LEAVE_OUT,
+    "engine.commit.max_wait": _LEAVE_OUT,
+    "engine.state_limit": _LEAVE_OUT,
+    "engine.align": _LEAVE_OUT,
+    "engine.encrypt_key_env": _LEAVE_OUT,
+    "defaults.call.inputs": "set it at the operator whose inputs they are",
+    "defaults.call.fallback": "set it at the operator whose outputs it gives",
+    **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
+    "lm.*.limits": _LEAVE_OUT,
+    "lm.*.breaker": _LEAVE_OUT,
+    "lm.*.price.cached": _LEAVE_OUT,
+    "pools.*.cpu": _LEAVE_OUT,
+    "pools.*.timeout": "leave it out; timeout= at the operator, or defaults.call.timeout",
+    "pools.*.scale": _LEAVE_OUT,
+    "pools.*.hmac_key_env": _LEAVE_OUT,
+    "telemetry.metrics": _LEAVE_OUT,
+    "telemetry.content": _LEAVE_OUT,
+    "telemetry.redact": _LEAVE_OUT,
+}
+
+VERBS = frozenset(
+    {
+        *("test", "plan", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
+        *("pause", "resume", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills"),
+        *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed", "server permissions"),
+    }
+)
+VERB_OPTIONS: Mapping[str, frozenset[str]] = {
+    "check": frozenset({"--live"}),
+    "run": frozenset({"--reload", "--http", "--metrics", "--profile", "--processes"}),
+    "publish": frozenset({"--format", "--encoding"}),
+    "call": frozenset({"--stream", "--detach"}),
+    "status": frozenset({"--routes"}),
+    "dlq redrive": frozenset({"--time", "--rate"}),
+    "doctor": frozenset({"--fix"}),
+    "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
+}
+"""Options by their verb."""
+VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
+"""Values of options that are a choice of words, by their verb."""
+
+
+def fix_of(setting: str) -> str | None:
+    """What to do about a setting that is not built; None where `setting`, a dotted key, is no such setting."""
+    return next((fix for pattern, fix in _SETTINGS.items() if fnmatchcase(setting, pattern)), None)
+
+
+class Planned:
+    """A class with methods that are planned: using one raises an error that says it is not built.
+
+    Args:
+        names: of the methods.
+    """
+
+    __slots__ = ()
+    _planned: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, names: tuple[str, ...] = (), **other: Any) -> None:
+        super().__init_subclass__(**other)
+        cls._planned = names or cls._planned
+
+    if not TYPE_CHECKING:  # type checkers report a name that does not exist by themselves
+
+        def __getattr__(self, name: str) -> Never:
+            kind = type(self).__name__
+            said = (
+                f"{kind}.{name} is not built in this version"
+                if name in self._planned
+                else f"{kind!r} has no attribute {name!r}"
+            )
+            raise AttributeError(said, name=name, obj=self)

@@ -1,0 +1,69 @@
+"""What happens, said to whoever subscribed: metrics, tracing, a page. Nothing here knows them.
+
+Each process says what happens in it, at few points: a commit, not every event. With nobody subscribed that costs a look at an
+empty tuple. What travels between processes travels in messages and heartbeats, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+import structlog
+
+_log = structlog.get_logger("dspex.telemetry")
+
+HAPPENINGS: Final[Mapping[str, str]] = {
+    "commit": "topology stage partition arrivals messages bytes seconds sequence: what a partition took is durable",
+    "record": "topology stage partition node run: the record of a call was taken, and the call is closed",
+    "retry": "topology stage partition node run: a call is executed again",
+    "fallback": "topology stage partition node run: the fallback's outputs stand in for those of a call",
+    "put_off": "topology stage partition node run: a function asked for the event to be processed again later",
+    "dropped": "topology stage partition node run: a record of no open call: a repeat, a late one, or garbage",
+    "gone": "topology stage partition node run: what a timer is about is stored nowhere any more",
+    "dead_letter": "topology stage partition node run error code: an event could not be processed",
+    "claimed": "topology stage partition epoch seconds: this engine owns a partition",
+    "fenced": "topology stage partition epoch: another engine committed first",
+    "released": "topology stage partition: this engine gave a partition up",
+    "rolled_back": "topology stage partition sequence landed: commits that had landed are not stored any more",
+    "stopped": "topology stage code why: a stage reads its source no more",
+    "gap": "topology stage partition stream after up_to: events of a source that nobody can read any more were skipped",
+    "possible_gap": "topology stage partition stream read first: messages are gone that may have been of the source",
+    "snapshot": "topology stage partition bytes sequence: the tables of a partition were stored",
+    "refused": "topology stage partition arrivals why: the server refused a commit for what is in it",
+    "payloads_removed": "count: payloads that no message names any more were removed",
+    "full": "why: the stream takes nothing, and the engine waits",
+    "room": ": the stream takes messages again",
+    "call_started": "pool topology node call attempt: a worker runs a call",
+    "call_ended": "pool topology node call attempt route lm seconds error usage: it has a record",
+    "worker_started": "pool worker: a worker process is ready",
+    "worker_lost": "pool worker why: a worker process ended, or was ended",
+}
+"""What happens, by name, with the names of its facts."""
+
+Listener: TypeAlias = Callable[[str, Mapping[str, object]], None]
+_listeners: tuple[Listener, ...] = ()
+
+
+def subscribe(listener: Listener) -> Callable[[], None]:
+    """Let `listener(name, facts)` hear what happens in this process from now on; the returned function ends that.
+
+    It is called where things happen, in the event loop, so it must not block.
+    """
+    global _listeners
+    _listeners = (*_listeners, listener)
+
+    def unsubscribe() -> None:
+        global _listeners
+        _listeners = tuple(one for one in _listeners if one is not listener)
+
+    return unsubscribe
+
+
+def emit(name: str, **facts: object) -> None:
+    """Say that something happened. `name` and the facts are those of HAPPENINGS."""
+    for listener in _listeners:
+        try:
+            listener(name, facts)
+        except Exception as e:  # noqa: BLE001  somebody else's code, which must not stop what it watches
+            _log.warning("a listener failed", happening=name, why=repr(e))

@@ -1,0 +1,146 @@
+"""What `Client.status` gives, and what engines and pools report of themselves. The keys are those of `dspex status --json`."""
+
+from __future__ import annotations
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic checks what engines report, and takes no other one before Python 3.12
+
+
+class Status(TypedDict):
+    """An application. `lms` and `routes` are empty in this version."""
+
+    server: ServerRow
+    engines: list[EngineRow]
+    stages: list[StageRow]
+    pools: list[PoolRow]
+    lms: list[object]
+    routes: list[object]
+
+
+class ServerRow(TypedDict):
+    """The server and the application's stream. `stream`: None before the first topology is applied."""
+
+    url: str
+    app: str
+    stream: str | None
+    messages: int
+    bytes: int
+    replicas: int
+
+
+class _Engine(TypedDict):
+    """`time`: of the report, in seconds since the epoch. `full`: why the stream takes no commit; "" while it does.
+
+    `health`: "ok", or what is wrong. `heartbeat`: seconds between two reports. `clock`: seconds by which the clock of its
+    machine is ahead of the server's. `boot`, `pids`: of its machine, to find out whether process `pid` lives.
+    """
+
+    engine: str
+    topologies: list[str]
+    time: float
+    commits: int
+    full: str
+    health: NotRequired[str]  # an older engine does not report it
+    heartbeat: NotRequired[float]
+    clock: NotRequired[float]
+    host: str
+    boot: NotRequired[str]
+    pids: str
+    pid: int
+
+
+class EngineRow(_Engine):
+    """An engine. `age`: seconds since it reported. `alive`: whether it did so a short while ago and its process is there."""
+
+    age: float
+    alive: bool
+
+
+class EngineReport(_Engine):
+    """What an engine writes about itself with every heartbeat."""
+
+    stages: list[StageReport]
+
+
+class StageReport(TypedDict):
+    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start.
+
+    `calls`: those that are open, by pool.
+    """
+
+    topology: str
+    stage: str
+    source: str
+    stopped: str | None
+    events: int
+    retries: int
+    dead_letters: int
+    calls: NotRequired[dict[str, int]]
+    partitions: list[PartitionReport]
+
+
+class PartitionReport(TypedDict):
+    """A partition and how far its owner is.
+
+    `source`: it has taken its events up to this sequence. `records`: sequence of the last record that it has taken.
+    """
+
+    index: int
+    epoch: int
+    source: int
+    records: int
+    open_calls: int
+
+
+class StageRow(TypedDict):
+    """A stage.
+
+    Attributes:
+        lag: events of its source behind what all of its partitions have read.
+        oldest: seconds since the first of them was stored. Both are None where that cannot be told, `oldest` also for no lag.
+        calls: those that are open, by pool. open_calls: all of them.
+        unowned: partitions without an owner.
+        events, retries: since the engines that run it were started.
+        dead_letters: of its whole topology, those that are stored now.
+        stopped: why, if it is.
+    """
+
+    topology: str
+    stage: str
+    source: str
+    stream: str
+    lag: int | None
+    oldest: float | None
+    open_calls: int
+    calls: dict[str, int]
+    owners: list[str]
+    partitions: int
+    unowned: int
+    events: int
+    retries: int
+    dead_letters: int
+    stopped: str | None
+
+
+class PoolRow(TypedDict):
+    """One process of a pool; for a pool that has none, a row whose `id` is None. `ready`: workers that take calls."""
+
+    pool: str
+    id: str | None
+    host: str | None
+    pid: int | None
+    size: int
+    slots: int
+    busy: int
+    ready: int
+    restarts: int
+    failed: NotRequired[bool]
+    draining: NotRequired[bool]
+    served: NotRequired[int]
+    started: NotRequired[float]
+    dspy_version: NotRequired[str]
+    python: NotRequired[str]
+    programs: NotRequired[dict[str, object]]
+    children: NotRequired[list[dict[str, object]]]
+    model_servers: NotRequired[list[int]]

@@ -1,0 +1,104 @@
+"""Stages: who runs them, how far they are, and what waits. What can be counted is counted by the server.
+
+Sequence numbers are no measure of what waits: a stream holds other subjects too, and has holes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+from dspex.bus.port import Bus, StreamInfo
+from dspex.engine.client.status.rows import EngineReport, StageReport, StageRow
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.reading import look
+
+
+class _Place(NamedTuple):
+    """How far a stage is. `read`: all of its partitions have taken what is theirs up to here. `calls`: open ones, by pool."""
+
+    read: int
+    calls: Counter[str]
+
+
+class _Unread(NamedTuple):
+    """What waits at a source. `why`: what cannot be told, and why."""
+
+    lag: int | None = None
+    oldest: float | None = None
+    why: str | None = None
+
+
+class Look:
+    """A look at all stages of an application.
+
+    Args:
+        engines: what those that are alive report.
+        stream: of the application; None where it is not there.
+    """
+
+    def __init__(self, bus: Bus, app: str, engines: Sequence[EngineReport], stream: StreamInfo | None) -> None:
+        self.bus, self.app, self.engines, self.stream = bus, app, engines, stream
+
+    async def stages(self, manifests: Mapping[str, Manifest]) -> list[StageRow]:
+        """One row for each source of each topology. What is missing spoils no row but its own."""
+        letters = dict(zip(manifests, await asyncio.gather(*map(self._letters, manifests))))
+        rows = [self._stage(t, m, source, letters[t]) for t, m in manifests.items() for source in m.streams]
+        return list(await asyncio.gather(*rows))
+
+    async def _letters(self, topology: str) -> int:
+        """The dead letters of a topology that are stored now."""
+        if self.stream is None:
+            return 0
+        return await self.bus.count(self.stream.name, [subjects.dead_pattern(self.app, topology)])
+
+    async def _stage(self, topology: str, applied: Manifest, source: str, letters: int) -> StageRow:
+        id, count = applied.stages[source]
+        mine = [(e, s) for e in self.engines for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
+        held = [s for _, s in mine if s["partitions"]]
+        missing = sorted(set(range(count)) - {p["index"] for s in held for p in s["partitions"]})
+        try:
+            place = await self._place(topology, id, missing, held)
+            unread = await self._unread(applied.streams[source], source, max(place.read, applied.starts.get(source, 0)))
+        except BusError as e:  # such as a log that another version of dspex has written
+            place, unread = _Place(0, Counter()), _Unread(why=e.message)
+        return {
+            "topology": topology,
+            "stage": id,
+            "source": source,
+            "stream": applied.streams[source],
+            "lag": unread.lag,
+            "oldest": unread.oldest,
+            "open_calls": sum(place.calls.values()),
+            "calls": dict(place.calls),
+            "owners": sorted({e["engine"] for e, s in mine if s["partitions"]}),
+            "partitions": count,
+            "unowned": len(missing),
+            "events": sum(s["events"] for _, s in mine),
+            "retries": sum(s["retries"] for _, s in mine),
+            "dead_letters": letters,
+            "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
+        }
+
+    async def _place(self, topology: str, stage: str, missing: Sequence[int], held: Sequence[StageReport]) -> _Place:
+        """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
+        read, calls = [p["source"] for s in held for p in s["partitions"]], Counter[str]()
+        for s in held:
+            calls.update(s.get("calls", {}))
+        if missing and self.stream is not None:
+            found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
+            read += [tables.position("source").sequence for tables in found]
+            calls.update(call.pool for tables in found for call in tables.calls.rows.values())
+        return _Place(min(read, default=0), calls)
+
+    async def _unread(self, stream: str, source: str, after: int) -> _Unread:
+        info = await self.bus.stream(stream)
+        if info is None:
+            return _Unread(why=f"the stream {stream} of source {source!r} is not there")
+        lag = await self.bus.count(stream, [source], after=after)
+        first = await self.bus.next(stream, source, after + 1) if lag else None
+        return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)

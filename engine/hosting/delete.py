@@ -1,0 +1,88 @@
+"""Removing what dspex made for a topology, or for a whole application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.errors import TopologyError
+from dspex.bus.local.processes import is_dead
+from dspex.bus.port import Bucket, Bus, Kept
+from dspex.engine.graph import manifest
+
+SILENT = 10.0  # seconds without a heartbeat after which an engine is not waited for
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What was removed. `whole`: the application had no other topology, so its streams and stores are gone too.
+
+    `messages`: how many of the topology's own were removed, where the streams stay.
+    """
+
+    topology: str
+    whole: bool
+    removed: Sequence[str]
+    messages: int = 0
+
+
+async def delete(bus: Bus, app: str, topology: str) -> Deleted:
+    """Remove a topology: its manifests, logs, work, records and dead letters; the streams, if it is the last one.
+
+    What it emitted to sinks stays as long as the stream does, and streams that dspex did not make are never touched.
+
+    Raises TopologyError where the application has no such topology, or an engine runs it.
+    """
+    known = await manifest.of_application(bus, app)
+    if topology not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise TopologyError(f"{app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
+    bucket = await bus.bucket(subjects.bucket(app))
+    stream = subjects.stream(app)
+    info = await bus.stream(stream)
+    if running := await _running(bucket, topology, info.now if info is not None else 0.0):
+        why = f"{topology} is run by {', '.join(running)}"
+        raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
+    if len(known) == 1:
+        return Deleted(topology, True, await _everything(bus, app))
+    before = await _messages(bus, app)
+    for pattern in subjects.of_topology(app, topology):
+        if info is not None:
+            await bus.purge(stream, pattern, below=info.last + 1)
+    keys = sorted(await bucket.items(subjects.manifest_prefix(topology)))
+    for key in keys:
+        await bucket.delete(key)
+    return Deleted(topology, False, keys, before - await _messages(bus, app))
+
+
+async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:
+    """The engines that run it: those that are not known to be gone, and have said so a short while ago."""
+    found: list[str] = []
+    for key, (value, _) in (await bucket.items("engine")).items():
+        try:
+            said = orjson.loads(value)
+            silent = now - float(said["time"])
+            if topology in said["topologies"] and silent < SILENT and not is_dead(said):
+                found.append(key.partition(".")[2])
+        except (orjson.JSONDecodeError, TypeError, KeyError, ValueError):
+            continue  # no engine wrote it
+    return found
+
+
+async def _everything(bus: Bus, app: str) -> list[str]:
+    removed: list[tuple[Kept, str]] = [
+        ("stream", subjects.sources(app)),
+        ("stream", subjects.requests(app)),
+        ("stream", subjects.stream(app)),
+        ("objects", subjects.objects(app)),
+        *(("bucket", name) for name in subjects.buckets(app)),
+    ]
+    return [f"{kind} {name}" for kind, name in removed if await bus.remove(kind, name)]
+
+
+async def _messages(bus: Bus, app: str) -> int:
+    info = await bus.stream(subjects.stream(app))
+    return info.messages if info is not None else 0

@@ -1,0 +1,190 @@
+"""Membership spreads partitions over engines. Who owns a partition is decided by its commit log alone, so a mistake here costs
+time and never an event.
+
+Each engine has one key: its heartbeat, which lists what it owns, and is written before it claims. Every engine reads the keys
+of all, and computes by itself who should run what (assignment.py). It gives up what should move, and claims what it should
+run once nobody who lives lists it. An engine is dead when its process is gone (on the same machine), or when its key has not
+changed for five heartbeats by the clock of who looks, so the clocks of machines need not agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import orjson
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+from dspex.bus.local.processes import is_dead
+from dspex.bus.port import Bucket
+from dspex.bus.serving.server_clock import ServerClock
+from dspex.engine.hosting.assignment import Member, StagePartition, assign
+
+_log = structlog.get_logger("dspex.engine")
+SILENT: Final = 5  # heartbeats without which an engine counts as dead
+FORGOTTEN: Final = 600.0  # seconds after which the key of a silent engine is removed; until then `status` shows it
+
+
+class PartitionRunner(Protocol):
+    """What runs a stage."""
+
+    def own(self, index: int) -> None:
+        """Claim a partition and run it."""
+        ...
+
+    def release(self, index: int) -> None:
+        """Commit what was taken of a partition, and give it up."""
+        ...
+
+
+@dataclass
+class _Seen:
+    """The key of another engine. `silent`: seconds for which it was seen unchanged."""
+
+    revision: int
+    silent: float = 0.0
+
+
+@dataclass
+class Membership:
+    """This engine among the others.
+
+    Args:
+        describe: what the heartbeat says besides. heartbeat: seconds between two.
+
+    Attributes:
+        listed: the partitions that this engine owns or is about to claim.
+    """
+
+    bucket: Bucket
+    engine: str
+    heartbeat: float
+    clock: ServerClock
+    describe: Callable[[], dict[str, Any]]
+    listed: set[StagePartition] = field(default_factory=set)
+    _stages: dict[tuple[str, str], tuple[int, PartitionRunner]] = field(default_factory=dict)
+    _leaving: set[StagePartition] = field(default_factory=set)  # given up, and not yet committed
+    _others: dict[str, _Seen] = field(default_factory=dict)
+    _looked: float = 0.0  # when the keys were last read
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, topology: str, stage: str, count: int, runner: PartitionRunner) -> None:
+        """A stage that this engine can run."""
+        self._stages[topology, stage] = (count, runner)
+
+    async def run(self) -> None:
+        """Send heartbeats and follow the others until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            until = loop.time() + self.heartbeat
+            try:
+                await self.once()
+                await self.clock.ask()
+                while await self._changes(until):
+                    await self._say()  # what is given up is taken by others at their next heartbeat
+            except BusError as e:
+                _log.debug("no heartbeat now, trying again", why=e.message)  # the engine goes on: the log decides
+            await asyncio.sleep(until - loop.time())
+
+    async def _changes(self, until: float) -> bool:
+        """Wait until the list changes; False at the time `until`."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+    async def once(self) -> None:
+        """One heartbeat: say what is owned, give up what should move, claim what is free. Raises BusError."""
+        await self._say()
+        members = await self._members()
+        wanted = {part for part, engine in self._assigned(members).items() if engine == self.engine}
+        for part in sorted(self.listed - wanted - self._leaving):
+            _log.info("hands over", topology=part.topology, stage=part.stage, partition=part.number)
+            self._leaving.add(part)
+            self._runner(part).release(part.number)
+        taken = {part for engine, member in members.items() if engine != self.engine for part in member.owns}
+        free = sorted(wanted - self.listed - taken)
+        if free:
+            await self._claim(free)
+
+    def _assigned(self, members: Mapping[str, Member]) -> dict[StagePartition, str]:
+        return assign({stage: count for stage, (count, _) in self._stages.items()}, members)
+
+    async def _claim(self, free: list[StagePartition]) -> None:
+        self.listed.update(free)
+        try:
+            await self._say()
+        except BusError:
+            self.listed.difference_update(free)
+            raise
+        for part in free:
+            self._runner(part).own(part.number)
+
+    def _runner(self, part: StagePartition) -> PartitionRunner:
+        return self._stages[part.topology, part.stage][1]
+
+    async def _say(self) -> None:
+        self._changed.clear()
+        said = {**self.describe(), "heartbeat": self.heartbeat, "owns": [list(part) for part in sorted(self.listed)]}
+        await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(said))
+
+    # -- the others ------------------------------------------------------------------------------------------------
+    async def _members(self) -> dict[str, Member]:
+        """The engines that live, this one too. Removes the keys of those that are gone."""
+        now = asyncio.get_running_loop().time()
+        # Heartbeats that were missed by us, such as while no server was there, are no silence of theirs.
+        passed, self._looked = min(now - self._looked, 2 * self.heartbeat), now
+        found = {self.engine: Member(frozenset(topology for topology, _ in self._stages), frozenset(self.listed))}
+        keys = await self.bucket.items("engine")
+        self._others = {key: seen for key, seen in self._others.items() if key in keys}
+        for key, (value, revision) in keys.items():
+            said = _said(value)
+            if said is None or said["engine"] == self.engine or key != subjects.member_key("engine", said["engine"]):
+                continue
+            gone = is_dead(said)
+            silent = self._silent(key, revision, passed)
+            if gone or silent > FORGOTTEN:
+                await self.bucket.delete(key)
+            elif silent < SILENT * said["heartbeat"]:
+                found[said["engine"]] = Member(said["topologies"], said["owns"])
+        return found
+
+    def _silent(self, key: str, revision: int, passed: float) -> float:
+        seen = self._others.get(key)
+        if seen is None or seen.revision != revision:
+            self._others[key] = seen = _Seen(revision)
+        else:
+            seen.silent += passed
+        return seen.silent
+
+    # -- what happens to partitions ----------------------------------------------------------------------------------
+    def revoked(self, topology: str, stage: str, index: int) -> None:
+        """A partition is not this engine's any more: fenced, given up, or not to be claimed now."""
+        part = StagePartition(topology, stage, index)
+        self.listed.discard(part)
+        self._leaving.discard(part)
+        self._changed.set()
+
+    async def leave(self) -> None:
+        """Remove the key, so that nobody has to wait. Raises BusError."""
+        self.listed.clear()
+        await self.bucket.delete(subjects.member_key("engine", self.engine))
+
+
+def _said(value: bytes) -> dict[str, Any] | None:
+    """What a heartbeat says; None for what is none."""
+    try:
+        said = orjson.loads(value)
+        owns = frozenset(StagePartition(str(topology), str(stage), int(index)) for topology, stage, index in said["owns"])
+        topologies = frozenset(map(str, said["topologies"]))
+        more = {"engine": str(said["engine"]), "heartbeat": float(said["heartbeat"])}
+        return {**said, **more, "topologies": topologies, "owns": owns}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,155 @@
+"""Claims of many logs at once: what a start and a take-over cost does not grow with the partitions.
+
+The last messages of all logs are read with one request, from any replica, and all claims go in one atomic batch, each with the
+check that its log has not moved. After a refusal the logs are read from the leader, and those that moved go into a batch of
+their own: another one may have claimed, or the replica was behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import structlog
+
+from dspex.bus.errors import BusError, Fenced, Unsettled
+from dspex.bus.message import Message
+from dspex.bus.port import Bus
+from dspex.engine.log.commit_log import CommitLog
+from dspex.engine.log.reading import Latest, end_of
+from dspex.engine.log.tables import Tables
+from dspex.engine.log.torn_commits import TornCommits
+
+_log = structlog.get_logger("dspex.engine")
+
+MOST = 500  # claims of one batch
+BEHIND = 60.0  # seconds that the clock may be behind a partition's
+READ_AT_ONCE = 16  # logs that are read back
+AGAIN = 0.1  # seconds until a batch is sent again of which nobody knows what became of it
+
+
+class Claims(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        won: those that are claimed, with their tables.
+        unread: those that are claimed and could not be read back now.
+        lost: those that somebody else claimed at the same time, twice.
+        ahead: those whose clock is over a minute ahead of ours, with the time of their last entry: they wait.
+    """
+
+    won: list[tuple[CommitLog, Tables]]
+    unread: list[CommitLog]
+    lost: list[CommitLog]
+    ahead: list[tuple[CommitLog, float]]
+
+
+async def take_over(
+    bus: Bus, logs: Sequence[CommitLog], tables: Callable[[], Tables], clock: Callable[[], float], repair: TornCommits
+) -> Claims:
+    """Claim logs of one stream, and read them back. `tables`: makes new ones.
+
+    Raises BusError; TopologyError where a newer manifest claimed one.
+    """
+    done, claimed = Claims([], [], [], []), list[CommitLog]()
+    for some in _batches(logs):
+        lasts = await bus.multi_last(some[0].address.stream, [log.address.subject for log in some])
+        moved = await _claim(bus, some, lasts, clock, claimed, done)
+        if moved:
+            done.lost.extend(await _claim(bus, moved, await _leaders(bus, moved), clock, claimed, done))
+    for log in sorted(claimed, key=lambda log: log.claimed):  # in turn: what one has looked at, the next need not
+        await repair.before(log.claimed, log.after)
+    readers = asyncio.Semaphore(READ_AT_ONCE)
+    await asyncio.gather(*[_recover(log, tables(), readers, done) for log in claimed])
+    return done
+
+
+async def _recover(log: CommitLog, tables: Tables, readers: asyncio.Semaphore, done: Claims) -> None:
+    try:
+        async with readers:
+            await log.recover(tables)
+    except BusError as e:
+        if not e.retryable:
+            raise
+        _log.warning("a log cannot be read back yet", subject=log.address.subject, why=e.message)
+        done.unread.append(log)
+    else:
+        done.won.append((log, tables))
+
+
+def _batches(logs: Sequence[CommitLog]) -> Iterator[Sequence[CommitLog]]:
+    for start in range(0, len(logs), MOST):
+        yield logs[start : start + MOST]
+
+
+async def _claim(
+    bus: Bus,
+    logs: Sequence[CommitLog],
+    lasts: dict[str, Message],
+    clock: Callable[[], float],
+    claimed: list[CommitLog],
+    done: Claims,
+) -> list[CommitLog]:
+    """Claim logs whose last messages are known, and add them to `claimed`; those that have moved since."""
+    moved: list[CommitLog] = []
+    while logs:
+        ends = await asyncio.gather(*[_end(bus, log, lasts) for log in logs])
+        now, rest, drafts = clock(), list[CommitLog](), []
+        for log, end in zip(logs, ends):
+            if is_ahead(_time(end), now):
+                done.ahead.append((log, _time(end)))
+            else:
+                rest.append(log)
+                drafts.append(log.draft(end, now))
+        if not rest:
+            return moved
+        try:
+            last = await bus.commit(drafts)
+        except (Fenced, Unsettled) as e:
+            lasts = await _leaders(bus, rest)
+            behind = [log for log in rest if _sequence(lasts, log) != log.expected] if isinstance(e, Fenced) else []
+            moved += behind
+            logs = [log for log in rest if log not in behind]
+            if not behind:  # nobody knows what became of it, and perhaps these very claims are there: look again
+                await asyncio.sleep(AGAIN)
+            continue
+        for n, log in enumerate(rest):
+            log.landed_claim(last - len(rest) + 1 + n)
+        claimed.extend(rest)
+        return moved
+    return moved
+
+
+async def _end(bus: Bus, log: CommitLog, lasts: dict[str, Message]) -> Latest:
+    return await end_of(bus, log.address, lasts.get(log.address.subject), log.newest, known=log.manifest)
+
+
+def is_ahead(time: float, now: float) -> bool:
+    """Whether a partition whose last commit was at `time` waits until the clock has caught up with it."""
+    return time > now + BEHIND
+
+
+def waiting(times: Iterable[float], now: float) -> str | None:
+    """Why partitions whose last commits were at these times wait; None where none does."""
+    ahead = [time for time in times if is_ahead(time, now)]
+    if not ahead:
+        return None
+    there, here = (datetime.fromtimestamp(t, UTC).isoformat(timespec="seconds") for t in (max(ahead), now))
+    return f"{len(ahead)} partitions have come to {there}, and the server's clock says {here}: they wait for it"
+
+
+def _time(end: Latest) -> float:
+    return float(end.entry["time"]) if end.at else 0.0
+
+
+def _sequence(lasts: dict[str, Message], log: CommitLog) -> int:
+    found = lasts.get(log.address.subject)
+    return found.sequence if found is not None else 0
+
+
+async def _leaders(bus: Bus, logs: Sequence[CommitLog]) -> dict[str, Message]:
+    """The last messages of these logs, asked of the leader."""
+    found = await asyncio.gather(*[bus.last(log.address.stream, log.address.subject) for log in logs])
+    return {message.subject: message for message in found if message is not None}

@@ -1,0 +1,145 @@
+"""What lies in the commit log of a stage partition: claims and commits, as MessagePack.
+
+    claim    {v, kind, time, epoch, owner, manifest, build, nonce, after, base, older}
+    commit   {v, kind, time, claim, covers, digest, taken, tables | pieces, base, older, snapshot?}
+
+Who owns the partition, and with what it runs, is said by the claim; a commit names its claim by sequence. An entry with a
+`snapshot` says it again, so that an owner who stays for months does not keep its whole log: see `facts`. `after` is the commit
+before a claim, and `base` and `older` are the entries that name the last two snapshots.
+
+Whoever may publish to the log can store anything there. What is not an entry is passed over by all who read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import msgpack
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+
+VERSION = 2
+_EACH: dict[str, type | tuple[type, ...]] = {"time": (float, int), "base": int, "older": int}
+_FACTS: dict[str, type | tuple[type, ...]] = {"epoch": int, "owner": str, "manifest": int, "build": dict}
+_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "claim": {**_EACH, **_FACTS, "nonce": str, "after": int},
+    "commit": {**_EACH, "claim": int, "covers": int, "digest": bytes, "taken": tuple},
+}
+
+
+class LogAddress(NamedTuple):
+    """The log of one partition: stream, subject, the subject of what one entry cannot hold, and that of its snapshots."""
+
+    stream: str
+    subject: str
+    pieces: str
+    snapshots: str
+
+    @classmethod
+    def of(cls, app: str, topology: str, stage: str, partition: int) -> LogAddress:
+        subject = subjects.log(app, topology, stage, partition)
+        pieces, snapshots = subjects.pieces(app, topology, stage, partition), subjects.snapshot(app, topology, stage, partition)
+        return cls(subjects.stream(app), subject, pieces, snapshots)
+
+
+class Snapshot(NamedTuple):
+    """A snapshot that is stored: of the tables as of entry `at`, in the messages from `first` to `last`."""
+
+    at: int
+    first: int
+    last: int
+    sha256: bytes
+    size: int
+
+
+class ClaimFacts(NamedTuple):
+    """What a claim says of its owner. `build`: what the same arrivals give the same messages with."""
+
+    epoch: int
+    owner: str
+    manifest: int
+    build: Mapping[str, str]
+
+
+def packed(plain: object) -> bytes:
+    """Plain data as MessagePack."""
+    return cast("bytes", msgpack.packb(plain))
+
+
+def plain(data: bytes) -> Any:
+    """Plain data that `packed` wrote; sequences are tuples. Raises ValueError."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False, use_list=False)
+    except TypeError as e:  # a map as the key of a map
+        raise ValueError(str(e)) from e
+
+
+def readable(data: bytes) -> Mapping[str, Any] | None:
+    """A log entry; None for what is not one, or one of another version."""
+    entry = _map(data)
+    if entry.get("v") != VERSION:
+        return None
+    kind = _KINDS.get(str(entry.get("kind")))
+    if kind is None or not all(isinstance(entry.get(name), wanted) for name, wanted in kind.items()):
+        return None
+    if entry["kind"] == "commit" and not isinstance(entry.get("tables"), dict) and not isinstance(entry.get("pieces"), int):
+        return None
+    return entry if "snapshot" not in entry or _names_snapshot(entry) else None
+
+
+def _map(data: bytes) -> Mapping[str, Any]:
+    try:
+        entry = plain(data)
+    except ValueError:
+        return {}
+    return cast("Mapping[str, Any]", entry) if isinstance(entry, dict) else {}
+
+
+def _names_snapshot(entry: Mapping[str, Any]) -> bool:
+    row = entry["snapshot"]
+    kinds = (int, int, int, bytes, int)
+    sound = isinstance(row, tuple) and len(row) == len(kinds) and all(map(isinstance, row, kinds))
+    return sound and all(isinstance(entry.get(name), wanted) for name, wanted in _FACTS.items())
+
+
+def version(data: bytes) -> int | None:
+    """The version of the format that an entry is in; None for what is no entry of any version."""
+    found = _map(data).get("v")
+    return found if type(found) is int else None
+
+
+def unpack(data: bytes) -> Mapping[str, Any]:
+    """A log entry. Raises BusError for what is not one."""
+    entry = readable(data)
+    if entry is None:
+        raise other_version(version(data)) if version(data) not in (None, VERSION) else damaged("a log entry")
+    return entry
+
+
+def other_version(found: int | None) -> BusError:
+    """The error for a log in another format."""
+    how = "an older" if (found or 0) < VERSION else "a newer"
+    fix = "use another application name, or delete the application's streams and buckets and begin anew"
+    if (found or 0) > VERSION:
+        fix = "run that version, or use another application name"
+    return BusError(
+        f"the commit log was written by {how} version of dspex (format {found}, not {VERSION})", code="DX411", fix=fix
+    )
+
+
+def damaged(what: str) -> BusError:
+    """The error for what cannot be read and nothing can replace."""
+    return BusError(f"{what} is damaged", code="DX411", fix="restore the stream from a backup")
+
+
+def bases(sequence: int, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """The entries that name the latest snapshot and the one before, as of an entry; 0 for none."""
+    base: int = entry["base"]
+    return (sequence, base) if "snapshot" in entry else (base, entry["older"])
+
+
+def facts(entry: Mapping[str, Any]) -> ClaimFacts:
+    """What a claim says of its owner, or an entry that names a snapshot."""
+    return ClaimFacts(entry["epoch"], entry["owner"], entry["manifest"], entry["build"])

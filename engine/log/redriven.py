@@ -1,0 +1,122 @@
+"""Redriving: the event of a dead letter goes back into the stream exactly once, however often that is cut off and asked again.
+
+One atomic batch holds a *marker* that names the letter, and behind it the frame with the event. All markers of an application
+lie on one subject, and each is written only if the last one there is still the one that was looked at: so nobody else can have
+redriven the letter in between. Then the letter is removed, and the marker of the one before. The newest marker always stays,
+because without it an older one would be the last again, and who looked then would be let in.
+
+    marker, frame, letter       cut off: whoever comes next removes the letter, and the event does not run again
+    marker, letter              half a batch, which a server at its limit or without power may leave: the event has not run
+    marker                      done
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from dspex.bus import subjects
+from dspex.bus.errors import Fenced, Unsettled
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, NewMessage
+from dspex.engine.log.pages import pages
+from dspex.engine.log.reading import stored
+
+AGAIN = 0.1  # seconds until the markers are looked at again, after somebody else wrote one, or nobody knows
+MOST_UNSURE = 20  # batches in a row of which nobody knows what became of them
+
+
+class Redrives:
+    """Redrives of one process, one after another."""
+
+    def __init__(self, bus: Bus, app: str) -> None:
+        self.bus, self.app, self.stream = bus, app, subjects.stream(app)
+        self._markers: dict[int, int] | None = None  # sequence of a marker → its letter; None: they are to be read
+        self._done: list[int] = []  # markers whose letter is gone
+
+    async def once(self, letter: int, frame: Callable[[Message], Awaitable[NewMessage]]) -> bool:
+        """Store the event of the dead letter at sequence `letter` as a frame, unless that was done, and remove the letter.
+
+        `frame`: makes it of the message that holds the letter. False: there is no such letter any more, as somebody else has
+        redriven or dropped it. Raises BusError, and what `frame` raises.
+        """
+        unsure = 0
+        while True:
+            markers = await self._known()
+            found = await _found(self.bus, self.app, letter)  # only asked once the markers are known
+            if found is None:
+                return False
+            mine = [sequence for sequence, marked in markers.items() if marked == letter]
+            if any([await _is_whole(self.bus, self.app, sequence, letter) for sequence in mine]):
+                break
+            try:
+                last = await self.bus.commit(self._batch(letter, await frame(found), max(markers, default=0)))
+            except (Fenced, Unsettled) as e:
+                self._markers = None
+                unsure = unsure + 1 if isinstance(e, Unsettled) else 0
+                if unsure == MOST_UNSURE:
+                    raise
+                await asyncio.sleep(AGAIN)
+                continue
+            markers[last - 1] = letter
+            break
+        await self.bus.delete(self.stream, letter)
+        await self._tidy(markers, letter)
+        return True
+
+    def _batch(self, letter: int, frame: NewMessage, newest: int) -> list[NewMessage]:
+        marker = NewMessage(subjects.redriven(self.app), orjson.dumps({"letter": letter}), expect=newest)
+        return [marker, frame._replace(headers={**(frame.headers or {}), subjects.LETTER: str(letter)})]
+
+    async def _known(self) -> dict[int, int]:
+        """The markers. Nobody else adds one without ours being refused."""
+        if self._markers is None:
+            self._markers = await _markers(self.bus, self.app)
+        return self._markers
+
+    async def _tidy(self, markers: dict[int, int], letter: int) -> None:
+        for sequence in [s for s, marked in markers.items() if (marked == letter or s in self._done) and s != max(markers)]:
+            await self.bus.delete(self.stream, sequence)
+            del markers[sequence]
+        self._done = [s for s, marked in markers.items() if marked == letter]
+
+
+async def finish(bus: Bus, app: str) -> None:
+    """Do what redrives that were cut off have left to do. Raises BusError.
+
+    Before events that are read are removed: until then, a marker without its frame is half a batch.
+    """
+    markers = await _markers(bus, app)
+    for sequence, letter in markers.items():
+        if await _is_whole(bus, app, sequence, letter) and await _found(bus, app, letter) is not None:
+            await bus.delete(subjects.stream(app), letter)
+        if sequence != max(markers):
+            await bus.delete(subjects.stream(app), sequence)
+
+
+async def _markers(bus: Bus, app: str) -> dict[int, int]:
+    found = [m async for page in pages(bus, subjects.stream(app), [subjects.redriven(app)]) for m in page]
+    return {m.sequence: _letter_of(m) for m in found}
+
+
+def _letter_of(marker: Message) -> int:
+    """The letter that a marker names; 0 where it names none."""
+    try:
+        letter = orjson.loads(marker.data)["letter"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return 0
+    return letter if isinstance(letter, int) else 0
+
+
+async def _is_whole(bus: Bus, app: str, marker: int, letter: int) -> bool:
+    """Whether the frame lies behind its marker."""
+    frame = await stored(bus, subjects.stream(app), marker + 1)
+    return frame is not None and frame.headers.get(subjects.LETTER) == str(letter)
+
+
+async def _found(bus: Bus, app: str, letter: int) -> Message | None:
+    """The dead letter at a sequence; None where there is none."""
+    found = await stored(bus, subjects.stream(app), letter) if letter > 0 else None
+    return found if found is not None and subjects.matches(subjects.dead_pattern(app), found.subject) else None

@@ -1,0 +1,110 @@
+"""The rows of the tables of a stage partition, and the places that they speak of."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+ALONE = 2  # deaths of a worker after which a call is run alone
+
+
+class Place(NamedTuple):
+    """Where an arrival lies: the input, the sequence of the message in its log, and the event within a frame.
+
+    For the input "timers", `sequence` is the number of the timer.
+    """
+
+    input: str
+    sequence: int
+    item: int = -1  # -1: the whole message
+
+
+class Position(NamedTuple):
+    """How far an input is taken. `item`: events 0 to `item` of that frame; -1: the whole message.
+
+    `created`: when the stream was made that `sequence` counts in; `time`: when the message was stored. Together they show
+    a stream that was made anew, or rolled back and filled again. 0: nothing was taken yet.
+    """
+
+    sequence: int = 0
+    item: int = -1
+    created: float = 0.0
+    time: float = 0.0
+
+    def has(self, place: Place) -> bool:
+        """Whether what lies there was taken."""
+        if place.sequence != self.sequence:
+            return place.sequence < self.sequence
+        return self.item < 0 or place.item <= self.item
+
+    @property
+    def after(self) -> int:
+        """A reader begins behind this sequence: a frame of which some events are taken is read again."""
+        return self.sequence if self.item < 0 else self.sequence - 1
+
+
+class OpenCall(NamedTuple):
+    """A call that is open. Its number is the key.
+
+    Attributes:
+        node, id, run, pool: whose call it is, and which workers run it. A record of another pool is refused.
+        deadline: seconds since the epoch, on the clock of the engine.
+        digest: of the event that travels with the request and comes back with the record.
+        try_number: executions that were asked for; part of the record's id, so never the same twice.
+        attempts: those that count against `Retry.attempts`.
+        invalid: those that ended in InvalidOutput. deaths: those whose worker died.
+        work: sequence of the request; 0 until the commit's answer is known, negative in a log entry (see Partition).
+        key: of the event, where results are released in the order of their key.
+        held: sequence of its record, which waits; 0: none.
+    """
+
+    node: str
+    id: str
+    run: str
+    pool: str
+    deadline: float
+    digest: bytes
+    try_number: int = 1
+    attempts: int = 1
+    invalid: int = 0
+    deaths: int = 0
+    work: int = 0
+    key: str | None = None
+    held: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is run by itself in a process: workers died of it, or of a neighbour."""
+        return self.deaths >= ALONE
+
+
+class Timer(NamedTuple):
+    """What happens at `due` (seconds since the epoch).
+
+    Attributes:
+        kind: of a call, whose number is the timer's: its "deadline" passes, its next "attempt" is made, its "held" record
+            is handled. "event": an event that was put off is processed; `place` says where it lies. "again", which no row has:
+            the same execution is asked for again, because nobody delivers its request any more.
+        time: when the message there was stored: another one has its sequence, where the stream was made anew.
+        attempts: how often the event was put off. run: whose it is.
+    """
+
+    due: float
+    kind: Literal["deadline", "attempt", "held", "event", "again"]
+    place: Place | None = None
+    time: float = 0.0
+    attempts: int = 0
+    run: str = ""
+
+
+class Split(NamedTuple):
+    """An event of which some outputs are committed.
+
+    Attributes:
+        done: how many. clock: of the event. number: the first that its calls got.
+        digest: of those outputs; a walk that gives others must not go on from there.
+    """
+
+    done: int
+    clock: float
+    number: int
+    digest: bytes

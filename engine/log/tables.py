@@ -1,0 +1,224 @@
+"""The tables of a stage partition: everything durable that it knows, and the only code that edits it.
+
+A table is rows by key. It says what changed since it was asked last, takes changes over from a log entry, and gives and
+restores a snapshot. So a new durable row needs no new field anywhere: neither in the log entry, nor in recovery, nor in
+the snapshot. All iterations are sorted, because the order of insertion differs after a recovery.
+
+They stay small however long the run: events are in the stream, the event of a call is in its request and in its record, so
+a call costs two rows here and no more.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from dspex.engine.log.rows import OpenCall, Place, Position, Split, Timer
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+NONE = 1 << 62  # a sequence behind all others
+
+
+Change: TypeAlias = tuple[str, Any, Any]
+"""(table, key, row); None as row: it goes."""
+
+
+class Table(Generic[K, R]):
+    """Rows by key, and which of them changed. `read` makes a row of plain data."""
+
+    def __init__(self, read: Callable[[Any], R]) -> None:
+        self.rows: dict[K, R] = {}
+        self._read = read
+        self._changed: dict[K, R | None] = {}
+
+    def put(self, key: K, row: R) -> None:
+        """Add a row, or change it."""
+        self.rows[key] = self._changed[key] = row
+
+    def drop(self, key: K) -> None:
+        """Remove a row, if it is there."""
+        if self.rows.pop(key, None) is not None:
+            self._changed[key] = None
+
+    def changes(self) -> list[tuple[K, R | None]]:
+        """What changed since the last time, sorted by key."""
+        changed, self._changed = self._changed, {}
+        return sorted(changed.items())  # keys are unique, so rows are never compared
+
+    def apply(self, changes: Iterable[tuple[Any, Any]]) -> None:
+        """Take over what `changes` gave, from a log entry."""
+        for key, raw in changes:
+            if raw is None:
+                self.drop(key)
+            else:
+                self.put(key, self._read(raw))
+        self._changed.clear()
+
+    def snapshot(self) -> list[tuple[K, R]]:
+        """All rows, sorted by key: a shallow copy."""
+        return sorted(self.rows.items())
+
+
+class Calls(Table[int, OpenCall]):
+    """The open calls of a partition, by number.
+
+    Args:
+        ordered: names of the call nodes whose results are released in the order of their key.
+        names: old name → new name of operators that were renamed.
+    """
+
+    def __init__(self, ordered: frozenset[str] = frozenset(), names: Mapping[str, str] | None = None) -> None:
+        super().__init__(self._row)
+        self._ordered, self._names = ordered, names or {}
+        self._queues: dict[tuple[str, str | None], deque[int]] = {}  # ascending: numbers only grow
+
+    def _row(self, raw: Any) -> OpenCall:
+        row = OpenCall(*raw)
+        return row._replace(node=self._names.get(row.node, row.node))
+
+    def put(self, key: int, row: OpenCall) -> None:
+        if row.node in self._ordered and key not in self.rows:
+            self._queues.setdefault((row.node, row.key), deque()).append(key)
+        super().put(key, row)
+
+    def turn(self, node: str, key: str | None, *, without: int | None = None) -> int | None:
+        """The earliest open call of a key; None where there is none, or the order does not matter.
+
+        `without`: as if that one were closed.
+        """
+        queue = self._queues.get((node, key))
+        while queue and queue[0] not in self.rows:
+            queue.popleft()
+        if not queue:
+            self._queues.pop((node, key), None)
+            return None
+        return next((n for n in queue if n in self.rows and n != without), None)
+
+    def stored(self, number: int, sequence: int) -> None:
+        """The request of a call lies at `sequence`. Each entry says it with the row, so it is no change of its own."""
+        self.rows[number] = row = self.rows[number]._replace(work=sequence)
+        if self._changed.get(number) is not None:
+            self._changed[number] = row
+
+
+class Timers(Table[int, Timer]):
+    """What is to happen, by number; due in the order of (due, number)."""
+
+    def __init__(self) -> None:
+        super().__init__(self._row)
+        self._heap: list[tuple[float, int]] = []
+        self.parked = 0  # events that were put off
+
+    def _row(self, raw: Any) -> Timer:
+        due, kind, place, *rest = raw
+        return Timer(due, kind, Place(*place) if place else None, *rest)
+
+    def put(self, key: int, row: Timer) -> None:
+        heapq.heappush(self._heap, (row.due, key))
+        self.parked += (row.kind == "event") - self._counted(key)
+        super().put(key, row)
+
+    def drop(self, key: int) -> None:
+        self.parked -= self._counted(key)
+        super().drop(key)
+
+    def _counted(self, number: int) -> int:
+        row = self.rows.get(number)
+        return row is not None and row.kind == "event"
+
+    def due(self, now: float) -> list[tuple[int, Timer]]:
+        """Those whose time has come, in order, with their numbers."""
+        found: list[tuple[float, int]] = []
+        while self._heap and self._heap[0][0] <= now:
+            entry = heapq.heappop(self._heap)
+            row = self.rows.get(entry[1])
+            if row is not None and row.due == entry[0] and entry not in found[-1:]:
+                found.append(entry)
+        for entry in found:  # they stay until they are handled
+            heapq.heappush(self._heap, entry)
+        return [(number, self.rows[number]) for _, number in found]
+
+
+class Tables:
+    """All tables of one partition.
+
+    Attributes:
+        number: the next number for a call or a timer. Numbers are never used twice.
+        keyed: (node, key, sub-key) → an encoded value.
+    """
+
+    def __init__(self, ordered: frozenset[str] = frozenset(), names: Mapping[str, str] | None = None) -> None:
+        self.positions: Table[str, Position] = Table(lambda raw: Position(*raw))
+        self.calls = Calls(ordered, names)
+        self.timers = Timers()
+        self.keyed: Table[tuple[str, str, str], bytes] = Table(bytes)
+        self.splits: Table[Place, Split] = Table(lambda raw: Split(*raw))
+        self.number = 1
+        self._numbered = 1  # `number` as of the last entry
+        self._all: dict[str, Table[Any, Any]] = {
+            "positions": self.positions,
+            "calls": self.calls,
+            "timers": self.timers,
+            "keyed": self.keyed,
+            "splits": self.splits,
+        }
+
+    def position(self, input: str) -> Position:
+        """How far an input is taken."""
+        return self.positions.rows.get(input, _START)
+
+    def change(self, changes: Iterable[Change]) -> None:
+        """Do what an arrival asks for."""
+        for table, key, row in changes:
+            if row is None:
+                self._all[table].drop(key)
+            else:
+                self._all[table].put(key, row)
+                if table in _NUMBERED and key >= self.number:
+                    self.number = key + 1
+
+    def changes(self) -> dict[str, Any]:
+        """What changed since the last time, as plain data: only the tables that did."""
+        changed: dict[str, Any] = {name: rows for name, table in self._all.items() if (rows := table.changes())}
+        if self.number != self._numbered:
+            changed["number"] = self._numbered = self.number
+        return changed
+
+    def apply(self, changes: Mapping[str, Any], sequence: int) -> None:
+        """Take over the changes of the log entry at `sequence`."""
+        for name, rows in changes.items():
+            if name == "number":
+                self.number = self._numbered = rows
+            else:
+                self._all[name].apply(rows)
+        for number, row in changes.get("calls", ()):
+            if row is not None and (call := self.calls.rows.get(number)) is not None and call.work < 0:
+                self.calls.stored(number, sequence + call.work)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it as plain data. What is processed and not yet in a commit must not be in it."""
+        return {name: table.snapshot() for name, table in self._all.items()} | {"number": self.number}
+
+    def restore(self, raw: Mapping[str, Any]) -> None:
+        """Take over what `snapshot` gave. The tables must be new."""
+        self.apply(raw, 0)
+
+    def needed(self) -> dict[str, int]:
+        """The first sequence of each input, and of the requests ("work"), that a recovery from here may still read."""
+        first = {name: position.after + 1 for name, position in self.positions.rows.items()}
+        for place in self._places():
+            first[place.input] = min(place.sequence, first.get(place.input, NONE))
+        first["work"] = min((row.work for row in self.calls.rows.values()), default=NONE)
+        return first
+
+    def _places(self) -> Iterator[Place]:
+        yield from (timer.place for timer in self.timers.rows.values() if timer.place is not None)
+        yield from (Place("records", row.held) for row in self.calls.rows.values() if row.held)
+
+
+_START = Position()
+_NUMBERED = ("calls", "timers")

@@ -1,0 +1,221 @@
+"""The replay of one partition from its log: the same arrivals again, and whether they give what they gave.
+
+The invariant (DESIGN.md, 3.3): with the same build, replaying a partition from any kept snapshot, or from nothing, to any
+later entry gives the same messages and the same tables. An entry says which arrivals its commit took, in which order and with
+which clock; a mark holds what only the runtime knew. `handle` does the rest, as it did then. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from dspex.bus import subjects
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, NewMessage
+from dspex.engine.log.commit_log import CommitLog
+from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
+from dspex.engine.log.reading import changes, follows, latest, named_snapshot, restored
+from dspex.engine.log.rows import Place, Position, Split
+from dspex.engine.log.tables import Tables
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
+from dspex.engine.runtime.compile import Stage
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.timers import TimersInput
+from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.process import Process
+from dspex.engine.runtime.request import Address, Ask
+from dspex.engine.runtime.walk import Output
+
+
+class Difference(NamedTuple):
+    """Where a replay differs. `entry`: sequence of the log entry. `what`: in words."""
+
+    entry: int
+    what: str
+
+
+class Replay:
+    """Replays one partition of a stage.
+
+    Args:
+        stage: compiled from the topology as it was when the log was written.
+        source_stream: where the stage's source is read. index, count: which partition, of how many.
+        limit: bytes of one payload, as the engine had it.
+    """
+
+    def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
+        self.bus, self._stage, self._stream, self._source_stream = bus, stage, subjects.stream(app), source_stream
+        topology = stage.graph.name
+        self.log = LogAddress.of(app, topology, stage.id, index)
+        self._address = Address(app, topology, stage.id, index, "", limit)
+        self._names = {old: new for new, old in stage.graph.renamed_from.items()}
+        self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
+        self._source = SourceInput(bus, app, stage, source_stream, count, _unchecked)
+        self._events = EventsInput(bus, app, topology, stage.id, source_stream)
+        self._records = RecordsInput(bus, app, topology, stage.id)
+        self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
+        self._messages: list[NewMessage] = []  # of the entry
+        self._asked: dict[int, int] = {}  # number of a call → index of its request in the entry
+
+    async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
+        """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
+
+        `snapshot`: the entry that names the snapshot to begin at; 0: with nothing, at the first entry. Raises BusError.
+        """
+        info = await self.bus.stream(self._source_stream)
+        self._source.created = info.created if info is not None else 0.0
+        told, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
+        found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
+        if found is not None:
+            await restored(self.bus, self.log, found, tables)
+            await restored(self.bus, self.log, found, told)
+        self._own(tables, "")
+        end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
+        for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=end.at):
+            entry = readable(message.data)
+            if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
+                continue  # what no engine wrote
+            if entry["kind"] == "claim":
+                claim = message.sequence
+                self._own(self._p.tables, entry["nonce"])
+                continue
+            claim, commit = entry["claim"], message.sequence
+            changed = await changes(self.bus, self.log, message, entry)
+            told.apply(changed, message.sequence)
+            async for what in self._entry(message.sequence, entry, changed):
+                yield Difference(message.sequence, what)
+        if packed(told.snapshot()) != packed(self._p.tables.snapshot()):
+            yield Difference(end.at, "the tables are not those that the log tells")
+
+    def _own(self, tables: Tables, nonce: str) -> None:
+        """Go on as the owner whose claim drew `nonce`."""
+        self._nonce, a = nonce, replace(self._address, nonce=nonce)
+        process, log = Process(self._stage, a, self._names), CommitLog(self.bus, self.log, "replay", 0)
+        self._p = Partition(a.partition, log, tables, process, Counter(), asyncio.Event(), most=1, most_open=1)
+
+    async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
+        if not self._nonce:  # it begins in the middle of an owner's time
+            claim = await self.bus.get(self.log.stream, entry["claim"])
+            self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
+        self._messages, self._asked = [], {}
+        for run in entry["taken"]:
+            count = 0
+            async for arrival in self._arrivals(*run):
+                self._take(arrival, run[5] if len(run) > 5 else None)
+                count += 1
+            if count != run[3]:
+                yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
+        if digest(self._messages) != entry["digest"]:
+            yield f"other messages: {_summary(self._messages)}"
+        mine = plain(packed(self._changes()))
+        if mine != changed:
+            differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
+            yield "other changes: " + "; ".join(f"{n}: {mine.get(n)}, not {changed.get(n)}"[:600] for n in differ)
+        self._landed(sequence)
+
+    # -- arrivals -----------------------------------------------------------------------------------------------------
+    async def _arrivals(
+        self, input: str, start: Any, stop: Any, count: int, clock: float, mark: Sequence[Any] | None = None
+    ) -> AsyncIterator[Arrival]:
+        """A run of arrivals, each made when the one before it was taken."""
+        first, last = (at if isinstance(at, int) else at[0] for at in (start, stop))
+        if mark and mark[0] in ("gap", "moved"):
+            what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
+            yield Arrival(Place(input, first), Position(*mark[-1]), clock, self._p.tables.number, what)
+            return
+        inputs: list[Input] = [self._source, self._events, self._records, self._timers]
+        reader = next(i for i in inputs if i.name == input)
+        messages = await self._stored(input, first, last)
+        for message in messages:
+            if reader.owner(message) != self._p.index:
+                continue
+            fetched: Any = await reader.fetched(self._p, message)
+            for arrival in reader.arrivals(self._p, message, fetched, clock):
+                if count:
+                    count -= 1
+                    yield _marked(arrival, mark or ())
+
+    async def _stored(self, input: str, first: int, last: int) -> list[Message]:
+        """What lies in an input's log from one sequence to another."""
+        a = self._address
+        if input == "timers":
+            return [Message(str(a.partition), b"", {}, first)]
+        if input == "source":
+            return await self.bus.scan(self._source_stream, [self._stage.settings.subject], start=first, stop=last)
+        if input == "events":
+            subject = subjects.edge(a.app, a.topology, a.stage, a.partition)
+        else:
+            subject = subjects.record(a.app, "*", a.topology, a.stage, a.partition)
+        return await self.bus.scan(self._stream, [subject], start=first, stop=last)
+
+    # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
+    def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:
+        tables, place = self._p.tables, arrival.place
+        if (split := tables.splits.rows.get(place)) is not None:
+            arrival = arrival._replace(clock=split.clock, number=split.number)
+        effects = self._p.process.handle(arrival, tables)
+        outputs = effects.outputs
+        if mark and mark[0] == "part":
+            numbers = [o.number + 1 for o in outputs if isinstance(o, Ask)]
+            tables.number = max([tables.number, *numbers])
+            self._append(outputs[effects.done : mark[1]])
+            tables.splits.put(place, Split(mark[1], arrival.clock, arrival.number, digest(outputs[: mark[1]])))
+            return
+        self._append(outputs[effects.done :])
+        tables.change(effects.changes)
+        tables.splits.drop(place)
+        if arrival.position is not None:
+            tables.positions.put(place.input, arrival.position)
+
+    def _append(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, Ask):
+                self._asked[output.number] = len(self._messages)
+                self._p.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
+            self._messages.append(output.message if isinstance(output, Ask) else output)
+
+    def _changes(self) -> dict[str, Any]:
+        """What the entry changes. A request lies so many messages before the entry, whose sequence an entry does not know."""
+        changes, count = self._p.tables.changes(), len(self._messages)
+        for i, (number, row) in enumerate(changes.get("calls", ())):
+            if row is not None and number in self._asked:
+                changes["calls"][i] = (number, row._replace(work=self._asked[number] - count))
+        return changes
+
+    def _landed(self, sequence: int) -> None:
+        calls, first = self._p.tables.calls, sequence - len(self._messages)
+        for number, index in self._asked.items():
+            if number in calls.rows:
+                calls.stored(number, first + index)
+
+
+def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
+    """The arrival, with what only the runtime knew of it."""
+    kind, what = mark[0] if mark else "", arrival.what
+    if kind == "refused":
+        return arrival._replace(refused=mark[1])
+    if kind == "payload_gone":
+        return arrival._replace(gone=True)
+    if kind == "gone" and isinstance(what, Due):
+        return arrival._replace(what=what._replace(what=None))
+    if kind == "again" and isinstance(what, Due):
+        return arrival._replace(what=what._replace(timer=what.timer._replace(kind="again")))
+    if kind == "gone" and isinstance(what, Answered):
+        return arrival._replace(what=what._replace(event=None))
+    return arrival
+
+
+def _summary(messages: Sequence[NewMessage]) -> str:
+    counts = Counter(m.subject for m in messages)
+    return ", ".join(f"{n} to {subject}" for subject, n in sorted(counts.items())) or "none"
+
+
+async def _unchecked(partitions: Sequence[Partition], clock: float) -> float:
+    return 0.0  # nothing is read from a position here

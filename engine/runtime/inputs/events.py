@@ -1,0 +1,109 @@
+"""Events at a node, in frames: redriven ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+import structlog
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import DecodeError
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, Reader
+from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
+from dspex.bus.serving import payloads
+from dspex.engine.log.reading import stored
+from dspex.engine.log.rows import Place, Position
+from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.partition import Partition
+
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+_log = structlog.get_logger("dspex.engine")
+
+
+class Fetched(NamedTuple):
+    """What belongs to a frame.
+
+    Attributes:
+        frame: with its body; None where that is stored nowhere any more.
+        data: the stored message that has the data of its only event, where the frame refers to one.
+        gone: it refers to one whose data is stored nowhere any more.
+    """
+
+    frame: Message | None
+    data: Message | None = None
+    gone: bool = False
+
+
+class EventsInput:
+    """Events at a node, in frames: redriven ones."""
+
+    name: ClassVar[str] = "events"
+    gated: ClassVar[bool] = True
+
+    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source_stream: str) -> None:
+        self._bus, self._stream, self._source_stream = bus, subjects.stream(app), source_stream
+        self._topology, self._stage, self._app = topology, stage, app
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+
+    def _subject(self, p: Partition) -> str:
+        return subjects.edge(self._app, self._topology, self._stage, p.index)
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        """Only what was taken is ever removed from our own stream."""
+
+    def owner(self, message: Message) -> int:
+        return int(message.subject.rpartition(".")[2])
+
+    async def fetched(self, p: Partition, message: Message) -> Fetched:
+        """The frame with its body, and what it refers to.
+
+        Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
+        """
+        place, whole = _stored(message), await payloads.checked_out(self._bus, self._app, message)
+        if place is None or place.stream not in (self._stream, self._source_stream):
+            return Fetched(whole)
+        data = await stored(self._bus, place.stream, place.sequence)
+        data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
+        return Fetched(whole, data, gone=data is None)
+
+    def arrivals(self, p: Partition, message: Message, fetched: Fetched, clock: float) -> Iterator[Arrival]:
+        sequence, stored, gone = message.sequence, _stored(message), fetched.gone
+        if fetched.frame is None:
+            stored, gone = StoredAt(self._stream, sequence), True
+        try:
+            events = self.events(fetched.frame, fetched.data) if fetched.frame is not None else [self._lost(message, p)]
+        except DecodeError as e:
+            _log.error("what is no frame of events is passed over", subject=message.subject, sequence=sequence, why=e.message)
+            events = []
+        if not events:
+            yield Arrival(Place("events", sequence), Position(sequence), clock, p.tables.number, None)
+        position = p.tables.position("events")
+        for index, event in enumerate(events):
+            place = Place("events", sequence, index)
+            if not position.has(place):
+                after = Position(sequence, index if index + 1 < len(events) else -1)
+                number, time = p.tables.number, message.time
+                yield Arrival(place, after, clock, number, event, time, gated=True, stored=stored, gone=gone)
+
+    @staticmethod
+    def _lost(message: Message, p: Partition) -> NodeEvent:
+        """In place of the event of a frame that is stored nowhere any more: what its headers still say."""
+        run = message.headers.get(subjects.RUN, "")
+        return NodeEvent(p.process.stage.source.name, Origin(id=run, subject=message.subject, run=run), codecs.JSON, b"")
+
+    @staticmethod
+    def events(message: Message, stored: Message | None) -> list[NodeEvent]:
+        """The events of a frame. `stored`: what has the data of its only event."""
+        events = unpack_frame(message.data)
+        return [e._replace(data=stored.data) for e in events] if stored is not None else events
+
+
+def _stored(message: Message) -> StoredAt | None:
+    """Where the data of a frame's only event is stored, if not in the frame."""
+    stream, _, sequence = message.headers.get(subjects.STORED, "").rpartition(":")
+    known = stream and sequence.isascii() and sequence.isdecimal() and len(sequence) < 19
+    return StoredAt(stream, int(sequence)) if known else None

@@ -1,0 +1,49 @@
+"""The inputs of a stage: logs that a partition reads in order from a recorded position. One pump reads any of them.
+
+input     log                                         arrives as
+--------  ------------------------------------------  ------------------------------
+source    a subject of any stream                     an event
+events    the partition's subject for events          an event that is redriven
+records   the partition's subject for records         the record of a call
+timers    the partition's own table                   a timer that is due
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
+
+from dspex.bus import subjects
+from dspex.bus.message import Message
+from dspex.bus.port import Reader
+from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.partition import Partition
+
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+
+
+class Input(Protocol):
+    """A log as a pump reads it. `name`: the key of its position in the tables. `gated`: see Arrival."""
+
+    name: ClassVar[str]
+    gated: ClassVar[bool]
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        """Read what is for these partitions, behind a sequence. `name`: of the consumer."""
+        ...
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        """Compare the positions with the log, before anything is read."""
+        ...
+
+    def owner(self, message: Message) -> int:
+        """The index of the partition that a message is for."""
+        ...
+
+    async def fetched(self, p: Partition, message: Message) -> Any:
+        """What `arrivals` needs besides the message, asked of the bus."""
+        ...
+
+    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
+        """What arrives with a message, one after another: each is taken before the next is asked for."""
+        ...

@@ -1,0 +1,91 @@
+"""The records of calls, whichever pool they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import DecodeError
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, Reader
+from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
+from dspex.bus.serving import payloads
+from dspex.engine.log.reading import stored
+from dspex.engine.log.rows import Place, Position
+from dspex.engine.runtime.arrival import Answered, Arrival
+from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.request import event_digest
+
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+_log = structlog.get_logger("dspex.engine")
+
+
+class RecordsInput:
+    """The records of a partition's calls, whichever pool they are of."""
+
+    name: ClassVar[str] = "records"
+    gated: ClassVar[bool] = False
+
+    def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
+        self._bus, self._stream = bus, subjects.stream(app)
+        self._topology, self._stage, self._app = topology, stage, app
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+
+    def _subject(self, p: Partition) -> str:
+        return subjects.record(self._app, "*", self._topology, self._stage, p.index)
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        """Only what was taken is ever removed from our own stream."""
+
+    def owner(self, message: Message) -> int:
+        return int(message.subject.rpartition(".")[2])
+
+    async def all_taken(self, p: Partition) -> bool:
+        """Whether all records that are stored for a partition were taken: a stored record beats the deadline of its call.
+
+        The leader is asked, because a reader that says that it has caught up may speak of a time before it was cut off.
+        """
+        last = await self._bus.last(self._stream, self._subject(p))
+        return last is None or last.sequence <= p.tables.position("records").sequence
+
+    async def fetched(self, p: Partition, message: Message) -> Answered | None:
+        return await answered(self._bus, self._app, p, message)
+
+    def arrivals(self, p: Partition, message: Message, fetched: Answered | None, clock: float) -> Iterator[Arrival]:
+        sequence = message.sequence
+        yield Arrival(Place("records", sequence), Position(sequence), clock, p.tables.number, fetched)
+
+
+async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
+    """What a message with a record says; None where it says nothing about an open call.
+
+    Whoever may write records can say what they like: the pool is that of the subject, and the event is the one that the
+    call was made for, or it is read from the request.
+    """
+    whole = await payloads.checked_out(bus, app, message)
+    if whole is None:
+        return None  # the call meets its deadline
+    try:
+        record = CallRecord.unpack(whole.data)
+    except DecodeError as e:
+        _log.error("what is no record is passed over", subject=message.subject, sequence=message.sequence, why=e.message)
+        return None
+    row = p.tables.calls.rows.get(record.number) if record.number is not None else None
+    if row is None or row.pool != message.subject.split(".")[3]:
+        return None
+    if event_digest(record.event) == row.digest:
+        return Answered(record, unpack_event(record.event))
+    return Answered(record, await requested(bus, app, row.work))
+
+
+async def requested(bus: Bus, app: str, sequence: int) -> NodeEvent | None:
+    """The event that a stored request is for; None where it is not stored any more."""
+    message = await stored(bus, subjects.stream(app), sequence) if sequence > 0 else None
+    message = await payloads.checked_out(bus, app, message) if message is not None else None
+    request = CallRequest.unpack(message.data) if message is not None else None
+    return unpack_event(request.record.event) if request is not None and request.record is not None else None

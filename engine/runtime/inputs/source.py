@@ -1,0 +1,111 @@
+"""The events of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import ClassVar
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import Unreachable
+from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
+from dspex.bus.port import Bus, Reader
+from dspex.bus.records import NodeEvent, Origin, StoredAt
+from dspex.bus.serving import payloads
+from dspex.engine.log.rows import Place, Position
+from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.compile import Stage
+from dspex.engine.runtime.partition import Partition
+
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+
+
+class SourceInput:
+    """The events of a source.
+
+    Attributes:
+        created: when the stream was made; ids of events depend on it. 0 while the source cannot be read.
+
+    `check` compares positions with the stream, and gives when that was made. Raises SourceGap.
+    """
+
+    name: ClassVar[str] = "source"
+    gated: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        stage: Stage,
+        stream: str,
+        count: int,
+        check: Callable[[Sequence[Partition], float], Awaitable[float]],
+    ) -> None:
+        self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
+        self.created = 0.0
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        filters = [self._stage.settings.subject]
+        return await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        self.created = 0.0
+        self.created = await self._check(partitions, clock)
+
+    async def made(self) -> float:
+        """When the stream was made, also before it is read: ids of its events depend on it. Raises Unreachable."""
+        if not self.created:
+            info = await self._bus.stream(self.stream)
+            if info is None:
+                raise Unreachable(f"stream {self.stream} is not there", fix="create it again, or apply the topology: dspex run")
+            self.created = info.created
+        return self.created
+
+    def owner(self, message: Message) -> int:
+        if self._count == 1:
+            return 0
+        h = message.headers
+        return partition_of(h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject, self._count)
+
+    async def fetched(self, p: Partition, message: Message) -> Message | None:
+        """The message with its payload; None where that is stored nowhere any more."""
+        return message if subjects.CLAIM_CHECK not in message.headers else await self.whole(message)
+
+    async def whole(self, message: Message) -> Message | None:
+        return await payloads.checked_out(self._bus, self._app, message)
+
+    def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
+        sequence, time = message.sequence, message.time
+        yield Arrival(
+            place=Place("source", sequence),
+            position=Position(sequence, -1, self.created, time),
+            clock=clock,
+            number=p.tables.number,
+            what=self.event(fetched or message),
+            time=time,
+            gated=True,
+            stored=StoredAt(self.stream, sequence),
+            headers=message.headers,
+            gone=fetched is None,
+        )
+
+    def event(self, m: Message) -> NodeEvent:
+        """The event that a message of the source holds."""
+        h, id = m.headers, place_id(self.stream, self.created, m)
+        node, content_type = self._stage.source.name, h.get(subjects.CONTENT_TYPE) or codecs.JSON
+        if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours
+            return NodeEvent(node, Origin(id, m.subject, id, None, None, None, m.time, m.sequence), content_type, m.data)
+        at = event_time(m).timestamp() if subjects.TIME in h else m.time
+        own = {k: v for k, v in h.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)}
+        origin = Origin(
+            id=id,
+            subject=m.subject,
+            run=h.get(subjects.RUN) or id,
+            cause=cause_of(h),
+            key=h.get(subjects.KEY),
+            session=h.get(subjects.SESSION),
+            time=at,
+            sequence=m.sequence,
+            trace=h.get(subjects.TRACEPARENT),
+            headers=own or None,
+        )
+        return NodeEvent(node, origin, content_type, m.data)

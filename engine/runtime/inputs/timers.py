@@ -1,0 +1,158 @@
+"""The input "timers": the partition's own table, read in the order (due, number)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+from dspex.bus import subjects
+from dspex.bus.errors import NotStored, Unreachable
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, Reader
+from dspex.bus.records import NodeEvent, StoredAt
+from dspex.bus.serving import payloads
+from dspex.engine.log.reading import stored, stored_in
+from dspex.engine.log.rows import Place, Timer
+from dspex.engine.runtime.arrival import Answered, Arrival, Due
+from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.lost import LostRequests
+from dspex.engine.runtime.inputs.records import RecordsInput, answered, requested
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.partition import Partition
+
+TICK = 0.1  # seconds between looks at the clock, at most
+
+
+class TimersInput:
+    """Timers that are due.
+
+    Args:
+        alarm: set when a timer may have become due.
+        lost: finds calls to ask again; None where nobody asks workers.
+    """
+
+    name: ClassVar[str] = "timers"
+    gated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        source: SourceInput,
+        alarm: asyncio.Event,
+        records: RecordsInput,
+        clock: Callable[[], float],
+        lost: LostRequests | None = None,
+    ) -> None:
+        self._bus, self._app, self._stream, self._source = bus, app, subjects.stream(app), source
+        self._alarm, self._records, self._clock, self._lost = alarm, records, clock, lost
+
+    async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
+        return _Clockwork(self, partitions)
+
+    async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        """A table has no gap."""
+
+    def owner(self, message: Message) -> int:
+        return int(message.subject)
+
+    async def due(self, partitions: Sequence[Partition]) -> list[Message]:
+        """The timers that are due now, as messages: the partition as subject, the number as sequence."""
+        self._alarm.clear()
+        now, found = self._clock(), []
+        for p in partitions:
+            due = p.tables.timers.due(now)
+            if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
+                due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
+            for number, timer in due:
+                row = p.tables.calls.rows.get(number)
+                if timer.place is None and not (row is not None and row.work):
+                    continue  # its request is in a commit whose answer has not come yet, though its record may have
+                if timer.place is not None and timer.place.input == "source" and not self._source.created:
+                    continue  # its event cannot be read now: it waits until the source is there again
+                found.append(Message(str(p.index), b"", {}, number))
+            if self._lost is not None and not found:
+                found += [Message(str(p.index), b"", {}, number) for number in await self._lost.of(p)]
+        if not found:
+            try:
+                async with asyncio.timeout(TICK):
+                    await self._alarm.wait()
+            except TimeoutError:
+                return []
+        return found
+
+    async def fetched(self, p: Partition, message: Message) -> Due | None:
+        """The timer with what its handling needs: the event that was put off, the record that is held, the request's event."""
+        number = message.sequence
+        timer, row = p.tables.timers.rows.get(number), p.tables.calls.rows.get(number)
+        what: NodeEvent | Answered | None = None
+        if timer is None or (timer.place is None and row is None):
+            return None
+        if self._lost is not None and timer.due > self._clock():
+            if row is None or not self._lost.is_lost(p, number, row):
+                return None  # it was put off since it was due
+            timer = timer._replace(kind="again")
+        if timer.place is not None:
+            return await self._event(number, timer, timer.place)
+        if row is not None and timer.kind == "held":
+            held = await stored(self._bus, self._stream, row.held)
+            what = await answered(self._bus, self._app, p, held) if held is not None else None
+        elif row is not None:
+            what = await requested(self._bus, self._app, row.work)
+        return Due(number, timer, what)
+
+    async def _event(self, number: int, timer: Timer, place: Place) -> Due:
+        """The timer of an event that was put off, with the event. Raises Unreachable while its stream is not there."""
+        gone, message = Due(number, timer, None), await self._put_off(place, timer.time)
+        if message is None:
+            return gone
+        whole = await payloads.checked_out(self._bus, self._app, message)
+        if place.input == "source":
+            lost = StoredAt(self._source.stream, place.sequence) if whole is None else None
+            return Due(number, timer, self._source.event(whole or message), lost)
+        return Due(number, timer, EventsInput.events(whole, None)[place.item]) if whole is not None else gone
+
+    async def _put_off(self, place: Place, time: float) -> Message | None:
+        """The message of an event that was put off, stored at `time`; None where it is gone."""
+        stream = self._source.stream if place.input == "source" else self._stream
+        try:
+            if place.input == "source" and time < await self._source.made():
+                # The stream was made anew since, and nobody waits for its leader; or the server's clock was set back.
+                message = await self._bus.get(stream, place.sequence)
+            else:
+                message = await stored_in(self._bus, stream, place.sequence)
+        except NotStored as e:
+            raise Unreachable(e.message, fix=e.fix) from e
+        return message if message is not None and message.time == time else None
+
+    def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
+        if fetched is None:
+            return
+        timer = p.tables.timers.rows.get(fetched.number)
+        row = p.tables.calls.rows.get(fetched.number)
+        if timer is not None and fetched.timer.kind == "again":
+            still = row is not None and self._lost is not None and self._lost.is_lost(p, fetched.number, row)
+            timer = timer._replace(kind="again") if still else None
+        if timer == fetched.timer:  # else it changed meanwhile
+            place, lost = Place("timers", fetched.number), fetched.payload
+            yield Arrival(place, None, clock, p.tables.number, fetched, stored=lost, gone=lost is not None)
+
+
+class _Clockwork:
+    """Reads timers as a Reader reads messages."""
+
+    def __init__(self, input: TimersInput, partitions: Sequence[Partition]) -> None:
+        self._input, self._partitions = input, partitions
+
+    @property
+    def caught_up(self) -> bool:
+        return True
+
+    async def read(self, limit: int) -> list[Message]:
+        while not (found := await self._input.due(self._partitions)):
+            pass
+        return found[:limit]
+
+    async def close(self) -> None:
+        """There is nothing to close."""

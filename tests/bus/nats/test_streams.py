@@ -1,0 +1,102 @@
+"""Streams, buckets and object stores as the server has them: nothing in them lets a writer remove what others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats
+import pytest
+import pytest_asyncio
+from nats.js import JetStreamContext
+
+from dspex.bus.errors import BusError
+from dspex.bus.nats import NatsBus, connect
+from dspex.bus.port import NewMessage, StreamConfig
+
+ROLLUP = {"Nats-Rollup": "sub"}
+
+
+@pytest_asyncio.fixture
+async def bus(nats_url: str) -> AsyncIterator[NatsBus]:
+    opened = await connect(nats_url)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
+async def js(nats_url: str) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(nats_url)
+    yield client.jetstream()
+    await client.close()
+
+
+async def made(bus: NatsBus, name: str) -> None:
+    """A stream, a bucket and an object store of this name."""
+    await bus.ensure_stream(StreamConfig(name, [f"{name}.>"]))
+    await bus.bucket(name)
+    await bus.objects(name)
+
+
+def names(name: str) -> dict[str, str]:
+    """Their streams, each with a subject that it holds."""
+    return {name: f"{name}.a", f"KV_{name}": f"$KV.{name}.a", f"OBJ_{name}": f"$O.{name}.C.a"}
+
+
+@pytest.mark.asyncio
+async def test_a_rollup_is_refused_by_everything_that_dspex_makes(bus: NatsBus, unique: str) -> None:
+    await made(bus, unique)
+    for subject in names(unique).values():
+        await bus.publish(NewMessage(subject, b"1"))
+        with pytest.raises(BusError, match="rollup"):
+            await bus.publish(NewMessage(subject, b"2", ROLLUP))
+
+
+@pytest.mark.asyncio
+async def test_rollup_that_somebody_switched_on_is_switched_off(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
+    for stream, subject in names(unique).items():
+        await js.add_stream(name=stream, subjects=[subject], allow_rollup_hdrs=True, allow_atomic=True, allow_direct=True)
+    await made(bus, unique)
+    for subject in names(unique).values():
+        with pytest.raises(BusError, match="rollup"):
+            await bus.publish(NewMessage(subject, b"2", ROLLUP))
+
+
+@pytest.mark.parametrize("option", ["allow_msg_ttl", "allow_msg_schedules"])
+@pytest.mark.asyncio
+async def test_what_has_message_ttl_or_schedules_is_refused_with_two_ways_out(
+    bus: NatsBus, js: JetStreamContext, unique: str, option: Any
+) -> None:
+    for stream, subject in names(unique).items():
+        await js.add_stream(name=stream, subjects=[subject], **{option: True})
+    for make in (bus.ensure_stream(StreamConfig(unique, [f"{unique}.>"])), bus.bucket(unique), bus.objects(unique)):
+        with pytest.raises(BusError) as e:
+            await make
+        assert e.value.code == "DX412"
+        assert "another application name" in e.value.fix
+        assert "dspex delete" in e.value.fix
+
+
+@pytest.mark.asyncio
+async def test_an_object_that_is_put_again_is_touched_and_leaves_one_piece_of_metadata(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:
+    objects = await bus.objects(unique)
+    name = await objects.put(b"data")
+    before = await js.stream_info(f"OBJ_{unique}")
+    assert await objects.put(b"data") == name
+    after = await js.stream_info(f"OBJ_{unique}")
+    assert after.state.messages == before.state.messages == 2
+    assert after.state.last_seq == before.state.last_seq + 1
+    assert await objects.get(name) == b"data"
+
+
+@pytest.mark.asyncio
+async def test_a_stream_without_a_size_gets_most_of_what_the_server_lets_it_reserve(server: Any, opened: Any) -> None:
+    free = 100 << 20
+    server.jetstream = f'jetstream {{ store_dir: "{server.folder / "js"}", max_file: {free} }}'
+    bus = await opened(server.start().url)
+    first = await bus.ensure_stream(StreamConfig("A", ["a"], max_bytes=None))
+    assert 0.6 * free < first.max_bytes <= 0.8 * free
+    second = await bus.ensure_stream(StreamConfig("B", ["b"], max_bytes=None))
+    assert 0 < second.max_bytes <= 0.8 * (free - first.max_bytes)

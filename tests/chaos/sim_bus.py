@@ -1,0 +1,76 @@
+"""The connection of a simulated process: it can be frozen, die in a commit, hear late, and be told a wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TypeVar
+
+from dspex.bus.errors import BusError, Unreachable
+from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.port import BusEvents, NewMessage, StreamInfo
+
+T = TypeVar("T")
+
+
+class Bus(MemoryBus):
+    """A connection of a process. While it is frozen, nothing that the process does reaches the server, nor comes back.
+
+    `deadly`: how likely a commit is the last thing that the process does; half of these land first. `slow`: seconds until the
+    answer to a commit comes, at most; what follows from it may be there before. `forgets`: how likely the process is cut off
+    before it removes a message. `skew`: seconds that the time which it is told is ahead of the server's.
+    """
+
+    def __init__(
+        self, server: MemoryServer, random: Random, *, deadly: float = 0.0, slow: float = 0.0, forgets: float = 0.0
+    ) -> None:
+        super().__init__(server, BusEvents())
+        self.random, self.deadly, self.slow, self.forgets = random, deadly, slow, forgets
+        self.skew = 0.0
+        self.thawed, self.dead = asyncio.Event(), asyncio.Event()
+        self.thawed.set()
+
+    async def trip(self) -> None:
+        await self.thawed.wait()
+        await super().trip()
+        await self.thawed.wait()
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        info = await super().stream(name)
+        return replace(info, now=info.now + self.skew) if info is not None else None
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        fate = self.random.random()
+        if fate < self.deadly / 2:
+            await self._die()
+        sequence = await super().commit(drafts, timeout=timeout)
+        if fate < self.deadly:
+            await self._die()
+        if self.slow:
+            await asyncio.sleep(self.random.uniform(0, self.slow))
+            await self.thawed.wait()
+        return sequence
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        if self.forgets and self.random.random() < self.forgets:
+            raise Unreachable("the process was cut off (a fault of the test)")
+        await super().delete(stream, sequence)
+
+    async def _die(self) -> None:
+        self.thawed.clear()
+        self.dead.set()
+        await asyncio.Event().wait()
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Do it until the bus lets it pass, as a publisher does with one id."""
+    while True:
+        try:
+            return await call()
+        except BusError as e:
+            if not e.retryable:
+                raise
+        await asyncio.sleep(0.1)

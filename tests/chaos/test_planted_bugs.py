@@ -1,0 +1,106 @@
+"""The simulation is believed only because it finds each of these: a fault is put into the code, and a few seeds must show it.
+
+This is the one place where tests replace parts of the product: to break it is what they are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from simulation import Simulation
+
+from dspex.bus.memory.server import Faults
+from dspex.bus.memory.store import MemoryStream
+from dspex.bus.records import CallRequest
+from dspex.bus.serving.work_loop import WorkLoop
+from dspex.engine.log import redriven
+from dspex.engine.log.tables import Calls, Table, Tables
+from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.inputs.position import SourceCheck
+from dspex.engine.runtime.inputs.records import RecordsInput
+
+pytestmark = pytest.mark.no_cover
+SEEDS = 6
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def skip_the_check_of_the_entry_before(m: pytest.MonkeyPatch) -> None:
+    m.setattr(MemoryStream, "_check_expected", lambda self, drafts: None)
+
+
+def ack_before_the_record_is_stored(m: pytest.MonkeyPatch) -> None:
+    async def serve(self: WorkLoop, delivery: Any, request: CallRequest, job: Any) -> None:
+        await delivery.ack()
+        await self.records.store(await job(), request)
+
+    m.setattr(WorkLoop, "_serve", serve)
+
+
+def drop_the_check_for_gaps(m: pytest.MonkeyPatch) -> None:
+    async def no_gap(self: SourceCheck, *arguments: Any) -> None:
+        return None
+
+    m.setattr(SourceCheck, "_gap", no_gap)
+
+
+def forget_a_change_of_a_table(m: pytest.MonkeyPatch) -> None:
+    m.setattr(Calls, "drop", lambda self, key: self.rows.pop(key, None))
+
+
+def reuse_a_number(m: pytest.MonkeyPatch) -> None:
+    changes = Tables.changes
+    m.setattr(Tables, "changes", lambda self: {k: v for k, v in changes(self).items() if k != "number"})
+
+
+def let_records_wait_behind_the_gate(m: pytest.MonkeyPatch) -> None:
+    arrivals = RecordsInput.arrivals
+
+    def gated(self: RecordsInput, *arguments: Any) -> Iterator[Arrival]:
+        for arrival in arrivals(self, *arguments):
+            yield arrival._replace(gated=True)
+
+    m.setattr(RecordsInput, "arrivals", gated)
+
+
+def iterate_a_table_unsorted(m: pytest.MonkeyPatch) -> None:
+    changes = Table.changes
+    m.setattr(Table, "changes", lambda self: changes(self)[::-1])
+
+
+def redrive_without_a_look_at_the_markers(m: pytest.MonkeyPatch) -> None:
+    async def unmarked(*arguments: Any) -> bool:
+        return False
+
+    m.setattr(redriven, "_is_whole", unmarked)
+
+
+CALM: dict[str, Any] = {
+    "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
+    "fate": "", "skewed": False, "redriven": False,
+}  # fmt: skip
+PLANTED: list[tuple[Plant, dict[str, Any]]] = [
+    (skip_the_check_of_the_entry_before, {"kills": 4, "freezes": True}),
+    (ack_before_the_record_is_stored, {"kills": 8}),
+    (drop_the_check_for_gaps, {"fate": "made anew", "on_gap": "skip"}),
+    (drop_the_check_for_gaps, {"fate": "rolled back", "on_gap": "stop"}),
+    (forget_a_change_of_a_table, {}),
+    (reuse_a_number, {}),
+    (let_records_wait_behind_the_gate, {"most_open": 3}),
+    (iterate_a_table_unsorted, {"keys": 1}),
+    (redrive_without_a_look_at_the_markers, {"count": 80, "redriven": True}),
+]
+
+
+@pytest.mark.parametrize(("plant", "options"), PLANTED, ids=lambda of: of.__name__ if callable(of) else None)
+def test_the_simulation_finds_a_planted_bug(plant: Plant, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    monkeypatch.setattr("simulation.PATIENCE", 60.0)
+    monkeypatch.setattr("sim_source.STOPS", 60.0)
+    for seed in range(SEEDS):
+        if not Simulation(seed, **{**CALM, **options}).run().good:
+            monkeypatch.undo()
+            assert Simulation(seed, **{**CALM, **options}).run().good  # so it was the plant
+            return
+    pytest.fail(f"{SEEDS} seeds have not shown it")

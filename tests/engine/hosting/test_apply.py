@@ -1,0 +1,148 @@
+"""Applying topologies: which stream has which subject, and what is refused because it would lose or double something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import APP, SOURCES, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import LMUnavailable, StreamFull, SubjectTaken, TopologyError
+from dspex.bus.port import StreamConfig
+from dspex.engine.graph.manifest import history
+from dspex.engine.hosting.apply import apply
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def through(name: str, source: str, sink: str, **options: Any) -> Topology:
+    topology = Topology(name)
+    topology.source(source, **options).sink(sink)
+    return topology
+
+
+def refused(one: Lab, *topologies: Topology) -> Any:
+    with pytest.raises((SubjectTaken, TopologyError)) as e:
+        one.start("refused", *topologies)
+    one.hosts.pop("refused")
+    return e.value
+
+
+def test_a_publisher_that_fills_the_stream_of_sources_does_not_stop_commits(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"text": "a"})
+    sources = one.server.streams[SOURCES]
+    one.run(one.client.bus.ensure_stream(StreamConfig(SOURCES, ["in"], max_bytes=sources.bytes + 1)))
+    with pytest.raises(StreamFull):
+        one.run(one.client.publish("in", {"text": "b"}))
+    one.work()
+    assert one.outputs("out") == [{"text": "a", "answer": "yes"}]
+
+
+def test_a_source_that_another_topology_of_the_application_emits_to_stays_with_the_sinks(lab: MakeLab) -> None:
+    one = lab()
+    one.start("first", through("first", "raw", "clean"))
+    one.start("second", through("second", "clean", "done"))
+    one.publish("raw", {"n": 1})
+    one.advance(1)
+    assert one.outputs("done") == [{"n": 1}]
+    assert one.run(one.client.bus.stream_of("clean")) == STREAM
+    assert one.run(one.client.bus.stream_of("raw")) == SOURCES
+
+
+def test_a_new_sink_on_a_subject_that_the_stream_of_sources_holds_is_refused_with_two_ways_out(lab: MakeLab) -> None:
+    one = lab()
+    one.start("second", through("second", "clean", "done"))
+    error = refused(one, through("first", "raw", "clean"))
+    assert error.code == "DX406"
+    assert "another subject" in error.fix
+    assert "another application name" in error.fix
+
+
+@pytest.mark.parametrize("applied_before", [False, True])
+def test_a_wildcard_source_that_takes_in_a_sink_and_more_is_refused_with_two_ways_out(
+    lab: MakeLab, applied_before: bool
+) -> None:
+    one = lab()
+    emitting, reading = through("emitting", "raw", "orders.done"), through("reading", "orders.*", "out")
+    if applied_before:
+        one.start("emitting", emitting)
+    error = refused(one, reading) if applied_before else refused(one, emitting, reading)
+    assert error.code == "DX406"
+    assert "do not take in 'orders.done'" in error.fix
+    assert "another subject" in error.fix
+
+
+def test_a_subject_whose_stream_of_others_is_gone_is_not_captured_and_calls_go_on(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask", timeout="10s", deadline="20s").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    one.start()
+    for text in "ab":
+        one.publish("in", {"text": text})
+    one.advance(1)
+    one.kill()
+    one.run(one.client.bus.remove("stream", "EVENTS"))
+    host = one.start()
+    one.advance(6)
+    assert one.run(one.client.bus.stream_of("in")) is None
+    assert "EVENTS" in (host.runners[0].stopped or "")
+    asked: list[str] = []
+
+    def answer(inputs: Any, work: Any) -> Any:
+        asked.append(inputs["text"])
+        if inputs["text"] == "b":
+            raise LMUnavailable("down")
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.work()
+    one.advance(30)
+    assert one.outputs("out") == [{"text": "a", "answer": "yes"}]  # the record is read
+    assert [letter.event.data for letter in one.letters()] == [{"text": "b"}]  # and timers fire
+    assert len(asked) > 2
+    assert host.failure is None
+
+
+def test_a_source_whose_stream_comes_back_is_compared_with_what_was_read(lab: MakeLab) -> None:
+    one = lab(through("reading", "in", "out", on_gap="skip"))
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    host = one.start()
+    one.publish("in", {"n": 1})
+    one.run(one.client.bus.remove("stream", "EVENTS"))
+    one.advance(12)
+    assert "not there" in (host.runners[0].stopped or "")
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    one.publish("in", {"n": 2})
+    one.advance(12)
+    assert one.outputs("out") == [{"n": 1}, {"n": 2}]
+    assert host.runners[0].stopped is None
+
+
+def test_an_old_version_that_starts_again_is_refused_and_may_be_applied_on_purpose(lab: MakeLab) -> None:
+    one = lab()
+    old, new = through("changing", "in", "out"), through("changing", "in", "out")
+    new.source("second").sink("seconds")
+    one.start("old", old)
+    one.drain("old")
+    one.start("new", new)
+    one.drain("new")
+    error = refused(one, old)
+    assert error.code == "DX238"
+    assert "version 1" in error.message
+    assert "dspex apply" in error.fix
+    old = Topology("changing", drop=["second", "seconds"])
+    old.source("in").sink("out")
+    assert one.run(apply(one.client.bus, APP, [old.graph], again=True)).manifests["changing"].version == 3
+
+    async def versions() -> list[int]:
+        return [m.version for m in (await history(await one.client.bus.bucket(subjects.bucket(APP))))["changing"]]
+
+    assert one.run(versions()) == [1, 2, 3]

@@ -1,0 +1,134 @@
+"""Who makes the consumers of work, and what becomes of open calls when somebody deletes one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from engine_lab import STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.serving import work_consumers
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import CallNode
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+NAME = subjects.work_consumer("lightweight", 1)
+SOON = 3 * work_consumers.LOOK
+
+
+def asking(**options: Any) -> Topology:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask", **options).sink("out")
+    return topology
+
+
+def test_workers_make_no_consumer_and_wait_for_an_engine_to_do_so(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    one.server.streams[STREAM].forget(NAME)
+    one.kill()
+    one.work()
+    one.advance(60)
+    assert NAME not in one.server.streams[STREAM].consumers
+    one.start()
+    one.publish("in", {"text": "a"})
+    one.advance(SOON)
+    assert len(one.outputs("out")) == 1
+
+
+def test_after_a_consumer_of_work_is_deleted_every_open_call_is_paid_once(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    one.work()
+    for n in range(20):
+        one.publish("in", {"text": f"done {n}"})
+    one.advance(1)
+    one.stop_workers()
+    for n in range(30):
+        one.publish("in", {"text": f"open {n}"})
+    one.server.streams[STREAM].forget(NAME)
+    one.advance(SOON)
+    for n in range(5):
+        one.publish("in", {"text": f"later {n}"})
+    one.work()
+    one.advance(SOON)
+    assert len(one.outputs("out")) == 55
+    assert one.letters() == []
+    paid = Counter((request.call, request.try_number) for request in one.asked)
+    assert len(paid) == 55
+    assert set(paid.values()) == {1}
+
+
+def test_an_owner_that_starts_after_the_consumer_was_made_anew_asks_again_too(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    for n in range(5):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    one.server.streams[STREAM].forget(NAME)
+    one.start()
+    one.advance(SOON)
+    one.work()
+    one.advance(SOON)
+    assert sorted(o["text"] for o in one.outputs("out")) == list("01234")
+    assert len(one.asked) == 5
+
+
+def test_a_call_that_waits_for_its_next_attempt_is_not_asked_early(lab: MakeLab) -> None:
+    from dspex.bus.errors import LMUnavailable
+
+    one = lab(asking(retry={"attempts": 3, "backoff": "60s"}))
+
+    def answer(inputs: Any, work: Any) -> Any:
+        if work.try_number == 1:
+            raise LMUnavailable("down", retry_after=60.0)
+        return {"answer": "yes"}
+
+    one.answers["ask"] = answer
+    one.start()
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(1)
+    one.server.streams[STREAM].forget(NAME)
+    one.advance(SOON)
+    assert [request.try_number for request in one.asked] == [1]
+    one.advance(120)
+    assert [request.try_number for request in one.asked] == [1, 2]
+    assert len(one.outputs("out")) == 1
+
+
+def urgent(topology: Topology, priority: int) -> Graph:
+    graph = topology.graph
+    nodes = {
+        n: replace(v, call=replace(v.call, priority=priority)) if isinstance(v, CallNode) else v for n, v in graph.nodes.items()
+    }
+    return replace(graph, nodes=nodes)
+
+
+class Has:
+    """What the lab takes for a topology."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+
+def test_a_pool_takes_the_work_of_the_most_urgent_band_first(lab: MakeLab) -> None:
+    graphs = []
+    for name, priority in (("slow", 9), ("usual", 5), ("fast", 0)):
+        topology = Topology(name)
+        topology.source(f"in.{name}").predict("text -> answer", name="ask").sink(f"out.{name}")
+        graphs.append(Has(urgent(topology, priority)))
+    one = lab(*graphs)
+    one.start()
+    for name in ("slow", "usual", "fast"):
+        for n in range(5):
+            one.publish(f"in.{name}", {"text": str(n)})
+    one.advance(1)
+    one.work(slots=1)
+    one.advance(60)
+    order = [request.topology for request in one.asked]
+    assert order == ["fast"] * 5 + ["usual"] * 5 + ["slow"] * 5

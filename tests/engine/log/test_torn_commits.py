@@ -1,0 +1,120 @@
+"""Remainders of torn commits are removed before a claim goes on, wherever they lie, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from engine_lab import APP, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.message import Message
+from dspex.bus.port import COMMIT_LIMIT, BusEvents, NewMessage
+from dspex.engine.log import torn_commits
+from dspex.engine.log.torn_commits import TornCommits
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+class Counting(MemoryBus):
+    """A connection that notes which sequences were scanned for all subjects."""
+
+    def __init__(self, server: MemoryServer, events: BusEvents) -> None:
+        super().__init__(server, events)
+        self.read: list[int] = []
+
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        if list(filters) == [">"]:
+            self.read += range(start, stop + 1)
+        return await super().scan(stream, filters, start=start, stop=stop)
+
+
+def split() -> Topology:
+    topology = Topology("split")
+    topology.source("in", partitions=2).map(lambda d: d, name="same").sink("out")
+    return topology
+
+
+def torn(one: Lab, count: int) -> None:
+    """What a server leaves of a commit that it stored in part."""
+    for n in range(count):
+        one.store(NewMessage("out", b"{}", {subjects.EVENT_ID: f"torn-{n}"}))
+
+
+def left(one: Lab) -> int:
+    return sum(m.headers.get(subjects.EVENT_ID, "").startswith("torn") for m in one.messages("out"))
+
+
+def looked_at(one: Lab, repair: TornCommits, partition: int) -> None:
+    """A claim of a partition, and the repair before it, as its owner does it."""
+    log = subjects.log(APP, "split", "s1", partition)
+    last = one.messages(log)[-1].sequence
+    info = one.server.streams[STREAM]
+    one.run(repair.before(info.last + 1, last))
+    one.store(NewMessage("in", b"{}"))  # the claim's place in the stream
+
+
+def test_a_remainder_is_found_before_each_partitions_claim_and_not_only_before_the_first(lab: MakeLab) -> None:
+    one = lab(split())
+    one.start()
+    one.publish("in", {"n": 1}, key="a")
+    one.publish("in", {"n": 2}, key="b")
+    one.kill()
+    torn(one, 3)
+    one.store(NewMessage(subjects.log(APP, "split", "s1", 1), b"moved on"))  # partition 1 goes on behind it
+    one.store(NewMessage("in", b"{}"))
+    repair = TornCommits(one.client.bus, APP, [split().graph])
+    looked_at(one, repair, 1)
+    assert left(one) == 3
+    looked_at(one, repair, 0)
+    assert left(one) == 0
+    assert len(one.outputs("out")) == 2
+
+
+def test_a_remainder_is_found_however_much_was_stored_since(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torn_commits, "PAGE", 500)
+    one = lab(split())
+    one.start()
+    one.publish("in", {"n": 1}, key="a")
+    one.kill()
+    torn(one, 2)
+
+    async def much() -> None:
+        for _ in range(12):
+            await one.client.bus.commit([NewMessage("in", b"{}")] * COMMIT_LIMIT)
+
+    one.run(much())
+    repair = TornCommits(one.client.bus, APP, [split().graph])
+    looked_at(one, repair, 0)
+    assert left(one) == 0
+    assert len(one.messages("in")) == 12 * COMMIT_LIMIT + 2
+
+
+def test_a_commit_over_the_border_of_a_page_is_none_that_is_torn(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torn_commits, "PAGE", 7)
+    topology = Topology("split")
+    topology.source("in", partitions=2).flat_map(lambda d: [d] * 20, name="many").sink("out")
+    one = lab(topology)
+    one.start()
+    for n in range(5):
+        one.publish("in", {"n": n}, key="ab"[n % 2])
+    one.kill()
+    repair = TornCommits(one.client.bus, APP, [topology.graph])
+    one.run(repair.before(one.server.streams[STREAM].last + 1, 0))
+    assert len(one.outputs("out")) == 100
+
+
+def test_no_message_is_read_twice_however_many_partitions_are_claimed(lab: MakeLab) -> None:
+    topology = Topology("split")
+    topology.source("in", partitions=32).map(lambda d: d, name="same").sink("out")
+    one = lab(topology)
+    one.start()
+    for n in range(50):
+        one.publish("in", {"n": n}, key=str(n))
+    one.kill()
+    bus = Counting(one.server, BusEvents())
+    one.start(bus=bus)
+    one.advance(5)
+    assert len(bus.read) == len(set(bus.read)) > 50

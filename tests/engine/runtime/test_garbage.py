@@ -1,0 +1,85 @@
+"""What anybody could write where engines read: it stops nothing, and nothing of somebody else's is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import APP, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.codecs import msgpack_bytes
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import NodeEvent, Origin, pack_frame
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+EDGE = subjects.edge(APP, "asking", "s1", 0)
+JUNK: list[Any] = [None, True, -1, 1e308, float("nan"), float("inf"), 2**63, "soon", "", [], {}, [[]], {"a": 1}, b"\xff"]
+
+
+def asking(lab: MakeLab) -> Lab:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    return one
+
+
+def goes_on(one: Lab) -> None:
+    """The engine processes what comes behind, also after a restart."""
+    one.work()
+    one.publish("in", {"text": "last"})
+    one.advance(1)
+    assert "last" in [o["text"] for o in one.outputs("out")]
+    one.kill()
+    one.start()
+    one.publish("in", {"text": "after a restart"})
+    one.advance(1)
+    assert "after a restart" in [o["text"] for o in one.outputs("out")]
+
+
+@pytest.mark.parametrize("field", ["type", "message", "code", "fix", "node", "retry_after", "retryable", "traceback"])
+@pytest.mark.parametrize("type", ["RetryLater", "RateLimited", "ProgramError", "TopologyError", "ConfigError", "nothing"])
+def test_a_record_whose_error_holds_anything_fails_its_call_and_nothing_else(lab: MakeLab, field: str, type: str) -> None:
+    one = asking(lab)
+    for junk in JUNK:
+        one.publish("in", {"text": "first"})
+        (*_, request) = one.requests()
+        one.store(one.result(request, outputs=None, error={"type": type, "message": "no", field: junk}))
+    goes_on(one)
+
+
+@pytest.mark.parametrize("field", ["outputs", "event", "number", "attempt", "try_number", "usage", "elapsed"])
+def test_a_record_with_anything_in_its_fields_stops_nothing(lab: MakeLab, field: str) -> None:
+    one = asking(lab)
+    for junk in JUNK:
+        one.publish("in", {"text": "first"})
+        (*_, request) = one.requests()
+        record = vars(one.record(request)) | {"number": request.record.number, "event": request.record.event, field: junk}
+        one.store(NewMessage(request.record.subject, msgpack_bytes(record)))
+    goes_on(one)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["SECRET:1", f"{STREAM}:{'9' * 5000}", "nowhere:1", ">:1", "a b\r\nPUB x:1", f"{STREAM}:-1", ":1", f"{STREAM}:١"],
+)
+def test_an_event_that_refers_to_what_its_stage_does_not_read_is_a_dead_letter_without_it(lab: MakeLab, place: str) -> None:
+    one = asking(lab)
+    one.run(one.client.bus.ensure_stream(StreamConfig("SECRET", ["secret"])))
+    one.store(NewMessage("secret", b'{"text": "secret"}'))
+    frame = pack_frame([NodeEvent("in", Origin("id", "in", "run"), "application/json", b"")])
+    one.store(NewMessage(EDGE, frame, {subjects.STORED: place.replace("\r\n", "")}))
+    one.advance(1)
+    assert [request.inputs for request in one.requests()] == []
+    assert [letter.reason for letter in one.letters()] == ["DecodeError"]
+    goes_on(one)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", msgpack_bytes([[]]), msgpack_bytes([["in"]]), msgpack_bytes({"a": 1}), b"\x90"])
+def test_what_is_no_frame_is_passed_over(lab: MakeLab, data: bytes) -> None:
+    one = asking(lab)
+    one.store(NewMessage(EDGE, data))
+    goes_on(one)
