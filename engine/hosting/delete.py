@@ -13,7 +13,7 @@ from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket, Bus, Kept
 from dspex.engine.graph import manifest
 
-SILENT = 10.0  # seconds without a heartbeat after which an engine is not waited for
+SILENT = 10.0  # seconds without a heartbeat, or five heartbeats if that is longer, after which an engine is not waited for
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
     if len(known) == 1:
         return Deleted(topology, True, await _everything(bus, app))
-    before = await _messages(bus, app)
-    for pattern in subjects.of_topology(app, topology):
-        if info is not None:
+    patterns, messages = subjects.of_topology(app, topology), 0
+    if info is not None:
+        messages = await bus.count(stream, patterns)
+        for pattern in patterns:
             await bus.purge(stream, pattern, below=info.last + 1)
     keys = sorted(await bucket.items(subjects.manifest_prefix(topology)))
     for key in keys:
         await bucket.delete(key)
-    return Deleted(topology, False, keys, before - await _messages(bus, app))
+    return Deleted(topology, False, keys, messages)
 
 
 async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:
@@ -64,10 +65,10 @@ async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:
     for key, (value, _) in (await bucket.items("engine")).items():
         try:
             said = orjson.loads(value)
-            silent = now - float(said["time"])
-            if topology in said["topologies"] and silent < SILENT and not is_dead(said):
+            silent, most = now - float(said["time"]), max(SILENT, 5 * float(said.get("heartbeat", 0.0)))
+            if topology in said["topologies"] and silent < most and not is_dead(said):
                 found.append(key.partition(".")[2])
-        except (orjson.JSONDecodeError, TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError):
             continue  # no engine wrote it
     return found
 
@@ -81,8 +82,3 @@ async def _everything(bus: Bus, app: str) -> list[str]:
         *(("bucket", name) for name in subjects.buckets(app)),
     ]
     return [f"{kind} {name}" for kind, name in removed if await bus.remove(kind, name)]
-
-
-async def _messages(bus: Bus, app: str) -> int:
-    info = await bus.stream(subjects.stream(app))
-    return info.messages if info is not None else 0

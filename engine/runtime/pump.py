@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from dspex.bus.message import Message
-from dspex.bus.port import Reader
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
@@ -50,14 +49,8 @@ class Pump:
         self.request_commit = request_commit
         self.at: int | None = None
         self.at_time = 0.0
-        self._reader: Reader | None = None  # while it waits for more
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
         self._joined = asyncio.Event()
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether all that was stored when the last message came is taken."""
-        return self._reader is not None and self._reader.caught_up and not self._passed
 
     def catches_up(self, p: Partition) -> bool:
         """Whether a partition has a reader of its own now."""
@@ -84,17 +77,13 @@ class Pump:
         try:
             await first(self._shared(mine, after, lanes), lanes.wait())
         finally:
-            self._reader = None
             await lanes.stop()
 
     async def _shared(self, mine: Sequence[Partition], after: int, lanes: Tasks) -> None:
         reader = await self.input.open(mine, after, self._name)
         try:
             while True:
-                self._reader = reader
-                messages = await reader.read(CHUNK)
-                self._reader = None
-                for message in messages:
+                for message in await reader.read(CHUNK):
                     await self._pass(message, lanes)
                 self._request_commits()
         finally:

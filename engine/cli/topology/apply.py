@@ -22,7 +22,7 @@ def apply(
     reset: Annotated[list[str] | None, typer.Option("--reset", metavar="NODE", help="Drop the state of an operator.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Make what topologies need on the server, and put them in force. Engines that run older versions stop."""
+    """Make what topologies need on the server, and put them in force. An engine that runs goes on as it began."""
     from dspex.engine.graph.defaults import with_defaults
 
     t = terminal(context)
