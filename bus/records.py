@@ -60,7 +60,7 @@ class _Packed:
 class Origin(NamedTuple):
     """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch.
 
-    `headers`: the publisher's own, for functions that look at them; children do not inherit those.
+    `headers`: the publisher's own; children do not inherit those. `fallback`: the error's class, where outputs stand in.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Origin(NamedTuple):
     sequence: int = 0
     trace: str | None = None
     headers: Mapping[str, str] | None = None
+    fallback: str | None = None
 
 
 class StoredAt(NamedTuple):
@@ -297,4 +298,3 @@ class Letter(_Packed):
 ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
 BUSY = "busy"  # the worker's last slot was taken meanwhile: ask again
 RESULT = "result"  # last frame: a packed CallRecord
-ROUTES = ("auto", "worker", "native")  # of CallSpec

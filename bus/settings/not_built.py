@@ -22,7 +22,7 @@ OPERATORS = (
 """Methods of `Stream`, and operators in YAML."""
 TOPOLOGY_METHODS = ("cron", "to_asyncapi")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("affinity", "cache", "cost", "priority", "tenant", "lane", "first_token_timeout", "hedge"),
+    "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "source": ("codec", "accept", "idle", "hold"),
     "sink": ("stream", "cloudevents"),
     "validate": ("extra",),

@@ -89,6 +89,7 @@ class CallDefaults(SettingsTable):
     retry: RetrySettings | None = None
     on_error: OnError | None = None
     order: Order | None = None
+    priority: Annotated[int | None, Field(ge=0, le=9)] = None
     route: Route | None = None
 
     @model_validator(mode="after")

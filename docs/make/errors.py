@@ -234,7 +234,7 @@ What the engine does with an error is decided by its place in the tree, in `engi
 | `RetryLater` | the event is run again after `retry_after`, as often as asked |
 | `CallError` that is `retryable`, attempts left | the next attempt, after back-off with jitter |
 | `InvalidOutput` | one more attempt |
-| `CallError`, attempts spent, with a `fallback=` | the fallback's outputs are used |
+| `CallError`, attempts spent, with a `fallback=` | its outputs are used; `Dspex-Fallback` in what follows names the error |
 | any other, with `on_error="skip"` | the event ends there |
 | any other | a dead letter with the event, the reason and the traceback |
 

@@ -141,13 +141,15 @@ class Client:
 
         Args:
             what: a Spec; a signature ("text -> lang"); or a deployed node ("support-triage/classify"), of which the pool
-                and what a worker needs are taken. Its retry, fallback, on_error, order and time limits belong to its topology.
+                and what a worker needs are taken. Its retry, fallback, on_error, order, priority and time limits belong to
+                its topology.
             data: the inputs by name.
             timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
-            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error` or `order`, which only a topology carries out.
+            ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error`, `order` or `priority`: only a topology carries
+                them out.
         """
         limit = None if timeout is None else seconds(timeout)
         return await interactive.call(self.bus, self.app, what, data, timeout=limit, session=session)

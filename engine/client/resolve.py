@@ -15,7 +15,7 @@ from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 
 V_co = TypeVar("V_co", covariant=True, default=Any)
-_OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order")  # call options that only a stage of a topology can carry out
+_OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order", "priority")  # only a stage of a topology can carry these out
 
 
 class HasCall(Protocol[V_co]):
@@ -60,7 +60,8 @@ def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:
     if ignored:
         names = ", ".join(ignored)
         raise ConfigError(
-            f"an interactive call does not carry out the options {names}: it asks once, and raises the error",
+            f"an interactive call does not carry out the options {names}: it asks once, waits in no queue, and raises the "
+            "error",
             code="DX108",
             fix=f"leave out {names} and handle the error, or use the spec in a topology: stream.call(spec, name=…)",
         )

@@ -158,18 +158,20 @@ class Process:
             return self._dead(asked, Failure(why, row.node), outputs)
         return asked
 
-    def _landed(self, asked: _Asked, outputs: Mapping[str, object], *, fallback: bool = False) -> Effects:
-        """Go on behind a call with its outputs."""
+    def _landed(self, asked: _Asked, outputs: Mapping[str, object], *, fallback: str | None = None) -> Effects:
+        """Go on behind a call with its outputs. `fallback`: the class of the error, where they are its fallback's."""
         if asked.must_wait():
             return self._hold(asked)
-        emitted, failure = self._walked(asked.arrival, asked.event._replace(outputs=outputs))
+        origin = asked.event.origin if fallback is None else asked.event.origin._replace(fallback=fallback)
+        behind = asked.event._replace(origin=origin, outputs=outputs)
+        emitted, failure = self._walked(asked.arrival, behind)
         if failure is None:
             return self._close(asked, emitted, *(("fallback",) if fallback else ()))
         if isinstance(failure.error, RetryLater):
-            return self._put_off(asked, failure.error.retry_after or 1.0, fallback)
-        if isinstance(failure.error, InvalidOutput) and not fallback:
-            return self._failed(asked, failure)
-        return self._dead(asked, failure, None if isinstance(failure.error, InvalidOutput) else outputs)
+            return self._put_off(asked, failure.error.retry_after or 1.0)
+        if not isinstance(failure.error, InvalidOutput):
+            return self._dead(asked._replace(event=behind), failure, outputs)
+        return self._dead(asked, failure) if fallback else self._failed(asked, failure)
 
     def _failed(self, asked: _Asked, failure: Failure, *, expired: bool = False) -> Effects:
         """Say what becomes of a call whose execution failed, or whose deadline has passed."""
@@ -180,7 +182,7 @@ class Process:
         if verdict.what == "fallback":
             if asked.must_wait():
                 return self._hold(asked)
-            return self._fall_back(asked)
+            return self._fall_back(asked, type(failure.error).__name__)
         if verdict.what == "skip":
             return self._close(asked, ())
         return self._dead(asked, failure)
@@ -201,7 +203,7 @@ class Process:
         again = request(self.address, asked.number, row, asked.call, inputs, event, asked.arrival.clock)
         return Effects((again,), notes=("retry",))
 
-    def _fall_back(self, asked: _Asked) -> Effects:
+    def _fall_back(self, asked: _Asked, error: str) -> Effects:
         event, fallback = asked.event, asked.call.fallback
         if fallback is None:
             raise AssertionError("only a call with a fallback falls back")
@@ -211,14 +213,14 @@ class Process:
             return self._dead(asked, Failure(e, event.node, _excerpt(e)))
         except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return self._dead(asked, _raised(e, event.node))
-        return self._landed(asked, outputs, fallback=True)
+        return self._landed(asked, outputs, fallback=error)
 
     def _hold(self, asked: _Asked) -> Effects:
         """Wait for the earlier calls of the key. A record stays where it is stored; a deadline that passed comes again."""
         row = asked.row._replace(held=asked.record)
         return Effects((), (("calls", asked.number, row), ("timers", asked.number, None)))
 
-    def _put_off(self, asked: _Asked, after: float, fallback: bool) -> Effects:
+    def _put_off(self, asked: _Asked, after: float) -> Effects:
         """What comes behind the call asked to be processed again later. The call stays open until then."""
         row = asked.row._replace(held=asked.record)
         timer = Timer(asked.arrival.clock + after, "held" if asked.record else "deadline")

@@ -21,7 +21,7 @@ from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import Event, derived_id
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin
-from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, KEY, RUN, SESSION, TRACEPARENT
+from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import CallNode, NativeNode, Sink, SinkNode, Source
 from dspex.engine.log.rows import OpenCall
@@ -126,6 +126,8 @@ class Walk:
             headers[SESSION] = o.session
         if o.trace is not None:
             headers[TRACEPARENT] = o.trace
+        if o.fallback is not None:
+            headers[FALLBACK] = o.fallback
         if content_type != JSON:
             headers[CONTENT_TYPE] = content_type
         self.outputs.append(NewMessage(_subject(sink, data), body, headers))

@@ -17,7 +17,14 @@ from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.parameters import Arguments, ChoiceParameter, DurationParameter, ExpressionsParameter, Parameter
+from dspex.operators.parameters import (
+    Arguments,
+    ChoiceParameter,
+    DurationParameter,
+    ExpressionsParameter,
+    IntegerParameter,
+    Parameter,
+)
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
 from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
@@ -49,6 +56,7 @@ class CallOptions(TypedDict, total=False):
     fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
     on_error: OnError
     order: Order
+    priority: int
     route: Route
 
 
@@ -213,10 +221,15 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "retry": RetryPolicyParameter(
             None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
         ),
-        "fallback": FallbackParameter(None, doc="gives the outputs when the attempts are spent"),
+        "fallback": FallbackParameter(
+            None, doc="gives the outputs when the attempts are spent; events made of them have the error in a header"
+        ),
         "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
         "order": ChoiceParameter(
             "any", of=Order, not_built=CHOICES["order"], doc="as they finish, or released in the order of their key"
+        ),
+        "priority": IntegerParameter(
+            5, least=0, most=9, doc="0 comes first; a pool takes calls of 0 to 3 before those of 4 to 6, and 7 to 9 last"
         ),
         "route": ChoiceParameter(
             "auto",

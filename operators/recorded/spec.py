@@ -132,6 +132,7 @@ class Spec(Generic[T_co]):
             fallback=_fallback(o.get("fallback")),
             order=o["order"],
             on_error=o["on_error"],
+            priority=o["priority"],
         )
 
 

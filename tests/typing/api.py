@@ -139,6 +139,7 @@ messages.chain_of_thought(
     fallback=lambda data: {"lang": "en"},
     on_error="skip",
     order="key",
+    priority=0,
 )
 messages.react("text -> reply", tools=["shop:find"], max_iters=3, name="r", fallback={"reply": "Sorry"})
 messages.program(Message, "text -> reply", state="draft@3", name="prog", into=Triaged)

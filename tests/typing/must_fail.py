@@ -36,6 +36,7 @@ Topology("t").source("s", partitons=3)  # error
 # a wrong option value
 messages.predict("text -> lang", name="p", on_error="stop")  # error
 messages.predict("text -> lang", name="p", order="serial")  # error
+messages.predict("text -> lang", name="p", priority="urgent")  # error
 messages.validate(Message, on_error="drop")  # error
 messages.sink("out", codec="pickle")  # error
 Topology("t", codec="xml")  # error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -31,15 +31,15 @@ def call(
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
-    from dspex.bus.records import ROUTES
+    from dspex.bus.records import Route
     from dspex.bus.settings.duration import seconds
     from dspex.engine.cli.terminal.arguments import records
 
     t, limit = terminal(context), seconds(timeout)
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
     if route is not None:
-        if route not in ROUTES:
-            raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(ROUTES)}")
+        if route not in get_args(Route):
+            raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(get_args(Route))}")
         more["route"] = route
 
     async def main() -> None:

@@ -37,7 +37,10 @@ ACTS: dict[str, str] = {
     "engine.max_open_calls": "engine/hosting/engine.py",
     "engine.claim_check_above": "engine/hosting/engine.py",
     **{f"defaults.call.{name}": "engine/graph/defaults.py" for name in ("lm", "adapter", "route")},
-    **{f"defaults.call.{name}": "engine/graph/nodes.py" for name in ("pool", "timeout", "deadline", "on_error", "order")},
+    **{
+        f"defaults.call.{name}": "engine/graph/nodes.py"
+        for name in ("pool", "timeout", "deadline", "on_error", "order", "priority")
+    },
     **{f"defaults.call.retry.{name}": "engine/graph/nodes.py" for name in ("attempts", "backoff", "factor", "cap", "jitter")},
     **{
         f"defaults.call.config.{name}": "operators/recorded/options.py"

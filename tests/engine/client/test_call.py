@@ -40,7 +40,14 @@ async def test_a_call_is_bounded_by_its_spec_unless_the_caller_says_otherwise(op
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "options",
-    [{"retry": {"attempts": 2}}, {"fallback": {"lang": "en"}}, {"on_error": "skip"}, {"order": "key"}, {"order": "any"}],
+    [
+        {"retry": {"attempts": 2}},
+        {"fallback": {"lang": "en"}},
+        {"on_error": "skip"},
+        {"order": "key"},
+        {"order": "any"},
+        {"priority": 0},
+    ],
     ids=str,
 )
 async def test_options_that_only_a_topology_carries_out_are_refused_by_an_interactive_call(options: Any) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from engine_lab import STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.serving import work_consumers
-from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import CallNode
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -101,28 +98,13 @@ def test_a_call_that_waits_for_its_next_attempt_is_not_asked_early(lab: MakeLab)
     assert len(one.outputs("out")) == 1
 
 
-def urgent(topology: Topology, priority: int) -> Graph:
-    graph = topology.graph
-    nodes = {
-        n: replace(v, call=replace(v.call, priority=priority)) if isinstance(v, CallNode) else v for n, v in graph.nodes.items()
-    }
-    return replace(graph, nodes=nodes)
-
-
-class Has:
-    """What the lab takes for a topology."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-
-
 def test_a_pool_takes_the_work_of_the_most_urgent_band_first(lab: MakeLab) -> None:
-    graphs = []
-    for name, priority in (("slow", 9), ("usual", 5), ("fast", 0)):
+    topologies = []
+    for name, options in (("slow", {"priority": 9}), ("usual", {}), ("fast", {"priority": 0})):
         topology = Topology(name)
-        topology.source(f"in.{name}").predict("text -> answer", name="ask").sink(f"out.{name}")
-        graphs.append(Has(urgent(topology, priority)))
-    one = lab(*graphs)
+        topology.source(f"in.{name}").predict("text -> answer", name="ask", **options).sink(f"out.{name}")
+        topologies.append(topology)
+    one = lab(*topologies)
     one.start()
     for name in ("slow", "usual", "fast"):
         for n in range(5):

@@ -90,6 +90,24 @@ def test_a_call_whose_attempts_are_spent_takes_its_fallback() -> None:
         assert d.outputs("out") == [{"text": "a", "answer": "perhaps"}]
 
 
+def test_what_is_made_of_a_fallbacks_outputs_names_the_error_in_a_header_and_nothing_else_does() -> None:
+    topology = Topology("fallen")
+    first = topology.source("in").predict("text -> answer", name="ask", retry=Retry(attempts=1), fallback={"answer": "perhaps"})
+    first.sink("out")
+    first.predict("answer -> grade: int", name="grade").sink("graded")
+    with Driver(topology) as d:
+        d.answer("ask", {"answer": "yes"})
+        d.answer("grade", {"grade": 1})
+        d.fail("ask", CallTimeout("down"))
+        d.publish("in", {"text": "a"})
+        d.publish("in", {"text": "b"})
+        for sink in ("out", "graded"):
+            assert [(e.data["text"], e.headers.get("Dspex-Fallback")) for e in d.events(sink)] == [
+                ("a", "CallTimeout"),
+                ("b", None),
+            ]
+
+
 def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error() -> None:
     with Driver(asking(retry=Retry(attempts=2))) as d:
         d.fail("ask", CallTimeout("down"), times=2)

@@ -262,3 +262,30 @@ def test_only_a_dead_letter_that_was_listed_can_be_redriven(lab: MakeLab) -> Non
     (letter,) = one.letters()
     with pytest.raises(RunError):
         one.run(one.client.redrive([replace(letter, sequence=0)]))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "header"), [({"answer": "ok"}, "CallTimeout"), ({"answer": 5}, None)], ids=["fit", "do not"]
+)
+def test_a_redriven_event_is_marked_as_a_fallbacks_only_where_its_outputs_are_kept(outputs: Any, header: str | None) -> None:
+    """Outputs that do not fit are not kept: the call is made again, and answered."""
+    broken = [True]
+
+    def follower(data: Any) -> Any:
+        if broken:
+            raise ValueError("not yet")
+        return data
+
+    topology = Topology("fallen")
+    options: dict[str, Any] = {"retry": Retry(attempts=1), "fallback": lambda data: outputs}
+    asked = topology.source("in").predict("text -> answer: Literal['ok']", name="ask", **options)
+    asked.map(follower, name="follower").sink("out")
+    with Driver(topology) as d:
+        d.answer("ask", {"answer": "ok"})
+        d.fail("ask", CallTimeout("down"))
+        d.publish("in", {"text": "a"})
+        assert len(d.dead_letters()) == 1
+        broken.clear()
+        d.redrive()
+        (output,) = d.events("out")
+        assert (output.data["answer"], output.headers.get("Dspex-Fallback")) == ("ok", header)

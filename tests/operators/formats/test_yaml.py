@@ -272,7 +272,7 @@ VALUES: Any = st.recursive(
     max_leaves=6,
 )
 KEYS = "map flat_map filter branch merge set validate render predict chain_of_thought react program through from into pool lm"
-KEYS += " inputs config timeout retry fallback tools max_iters signature state field on_error instructions order"
+KEYS += " inputs config timeout retry fallback tools max_iters signature state field on_error instructions order priority"
 
 
 HEAD = "dspex topology codec retention renamed_from drop types sources nodes sinks"

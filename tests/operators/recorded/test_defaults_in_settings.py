@@ -41,6 +41,7 @@ def test_the_settings_have_the_defaults_of_the_call_options() -> None:
          [{"attempts": 0}, {"factor": 0.5}, {"jitter": -0.1}, {"jitter": 1.1}, {"cap": "x"}, {"attemps": 1}]),
         ("on_error", ["dead_letter", "skip"], ["ignore"]),
         ("order", ["any", "key"], ["serial", "none"]),
+        ("priority", [0, 5, 9], [-1, 10, 1.5, True, "urgent"]),
         ("route", ["auto", "worker", "native"], ["dspy"]),
     ],
 )  # fmt: skip

@@ -69,7 +69,7 @@ def test_chain_of_thought_adds_the_reasoning():
 def test_a_call_without_options_has_the_documented_defaults():
     call = predict(SIGNATURE).to_call()
     assert (call.pool, call.timeout, call.deadline, call.order, call.on_error) == ("lightweight", 60, 600, "any", "dead_letter")
-    assert (call.retry, call.fallback) == (Retry(), None)
+    assert (call.retry, call.fallback, call.priority) == (Retry(), None, 5)
     assert (call.spec.target, call.spec.lm, call.spec.adapter, call.spec.config) == (SIGNATURE, (), None, {})
 
 
@@ -85,11 +85,12 @@ def test_options_of_a_call_are_written_into_its_spec():
         timeout="1m30s",
         retry=Retry(attempts=2, backoff="500ms"),
         order="key",
+        priority=2,
         on_error="skip",
         fallback={"a": "sorry"},
     )
     call = spec.to_call()
-    assert (call.pool, call.timeout, call.order, call.on_error) == ("gpu", 90, "key", "skip")
+    assert (call.pool, call.timeout, call.order, call.priority, call.on_error) == ("gpu", 90, "key", 2, "skip")
     assert call.retry == Retry(attempts=2, backoff=0.5, cap=60)
     assert call.fallback is not None
     assert call.fallback({}) == {"a": "sorry"}
@@ -158,6 +159,10 @@ def test_a_program_is_a_name_and_is_not_imported():
         ({"adapter": "yaml"}, "DX205", "adapter cannot be 'yaml'", "chat, json, xml"),
         ({"timeout": "soon"}, "DX205", "timeout cannot be 'soon'", "1h30m"),
         ({"timeout": 0}, "DX205", "timeout cannot be 0", "more than 0"),
+        ({"priority": 10}, "DX205", "priority cannot be 10", "from 0 to 9"),
+        ({"priority": -1}, "DX205", "priority cannot be -1", "from 0 to 9"),
+        ({"priority": True}, "DX205", "priority cannot be True", "from 0 to 9"),
+        ({"priority": "urgent"}, "DX205", "priority cannot be 'urgent'", "from 0 to 9"),
         ({"retry": {"attempts": 0}}, "DX205", "retry.attempts cannot be 0", "from 1"),
         ({"retry": {"attemps": 3}}, "DX204", "retry has no 'attemps'", "did you mean attempts?"),
         ({"config": {"temprature": 1}}, "DX204", "config has no parameter 'temprature'", "did you mean temperature?"),
