@@ -13,16 +13,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
+import structlog
+
 from dspex.bus import subjects
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import BusError, DecodeError
 from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
 from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.entries import readable
+from dspex.engine.log.entries import LogAddress, readable
 from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Position, Timer
+
+_log = structlog.get_logger("dspex.client")
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,16 @@ class Follower:
         own = [source for (stream, source) in self._sources if stream == self.stream]
         return [self._logs, self._events, self._records, self._dead, *own]
 
-    def take(self, m: Message) -> None:
-        """Note what one message says."""
+    async def take(self, m: Message) -> None:
+        """Note what one message says. What no engine wrote is passed over. Raises Unreachable."""
+        try:
+            await self._take(m)
+        except (TypeError, ValueError) as e:
+            _log.warning("what no engine wrote is passed over", subject=m.subject, sequence=m.sequence, why=str(e))
+
+    async def _take(self, m: Message) -> None:
         if subjects.matches(self._logs, m.subject):
-            self._entry(m)
+            self._entry(m, await self._changes(m))
         elif subjects.matches(self._events, m.subject):
             self._wait_for(m.headers.get(subjects.RUN, ""), (_partition(m), "events"), m.sequence)
         elif subjects.matches(self._records, m.subject):
@@ -168,9 +179,22 @@ class Follower:
             run.finished = None
             self._waiting.setdefault(what, deque()).append((sequence, run))
 
-    def _entry(self, m: Message) -> None:
+    async def _changes(self, m: Message) -> Mapping[str, Any]:
+        """What an entry changes in tables: it says so itself, or pieces before it do, where that is too much."""
+        entry = readable(m.data)
+        if entry is None or entry["kind"] != "commit":
+            return {}
+        try:
+            found: Mapping[str, Any] = await changes(self.bus, LogAddress.of(self.app, *_partition(m)), m, entry)
+        except BusError as e:
+            info = await self.bus.stream(self.stream)
+            if e.retryable and (info is None or info.last < m.sequence):
+                raise
+            raise ValueError(e.message) from e  # who has come so far has the pieces, if there are any
+        return found
+
+    def _entry(self, m: Message, changes: Mapping[str, Any]) -> None:
         partition = _partition(m)
-        changes = (readable(m.data) or {}).get("tables", {})
         touched = [*self._rows(partition, changes), *self._positions(partition, changes)]
         for run in touched:
             if run.done and run.finished is None:
@@ -223,7 +247,7 @@ class Follower:
         try:
             while left:
                 for message in await reader.read(500):
-                    self.take(await self._whole(message))
+                    await self.take(await self._whole(message))
                 finished = [self.runs[id] for id in left if self.runs[id].done]
                 left -= {run.id for run in finished}
                 if finished:
@@ -237,7 +261,7 @@ class Follower:
         info = await self.bus.stream(self.stream)
         if info is not None:
             for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
-                self.take(await self._whole(message))
+                await self.take(await self._whole(message))
 
     async def _whole(self, m: Message) -> Message:
         """The message; a record of these runs with its body, which says what was used."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from engine_lab import STREAM, Lab
+from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import (
@@ -23,9 +23,15 @@ from dspex.bus.errors import (
 )
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.engine.log.entries import VERSION, packed
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
+COMMIT = {"v": VERSION, "kind": "commit", "time": 0, "base": 0, "older": 0, "claim": 1, "digest": b"", "taken": ()}
+GARBAGE = {
+    "rows": packed({**COMMIT, "covers": 0, "tables": {"calls": [[1, ["too", "short"]]], "positions": 5}}),
+    "pieces": packed({**COMMIT, "covers": 3, "pieces": 2}),
+}
 
 
 def asking() -> Topology:
@@ -63,6 +69,32 @@ def test_a_run_is_done_when_nothing_of_it_is_open(lab: MakeLab, clock: str) -> N
     assert (info.id, info.topology, info.status, info.calls, info.dead_letters) == (run.id, "asking", "done", 1, 0)
     assert info.finished is not None
     assert [e.data["answer"] for e in one.run(run.outputs())] == ["yes"]
+
+
+def test_a_run_of_more_calls_than_one_log_entry_can_name_is_done_when_the_last_is_answered(lab: MakeLab) -> None:
+    topology = Topology("wide")
+    asked = topology.source("in").flat_map(lambda d: [{"text": f"{n}"} for n in range(600)], name="many")
+    asked.predict("text -> answer", name="ask").sink("out")
+    one = lab(topology, max_payload=64_000)
+    one.start()
+    run = published(one)
+    assert one.messages(subjects.pieces(APP, "wide", "s1", 0)) != []
+    assert one.run(run.info()).status == "running"
+    one.work()
+    info = one.run(run.wait(timeout="10s"))
+    assert (info.status, info.calls, len(one.run(run.outputs()))) == ("done", 600, 600)
+
+
+@pytest.mark.parametrize("data", [b"garbage", GARBAGE["rows"], GARBAGE["pieces"]], ids=["none", "rows", "pieces"])
+@pytest.mark.parametrize("partition", ["0", "x"])
+def test_what_no_engine_wrote_to_a_log_ends_no_wait_for_a_run(lab: MakeLab, data: bytes, partition: str) -> None:
+    one = lab(asking())
+    one.start()
+    run = published(one)
+    one.work()
+    one.run(one.client.bus.publish(NewMessage(subjects.log(APP, "asking", "s1", partition), data)))
+    one.work()
+    assert one.run(run.wait(timeout="30s")).status == "done"
 
 
 def test_a_run_with_a_dead_letter_has_failed(lab: MakeLab) -> None:
