@@ -32,7 +32,6 @@ SLEEPS = {
     "engine/hosting/test_watchdog.py": "virtual time",
     "engine/log/test_claims.py": "virtual time",
     "engine/runtime/test_pump.py": "virtual time",
-    "engine/hosting/test_isolated_node.py": "a cluster that elects a leader, which no event tells",
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
     "support/programs/sample.py": "the programs of a user, who sleeps as long as he likes",

@@ -73,7 +73,7 @@ def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> Non
 async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_again_runs_each_event_once(
     native: Project, nats_url: str
 ) -> None:
-    many, bus = 400, await connect(nats_url)
+    many, bus = 100, await connect(nats_url)
 
     async def outputs(letters: list[dict[str, Any]]) -> Counter[str]:
         """How often each run of the letters has come out."""

@@ -1,4 +1,4 @@
-"""Engines that reach the server over a slow wire."""
+"""Engines that reach the server over a slow wire: a short form. `scripts/chaos "slow wire"` is the long one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
 
 EVENTS = 600
-WITHIN = 75.0  # seconds until the test gives up
+WITHIN = 60.0  # seconds until the test gives up
 
 
 @pytest_asyncio.fixture
@@ -51,15 +51,15 @@ async def somebodys_stream(bus: Bus, name: str) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("partitions", "round_trip"), [(4, 1.0), (64, 0.12)])
+@pytest.mark.parametrize(("partitions", "round_trip"), [(4, 0.1), (64, 0.02)])
 async def test_what_a_dead_engine_has_not_walked_is_walked_by_one_on_a_slow_wire(
     nats_url: str, unique: str, wire: WireCutter, monkeypatch: pytest.MonkeyPatch, partitions: int, round_trip: float
 ) -> None:
-    monkeypatch.setattr(position, "WATCH", 0.1)  # seconds: it looks at the source while the take-over is under way
+    monkeypatch.setattr(position, "WATCH", 0.02)  # seconds: it looks at the source while the take-over is under way
     topology = Topology("slow")
     topology.source(f"{unique}.in", partitions=partitions).map(lambda d: d, name="same").sink(f"{unique}.out")
     near, far, looking = await nats.connect(nats_url), await nats.connect(wire.url), await nats.connect(nats_url)
-    hosts = [Host(bus, unique, [topology.graph], engine=name, heartbeat=0.3) for name, bus in (("near", near), ("far", far))]
+    hosts = [Host(bus, unique, [topology.graph], engine=name, heartbeat=0.2) for name, bus in (("near", near), ("far", far))]
     client = Client(bus=looking, app=unique)
 
     def shared() -> bool:

@@ -9,7 +9,8 @@ UNDER_WAY = 1000  # chunks
 
 
 class WireCutter:
-    """Forwards bytes both ways. `cut` aborts every connection; `hold` keeps bytes back until `let_go`.
+    """Forwards bytes both ways. `cut` aborts every connection; `hold` keeps bytes back until `let_go`; `refuse` lets no
+    connection live until `accept`.
 
     Attributes:
         round_trip: seconds that an answer takes longer than without the proxy.
@@ -22,9 +23,10 @@ class WireCutter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._refuses = False
 
     async def start(self) -> None:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         self.url = f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
@@ -48,7 +50,17 @@ class WireCutter:
     def let_go(self) -> None:
         self._flowing.set()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def refuse(self) -> None:
+        self._refuses = True
+        self.cut()
+
+    def accept(self) -> None:
+        self._refuses = False
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
         try:
             there = await asyncio.open_connection(self._target.hostname, self._target.port)
         except OSError:  # the server is down: then nobody answers here either
