@@ -10,7 +10,8 @@ answer that stays right, since positions only move on, and whoever takes over be
                                                       last one that is older than the retention
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
-    events in the stream of sources                   a stage has not read them, or a dead letter points at them
+    events in the stream of sources                   a stage has not read them, or a dead letter or a redriven event that is
+                                                      not read points at them
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them
 
@@ -145,7 +146,7 @@ async def _source(
     bus: Bus, app: str, own: StreamInfo, sources: StreamInfo, source: str, applied: Mapping[str, Manifest], now: float
 ) -> None:
     """Events in the stream of sources. All topologies that read them must be done with them."""
-    below = sources.last + 1
+    below, pointing = sources.last + 1, {subjects.dead_pattern(app): 1}  # subject → where to begin
     for topology, manifest in applied.items():
         for other, stream in manifest.streams.items():
             if stream != sources.name or not subjects.overlap(source, other):
@@ -155,16 +156,19 @@ async def _source(
             kept = [await _kept(bus, app, topology, stage, index, young) for index in range(count)]
             past = 1 + await sequence_before(bus, sources, now - manifest.retention)
             below = min(below, past, *(part.needed.get("source", 0) for part in kept))
+            pointing |= {subjects.edge(app, topology, stage, part.index): part.needed.get("events", 0) for part in kept}
+    for pattern, start in pointing.items() if below > sources.first else ():
+        below = min(below, await _pointed_at(bus, own, sources, pattern, start))
     if below > sources.first:
-        await bus.purge(sources.name, source, below=min(below, await _pointed_at(bus, app, own, sources)))
+        await bus.purge(sources.name, source, below=below)
 
 
-async def _pointed_at(bus: Bus, app: str, own: StreamInfo, sources: StreamInfo) -> int:
-    """The first event of a source that a dead letter refers to instead of holding it."""
+async def _pointed_at(bus: Bus, own: StreamInfo, sources: StreamInfo, pattern: str, start: int) -> int:
+    """The first event of a source that dead letters, or redriven events, refer to instead of holding it."""
     first = NONE
-    async for page in pages(bus, own.name, [subjects.dead_pattern(app)]):
-        stored = [at for m in page if (at := _stored(m)) is not None]
-        first = min([first, *(at.sequence for at in stored if at.stream == sources.name)])
+    async for page in pages(bus, own.name, [pattern], start=start):
+        found = [at for m in page if (at := redriven.points_at(m) or _stored(m)) is not None]
+        first = min([first, *(at.sequence for at in found if at.stream == sources.name)])
     return first
 
 
@@ -172,5 +176,5 @@ def _stored(letter: Message) -> StoredAt | None:
     """Where the event of a dead letter is stored, if not in it."""
     try:
         return Letter.unpack(letter.data).stored
-    except DecodeError:  # no engine wrote it
+    except DecodeError:  # it is none
         return None

@@ -21,6 +21,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import Fenced, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.records import StoredAt
 from dspex.engine.log.pages import pages
 from dspex.engine.log.reading import stored
 
@@ -94,6 +95,13 @@ async def finish(bus: Bus, app: str) -> None:
             await bus.delete(subjects.stream(app), letter)
         if sequence != max(markers):
             await bus.delete(subjects.stream(app), sequence)
+
+
+def points_at(frame: Message) -> StoredAt | None:
+    """Where the data of a frame's only event is stored, if not in the frame."""
+    stream, _, sequence = frame.headers.get(subjects.STORED, "").rpartition(":")
+    known = stream and sequence.isascii() and sequence.isdecimal() and len(sequence) < 19
+    return StoredAt(stream, int(sequence)) if known else None
 
 
 async def _markers(bus: Bus, app: str) -> dict[int, int]:

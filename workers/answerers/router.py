@@ -46,7 +46,7 @@ class Router:
             return attempt.answer(await self._first_available(attempt))
         except asyncio.CancelledError:
             return attempt.answer(error=error_map(_cancelled(work.node)))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a user's program may raise anything
+        except BaseException as error:  # noqa: BLE001  a user's program may raise anything
             failure = as_error(error, work.node, spec.target)
             shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
             return attempt.answer(error=error_map(failure, shown))

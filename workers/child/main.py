@@ -2,7 +2,8 @@
 
 Three things must not depend on what a program does: that the parent's end is noticed, that frames stay whole, and that a
 cancel is read. So a thread of its own reads the socket, and ends the process when the socket does; the kernel does the same
-(PR_SET_PDEATHSIG) for a program that holds the GIL in C. Programs run on the main thread's loop, or in threads.
+(PR_SET_PDEATHSIG) for a program that holds the GIL in C. Programs run on the main thread's loop, or in threads, and what they
+raise there ends the task that raised it, and never the loop.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import DspexError
+from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
 from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Pipe, StartFrame
 from dspex.workers.processes import die_with
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
 
@@ -57,6 +63,30 @@ async def _main(pipe: Pipe, pool: PoolConfig) -> None:
     await router.close()
 
 
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run the loop until `serving` ends. Raises what it raises.
+
+    asyncio gives a SystemExit or KeyboardInterrupt to the task that raised it, and then leaves the loop as well: a program
+    that starts a task which calls `sys.exit` would end the calls of others. So the loop is entered again.
+    """
+    with asyncio.Runner() as runner:
+        task = runner.run(_start(serving))
+        while not task.done():
+            try:
+                runner.run(_end_of(task))
+            except (SystemExit, KeyboardInterrupt) as error:
+                log.error("a task of a program tried to end the process", error=repr(error))
+        task.result()
+
+
+async def _start(serving: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return Tasks("child process").start(serving, "serving")
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
+
+
 def main() -> None:
     """Serve until the parent says stop or ends."""
     fd = int(sys.argv[1])
@@ -77,7 +107,7 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(_main(pipe, start.pool))
+    _run(_main(pipe, start.pool))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # do not wait for threads of programs, which cannot be cancelled

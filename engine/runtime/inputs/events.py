@@ -14,6 +14,7 @@ from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
+from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.partition import Partition
@@ -63,7 +64,7 @@ class EventsInput:
 
         Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
         """
-        place, whole = _stored(message), await payloads.checked_out(self._bus, self._app, message)
+        place, whole = points_at(message), await payloads.checked_out(self._bus, self._app, message)
         if place is None or place.stream not in (self._stream, self._source_stream):
             return Fetched(whole)
         data = await stored(self._bus, place.stream, place.sequence)
@@ -71,7 +72,7 @@ class EventsInput:
         return Fetched(whole, data, gone=data is None)
 
     def arrivals(self, p: Partition, message: Message, fetched: Fetched, clock: float) -> Iterator[Arrival]:
-        sequence, stored, gone = message.sequence, _stored(message), fetched.gone
+        sequence, stored, gone = message.sequence, points_at(message), fetched.gone
         if fetched.frame is None:
             stored, gone = StoredAt(self._stream, sequence), True
         try:
@@ -100,10 +101,3 @@ class EventsInput:
         """The events of a frame. `stored`: what has the data of its only event."""
         events = unpack_frame(message.data)
         return [e._replace(data=stored.data) for e in events] if stored is not None else events
-
-
-def _stored(message: Message) -> StoredAt | None:
-    """Where the data of a frame's only event is stored, if not in the frame."""
-    stream, _, sequence = message.headers.get(subjects.STORED, "").rpartition(":")
-    known = stream and sequence.isascii() and sequence.isdecimal() and len(sequence) < 19
-    return StoredAt(stream, int(sequence)) if known else None

@@ -86,6 +86,36 @@ async def leaks_a_cancellation(text: str) -> dict[str, Any]:
     raise asyncio.CancelledError
 
 
+async def _exits() -> None:
+    sys.exit(3)
+
+
+async def exits_in_a_task(text: str) -> dict[str, Any]:
+    await asyncio.create_task(_exits())
+    return {}
+
+
+async def exits_beside(text: str) -> dict[str, Any]:
+    """A task that it does not wait for, and a callback of its loop, call `sys.exit`."""
+    beside = asyncio.create_task(_exits())
+    asyncio.get_running_loop().call_soon(sys.exit, 3)
+    await asyncio.wait([beside])
+    await asyncio.sleep(0)
+    return {"reply": text}
+
+
+async def interrupts(text: str) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+class _NoException(BaseException):
+    pass
+
+
+def raises_no_exception(text: str) -> dict[str, Any]:
+    raise _NoException
+
+
 def retry_later(text: str) -> dict[str, Any]:
     raise RetryLater("the shop is closed", after=7.5)
 

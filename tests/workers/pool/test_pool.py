@@ -99,7 +99,14 @@ async def test_only_the_call_that_runs_alone_dies_with_its_process(bench: Bench)
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("raises_silently", "ProgramError"), ("raises_unmade", "ProgramError"), ("leaks_a_cancellation", "WorkerLost")],
+    [
+        ("raises_silently", "ProgramError"),
+        ("raises_unmade", "ProgramError"),
+        ("raises_no_exception", "ProgramError"),
+        ("interrupts", "ProgramError"),
+        ("exits_in_a_task", "ProgramError"),
+        ("leaks_a_cancellation", "WorkerLost"),
+    ],
 )
 async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
     bench: Bench, name: str, kind: str
@@ -109,6 +116,15 @@ async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighb
     assert failed.error is not None
     assert failed.error["type"] == kind
     assert served.error is None
+    assert bench.pool.children.restarts == 0
+
+
+@pytest.mark.asyncio
+async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(bench: Bench) -> None:
+    neighbour = work("standin:slow=0.5")
+    mine, served = await bench.ask(work(spec=program("exits_beside")), neighbour)
+    assert (mine.error, served.error) == (None, None)
+    assert mine.outputs == {"reply": "hello"}
     assert bench.pool.children.restarts == 0
 
 
