@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pipeline
 from arguments import positive
+from peers import preload
 
 from dspex.bus.local.server import LocalServer
 
@@ -65,7 +65,7 @@ async def measure(sides: dict[str, Path], events: int, rounds: int) -> dict[str,
     took: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalServer(Path(folder) / "jetstream", port=None) as server:
-            await pipeline.preload(server.url, events)
+            await preload(server.url, events)
             for number in range(rounds):
                 for side in list(sides)[:: 1 if number % 2 else -1]:
                     took[side].append(await once(sides[side], server.url, events))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 
 
 def positive(text: str) -> int:
@@ -14,3 +15,15 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return number
+
+
+def one_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads some of these words, with commas between them."""
+
+    def read(text: str) -> list[str]:
+        words = text.split(",")
+        if wrong := [word for word in words if word not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {wrong[0]!r} (there is: {', '.join(known)})")
+        return words
+
+    return read

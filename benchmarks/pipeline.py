@@ -1,17 +1,16 @@
-"""Durable → durable: one stage that reads a stream, changes each event, and stores the result.
+"""Durable → durable: one stage that reads a stream, changes each event, and stores the result. What it costs, in ratios.
 
-The peers do the same job in the same run, on the same server, over the same preloaded events (220 bytes of JSON):
+All in one run, on one server, over the same preloaded events (220 bytes of JSON):
 
-* limit: a hand-written nats-py loop with raw pulls, atomic batches and compare-and-set on its position. It is what this client
-  and this server can do at all, and promises what dspex promises for this one job.
-* dspex: a topology `source → map → sink`, run by the real engine.
-* nats-py: pull, `js.publish`, `ack` per message: what people write first; at least once.
-* faststream: FastStream on JetStream with a pull subscriber; at least once.
+* throughput: events a second, beside the peers (peers.py).
+* cpu: the engine's CPU time for an event, beside that of the bus alone (beside_bus.py).
+* processes: two engine processes on a source of 4 partitions, beside one (running.py).
+* start, idle: seconds until the first commit; CPU and requests of an engine with nothing to do (starts.py).
 
-    python benchmarks/pipeline.py --events 60000 --rounds 3
+    python benchmarks/pipeline.py --events 60000 --rounds 3 [--parts throughput,cpu] [--json]
 
-Prints medians and ratios, and writes them as JSON with --out. Figures of one machine and one run compare with each other, and
-with nothing else.
+Prints medians and ratios; --out writes them as JSON. Figures of one machine and one run compare with each other, and with
+nothing else.
 """
 
 from __future__ import annotations
@@ -19,222 +18,53 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import statistics
 import sys
 import tempfile
-import time
-import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import nats
-import orjson
-from arguments import positive
-from nats.aio.client import Client as NATS
+import beside_bus
+import running
+import starts
+from arguments import one_of, positive
+from peers import PEERS, preload
 
+from dspex.bus.local.launch import free_port
 from dspex.bus.local.server import LocalServer
-from dspex.bus.message import new_id
 
-SOURCE, TARGET = "BENCH_IN", "BENCH_OUT"
-PAD = "x" * 120
-
-
-def event(i: int) -> bytes:
-    """An event of 220 bytes."""
-    body = {"id": i, "customer": f"c{i % 1000:04}", "text": "My card was stolen and I need a new one", "pad": PAD}
-    return orjson.dumps(body).ljust(220)
+PARTS = ("throughput", "cpu", "processes", "start", "idle")
+GOAL = 1.5  # times the CPU of the bus alone, at most
 
 
-def change(data: dict[str, object]) -> dict[str, object]:
-    """The work of the stage."""
-    return {**data, "seen": True}
-
-
-async def preload(url: str, count: int, *, bare: bool = False) -> None:
-    """Store `count` events in the source stream, once for all peers and rounds. `bare`: without ids, so without headers."""
-    nc = await nats.connect(url)
-    js = nc.jetstream()
-    await js.add_stream(name=SOURCE, subjects=["bench.in"], allow_direct=True)
-    for i in range(count):
-        await nc.publish("bench.in", event(i), headers=None if bare else {"Nats-Msg-Id": new_id()})
-        if i % 5000 == 4999:
-            await nc.flush()
-    await nc.flush()
-    while (await js.stream_info(SOURCE)).state.messages < count:
-        await asyncio.sleep(0.05)
-    await nc.close()
-
-
-async def fresh_target(nc: NATS, **options: object) -> None:
-    js = nc.jetstream()
-    try:
-        await js.delete_stream(TARGET)
-    except nats.js.errors.NotFoundError:
-        pass
-    await js.add_stream(name=TARGET, subjects=["bench.out", "bench.pos"], **options)
-
-
-async def stored(nc: NATS, stream: str, subject: str, count: int) -> None:
-    """Wait until `count` results are in the stream, as an onlooker would; it costs the server one question in 20 ms."""
-    js = nc.jetstream()
-    while True:
-        info = await js.stream_info(stream, subjects_filter=subject)
-        if (info.state.subjects or {}).get(subject, 0) >= count:
-            return
-        await asyncio.sleep(0.02)
-
-
-async def limit(url: str, count: int) -> float:
-    """Raw pulls, atomic batches of 1,000 with the position under compare-and-set; the next batch is made while one flies."""
-    nc = await nats.connect(url, pending_size=64 << 20)
-    await fresh_target(nc, allow_atomic=True)
-    inbox, waiting, arrived = nc.new_inbox(), deque[nats.aio.msg.Msg](), asyncio.Event()
-
-    async def take(m: nats.aio.msg.Msg) -> None:
-        if m.reply:  # else a status
-            waiting.append(m)
-            arrived.set()
-
-    await nc.subscribe(inbox, cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
-    name = f"limit{uuid.uuid4().hex[:6]}"
-    config = {"name": name, "ack_policy": "none", "deliver_policy": "all", "filter_subject": "bench.in", "mem_storage": True}
-    body = {"stream_name": SOURCE, "config": config, "action": "create"}
-    await nc.request(f"$JS.API.CONSUMER.CREATE.{SOURCE}.{name}.bench.in", json.dumps(body).encode(), timeout=5)
-    pull = json.dumps({"batch": 4000, "expires": 30_000_000_000}).encode()
-    began = time.perf_counter()
-    asked, got, position = 0, 0, 0
-    flying: asyncio.Task[int] | None = None
-    while got < count:
-        if asked - got < 4000:
-            await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{SOURCE}.{name}", pull, reply=inbox)
-            asked += 4000
-        while not waiting:
-            arrived.clear()
-            await arrived.wait()
-        taken = [waiting.popleft() for _ in range(min(len(waiting), 999, count - got))]
-        batch = [orjson.dumps(change(orjson.loads(m.data))) for m in taken]
-        got += len(batch)
-        if flying is not None:
-            position = await flying
-        flying = asyncio.create_task(_commit(nc, batch, int(taken[-1].reply.split(".")[5]), position))
-    if flying is not None:
-        await flying
-    took = time.perf_counter() - began
-    await nc.close()
-    return took
-
-
-async def _commit(nc: NATS, batch: list[bytes], sequence: int, position: int) -> int:
-    id = uuid.uuid4().hex[:12]
-    for n, data in enumerate(batch, 1):
-        await nc.publish("bench.out", data, headers={"Nats-Batch-Id": id, "Nats-Batch-Sequence": str(n)})
-    headers = {
-        "Nats-Batch-Id": id,
-        "Nats-Batch-Sequence": str(len(batch) + 1),
-        "Nats-Batch-Commit": "1",
-        "Nats-Expected-Last-Subject-Sequence": str(position),
-    }
-    reply = await nc.request("bench.pos", str(sequence).encode(), timeout=10, headers=headers)
-    answer = json.loads(reply.data)
-    if "error" in answer:
-        raise RuntimeError(answer["error"])
-    return int(answer["seq"])
-
-
-async def plain(url: str, count: int) -> float:
-    """Fetch 500, publish and ack one by one."""
-    nc = await nats.connect(url)
-    await fresh_target(nc)
-    js = nc.jetstream()
-    sub = await js.pull_subscribe("bench.in", durable=f"plain{uuid.uuid4().hex[:6]}", stream=SOURCE)
-    began, done = time.perf_counter(), 0
-    while done < count:
-        for m in await sub.fetch(500, timeout=5):
-            await js.publish("bench.out", orjson.dumps(change(orjson.loads(m.data))))
-            await m.ack()
-            done += 1
-    took = time.perf_counter() - began
-    await nc.close()
-    return took
-
-
-async def faststream(url: str, count: int) -> float:
-    """A pull subscriber in batches of 500, a JetStream publish a result."""
-    from faststream.nats import JStream, NatsBroker, PullSub
-
-    nc = await nats.connect(url)
-    await fresh_target(nc)
-    broker = NatsBroker(url, log_level=logging.ERROR, logger=None)
-    done = asyncio.Event()
-    seen = 0
-
-    @broker.subscriber(
-        "bench.in",
-        stream=JStream(SOURCE, declare=False),
-        durable=f"fs{uuid.uuid4().hex[:6]}",
-        pull_sub=PullSub(batch_size=500),
-        max_workers=1,
-    )
-    async def handle(data: dict) -> None:  # type: ignore[type-arg]
-        nonlocal seen
-        await broker.publish(change(data), "bench.out", stream=TARGET)
-        seen += 1
-        if seen == count:
-            done.set()
-
-    began = time.perf_counter()
-    await broker.start()
-    await done.wait()
-    took = time.perf_counter() - began
-    await broker.stop()
-    await nc.close()
-    return took
-
-
-async def dspex(url: str, count: int) -> float:
-    """The engine, from its start until the last result is stored; the time of its start is reported apart."""
-    from dspex.bus.settings.model import Settings
-    from dspex.engine.hosting.engine import Engine
-    from dspex.operators.topology import Topology
-
-    app = f"bench{uuid.uuid4().hex[:6]}"
-    topology = Topology("bench")
-    topology.source("bench.in", stream=SOURCE).map(change).sink(f"{app}.out")
-    settings = Settings.load(server__url=url, app=app)
-    nc = await nats.connect(url)
-    async with Engine(topology, settings=settings, pools="none"):
-        began = time.perf_counter()
-        await stored(nc, f"DSPEX_{app}", f"{app}.out", count)
-        took = time.perf_counter() - began
-    await nc.jetstream().delete_stream(f"DSPEX_{app}")
-    await nc.close()
-    return took
-
-
-PEERS: dict[str, tuple[Callable[[str, int], Awaitable[float]], float]] = {
-    "limit": (limit, 1.0),
-    "dspex": (dspex, 1.0),
-    "nats-py": (plain, 0.2),
-    "faststream": (faststream, 0.1),
-}
-
-
-async def measure(events: int, rounds: int, peers: list[str], *, bare: bool) -> dict[str, list[float]]:
-    """Events a second of each peer, by round. Slow peers get fewer events."""
-    rates: dict[str, list[float]] = {p: [] for p in peers}
+async def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All parts that are wanted, each by its name: figures by round."""
     with tempfile.TemporaryDirectory() as folder:
-        async with LocalServer(Path(folder) / "jetstream", port=None) as server:
-            await preload(server.url, events, bare=bare)
-            for _ in range(rounds):
-                for peer in peers:
-                    run, share = PEERS[peer]
-                    count = int(events * share)
-                    # a process each: no peer pays for another's garbage or threads
-                    rates[peer].append(count / await _apart(peer, server.url, count))
-                    print(f"  {peer:<12}{rates[peer][-1]:>10,.0f} /s", file=sys.stderr)
+        monitor = free_port(None)
+        more = f'http: "127.0.0.1:{monitor}"'
+        async with LocalServer(Path(folder) / "jetstream", port=None, extra_config=more) as server:
+            made = {
+                "throughput": lambda: throughput(server.url, args),
+                "cpu": lambda: cpu(server.url, args),
+                "processes": lambda: processes(server.url, args),
+                "start": lambda: start(server.url, args),
+                "idle": lambda: idle(server.url, f"http://127.0.0.1:{monitor}", args),
+            }
+            return {part: await made[part]() for part in PARTS if part in args.parts}
+
+
+async def throughput(url: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Events a second of each peer. Slow peers get fewer events."""
+    rates: dict[str, list[float]] = {p: [] for p in args.peers}
+    await preload(url, args.events, bare=args.bare)
+    for _ in range(args.rounds):
+        for peer in args.peers:
+            count = max(1, int(args.events * PEERS[peer][1]))
+            # a process each: no peer pays for another's garbage or threads
+            rates[peer].append(count / await _apart(peer, url, count))
+            _said(peer, f"{rates[peer][-1]:>10,.0f} /s")
     return rates
 
 
@@ -247,27 +77,118 @@ async def _apart(peer: str, url: str, count: int) -> float:
     return float(out.split()[-1])
 
 
+async def cpu(url: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Microseconds of CPU an event."""
+    found: dict[str, list[float]] = {"engine": [], "bus": []}
+    for _ in range(args.rounds):
+        for name, micros in (await beside_bus.one_round(url, args.events)).items():
+            found[name].append(micros)
+            _said(name, f"{micros:>10.1f} µs of CPU an event")
+    return found
+
+
+async def processes(url: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Events a second of one and of two engine processes. Who begins changes with every round."""
+    rates: dict[str, list[float]] = {"1": [], "2": []}
+    for number in range(args.rounds):
+        for count in (1, 2) if number % 2 else (2, 1):
+            done = await running.race(url, args.events, processes=count, partitions=4)
+            await running.forget(url, done.app)
+            rates[str(count)].append(args.events / done.seconds)
+            _said(f"{count} engine(s)", f"{rates[str(count)][-1]:>10,.0f} /s")
+    return rates
+
+
+async def start(url: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Seconds to the first commit, by the kind of log, from the start of the process and of the engine."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(args.rounds):
+        for kind, costs in (await starts.start_costs(url, args.entries)).items():
+            for since, seconds in costs.items():
+                found.setdefault(kind, {}).setdefault(since, []).append(seconds)
+            _said("start", f"{costs['process']:>10.2f} s: {kind}")
+    return found
+
+
+async def idle(url: str, monitor: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Seconds of CPU and requests in a minute, by the number of partitions."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for partitions in (4, 64):
+        cost = await starts.idle_cost(url, monitor, partitions, args.idle_seconds)
+        found[str(partitions)] = {name: [value] for name, value in cost.items()}
+        _said("idle", f"{cost['cpu']:>10.2f} s of CPU a minute: {partitions} partitions")
+    return found
+
+
+def _said(who: str, what: str) -> None:
+    print(f"  {who:<12}{what}", file=sys.stderr)
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+def medians(figures: Any) -> Any:
+    """The middle of each list."""
+    return statistics.median(figures) if isinstance(figures, list) else {k: medians(v) for k, v in figures.items()}
+
+
+def ratios(middle: Mapping[str, Any]) -> dict[str, Any]:
+    """What one figure is beside another of the same run."""
+    found: dict[str, Any] = {}
+    if "dspex" in (rates := middle.get("throughput", {})):
+        found["throughput"] = {peer: rates["dspex"] / rate for peer, rate in rates.items()}
+    if "cpu" in middle:
+        found["cpu"] = middle["cpu"]["engine"] / middle["cpu"]["bus"]
+    if "processes" in middle:
+        found["processes"] = middle["processes"]["2"] / middle["processes"]["1"]
+    return found
+
+
+def tables(middle: Mapping[str, Any], beside: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+    """The lines for people."""
+    lines = [f"medians of {args.rounds}, {args.events:,} events of 220 B"]
+    if rates := middle.get("throughput"):
+        lines += ["", f"{'peer':<26}{'events/s':>12}{'dspex is':>12}"]
+        shown = {peer: f"{ratio:.2f}x" for peer, ratio in beside.get("throughput", {}).items()}
+        lines += [f"{peer:<26}{rate:>12,.0f}{shown.get(peer, ''):>12}" for peer, rate in rates.items()]
+    if found := middle.get("cpu"):
+        lines += ["", f"{'CPU an event':<26}{'µs':>12}{'beside bus':>12}"]
+        lines.append(f"{'engine':<26}{found['engine']:>12.1f}{beside['cpu']:>11.2f}x  (goal: at most {GOAL:g})")
+        lines.append(f"{'bus: read and commit':<26}{found['bus']:>12.1f}{1:>11.2f}x")
+    if found := middle.get("processes"):
+        lines += ["", f"{'4 partitions':<26}{'events/s':>12}{'beside one':>12}"]
+        lines += [f"{n + ' engine process(es)':<26}{found[n]:>12,.0f}{found[n] / found['1']:>11.2f}x" for n in ("1", "2")]
+    if found := middle.get("start"):
+        lines += ["", f"{'start to first commit':<34}{'of process':>12}{'of engine':>12}"]
+        lines += [f"{kind:<34}{cost['process']:>10.2f} s{cost['engine']:>10.2f} s" for kind, cost in found.items()]
+    if found := middle.get("idle"):
+        lines += ["", f"{'idle, a minute':<26}{'CPU':>12}{'requests':>12}"]
+        lines += [f"{n + ' partitions':<26}{c['cpu']:>10.2f} s{c['requests']:>12,.0f}" for n, c in found.items()]
+    return lines
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=positive, default=60_000)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--parts", type=one_of(PARTS), default=PARTS, help=f"of {','.join(PARTS)}; all by default")
+    parser.add_argument("--peers", type=one_of(PEERS), default=tuple(PEERS), help=f"of {','.join(PEERS)}; all by default")
     parser.add_argument("--bare", action="store_true", help="events without ids, as they should not be published")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--one", choices=PEERS)
+    parser.add_argument("--entries", type=positive, default=10_000, help="behind the snapshot of the log that is started from")
+    parser.add_argument("--idle-seconds", type=positive, default=60)
+    parser.add_argument("--json", action="store_true", help="an object instead of tables")
+    parser.add_argument("--out", type=Path, help="the same object in a file")
+    parser.add_argument("--one", choices=PEERS, help="one peer, over events that are stored already; prints its seconds")
     parser.add_argument("--url")
     args = parser.parse_args()
     if args.one:
         print(asyncio.run(PEERS[args.one][0](args.url, args.events)))
         return
-    rates = asyncio.run(measure(args.events, args.rounds, args.peers.split(","), bare=args.bare))
-    medians = {p: statistics.median(r) for p, r in rates.items()}
-    base = medians.get("dspex", 1.0)
-    print(f"{'peer':<12}{'events/s':>12}{'dspex is':>12}   (median of {args.rounds}, {args.events:,} events of 220 B)")
-    for peer, rate in medians.items():
-        print(f"{peer:<12}{rate:>12,.0f}{base / rate:>11.2f}x")
+    figures = asyncio.run(measure(args))
+    middle = medians(figures)
+    beside = ratios(middle)
+    whole = json.dumps({"events": args.events, "rounds": args.rounds, "figures": figures, "medians": middle, "ratios": beside})
+    print(whole if args.json else "\n".join(tables(middle, beside, args)))
     if args.out:
-        args.out.write_text(json.dumps({"events": args.events, "rates": rates, "medians": medians}, indent=2))
+        args.out.write_text(whole)
 
 
 if __name__ == "__main__":

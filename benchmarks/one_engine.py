@@ -1,0 +1,73 @@
+"""One engine in a process of its own, for the other benchmarks. It says what it does, a line of JSON each:
+
+    {"what": "commit", "at": monotonic clock in seconds, "cpu": seconds of this process so far, "events": 999}
+
+`began`: the modules are there, and the engine starts. `owns`: it claimed a partition; `partitions` is how many it owns.
+`goes on`: it stood still, by SIGSTOP, and runs again. It ends at SIGTERM.
+
+    python benchmarks/one_engine.py --url nats://… --app bench --stream S --subject s [--partitions 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+from arguments import positive
+from peers import change
+from running import TOPOLOGY
+
+from dspex.bus import telemetry
+from dspex.bus.settings.model import Settings
+from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
+from dspex.operators.topology import Topology
+
+
+def say(what: str, **facts: object) -> None:
+    """Print a line: what happened, and when."""
+    print(json.dumps({"what": what, "at": time.monotonic(), "cpu": time.process_time(), **facts}), flush=True)
+
+
+class Listener:
+    """Says what the engine says of itself."""
+
+    def __init__(self) -> None:
+        self.owned: set[object] = set()
+
+    def __call__(self, name: str, facts: Mapping[str, object]) -> None:
+        if name == "commit" and facts["messages"]:  # else a position moved over what is another partition's
+            say("commit", events=facts["messages"])  # an event gives one message
+        elif name in ("claimed", "released", "fenced"):
+            change = self.owned.add if name == "claimed" else self.owned.discard
+            change(facts["partition"])
+            say("owns", partitions=len(self.owned))
+
+
+async def main(args: argparse.Namespace) -> None:
+    """Run the engine until a signal ends it."""
+    topology = Topology(TOPOLOGY)
+    topology.source(args.subject, stream=args.stream, partitions=args.partitions).map(change).sink(f"{args.app}.out")
+    stopped = stop_on_signals()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, partial(say, "goes on"))
+    telemetry.subscribe(Listener())
+    say("began")
+    async with Engine(topology, settings=Settings.load(server__url=args.url, app=args.app), pools="none") as engine:
+        await until_stopped(engine, stopped)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--url", "--app", "--stream", "--subject"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--partitions", type=positive, default=1)
+    errors = structlog.make_filtering_bound_logger(logging.ERROR)
+    structlog.configure(wrapper_class=errors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    asyncio.run(main(parser.parse_args()))

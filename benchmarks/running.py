@@ -1,0 +1,185 @@
+"""Engines in processes of their own, as the benchmarks hold them: start them, let them stand still, hear what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nats
+from peers import event
+
+from dspex.bus import subjects
+from dspex.bus.message import new_id
+
+TOPOLOGY, STREAM, SUBJECT = "bench", "BENCH_RUN", "bench.run"
+LONGEST = 300.0  # seconds that anything here may take
+
+
+@dataclass
+class Running:
+    """An engine's process. `spawned`: when it was started, on the monotonic clock. `said`: its lines so far."""
+
+    process: asyncio.subprocess.Process
+    spawned: float
+    said: list[dict[str, Any]] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+    _ended: bool = False
+
+    async def listen(self) -> None:
+        """Take in what it says, until it ends."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.said.append(json.loads(line))
+            self._more.set()
+        self._ended = True
+        self._more.set()
+
+    def lines(self, what: str, since: int = 0) -> list[dict[str, Any]]:
+        """What it said of one kind."""
+        return [line for line in self.said[since:] if line["what"] == what]
+
+    async def more(self) -> None:
+        """Wait until it says something."""
+        if self._ended:
+            raise SystemExit("bench: an engine ended by itself")
+        self._more.clear()
+        await self._more.wait()
+
+    async def heard(self, what: str, since: int = 0) -> dict[str, Any]:
+        """The first line of a kind, as soon as it is said."""
+        while not (found := self.lines(what, since)):
+            await self.more()
+        return found[0]
+
+    @property
+    def owned(self) -> int:
+        """How many partitions it owns."""
+        owns = self.lines("owns")
+        return owns[-1]["partitions"] if owns else 0
+
+
+@asynccontextmanager
+async def engine(url: str, app: str, stream: str, subject: str, partitions: int = 1) -> AsyncIterator[Running]:
+    """An engine from its start to its drain."""
+    script = Path(__file__).with_name("one_engine.py")
+    where = ["--url", url, "--app", app, "--stream", stream, "--subject", subject, "--partitions", str(partitions)]
+    spawned = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, str(script), *where, stdout=asyncio.subprocess.PIPE)
+    running = Running(process, spawned)
+    listening = asyncio.create_task(running.listen())
+    try:
+        async with asyncio.timeout(LONGEST):
+            yield running
+            process.send_signal(signal.SIGTERM)
+            await listening
+    finally:
+        listening.cancel()
+        with suppress(ProcessLookupError):  # it has ended
+            process.kill()
+        await process.wait()
+
+
+async def shared(engines: Sequence[Running], partitions: int) -> None:
+    """Wait until each engine owns its share."""
+    for one in engines:
+        while one.owned != partitions // len(engines):
+            await one.more()
+
+
+def new_app() -> str:
+    """The name of an application that nothing is stored of."""
+    return f"bench{uuid.uuid4().hex[:6]}"
+
+
+# -- a stream that is full before anybody reads it -------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Race:
+    """What some engines needed for some events. `cpu`: seconds of all their processes together."""
+
+    app: str
+    seconds: float
+    cpu: float
+
+
+async def race(url: str, events: int, *, processes: int, partitions: int) -> Race:
+    """Let engines take as many events, from a stream that fills while they stand still: no start is in it, and no publisher."""
+    app = new_app()
+    await empty(url)
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions)) for _ in range(processes)]
+        await shared(engines, partitions)
+        for one in engines:
+            one.process.send_signal(signal.SIGSTOP)
+        try:
+            await fill(url, events)
+        finally:
+            heard = [len(one.said) for one in engines]
+            for one in engines:
+                one.process.send_signal(signal.SIGCONT)
+        began = [await one.heard("goes on", since) for one, since in zip(engines, heard)]
+        while (taken := _taken(engines, heard)) < events:
+            await _any_more(engines)
+        assert taken == events, f"{taken} events were taken of {events}"
+        commits = [one.lines("commit", since) for one, since in zip(engines, heard)]
+    ends = [(begin, lines[-1]) for begin, lines in zip(began, commits) if lines]
+    seconds = max(end["at"] for _, end in ends) - min(begin["at"] for begin in began)
+    return Race(app, seconds, sum(end["cpu"] - begin["cpu"] for begin, end in ends))
+
+
+def _taken(engines: Sequence[Running], heard: Sequence[int]) -> int:
+    return sum(line["events"] for one, since in zip(engines, heard) for line in one.lines("commit", since))
+
+
+async def _any_more(engines: Sequence[Running]) -> None:
+    waits = [asyncio.ensure_future(one.more()) for one in engines]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def empty(url: str, stream: str = STREAM, subject: str = SUBJECT) -> None:
+    """Make the stream, or make it anew."""
+    nc = await nats.connect(url)
+    js = nc.jetstream()
+    try:
+        await js.delete_stream(stream)
+    except nats.js.errors.NotFoundError:
+        pass
+    await js.add_stream(name=stream, subjects=[subject], allow_direct=True)
+    await nc.close()
+
+
+async def fill(url: str, count: int, stream: str = STREAM, subject: str = SUBJECT) -> None:
+    """Store events of 1,000 keys behind what the stream has."""
+    nc = await nats.connect(url)
+    js = nc.jetstream()
+    wanted = (await js.stream_info(stream)).state.messages + count
+    for i in range(count):
+        await nc.publish(subject, event(i), headers={subjects.MESSAGE_ID: new_id(), subjects.KEY: f"c{i % 1000:04}"})
+        if i % 5000 == 4999:
+            await nc.flush()
+    await nc.flush()
+    while (await js.stream_info(stream)).state.messages < wanted:
+        await asyncio.sleep(0.02)
+    await nc.close()
+
+
+async def forget(url: str, app: str) -> None:
+    """Remove the streams of an application."""
+    nc = await nats.connect(url)
+    js = nc.jetstream()
+    for info in await js.streams_info():
+        if app in (info.config.name or ""):
+            await js.delete_stream(info.config.name)
+    await nc.close()
