@@ -1,6 +1,9 @@
-"""An engine in a process of its own, for tests that kill it: `engine_process.py URL APP SOURCE SINK PARTITIONS [calls]`.
+"""An engine in a process of its own, for tests that kill it.
 
-With `calls` each event is a call. It prints a line of JSON when it runs, and drains on SIGTERM.
+    engine_process.py URL APP SOURCE SINK PARTITIONS [calls] [HEARTBEAT]
+
+With `calls` each event is a call. The heartbeat is longer than a test waits, unless another one is given. It prints a line of
+JSON when it runs, and drains on SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 STARTED = time.perf_counter()
 
 
-async def main(url: str, app: str, source: str, sink: str, partitions: int, calls: bool) -> None:
+async def main(url: str, app: str, source: str, sink: str, partitions: int, calls: bool, heartbeat: str) -> None:
     from dspex.bus.settings.model import Settings
     from dspex.engine.cli.terminal import log
     from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
@@ -26,7 +29,7 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int, call
         events.predict("n: int -> label: str", name="label", deadline="10m").sink(sink)
     else:
         events.map(lambda d: {**d, "seen": True}, name="see").sink(sink)
-    settings = Settings.load(server__url=url, app=app, engine__heartbeat="2m")  # longer than a test waits
+    settings = Settings.load(server__url=url, app=app, engine__heartbeat=heartbeat)
     stopped = stop_on_signals()
     async with Engine(topology, settings=settings, pools="none") as engine:
         heavy = sorted({"dspy", "litellm", "torch", "numpy", "pyarrow"} & {m.split(".")[0] for m in sys.modules})
@@ -37,4 +40,4 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int, call
 
 if __name__ == "__main__":
     url, app, source, sink, partitions, *more = sys.argv[1:]
-    asyncio.run(main(url, app, source, sink, int(partitions), more == ["calls"]))
+    asyncio.run(main(url, app, source, sink, int(partitions), "calls" in more, next((m for m in more if m != "calls"), "2m")))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from broken.wrong_clock import machine
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, NotAllowed
@@ -125,10 +126,9 @@ def test_certificates_that_cannot_be_used_are_a_settings_error(folder: Path) -> 
 async def test_a_machine_whose_clock_is_far_from_the_servers_is_told_so(folder: Path, nats_url: str, unique: str) -> None:
     async with open_bus(Settings.load(server__url=nats_url), name="test") as bus:
         await bus.ensure_stream(StreamConfig(subjects.stream(unique), [f"{unique}.x"]))
-    support = Path(__file__).parents[2] / "support"
-    command = ("broken/wrong_clock.py", "-60", "../../__main__.py", "--json", "--server", nats_url, "doctor")
-    env = {**os.environ, "DSPEX_APP": unique}
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, cwd=support, env=env)
+    command = ("-m", "dspex", "--json", "--server", nats_url, "doctor")
+    env = {**machine(folder, -60), "DSPEX_APP": unique}
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, cwd=folder, env=env)
     said = (await process.communicate())[0].decode()
     assert process.returncode == 1
     (clock,) = [row for line in said.splitlines() if (row := json.loads(line)).get("check") == "clock"]

@@ -1,17 +1,22 @@
-"""Engines on machines whose clocks are an hour wrong: nothing is decided by them."""
+"""Engines and workers on machines whose clocks are an hour wrong, or are set: nothing is decided by them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
+from broken.wrong_clock import machine
+from cli_bench import CLASSIFY, TRIAGE, Project, stand_in
+from waiting import until
 
 from dspex.bus import nats, subjects
 from dspex.bus.port import Bus, Delivery
@@ -25,16 +30,15 @@ SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @asynccontextmanager
-async def engine(url: str, name: str, clock: int) -> AsyncIterator[None]:
-    """An engine whose calls have ten minutes, on a machine whose clock is `clock` seconds ahead; killed at the end."""
-    script = (str(SUPPORT / "broken/wrong_clock.py"), str(clock), str(SUPPORT / "engine_process.py"))
-    arguments = (url, name, f"{name}.in", f"{name}.out", "2", "calls")
-    process = await asyncio.create_subprocess_exec(sys.executable, *script, *arguments, stdout=PIPE, stderr=PIPE)
+async def engine(url: str, name: str, env: Mapping[str, str], *options: str) -> AsyncIterator[Process]:
+    """An engine with two partitions in an environment; killed at the end."""
+    arguments = (str(SUPPORT / "engine_process.py"), url, name, f"{name}.in", f"{name}.out", "2", *options)
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, stderr=PIPE, env=env)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(WITHIN):
             assert await process.stdout.readline(), "it did not start"
-        yield
+        yield process
     finally:
         if process.returncode is None:
             process.kill()
@@ -68,16 +72,16 @@ def worker(bus: Bus, app: str) -> WorkLoop:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("clock", [HOUR, -HOUR])
 async def test_open_calls_are_answered_though_the_next_engines_clock_is_an_hour_wrong(
-    nats_url: str, unique: str, clock: int
+    nats_url: str, unique: str, clock: int, tmp_path: Path
 ) -> None:
     bus = await nats.connect(nats_url)
     client, work = Client(bus=bus, app=unique), worker(bus, unique)
     try:
-        async with engine(nats_url, unique, 0):
+        async with engine(nats_url, unique, os.environ, "calls"):
             for n in range(4):
                 await client.publish(f"{unique}.in", {"n": n}, key=str(n))
             await stored(bus, unique, subjects.work_of(unique, "processed"), 4)
-        async with engine(nats_url, unique, clock):
+        async with engine(nats_url, unique, machine(tmp_path, clock), "calls"):
             for n in range(4, 8):
                 await client.publish(f"{unique}.in", {"n": n}, key=str(n))
             await stored(bus, unique, subjects.work_of(unique, "processed"), 8)
@@ -88,3 +92,47 @@ async def test_open_calls_are_answered_though_the_next_engines_clock_is_an_hour_
     finally:
         await work.kill()
         await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_an_engine_whose_clock_is_set_back_takes_over_from_one_that_froze(
+    nats_url: str, unique: str, tmp_path: Path
+) -> None:
+    bus = await nats.connect(nats_url)
+    client = Client(bus=bus, app=unique)
+
+    async def shared() -> bool:
+        return any(len(stage["owners"]) == 2 for stage in (await client.status())["stages"])
+
+    try:
+        async with (
+            engine(nats_url, unique, os.environ, "0.3s") as frozen,
+            engine(nats_url, unique, machine(tmp_path, 0, step=-HOUR), "0.3s") as other,
+        ):
+            await until(shared)
+            other.send_signal(signal.SIGUSR1)
+            frozen.send_signal(signal.SIGSTOP)
+            for n in range(8):
+                await client.publish(f"{unique}.in", {"n": n}, key=str(n))
+            outputs = await stored(bus, unique, f"{unique}.out", 8)
+        assert sorted(json.loads(data)["n"] for data in outputs) == list(range(8))
+    finally:
+        await bus.close()
+
+
+@pytest.mark.parametrize("clock", [HOUR, -HOUR])
+def test_a_worker_whose_clock_is_an_hour_wrong_answers_calls_at_once(
+    nats_url: str, unique: str, tmp_path: Path, clock: int
+) -> None:
+    with stand_in() as model:
+        settings = f'topologies = ["triage.yaml"]\nlm.main = {{ model = "openai/stand-in", base_url = "{model}" }}\n'
+        project = Project(tmp_path, unique, settings, NATS_URL=nats_url)
+        project.write("triage.yaml", TRIAGE.format(u=unique, signature=CLASSIFY))
+        folder = tmp_path / "machine"
+        folder.mkdir()
+        wrong = machine(folder, clock)["PYTHONPATH"]
+        with project.start("run", "--pools", "none") as run, project.start("worker", "lightweight", PYTHONPATH=wrong) as worker:
+            run.until("ready")
+            worker.until("ready")
+            done = project.publish("text=hello")
+            assert (done.code, project.here("dlq", "ls").out) == (0, ""), done.err
