@@ -9,6 +9,7 @@ from typing import Any
 
 import msgpack
 import orjson
+import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
@@ -117,11 +118,12 @@ class Outage(MemoryBus):
         await super().trip()
 
 
-def test_an_outage_of_the_server_makes_no_engine_take_over_from_another(lab: MakeLab) -> None:
+@pytest.mark.parametrize("after", [0.1, 0.4, 0.6, 0.9])  # seconds: whichever of them is the first that looks again
+def test_an_outage_of_the_server_makes_no_engine_take_over_from_another(lab: MakeLab, after: float) -> None:
     one = lab(spread(8))
     for name in ("a", "b"):
         one.start(name, bus=Outage(one.server, BusEvents()))
-    one.advance(10)
+    one.advance(10 + after)
     before = claims(one)
     Outage.down = True
     one.advance(30)

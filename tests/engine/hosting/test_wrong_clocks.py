@@ -30,19 +30,31 @@ SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @asynccontextmanager
-async def engine(url: str, name: str, env: Mapping[str, str], *options: str) -> AsyncIterator[Process]:
-    """An engine with two partitions in an environment; killed at the end."""
+async def engine(url: str, name: str, env: Mapping[str, str], *options: str) -> AsyncIterator[tuple[Process, str]]:
+    """An engine with two partitions in an environment, and its id; killed at the end."""
     arguments = (str(SUPPORT / "engine_process.py"), url, name, f"{name}.in", f"{name}.out", "2", *options)
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, stderr=PIPE, env=env)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(WITHIN):
-            assert await process.stdout.readline(), "it did not start"
-        yield process
+            said = json.loads(await process.stdout.readline())
+        yield process, said["id"]
     finally:
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+async def beats(bus: Bus, name: str, engine: str, count: int) -> None:
+    """Wait for so many heartbeats of an engine."""
+    bucket, key, seen = await bus.bucket(subjects.bucket(name)), subjects.member_key("engine", engine), set[int]()
+
+    async def enough() -> bool:
+        found = await bucket.get(key)
+        seen.add(found[1] if found else 0)
+        return len(seen) > count
+
+    await until(enough)
 
 
 async def stored(bus: Bus, name: str, subject: str, count: int) -> list[bytes]:
@@ -81,10 +93,11 @@ async def test_open_calls_are_answered_though_the_next_engines_clock_is_an_hour_
             for n in range(4):
                 await client.publish(f"{unique}.in", {"n": n}, key=str(n))
             await stored(bus, unique, subjects.work_of(unique, "processed"), 4)
-        async with engine(nats_url, unique, machine(tmp_path, clock), "calls"):
+        async with engine(nats_url, unique, machine(tmp_path, clock), "calls", "0.3s") as (_, id):
             for n in range(4, 8):
                 await client.publish(f"{unique}.in", {"n": n}, key=str(n))
             await stored(bus, unique, subjects.work_of(unique, "processed"), 8)
+            await beats(bus, unique, id, 2)  # what it takes for due by its clock is over
             work.start()
             outputs = await stored(bus, unique, f"{unique}.out", 8)
         assert sorted(json.loads(data)["label"] for data in outputs) == [str(n) for n in range(8)]
@@ -106,12 +119,13 @@ async def test_an_engine_whose_clock_is_set_back_takes_over_from_one_that_froze(
 
     try:
         async with (
-            engine(nats_url, unique, os.environ, "0.3s") as frozen,
-            engine(nats_url, unique, machine(tmp_path, 0, step=-HOUR), "0.3s") as other,
+            engine(nats_url, unique, os.environ, "0.4s") as (frozen, _),
+            engine(nats_url, unique, machine(tmp_path, 0, step=-HOUR), "0.4s") as (other, id),
         ):
             await until(shared)
-            other.send_signal(signal.SIGUSR1)
             frozen.send_signal(signal.SIGSTOP)
+            await beats(bus, unique, id, 2)  # it has seen the last heartbeat of the other one
+            other.send_signal(signal.SIGUSR1)
             for n in range(8):
                 await client.publish(f"{unique}.in", {"n": n}, key=str(n))
             outputs = await stored(bus, unique, f"{unique}.out", 8)

@@ -31,6 +31,9 @@ class Counting(MemoryBus):
         return await super().scan(stream, filters, start=start, stop=stop)
 
 
+ELSE = subjects.record(APP, "some", "split", "s1", 0)  # what others write to the application's stream
+
+
 def split() -> Topology:
     topology = Topology("split")
     topology.source("in", partitions=2).map(lambda d: d, name="same").sink("out")
@@ -53,7 +56,7 @@ def looked_at(one: Lab, repair: TornCommits, partition: int) -> None:
     last = one.messages(log)[-1].sequence
     info = one.server.streams[STREAM]
     one.run(repair.before(info.last + 1, last))
-    one.store(NewMessage("in", b"{}"))  # the claim's place in the stream
+    one.store(NewMessage(ELSE, b"{}"))  # the claim's place in the stream
 
 
 def test_a_remainder_is_found_before_each_partitions_claim_and_not_only_before_the_first(lab: MakeLab) -> None:
@@ -64,7 +67,7 @@ def test_a_remainder_is_found_before_each_partitions_claim_and_not_only_before_t
     one.kill()
     torn(one, 3)
     one.store(NewMessage(subjects.log(APP, "split", "s1", 1), b"moved on"))  # partition 1 goes on behind it
-    one.store(NewMessage("in", b"{}"))
+    one.store(NewMessage(ELSE, b"{}"))
     repair = TornCommits(one.client.bus, APP, [split().graph])
     looked_at(one, repair, 1)
     assert left(one) == 3
@@ -83,13 +86,28 @@ def test_a_remainder_is_found_however_much_was_stored_since(lab: MakeLab, monkey
 
     async def much() -> None:
         for _ in range(12):
-            await one.client.bus.commit([NewMessage("in", b"{}")] * COMMIT_LIMIT)
+            await one.client.bus.commit([NewMessage(ELSE, b"{}")] * COMMIT_LIMIT)
 
     one.run(much())
     repair = TornCommits(one.client.bus, APP, [split().graph])
     looked_at(one, repair, 0)
     assert left(one) == 0
-    assert len(one.messages("in")) == 12 * COMMIT_LIMIT + 2
+    assert len(one.messages(ELSE)) == 12 * COMMIT_LIMIT + 1
+
+
+def test_what_is_torn_after_the_stream_was_rolled_back_is_found_though_that_place_was_looked_at(lab: MakeLab) -> None:
+    one = lab(split())
+    one.start()
+    for n in range(5):
+        one.publish("in", {"n": n}, key="a")
+    one.kill()
+    repair, stream = TornCommits(one.client.bus, APP, [split().graph]), one.server.streams[STREAM]
+    one.run(repair.before(stream.last + 1, 0))
+    stream.purge(">", 10**9)
+    stream.last = 0
+    torn(one, 3)
+    one.run(repair.before(stream.last + 1, 0))
+    assert left(one) == 0
 
 
 def test_a_commit_over_the_border_of_a_page_is_none_that_is_torn(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:

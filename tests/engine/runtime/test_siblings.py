@@ -80,9 +80,10 @@ def test_no_item_of_a_flat_map_sees_what_a_function_behind_it_changed_in_another
         assert others == [{**fresh(), "i": 1}, {**fresh(), "i": 2}]
 
 
-def test_no_event_sees_what_a_function_changed_in_the_fallback_of_another() -> None:
+@pytest.mark.parametrize("type", ["list[str]", "Any"])
+def test_no_event_sees_what_a_function_changed_in_the_fallback_of_another(type: str) -> None:
     topology = Topology("shared")
-    asked = topology.source("in").predict("text -> tags: list[str]", name="ask", fallback={"tags": ["none"]})
+    asked = topology.source("in").predict(f"text -> tags: {type}", name="ask", fallback={"tags": ["none"]})
     asked.map(lambda d: {"tags": [*d["tags"]], "grown": d["tags"].append("spoilt")}, name="spoil").sink("out")
     with Driver(topology) as d:
         d.fail("ask", ProgramError("never"), times=2)
