@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DspexError, ProgramError
+from dspex.bus.memory.handles import MemoryReader
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
@@ -74,6 +75,19 @@ class Slow(MemoryBus):
         sequence = await super().commit(drafts, timeout=timeout)
         await asyncio.sleep(self.seconds)
         return sequence
+
+
+class LateRecords(MemoryBus):
+    """A connection on which records of calls are read `seconds` late."""
+
+    def __init__(self, server: MemoryServer, seconds: float) -> None:
+        super().__init__(server, BusEvents())
+        self.seconds = seconds
+
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> MemoryReader:
+        if any(".record." in subject for subject in filters):
+            await asyncio.sleep(self.seconds)
+        return await super().reader(stream, filters, **options)
 
 
 class Lab:

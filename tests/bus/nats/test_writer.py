@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import nats
 import pytest
 
 from dspex.bus.errors import (
@@ -21,6 +23,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
+from dspex.bus.nats.failures import refused
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
@@ -228,3 +231,16 @@ async def test_the_reply_of_a_subscriber_is_not_taken_for_the_answer(server: Any
     for n in range(50):
         assert (await bus.publish(NewMessage("s.a", b""))).sequence == n * 3 + 1
         assert await bus.commit([NewMessage("s.a", b""), NewMessage("s.b", b"")]) == n * 3 + 3
+
+
+@pytest.mark.asyncio
+async def test_a_batch_of_which_the_server_has_lost_a_part_is_unsettled(server: Any, opened: Open) -> None:
+    """So it is when its disk is full; here its first message never came."""
+    url = server.start().url
+    await stream(await opened(url))
+    plain = await nats.connect(url)
+    last = {"Nats-Batch-Id": "lost", "Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
+    answer = json.loads((await plain.request("s.a", b"", headers=last)).data)
+    await plain.close()
+    error = refused(answer["error"], "commit")
+    assert (answer["error"]["err_code"], type(error)) == (10176, Unsettled)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from engine_lab import STREAM, Lab
+from engine_lab import STREAM, Lab, LateRecords
 
 from dspex.bus import subjects
 from dspex.bus.serving import work_consumers
@@ -71,6 +71,20 @@ def test_an_owner_that_starts_after_the_consumer_was_made_anew_asks_again_too(la
     one.advance(SOON)
     one.work()
     one.advance(SOON)
+    assert sorted(o["text"] for o in one.outputs("out")) == list("01234")
+    assert len(one.asked) == 5
+
+
+def test_a_call_whose_record_is_stored_is_not_paid_again_though_the_consumer_of_its_request_is_gone(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    for n in range(5):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    one.work()
+    one.server.streams[STREAM].forget(NAME)
+    one.start(bus=LateRecords(one.server, 2 * work_consumers.LOOK))
+    one.advance(2 * SOON)
     assert sorted(o["text"] for o in one.outputs("out")) == list("01234")
     assert len(one.asked) == 5
 

@@ -82,6 +82,24 @@ def test_what_is_no_entry_in_a_log_is_passed_over_and_counted(lab: MakeLab, what
     goes_on(one, 11)
 
 
+def test_a_claim_that_names_other_snapshots_than_the_log_does_is_passed_over(
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_log, "LEAST", 2_000)
+    one = lab(spoiled())
+    one.start()
+    for n in range(40):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    last = one.messages(LOG)[-1]
+    base = unpack(last.data)["base"]
+    assert base
+    for wrong in ({"base": 0, "older": 0}, {"base": base - 1, "older": 0}, {"base": last.sequence, "older": base}):
+        one.store(NewMessage(LOG, garbage({**CLAIM, "epoch": 9, "after": last.sequence, **wrong})))
+    one.start()
+    goes_on(one, 40)
+
+
 def test_a_log_that_begins_with_garbage_begins_behind_it(lab: MakeLab) -> None:
     one = lab(spoiled())
     one.start()

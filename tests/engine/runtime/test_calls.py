@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_lab import APP, Lab, Slow
+from engine_lab import APP, Lab, LateRecords, Slow
 
 from dspex.bus import subjects
 from dspex.bus.errors import (
@@ -19,7 +19,6 @@ from dspex.bus.errors import (
     RetryLater,
     Saturated,
 )
-from dspex.bus.memory.server import Faults
 from dspex.bus.records import CallRequest
 from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
@@ -185,8 +184,7 @@ def test_a_result_that_was_stored_in_time_beats_the_deadline_however_long_the_en
     one.kill()
     one.work()
     one.advance(7200)
-    one.server.luck.faults = Faults(delay=1.0)  # reading them takes a while
-    one.start()
+    one.start(bus=LateRecords(one.server, 5.0))
     one.advance(60)
     assert len(one.outputs("out")) == 700
     assert one.letters() == []

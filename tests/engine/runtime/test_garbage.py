@@ -82,4 +82,7 @@ def test_an_event_that_refers_to_what_its_stage_does_not_read_is_a_dead_letter_w
 def test_what_is_no_frame_is_passed_over(lab: MakeLab, data: bytes) -> None:
     one = asking(lab)
     one.store(NewMessage(EDGE, data))
+    one.store(NewMessage(EDGE, pack_frame([NodeEvent("in", Origin("id", "in", "run"), "application/json", b'{"text": "b"}')])))
+    one.advance(1)
+    assert [request.inputs["text"] for request in one.requests()] == ["b"]
     goes_on(one)

@@ -21,6 +21,8 @@ def asking(name: str, source: str, sink: str) -> Topology:
 
 
 def calls_are_different(one: Lab) -> None:
+    """No two have one id, and no record of one can be taken for a repeat of another's."""
+    assert len({request.record.id for request in one.asked if request.record}) == len(one.asked)
     assert len({request.call for request in one.asked}) == len(one.asked)
     assert one.letters() == []
 
@@ -83,3 +85,16 @@ def test_an_id_that_comes_again_after_the_duplicate_window_is_another_event(lab:
     calls_are_different(one)
     ids = [m.headers[subjects.EVENT_ID] for m in one.messages("out", STREAM)]
     assert len(set(ids)) == 2
+
+
+def test_a_stage_that_begins_again_gives_the_records_of_its_calls_other_ids(lab: MakeLab) -> None:
+    one = lab(asking("again", "in", "out"))
+    one.start()
+    one.publish("in", {"text": "a"})
+    (first,) = one.requests()
+    one.kill()
+    one.server.streams[STREAM].purge(subjects.log("lab", "again", "s1", 0), 10**9)
+    one.start()
+    (second,) = one.requests()
+    assert (first.call, first.try_number) == (second.call, second.try_number)
+    assert first.record != second.record

@@ -288,6 +288,28 @@ def test_of_a_stream_that_is_another_one_no_event_is_left_out_and_none_comes_twi
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_of_a_stream_that_was_rolled_back_to_before_what_was_read_no_event_is_left_out(
+    lab: MakeLab, policy: Any, alive: bool
+) -> None:
+    one = lab(reading(on_gap=policy))
+    foreign(one)
+    number(one, 1, 2, 3)
+    host = one.start()
+    if not alive:
+        one.drain()
+    rolled_back(one)
+    number(one, 4)
+    if not alive:
+        host = one.start()
+    one.advance(20)
+    number(one, 5)
+    one.advance(20)
+    assert numbers(one) == ([1, 2, 3] if policy == "stop" else [1, 2, 3, 1, 4, 5])
+    assert ("truncated" in (host.runners[0].stopped or "")) == (policy == "stop")
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_source_that_was_made_anew_is_noticed_at_start_and_while_running(lab: MakeLab, policy: Any) -> None:
     for running in (False, True):
         one = lab(reading(on_gap=policy))

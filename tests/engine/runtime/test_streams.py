@@ -9,7 +9,7 @@ import pytest
 from engine_lab import SOURCES, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, PayloadTooLarge, SubjectTaken
+from dspex.bus.errors import BusError, PayloadTooLarge, SubjectTaken, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.client.run import full_ids
@@ -97,6 +97,40 @@ class Picky(MemoryBus):
         if any(b"poison" in d.data and d.subject.startswith(("out", "dspex.lab.work")) for d in drafts):
             raise PayloadTooLarge("it does not take that")
         return await super().commit(drafts, timeout=timeout)
+
+
+class Failing(MemoryBus):
+    """A server that refuses the first commits with outputs for `error`."""
+
+    def __init__(self, one: Lab, error: BusError, times: int) -> None:
+        super().__init__(one.server, BusEvents())
+        self.error, self.left = error, times
+
+    async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
+        if self.left and any(d.subject == "out" for d in drafts):
+            self.left -= 1
+            raise self.error
+        return await super().commit(drafts, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [
+        (Unsettled("batch is incomplete (10176)"), 12),
+        (BusError("an error that nobody knows (10999)"), 12),
+        (PayloadTooLarge("it does not take that"), 1),
+    ],
+)
+def test_no_event_is_blamed_for_a_refusal_that_does_not_name_it_or_comes_once(
+    lab: MakeLab, error: BusError, times: int
+) -> None:
+    topology = Topology("blamed")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.start(bus=Failing(one, error, times))
+    one.publish("in", {"n": 0})
+    one.advance(60)
+    assert (one.outputs("out"), one.letters()) == ([{"n": 0}], [])
 
 
 def test_of_a_refused_commit_only_the_culprits_become_dead_letters(lab: MakeLab) -> None:
