@@ -295,6 +295,6 @@ class Letter(_Packed):
 
 # -- between a pool's parent and its children, and for interactive calls -----------------------------------------
 # What a reply to an interactive call is, in its header subjects.KIND.
-ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker"}
+ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker", "free", "waiting"}; slots, and calls for one
 BUSY = "busy"  # the worker's last slot was taken meanwhile: ask again
 RESULT = "result"  # last frame: a packed CallRecord

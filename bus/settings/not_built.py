@@ -65,6 +65,7 @@ VERBS = frozenset(
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
+    "apply": frozenset({"--backfill"}),
     "run": frozenset({"--reload", "--http", "--metrics", "--profile", "--processes"}),
     "publish": frozenset({"--format", "--encoding"}),
     "call": frozenset({"--stream", "--detach"}),

@@ -19,9 +19,9 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, CallSpec, Usage
+from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
-from dspex.engine.client.resolve import HasCall, resolve
+from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.status.rows import PoolRow
 
 T = TypeVar("T")
@@ -69,11 +69,12 @@ async def call(
     bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float | None, session: str | None = None
 ) -> Result[V]:
     """See `Client.call`."""
-    spec, pool, known = await resolve(bus, app, what)
+    asked = await resolve(bus, app, what)
+    known = asked.call
     if timeout is None:
         timeout = min(known.timeout, known.deadline) if known else TIMEOUT
     inputs = dict(known.inputs(data)) if known else dict(data)
-    record, elapsed = await ask(bus, app, pool, spec, inputs, timeout=timeout, session=session)
+    record, elapsed = await ask(bus, app, asked, inputs, timeout=timeout, session=session)
     outputs = record.outputs or {}
     answer = known.accept(data, outputs) if known else cast(V, dict(outputs))
     return Result(
@@ -90,7 +91,7 @@ async def call(
 
 
 async def ask(
-    bus: Bus, app: str, pool: str, spec: CallSpec, inputs: dict[str, Any], *, timeout: float, session: str | None = None
+    bus: Bus, app: str, what: Resolved[Any], inputs: dict[str, Any], *, timeout: float, session: str | None = None
 ) -> tuple[CallRecord, float]:
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took.
 
@@ -101,16 +102,16 @@ async def ask(
         call=id,
         try_number=1,
         attempt=1,
-        topology="",
-        node="",
-        spec=asdict(spec),
+        topology=what.topology,
+        node=what.node,
+        spec=asdict(what.spec),
         inputs=inputs,
         run=id,
         session=session,
         timeout=timeout,
         left=timeout,
     )
-    asking = _Asking(bus, app, pool, request)
+    asking = _Asking(bus, app, what.pool, request)
     subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):

@@ -14,7 +14,6 @@ from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import CallSpec
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
@@ -23,13 +22,12 @@ from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.resolve import HasCall, resolve
+from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
 from dspex.engine.client.status import status
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.graph.nodes import Call
 
 if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings  # pydantic: only who connects pays for it
@@ -154,8 +152,8 @@ class Client:
         limit = None if timeout is None else seconds(timeout)
         return await interactive.call(self.bus, self.app, what, data, timeout=limit, session=session)
 
-    async def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
-        """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+    async def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
+        """What `call` asks for. Raises ConfigError, TopologyError."""
         return await resolve(self.bus, self.app, what)
 
     # -- runs -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 from typing_extensions import TypeVar
 
@@ -14,6 +14,7 @@ from dspex.bus.records import DEFAULT_POOL, CallSpec
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 
+V = TypeVar("V", default=Any)
 V_co = TypeVar("V_co", covariant=True, default=Any)
 _OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order", "priority")  # only a stage of a topology can carry these out
 
@@ -29,14 +30,30 @@ class HasCall(Protocol[V_co]):
     def to_call(self) -> Call[V_co]: ...
 
 
-async def resolve(bus: Bus, app: str, what: HasCall[V_co] | str) -> tuple[CallSpec, str, Call[V_co] | None]:
-    """The spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+class Resolved(NamedTuple, Generic[V]):
+    """What is asked for.
+
+    Attributes:
+        spec, pool: what a worker needs, and whose worker.
+        call: where its code is here.
+        topology, node: of a deployed node; "" for the rest.
+    """
+
+    spec: CallSpec
+    pool: str
+    call: Call[V] | None = None
+    topology: str = ""
+    node: str = ""
+
+
+async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
+    """What is asked for. Raises ConfigError, TopologyError."""
     if not isinstance(what, str):
         _refuse_options_of_topologies(what.options)
         call = what.to_call()
-        return call.spec, call.pool, call
+        return Resolved(call.spec, call.pool, call)
     if "->" in what:
-        return CallSpec(kind="predict", target=what, signature=what, route="auto"), DEFAULT_POOL, None
+        return Resolved(CallSpec(kind="predict", target=what, signature=what, route="auto"), DEFAULT_POOL)
     if "/" not in what:
         raise ConfigError(
             f"{what!r} is neither a signature nor a node",
@@ -51,7 +68,7 @@ async def resolve(bus: Bus, app: str, what: HasCall[V_co] | str) -> tuple[CallSp
         raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=f"known: {', '.join(close) or 'none'}")
     found = applied[topology].calls[node]
     raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["spec"].items()}
-    return CallSpec(**raw), found["pool"], None
+    return Resolved(CallSpec(**raw), found["pool"], None, topology, node)
 
 
 def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:

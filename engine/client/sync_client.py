@@ -11,7 +11,6 @@ from typing_extensions import TypeVar
 from dspex.bus.codecs import Codec
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
-from dspex.bus.records import CallSpec
 from dspex.bus.settings.duration import Duration
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
@@ -19,10 +18,9 @@ from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.resolve import HasCall
+from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.graph.nodes import Call
 
 V = TypeVar("V", default=dict[str, Any])
 
@@ -159,8 +157,8 @@ class Client:
         """
         return background.run(self._of.call(what, data, timeout=timeout, session=session))
 
-    def resolve(self, what: HasCall[V] | str) -> tuple[CallSpec, str, Call[V] | None]:
-        """What `call` sends: the spec, its pool, and the call where its code is here. Raises ConfigError, TopologyError."""
+    def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
+        """What `call` asks for. Raises ConfigError, TopologyError."""
         return background.run(self._of.resolve(what))
 
     def run(self, id: str) -> Run:

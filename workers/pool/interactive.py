@@ -93,8 +93,15 @@ class Interactive:
     async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
         pool = self._pool
         with reservation:
-            accepted = codecs.msgpack_bytes({"kind": ACCEPTED, "call": work.call, "worker": pool.worker})
-            await pool.bus.send(message.reply, accepted, headers={subjects.KIND: ACCEPTED})
+            slots = pool.children.slots
+            accepted = {
+                "kind": ACCEPTED,
+                "call": work.call,
+                "worker": pool.worker,
+                "free": pool.free(),
+                "waiting": slots.waiting,
+            }
+            await pool.bus.send(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
             try:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:

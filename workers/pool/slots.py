@@ -36,6 +36,11 @@ class Slots:
         return [c for c in self._children if c.hello is not None and not c.retiring and not c.gone.is_set()]
 
     @property
+    def waiting(self) -> int:
+        """Calls that were accepted and wait for a slot."""
+        return len(self._waiting)
+
+    @property
     def busy(self) -> int:
         """Calls that run, those in children that take no more included."""
         return sum(c.busy for c in self._children)

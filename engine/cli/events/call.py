@@ -62,7 +62,7 @@ class _Spec:
         return self.call
 
 
-async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec:
+async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec | str:
     from dspex.bus.records import DEFAULT_POOL, CallSpec
     from dspex.engine.graph.nodes import Call
 
@@ -72,7 +72,9 @@ async def _spec(c: Client, what: str, signature: str | None, pool: str | None, m
         fix = f'dspex call {what} --signature "text -> reply" text=…'
         raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX106", fix=fix)
     else:
-        spec, its_pool, _ = await c.resolve(what)
+        spec, its_pool, *_ = await c.resolve(what)
+        if (pool or its_pool, replace(spec, **more)) == (its_pool, spec):
+            return what  # as it is, and by its name: who may call a deployed node need not be allowed to call anything else
     return _Spec(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
 
 

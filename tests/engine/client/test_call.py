@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from engine_lab import APP, Lab
 
 import dspex
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, ConfigError
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
+from dspex.bus.records import CallRequest
 from dspex.engine.client.client import Client
 
 
@@ -56,3 +58,30 @@ async def test_options_that_only_a_topology_carries_out_are_refused_by_an_intera
             await client.call(dspex.predict("text -> lang", **options), {"text": "hi"})
         assert caught.value.code == "DX108"
         assert "leave out" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("what", "subject"),
+    [
+        ("asking/ask", subjects.call(APP, "gpu", "asking", "ask")),
+        ("text -> answer", subjects.ad_hoc_call(APP, "lightweight", "predict")),
+        (dspex.predict("text -> answer", pool="gpu"), subjects.ad_hoc_call(APP, "gpu", "predict")),
+    ],
+    ids=["node", "signature", "spec"],
+)
+def test_a_deployed_node_is_called_on_a_subject_of_its_own_and_all_else_by_its_kind(lab: Any, what: Any, subject: str) -> None:
+    """So that the server can let a caller ask this node and nothing else."""
+    topology = dspex.Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask", pool="gpu").sink("out")
+    one: Lab = lab(topology)
+    one.start()
+    heard: list[tuple[str, CallRequest]] = []
+
+    async def hear(message: Message) -> None:
+        heard.append((message.subject, CallRequest.unpack(message.data)))
+
+    one.run(one.server.connect().subscribe(subject, hear))
+    with pytest.raises(CallTimeout):
+        one.run(one.client.call(what, {"text": "hi"}, timeout=1.0))
+    (found, request) = heard[0]
+    assert found == subject == request.called_on(APP, subject.split(".")[3])

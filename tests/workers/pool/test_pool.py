@@ -15,7 +15,7 @@ from pool_bench import APP, CHOICES, POOL, SIGNATURE, Bench, config, program, ru
 from structlog.testing import capture_logs
 from waiting import until
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
@@ -316,6 +316,8 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
     item = work("quick", record=None)
     frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
+    accepted = codecs.decode(frames[0][1].data, codecs.MSGPACK)
+    assert [accepted[k] for k in ("call", "free", "waiting")] == [item.call, shared.pool.children.slots.total - 1, 0]
     record = CallRecord.unpack(frames[1][1].data)
     assert record.outputs is not None
     assert record.outputs["intent"] == standin.intent("quick", CHOICES)
