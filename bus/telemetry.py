@@ -42,7 +42,8 @@ HAPPENINGS: Final[Mapping[str, str]] = {
 """What happens, by name, with the names of its facts."""
 
 Listener: TypeAlias = Callable[[str, Mapping[str, object]], None]
-_listeners: tuple[Listener, ...] = ()
+listeners: tuple[Listener, ...] = ()
+"""Who hears it. While nobody does, what is to be said need not be put together."""
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
@@ -50,19 +51,19 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 
     It is called where things happen, in the event loop, so it must not block.
     """
-    global _listeners
-    _listeners = (*_listeners, listener)
+    global listeners
+    listeners = (*listeners, listener)
 
     def unsubscribe() -> None:
-        global _listeners
-        _listeners = tuple(one for one in _listeners if one is not listener)
+        global listeners
+        listeners = tuple(one for one in listeners if one is not listener)
 
     return unsubscribe
 
 
 def emit(name: str, **facts: object) -> None:
     """Say that something happened. `name` and the facts are those of HAPPENINGS."""
-    for listener in _listeners:
+    for listener in listeners:
         try:
             listener(name, facts)
         except Exception as e:  # noqa: BLE001  somebody else's code, which must not stop what it watches

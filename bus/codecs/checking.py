@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 @cache
-def _checker(kind: Any) -> TypeAdapter[Any]:
+def checker(kind: Any) -> TypeAdapter[Any]:
+    """What checks plain data by type, strictly. Of a dataclass it gives its fields by name."""
     from pydantic import TypeAdapter  # here, because it costs 0.1 s to import and `import dspex` must not pay it
 
     if is_dataclass(kind):  # in strict mode only an instance would do for it; for a map with the same fields a dict does
@@ -29,7 +30,7 @@ def checked(kind: Any, what: str, raw: object) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _checker(kind).validate_python(raw, strict=True)
+        return checker(kind).validate_python(raw, strict=True)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         raise DecodeError(f"not {what} of dspex: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import msgpack
@@ -30,7 +31,7 @@ def _pack(data: object) -> bytes:
 def load_msgpack(data: bytes) -> Any:
     """The data of MessagePack bytes. Raises DecodeError with an excerpt."""
     try:
-        return msgpack.unpackb(data, strict_map_key=False, timestamp=3, ext_hook=_no_extension)
+        return unpacked(data)
     except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as e:
         why = f"{type(e).__name__} {e}".strip()
         raise DecodeError(f"not MessagePack: {why}; {len(data)} bytes, beginning {data[:EXCERPT]!r}") from e
@@ -38,3 +39,7 @@ def load_msgpack(data: bytes) -> Any:
 
 def _no_extension(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code} is not known")
+
+
+unpacked = partial(msgpack.unpackb, strict_map_key=False, timestamp=3, ext_hook=_no_extension)
+"""The data of MessagePack bytes, for whoever asks `load_msgpack` why they cannot be read. Raises what msgpack raises."""

@@ -9,14 +9,20 @@ every two operators, and a registry of operators in the engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from random import Random
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
+import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.message import Event
+from dspex.bus.message import Event, derived_id
+from dspex.bus.records import Origin
+
+_log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
+_NOWHERE = Origin(id="", subject="", run="")
 
 Handler: TypeAlias = Callable[[Any, "Context"], None]  # data, context: hand on what comes out, return when all is done
 Build: TypeAlias = Callable[[Sequence[Handler]], Handler]
@@ -54,3 +60,57 @@ class Context(Protocol):
     def uuid(self) -> UUID:
         """A new id, the same one at every walk of this event."""
         ...
+
+
+class EventContext:
+    """What a function gets as its Context: the event that is processed now, and the operator that runs.
+
+    One object serves one event after another, because making one for each would cost as much as a short walk.
+    """
+
+    __slots__ = ("_event", "_ids", "_random", "_topology", "clock", "node", "origin")
+
+    def __init__(self, topology: str) -> None:
+        self._topology = topology
+        self.origin: Origin = _NOWHERE
+        self.node = ""  # the operator that runs now: whom an exception is blamed on
+        self.clock = 0.0
+        self._ids = 0
+        self._event: Event[Any] | None = None
+        self._random: Random | None = None
+
+    @property
+    def event(self) -> Event[Any]:
+        if self._event is not None:
+            return self._event
+        o = self.origin
+        at = datetime.fromtimestamp(o.time, tz=UTC)
+        headers = MappingProxyType(o.headers or {})  # shared by all nodes: none may change them for the others
+        self._event = Event(o.id, o.subject, None, at, o.run, o.cause, o.key, o.session, headers, o.sequence or None)
+        return self._event
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock, tz=UTC)
+
+    @property
+    def key(self) -> str | None:
+        return self.origin.key
+
+    @property
+    def session(self) -> str | None:
+        return self.origin.session
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        return _log.bind(topology=self._topology, node=self.node, event=self.origin.id, run=self.origin.run)
+
+    @property
+    def random(self) -> Random:
+        if self._random is None:
+            self._random = Random(self.origin.id)
+        return self._random
+
+    def uuid(self) -> UUID:
+        self._ids += 1
+        return UUID(derived_id(self.origin.id, f"{self.node}/uuid", self._ids))

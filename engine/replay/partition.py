@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
+from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.commit_log import CommitLog
@@ -30,8 +31,7 @@ from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.request import Address, Ask
-from dspex.engine.runtime.walk import Output
+from dspex.engine.runtime.request import Address, Ask, Output
 
 
 class Difference(NamedTuple):
@@ -97,8 +97,9 @@ class Replay:
     def _own(self, tables: Tables, nonce: str) -> None:
         """Go on as the owner whose claim drew `nonce`."""
         self._nonce, a = nonce, replace(self._address, nonce=nonce)
-        process, log = Process(self._stage, a, self._names), CommitLog(self.bus, self.log, "replay", 0)
-        self._p = Partition(a.partition, log, tables, process, Counter(), asyncio.Event(), most=1, most_open=1)
+        process = Process(self._stage, a, self._names, self._source_stream)
+        log, counters, alarm = CommitLog(self.bus, self.log, "replay", 0), Counter[str](), asyncio.Event()
+        self._p = Partition(a.partition, log, tables, process, _Nobody(), _not_committed, counters, alarm, (1, 1))
 
     async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
         if not self._nonce:  # it begins in the middle of an owner's time
@@ -128,7 +129,7 @@ class Replay:
         first, last = (at if isinstance(at, int) else at[0] for at in (start, stop))
         if mark and mark[0] in ("gap", "moved"):
             what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
-            yield Arrival(Place(input, first), Position(*mark[-1]), clock, self._p.tables.number, what)
+            yield Arrival(Place(input, first), Position(*mark[-1]), clock, what)
             return
         inputs: list[Input] = [self._source, self._events, self._records, self._timers]
         reader = next(i for i in inputs if i.name == input)
@@ -136,8 +137,7 @@ class Replay:
         for message in messages:
             if reader.owner(message) != self._p.index:
                 continue
-            fetched: Any = await reader.fetched(self._p, message)
-            for arrival in reader.arrivals(self._p, message, fetched, clock):
+            for arrival in await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
                     yield _marked(arrival, mark or ())
@@ -158,15 +158,16 @@ class Replay:
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:
         tables, place = self._p.tables, arrival.place
+        first = tables.number
         if (split := tables.splits.rows.get(place)) is not None:
-            arrival = arrival._replace(clock=split.clock, number=split.number)
+            arrival, first = arrival._replace(clock=split.clock), split.number
         effects = self._p.process.handle(arrival, tables)
         outputs = effects.outputs
         if mark and mark[0] == "part":
             numbers = [o.number + 1 for o in outputs if isinstance(o, Ask)]
             tables.number = max([tables.number, *numbers])
             self._append(outputs[effects.done : mark[1]])
-            tables.splits.put(place, Split(mark[1], arrival.clock, arrival.number, digest(outputs[: mark[1]])))
+            tables.splits.put(place, Split(mark[1], arrival.clock, first, digest(outputs[: mark[1]])))
             return
         self._append(outputs[effects.done :])
         tables.change(effects.changes)
@@ -215,6 +216,17 @@ def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
 def _summary(messages: Sequence[NewMessage]) -> str:
     counts = Counter(m.subject for m in messages)
     return ", ".join(f"{n} to {subject}" for subject, n in sorted(counts.items())) or "none"
+
+
+class _Nobody:
+    """The owner of a partition that commits nothing."""
+
+    def landed(self, partition: Partition, /) -> None: ...
+    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
+
+
+def _not_committed(p: Partition) -> None:
+    """Nothing is written here."""
 
 
 async def _unchecked(partitions: Sequence[Partition], clock: float) -> float:

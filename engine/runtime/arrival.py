@@ -11,7 +11,7 @@ from dspex.bus.records import CallRecord, NodeEvent, StoredAt
 from dspex.engine.log.rows import Place, Position, Timer
 from dspex.engine.log.tables import Change
 from dspex.engine.runtime.failure import Failure
-from dspex.engine.runtime.walk import Output
+from dspex.engine.runtime.request import Output
 
 
 class Answered(NamedTuple):
@@ -48,28 +48,23 @@ class Arrival(NamedTuple):
     """One thing that a partition takes: all that `handle` may know besides the tables.
 
     Attributes:
-        place: where it lies. time: when the message there was stored.
+        place: where it lies.
         position: of the input, once this is taken; None for a timer.
         clock: seconds since the epoch.
-        number: the first that a call or a timer of it may get.
-        gated: it waits while too much is open. What closes something or wakes it is never held back.
-        refused: why the server takes no commit with what comes of it; "" where it does.
-        stored: the message that a dead letter may refer to instead of holding its data.
         headers: of the message, for a dead letter.
+        stored: the message that a dead letter may refer to instead of holding its data; None: that of the source at `place`.
         gone: the payload of the event, which a claim check names, is stored nowhere any more.
+        refused: why the server takes no commit with what comes of it; "" where it does.
     """
 
     place: Place
     position: Position | None
     clock: float
-    number: int
     what: What
-    time: float = 0.0
-    gated: bool = False
-    refused: str = ""
-    stored: StoredAt | None = None
     headers: Mapping[str, str] | None = None
+    stored: StoredAt | None = None
     gone: bool = False
+    refused: str = ""
 
 
 Note: TypeAlias = Literal["event", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]
@@ -92,10 +87,31 @@ class Effects(NamedTuple):
     failure: Failure | None = None
 
 
+def about(what: What) -> tuple[str, str]:
+    """Node and run that an arrival is about; "" where it does not say."""
+    match what:
+        case NodeEvent():
+            return what.node, what.origin.run
+        case Answered():
+            return what.record.node, what.event.origin.run if what.event else ""
+        case Due():
+            return about(what.what)
+        case _:
+            return "", ""
+
+
 def digest(outputs: Iterable[Output]) -> bytes:
-    """What tells two sequences of outputs apart."""
-    parts: list[bytes] = []
+    """What tells two sequences of outputs apart. Each is hashed at once with the others: one by one costs twice as much."""
+    heads: list[str] = []
+    bodies: list[bytes] = []
     for output in outputs:
         message = output if isinstance(output, NewMessage) else output.message
-        parts += (f"{message.subject}\n{len(message.data)}\n{message.headers}\n".encode(), message.data)
-    return blake2b(b"".join(parts), digest_size=16).digest()
+        heads.append(message.subject)
+        if message.headers:
+            heads += message.headers
+            heads += message.headers.values()
+        heads.append(str(len(message.data)))
+        bodies.append(message.data)
+    h = blake2b("\n".join(heads).encode(), digest_size=16)
+    h.update(b"".join(bodies))
+    return h.digest()

@@ -10,7 +10,7 @@ from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap
-from dspex.engine.runtime.walk import Output
+from dspex.engine.runtime.request import Output
 
 MOST_OUTPUTS = COMMIT_LIMIT - 32  # the rest of a batch is the log entry, and pieces of a large one
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
@@ -25,7 +25,7 @@ class Batch:
         changes: of the tables; None while arrivals are still added.
         asked: number of a call → index in `messages` of its request.
         entry: bytes of the log entry. snapshot: the one that it names.
-        arrivals: how many; `place`: of the last one.
+        arrivals: how many; `place`: of the last one; `moved`: the inputs that they came from.
     """
 
     messages: list[NewMessage] = field(default_factory=list)
@@ -34,24 +34,17 @@ class Batch:
     asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
     place: Place | None = None
+    moved: set[str] = field(default_factory=set)
     size: int = 0
     entry: int = 0
     snapshot: Snapshot | None = None
 
-
-def note_taken(batch: Batch, arrival: Arrival, marked: tuple[Any, ...] | None) -> None:
-    """Add an arrival to what the batch has taken. Arrivals that follow each other in one log are one run."""
-    place, clock = arrival.place, arrival.clock
-    batch.arrivals += 1
-    batch.place = place
-    where = place.sequence if place.item < 0 else (place.sequence, place.item)
-    if batch.taken and marked is None and place.input != "timers":
-        last = batch.taken[-1]
-        if last[0] == place.input and last[4] == clock and len(last) == 5:
-            last[2] = where
-            last[3] += 1
-            return
-    batch.taken.append([place.input, where, where, 1, clock, *([marked] if marked else ())])
+    def part(self, arrival: Arrival, done: int) -> None:
+        """Note that the batch has so many outputs of an arrival, and not all."""
+        self.place, where = arrival.place, arrival.place.sequence
+        self.arrivals += 1
+        at = where if arrival.place.item < 0 else (where, arrival.place.item)
+        self.taken.append([arrival.place.input, at, at, 1, arrival.clock, ("part", done)])
 
 
 def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
@@ -23,18 +23,10 @@ from dspex.engine.runtime.partition import Partition
 _log = structlog.get_logger("dspex.engine")
 
 
-class Owner(Protocol):
-    """What owns a partition: it hears how its commits end."""
-
-    def landed(self, partition: Partition, /) -> None: ...
-    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
-
-
 class _Taken(NamedTuple):
     """A partition's part of a commit."""
 
     partition: Partition
-    owner: Owner
     messages: list[NewMessage]
 
 
@@ -46,12 +38,12 @@ class Committer:
         self.clock = clock
         self.commits = 0
         self.full = ""  # why the stream takes nothing now; "" while it does
-        self._waiting: dict[Partition, Owner] = {}
+        self._waiting: dict[Partition, None] = {}  # in the order in which they asked
         self._wake = asyncio.Event()
 
-    def request_commit(self, partition: Partition, owner: Owner) -> None:
+    def request_commit(self, partition: Partition) -> None:
         """There is something to commit."""
-        self._waiting[partition] = owner
+        self._waiting[partition] = None
         self._wake.set()
 
     async def run(self) -> None:
@@ -66,14 +58,14 @@ class Committer:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
         taken: list[_Taken] = []
         room, size = COMMIT_LIMIT, 0
-        for partition, owner in list(self._waiting.items()):
+        for partition in list(self._waiting):
             size += partition.weight
             if partition.pending >= room or (taken and size > MOST_BYTES):
                 continue
             del self._waiting[partition]
             messages = partition.take(self.clock(), room)
             if messages:
-                taken.append(_Taken(partition, owner, messages))
+                taken.append(_Taken(partition, messages))
                 room -= len(messages)
         return taken
 
@@ -90,30 +82,30 @@ class Committer:
                     await self._commit([one])
                 return
             for one in taken:
-                one.owner.failed(one.partition, e)
+                one.partition.owner.failed(one.partition, e)
         else:
             self._landed(taken, last)
 
     def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
-        for partition, owner, messages in reversed(taken):
+        for partition, messages in reversed(taken):
             partition.landed(last)
-            owner.landed(partition)
+            partition.owner.landed(partition)
             last -= len(messages)
             if not partition.settled.is_set():
-                self.request_commit(partition, owner)
+                self.request_commit(partition)
 
     async def _without_fenced(self, taken: list[_Taken], error: Fenced) -> None:
         """Drop the partitions whose log has moved, and send the rest again. If none has, nobody knows what happened:
         all of them take the way of a commit whose answer never came."""
         moved = [one for one in taken if await self._has_moved(one.partition)]
         for one in moved:
-            one.owner.failed(one.partition, error)
+            one.partition.owner.failed(one.partition, error)
         rest = [one for one in taken if one not in moved]
         if not moved:
             unknown = Unsettled("a commit was refused as fenced, and no log has moved")
             for one in rest:
-                one.owner.failed(one.partition, unknown)
+                one.partition.owner.failed(one.partition, unknown)
         else:
             await self._commit(rest)
 

@@ -14,7 +14,7 @@ from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
-from dspex.engine.runtime.walk import call_step, landing_step, native_step, sink_step, source_step
+from dspex.engine.runtime.process import call_step, landing_step, native_step, sink_step, source_step
 
 
 @dataclass(frozen=True)

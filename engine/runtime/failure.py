@@ -20,6 +20,7 @@ A dead letter is written in the same commit as the position behind the event, so
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
@@ -30,6 +31,7 @@ from dspex.bus.errors import (
     BusError,
     CallError,
     CircuitOpen,
+    DataError,
     DspexError,
     InvalidOutput,
     LMUnavailable,
@@ -67,6 +69,19 @@ class Verdict:
     what: Literal["retry", "fallback", "dead", "skip"]
     after: float = 0.0
     row: OpenCall | None = None
+
+
+def raised(e: BaseException, node: str) -> Failure:
+    """What a user's function raised. `traceback` also describes an exception whose own text cannot be made."""
+    text = "".join(traceback.format_exception_only(e)).strip()
+    fix = "correct the function or the data, then: dspex dlq redrive"
+    reason = DataError(f"{node} raised {text}", code="DX507", node=node, fix=fix)
+    return Failure(reason, node, excerpt(e))
+
+
+def excerpt(e: BaseException) -> str:
+    """The end of a traceback."""
+    return "".join(traceback.format_exception(e))[-TRACEBACK_LIMIT:]
 
 
 def refusal(why: str, node: str) -> BusError:

@@ -9,31 +9,42 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from dspex.bus import telemetry
+from dspex.bus.errors import DspexError
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import OpenCall, Place, Split
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, What, digest
-from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, Batch, mark_of, most_that_fit, note_taken, size_of
+from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
+from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, Batch, mark_of, most_that_fit, size_of
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.request import Ask
-from dspex.engine.runtime.walk import Output
+from dspex.engine.runtime.request import Ask, Output
 
 _log = structlog.get_logger("dspex.engine")
 
 
+class Owner(Protocol):
+    """What owns a partition: it hears how its commits end."""
+
+    def landed(self, partition: Partition, /) -> None: ...
+    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
+
+
 class Partition:
     """Tables and batches of one partition. Changes happen in memory first; `take` and `landed` frame each commit.
+
+    Args:
+        request_commit: called when there is something to commit, and nothing was before.
+        most: arrivals in one commit, and open calls and events that were put off.
 
     Attributes:
         process: its `handle`.
@@ -48,14 +59,15 @@ class Partition:
         log: CommitLog,
         tables: Tables,
         process: Process,
+        owner: Owner,
+        request_commit: Callable[[Partition], None],
         counters: Counter[str],
         alarm: asyncio.Event,
-        *,
-        most: int,
-        most_open: int,
+        most: tuple[int, int],
     ) -> None:
-        self.index, self.log, self.tables, self.process = index, log, tables, process
-        self.most_arrivals, self.most_open = most, most_open
+        self.index, self.log, self.tables, self.process, self.owner = index, log, tables, process, owner
+        self._request_commit = request_commit
+        self.most_arrivals, self.most_open = most
         self._counters, self._alarm = counters, alarm
         self.one_by_one = 0
         self.poison: dict[Place, str] = {}
@@ -64,6 +76,7 @@ class Partition:
         self.snapshot: Snapshot | None = None  # stored, and not yet named by an entry
         a = process.address
         self.where = {"topology": a.topology, "stage": a.stage, "partition": index}  # for telemetry
+        self._positions = tables.positions.rows
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: Batch | None = None
         self._taken = 0.0  # when that one was taken, on the monotonic clock
@@ -74,40 +87,41 @@ class Partition:
         self.settled.set()
 
     # -- taking arrivals in -----------------------------------------------------------------------------------------
-    @property
-    def crowded(self) -> bool:
-        """Whether the next arrival should wait until a commit has made room."""
+    def takes(self, gated: bool) -> bool:
+        """Whether the next arrival may be taken in now, and need not wait for a commit to make room, or for calls to finish.
+
+        `gated`: it opens things, so it also waits while too much is open.
+        """
         b = self.batches[-1]
-        return (
-            len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES
-        )
+        if len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES:
+            return False
+        return not gated or len(self.tables.calls.rows) + self.tables.timers.parked < self.most_open
 
     @property
     def full(self) -> bool:
         """Whether too much is open to admit more: what closes or wakes something is still taken."""
         return len(self.tables.calls.rows) + self.tables.timers.parked >= self.most_open
 
-    def take_in(self, arrival: Arrival) -> Effects:
+    def take_in(self, arrival: Arrival) -> None:
         """Handle an arrival, and take in what it causes."""
         if self.poison and (why := self.poison.get(arrival.place)):
             arrival = arrival._replace(refused=why)
-        if (split := self.tables.splits.rows.get(arrival.place)) is not None:  # some of its outputs are committed already
-            arrival = arrival._replace(clock=split.clock, number=split.number)
+        if (splits := self.tables.splits.rows) and (split := splits.get(arrival.place)) is not None:
+            arrival = arrival._replace(clock=split.clock)  # some of its outputs are committed already
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
         for note in effects.notes:
             self._counters[note] += 1
-            if note != "event":  # the usual thing is said with the commit
+            if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
                 self._say(note, arrival, effects.failure if note == "dead_letter" else None)
         if effects.failure is not None:
             _log.warning("dead letter", node=effects.failure.node, why=effects.failure.error.message[:500])
         if effects.changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that
-        return effects
 
     def _say(self, note: Note, arrival: Arrival, failure: Failure | None) -> None:
-        node, run = _about(arrival.what)
+        node, run = about(arrival.what)
         error = {"error": type(failure.error).__name__, "code": failure.error.code} if failure else {}
         telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
@@ -122,13 +136,32 @@ class Partition:
             self.tables.change(effects.changes)
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
-        if arrival.position is not None:
-            self.tables.positions.put(arrival.place.input, arrival.position)
-        note_taken(batch, arrival, mark_of(arrival))
-        self.settled.clear()
+        self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
             self._next_batch()
+        if self.settled.is_set():
+            self.settled.clear()
+            self._request_commit(self)
+
+    def _note_taken(self, batch: Batch, arrival: Arrival) -> None:
+        """Add an arrival to what the batch has taken. Arrivals that follow each other in one log are one run."""
+        input, sequence, item = batch.place = arrival.place
+        batch.arrivals += 1
+        if arrival.position is not None:
+            self._positions[input] = arrival.position
+            batch.moved.add(input)  # put in the table once a batch: see _next_batch
+        where, what, mark = sequence if item < 0 else (sequence, item), arrival.what, None
+        plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None)
+        if not plain or arrival.refused or arrival.gone:
+            mark = mark_of(arrival)
+        if mark is None and batch.taken and input != "timers":
+            last = batch.taken[-1]
+            if last[0] == input and last[4] == arrival.clock and len(last) == 5:
+                last[2] = where
+                last[3] += 1
+                return
+        batch.taken.append([input, where, where, 1, arrival.clock, *((mark,) if mark else ())])
 
     def _in_parts(self, arrival: Arrival, outputs: Sequence[Output], done: int) -> Sequence[Output]:
         """Fill commits with outputs that one cannot hold; what is left goes with the position.
@@ -136,6 +169,8 @@ class Partition:
         Each commit but the last keeps how much of the arrival is done, and its clock and numbers, which are then taken: what
         arrives before the rest of it, after a crash, must not get the same numbers.
         """
+        split = self.tables.splits.rows.get(arrival.place)
+        first = split.number if split is not None else self.tables.number
         self.tables.number = max([self.tables.number, *(o.number + 1 for o in outputs if isinstance(o, Ask))])
         while done < len(outputs) and not self._fits(outputs[done:]):
             if self.batches[-1].arrivals:
@@ -145,13 +180,15 @@ class Partition:
             batch = self.batches[-1]
             self._append(batch, outputs[done : done + count])
             done += count
-            split = Split(done, arrival.clock, arrival.number, digest(outputs[:done]))
+            split = Split(done, arrival.clock, first, digest(outputs[:done]))
             self.tables.splits.put(arrival.place, split)
-            note_taken(batch, arrival, ("part", done))
+            batch.part(arrival, done)
             self._next_batch()
         return outputs[done:]
 
     def _next_batch(self) -> None:
+        for input in self.batches[-1].moved:
+            self.tables.positions.put(input, self._positions[input])
         self.batches[-1].changes = self.tables.changes()
         self.batches.append(Batch())
 
@@ -163,8 +200,10 @@ class Partition:
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
-            message = output.message if isinstance(output, Ask) else output
-            if isinstance(output, Ask):
+            if isinstance(output, NewMessage):
+                message = output
+            else:
+                message = output.message
                 batch.asked[output.number] = len(batch.messages)
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             batch.size += len(message.data)
@@ -243,19 +282,6 @@ class Partition:
                 batch.changes["calls"] = [(n, row._replace(work=places[n]) if row and n in places else row) for n, row in rows]
         for number in places.keys() & self.tables.calls.rows.keys():
             self.tables.calls.stored(number, places[number])
-
-
-def _about(what: What) -> tuple[str, str]:
-    """Node and run that an arrival is about; "" where it does not say."""
-    match what:
-        case NodeEvent():
-            return what.node, what.origin.run
-        case Answered():
-            return what.record.node, what.event.origin.run if what.event else ""
-        case Due():
-            return _about(what.what)
-        case _:
-            return "", ""
 
 
 def _relative(number: int, row: OpenCall | None, asked: Mapping[int, int], count: int) -> OpenCall | None:

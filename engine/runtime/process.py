@@ -2,54 +2,74 @@
 
 An arrival carries its clock and everything else that may decide. Nothing is awaited, and nothing is changed: what comes of it
 is its Effects, all of them or none. So recovery applies the changes that the log holds, and replay calls `handle` again.
+
+An event is walked through the stage's fused operators, depth-first. Its outputs are made durable with its position, or dropped
+and made again, equal, by the next owner. What becomes of a call that does not simply end with outputs is in calls.py.
+
+JSON is read and written here where the codecs would only do the same: the way through them costs more than the reading.
 """
 
 from __future__ import annotations
 
-import traceback
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from dspex.bus import codecs
-from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater, from_dict
-from dspex.bus.records import NodeEvent, Origin
+from orjson import dumps, loads
+
+from dspex.bus.codecs import JSON, OF_TYPE, Codec, decode, encode
+from dspex.bus.codecs.json import simpler_json
+from dspex.bus.codecs.plain import OPTIONS, finite
+from dspex.bus.errors import DspexError, RetryLater, from_dict
+from dspex.bus.message import id_seed
+from dspex.bus.port import NewMessage
+from dspex.bus.records import NodeEvent, StoredAt
 from dspex.bus.serving import payloads
-from dspex.engine.graph.nodes import Call, CallNode
-from dspex.engine.log.rows import OpenCall, Split, Timer
+from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
+from dspex.engine.graph.context import EventContext, Handler
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
+from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
-from dspex.engine.runtime.compile import Stage
-from dspex.engine.runtime.failure import TRACEBACK_LIMIT, Failure, decide, letter, operator_gone, refusal
-from dspex.engine.runtime.request import Address, request
-from dspex.engine.runtime.walk import Output, Walk
+from dspex.engine.runtime.calls import Asked, Settlement
+from dspex.engine.runtime.failure import Failure, excerpt, letter, operator_gone, raised, refusal
+from dspex.engine.runtime.request import Address, Output, checked_subject, open_call, too_large
+
+if TYPE_CHECKING:
+    from dspex.engine.runtime.compile import Stage
 
 _NOTHING = Effects()
-_DROPPED = Effects(notes=("dropped",))
+_DROPPED = Effects((), (), 0, ("dropped",))
+_EVENT: tuple[Note, ...] = ("event",)
+_RECORD: tuple[Note, ...] = ("record",)
 
 
 class Process:
-    """What one partition of a stage does with arrivals."""
+    """What one partition of a stage does with arrivals.
 
-    def __init__(self, stage: Stage, address: Address, names: Mapping[str, str]) -> None:
-        self.stage, self.address = stage, address
-        self._names = names  # old name → new name of renamed operators
-        self._walk = Walk(address)
+    Args:
+        names: old name → new name of renamed operators. source_stream: where the stage's source is read.
+    """
+
+    def __init__(self, stage: Stage, address: Address, names: Mapping[str, str], source_stream: str) -> None:
+        self.stage, self.address, self._names, self._source_stream = stage, address, names, source_stream
+        self._walk, self._settlement = Walk(address), Settlement(self)
 
     def handle(self, arrival: Arrival, tables: Tables) -> Effects:
         """What an arrival causes."""
         if tables.splits.rows and (split := tables.splits.rows.get(arrival.place)) is not None:
             return self._rest(arrival, split, tables)
-        return self._handled(arrival, tables)
+        return self._handled(arrival, tables, tables.number)
 
-    def _handled(self, arrival: Arrival, tables: Tables) -> Effects:
+    def _handled(self, arrival: Arrival, tables: Tables, number: int) -> Effects:
+        """`number`: the first that a call or a timer may get."""
         what = arrival.what
         if isinstance(what, NodeEvent):
-            return self._event(arrival, what)
+            return self.event(arrival, what, number)
         if isinstance(what, Answered):
-            return self._answered(arrival, what, tables, held=False)
+            return self.answered(arrival, what, tables, number)
         if isinstance(what, Due):
-            return self._due(arrival, what, tables)
+            return self._settlement.due(arrival, what, tables, number)
         return _DROPPED if arrival.place.input == "records" else _NOTHING
 
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:
@@ -58,30 +78,34 @@ class Process:
         The arrival has the clock and the numbers of the first walk. A walk that gives others, because a function
         iterates over a set or has changed, must not go on from there: outputs would be lost, and others doubled.
         """
-        effects, done = self._handled(arrival, tables), split.done
+        effects, done = self._handled(arrival, tables, split.number), split.done
         if effects.failure is not None:
             return effects  # it ends in another way now, and says why
         if digest(effects.outputs[:done]) != split.digest:
             why = f"its first {done} outputs are committed, and processed again it gives others"
-            effects, done = self._handled(arrival._replace(refused=why), tables), 0
+            effects, done = self._handled(arrival._replace(refused=why), tables, split.number), 0
         return effects._replace(done=done)
 
-    # -- events that enter at a node ----------------------------------------------------------------------------------
-    def _event(self, arrival: Arrival, event: NodeEvent, released: tuple[int, Timer] | None = None) -> Effects:
-        """Walk an event. `released`: the timer that it was put off with."""
-        outputs, failure = self._walked(arrival, event)
+    def event(self, arrival: Arrival, event: NodeEvent, number: int, released: tuple[int, Timer] | None = None) -> Effects:
+        """Walk an event that enters at a node. `released`: the timer that it was put off with."""
+        outputs, failure = self.walked(arrival, event, number)
         changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
-            return Effects(outputs, changes, notes=("event",))
+            return Effects(outputs, changes, 0, _EVENT)
         if isinstance(failure.error, RetryLater):
-            place, time = (released[1].place, released[1].time) if released else (arrival.place, arrival.time)
+            place, time = arrival.place, arrival.position.time if arrival.position is not None else 0.0
+            if released is not None and released[1].place is not None:
+                place, time = released[1].place, released[1].time
             due = arrival.clock + (failure.error.retry_after or 1.0)
             later = Timer(due, "event", place, time, event.attempts + 1, event.origin.run)
-            return Effects((), (*changes, ("timers", arrival.number, later)), notes=("event", "put_off"))
-        dead = letter(failure, event, self.address, arrival.clock, arrival.stored, arrival.headers, gone=arrival.gone)
+            return Effects((), (*changes, ("timers", number, later)), notes=("event", "put_off"))
+        stored = arrival.stored
+        if stored is None and arrival.place.input == "source":
+            stored = StoredAt(self._source_stream, arrival.place.sequence)
+        dead = letter(failure, event, self.address, arrival.clock, stored, arrival.headers, gone=arrival.gone)
         return Effects((dead,), changes, notes=("event", "dead_letter"), failure=failure)
 
-    def _walked(self, arrival: Arrival, event: NodeEvent) -> tuple[Sequence[Output], Failure | None]:
+    def walked(self, arrival: Arrival, event: NodeEvent, number: int) -> tuple[Sequence[Output], Failure | None]:
         """What a walk from the event's node emits, or why it failed. Whatever a user's function raises becomes a Failure."""
         entry = self.stage.entries.get(event.node) or self.stage.entries.get(self._names.get(event.node, ""))
         if arrival.refused:
@@ -92,207 +116,185 @@ class Process:
             return (), Failure(operator_gone(event.node), event.node)
         walk = self._walk
         try:
-            return walk.enter(entry, event, arrival.clock, arrival.number), None
+            return walk.enter(entry, event, arrival.clock, number), None
         except DspexError as e:
-            return (), Failure(e, e.node or walk.node, _excerpt(e))
+            return (), Failure(e, e.node or walk.node, excerpt(e))
         except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
-            return (), _raised(e, walk.node)
+            return (), raised(e, walk.node)
 
-    # -- calls --------------------------------------------------------------------------------------------------------
-    def _answered(self, arrival: Arrival, answered: Answered, tables: Tables, *, held: bool) -> Effects:
+    def fallback(self, call: Call, event: NodeEvent) -> Mapping[str, object] | Failure:
+        """What stands in for the outputs of a call."""
+        try:
+            return call.fallback(_read(event)) if call.fallback is not None else {}
+        except DspexError as e:
+            return Failure(e, event.node, excerpt(e))
+        except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
+            return raised(e, event.node)
+
+    def answered(self, arrival: Arrival, answered: Answered, tables: Tables, number: int, *, held: bool = False) -> Effects:
         """Settle an execution of a call. `held`: its record waited, and its time has come."""
-        record, number = answered.record, answered.record.number
-        row = tables.calls.rows.get(number) if number is not None else None
-        if number is None or row is None or (row.id, row.try_number) != (record.call, record.try_number):
+        record, event = answered
+        row = tables.calls.rows.get(record.number) if record.number is not None else None
+        if record.number is None or row is None or (row.id, row.try_number) != (record.call, record.try_number):
             return _DROPPED  # a repeat, or late: the call is closed, or asked again
         if row.held and not held:
             return _DROPPED
-        asked = self._asked(arrival, number, row, answered.event, tables, record.outputs)
-        if isinstance(asked, Effects):
-            return asked
-        if record.error is None and record.outputs is not None:
-            return self._landed(asked, record.outputs)
+        node, outputs = self.stage.calls.get(row.node), record.outputs
+        asked = Asked(arrival, tables, record.number, row, node, event, number)
+        if event is None or node is None or arrival.refused:
+            return self._settlement.hopeless(asked, outputs)
+        if record.error is None and outputs is not None:
+            return self.landed(asked, node, event._replace(outputs=outputs))
         error = from_dict(record.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"})
-        return self._failed(asked, Failure(error, row.node, str((record.error or {}).get("traceback", ""))))
+        return self._settlement.failed(asked, Failure(error, row.node, str((record.error or {}).get("traceback", ""))))
 
-    def _due(self, arrival: Arrival, due: Due, tables: Tables) -> Effects:
-        """A timer's time has come."""
-        number, timer, what, _ = due
-        if timer.kind == "event":
-            if isinstance(what, NodeEvent):
-                return self._event(arrival, what._replace(attempts=timer.attempts), (number, timer))
-            return Effects((), (("timers", number, None),), notes=("gone",))
-        row = tables.calls.rows[number]
-        if timer.kind == "held":
-            if isinstance(what, Answered):
-                return self._answered(arrival, what, tables, held=True)
-            return Effects((), (("calls", number, row._replace(held=0)), _deadline(number, row)), notes=("gone",))
-        asked = self._asked(arrival, number, row, what if isinstance(what, NodeEvent) else None, tables)
-        if isinstance(asked, Effects):
-            return asked
-        if timer.kind in ("attempt", "again"):
-            return self._ask_again(asked, row)
-        why = f"{row.node} had no answer within its deadline, after {row.attempts} attempt(s)"
-        return self._failed(asked, Failure(CallTimeout(why, node=row.node), row.node), expired=True)
+    def landed(self, asked: Asked, node: CallNode, event: NodeEvent, *, fallback: bool = False) -> Effects:
+        """Go on behind a call: `event` has its outputs, or its fallback's."""
+        if node.call.order == "key" and asked.must_wait():
+            return self._settlement.hold(asked)
+        emitted, failure = self.walked(asked.arrival, event, asked.next)
+        if failure is not None:
+            return self._settlement.not_landed(asked, failure, event, fallback=fallback)
+        changes: tuple[Change, ...] = (("calls", asked.number, None), ("timers", asked.number, None))
+        if node.call.order == "key":
+            changes = self._settlement.closing(asked)
+        return Effects(emitted, changes, 0, ("record", "fallback") if fallback else _RECORD)
 
-    def _asked(
-        self,
-        arrival: Arrival,
-        number: int,
-        row: OpenCall,
-        event: NodeEvent | None,
-        tables: Tables,
-        outputs: Mapping[str, object] | None = None,
-    ) -> _Asked | Effects:
-        """The call to be settled; its end, where there is nothing to settle it with."""
-        node, left = self.stage.calls.get(row.node), event or _nowhere(row)
-        why: DspexError | None = None
-        if event is None:
-            why = DataError(f"the event of a call of {row.node} is stored nowhere any more", code="DX509", node=row.node)
-        elif node is None:
-            why = operator_gone(row.node)
-        elif arrival.refused:
-            why = refusal(arrival.refused, row.node)
-        asked = _Asked(arrival, tables, number, row, node, left)
-        if why is not None:
-            return self._dead(asked, Failure(why, row.node), outputs)
-        return asked
 
-    def _landed(self, asked: _Asked, outputs: Mapping[str, object], *, fallback: str | None = None) -> Effects:
-        """Go on behind a call with its outputs. `fallback`: the class of the error, where they are its fallback's."""
-        if asked.must_wait():
-            return self._hold(asked)
-        origin = asked.event.origin if fallback is None else asked.event.origin._replace(fallback=fallback)
-        behind = asked.event._replace(origin=origin, outputs=outputs)
-        emitted, failure = self._walked(asked.arrival, behind)
-        if failure is None:
-            return self._close(asked, emitted, *(("fallback",) if fallback else ()))
-        if isinstance(failure.error, RetryLater):
-            return self._put_off(asked, failure.error.retry_after or 1.0)
-        if not isinstance(failure.error, InvalidOutput):
-            return self._dead(asked._replace(event=behind), failure, outputs)
-        return self._dead(asked, failure) if fallback else self._failed(asked, failure)
+class Walk(EventContext):
+    """The walk of one event after another. `number`: of the next call; `outputs`: what came out so far."""
 
-    def _failed(self, asked: _Asked, failure: Failure, *, expired: bool = False) -> Effects:
-        """Say what becomes of a call whose execution failed, or whose deadline has passed."""
-        row, call = asked.row, asked.call
-        verdict = decide(failure.error, row, call, 0.0 if expired else row.deadline - asked.arrival.clock)
-        if verdict.what == "retry" and verdict.row is not None:
-            return self._retry(asked, verdict.row, verdict.after)
-        if verdict.what == "fallback":
-            if asked.must_wait():
-                return self._hold(asked)
-            return self._fall_back(asked, type(failure.error).__name__)
-        if verdict.what == "skip":
-            return self._close(asked, ())
-        return self._dead(asked, failure)
+    __slots__ = ("address", "counts", "number", "outputs")
 
-    def _retry(self, asked: _Asked, row: OpenCall, after: float) -> Effects:
-        if not after:
-            return self._ask_again(asked, row)
-        timer = Timer(asked.arrival.clock + after, "attempt")
-        return Effects((), (("calls", asked.number, row._replace(held=0)), ("timers", asked.number, timer)), notes=("retry",))
+    def __init__(self, address: Address) -> None:
+        super().__init__(address.topology)
+        self.address = address
+        self.number = 0
+        self.outputs: list[Output] = []
+        self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
 
-    def _ask_again(self, asked: _Asked, row: OpenCall) -> Effects:
-        """Ask for the execution that `row` says."""
-        event = asked.event
+    def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
+        """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
+        self.origin, self.clock, self.number, self.node = event.origin, clock, number, event.node
+        outputs: list[Output] = []
+        self.outputs = outputs
+        self._ids = 0
+        if self.counts:
+            self.counts = {}
+        self._event = self._random = None
+        entry(event, self)
+        return outputs
+
+    def emit(self, node: str, node_id: str, sink: Sink, codec: Codec, data: object) -> None:
+        """Send `data` to a sink."""
+        body, content_type = written(data, codec)
+        if len(body) > self.address.limit:
+            raise too_large(node, len(body), self.address.limit)
+        o, counts = self.origin, self.counts
+        counts[node] = ordinal = counts.get(node, -1) + 1
+        h = id_seed(node_id, ordinal).copy()  # derived_id, written out: it is made for every event
+        h.update(o.id.encode())
+        tail = h.hexdigest()
+        headers = {EVENT_ID: f"{o.id[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}", RUN: o.run}
+        if o.id != o.run:  # else the run's first event is the cause, and the header would say it twice
+            headers[CAUSE] = o.id
+        if o.key is not None:
+            headers[KEY] = o.key
+        if o.session is not None:
+            headers[SESSION] = o.session
+        if o.trace is not None:
+            headers[TRACEPARENT] = o.trace
+        if o.fallback is not None:
+            headers[FALLBACK] = o.fallback
+        if content_type != JSON:
+            headers[CONTENT_TYPE] = content_type
+        self.outputs.append(NewMessage(checked_subject(sink, data) if sink.address else sink.subject, body, headers))
+
+
+def written(data: object, codec: Codec) -> tuple[bytes, str]:
+    """The bytes of data, and their content type. Raises InvalidInput."""
+    if codec == "json" and not OF_TYPE:
         try:
-            inputs = asked.call.inputs(codecs.decode(event.data, event.content_type))
-        except DspexError as e:  # they could be made before: another version of the topology runs now
-            return self._dead(asked, Failure(e, row.node, _excerpt(e)))
-        again = request(self.address, asked.number, row, asked.call, inputs, event, asked.arrival.clock)
-        return Effects((again,), notes=("retry",))
+            body = dumps(data, simpler_json, OPTIONS)
+        except TypeError:
+            return encode(data, codec)  # says what it is that cannot be written, or finds a way
+        if body.find(b"null") < 0 or finite(data):
+            return body, JSON
+    return encode(data, codec)
 
-    def _fall_back(self, asked: _Asked, error: str) -> Effects:
-        event, fallback = asked.event, asked.call.fallback
-        if fallback is None:
-            raise AssertionError("only a call with a fallback falls back")
+
+def _read(event: NodeEvent) -> Any:
+    """The data of an event. Raises DecodeError."""
+    if event.content_type == JSON:
         try:
-            outputs = fallback(codecs.decode(event.data, event.content_type))
-        except DspexError as e:
-            return self._dead(asked, Failure(e, event.node, _excerpt(e)))
-        except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
-            return self._dead(asked, _raised(e, event.node))
-        return self._landed(asked, outputs, fallback=error)
-
-    def _hold(self, asked: _Asked) -> Effects:
-        """Wait for the earlier calls of the key. A record stays where it is stored; a deadline that passed comes again."""
-        row = asked.row._replace(held=asked.record)
-        return Effects((), (("calls", asked.number, row), ("timers", asked.number, None)))
-
-    def _put_off(self, asked: _Asked, after: float) -> Effects:
-        """What comes behind the call asked to be processed again later. The call stays open until then."""
-        row = asked.row._replace(held=asked.record)
-        timer = Timer(asked.arrival.clock + after, "held" if asked.record else "deadline")
-        return Effects((), (("calls", asked.number, row), ("timers", asked.number, timer)), notes=("put_off",))
-
-    def _dead(self, asked: _Asked, failure: Failure, outputs: Mapping[str, object] | None = None) -> Effects:
-        arrival, event = asked.arrival, asked.event._replace(outputs=outputs, attempts=asked.attempts)
-        closed = self._close(asked, (letter(failure, event, self.address, arrival.clock),), "dead_letter")
-        return closed._replace(failure=failure)
-
-    def _close(self, asked: _Asked, outputs: Sequence[Output], *notes: Note) -> Effects:
-        """Close a call that ends with `outputs`, and wake the one of its key that waits for it."""
-        number, tables = asked.number, asked.tables
-        changes: list[Change] = [("calls", number, None), ("timers", number, None)]
-        following = tables.calls.turn(asked.row.node, asked.row.key, without=number)
-        if following is not None:
-            held = tables.calls.rows[following].held
-            if held or following not in tables.timers.rows:
-                changes.append(("timers", following, Timer(asked.arrival.clock, "held" if held else "deadline")))
-        return Effects(outputs, changes, notes=("record", *notes))
+            return loads(event.data)
+        except ValueError:
+            pass  # decode says where it is wrong, and why
+    return decode(event.data, event.content_type)
 
 
-class _Asked(NamedTuple):
-    """An open call that is to be settled by an arrival."""
+# -- the steps of a walk: functions that compile.py links -------------------------------------------------------------------
+def source_step(source: Source, after: Handler) -> Handler:
+    """The step at which a source event enters the graph: from its bytes."""
+    accept, time = source.accept, source.time
 
-    arrival: Arrival
-    tables: Tables
-    number: int
-    row: OpenCall
-    node: CallNode | None
-    event: NodeEvent
+    def step(event: NodeEvent, walk: Any) -> None:
+        data = _read(event)
+        if accept:
+            data = accept(data)
+        if time:
+            walk.origin = walk.origin._replace(time=time(data).timestamp())
+        after(data, walk)
 
-    @property
-    def call(self) -> Call:
-        if self.node is None:
-            raise AssertionError("a call whose operator is gone is only closed")
-        return self.node.call
-
-    @property
-    def record(self) -> int:
-        """The sequence of its record; 0 where its deadline has passed without one."""
-        place = self.arrival.place
-        return place.sequence if place.input == "records" else self.row.held
-
-    @property
-    def attempts(self) -> int:
-        """How often it was tried, with those before it was redriven; the letter adds one."""
-        return self.event.attempts + self.row.attempts - 1
-
-    def must_wait(self) -> bool:
-        """Whether an earlier call of its key is open, where results are released in the order of their key."""
-        if self.call.order != "key":
-            return False
-        return self.tables.calls.turn(self.row.node, self.row.key) != self.number
+    return step
 
 
-def _nowhere(row: OpenCall) -> NodeEvent:
-    """In place of an event that is lost: what the row still knows of it."""
-    return NodeEvent(row.node, Origin(id=row.id, subject="", run=row.run), codecs.JSON, b"null", row.id)
+def landing_step(node: CallNode, after: Handler) -> Handler:
+    """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
+    call = node.call
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        data = _read(event)
+        if event.outputs is None:
+            open_call(walk, node, data, event.data, event.content_type, event.call, event.attempts)
+            return
+        data = call.accept(data, event.outputs)
+        before = walk.origin  # the call is the cause of all that comes after it
+        walk.origin = before._replace(id=event.call, cause=before.id)
+        after(data, walk)
+
+    return step
 
 
-def _deadline(number: int, row: OpenCall) -> Change:
-    return "timers", number, Timer(row.deadline, "deadline")
+def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
+    """The step that ends a walk in a sink."""
+    sink, name = node.sink, node.name
+    how = sink.codec or codec
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        walk.emit(name, node_id, sink, how, data)
+
+    return step
 
 
-def _raised(e: BaseException, node: str) -> Failure:
-    """What a user's function raised. `traceback` also describes an exception whose own text cannot be made."""
-    text = "".join(traceback.format_exception_only(e)).strip()
-    fix = "correct the function or the data, then: dspex dlq redrive"
-    reason = DataError(f"{node} raised {text}", code="DX507", node=node, fix=fix)
-    return Failure(reason, node, _excerpt(e))
+def call_step(node: CallNode, codec: Any) -> Handler:
+    """The step that ends a walk in a call; its record begins another."""
+    name = node.name
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        open_call(walk, node, data, *written(data, codec), None, 0)
+
+    return step
 
 
-def _excerpt(e: BaseException) -> str:
-    return "".join(traceback.format_exception(e))[-TRACEBACK_LIMIT:]
+def native_step(node: NativeNode, inner: Handler) -> Handler:
+    """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
+    name = node.name
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        inner(data, walk)
+
+    return step

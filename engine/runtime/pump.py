@@ -27,7 +27,6 @@ class Pump:
 
     Args:
         partitions: those that this process owns now, by index. The owner changes it while the pump stands still.
-        request_commit: called when a partition has something to commit.
         clock: seconds since the epoch.
         readers: bounds how many partitions of this process catch up at a time.
 
@@ -40,13 +39,12 @@ class Pump:
         self,
         input: Input,
         partitions: Mapping[int, Partition],
-        request_commit: Callable[[Partition], None],
         clock: Callable[[], float],
         readers: asyncio.Semaphore,
         name: str,
     ) -> None:
         self.input, self._partitions, self._clock, self._readers, self._name = input, partitions, clock, readers, name
-        self.request_commit = request_commit
+        self._now = 0.0  # on the clock; asked once for each chunk, so that its arrivals are one run in the log entry
         self.at: int | None = None
         self.at_time = 0.0
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
@@ -80,74 +78,67 @@ class Pump:
             await lanes.stop()
 
     async def _shared(self, mine: Sequence[Partition], after: int, lanes: Tasks) -> None:
-        reader = await self.input.open(mine, after, self._name)
+        input, partitions, passed = self.input, self._partitions, self._passed
+        reader = await input.open(mine, after, self._name)
         try:
             while True:
-                for message in await reader.read(CHUNK):
-                    await self._pass(message, lanes)
-                self._request_commits()
+                messages = await reader.read(CHUNK)
+                self._now = self._clock()
+                for message in messages:
+                    p = partitions.get(input.owner(message))
+                    if p is not None:
+                        if p.index in passed:
+                            passed[p.index] = message.sequence
+                        elif p.takes(input.gated):
+                            await self._take(p, message)
+                        elif input.gated and p.full and len(passed) + 1 < len(partitions):
+                            passed[p.index] = message.sequence
+                            lanes.start(self._catch_up(p), f"partition {p.index}")
+                        else:
+                            await self._room(p)
+                            await self._take(p, message)
+                    self.at, self.at_time = message.sequence, message.time
+                    while passed and len(passed) == len(partitions):
+                        self._joined.clear()  # nobody is left to read for
+                        await self._joined.wait()
         finally:
             await reader.close()
 
-    async def _pass(self, message: Message, lanes: Tasks) -> None:
-        """Let the partition that a message is for take it, or leave it to its own reader."""
-        p = self._partitions.get(self.input.owner(message))
-        if p is not None:
-            if p.index in self._passed:
-                self._passed[p.index] = message.sequence
-            elif self.input.gated and p.full and len(self._passed) + 1 < len(self._partitions):
-                self._passed[p.index] = message.sequence
-                lanes.start(self._catch_up(p), f"partition {p.index}")
-            else:
-                await self._take(p, message)
-        self.at, self.at_time = message.sequence, message.time
-        while self._passed and len(self._passed) == len(self._partitions):
-            self._joined.clear()  # nobody is left to read for
-            await self._joined.wait()
-
     async def _catch_up(self, p: Partition) -> None:
         """Read for one partition until it has taken all that the shared reader passed over."""
-        while p.full:
-            await self._room(p)
+        await self._room(p)
         async with self._readers:
             after = p.tables.position(self.input.name).after
             reader = await self.input.open([p], after, f"{self._name}-{p.index}")
             try:
                 while p.index in self._passed:
-                    for message in await reader.read(CHUNK):
+                    messages = await reader.read(CHUNK)
+                    self._now = self._clock()
+                    for message in messages:
                         if self.input.owner(message) == p.index:
+                            await self._room(p)
                             await self._take(p, message)
                             if message.sequence >= self._passed[p.index]:
                                 del self._passed[p.index]  # nothing is awaited in between: the shared reader goes on behind it
                                 self._joined.set()
                                 break
-                    self.request_commit(p)
             finally:
                 await reader.close()
 
     async def _take(self, p: Partition, message: Message) -> None:
-        """Let a partition take what arrives with a message, as soon as there is room for it."""
-        if message.sequence <= p.tables.position(self.input.name).after:
+        """Let a partition, which has room, take what arrives with a message."""
+        at = p.tables.positions.rows.get(self.input.name)
+        if at is not None and message.sequence <= at.sequence and message.sequence <= at.after:
             return
-        fetched = await self.input.fetched(p, message)
-        arrivals = self.input.arrivals(p, message, fetched, self._clock())
-        while True:
-            while p.crowded:
+        arrivals = await self.input.arrivals(p, message, self._now)
+        for index, arrival in enumerate(arrivals):
+            if index:  # of a frame with many events
                 await self._room(p)
-            if (arrival := next(arrivals, None)) is None:  # asked for when there is room: it depends on the tables
-                return
-            while arrival.gated and (p.crowded or p.full):
-                await self._room(p)
-                arrival = arrival._replace(number=p.tables.number)  # another pump may have used it meanwhile
             p.take_in(arrival)
 
     async def _room(self, p: Partition) -> None:
         """Backpressure: a commit must make room, or calls must finish, before this partition takes more."""
-        p.room.clear()
-        self.request_commit(p)
-        await p.room.wait()
-
-    def _request_commits(self) -> None:
-        for p in self._partitions.values():
-            if not p.settled.is_set():
-                self.request_commit(p)
+        while not p.takes(self.input.gated):
+            p.room.clear()
+            await p.room.wait()
+            self._now = self._clock()

@@ -1,18 +1,23 @@
-"""The request for an execution of a call, with the rows that the call has from then on."""
+"""The request for an execution of a call, with the rows that the call has from then on; and how a call is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from dspex.bus import subjects
+from dspex.bus.errors import InvalidInput, OutputTooLarge
+from dspex.bus.message import derived_id
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, RecordTo
 from dspex.bus.subjects import CAUSE, RUN
-from dspex.engine.graph.nodes import Call
+from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
+
+DIGEST = 16  # bytes: what an open call keeps of its event
+MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,7 @@ class Ask(NamedTuple):
     timer: Timer
 
 
-def event_digest(packed: bytes) -> bytes:
-    """What an open call keeps of its event."""
-    return blake2b(packed, digest_size=16).digest()
+Output: TypeAlias = NewMessage | Ask
 
 
 def request(
@@ -83,5 +86,48 @@ def request(
     )
     subject = subjects.work(a.app, row.pool, a.topology, row.node, subjects.band(call.priority))
     message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
-    row = row._replace(digest=event_digest(packed), work=0, held=0)
+    row = row._replace(digest=blake2b(packed, digest_size=DIGEST).digest(), work=0, held=0)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
+
+
+def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type: str, call: str | None, attempts: int) -> None:
+    """Open a call in a walk: its request is an output. `call`: its id, where it was open before. Raises DataError."""
+    address: Address = walk.address
+    inputs, origin = node.call.inputs(data), walk.origin
+    if call is None:
+        ordinal = walk.counts[node.name] = walk.counts.get(node.name, -1) + 1
+        call = derived_id(origin.id, address.node_id(node.name), ordinal)
+    if len(body) > address.limit:
+        raise too_large(node.name, len(body), address.limit)
+    event = NodeEvent(node.name, origin, content_type, body, call, attempts=attempts)
+    row = OpenCall(
+        node=node.name,
+        id=call,
+        run=origin.run,
+        pool=node.call.pool,
+        deadline=walk.clock + node.call.deadline,
+        digest=b"",
+        key=origin.key if node.call.order == "key" else None,
+    )
+    asked = request(address, walk.number, row, node.call, inputs, event, walk.clock)
+    if (size := len(asked.message.data) - len(body)) > address.limit:  # expressions may make more of the data
+        raise too_large(f"the inputs of {node.name}", size, address.limit)
+    walk.outputs.append(asked)
+    walk.number += 1
+
+
+def too_large(node: str, size: int, most: int) -> OutputTooLarge:
+    return OutputTooLarge(f"{node}: {size:,} bytes, and one payload may have {most:,}", node=node)
+
+
+def checked_subject(sink: Sink, data: object) -> str:
+    """Where an event goes, by its data. Raises InvalidInput for what is no subject."""
+    subject = sink.address(data) if sink.address is not None else sink.subject
+    # The server closes the connection over a longer one: the commit would never get an answer.
+    if not subjects.is_subject(subject) or len(subject) > MOST_SUBJECT or not subjects.matches(sink.pattern, subject):
+        raise InvalidInput(
+            f"{sink.subject} gives {subject[:200]!r}, which is no subject of {sink.pattern}",
+            node=sink.subject,
+            fix="fields in a sink's subject must be single short words without '.', '*', '>' or spaces",
+        )
+    return subject

@@ -93,10 +93,7 @@ class StageRunner:
 
     def _pump(self, input: Input) -> Pump:
         name = subjects.reader_name(self.s.app, self.topology, self.stage.id, input.name, self.s.engine)
-        return Pump(input, self.partitions, self._request_commit, self.s.clock, self.s.readers, name)
-
-    def _request_commit(self, p: Partition) -> None:
-        self.s.committer.request_commit(p, self)
+        return Pump(input, self.partitions, self.s.clock, self.s.readers, name)
 
     # -- what the committer says ----------------------------------------------------------------------------------------
     def landed(self, p: Partition) -> None:
@@ -175,7 +172,7 @@ class StageRunner:
 
     async def _watching(self) -> None:
         watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
-        self._restart(await watch.run(list(self.partitions.values()), self._request_commit, self.s.clock))
+        self._restart(await watch.run(list(self.partitions.values()), self.s.clock))
 
     def _restart(self, why: str) -> None:
         self._orders.put_nowait(_Order("restart", why=why))
@@ -250,8 +247,9 @@ class StageRunner:
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s
         self.counters["unreadable"] += log.passed
-        process = Process(self.stage, Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit), self._names)
-        p = Partition(index, log, tables, process, self.counters, self._alarm, most=s.most_inputs, most_open=s.most_open_calls)
+        address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
+        process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_inputs, s.most_open_calls)
+        p = Partition(index, log, tables, process, self, s.committer.request_commit, self.counters, self._alarm, most)
         self._refusals.apply(p)
         self._compare(p)
         telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)
@@ -291,8 +289,7 @@ class StageRunner:
         if p is None:
             self.s.revoked(self.topology, self.stage.id, index)
             return
-        if not p.settled.is_set():
-            self._request_commit(p)
+        if not p.revoked:  # else it can settle no more
             await p.settled.wait()
         p.revoked = True
         telemetry.emit("released", **p.where)

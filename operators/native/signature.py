@@ -150,14 +150,15 @@ class Signature(SignatureFields):
 
         A missing output becomes its default, or None where it may be None, as in DSPy.
         """
-        return self._check_outputs(data)
+        return self.output_check(data)
 
     @cached_property
     def _check_inputs(self) -> Check:
         return Check(f"the inputs do not fit {shown(self._text)!r}", self.inputs.values(), InvalidInput, untyped_is_any=True)
 
     @cached_property
-    def _check_outputs(self) -> Check:
+    def output_check(self) -> Check:
+        """What `check_outputs` calls."""
         return Check(f"the outputs do not fit {shown(self._text)!r}", self.outputs.values(), InvalidOutput)
 
     def messages(

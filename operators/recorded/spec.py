@@ -161,12 +161,21 @@ def _wire(value: object) -> object:
 
 def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
     """(data, outputs) → `{**data, **outputs}`, typed by `into`. Raises InvalidOutput."""
-    check, extra = spec.signature.check_outputs, [n for n in spec.outputs if n not in spec.signature.outputs]
+    check, extra = spec.signature.output_check, [n for n in spec.outputs if n not in spec.signature.outputs]
     typed = None if spec.into is None else validator(spec.into, InvalidOutput)
+    validate, count = check.validate, len(check.names)
 
     def accept(data: object, outputs: Outputs) -> object:
-        added = {n: outputs[n] for n in extra if n in outputs}
-        result = {**record_of(data), **added, **check(outputs)}
+        try:
+            values = validate(outputs)
+        except ValueError:
+            values = check(outputs)  # says what is wrong
+        if len(values) < count:
+            values = check(outputs)
+        record = data if type(data) is dict else record_of(data)
+        result = {**record, **values}
+        if extra:
+            result = {**record, **{n: outputs[n] for n in extra if n in outputs}, **values}
         return result if typed is None else typed(result)
 
     return accept

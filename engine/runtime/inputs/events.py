@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar
 
 import structlog
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
-from dspex.engine.log.reading import stored
+from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.partition import Partition
 
-_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _log = structlog.get_logger("dspex.engine")
-
-
-class Fetched(NamedTuple):
-    """What belongs to a frame.
-
-    Attributes:
-        frame: with its body; None where that is stored nowhere any more.
-        data: the stored message that has the data of its only event, where the frame refers to one.
-        gone: it refers to one whose data is stored nowhere any more.
-    """
-
-    frame: Message | None
-    data: Message | None = None
-    gone: bool = False
 
 
 class EventsInput:
@@ -59,36 +44,41 @@ class EventsInput:
     def owner(self, message: Message) -> int:
         return int(message.subject.rpartition(".")[2])
 
-    async def fetched(self, p: Partition, message: Message) -> Fetched:
-        """The frame with its body, and what it refers to.
-
-        Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
-        """
-        place, whole = points_at(message), await payloads.checked_out(self._bus, self._app, message)
-        if place is None or place.stream not in (self._stream, self._source_stream):
-            return Fetched(whole)
-        data = await stored(self._bus, place.stream, place.sequence)
-        data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
-        return Fetched(whole, data, gone=data is None)
-
-    def arrivals(self, p: Partition, message: Message, fetched: Fetched, clock: float) -> Iterator[Arrival]:
-        sequence, stored, gone = message.sequence, points_at(message), fetched.gone
-        if fetched.frame is None:
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        sequence, stored = message.sequence, points_at(message)
+        whole, data, gone = await self._fetched(message, stored)
+        if whole is None:
             stored, gone = StoredAt(self._stream, sequence), True
         try:
-            events = self.events(fetched.frame, fetched.data) if fetched.frame is not None else [self._lost(message, p)]
+            events = self.events(whole, data) if whole is not None else [self._lost(message, p)]
         except DecodeError as e:
             _log.error("what is no frame of events is passed over", subject=message.subject, sequence=sequence, why=e.message)
             events = []
         if not events:
-            yield Arrival(Place("events", sequence), Position(sequence), clock, p.tables.number, None)
-        position = p.tables.position("events")
+            return [Arrival(Place("events", sequence), Position(sequence, -1, 0.0, message.time), clock, None)]
+        found, taken = [], p.tables.position("events")
         for index, event in enumerate(events):
             place = Place("events", sequence, index)
-            if not position.has(place):
-                after = Position(sequence, index if index + 1 < len(events) else -1)
-                number, time = p.tables.number, message.time
-                yield Arrival(place, after, clock, number, event, time, gated=True, stored=stored, gone=gone)
+            if not taken.has(place):
+                after = Position(sequence, index if index + 1 < len(events) else -1, 0.0, message.time)
+                found.append(Arrival(place, after, clock, event, stored=stored, gone=gone))
+        return found
+
+    async def _fetched(self, message: Message, place: StoredAt | None) -> tuple[Message | None, Message | None, bool]:
+        """The frame with its body, None where that is stored nowhere any more; the message that has the data of its only
+        event, where it refers to one; whether it refers to one whose data is stored nowhere any more.
+
+        Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
+        """
+        whole = await payloads.checked_out(self._bus, self._app, message)
+        if place is None or place.stream not in (self._stream, self._source_stream):
+            return whole, None, False
+        try:
+            data = await stored_in(self._bus, place.stream, place.sequence)
+        except NotStored as e:  # the source is not there now: its events may come back with it
+            raise Unreachable(e.message, fix=e.fix) from e
+        data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
+        return whole, data, data is None
 
     @staticmethod
     def _lost(message: Message, p: Partition) -> NodeEvent:

@@ -10,20 +10,21 @@ timers    the partition's own table                   a timer that is due
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
-from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import Reader
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.partition import Partition
 
-_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
-
 
 class Input(Protocol):
-    """A log as a pump reads it. `name`: the key of its position in the tables. `gated`: see Arrival."""
+    """A log as a pump reads it.
+
+    `name`: the key of its position in the tables. `gated`: it waits while too much is open in a partition. What closes
+    something or wakes it is never held back.
+    """
 
     name: ClassVar[str]
     gated: ClassVar[bool]
@@ -40,10 +41,6 @@ class Input(Protocol):
         """The index of the partition that a message is for."""
         ...
 
-    async def fetched(self, p: Partition, message: Message) -> Any:
-        """What `arrivals` needs besides the message, asked of the bus."""
-        ...
-
-    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
-        """What arrives with a message, one after another: each is taken before the next is asked for."""
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        """What arrives with a message. What that needs besides the message is asked of the bus."""
         ...

@@ -75,7 +75,7 @@ class SourceCheck:
 
     def _move(self, p: Partition, to: int, info: StreamInfo, clock: float, gap: Gap | None) -> None:
         position = Position(to, -1, info.created if gap else 0.0)
-        p.take_in(Arrival(Place("source", to), position, clock, p.tables.number, gap))
+        p.take_in(Arrival(Place("source", to), position, clock, gap))
 
     async def _gap(self, p: Partition, info: StreamInfo, at: Position) -> tuple[int, str] | None:
         """(go on behind, what happened); None where nothing is missing."""
@@ -110,9 +110,7 @@ class SourceWatch:
         self._behind: dict[int, float] = {}  # partition → since when its position lies behind what was read
         self._gone = False
 
-    async def run(
-        self, partitions: Sequence[Partition], request_commit: Callable[[Partition], None], clock: Callable[[], float]
-    ) -> str:
+    async def run(self, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
         """Look until the stream was made anew or trimmed, is gone, or is there again; what happened."""
         while True:
             try:
@@ -120,8 +118,6 @@ class SourceWatch:
                     return why
             except BusError as e:
                 _log.debug("cannot look at the source now, trying again", why=e.message)
-            for p in partitions:
-                request_commit(p)
             await asyncio.sleep(WATCH)
 
     async def _look(self, partitions: Sequence[Partition], clock: Callable[[], float]) -> str:
@@ -155,7 +151,7 @@ class SourceWatch:
                 self._behind.pop(p.index, None)
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
-                p.take_in(Arrival(Place("source", to.sequence), to, clock, p.tables.number, None))
+                p.take_in(Arrival(Place("source", to.sequence), to, clock, None))
 
 
 async def _none() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import ClassVar
 
 import structlog
+from msgpack.exceptions import UnpackException
 
 from dspex.bus import subjects
+from dspex.bus.codecs.checking import checker
+from dspex.bus.codecs.msgpack import unpacked
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
@@ -17,9 +21,8 @@ from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.request import event_digest
+from dspex.engine.runtime.request import DIGEST
 
-_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -53,12 +56,9 @@ class RecordsInput:
         last = await self._bus.last(self._stream, self._subject(p))
         return last is None or last.sequence <= p.tables.position("records").sequence
 
-    async def fetched(self, p: Partition, message: Message) -> Answered | None:
-        return await answered(self._bus, self._app, p, message)
-
-    def arrivals(self, p: Partition, message: Message, fetched: Answered | None, clock: float) -> Iterator[Arrival]:
-        sequence = message.sequence
-        yield Arrival(Place("records", sequence), Position(sequence), clock, p.tables.number, fetched)
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        place, position = Place("records", message.sequence), Position(message.sequence, -1, 0.0, message.time)
+        return [Arrival(place, position, clock, await answered(self._bus, self._app, p, message))]
 
 
 async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
@@ -67,20 +67,30 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     Whoever may write records can say what they like: the pool is that of the subject, and the event is the one that the
     call was made for, or it is read from the request.
     """
-    whole = await payloads.checked_out(bus, app, message)
+    whole: Message | None = message
+    if subjects.CLAIM_CHECK in message.headers:
+        whole = await payloads.checked_out(bus, app, message)
     if whole is None:
         return None  # the call meets its deadline
     try:
-        record = CallRecord.unpack(whole.data)
+        record = _record(whole.data)
     except DecodeError as e:
         _log.error("what is no record is passed over", subject=message.subject, sequence=message.sequence, why=e.message)
         return None
     row = p.tables.calls.rows.get(record.number) if record.number is not None else None
     if row is None or row.pool != message.subject.split(".")[3]:
         return None
-    if event_digest(record.event) == row.digest:
-        return Answered(record, unpack_event(record.event))
+    if blake2b(record.event, digest_size=DIGEST).digest() == row.digest:  # ours, so it can be read
+        return Answered(record, checker(NodeEvent).validate_python(unpacked(record.event), strict=True))
     return Answered(record, await requested(bus, app, row.work))
+
+
+def _record(data: bytes) -> CallRecord:
+    """`CallRecord.unpack`, written out for the usual case, in which nothing is wrong. Raises DecodeError."""
+    try:
+        return CallRecord(**checker(CallRecord).validate_python(unpacked(data), strict=True))
+    except (ValueError, TypeError, OverflowError, UnpackException):
+        return CallRecord.unpack(data)  # says what is wrong
 
 
 async def requested(bus: Bus, app: str, sequence: int) -> NodeEvent | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import Unreachable
-from dspex.bus.message import Message, cause_of, event_time, partition_of, place_id
+from dspex.bus.message import SEQUENCE, Message, cause_of, event_time, partition_of, place_form
 from dspex.bus.port import Bus, Reader
-from dspex.bus.records import NodeEvent, Origin, StoredAt
+from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
@@ -42,6 +42,7 @@ class SourceInput:
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.created = 0.0
+        self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         filters = [self._stage.settings.subject]
@@ -66,32 +67,21 @@ class SourceInput:
         h = message.headers
         return partition_of(h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject, self._count)
 
-    async def fetched(self, p: Partition, message: Message) -> Message | None:
-        """The message with its payload; None where that is stored nowhere any more."""
-        return message if subjects.CLAIM_CHECK not in message.headers else await self.whole(message)
-
-    async def whole(self, message: Message) -> Message | None:
-        return await payloads.checked_out(self._bus, self._app, message)
-
-    def arrivals(self, p: Partition, message: Message, fetched: Message | None, clock: float) -> Iterator[Arrival]:
-        sequence, time = message.sequence, message.time
-        yield Arrival(
-            place=Place("source", sequence),
-            position=Position(sequence, -1, self.created, time),
-            clock=clock,
-            number=p.tables.number,
-            what=self.event(fetched or message),
-            time=time,
-            gated=True,
-            stored=StoredAt(self.stream, sequence),
-            headers=message.headers,
-            gone=fetched is None,
-        )
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        whole: Message | None = message
+        if subjects.CLAIM_CHECK in message.headers:
+            whole = await payloads.checked_out(self._bus, self._app, message)
+        position = Position(message.sequence, -1, self.created, message.time)
+        event = self.event(whole or message)
+        return [Arrival(Place("source", message.sequence), position, clock, event, message.headers, None, whole is None)]
 
     def event(self, m: Message) -> NodeEvent:
         """The event that a message of the source holds."""
-        h, id = m.headers, place_id(self.stream, self.created, m)
-        node, content_type = self._stage.source.name, h.get(subjects.CONTENT_TYPE) or codecs.JSON
+        if self._form[0] != self.created:
+            self._form = (self.created, place_form(self.stream, self.created))
+        ms = int(m.time * 1000)
+        id = self._form[1] % (ms >> 16, ms & 0xFFFF, m.sequence & SEQUENCE)  # place_id, written out: it is made for every event
+        h, node, content_type = m.headers, self._stage.source.name, m.headers.get(subjects.CONTENT_TYPE) or codecs.JSON
         if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours
             return NodeEvent(node, Origin(id, m.subject, id, None, None, None, m.time, m.sequence), content_type, m.data)
         at = event_time(m).timestamp() if subjects.TIME in h else m.time

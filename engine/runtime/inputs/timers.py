@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from dspex.bus import subjects
@@ -82,9 +82,23 @@ class TimersInput:
                 return []
         return found
 
-    async def fetched(self, p: Partition, message: Message) -> Due | None:
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        due = await self._fetched(p, message.sequence)
+        if due is None or due.timer != self._timer(p, due):  # it changed meanwhile
+            return []
+        lost = due.payload
+        return [Arrival(Place("timers", due.number), None, clock, due, stored=lost, gone=lost is not None)]
+
+    def _timer(self, p: Partition, due: Due) -> Timer | None:
+        """The timer as it is now."""
+        timer, row = p.tables.timers.rows.get(due.number), p.tables.calls.rows.get(due.number)
+        if timer is None or due.timer.kind != "again":
+            return timer
+        still = row is not None and self._lost is not None and self._lost.is_lost(p, due.number, row)
+        return timer._replace(kind="again") if still else None
+
+    async def _fetched(self, p: Partition, number: int) -> Due | None:
         """The timer with what its handling needs: the event that was put off, the record that is held, the request's event."""
-        number = message.sequence
         timer, row = p.tables.timers.rows.get(number), p.tables.calls.rows.get(number)
         what: NodeEvent | Answered | None = None
         if timer is None or (timer.place is None and row is None):
@@ -125,18 +139,6 @@ class TimersInput:
         except NotStored as e:
             raise Unreachable(e.message, fix=e.fix) from e
         return message if message is not None and message.time == time else None
-
-    def arrivals(self, p: Partition, message: Message, fetched: Due | None, clock: float) -> Iterator[Arrival]:
-        if fetched is None:
-            return
-        timer = p.tables.timers.rows.get(fetched.number)
-        row = p.tables.calls.rows.get(fetched.number)
-        if timer is not None and fetched.timer.kind == "again":
-            still = row is not None and self._lost is not None and self._lost.is_lost(p, fetched.number, row)
-            timer = timer._replace(kind="again") if still else None
-        if timer == fetched.timer:  # else it changed meanwhile
-            place, lost = Place("timers", fetched.number), fetched.payload
-            yield Arrival(place, None, clock, p.tables.number, fetched, stored=lost, gone=lost is not None)
 
 
 class _Clockwork:

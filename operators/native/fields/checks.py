@@ -31,27 +31,31 @@ class Check:
     Args:
         what: the beginning of the error's message. error: the class of the error.
         untyped_is_any: whether a field without a type takes any value; otherwise it takes text.
+
+    Attributes:
+        validate: pydantic's own check. Where it raises ValueError, or gives fewer values than there are `names`, the Check
+            has to be called: it says what is wrong, and fills in what may be missing.
     """
 
-    __slots__ = ("_error", "_fills", "_invalid", "_names", "_validate", "_what")
+    __slots__ = ("_error", "_fills", "_invalid", "_what", "names", "validate")
 
     def __init__(self, what: str, fields: Iterable[Field], error: type[DspexError], *, untyped_is_any: bool = False) -> None:
         from pydantic_core import ValidationError
 
         given = list(fields)
         self._what, self._error, self._invalid = what, error, ValidationError
-        self._names = [f.name for f in given]
+        self.names = [f.name for f in given]
         self._fills = {f.name: None if f.default is MISSING else f.default for f in given}
-        self._validate: Callable[[object], Values] = validator(adapter(given, untyped_is_any=untyped_is_any))
+        self.validate: Callable[[object], Values] = validator(adapter(given, untyped_is_any=untyped_is_any))
 
     def __call__(self, data: Mapping[str, object]) -> Values:
         try:
-            found = self._validate(data)
+            found = self.validate(data)
         except self._invalid as e:
             raise self._error(f"{self._what}: {explain(e)[:_LONG]}") from e
-        if len(found) == len(self._names):
+        if len(found) == len(self.names):
             return found
-        return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self._names}
+        return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self.names}
 
 
 def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> TypeAdapter[Values]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from engine_lab import Lab
 
@@ -39,14 +39,11 @@ class Ticks:
     def owner(self, message: Message) -> int:
         return 0
 
-    async def fetched(self, p: Partition, message: Message) -> None:
-        return None
-
-    def arrivals(self, p: Partition, message: Message, fetched: Any, clock: float) -> Iterator[Arrival]:
+    async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         origin = Origin(id=f"tick-{message.sequence}", subject="tick", run=f"tick-{message.sequence}")
         event = NodeEvent("in", origin, codecs.JSON, message.data)
         place, position = Place("ticks", message.sequence), Position(message.sequence)
-        yield Arrival(place, position, clock, p.tables.number, event, message.time, gated=True)
+        return [Arrival(place, position, clock, event)]
 
 
 def test_a_sixth_input_is_taken_committed_and_goes_on_at_its_position_after_a_crash(lab: MakeLab) -> None:
@@ -63,7 +60,6 @@ def test_a_sixth_input_is_taken_committed_and_goes_on_at_its_position_after_a_cr
         pump = Pump(
             Ticks(bus),
             runner.partitions,
-            runner.pumps["source"].request_commit,
             lambda: one.server.now,
             asyncio.Semaphore(1),
             "ticks",
