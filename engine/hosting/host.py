@@ -131,7 +131,7 @@ class Host:
             start = applied.starts.get(source.name, 0)
             runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
             self.runners.append(runner)
-            membership.add(graph.name, id, count, runner)
+            membership.add(graph.name, applied.version, id, count, runner)
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
@@ -179,7 +179,7 @@ class Host:
             "time": self.clock(),
             "commits": self.committer.commits,
             "full": self.committer.full,
-            "health": self.watchdog.health,
+            "health": (self.membership.replaced if self.membership else "") or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
             "stages": [self._describe(r) for r in self.runners],
             **process(),

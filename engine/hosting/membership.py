@@ -5,14 +5,17 @@ Each engine has one key: its heartbeat, which lists what it owns, and is written
 of all, and computes by itself who should run what (assignment.py). It gives up what should move, and claims what it should
 run once nobody who lives lists it. An engine is dead when its process is gone (on the same machine), or when its key has not
 changed for five heartbeats by the clock of who looks, so the clocks of machines need not agree.
+
+Of engines with different versions of a topology only those with the newest run it: the others hand their partitions over.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 import structlog
@@ -49,6 +52,15 @@ class _Seen:
     silent: float = 0.0
 
 
+class _Said(NamedTuple):
+    """A heartbeat. `versions`: topology → version of the manifest that the engine runs it with."""
+
+    engine: str
+    heartbeat: float
+    versions: Mapping[str, int]
+    owns: frozenset[StagePartition]
+
+
 @dataclass
 class Membership:
     """This engine among the others.
@@ -58,6 +70,7 @@ class Membership:
 
     Attributes:
         listed: the partitions that this engine owns or is about to claim.
+        replaced: which topologies others run in a newer version, so that this engine runs nothing of them; "" for none.
     """
 
     bucket: Bucket
@@ -66,15 +79,18 @@ class Membership:
     clock: ServerClock
     describe: Callable[[], dict[str, Any]]
     listed: set[StagePartition] = field(default_factory=set)
+    replaced: str = ""
+    _versions: dict[str, int] = field(default_factory=dict)
     _stages: dict[tuple[str, str], tuple[int, PartitionRunner]] = field(default_factory=dict)
     _leaving: set[StagePartition] = field(default_factory=set)  # given up, and not yet committed
     _others: dict[str, _Seen] = field(default_factory=dict)
     _looked: float = 0.0  # when the keys were last read
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, topology: str, stage: str, count: int, runner: PartitionRunner) -> None:
-        """A stage that this engine can run."""
+    def add(self, topology: str, version: int, stage: str, count: int, runner: PartitionRunner) -> None:
+        """A stage that this engine can run, with a version of the topology's manifest."""
         self._stages[topology, stage] = (count, runner)
+        self._versions[topology] = version
 
     async def run(self) -> None:
         """Send heartbeats and follow the others until cancelled."""
@@ -103,7 +119,7 @@ class Membership:
     async def once(self) -> None:
         """One heartbeat: say what is owned, give up what should move, claim what is free. Raises BusError."""
         await self._say()
-        members = await self._members()
+        members = self._of_newest(await self._living())
         wanted = {part for part, engine in self._assigned(members).items() if engine == self.engine}
         for part in sorted(self.listed - wanted - self._leaving):
             _log.info("hands over", topology=part.topology, stage=part.stage, partition=part.number)
@@ -132,28 +148,42 @@ class Membership:
 
     async def _say(self) -> None:
         self._changed.clear()
-        said = {**self.describe(), "heartbeat": self.heartbeat, "owns": [list(part) for part in sorted(self.listed)]}
+        said = {**self.describe(), "heartbeat": self.heartbeat, "versions": self._versions}
+        said["owns"] = [list(part) for part in sorted(self.listed)]
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(said))
 
     # -- the others ------------------------------------------------------------------------------------------------
-    async def _members(self) -> dict[str, Member]:
-        """The engines that live, this one too. Removes the keys of those that are gone."""
+    def _of_newest(self, living: Mapping[str, _Said]) -> dict[str, Member]:
+        """The engines that live, with the topologies of which nobody runs a newer version."""
+        newest = Counter[str]()
+        for said in living.values():
+            newest |= Counter(said.versions)
+        old = [f"{t} (version {newest[t]}, this engine has {v})" for t, v in self._versions.items() if v < newest[t]]
+        replaced, before = f"others run a newer version of {', '.join(old)}" if old else "", self.replaced
+        self.replaced = replaced
+        if replaced and replaced != before:
+            _log.error("hands over for good", why=replaced, fix="start this engine with the topology as it is applied now")
+        able = {e: frozenset(t for t, v in said.versions.items() if v == newest[t]) for e, said in living.items()}
+        return {engine: Member(able[engine], said.owns) for engine, said in living.items()}
+
+    async def _living(self) -> dict[str, _Said]:
+        """What the engines that live have said, this one too. Removes the keys of those that are gone."""
         now = asyncio.get_running_loop().time()
         # Heartbeats that were missed by us, such as while no server was there, are no silence of theirs.
         passed, self._looked = min(now - self._looked, 2 * self.heartbeat), now
-        found = {self.engine: Member(frozenset(topology for topology, _ in self._stages), frozenset(self.listed))}
+        found = {self.engine: _Said(self.engine, self.heartbeat, self._versions, frozenset(self.listed))}
         keys = await self.bucket.items("engine")
         self._others = {key: seen for key, seen in self._others.items() if key in keys}
         for key, (value, revision) in keys.items():
-            said = _said(value)
-            if said is None or said["engine"] == self.engine or key != subjects.member_key("engine", said["engine"]):
+            raw, said = _said(value)
+            if said is None or said.engine == self.engine or key != subjects.member_key("engine", said.engine):
                 continue
-            gone = is_dead(said)
+            gone = is_dead(raw)
             silent = self._silent(key, revision, passed)
             if gone or silent > FORGOTTEN:
                 await self.bucket.delete(key)
-            elif silent < SILENT * said["heartbeat"]:
-                found[said["engine"]] = Member(said["topologies"], said["owns"])
+            elif silent < SILENT * said.heartbeat:
+                found[said.engine] = said
         return found
 
     def _silent(self, key: str, revision: int, passed: float) -> float:
@@ -178,13 +208,12 @@ class Membership:
         await self.bucket.delete(subjects.member_key("engine", self.engine))
 
 
-def _said(value: bytes) -> dict[str, Any] | None:
-    """What a heartbeat says; None for what is none."""
+def _said(value: bytes) -> tuple[Mapping[str, Any], _Said | None]:
+    """What a heartbeat says, as it is and as it is used here; None for what is none."""
     try:
-        said = orjson.loads(value)
-        owns = frozenset(StagePartition(str(topology), str(stage), int(index)) for topology, stage, index in said["owns"])
-        topologies = frozenset(map(str, said["topologies"]))
-        more = {"engine": str(said["engine"]), "heartbeat": float(said["heartbeat"])}
-        return {**said, **more, "topologies": topologies, "owns": owns}
+        raw = orjson.loads(value)
+        owns = frozenset(StagePartition(str(topology), str(stage), int(index)) for topology, stage, index in raw["owns"])
+        versions = {str(topology): int(version) for topology, version in raw["versions"].items()}
+        return raw, _Said(str(raw["engine"]), float(raw["heartbeat"]), versions, owns)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+        return {}, None

@@ -146,3 +146,46 @@ def test_an_old_version_that_starts_again_is_refused_and_may_be_applied_on_purpo
         return [m.version for m in (await history(await one.client.bus.bucket(subjects.bucket(APP))))["changing"]]
 
     assert one.run(versions()) == [1, 2, 3]
+
+
+def test_of_engines_with_two_versions_only_the_newer_runs_and_the_older_says_so_and_ends_if_it_is_left_alone(
+    lab: MakeLab,
+) -> None:
+    one = lab()
+    old, new = through("changing", "in", "out", partitions=4), Topology("changing")
+    new.source("in", partitions=4).map(lambda d: {**d, "seen": 1}, name="more").sink("out")
+    one.start("old", old)
+    number = iter(range(100))
+
+    def publish() -> None:
+        for n in [next(number) for _ in range(20)]:
+            one.publish("in", {"n": n}, key=str(n))
+
+    publish()
+    one.start("new", new)
+    publish()
+    one.advance(10)
+    publish()
+    owned = {name: len(host.runners[0].partitions) for name, (host, _) in one.hosts.items()}
+    assert owned == {"old": 0, "new": 4}
+    outputs = one.outputs("out")
+    assert sorted(o["n"] for o in outputs) == list(range(60))
+    assert all("seen" in o for o in outputs if o["n"] >= 40)
+    health = {engine["engine"]: engine["health"] for engine in one.run(one.client.status())["engines"]}
+    assert health == {"old": "others run a newer version of changing (version 2, this engine has 1)", "new": "ok"}
+    one.kill("new")
+    with pytest.raises(TopologyError, match="newer version of the topology") as e:
+        one.advance(10)
+    assert e.value.code == "DX233"
+    one.hosts.clear()
+
+
+def test_an_engine_goes_on_with_its_version_when_a_newer_one_is_applied_and_nobody_runs_that_yet(lab: MakeLab) -> None:
+    one = lab()
+    host = one.start("old", through("changing", "in", "out"))
+    new = Topology("changing")
+    new.source("in").map(lambda d: {**d, "seen": 1}, name="more").sink("out")
+    one.run(apply(one.client.bus, APP, [new.graph]))
+    one.publish("in", {"n": 1})
+    one.advance(60)
+    assert (one.outputs("out"), host.membership.replaced) == ([{"n": 1}], "")
