@@ -23,7 +23,7 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "gone": "topology stage partition node run: what a timer is about is stored nowhere any more",
     "dead_letter": "topology stage partition node run error code: an event could not be processed",
     "claimed": "topology stage partition epoch seconds: this engine owns a partition",
-    "fenced": "topology stage partition epoch: another engine committed first",
+    "fenced": "topology stage partition epoch: something that is not of this engine was stored in the log",
     "released": "topology stage partition: this engine gave a partition up",
     "rolled_back": "topology stage partition sequence landed: commits that had landed are not stored any more",
     "stopped": "topology stage code why: a stage reads its source no more",

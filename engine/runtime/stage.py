@@ -130,7 +130,7 @@ class StageRunner:
     def _fenced(self, p: Partition) -> None:
         del self.partitions[p.index]
         where = {**p.where, "epoch": p.log.epoch}
-        _log.warning("fenced: another engine committed first, so this one commits nothing more here", **where)
+        _log.warning("fenced: something that is not of this engine was stored in the log, so its claim is over", **where)
         telemetry.emit("fenced", **where)
         self.s.revoked(self.topology, self.stage.id, p.index)
         self._restart("fenced")

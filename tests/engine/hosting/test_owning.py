@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_lab import Cut, Lab
+from engine_lab import STREAM, Cut, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
@@ -181,3 +181,29 @@ def test_idle_partitions_move_on_so_that_a_restart_reads_little_again(lab: MakeL
     one.drain()
     host = one.start()
     assert min(p.tables.position("source").sequence for p in host.runners[0].partitions.values()) > 200
+
+
+def roll_back(one: Lab, stream: str, to: int) -> None:
+    """The server has an older copy of a stream: of when `to` was the last sequence."""
+    held = one.server.streams[stream]
+    for sequence in [sequence for sequence in held.messages if sequence > to]:
+        one.run(one.client.bus.delete(stream, sequence))
+    held.last = to
+
+
+def test_a_live_engine_reports_that_the_applications_stream_was_rolled_back_and_does_again_what_is_gone(lab: MakeLab) -> None:
+    one = lab(shared(1))
+    host = one.start()
+    publish(one, range(4))
+    before = one.server.streams[STREAM].last
+    publish(one, range(4, 8))
+    first = {m.data: m.headers[subjects.EVENT_ID] for m in one.messages("out")}
+    roll_back(one, STREAM, before)
+    with capture_logs() as logs:
+        publish(one, range(8, 10))
+        one.advance(10)
+    assert any("was rolled back to an older copy" in line["event"] and line["landed"] > before for line in logs)
+    assert host.runners[0].counters["rolled_back"] == 1
+    in_order(one, 10)
+    again = {m.data: m.headers[subjects.EVENT_ID] for m in one.messages("out")}
+    assert again.items() >= first.items()

@@ -82,8 +82,9 @@ def test_what_is_no_entry_in_a_log_is_passed_over_and_counted(lab: MakeLab, what
     goes_on(one, 11)
 
 
-def test_a_claim_that_names_other_snapshots_than_the_log_does_is_passed_over(
-    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wrong", [None, -1, 0], ids=["none", "an entry without one", "the last entry"])
+def test_a_claim_that_names_another_snapshot_than_the_log_does_is_passed_over(
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch, wrong: int | None
 ) -> None:
     monkeypatch.setattr(commit_log, "LEAST", 2_000)
     one = lab(spoiled())
@@ -95,8 +96,8 @@ def test_a_claim_that_names_other_snapshots_than_the_log_does_is_passed_over(
     base = unpack(last.data)["base"]
     named = unpack(one.server.streams[STREAM].messages[base].data)["snapshot"]
     one.run(one.client.bus.purge(STREAM, LOG, below=named[0]))  # as housekeeping does: the log is whole no more
-    for wrong in ({"base": 0, "older": 0}, {"base": base - 1, "older": 0}, {"base": last.sequence, "older": base}):
-        one.store(NewMessage(LOG, garbage({**CLAIM, "epoch": 9, "after": last.sequence, **wrong})))
+    another = 0 if wrong is None else (last.sequence if wrong == 0 else base + wrong)
+    one.store(NewMessage(LOG, garbage({**CLAIM, "epoch": 9, "after": last.sequence, "base": another, "older": 0})))
     one.start()
     goes_on(one, 40)
 

@@ -86,3 +86,16 @@ def test_what_is_no_frame_is_passed_over(lab: MakeLab, data: bytes) -> None:
     one.advance(1)
     assert [request.inputs["text"] for request in one.requests()] == ["b"]
     goes_on(one)
+
+
+def test_a_record_on_the_subject_of_another_pool_settles_no_call(lab: MakeLab) -> None:
+    one = asking(lab)
+    one.publish("in", {"text": "a"})
+    (request,) = one.requests()
+    forged = one.result(request, outputs={"answer": "forged"})
+    one.store(forged._replace(subject=subjects.record(APP, "other", "asking", "s1", 0), headers={}))
+    one.advance(1)
+    assert one.outputs("out") == []
+    one.work()
+    one.advance(1)
+    assert one.outputs("out") == [{"text": "a", "answer": "yes"}]
