@@ -48,6 +48,7 @@ class Pump:
         self.at: int | None = None
         self.at_time = 0.0
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
+        self.before: dict[int, tuple[int, float]] = {}  # and what was read last before the first: sequence and time
         self._joined = asyncio.Event()
 
     def catches_up(self, p: Partition) -> bool:
@@ -57,7 +58,8 @@ class Pump:
     def reached(self, p: Partition) -> int:
         """Up to this sequence a partition has taken what is its own."""
         taken = p.tables.position(self.input.name).sequence
-        return taken if self.at is None or self.catches_up(p) else max(taken, self.at)
+        at = self.before[p.index][0] if self.catches_up(p) else self.at
+        return taken if at is None else max(taken, at)
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -93,6 +95,7 @@ class Pump:
                             await self._take(p, message)
                         elif input.gated and p.full and len(passed) + 1 < len(partitions):
                             passed[p.index] = message.sequence
+                            self.before[p.index] = (self.at or 0, self.at_time)
                             lanes.start(self._catch_up(p), f"partition {p.index}")
                         else:
                             await self._room(p)
@@ -108,6 +111,7 @@ class Pump:
         """Read for one partition until it has taken all that the shared reader passed over."""
         await self._room(p)
         async with self._readers:
+            await self.input.verify([p], self._clock())  # what it has not taken yet may be gone since it was passed over
             after = p.tables.position(self.input.name).after
             reader = await self.input.open([p], after, f"{self._name}-{p.index}")
             try:

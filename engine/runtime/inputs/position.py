@@ -140,18 +140,22 @@ class SourceWatch:
                 read, time = (info.last, 0.0) if info.last > read else (read, time)
             elif info.first > read + 1:
                 return "the source stream was trimmed before it was read"
+            alone = info.subjects == (self.source.subject,)  # else verify can only say that it is possible
+            if alone and any(info.first > self.pump.reached(p) + 1 for p in partitions if self.pump.catches_up(p)):
+                return "the source stream was trimmed before a partition that waits has read it"
         self._move_on(partitions, Position(read, -1, self.input.created, time), 0 if not info.own else LAG, clock())
         return ""
 
     def _move_on(self, partitions: Sequence[Partition], to: Position, lag: int, clock: float) -> None:
         """Bring positions to what the pump has read: a restart does not read it again, and finds no gap in it."""
         for p in partitions:
-            behind = to.sequence - p.tables.position("source").sequence
-            if p.revoked or self.pump.catches_up(p) or behind <= 0:
+            sequence, time = self.pump.before[p.index] if self.pump.catches_up(p) else (to.sequence, to.time)
+            behind = sequence - p.tables.position("source").sequence
+            if p.revoked or behind <= 0:
                 self._behind.pop(p.index, None)
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
-                p.take_in(Arrival(Place("source", to.sequence), to, clock, None))
+                p.take_in(Arrival(Place("source", sequence), to._replace(sequence=sequence, time=time), clock, None))
 
 
 async def _none() -> None:

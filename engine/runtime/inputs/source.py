@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import Unreachable
+from dspex.bus.errors import BusError, Unreachable
 from dspex.bus.message import SEQUENCE, Message, cause_of, event_time, partition_of, place_form
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin
@@ -49,8 +49,11 @@ class SourceInput:
         return await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
-        self.created = 0.0
-        self.created = await self._check(partitions, clock)
+        try:
+            self.created = await self._check(partitions, clock)
+        except BusError:
+            self.created = 0.0
+            raise
 
     async def made(self) -> float:
         """When the stream was made, also before it is read: ids of its events depend on it. Raises Unreachable."""

@@ -1,15 +1,17 @@
-"""The pump reads any input: a sixth one needs no line of it."""
+"""The pump reads any input: a sixth one needs no line of it. What a partition misses that waits is noticed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
+import pytest
 from engine_lab import Lab
 
-from dspex.bus import codecs
-from dspex.bus.message import Message
+from dspex.bus import codecs, telemetry
+from dspex.bus.message import Message, partition_of
 from dspex.bus.port import Bus, NewMessage, Reader, StreamConfig
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.log.rows import Place, Position
@@ -82,3 +84,81 @@ def test_a_sixth_input_is_taken_committed_and_goes_on_at_its_position_after_a_cr
     assert [o["n"] for o in one.outputs("out")] == [0, 1, 2, 3]
     position = one.hosts["a"][0].runners[0].partitions[0].tables.position("ticks")
     assert position.sequence == 4
+
+
+KEYS = {partition_of(key, 2): key for key in ("a", "b", "c", "d")}
+
+
+def waiting(one: Lab) -> Any:
+    """An engine whose partition 0 has all the open calls it may have. The stream is of others, and holds this source alone."""
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    stream = one.server.streams["EVENTS"]
+    info = stream.info
+    stream.info = lambda now: replace(info(now), own=False)  # type: ignore[method-assign]
+    host = one.start(most_open_calls=2)
+    store(one, 0, 1, 2)
+    return host.runners[0]
+
+
+def store(one: Lab, partition: int, *numbers: int) -> None:
+    for n in numbers:
+        one.publish("in", {"n": n}, key=KEYS[partition])
+    one.advance(10)
+
+
+def asking(**options: Any) -> Topology:
+    topology = Topology("asking")
+    topology.source("in", partitions=2, stream="EVENTS", **options).predict("n: int -> answer", name="ask").sink("out")
+    return topology
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("pause", [0.0, 20.0], ids=["at once", "later"])
+def test_what_is_trimmed_while_a_partition_waits_for_its_calls_is_a_gap(lab: MakeLab, policy: Any, pause: float) -> None:
+    one = lab(asking(on_gap=policy))
+    runner, gaps = waiting(one), list[tuple[Any, Any]]()
+    done = telemetry.subscribe(lambda name, facts: gaps.append((facts["after"], facts["up_to"])) if name == "gap" else None)
+    store(one, 0, 3, 4, 5, 6)
+    store(one, 1, 7)
+    one.server.streams["EVENTS"].purge(">", 5)
+    one.advance(pause)
+    one.work()
+    one.advance(30)
+    done()
+    numbers = sorted(o["n"] for o in one.outputs("out"))
+    assert (numbers[:2], set(numbers) & {3, 4}) == ([1, 2], set())
+    if policy == "stop":
+        assert "trimmed" in (runner.stopped or "")
+    else:
+        assert (numbers, gaps, runner.stopped) == ([1, 2, 5, 6, 7], [(2, 4)], None)
+
+
+def test_what_others_have_read_is_no_gap_for_a_partition_that_waits_when_it_is_trimmed(lab: MakeLab) -> None:
+    one = lab(asking())
+    runner = waiting(one)
+    store(one, 1, 3)
+    one.work()
+    one.advance(10)
+    one.stop_workers()
+    store(one, 0, 4, 5)
+    store(one, 1, 6)
+    store(one, 0, 7)
+    one.server.streams["EVENTS"].purge(">", 7)
+    one.advance(20)
+    one.work()
+    one.advance(30)
+    assert runner.stopped is None
+    assert sorted(o["n"] for o in one.outputs("out")) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_is_trimmed_while_a_partition_catches_up_slowly_is_a_gap(lab: MakeLab) -> None:
+    one = lab(asking())
+    runner = waiting(one)
+    store(one, 0, *range(3, 300))
+    store(one, 1, 300)
+    one.store(one.result(one.requests()[0]))  # there is room for one more call: the partition begins to catch up
+    one.advance(10)
+    assert runner.stopped is None
+    one.server.streams["EVENTS"].purge(">", 290)
+    one.advance(10)
+    assert "trimmed" in (runner.stopped or "")
