@@ -10,11 +10,12 @@ from typing import Any
 import structlog
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DataError, DecodeError, RunError
+from dspex.bus.errors import DataError, DecodeError, RunError, TopologyError
 from dspex.bus.message import Event, Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import payloads
+from dspex.engine.graph import manifest
 from dspex.engine.log.pages import pages
 from dspex.engine.log.redriven import Redrives
 
@@ -147,15 +148,30 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
 async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter], Any] = lambda _: None) -> bool:
     """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
 
-    False: it was redriven or dropped meanwhile.
+    False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no engine runs its stage any more.
     """
 
     async def frame(message: Message) -> NewMessage:
         letter = await payloads.required(redrives.bus, redrives.app, message)
-        whole = await _frame(redrives.bus, Letter.unpack(letter.data), changed(read(letter)))
+        dead = Letter.unpack(letter.data)
+        await _check_stage(redrives.bus, redrives.app, dead)
+        whole = await _frame(redrives.bus, dead, changed(read(letter)))
         return await payloads.checked_in(redrives.bus, redrives.app, whole)
 
     return await redrives.once(sequence, frame)
+
+
+async def _check_stage(bus: Bus, app: str, letter: Letter) -> None:
+    """Refuse to redrive an event for a stage that no engine runs any more: nobody would read it. Raises TopologyError."""
+    applied = (await manifest.of_application(bus, app)).get(letter.topology)
+    stage = letter.redrive.split(".")[-2]
+    if applied is not None and stage not in {applied.stages[source][0] for source in applied.streams}:
+        raise TopologyError(
+            f"{letter.topology} has no stage {stage} any more, where the event of this letter of {letter.node} goes on",
+            code="DX232",
+            node=letter.node,
+            fix="bring its source back, or drop the letter: dspex dlq drop",
+        )
 
 
 async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:

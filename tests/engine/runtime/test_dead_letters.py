@@ -9,7 +9,7 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallTimeout, ProgramError, RetryLater
+from dspex.bus.errors import CallTimeout, ProgramError, RetryLater, TopologyError
 from dspex.bus.port import NewMessage
 from dspex.engine.client import letters
 from dspex.engine.graph.nodes import Retry
@@ -289,3 +289,37 @@ def test_a_redriven_event_is_marked_as_a_fallbacks_only_where_its_outputs_are_ke
         d.redrive()
         (output,) = d.events("out")
         assert (output.data["answer"], output.headers.get("Dspex-Fallback")) == ("ok", header)
+
+
+def test_a_letter_whose_stage_nobody_runs_any_more_is_kept_and_its_redrive_refused(lab: MakeLab) -> None:
+    def version(source: str, **options: Any) -> Topology:
+        topology = Topology("moved", **options)
+        topology.source(source).map(lambda d: {"half": d["n"] / 2}, name="halve").sink("out")
+        return topology
+
+    one = lab(version("in"))
+    one.start()
+    one.publish("in", {"n": "four"})
+    one.kill()
+    one.start("b", version("other", drop=["in"]))
+    (letter,) = one.letters()
+    with pytest.raises(TopologyError, match="has no stage s1 any more") as caught:
+        one.run(one.client.redrive([letter]))
+    assert caught.value.code == "DX232"
+    assert one.letters() == [letter]
+
+
+def test_a_letter_of_a_source_that_was_renamed_is_redriven_where_it_went_on(lab: MakeLab) -> None:
+    def version(source: str, function: Any, **options: Any) -> Topology:
+        topology = Topology("moved", **options)
+        topology.source(source).map(function, name="halve").sink("out")
+        return topology
+
+    one = lab(version("in", lambda d: d["n"] / 2))
+    one.start()
+    one.publish("in", {"n": "four"})
+    one.kill()
+    one.start("b", version("other", lambda d: {"length": len(d["n"])}, renamed_from={"other": "in"}))
+    assert one.run(one.client.redrive(one.letters())) == 1
+    one.advance(20)  # until the engine that was killed counts as dead
+    assert one.outputs("out") == [{"length": 4}]
