@@ -127,9 +127,10 @@ class Partition:
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
         rest = effects.outputs[effects.done :] if effects.done else effects.outputs
-        if rest and not self._fits(rest):
-            rest = self._in_parts(arrival, effects.outputs, effects.done)
         batch = self.batches[-1]
+        if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not self._fits(rest):
+            rest = self._in_parts(arrival, effects.outputs, effects.done)
+            batch = self.batches[-1]
         if rest:
             self._append(batch, rest)
         if effects.changes:

@@ -57,7 +57,7 @@ class Process:
 
     def handle(self, arrival: Arrival, tables: Tables) -> Effects:
         """What an arrival causes."""
-        if tables.splits.rows and (split := tables.splits.rows.get(arrival.place)) is not None:
+        if (splits := tables.splits.rows) and (split := splits.get(arrival.place)) is not None:
             return self._rest(arrival, split, tables)
         return self._handled(arrival, tables, tables.number)
 
