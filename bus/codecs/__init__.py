@@ -37,8 +37,9 @@ _BUILT_IN = {
 }
 _BY_NAME: dict[str, _Known] = {"json": _BUILT_IN[JSON], "msgpack": _BUILT_IN[MSGPACK], "arrow": _BUILT_IN[ARROW]}
 _known: dict[str, _Known] = dict(_BUILT_IN)
-OF_TYPE: dict[type, _Known] = {}
-"""Whose data has a codec of its own."""
+_of_type: dict[type, _Known] = {}
+PLAIN: set[type] = {dict, list, str, int, float, bool, type(None)}
+"""Types whose data JSON has by nature, and for which no other codec is registered."""
 
 
 def register_codec(
@@ -63,7 +64,8 @@ def register_codec(
     if name.count("/") != 1 or ";" in name or any(c.isspace() for c in name):
         raise ConfigError(f"{media_type!r} is not a content type", code="DX104", fix="write type/subtype")
     _known[name] = _Known(name, encode, decode)
-    OF_TYPE.update(dict.fromkeys(types, _known[name]))
+    _of_type.update(dict.fromkeys(types, _known[name]))
+    PLAIN.difference_update([t for t in PLAIN if any(base in _of_type for base in t.__mro__)])
 
 
 def encode(data: object, codec: Codec = "json") -> tuple[bytes, str]:
@@ -72,7 +74,7 @@ def encode(data: object, codec: Codec = "json") -> tuple[bytes, str]:
     `auto` takes Arrow for arrays and tables, MessagePack where there are bytes, else JSON. Raises InvalidInput naming the
     type and the place of what cannot be encoded; ConfigError for an unknown codec, or where a package is missing.
     """
-    own = next((OF_TYPE[t] for t in type(data).__mro__ if t in OF_TYPE), None) if OF_TYPE else None
+    own = next((_of_type[t] for t in type(data).__mro__ if t in _of_type), None) if _of_type else None
     if own is not None:
         return _own(own, data), own.media_type
     if codec == "auto":

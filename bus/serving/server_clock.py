@@ -8,9 +8,10 @@ time neither stands still nor jumps for what is measured with it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, StreamInfo
 
 SLEW: Final = 0.1  # how much faster or slower than a second the clock's second may be, while a difference is made up for
 JUMP: Final = 10.0  # seconds behind the server from which on the clock is set forward at once: this machine has slept
@@ -20,11 +21,11 @@ class ServerClock:
     """Calling it gives the server's time now, in seconds since the epoch. It must have been asked before.
 
     Args:
-        stream: whose leader is asked.
+        stream: whose leader is asked. heard: is told what else it said.
     """
 
-    def __init__(self, bus: Bus, stream: str) -> None:
-        self._bus, self._stream = bus, stream
+    def __init__(self, bus: Bus, stream: str, heard: Callable[[StreamInfo], None] = lambda info: None) -> None:
+        self._bus, self._stream, self._heard = bus, stream, heard
         self._asked = False
         self._at = self._value = 0.0  # on the monotonic clock, and what the time was then
         self._rate, self._until = 1.0, 0.0  # seconds of ours a second, up to a time of the monotonic clock
@@ -50,6 +51,7 @@ class ServerClock:
         now = monotonic()
         if info is None:
             return 0.0
+        self._heard(info)
         unsure = (now - before) / 2  # the answer was made at some time between the question and its arrival
         there = info.now + unsure
         if not self._asked:

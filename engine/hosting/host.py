@@ -10,10 +10,10 @@ from typing import Any
 
 import structlog
 
-from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus import subjects, telemetry
+from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.serving.work_consumers import WorkConsumers
@@ -31,6 +31,7 @@ from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 
 READERS = 8  # partitions that catch up with a reader of their own at a time
+SOURCES_WAIT = 0.8  # of `max_bytes`: from here on the application's stream is kept for calls that are open
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -73,7 +74,9 @@ class Host:
         self.replicas, self.max_bytes = replicas, max_bytes
         self.heartbeat = heartbeat
         self.records = records
-        self.clock = ServerClock(bus, subjects.stream(app))
+        self.clock = ServerClock(bus, subjects.stream(app), self._heard)
+        self.room = asyncio.Event()  # set while sources need not wait for room in the application's stream
+        self.room.set()
         self.committer = Committer(bus, app, self.clock, claim_check_above)
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
@@ -107,6 +110,7 @@ class Host:
             revoked=self.membership.revoked,
             repair=TornCommits(self.bus, self.app, self.graphs),
             readers=asyncio.Semaphore(READERS),
+            room=self.room,
             most_inputs=self._most[0],
             most_open_calls=self._most[1],
             limit=payloads.most(self.bus),
@@ -137,6 +141,26 @@ class Host:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
         firsts = {(graph.name, graph.sources[0].name) for graph in self.graphs}
         return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
+
+    def _heard(self, stream: StreamInfo) -> None:
+        """Let sources wait while the stream is nearly full: what is left is for calls that are open, so that they can end."""
+        full = 0 < stream.max_bytes * SOURCES_WAIT <= stream.bytes
+        if full and self.room.is_set():
+            self.room.clear()
+            telemetry.emit("full", why=self.full)
+            _log.error("sources wait for room in the application's stream, nothing is lost", why=self.full, fix=StreamFull.fix)
+        elif not full and not self.room.is_set():
+            self.room.set()
+            telemetry.emit("room")
+            _log.info("sources go on: the application's stream has room again")
+
+    @property
+    def full(self) -> str:
+        """Why the stream takes nothing, or sources wait; "" while there is room."""
+        waits = f"sources wait: {SOURCES_WAIT:.0%} of the stream's max_bytes are used"
+        if self.committer.full:
+            return f"cannot commit: {self.committer.full}"
+        return "" if self.room.is_set() else waits
 
     def _part_failed(self, name: str, error: BaseException) -> None:
         self.failure = self.failure or error
@@ -178,7 +202,7 @@ class Host:
             "topologies": [g.name for g in self.graphs],
             "time": self.clock(),
             "commits": self.committer.commits,
-            "full": self.committer.full,
+            "full": self.full,
             "health": (self.membership.replaced if self.membership else "") or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
             "stages": [self._describe(r) for r in self.runners],

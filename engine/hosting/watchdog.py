@@ -115,8 +115,8 @@ class Watchdog:
             if result is not None and result.sequence > p.tables.position("records").sequence:
                 return "records of calls are not read"
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
-        if any(p.full for p in partitions):
-            return ""  # the source waits for workers
+        if any(p.full for p in partitions) or not runner.source.room.is_set():
+            return ""  # the source waits for workers, or for room in the stream
         return (
             "events of the source are not read"
             if event is not None and event.sequence > (runner.pumps["source"].at or 0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from orjson import dumps, loads
 
-from dspex.bus.codecs import JSON, OF_TYPE, Codec, decode, encode
+from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
 from dspex.bus.codecs.json import simpler_json
 from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import DspexError, RetryLater, from_dict
@@ -213,7 +213,7 @@ class Walk(EventContext):
 
 def written(data: object, codec: Codec) -> tuple[bytes, str]:
     """The bytes of data, and their content type. Raises InvalidInput."""
-    if codec == "json" and not OF_TYPE:
+    if codec == "json" and type(data) in PLAIN:
         try:
             body = dumps(data, simpler_json, OPTIONS)
         except TypeError:

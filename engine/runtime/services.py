@@ -33,6 +33,7 @@ class Services:
     most_inputs: arrivals of one partition in one commit.
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of one payload.
+    room: set while the application's stream has room for what sources bring: they wait for it.
     behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
@@ -45,6 +46,7 @@ class Services:
     revoked: Revoked
     repair: TornCommits
     readers: asyncio.Semaphore
+    room: asyncio.Event
     most_inputs: int = 500
     most_open_calls: int = 10_000
     limit: int = MOST

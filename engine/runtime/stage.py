@@ -77,7 +77,7 @@ class StageRunner:
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
         self._alarm = asyncio.Event()
         check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
-        self.source = SourceInput(services.bus, services.app, stage, source_stream, count, check)
+        self.source = SourceInput(services.bus, services.app, stage, source_stream, count, check, services.room)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
         self._refusals, self._seldom = Refusals(), Seldom(_log)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored

@@ -48,7 +48,7 @@ def _engines(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
         yield Fault("engine", f"no engine is running {topology}", "dspex run")
     for e in alive:
         if e["full"]:
-            yield Fault("stream", f"{e['engine']} cannot commit: {e['full']}", "raise max_bytes, or remove what is not needed")
+            yield Fault("stream", f"{e['engine']}: {e['full']}", "raise max_bytes, or remove what is not needed")
         if (health := e.get("health", "ok")) != "ok" and found["server"]["stream"]:
             yield Fault("engine", f"{e['engine']}: {health}", "look at its log, and start it again")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
@@ -25,7 +26,8 @@ class SourceInput:
     Attributes:
         created: when the stream was made; ids of events depend on it. 0 while the source cannot be read.
 
-    `check` compares positions with the stream, and gives when that was made. Raises SourceGap.
+    `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
+    application's stream has room for what a source brings.
     """
 
     name: ClassVar[str] = "source"
@@ -39,14 +41,17 @@ class SourceInput:
         stream: str,
         count: int,
         check: Callable[[Sequence[Partition], float], Awaitable[float]],
+        room: asyncio.Event,
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
+        self.room = room
         self.created = 0.0
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         filters = [self._stage.settings.subject]
-        return await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
+        reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
+        return _WhileThereIsRoom(reader, self.room)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         try:
@@ -102,3 +107,22 @@ class SourceInput:
             headers=own or None,
         )
         return NodeEvent(node, origin, content_type, m.data)
+
+
+class _WhileThereIsRoom:
+    """Reads a source, and waits while the application's stream is nearly full."""
+
+    def __init__(self, reader: Reader, room: asyncio.Event) -> None:
+        self._reader, self._room = reader, room
+
+    @property
+    def caught_up(self) -> bool:
+        return self._reader.caught_up
+
+    async def read(self, limit: int) -> list[Message]:
+        messages = await self._reader.read(limit)
+        await self._room.wait()
+        return messages
+
+    async def close(self) -> None:
+        await self._reader.close()

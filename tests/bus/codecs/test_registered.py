@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from dspex.bus.codecs import JSON, Codec, decode, encode, register_codec
@@ -49,3 +52,20 @@ def test_failures_of_a_registered_codec_are_data_errors() -> None:
 def test_a_codec_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(ConfigError):
         register_codec(name, encode=bytes, decode=bytes)
+
+
+def test_a_codec_registered_for_maps_encodes_what_a_sink_sends() -> None:
+    """In a process of its own: it holds for the whole process, and cannot be taken back."""
+    program = """
+from dspex.codecs import register_codec
+from dspex.testing import Driver
+from dspex.operators.topology import Topology
+register_codec("application/x-own", encode=lambda d: b"own", decode=lambda b: {"read": b.decode()}, types=[dict])
+topology = Topology("own")
+topology.source("in").map(lambda d: {**d, "more": 1}, name="more").sink("out")
+with Driver(topology) as d:
+    d.publish("in", {"n": 1})
+    print(d.outputs("out"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[{'read': 'own'}]"

@@ -148,7 +148,7 @@ def test_a_full_stream_is_told(lab: MakeLab) -> None:
         one.publish("in", {"n": n, "text": "x" * 500})
     one.advance(5)
     (message,) = wrong(one)
-    assert message.startswith("a cannot commit: ")
+    assert message.startswith("a: cannot commit: ")
 
 
 def test_partitions_that_nobody_owns_and_clocks_that_differ_are_told() -> None:

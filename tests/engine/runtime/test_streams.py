@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from engine_lab import SOURCES, STREAM, Lab
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, PayloadTooLarge, SubjectTaken, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
@@ -71,8 +72,6 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
     one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
     host = one.start(most_inputs=5)
     stream = one.server.streams[STREAM]
-    from dataclasses import replace
-
     config = stream.config
     room = {"max_messages": 100} if limit == "messages" else {"max_bytes": 20_000}
     stream.config = replace(config, **room)  # type: ignore[arg-type]
@@ -88,6 +87,34 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
     one.advance(10)
     assert [o["n"] for o in one.outputs("out")] == [n for n in range(30) for _ in range(10)]
     assert host.committer.full == ""
+
+
+def test_sources_wait_while_the_stream_is_nearly_full_and_open_calls_end(lab: MakeLab) -> None:
+    topology = Topology("nearly")
+    topology.source("in").predict("n -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    host = one.start()
+    one.store(NewMessage("out", codecs.json_bytes({"n": 0, "filler": "x" * 30_000})))
+    one.publish("in", {"n": 1})
+    one.advance(2)  # its call is open
+    stream, used = one.server.streams[STREAM], one.run(one.client.bus.stream(STREAM)).bytes
+    config = stream.config
+    stream.config = replace(config, max_bytes=int(used / 0.85))
+    one.advance(5)  # the engine asks how full it is
+    one.publish("in", {"n": 2})
+    one.advance(5)
+    assert one.run(one.client.status())["engines"][0]["full"] == "sources wait: 80% of the stream's max_bytes are used"
+    one.work()
+    one.advance(5)
+    assert [o["n"] for o in one.outputs("out")] == [0, 1]
+    stream.config = replace(config, max_bytes=used * 2)
+    one.advance(5)
+    one.work()
+    one.advance(5)
+    assert [o["n"] for o in one.outputs("out")] == [0, 1, 2]
+    assert one.run(one.client.status())["engines"][0]["full"] == ""
+    assert host.watchdog.health == "ok"
 
 
 class Picky(MemoryBus):
