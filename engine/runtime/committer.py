@@ -116,8 +116,8 @@ class Committer:
                 last = await self.bus.last(log.address.stream, log.address.subject)
                 return (last.sequence if last else 0) != log.sequence
             except BusError as e:
-                if not e.retryable:
-                    raise
+                if not e.retryable:  # there is no such stream any more: nobody knows what happened
+                    return False
             await asyncio.sleep(0.1)
 
     async def _drafts(self, taken: list[_Taken]) -> list[NewMessage]:

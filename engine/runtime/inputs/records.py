@@ -12,7 +12,7 @@ from msgpack.exceptions import UnpackException
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checker
 from dspex.bus.codecs.msgpack import unpacked
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
@@ -65,7 +65,7 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     """What a message with a record says; None where it says nothing about an open call.
 
     Whoever may write records can say what they like: the pool is that of the subject, and the event is the one that the
-    call was made for, or it is read from the request.
+    call was made for, or it is read from the request. Raises Unreachable while it is not known where that lies.
     """
     whole: Message | None = message
     if subjects.CLAIM_CHECK in message.headers:
@@ -82,6 +82,8 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
         return None
     if blake2b(record.event, digest_size=DIGEST).digest() == row.digest:  # ours, so it can be read
         return Answered(record, checker(NodeEvent).validate_python(unpacked(record.event), strict=True))
+    if row.work <= 0:
+        raise Unreachable("a record has another event than its call, and where its request lies is not known yet")
     return Answered(record, await requested(bus, app, row.work))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.codecs import msgpack_bytes
-from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import NodeEvent, Origin, pack_frame
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
+from dspex.bus.records import NodeEvent, Origin, pack_frame, unpack_event
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -86,6 +88,37 @@ def test_what_is_no_frame_is_passed_over(lab: MakeLab, data: bytes) -> None:
     one.advance(1)
     assert [request.inputs["text"] for request in one.requests()] == ["b"]
     goes_on(one)
+
+
+class Unheard(MemoryBus):
+    """A server whose answers to commits with requests come late."""
+
+    def __init__(self, one: Lab) -> None:
+        super().__init__(one.server, BusEvents())
+        self.answer = asyncio.Event()
+
+    async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
+        last = await super().commit(drafts, timeout=timeout)
+        if any(".work." in d.subject for d in drafts):
+            await self.answer.wait()
+        return last
+
+
+def test_a_record_with_another_event_that_comes_before_the_commits_answer_costs_the_event_nothing(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    bus = Unheard(one)
+    one.start(bus=bus)
+    one.publish("in", {"text": "mine"})
+    (request,) = one.requests()
+    assert request.record is not None
+    other = unpack_event(request.record.event)._replace(data=b'{"text": "theirs"}')
+    one.store(one.result(request, event=other.pack()))
+    one.advance(2)
+    bus.answer.set()
+    one.advance(3)
+    assert (one.outputs("out"), one.letters()) == ([{"text": "mine", "answer": "yes"}], [])
 
 
 def test_a_record_on_the_subject_of_another_pool_settles_no_call(lab: MakeLab) -> None:

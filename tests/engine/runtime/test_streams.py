@@ -10,7 +10,7 @@ import pytest
 from engine_lab import SOURCES, STREAM, Lab
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, PayloadTooLarge, SubjectTaken, Unsettled
+from dspex.bus.errors import BusError, Fenced, PayloadTooLarge, SubjectTaken, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.client.run import full_ids
@@ -138,6 +138,29 @@ class Failing(MemoryBus):
             self.left -= 1
             raise self.error
         return await super().commit(drafts, timeout=timeout)
+
+
+class Wiped(MemoryBus):
+    """A server that is wiped when the first output is committed: the commit is refused, and no log is there any more."""
+
+    done = False
+
+    async def commit(self, drafts: Any, *, timeout: float = 5.0) -> int:
+        if not self.done and any(d.subject == "out" for d in drafts):
+            self.done = True
+            await self.remove("stream", STREAM)
+            raise Fenced("wrong last sequence")
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_a_server_that_is_wiped_during_a_commit_ends_no_engine(lab: MakeLab) -> None:
+    topology = Topology("wiped")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    host = one.start(bus=Wiped(one.server, BusEvents()))
+    one.publish("in", {"n": 0})
+    one.advance(10)  # raises what an engine ended with
+    assert "is gone from the server" in host.watchdog.health
 
 
 @pytest.mark.parametrize(
