@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import pytest
 from engine_lab import STREAM, Lab, LateRecords
+from waiting import until
 
-from dspex.bus import subjects
+from dspex.bus import nats, subjects
+from dspex.bus.port import Delivery
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import work_consumers
+from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.engine.client.client import Client
+from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -128,3 +136,52 @@ def test_a_pool_takes_the_work_of_the_most_urgent_band_first(lab: MakeLab) -> No
     one.advance(60)
     order = [request.topology for request in one.asked]
     assert order == ["fast"] * 5 + ["usual"] * 5 + ["slow"] * 5
+
+
+@pytest.mark.asyncio
+async def test_on_the_real_server_open_calls_are_paid_once_after_their_consumer_was_deleted(
+    nats_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_consumers, "LOOK", 0.2)
+    topology, paid, stream = Topology("asking"), Counter[str](), subjects.stream(unique)
+    topology.source(f"{unique}.in").predict("text -> answer", name="ask").sink(f"{unique}.out")
+    bus = await nats.connect(nats_url)
+    host, client = Host(bus, unique, [topology.graph], engine="a"), Client(bus=bus, app=unique)
+
+    async def answer(request: CallRequest) -> CallRecord:
+        paid[request.call] += 1
+        return CallRecord(
+            call=request.call, try_number=request.try_number, attempt=request.attempt, topology=request.topology,
+            node=request.node, outputs={"answer": "yes"}, error=None, worker="test",
+        )  # fmt: skip
+
+    def worker() -> WorkLoop:
+        def accept(request: CallRequest, delivery: Delivery) -> Job:
+            return partial(answer, request)
+
+        loop = WorkLoop(bus, unique, "lightweight", accept, free=lambda: 100, failed=lambda error: None)
+        loop.start()
+        return loop
+
+    async def outputs(count: int) -> bool:
+        return await bus.count(stream, [f"{unique}.out"], after=0) == count
+
+    await host.start()
+    try:
+        for text in "abc":
+            await client.publish(f"{unique}.in", {"text": text})
+        first = worker()
+        await until(lambda: outputs(3))
+        await first.drain(1.0)
+        for text in "defgh":
+            await client.publish(f"{unique}.in", {"text": text})
+        await until(lambda: len(host.runners[0].partitions[0].tables.calls.rows) == 5)
+        await bus.request(f"$JS.API.CONSUMER.DELETE.{stream}.{NAME}", b"")
+        await until(lambda: bus.has_consumer(stream, NAME))
+        second = worker()
+        await until(lambda: outputs(8))
+        await second.drain(1.0)
+        assert (len(paid), set(paid.values())) == (8, {1})
+    finally:
+        await host.kill()
+        await bus.close()

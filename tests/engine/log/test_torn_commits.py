@@ -103,9 +103,11 @@ def test_what_is_torn_after_the_stream_was_rolled_back_is_found_though_that_plac
     one.kill()
     repair, stream = TornCommits(one.client.bus, APP, [split().graph]), one.server.streams[STREAM]
     one.run(repair.before(stream.last + 1, 0))
-    stream.purge(">", 10**9)
-    stream.last = 0
+    for sequence in [sequence for sequence in stream.messages if sequence > 3]:
+        one.run(one.client.bus.delete(STREAM, sequence))
+    stream.last = 3
     torn(one, 3)
+    assert left(one) == 3
     one.run(repair.before(stream.last + 1, 0))
     assert left(one) == 0
 
