@@ -100,11 +100,6 @@ class Reader(Protocol):
         """
         ...
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether all that was stored when the last message was sent has been read."""
-        ...
-
     async def close(self) -> None: ...
 
 

@@ -30,7 +30,6 @@ class MemoryReader:
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
         self._other = created not in (0.0, stream.created)  # the stream is not the one that was meant
-        self.caught_up = self._find() > stream.last
 
     def _find(self) -> int:
         # A position beyond the end stays where it is: it is the one from which on the caller wants to read.
@@ -50,7 +49,6 @@ class MemoryReader:
                 got.append(self._stream.messages[self._next])
                 self._next += 1
             if got:
-                self.caught_up = self._find() > self._stream.last
                 return got if self._bodies else [m._replace(data=b"") for m in got]
             self._waiting = self._stream.more()
             await self._bus.wait(self._waiting)

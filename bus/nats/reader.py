@@ -47,7 +47,6 @@ class NatsReader:
         self._unread: list[Message] = []
         self._bytes = 0  # of the unread
         self._asked = 0  # messages asked for that have not come
-        self._pending = 0  # messages in the stream behind the last that came
         self._quiet = 0  # heartbeats that should have come since anything came
         self._arrived = asyncio.Event()
         self._trouble = asyncio.Event()
@@ -81,10 +80,6 @@ class NatsReader:
         self._pull()
         return batch
 
-    @property
-    def caught_up(self) -> bool:
-        return not self._unread and self._pending == 0 and not self._trouble.is_set()
-
     async def close(self) -> None:
         if self._failed is None:
             self._fail(Unreachable("the reader is closed"))
@@ -109,7 +104,7 @@ class NatsReader:
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         await drop(self._connection, self._stream, self._name)
         config = ordered(self._name, self._filters, self._last, IDLE, bodies=self._bodies)
-        self._pending = await create(self._connection, self._stream, config)
+        await create(self._connection, self._stream, config)
         self._verified = await self._same_stream()
         self._pull()
 
@@ -194,12 +189,12 @@ class NatsReader:
         if not reply:
             self._status(protocol.headers(head))
             return
-        _, sequence, number, time, pending = delivery_of(reply)
+        _, sequence, number, time, _ = delivery_of(reply)
         if number != self._next:
             self._trouble.set()
             return
         self._next = number + 1
-        self._last, self._time, self._pending = sequence, time, pending
+        self._last, self._time = sequence, time
         self._asked -= 1
         self._bytes += len(data)
         self._unread.append(Message(subject.decode(), data, protocol.headers(head), sequence, time))

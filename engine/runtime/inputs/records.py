@@ -51,7 +51,7 @@ class RecordsInput:
     async def all_taken(self, p: Partition) -> bool:
         """Whether all records that are stored for a partition were taken: a stored record beats the deadline of its call.
 
-        The leader is asked, because a reader that says that it has caught up may speak of a time before it was cut off.
+        The leader is asked: a reader knows what has come, and not what was stored since it was cut off.
         """
         last = await self._bus.last(self._stream, self._subject(p))
         return last is None or last.sequence <= p.tables.position("records").sequence

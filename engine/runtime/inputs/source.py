@@ -115,10 +115,6 @@ class _WhileThereIsRoom:
     def __init__(self, reader: Reader, room: asyncio.Event) -> None:
         self._reader, self._room = reader, room
 
-    @property
-    def caught_up(self) -> bool:
-        return self._reader.caught_up
-
     async def read(self, limit: int) -> list[Message]:
         messages = await self._reader.read(limit)
         await self._room.wait()

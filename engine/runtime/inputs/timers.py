@@ -147,10 +147,6 @@ class _Clockwork:
     def __init__(self, input: TimersInput, partitions: Sequence[Partition]) -> None:
         self._input, self._partitions = input, partitions
 
-    @property
-    def caught_up(self) -> bool:
-        return True
-
     async def read(self, limit: int) -> list[Message]:
         while not (found := await self._input.due(self._partitions)):
             pass

@@ -77,19 +77,6 @@ async def test_a_reader_skips_messages_that_were_removed(bus: Bus, unique: str) 
 
 
 @pytest.mark.asyncio
-async def test_a_reader_knows_when_it_has_caught_up(bus: Bus, unique: str) -> None:
-    await stream(bus, unique)
-    await put(bus, f"{unique}.a", 1, 2, 3)
-    reader = await bus.reader(unique, [f"{unique}.a"], after=0, name=unique)
-    await take(reader, 1)
-    assert not reader.caught_up
-    await take(reader, 2)
-    assert reader.caught_up
-    nothing_new = await bus.reader(unique, [f"{unique}.a"], after=3, name=unique + "n")
-    assert nothing_new.caught_up
-
-
-@pytest.mark.asyncio
 async def test_reading_from_a_closed_reader_raises(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     reader = await bus.reader(unique, [f"{unique}.>"], after=0, name=unique)
