@@ -10,6 +10,7 @@ stream that captured them would answer them with its own acknowledgement (ADR-00
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from dspex.bus.errors import ConfigError
@@ -55,6 +56,7 @@ def is_pattern(pattern: str) -> bool:
     return bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith("$")
 
 
+@lru_cache(1 << 14)
 def matches(pattern: str, subject: str) -> bool:
     """Whether the NATS pattern (`*` one token, `>` the rest) takes the subject."""
     if pattern == subject:
@@ -79,6 +81,7 @@ def includes(wide: str, narrow: str) -> bool:
     return len(want) == len(have)
 
 
+@lru_cache(1 << 14)
 def overlap(a: str, b: str) -> bool:
     """Whether some subject is taken by both patterns (two streams, or two subjects of one, may not overlap)."""
     left, right = a.split("."), b.split(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ def process() -> dict[str, Any]:
     `boot`: of the machine since its start, for two machines may have one host name. `pids`: who gives the numbers, for
     containers share a machine. Both are "" where the system does not tell.
     """
+    return {**_machine(), "pid": os.getpid()}
+
+
+@cache
+def _machine() -> dict[str, str]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         pids = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         boot = pids = ""
-    return {"host": socket.gethostname(), "boot": boot, "pids": pids, "pid": os.getpid()}
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
 def is_dead(said: Mapping[str, Any]) -> bool:

@@ -66,6 +66,7 @@ class MemoryStream:
         self.messages: dict[int, Message] = {}
         self.consumers: dict[str, MemoryConsumer] = {}
         self._sizes: dict[int, int] = {}
+        self._matches: dict[tuple[str, ...], dict[str, bool]] = {}  # filters → subject → whether they take it
         self._of_subject: dict[str, dict[int, None]] = {}  # sequences in order; a dict, to remove from the middle
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
@@ -152,10 +153,13 @@ class MemoryStream:
 
     def find(self, filters: Sequence[str], start: int, stop: int) -> int:
         """The first sequence from `start` to `stop` that matches a filter; `stop` + 1 where there is none."""
+        known = self._matches.setdefault(tuple(filters), {})
         for sequence in range(max(start, self.first), stop + 1):
-            message = self.messages.get(sequence)
-            if message is not None and any(matches(f, message.subject) for f in filters):
-                return sequence
+            if (message := self.messages.get(sequence)) is not None:
+                if (subject := message.subject) not in known:
+                    known[subject] = any(matches(f, subject) for f in filters)
+                if known[subject]:
+                    return sequence
         return stop + 1
 
     def matching(self, filters: Sequence[str], start: int, stop: int) -> Iterator[Message]:
@@ -167,8 +171,8 @@ class MemoryStream:
 
     def count(self, filters: Sequence[str], after: int) -> int:
         """How many messages behind `after` match a filter."""
-        some = [sequences for name, sequences in self._of_subject.items() if any(matches(f, name) for f in filters)]
-        return sum(sequence > after for sequences in some for sequence in sequences)
+        some = [of for name, of in self._of_subject.items() if any(matches(f, name) for f in filters)]
+        return sum(sequence > after for of in some for sequence in of)
 
     def more(self) -> asyncio.Future[None]:
         """Is done when something is stored."""
@@ -234,8 +238,7 @@ class MemoryConsumer:
         while self.pulls and (sequence := self.ready()):
             pull = next((p for p in self.pulls if p.free()), None)
             if pull is None:
-                # room can be made without a word to us, so the only way is to ask again
-                if self._looking is None:
+                if self._looking is None:  # room can be made without a word to us, so the only way is to ask again
                     self._looking = asyncio.get_running_loop().call_later(self.LOOK_AGAIN, self._look)
                 return
             self.pulls.remove(pull)
