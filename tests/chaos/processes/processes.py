@@ -1,26 +1,20 @@
-"""What goes wrong in a chaos run on the real server: each fault is a function of the world and of a seeded random.
-
-A fault returns when it is over; who supervises the processes starts again what was killed. To add one, write the function and
-name it in FAULTS.
-"""
+"""What goes wrong with engines and workers."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
-
-from workload import PARTITIONS
-from world import APP, Process, World, last_words
 
 from dspex.bus import subjects
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.reading import latest
+from processes.process import Process, last_words
+from processes.world import APP, World
 
-Fault = Callable[[World, Random], Awaitable[None]]
+HOUR = 3600
 
 
 async def _one(world: World, random: Random, kind: str) -> Process:
@@ -65,11 +59,6 @@ async def kill_worker(world: World, random: Random) -> None:
     await random.choice([kill_pool, kill_child])(world, random)
 
 
-async def kill_server(world: World, random: Random) -> None:
-    """SIGKILL the server; it comes back on the same port and store."""
-    await world.restart_server()
-
-
 async def drain_engine(world: World, random: Random) -> None:
     """SIGTERM an engine, as an update does: it commits what it has walked, says that it has left, and ends with 0."""
     await _drain(world, await _one(world, random, "engine"))
@@ -110,7 +99,7 @@ async def take_over(world: World, random: Random) -> None:
 async def owners(world: World) -> dict[str, int]:
     """Log subject → process that wrote its last entry."""
     found: dict[str, int] = {}
-    for partition in range(PARTITIONS):
+    for partition in range(world.partitions):
         subject = subjects.log(APP, "chaos", "s1", partition)
         end = await latest(world.bus, LogAddress.of(APP, "chaos", "s1", partition))
         if end.at:
@@ -129,53 +118,29 @@ async def _freeze(process: Process, seconds: float) -> None:
     process.signal(signal.SIGCONT)
 
 
-async def freeze_server(world: World, random: Random) -> None:
-    """SIGSTOP the server for longer than a client waits for an answer (5 s), then SIGCONT: what was sent lands late."""
-    os.kill(world.server.pid, signal.SIGSTOP)
-    await asyncio.sleep(random.uniform(5.5, 8.0))
-    os.kill(world.server.pid, signal.SIGCONT)
+async def come_and_go(world: World, random: Random) -> None:
+    """An engine comes, or one leaves for good: by SIGTERM, or by SIGKILL. Between one and four live."""
+    living = [p for p in world.of("engine") if p.wanted]
+    if len(living) < 2 or (len(living) < 4 and random.random() < 0.5):
+        world.add_engine()
+        return
+    process = random.choice(living)
+    if random.random() < 0.5:
+        await _drain(world, process)
+    process.wanted = False
+    process.signal(signal.SIGKILL)
 
 
-async def cut_wires(world: World, random: Random) -> None:
-    """Abort every connection, wherever a message stands. Needs `World(wire=True)`."""
-    world.cutter.cut()
+async def step_engine_clock(world: World, random: Random) -> None:
+    """The clock of an engine's machine is set an hour ahead, an hour back, or right. Needs `World(clocks=True)`."""
+    await _step(world, random, "engine")
 
 
-async def hold_wires(world: World, random: Random) -> None:
-    """Nothing gets through for a while, then all of it. Needs `World(wire=True)`."""
-    world.cutter.hold()
-    await asyncio.sleep(random.uniform(0.5, 7.0))
-    world.cutter.let_go()
+async def step_pool_clock(world: World, random: Random) -> None:
+    """The same of a pool's machine."""
+    await _step(world, random, "pool")
 
 
-FAULTS: dict[str, Fault] = {
-    f.__name__.replace("_", "-"): f
-    for f in (
-        kill_engine,
-        kill_between_parts,
-        kill_pool,
-        kill_child,
-        kill_worker,
-        kill_server,
-        drain_engine,
-        drain_pool,
-        freeze_engine,
-        take_over,
-        freeze_pool,
-        freeze_server,
-        cut_wires,
-        hold_wires,
-    )
-}
-AT_ONCE = {"kill-between-parts"}  # it waits for its moment itself
-TARGETS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "engine": ("kill-engine",),
-    "worker": ("kill-worker",),
-    "server": ("kill-server",),
-    "all": ("kill-engine", "kill-worker", "kill-server"),
-    "drain": ("drain-engine", "drain-pool"),
-    "parts": ("kill-between-parts",),
-    "freeze": ("freeze-engine", "freeze-pool", "freeze-server"),
-    "wire": ("cut-wires", "hold-wires"),
-}
+async def _step(world: World, random: Random, kind: str) -> None:
+    assert world.clock is not None
+    world.clock.set((await _one(world, random, kind)).name, random.choice([HOUR, -HOUR, 0]))

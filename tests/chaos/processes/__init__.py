@@ -1,0 +1,1 @@
+"""The world of a chaos run: real processes on real servers, and what goes wrong with them."""
