@@ -26,6 +26,10 @@ class Clocks:
         self._file(name).write_bytes(struct.pack("q", 0))
         return {"LD_PRELOAD": str(self._library), "CHAOS_CLOCK": str(self._file(name))}
 
+    def ahead(self, name: str) -> int:
+        """By how many seconds a clock is ahead now."""
+        return int(struct.unpack("q", self._file(name).read_bytes())[0])
+
     def set(self, name: str, ahead: int) -> None:
         """From now on a process sees a clock that is `ahead` seconds ahead."""
         with self._file(name).open("r+b") as file:

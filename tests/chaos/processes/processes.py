@@ -143,4 +143,5 @@ async def step_pool_clock(world: World, random: Random) -> None:
 
 async def _step(world: World, random: Random, kind: str) -> None:
     assert world.clock is not None
-    world.clock.set((await _one(world, random, kind)).name, random.choice([HOUR, -HOUR, 0]))
+    name = (await _one(world, random, kind)).name
+    world.clock.set(name, random.choice([ahead for ahead in (HOUR, -HOUR, 0) if ahead != world.clock.ahead(name)]))

@@ -13,7 +13,7 @@ from random import Random
 
 from processes.world import EVENTS, World
 
-STORE = Path("$G", "streams", EVENTS)  # where the server keeps it
+STORE = Path("jetstream", "$G", "streams", EVENTS)  # where the server keeps it
 
 
 async def recreate_source(world: World, random: Random) -> None:
@@ -53,5 +53,6 @@ async def roll_back_source(world: World, random: Random) -> None:
 async def _perhaps_read(world: World, random: Random) -> None:
     """Sometimes wait until what is stored has come out, so that nothing of it may be missing."""
     if random.random() < 0.5:
-        while not all(world.ledger.begun(id) for id in world.publisher.stored):
+        gone = world.ledger.gone
+        while not all(world.ledger.begun(id) for id in world.publisher.stored if id not in gone):
             await asyncio.sleep(0.1)
