@@ -19,7 +19,7 @@ from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem
-from dspex.operators.typing import purity
+from dspex.operators.typing import code, purity
 from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
 
 Edges: TypeAlias = Sequence[tuple[NodeDraft, int]]
@@ -136,6 +136,7 @@ class Operator(Declaration):
             options=self.plain(arguments),
             outlets=outlets,
             shape=shapes[0] if outlets == 1 else shape,
+            code=code.digest_of(arguments.values()),
         )
         plan.add(draft)
         for e in errors:

@@ -52,6 +52,7 @@ class NodeDraft:
     outlets: int = 1
     place: SourceLine | None = None
     shape: Shape = UNKNOWN
+    code: str = ""
 
     def node(self, names: Mapping[NodeDraft, str]) -> Node:
         """The draft as a node of a graph."""
@@ -65,6 +66,7 @@ class NodeDraft:
             "type": self.shape.name,
             "fields": self.shape.texts,
             "named": self.name is not None,
+            "code": self.code,
         }
         match self.payload:
             case Source() as source:

@@ -115,6 +115,7 @@ class NodeBase:
         type: what its output is called, for people ("Triaged"); None where unknown.
         fields: output fields by name with their types as text; None where unknown.
         named: False where dspex made up the name.
+        code: what its functions do, as 12 hex digits; "" where it has none.
     """
 
     role: ClassVar[NodeRole]
@@ -127,6 +128,7 @@ class NodeBase:
     type: str | None = None
     fields: Mapping[str, str] | None = None
     named: bool = True
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,15 @@ CODECS = ("orjson", "msgpack")
 
 
 @cache
-def build(digest: str) -> Mapping[str, str]:
-    """The graph (its digest), dspex, Python, what encodes data, and the hash seed, on which the order of a set depends."""
+def build(digest: str, functions: str) -> Mapping[str, str]:
+    """The graph and its functions (their digests), dspex, Python, what encodes data, and the hash seed, on which the order of
+    a set depends.
+    """
     codecs = " ".join(f"{name} {_version(name)}" for name in CODECS)
     seed = os.environ.get("PYTHONHASHSEED") or "random"
     return {
         "graph": digest,
+        "functions": functions,
         "dspex": _version("dspex"),
         "python": platform.python_version(),
         "codecs": codecs,

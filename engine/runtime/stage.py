@@ -242,7 +242,8 @@ class StageRunner:
 
     def _log(self, index: int) -> CommitLog:
         address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)
-        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, build(self.stage.graph.digest), self._newest)
+        same = build(self.stage.graph.digest, self.stage.graph.functions)
+        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, same, self._newest)
 
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s

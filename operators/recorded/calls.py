@@ -24,7 +24,7 @@ from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import all_of
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec, consistent
-from dspex.operators.typing import purity
+from dspex.operators.typing import code, purity
 from dspex.operators.typing.names import V
 from dspex.operators.typing.shape import Shape
 
@@ -54,7 +54,9 @@ def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], S
     draft = plan.add(NodeDraft(kind, kind, name or "", inputs=list(inputs)))
     with plan.collecting(draft):
         spec = make()
-        draft.options, draft.shape, draft.payload = spec.plain(), spec.shape(shape), spec.to_call()
+        call = spec.to_call()
+        draft.options, draft.shape, draft.payload = spec.plain(), spec.shape(shape), call
+        draft.code = code.digest_of([call.fallback])
         for e in spec.misfits(shape):
             plan.refuse(draft, e)
         for value in spec.options.values():

@@ -161,7 +161,7 @@ def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim(lab: M
     (at, claim), (_, commit) = entries(one)
     assert (claim["kind"], claim["epoch"], claim["owner"], claim["manifest"]) == ("claim", 1, "a", 1)
     assert claim["build"]["graph"] == logged().digest
-    assert sorted(claim["build"]) == ["codecs", "dspex", "graph", "hash seed", "python"]
+    assert sorted(claim["build"]) == ["codecs", "dspex", "functions", "graph", "hash seed", "python"]
     assert commit["claim"] == at
     assert sorted(commit) == ["base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
 
