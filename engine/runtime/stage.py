@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -100,11 +100,10 @@ class StageRunner:
         """A commit of `p` is stored."""
         self._setbacks.pop(p.index, None)
         self._landed[p.index] = p.log.sequence
-        if p.copied is not None and not p.revoked:
-            self._snapshots.start(self._snapshot(p), f"partition {p.index}")
+        if p.copied is not None and p.copied[0] == p.log.sequence and not p.revoked:  # else it is being stored already
+            self._snapshots.start(self._snapshot(p, *p.copied), f"partition {p.index}")
 
-    async def _snapshot(self, p: Partition) -> None:
-        at, tables = p.copied or (0, {})
+    async def _snapshot(self, p: Partition, at: int, tables: Mapping[str, Any]) -> None:
         try:
             p.snapshot = await p.log.write_snapshot(at, tables)
         except BusError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import Ack, BusEvents, NewMessage
 from dspex.engine.log import commit_log
 from dspex.engine.log.entries import unpack
 from dspex.engine.log.reading import look
@@ -56,6 +59,32 @@ def test_a_recovery_reads_from_the_last_snapshot_on(lab: MakeLab) -> None:
     one.work()
     one.advance(5)
     assert len(one.outputs("out")) == MANY
+
+
+class SlowSnapshots(MemoryBus):
+    """Takes a second to store each piece of a snapshot, while commits go on."""
+
+    async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
+        if draft.subject.endswith(".snapshot"):
+            await asyncio.sleep(1.0)
+        return await super().publish(draft, timeout=timeout)
+
+
+def test_a_snapshot_that_is_slower_than_commits_is_stored_once_and_whole(lab: MakeLab) -> None:
+    one = lab(logged(), max_payload=10_000)
+    one.start(bus=SlowSnapshots(one.server, BusEvents()))
+    for n in range(MANY):
+        one.publish("in", {"text": str(n)})
+        one.advance(0.2)
+    named = [entry["snapshot"] for _, entry in entries(one) if "snapshot" in entry]
+    assert len(named) >= 2
+    assert all(at > 0 for at, *_ in named)
+    one.kill()
+    one.run(one.client.bus.purge(STREAM, LOG, below=named[-1][0] + 1))
+    one.start()
+    one.work()
+    one.advance(20)
+    assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
 
 
 def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
