@@ -11,7 +11,6 @@ JSON is read and written here where the codecs would only do the same: the way t
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +118,7 @@ class Process:
             return walk.enter(entry, event, arrival.clock, number), None
         except DspexError as e:
             return (), Failure(e, e.node or walk.node, excerpt(e))
-        except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
+        except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return (), raised(e, walk.node)
 
     def fallback(self, call: Call, event: NodeEvent) -> Mapping[str, object] | Failure:
@@ -128,7 +127,7 @@ class Process:
             return call.fallback(_read(event)) if call.fallback is not None else {}
         except DspexError as e:
             return Failure(e, event.node, excerpt(e))
-        except (Exception, SystemExit, CancelledError) as e:  # noqa: BLE001  nothing is awaited here: the function raised it
+        except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return raised(e, event.node)
 
     def answered(self, arrival: Arrival, answered: Answered, tables: Tables, number: int, *, held: bool = False) -> Effects:

@@ -76,6 +76,18 @@ def _cancelled() -> None:
     raise asyncio.CancelledError
 
 
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+class NoException(BaseException):
+    pass
+
+
+def _no_exception() -> None:
+    raise NoException
+
+
 class Mute(Exception):
     def __str__(self) -> str:
         raise RuntimeError("not even a message")
@@ -97,7 +109,7 @@ def _huge() -> None:
     raise ValueError("x" * 3_000_000)
 
 
-@pytest.mark.parametrize("poison", [_leave, _cancelled, _mute, _half_a_character, _deep, _huge])
+@pytest.mark.parametrize("poison", [_leave, _cancelled, _interrupted, _no_exception, _mute, _half_a_character, _deep, _huge])
 def test_whatever_a_function_raises_its_event_becomes_a_dead_letter_and_the_next_one_goes_on(poison: Any) -> None:
     topology = Topology("poison")
     topology.source("in").map(lambda d: poison() if d["bad"] else d, name="f").sink("out")
