@@ -46,7 +46,7 @@ def test_of_six_calls_in_one_process_only_the_one_that_ends_it_becomes_a_dead_le
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
     with project.start("run") as run:
         run.until("ready")
-        done = project.here("--json", "publish", project.input, "-f", "rows.jsonl", "--wait", "50s")
+        done = project.here("--json", "publish", project.input, "-f", "rows.jsonl", "--wait", "90s")
         assert done.code == 1, done.err
         letters = project.here("--json", "dlq", "ls").objects()
         assert [letter["event"]["data"]["text"] for letter in letters] == ["poison"]
