@@ -39,12 +39,12 @@ def publish(one: Lab, numbers: range) -> None:
 
 
 class Watched(MemoryBus):
-    """Counts batches of claims, and can answer from a replica that has seen nothing since it was made."""
+    """Counts batches and looks for torn commits, and can answer from a replica that has seen nothing since it was made."""
 
     def __init__(self, one: Lab, *, stale: bool = False) -> None:
         super().__init__(one.server, BusEvents())
         self.batches: list[int] = []
-        self.asked = 0
+        self.asked = self.looked = 0
         self.behind = one.server.streams[STREAM].last if stale else None
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
@@ -59,15 +59,21 @@ class Watched(MemoryBus):
             return found
         return {s: m for s, m in found.items() if m.sequence <= self.behind}
 
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        self.looked += list(filters) == [">"]
+        return await super().scan(stream, filters, start=start, stop=stop)
 
-def test_all_partitions_of_a_stage_are_claimed_in_one_batch_behind_one_question(lab: MakeLab) -> None:
+
+def test_all_partitions_of_a_stage_are_claimed_in_one_batch_behind_one_question_and_one_look(
+    lab: MakeLab,
+) -> None:
     one = lab(many())
     one.start()
     publish(one, range(20))
     one.kill()
     bus = Watched(one)
     host = one.start(bus=bus)
-    assert (bus.asked, bus.batches) == (1, [64])
+    assert (bus.asked, bus.batches, bus.looked) == (1, [64], 1)
     assert len(host.runners[0].partitions) == 64
     publish(one, range(20, 40))
     assert sorted(o["n"] for o in one.outputs("out")) == list(range(40))
