@@ -119,9 +119,7 @@ class Outage(MemoryBus):
 
 
 @pytest.mark.parametrize("lasts", [30.0, 30.5])
-@pytest.mark.parametrize(
-    "after", [0.1, 0.6]
-)  # seconds: whichever of them is the last that spoke, and the first that looks again
+@pytest.mark.parametrize("after", [0.1, 0.6])  # seconds: whoever spoke last, and looks first
 def test_an_outage_of_the_server_makes_no_engine_take_over_from_another(lab: MakeLab, after: float, lasts: float) -> None:
     one = lab(spread(8))
     for name in ("a", "b"):
