@@ -6,6 +6,7 @@ One short run, so that the machinery keeps working; the scenarios are run by `sc
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import full
 import psutil
@@ -27,3 +28,8 @@ def test_killed_engines_workers_and_servers_lose_and_double_nothing() -> None:
     report = full.judged("--events 60 --kills 1 --target all --engines 1 --size 1 --seed 11 --latency 0.02 --timeout 150")
     assert report.good, str(report)
     assert [p.cmdline() for p in descendants() - before] == []
+
+
+def test_the_documentation_lists_every_scenario() -> None:
+    page = (Path(__file__).parents[2] / "docs/testing.md").read_text()
+    assert [name for name in full.scenarios() if f"`{name}`" not in page] == []
