@@ -98,8 +98,7 @@ class Membership:
         while True:
             until = loop.time() + self.heartbeat
             try:
-                await self.once()
-                await self.clock.ask()
+                await asyncio.gather(self.once(), self.clock.ask())
                 while await self._changes(until):
                     await self._say()  # what is given up is taken by others at their next heartbeat
             except BusError as e:
@@ -118,8 +117,10 @@ class Membership:
 
     async def once(self) -> None:
         """One heartbeat: say what is owned, give up what should move, claim what is free. Raises BusError."""
-        await self._say()
-        members = self._of_newest(await self._living())
+        if not self._looked:  # who starts says so first: of two that start at once, one sees the other
+            await self._say()
+        _, living = await asyncio.gather(self._say(), self._living())  # at once: over a slow wire each takes long
+        members = self._of_newest(living)
         wanted = {part for part, engine in self._assigned(members).items() if engine == self.engine}
         for part in sorted(self.listed - wanted - self._leaving):
             _log.info("hands over", topology=part.topology, stage=part.stage, partition=part.number)

@@ -59,10 +59,12 @@ async def take_over(
         moved = await _claim(bus, some, lasts, clock, claimed, done)
         if moved:
             done.lost.extend(await _claim(bus, moved, await _leaders(bus, moved), clock, claimed, done))
-    if claimed:  # of all at once: over a slow wire one after another would take minutes
-        await repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))
+    if not claimed:
+        return done
     readers = asyncio.Semaphore(READ_AT_ONCE)
-    await asyncio.gather(*[_recover(log, tables(), readers, done) for log in claimed])
+    recoveries = [_recover(log, tables(), readers, done) for log in claimed]  # logs are never torn, so they are read meanwhile
+    torn = repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))  # of all claims at once
+    await asyncio.gather(torn, *recoveries)
     return done
 
 

@@ -1,6 +1,6 @@
 """The stage runner: owns some partitions of a stage, or none, and lets its pumps feed them.
 
-What changes ownership (own, recover, release) goes through one queue and stops all pumps first. A pump that ends with anything
+What changes ownership (own, recover, release) goes through one queue, and stops all pumps. A pump that ends with anything
 but a `DspexError` ends the runner with it, and so the engine: a failure is never silent.
 """
 
@@ -140,10 +140,10 @@ class StageRunner:
         try:
             while True:
                 orders = [await self._orders.get()]
-                await self._pumps.stop()
                 while not self._orders.empty():
                     orders.append(self._orders.get_nowait())
                 await self._obey(orders)
+                await self._pumps.stop()
                 self._start_pumps()
         finally:
             await self._pumps.stop()
@@ -192,7 +192,10 @@ class StageRunner:
         self._orders.put_nowait(_Order("release", index))
 
     async def _obey(self, orders: Sequence[_Order]) -> None:
-        """Carry out orders one after another; partitions that are to be claimed in a row are claimed together."""
+        """Carry out orders one after another; partitions that are to be claimed in a row are claimed together.
+
+        The pumps go on with the other partitions until what is claimed is read back.
+        """
         claims: dict[int, None] = {}
         for order in orders:
             if order.what in ("own", "recover"):
@@ -200,6 +203,7 @@ class StageRunner:
             elif order.what == "release":
                 await self._claim(list(claims))
                 claims = {}
+                await self._pumps.stop()
                 await self._give_up(order.partition)
             elif order.error is not None:
                 raise order.error
@@ -230,6 +234,7 @@ class StageRunner:
         """Claim partitions and begin to run them; those that could not be read now. Raises BusError."""
         s, logs, began = self.s, {self._log(index): index for index in indices}, monotonic()
         claims = await take_over(s.bus, list(logs), lambda: Tables(self.ordered, self._names), s.clock, s.repair)
+        await self._pumps.stop()
         for log, tables in claims.won:
             self._begin(logs[log], log, tables, monotonic() - began)
         for log, time in claims.ahead:

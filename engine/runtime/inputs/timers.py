@@ -62,6 +62,8 @@ class TimersInput:
         self._alarm.clear()
         now, found = self._clock(), []
         for p in partitions:
+            if p.revoked:
+                continue  # nobody takes them, so they would be found again at once, for ever
             due = p.tables.timers.due(now)
             if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
                 due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
