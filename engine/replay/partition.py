@@ -26,7 +26,7 @@ from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
-from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.records import RecordsInput, without_payload
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
@@ -204,6 +204,10 @@ def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
         return arrival._replace(refused=mark[1])
     if kind == "payload_gone":
         return arrival._replace(gone=True)
+    if kind == "record_gone" and isinstance(what, Answered):
+        return arrival._replace(what=without_payload(what))
+    if kind == "record_gone" and isinstance(what, Due) and isinstance(what.what, Answered):
+        return arrival._replace(what=what._replace(what=without_payload(what.what)))
     if kind == "gone" and isinstance(what, Due):
         return arrival._replace(what=what._replace(what=None))
     if kind == "again" and isinstance(what, Due):

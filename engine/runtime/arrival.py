@@ -15,10 +15,14 @@ from dspex.engine.runtime.request import Output
 
 
 class Answered(NamedTuple):
-    """The record of a call. `event`: what the call was made for; None where it is stored nowhere any more."""
+    """The record of a call. `event`: what the call was made for; None where it is stored nowhere any more.
+
+    `gone`: the payload of the record is stored nowhere any more; the record says so as its error.
+    """
 
     record: CallRecord
     event: NodeEvent | None
+    gone: bool = False
 
 
 class Due(NamedTuple):

@@ -54,6 +54,9 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
         return "refused", arrival.refused
     if arrival.gone:
         return ("payload_gone",)
+    answered = what.what if isinstance(what, Due) else what
+    if isinstance(answered, Answered) and answered.gone:
+        return ("record_gone",)
     if isinstance(what, Gap):
         return "gap", what.after, what.up_to, arrival.position
     if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):

@@ -153,7 +153,7 @@ class Partition:
             self._positions[input] = arrival.position
             batch.moved.add(input)  # put in the table once a batch: see _next_batch
         where, what, mark = sequence if item < 0 else (sequence, item), arrival.what, None
-        plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None)
+        plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None and not what.gone)
         if not plain or arrival.refused or arrival.gone:
             mark = mark_of(arrival)
         if mark is None and batch.taken and input != "timers":

@@ -132,7 +132,7 @@ class Process:
 
     def answered(self, arrival: Arrival, answered: Answered, tables: Tables, number: int, *, held: bool = False) -> Effects:
         """Settle an execution of a call. `held`: its record waited, and its time has come."""
-        record, event = answered
+        record, event, _ = answered
         row = tables.calls.rows.get(record.number) if record.number is not None else None
         if record.number is None or row is None or (row.id, row.try_number) != (record.call, record.try_number):
             return _DROPPED  # a repeat, or late: the call is closed, or asked again

@@ -192,10 +192,7 @@ class StageRunner:
         self._orders.put_nowait(_Order("release", index))
 
     async def _obey(self, orders: Sequence[_Order]) -> None:
-        """Carry out orders one after another; partitions that are to be claimed in a row are claimed together.
-
-        The pumps go on with the other partitions until what is claimed is read back.
-        """
+        """Carry out orders one after another, claims in a row together. Meanwhile the pumps go on with the other partitions."""
         claims: dict[int, None] = {}
         for order in orders:
             if order.what in ("own", "recover"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import ClassVar
 
@@ -71,7 +72,7 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     if subjects.CLAIM_CHECK in message.headers:
         whole = await payloads.checked_out(bus, app, message)
     if whole is None:
-        return None  # the call meets its deadline
+        return await _without_payload(bus, app, p, message)
     try:
         record = _record(whole.data)
     except DecodeError as e:
@@ -85,6 +86,25 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     if row.work <= 0:
         raise Unreachable("a record has another event than its call, and where its request lies is not known yet")
     return Answered(record, await requested(bus, app, row.work))
+
+
+async def _without_payload(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
+    """The end of a call whose record has lost its payload. The message's id names the call; see `request`."""
+    numbers = [int(word) for word in message.headers.get(subjects.MESSAGE_ID, "").split(".")[3:5] if word.isdecimal()]
+    row = p.tables.calls.rows.get(numbers[0]) if len(numbers) == 2 else None
+    if row is None or row.pool != message.subject.split(".")[3] or row.try_number != numbers[1]:
+        return None
+    if row.work <= 0:
+        raise Unreachable("a record has lost its payload, and where its request lies is not known yet")
+    a = p.process.address
+    record = CallRecord(row.id, row.try_number, row.attempts, a.topology, row.node, numbers[0])
+    return without_payload(Answered(record, await requested(bus, app, row.work)))
+
+
+def without_payload(answered: Answered) -> Answered:
+    """The same, as if the payload of the record were stored nowhere any more."""
+    record = replace(answered.record, outputs=None, error=payloads.gone(answered.record.node).as_dict())
+    return Answered(record, answered.event, gone=True)
 
 
 def _record(data: bytes) -> CallRecord:

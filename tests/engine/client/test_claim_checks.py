@@ -311,3 +311,24 @@ def test_a_payload_that_a_new_leader_does_not_have_yet_is_waited_for(checked: Ca
     one.advance(10)
     assert [o["text"] for o in one.outputs("out")] == [LARGE + "!"]
     assert one.letters() == []
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once_that_says_so(
+    checked: Callable[..., Lab], restored: bool
+) -> None:
+    one = checked(asking(deadline="1h"))
+    one.answers["ask"] = lambda inputs, request: {"answer": LARGE}
+    one.start()
+    one.publish("in", {"text": "a"})
+    one.kill()
+    one.work()
+    one.advance(1)
+    kept = dict(one.server.objects[subjects.objects(APP)])
+    forget(one, subjects.record(APP, "*", "asking", "s1", 0))
+    one.advance(100)  # older than what may not have come to every server yet
+    one.start()
+    one.advance(1)
+    assert [(d.node, d.code) for d in one.letters()] == [("ask", "DX511")]
+    if restored:  # a replay gives what was given
+        one.server.objects[subjects.objects(APP)].update(kept)
