@@ -129,8 +129,8 @@ def _stages(t: Terminal, stages: Sequence[StageRow], rates: Mapping[_Key, float 
     rows = [
         {
             "stage": f"{s['topology']}/{s['stage']}",
-            "source": s["source"],
-            "lag": "?" if s["lag"] is None else s["lag"],
+            "source": f"{s['source']} (dropped)" if s["dropped"] else s["source"],
+            "lag": "" if s["dropped"] else "?" if s["lag"] is None else s["lag"],
             "oldest": "" if s["oldest"] is None else f"{s['oldest']:g} s",
             "rate": "" if (rate := rates[_key(s)]) is None else f"{rate:g}/s",
             "open": s["open_calls"],

@@ -17,19 +17,21 @@ from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.serving.work_consumers import WorkConsumers
-from dspex.bus.tasks import Tasks
+from dspex.bus.tasks import Tasks, first
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
+from dspex.engine.log.dropped import Dropped, dropped, has_ended
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
-from dspex.engine.runtime.compile import compile_stage
+from dspex.engine.runtime.compile import Stage, compile_dropped, compile_stage
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 
+LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
 READERS = 8  # partitions that catch up with a reader of their own at a time
 SOURCES_WAIT = 0.8  # of `max_bytes`: from here on the application's stream is kept for calls that are open
 _log = structlog.get_logger("dspex.engine")
@@ -116,8 +118,9 @@ class Host:
             limit=payloads.most(self.bus),
             behind=self.consumers.behind,
         )
+        ending: dict[StageRunner, Dropped] = {}
         for graph in self.graphs:
-            self._add_runners(services, self.membership, graph, applied.manifests[graph.name])
+            ending |= await self._add_runners(services, self.membership, graph, applied.manifests[graph.name])
         await self.membership.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.membership.run(), "membership")
@@ -126,16 +129,47 @@ class Host:
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
         for runner in self.runners:
-            self._parts.start(runner.run(), f"{runner.topology}.{runner.stage.id}")
+            running = self._end(runner, ending[runner], self.membership) if runner in ending else runner.run()
+            self._parts.start(running, f"{runner.topology}.{runner.stage.id}")
 
-    def _add_runners(self, services: Services, membership: Membership, graph: Graph, applied: Manifest) -> None:
+    async def _add_runners(
+        self, services: Services, membership: Membership, graph: Graph, applied: Manifest
+    ) -> dict[StageRunner, Dropped]:
+        """Add the stages of a topology; those whose source was dropped, and of which something is left to do."""
+
+        def add(stage: Stage, stream: str, count: int, start: int) -> StageRunner:
+            runner = StageRunner(services, stage, stream, count, applied.version, start)
+            self.runners.append(runner)
+            membership.add(graph.name, applied.version, stage.id, count, runner)
+            return runner
+
         for source in graph.sources:
             id, count = applied.stages[source.name]
-            stage = compile_stage(graph, source, id)
-            start = applied.starts.get(source.name, 0)
-            runner = StageRunner(services, stage, applied.streams[source.name], count, applied.version, start)
-            self.runners.append(runner)
-            membership.add(graph.name, applied.version, id, count, runner)
+            add(compile_stage(graph, source, id), applied.streams[source.name], count, applied.starts.get(source.name, 0))
+        return {
+            add(compile_dropped(graph, gone.source, gone.stage), gone.stream, gone.partitions, 0): gone
+            for gone in await dropped(self.bus, self.app, graph.name, applied)
+            if not await has_ended(self.bus, self.app, gone)
+        }
+
+    async def _end(self, runner: StageRunner, gone: Dropped, membership: Membership) -> None:
+        """Run a stage whose source was dropped until nothing of it is left to do, in no engine."""
+        await first(runner.run(), self._ended(runner, gone))
+        self.runners.remove(runner)
+        self.watchdog.stalled.pop(f"{gone.topology}/{gone.stage}", None)
+        membership.remove(gone.topology, gone.stage)
+        await runner.drain()
+        _log.info("nothing is left to do for a source that was dropped", topology=gone.topology, source=gone.source)
+
+    async def _ended(self, runner: StageRunner, gone: Dropped) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                busy = any(p.tables.calls.rows for p in runner.partitions.values())
+                if not busy and await has_ended(self.bus, self.app, gone):
+                    return
+            except BusError as e:
+                _log.debug("cannot look now whether a stage has ended, trying again", why=e.message)
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""

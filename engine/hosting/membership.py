@@ -92,6 +92,11 @@ class Membership:
         self._stages[topology, stage] = (count, runner)
         self._versions[topology] = version
 
+    def remove(self, topology: str, stage: str) -> None:
+        """Nothing is left to do of a stage."""
+        del self._stages[topology, stage]
+        self.listed = {part for part in self.listed if part[:2] != (topology, stage)}
+
     async def run(self) -> None:
         """Send heartbeats and follow the others until cancelled."""
         loop = asyncio.get_running_loop()

@@ -114,6 +114,8 @@ class Watchdog:
             )
             if result is not None and result.sequence > p.tables.position("records").sequence:
                 return "records of calls are not read"
+        if runner.stage.dropped:
+            return ""
         event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
         if any(p.full for p in partitions) or not runner.source.room.is_set():
             return ""  # the source waits for workers, or for room in the stream

@@ -10,6 +10,7 @@ answer that stays right, since positions only move on, and whoever takes over be
                                                       last one that is older than the retention
     results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
     work                                              its call is open
+    all these of a stage whose source was dropped     its last entry is kept, or something of it is left to do
     events in the stream of sources                   a stage has not read them, or a dead letter or a redriven event that is
                                                       not read points at them
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -34,6 +35,7 @@ from dspex.bus.records import Letter, StoredAt
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
 from dspex.engine.log import redriven
+from dspex.engine.log.dropped import is_idle
 from dspex.engine.log.entries import LogAddress, bases, readable
 from dspex.engine.log.pages import pages
 from dspex.engine.log.positions import sequence_before
@@ -92,7 +94,10 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     await redriven.finish(bus, app)
     places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
+    live = {manifest.stages[source][0] for source in manifest.streams}
     kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in places}
+    for stage, index in [place for place in places if place[0] not in live]:
+        kept[stage, index] = await _of_dropped(bus, app, topology, stage, kept[stage, index], young)
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():
         await bus.purge(info.name, part.address.subject, below=min(part.log, young))
@@ -131,6 +136,14 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young
         return _Kept(address, index, 0, 0, {"work": 0})
     needed = tables.needed()  # what was read or written later lies behind the snapshot
     return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], oldest.at)})
+
+
+async def _of_dropped(bus: Bus, app: str, topology: str, stage: str, part: _Kept, young: int) -> _Kept:
+    """What is kept of a stage whose source was dropped: at last only its log, which tells how far the source was read."""
+    end = await bus.last(part.address.stream, part.address.subject)
+    if end is not None and end.sequence < young and await is_idle(bus, app, topology, stage, part.index):
+        return replace(part, needed=dict.fromkeys(("work", "records", "events"), NONE))
+    return part
 
 
 async def _before(bus: Bus, address: LogAddress, young: int, base: int) -> int:

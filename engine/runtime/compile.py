@@ -23,7 +23,7 @@ class Stage:
 
     Attributes:
         id: token of its subjects, fixed by the manifest.
-        source: the source node.
+        source: the source node. dropped: the topology has it no more: it is not read, and what is open comes to its end.
         entries: node → the step at which a NodeEvent enters there: the source, and its calls.
         calls: its call nodes by name.
     """
@@ -33,6 +33,7 @@ class Stage:
     source: SourceNode
     entries: dict[str, Handler]
     calls: dict[str, CallNode]
+    dropped: bool = False
 
     @property
     def settings(self) -> Source:
@@ -96,7 +97,18 @@ class _Fuse:
 
 def compile_stage(graph: Graph, source: SourceNode, id: str) -> Stage:
     """The stage that begins at `source`."""
+    return _compiled(graph, source, id, [source])
+
+
+def compile_dropped(graph: Graph, source: str, id: str) -> Stage:
+    """What is left of a stage whose source was dropped: all calls of the topology, with what follows them."""
+    stands_for = SourceNode(name=source, op="source", source=Source(source))
+    return _compiled(graph, stands_for, id, graph.calls, dropped=True)
+
+
+def _compiled(graph: Graph, source: SourceNode, id: str, entries: Sequence[Node], *, dropped: bool = False) -> Stage:
     fuse = _Fuse(graph, id)
-    fuse.step(source)
+    for node in entries:
+        fuse.step(node)
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
-    return Stage(id, graph, source, fuse.entries, calls)
+    return Stage(id, graph, source, fuse.entries, calls, dropped)

@@ -153,8 +153,10 @@ class StageRunner:
         self.stopped = None
         if self.partitions:
             for name, pump in self.pumps.items():
-                self._pumps.start(self._pumping(name, pump), name)
-            self._pumps.start(self._watching(), "watch")
+                if name != "source" or not self.stage.dropped:
+                    self._pumps.start(self._pumping(name, pump), name)
+            if not self.stage.dropped:
+                self._pumps.start(self._watching(), "watch")
 
     async def _pumping(self, name: str, pump: Pump) -> None:
         try:

@@ -104,6 +104,7 @@ class StageRow(TypedDict):
         events, retries: since the engines that run it were started.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
+        dropped: the topology has its source no more: it runs until its open calls are closed, and is then shown no more.
     """
 
     topology: str
@@ -121,6 +122,7 @@ class StageRow(TypedDict):
     retries: int
     dead_letters: int
     stopped: str | None
+    dropped: bool
 
 
 class PoolRow(TypedDict):

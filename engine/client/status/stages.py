@@ -45,10 +45,13 @@ class Look:
         self.bus, self.app, self.engines, self.stream = bus, app, engines, stream
 
     async def stages(self, manifests: Mapping[str, Manifest]) -> list[StageRow]:
-        """One row for each source of each topology. What is missing spoils no row but its own."""
+        """One row for each source of each topology, and for those that were dropped while calls of them are open.
+
+        What is missing spoils no row but its own.
+        """
         letters = dict(zip(manifests, await asyncio.gather(*map(self._letters, manifests))))
-        rows = [self._stage(t, m, source, letters[t]) for t, m in manifests.items() for source in m.streams]
-        return list(await asyncio.gather(*rows))
+        rows = [self._stage(t, m, source, letters[t]) for t, m in manifests.items() for source in m.stages]
+        return [row for row in await asyncio.gather(*rows) if row["open_calls"] or not row["dropped"]]
 
     async def _letters(self, topology: str) -> int:
         """The dead letters of a topology that are stored now."""
@@ -61,16 +64,17 @@ class Look:
         mine = [(e, s) for e in self.engines for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
         held = [s for _, s in mine if s["partitions"]]
         missing = sorted(set(range(count)) - {p["index"] for s in held for p in s["partitions"]})
+        stream = applied.streams.get(source)
         try:
             place = await self._place(topology, id, missing, held)
-            unread = await self._unread(applied.streams[source], source, max(place.read, applied.starts.get(source, 0)))
+            unread = await self._unread(stream, source, max(place.read, applied.starts.get(source, 0))) if stream else _Unread()
         except BusError as e:  # such as a log that another version of dspex has written
             place, unread = _Place(0, Counter()), _Unread(why=e.message)
         return {
             "topology": topology,
             "stage": id,
             "source": source,
-            "stream": applied.streams[source],
+            "stream": stream or "",
             "lag": unread.lag,
             "oldest": unread.oldest,
             "open_calls": sum(place.calls.values()),
@@ -82,6 +86,7 @@ class Look:
             "retries": sum(s["retries"] for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
+            "dropped": stream is None,
         }
 
     async def _place(self, topology: str, stage: str, missing: Sequence[int], held: Sequence[StageReport]) -> _Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
@@ -68,6 +69,13 @@ class SourceInput:
                 raise Unreachable(f"stream {self.stream} is not there", fix="create it again, or apply the topology: dspex run")
             self.created = info.created
         return self.created
+
+    async def is_there(self) -> bool:
+        """Whether its events can be read now. Of a source that was dropped nobody has found out yet."""
+        if not self.created and self._stage.dropped:
+            with suppress(BusError):
+                await self.made()
+        return self.created > 0
 
     def owner(self, message: Message) -> int:
         if self._count == 1:

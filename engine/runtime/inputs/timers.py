@@ -71,7 +71,7 @@ class TimersInput:
                 row = p.tables.calls.rows.get(number)
                 if timer.place is None and not (row is not None and row.work):
                     continue  # its request is in a commit whose answer has not come yet, though its record may have
-                if timer.place is not None and timer.place.input == "source" and not self._source.created:
+                if timer.place is not None and timer.place.input == "source" and not await self._source.is_there():
                     continue  # its event cannot be read now: it waits until the source is there again
                 found.append(Message(str(p.index), b"", {}, number))
             if self._lost is not None and not found:
