@@ -8,7 +8,7 @@ a key. The owners of calls whose request lies before that ask again, with the sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import orjson
@@ -26,12 +26,24 @@ ACK_WAIT: Final = 15.0  # seconds without a sign of life after which work is giv
 class WorkConsumers:
     """Keeps the consumers of these (pool, band) pairs there.
 
+    Args:
+        used: the pairs that new calls go to. waiting: gives those of the calls that are open now.
+
     Attributes:
         behind: (pool, band) → the consumer delivers only what lies behind this sequence.
     """
 
-    def __init__(self, bus: Bus, app: str, used: Iterable[tuple[str, int]], *, ack_wait: float = ACK_WAIT) -> None:
-        self.bus, self.app, self.used, self._ack_wait = bus, app, sorted(set(used)), ack_wait
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        used: Iterable[tuple[str, int]],
+        waiting: Callable[[], Iterable[tuple[str, int]]] = tuple,
+        *,
+        ack_wait: float = ACK_WAIT,
+    ) -> None:
+        self.bus, self.app, self._ack_wait = bus, app, ack_wait
+        self._used, self._waiting = frozenset(used), waiting
         self.behind: dict[tuple[str, int], int] = {}
 
     async def run(self) -> None:
@@ -45,9 +57,9 @@ class WorkConsumers:
 
     async def look(self) -> None:
         """Make the consumers that are missing. Raises BusError."""
-        if self.used:
+        if used := sorted(self._used.union(self._waiting())):
             bucket = await self.bus.bucket(subjects.bucket(self.app))
-            for pool, band in self.used:
+            for pool, band in used:
                 self.behind[pool, band] = await self._look(bucket, pool, band)
 
     async def _look(self, bucket: Bucket, pool: str, band: int) -> int:

@@ -84,7 +84,7 @@ class Host:
         self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
         calls = [n.call for g in self.graphs for n in g.calls]
-        self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls])
+        self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls], self._waiting)
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
@@ -170,6 +170,11 @@ class Host:
                     return
             except BusError as e:
                 _log.debug("cannot look now whether a stage has ended, trying again", why=e.message)
+
+    def _waiting(self) -> set[tuple[str, int]]:
+        """Pools and bands of open calls, which another version of their topology may have asked."""
+        rows = (row for r in self.runners for p in r.partitions.values() for row in p.tables.calls.rows.values())
+        return {(row.pool, row.band) for row in rows}
 
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""

@@ -55,6 +55,7 @@ class OpenCall(NamedTuple):
         work: sequence of the request; 0 until the commit's answer is known, negative in a log entry (see Partition).
         key: of the event, where results are released in the order of their key.
         held: sequence of its record, which waits; 0: none.
+        band: of priority, in which the request waits, whatever the operator's priority is now.
     """
 
     node: str
@@ -70,6 +71,7 @@ class OpenCall(NamedTuple):
     work: int = 0
     key: str | None = None
     held: int = 0
+    band: int = 1
 
     @property
     def alone(self) -> bool:

@@ -84,9 +84,10 @@ def request(
         alone=row.alone,
         record=record,
     )
-    subject = subjects.work(a.app, row.pool, a.topology, row.node, subjects.band(call.priority))
+    band = subjects.band(call.priority)
+    subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
     message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
-    row = row._replace(digest=blake2b(packed, digest_size=DIGEST).digest(), work=0, held=0)
+    row = row._replace(digest=blake2b(packed, digest_size=DIGEST).digest(), work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
 
 

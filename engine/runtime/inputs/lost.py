@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from dspex.bus import subjects
 from dspex.engine.log.rows import OpenCall
-from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.partition import Partition
 
@@ -17,8 +15,8 @@ Behind: TypeAlias = Mapping[tuple[str, int], int]
 class LostRequests:
     """Finds them. `behind`: (pool, band) → requests up to this sequence are not delivered any more."""
 
-    def __init__(self, stage: Stage, records: RecordsInput, behind: Behind) -> None:
-        self._stage, self._records, self._behind = stage, records, behind
+    def __init__(self, records: RecordsInput, behind: Behind) -> None:
+        self._records, self._behind = records, behind
         self._done: dict[int, tuple[int, Mapping[tuple[str, int], int]]] = {}  # partition → its claim, and `behind` then
 
     async def of(self, p: Partition) -> list[int]:
@@ -36,7 +34,7 @@ class LostRequests:
 
     def is_lost(self, p: Partition, number: int, row: OpenCall) -> bool:
         """Whether a call waits for a worker, and its request is not delivered any more."""
-        node, timer = self._stage.calls.get(row.node), p.tables.timers.rows.get(number)
-        if node is None or row.held or timer is None or timer.kind != "deadline":
+        timer = p.tables.timers.rows.get(number)
+        if row.held or timer is None or timer.kind != "deadline":
             return False
-        return 0 < row.work <= self._behind.get((row.pool, subjects.band(node.call.priority)), 0)
+        return 0 < row.work <= self._behind.get((row.pool, row.band), 0)

@@ -120,6 +120,27 @@ def test_a_call_that_waits_for_its_next_attempt_is_not_asked_early(lab: MakeLab)
     assert len(one.outputs("out")) == 1
 
 
+@pytest.mark.parametrize("change", [{"priority": 9}, {"pool": "gpu"}])
+def test_open_calls_are_asked_again_where_they_were_asked_before_their_operator_got_another_priority_or_pool(
+    lab: MakeLab, change: dict[str, Any]
+) -> None:
+    """Only the consumer that they wait for was deleted, and no operator uses it now."""
+    one = lab(asking())
+    one.start()
+    for n in range(5):
+        one.publish("in", {"text": str(n)})
+    one.drain()
+    one.start("b", asking(**change))
+    one.publish("in", {"text": "5"})
+    one.advance(SOON)
+    one.server.streams[STREAM].forget(NAME)
+    one.advance(SOON)
+    one.work("lightweight", "gpu")
+    one.advance(SOON)
+    assert sorted(o["text"] for o in one.outputs("out")) == list("012345")
+    assert len(one.asked) == 6
+
+
 def test_a_pool_takes_the_work_of_the_most_urgent_band_first(lab: MakeLab) -> None:
     topologies = []
     for name, options in (("slow", {"priority": 9}), ("usual", {}), ("fast", {"priority": 0})):
