@@ -101,7 +101,7 @@ class Pump:
                             await self._room(p)
                             await self._take(p, message)
                     self.at, self.at_time = message.sequence, message.time
-                    while passed and len(passed) == len(partitions):
+                    while passed and passed.keys() >= partitions.keys():
                         self._joined.clear()  # nobody is left to read for
                         await self._joined.wait()
         finally:
