@@ -108,6 +108,11 @@ def derived_id(parent: str, operator: str, ordinal: int) -> str:
     return f"{parent[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}"
 
 
+INHERITED = 4096
+"""Characters that id, run, key, session and trace of an event may have together: children have them in headers, and a server
+takes 64 KB of those.
+"""
+
 SEQUENCE = (1 << 44) - 1
 """The part of a sequence that `place_id` has room for: a stream that has more was numbered by hand."""
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import ConfigError, NotStored, PayloadTooLarge
+from dspex.bus.errors import ConfigError, InvalidInput, NotStored, PayloadTooLarge
+from dspex.bus.message import INHERITED
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.engine.client.run import AT, Run
@@ -51,7 +52,11 @@ def headers_of(
     more: Mapping[str, str] | None,
     content_type: str,
 ) -> dict[str, str]:
-    """The headers of an event. Raises ConfigError (DX107) where `more` has one that dspex sets itself."""
+    """The headers of an event. Raises ConfigError (DX107) where `more` has one that dspex sets itself; InvalidInput where what
+    is handed on to all that follows from the event is too long.
+    """
+    if len(key or "") + len(session or "") > INHERITED // 2:  # ids of the engine, and the trace, need the rest
+        raise InvalidInput(f"key and session have more than {INHERITED // 2:,} characters together", fix="use shorter ones")
     ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith(subjects.FROM_SERVER.lower())]
     if ours:
         raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")

@@ -41,6 +41,7 @@ from dspex.bus.errors import (
     TopologyError,
     WorkerLost,
 )
+from dspex.bus.message import INHERITED
 from dspex.bus.port import NewMessage
 from dspex.bus.records import Letter, NodeEvent, StoredAt
 from dspex.bus.settings.duration import seconds
@@ -166,7 +167,7 @@ def letter(
         headers=dict(headers or {}),
         stored=stored if gone else None,
     )
-    own = {subjects.EVENT_ID: event.origin.id, subjects.RUN: event.origin.run}
+    own = {subjects.EVENT_ID: event.origin.id[:INHERITED], subjects.RUN: event.origin.run[:INHERITED]}
     return NewMessage(subjects.dead(a.app, a.topology, whole.node), _fitting(whole, 3 * a.limit, stored), own)
 
 

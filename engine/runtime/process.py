@@ -20,7 +20,7 @@ from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
 from dspex.bus.codecs.json import simpler_json
 from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import DspexError, RetryLater, from_dict
-from dspex.bus.message import id_seed
+from dspex.bus.message import INHERITED, id_seed
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, StoredAt
 from dspex.bus.serving import payloads
@@ -32,7 +32,7 @@ from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, excerpt, letter, operator_gone, raised, refusal
-from dspex.engine.runtime.request import Address, Output, checked_subject, open_call, too_large
+from dspex.engine.runtime.request import Address, Output, checked_subject, headers_too_long, open_call, too_large
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.compile import Stage
@@ -167,16 +167,17 @@ class Walk(EventContext):
 
     def __init__(self, address: Address) -> None:
         super().__init__(address.topology)
-        self.address = address
-        self.number = 0
+        self.address, self.number = address, 0
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
 
     def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
-        self.origin, self.clock, self.number, self.node = event.origin, clock, number, event.node
-        outputs: list[Output] = []
-        self.outputs = outputs
+        o = event.origin
+        self.origin, self.clock, self.number, self.node = o, clock, number, event.node
+        if len(o.id) + len(o.run) + len(o.key or "") + len(o.session or "") + len(o.trace or "") > INHERITED:
+            raise headers_too_long(o)
+        self.outputs = outputs = list[Output]()
         self._ids = 0
         if self.counts:
             self.counts = {}

@@ -8,6 +8,7 @@ import structlog
 
 from dspex.bus import telemetry
 from dspex.bus.errors import DataError, DspexError, PayloadTooLarge
+from dspex.bus.seldom import Seldom
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.partition import Partition
 
@@ -23,14 +24,17 @@ class Refusals:
         self._one_by_one: dict[int, int] = {}  # index → arrivals that get a commit each after the next claim
         self._counted: Counter[tuple[int, Place]] = Counter()
         self._poison: dict[int, dict[Place, str]] = {}
+        self._seldom = Seldom(_log)
 
     def failed(self, p: Partition, error: DspexError) -> None:
         """A commit of a partition failed."""
         if isinstance(error, NAMES_CONTENT):
             self._one_by_one[p.index] = p.unsure
             self._suspect(p, error)
-        elif p.one_by_one:
+            return
+        if p.one_by_one:
             self._one_by_one[p.index] = p.unsure
+        self._seldom.warning("a commit failed: its partition is claimed again", why=error.message, **p.where)
 
     def _suspect(self, p: Partition, error: DspexError) -> None:
         batch = p.flying

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput, OutputTooLarge
-from dspex.bus.message import derived_id
+from dspex.bus.message import INHERITED, derived_id
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRequest, NodeEvent, RecordTo
+from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
 from dspex.bus.subjects import CAUSE, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
@@ -119,6 +119,15 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
 
 def too_large(node: str, size: int, most: int) -> OutputTooLarge:
     return OutputTooLarge(f"{node}: {size:,} bytes, and one payload may have {most:,}", node=node)
+
+
+def headers_too_long(o: Origin) -> InvalidInput:
+    sizes = {"id": len(o.id), "run": len(o.run), "key": len(o.key or ""), "session": len(o.session or "")}
+    longest = max(sizes, key=lambda name: sizes[name])
+    why = (
+        f"its headers are too long to be handed on: the {longest} has {sizes[longest]:,} characters, all together {INHERITED:,}"
+    )
+    return InvalidInput(why, fix="publish it with shorter ones")
 
 
 def checked_subject(sink: Sink, data: object) -> str:

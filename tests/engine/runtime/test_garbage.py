@@ -121,6 +121,25 @@ def test_a_record_with_another_event_that_comes_before_the_commits_answer_costs_
     assert (one.outputs("out"), one.letters()) == ([{"text": "mine", "answer": "yes"}], [])
 
 
+@pytest.mark.parametrize("name", [subjects.RUN, subjects.KEY, subjects.SESSION, subjects.TRACEPARENT])
+def test_an_event_whose_headers_no_output_could_repeat_is_a_dead_letter(lab: MakeLab, name: str) -> None:
+    one = asking(lab)
+    one.store(NewMessage("in", b'{"text": "a"}', {name: "x" * 60_000}))
+    one.advance(1)
+    (letter,) = one.letters()
+    assert (letter.node, letter.reason) == ("in", "InvalidInput")
+    goes_on(one)
+
+
+def test_a_frame_whose_event_has_an_id_that_no_output_could_repeat_is_a_dead_letter(lab: MakeLab) -> None:
+    one = asking(lab)
+    long = Origin("i" * 40_000, "in", "r" * 40_000, key="k" * 40_000)
+    one.store(NewMessage(EDGE, pack_frame([NodeEvent("in", long, "application/json", b'{"text": "a"}')])))
+    one.advance(1)
+    assert [letter.reason for letter in one.letters()] == ["InvalidInput"]
+    goes_on(one)
+
+
 def test_a_record_on_the_subject_of_another_pool_settles_no_call(lab: MakeLab) -> None:
     one = asking(lab)
     one.publish("in", {"text": "a"})
