@@ -232,9 +232,11 @@ What the engine does with an error is decided by its place in the tree, in `engi
 | error | what happens |
 |---|---|
 | `RetryLater` | the event is run again after `retry_after`, as often as asked |
-| `CallError` that is `retryable`, attempts left | the next attempt, after back-off with jitter |
-| `InvalidOutput` | one more attempt |
-| `CallError`, attempts spent, with a `fallback=` | its outputs are used; `Dspex-Fallback` in what follows names the error |
+| `LMUnavailable`, `RateLimited`, `Saturated`, `CircuitOpen` | growing pauses until the deadline; these count as no attempt |
+| `WorkerLost` | it is run again at once; after two deaths alone in a process, and only a death alone is an attempt |
+| another `CallError` that is `retryable`, attempts left | the next attempt, after back-off with jitter |
+| `InvalidOutput`, for the first time | one more attempt, if one is left |
+| `CallError`, attempts or time spent, with a `fallback=` | its outputs are used; `Dspex-Fallback` in what follows names it |
 | any other, with `on_error="skip"` | the event ends there |
 | any other | a dead letter with the event, the reason and the traceback |
 
