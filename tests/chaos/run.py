@@ -99,6 +99,7 @@ class Run:
         except TimeoutError:
             self.took = time.monotonic() - began
             late.append(Violation("a run comes to its end", self._unfinished(tasks)))
+        self.world.cutter.round_trip = 0.0  # a drain has a time of its own
         await self.world.drain(40.0)
         report = await self._judge()
         report.violations += late + [Violation("processes live and drain", p) for p in self.world.problems]
