@@ -1,7 +1,7 @@
 """The event: what a stream holds, as a user sees it, and the ids that tie events to a run.
 
 A child's id is derived from its parent's id, the operator and an ordinal, never drawn at random: an owner that takes over
-and walks the same event again emits the same ids, so a repeat is recognisable everywhere (DESIGN.md, 3). A random id
+and walks the same event again emits the same ids, so a repeat is recognisable everywhere. A random id
 would make every recovery look like new events.
 """
 

@@ -82,7 +82,7 @@ def test_importing_dspex_imports_nothing_heavy() -> None:
 
 
 def test_the_engine_starts_without_dspy() -> None:
-    """The engine knows programs by name and signature only (DESIGN.md, section 6)."""
+    """The engine knows programs by name and signature only."""
     assert not {"dspy", "litellm", "torch"} & loaded_by("from dspex import Engine, Topology, predict, connect")
 
 

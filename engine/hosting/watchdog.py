@@ -109,10 +109,10 @@ class Watchdog:
 
     async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
         for p in partitions:
-            result = await self.bus.last(
+            record = await self.bus.last(
                 subjects.stream(self.app), subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index)
             )
-            if result is not None and result.sequence > p.tables.position("records").sequence:
+            if record is not None and record.sequence > p.tables.position("records").sequence:
                 return "records of calls are not read"
         if runner.stage.dropped:
             return ""

@@ -1,6 +1,6 @@
 """Housekeeping: removes from an application's streams what nobody needs any more and the topology's retention does not keep.
 
-Nothing in the stream expires by itself (DESIGN: nothing that is still needed can expire), so the engine that owns the first
+Nothing in the stream expires by itself, so that nothing that is still needed can. So the engine that owns the first
 partition of a topology does this for all of it. It reads the logs, not its own memory: what a snapshot says is needed is an
 answer that stays right, since positions only move on, and whoever takes over begins at that snapshot or after it.
 
@@ -8,8 +8,8 @@ answer that stays right, since positions only move on, and whoever takes over be
     ------------------------------------------------  -----------------------------------------------------------------
     log entries, snapshots                            they are not before the last snapshot but one, and not before the
                                                       last one that is older than the retention
-    results and resumed events (`engine.records`)     they are not read, or wait for their time or for an earlier call
-    work                                              its call is open
+    records and redriven events (`engine.records`)    they are not read, or wait for their time or for an earlier call
+    requests of calls (work)                          their call is open
     all these of a stage whose source was dropped     its last entry is kept, or something of it is left to do
     events in the stream of sources                   a stage has not read them, or a dead letter or a redriven event that is
                                                       not read points at them
@@ -92,11 +92,11 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     if info is None or manifest is None:
         return
     await redriven.finish(bus, app)
-    places = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
+    partitions = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
     live = {manifest.stages[source][0] for source in manifest.streams}
-    kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in places}
-    for stage, index in [place for place in places if place[0] not in live]:
+    kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in partitions}
+    for stage, index in [one for one in partitions if one[0] not in live]:
         kept[stage, index] = await _of_dropped(bus, app, topology, stage, kept[stage, index], young)
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():

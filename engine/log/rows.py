@@ -53,7 +53,7 @@ class OpenCall(NamedTuple):
         attempts: those that count against `Retry.attempts`.
         invalid: those that ended in InvalidOutput. deaths: those whose worker died.
         work: sequence of the request; 0 until the commit's answer is known, negative in a log entry (see Partition).
-        key: of the event, where results are released in the order of their key.
+        key: of the event, where records are handled in the order of their key.
         held: sequence of its record, which waits; 0: none.
         band: of priority, in which the request waits, whatever the operator's priority is now.
     """

@@ -22,7 +22,6 @@ R = TypeVar("R")
 
 NONE = 1 << 62  # a sequence behind all others
 
-
 Change: TypeAlias = tuple[str, Any, Any]
 """(table, key, row); None as row: it goes."""
 
@@ -67,7 +66,7 @@ class Calls(Table[int, OpenCall]):
     """The open calls of a partition, by number.
 
     Args:
-        ordered: names of the call nodes whose results are released in the order of their key.
+        ordered: names of the call nodes whose records are handled in the order of their key.
         names: old name → new name of operators that were renamed.
     """
 
@@ -111,7 +110,7 @@ class Timers(Table[int, Timer]):
     def __init__(self) -> None:
         super().__init__(self._row)
         self._heap: list[tuple[float, int]] = []
-        self.parked = 0  # events that were put off
+        self.put_off = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
         due, kind, place, *rest = raw
@@ -119,11 +118,11 @@ class Timers(Table[int, Timer]):
 
     def put(self, key: int, row: Timer) -> None:
         heapq.heappush(self._heap, (row.due, key))
-        self.parked += (row.kind == "event") - self._counted(key)
+        self.put_off += (row.kind == "event") - self._counted(key)
         super().put(key, row)
 
     def drop(self, key: int) -> None:
-        self.parked -= self._counted(key)
+        self.put_off -= self._counted(key)
         super().drop(key)
 
     def _counted(self, number: int) -> int:

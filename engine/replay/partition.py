@@ -1,6 +1,6 @@
 """The replay of one partition from its log: the same arrivals again, and whether they give what they gave.
 
-The invariant (DESIGN.md, 3.3): with the same build, replaying a partition from any kept snapshot, or from nothing, to any
+The invariant: with the same build, replaying a partition from any kept snapshot, or from nothing, to any
 later entry gives the same messages and the same tables. An entry says which arrivals its commit took, in which order and with
 which clock; a mark holds what only the runtime knew. `handle` does the rest, as it did then. Nothing is written.
 """

@@ -73,7 +73,7 @@ class Verdict:
 
 
 def raised(e: BaseException, node: str) -> Failure:
-    """What a user's function raised. `traceback` also describes an exception whose own text cannot be made."""
+    """What a user's function raised, also an exception of which the text cannot be made: the library `traceback` can."""
     text = "".join(traceback.format_exception_only(e)).strip()
     fix = "correct the function or the data, then: dspex dlq redrive"
     reason = DataError(f"{node} raised {text}", code="DX507", node=node, fix=fix)

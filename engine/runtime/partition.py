@@ -95,12 +95,12 @@ class Partition:
         b = self.batches[-1]
         if len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES:
             return False
-        return not gated or len(self.tables.calls.rows) + self.tables.timers.parked < self.most_open
+        return not (gated and self.full)
 
     @property
     def full(self) -> bool:
         """Whether too much is open to admit more: what closes or wakes something is still taken."""
-        return len(self.tables.calls.rows) + self.tables.timers.parked >= self.most_open
+        return len(self.tables.calls.rows) + self.tables.timers.put_off >= self.most_open
 
     def take_in(self, arrival: Arrival) -> None:
         """Handle an arrival, and take in what it causes."""

@@ -1,4 +1,4 @@
-"""Interactive calls: requests over core NATS, answered on the caller's inbox, recorded afterwards (DESIGN.md, 4).
+"""Interactive calls: requests over core NATS, answered on the caller's inbox, recorded afterwards.
 
 A process is a member of its pool's queue group only while it has a free slot. So the server picks among processes that have
 one, and "nobody listens" reaches a caller at once as "saturated or absent". A request that arrives when the last slot has just

@@ -18,7 +18,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import look
 
 
-class _Place(NamedTuple):
+class _Reached(NamedTuple):
     """How far a stage is. `read`: all of its partitions have taken what is theirs up to here. `calls`: open ones, by pool."""
 
     read: int
@@ -66,10 +66,12 @@ class Look:
         missing = sorted(set(range(count)) - {p["index"] for s in held for p in s["partitions"]})
         stream = applied.streams.get(source)
         try:
-            place = await self._place(topology, id, missing, held)
-            unread = await self._unread(stream, source, max(place.read, applied.starts.get(source, 0))) if stream else _Unread()
+            reached = await self._reached(topology, id, missing, held)
+            unread = (
+                await self._unread(stream, source, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
+            )
         except BusError as e:  # such as a log that another version of dspex has written
-            place, unread = _Place(0, Counter()), _Unread(why=e.message)
+            reached, unread = _Reached(0, Counter()), _Unread(why=e.message)
         return {
             "topology": topology,
             "stage": id,
@@ -77,8 +79,8 @@ class Look:
             "stream": stream or "",
             "lag": unread.lag,
             "oldest": unread.oldest,
-            "open_calls": sum(place.calls.values()),
-            "calls": dict(place.calls),
+            "open_calls": sum(reached.calls.values()),
+            "calls": dict(reached.calls),
             "owners": sorted({e["engine"] for e, s in mine if s["partitions"]}),
             "partitions": count,
             "unowned": len(missing),
@@ -89,7 +91,7 @@ class Look:
             "dropped": stream is None,
         }
 
-    async def _place(self, topology: str, stage: str, missing: Sequence[int], held: Sequence[StageReport]) -> _Place:
+    async def _reached(self, topology: str, stage: str, missing: Sequence[int], held: Sequence[StageReport]) -> _Reached:
         """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
         read, calls = [p["source"] for s in held for p in s["partitions"]], Counter[str]()
         for s in held:
@@ -98,7 +100,7 @@ class Look:
             found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
             read += [tables.position("source").sequence for tables in found]
             calls.update(call.pool for tables in found for call in tables.calls.rows.values())
-        return _Place(min(read, default=0), calls)
+        return _Reached(min(read, default=0), calls)
 
     async def _unread(self, stream: str, source: str, after: int) -> _Unread:
         info = await self.bus.stream(stream)

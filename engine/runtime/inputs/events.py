@@ -64,17 +64,17 @@ class EventsInput:
                 found.append(Arrival(place, after, clock, event, stored=stored, gone=gone))
         return found
 
-    async def _fetched(self, message: Message, place: StoredAt | None) -> tuple[Message | None, Message | None, bool]:
+    async def _fetched(self, message: Message, at: StoredAt | None) -> tuple[Message | None, Message | None, bool]:
         """The frame with its body, None where that is stored nowhere any more; the message that has the data of its only
         event, where it refers to one; whether it refers to one whose data is stored nowhere any more.
 
         Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
         """
         whole = await payloads.checked_out(self._bus, self._app, message)
-        if place is None or place.stream not in (self._stream, self._source_stream):
+        if at is None or at.stream not in (self._stream, self._source_stream):
             return whole, None, False
         try:
-            data = await stored_in(self._bus, place.stream, place.sequence)
+            data = await stored_in(self._bus, at.stream, at.sequence)
         except NotStored as e:  # the source is not there now: its events may come back with it
             raise Unreachable(e.message, fix=e.fix) from e
         data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
