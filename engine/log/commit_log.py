@@ -108,8 +108,7 @@ class CommitLog:
 
         `covers`: messages of the commit before it. `snapshot`: the one that it names.
         """
-        changed = packed(tables)
-        size = self.bus.max_payload // 2
+        changed, size = packed(tables), self.piece
         pieces = [changed[i : i + size] for i in range(0, len(changed), size)] if len(changed) > size else []
         what: dict[str, object] = {"pieces": len(pieces)} if pieces else {"tables": tables}
         if snapshot is not None:  # the claim may be removed before this entry is: what it says is said again
@@ -117,6 +116,11 @@ class CommitLog:
         whole = {"kind": "commit", "claim": self.claimed, **self._frame(at), **body, **what, "covers": covers + len(pieces)}
         entry = NewMessage(self.address.subject, packed(whole), expect=self.sequence)
         return [*(NewMessage(self.address.pieces, piece) for piece in pieces), entry]
+
+    @property
+    def piece(self) -> int:
+        """Bytes of one piece, at most."""
+        return self.bus.max_payload // 2
 
     @property
     def snapshot_due(self) -> bool:
@@ -132,8 +136,7 @@ class CommitLog:
 
     async def write_snapshot(self, at: int, tables: Mapping[str, Any]) -> Snapshot:
         """Store the tables as of the entry at `at`. A commit may land in between: nothing here is part of one."""
-        whole = packed(tables)
-        size = self.bus.max_payload // 2
+        whole, size = packed(tables), self.piece
         sequences: list[int] = []
         for i in range(0, max(1, len(whole)), size):
             ack = await self.bus.publish(NewMessage(self.address.snapshots, whole[i : i + size]))

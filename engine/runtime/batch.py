@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
-from dspex.engine.log.entries import Snapshot
+from dspex.engine.log.entries import Snapshot, packed
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap
-from dspex.engine.runtime.request import Output
+from dspex.engine.runtime.request import Ask, Output
 
-MOST_OUTPUTS = COMMIT_LIMIT - 32  # the rest of a batch is the log entry, and pieces of a large one
+MOST_PIECES = 31  # of what one log entry cannot hold
+MOST_OUTPUTS = COMMIT_LIMIT - MOST_PIECES - 1  # the rest of a batch is the log entry, and its pieces
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
 
 
@@ -24,6 +25,7 @@ class Batch:
         taken: the order in which its arrivals were taken, as runs: [input, from, to, count, clock, mark].
         changes: of the tables; None while arrivals are still added.
         asked: number of a call → index in `messages` of its request.
+        size: bytes of the messages. changed: of the changes, about.
         entry: bytes of the log entry. snapshot: the one that it names.
         arrivals: how many; `place`: of the last one; `moved`: the inputs that they came from.
     """
@@ -36,6 +38,7 @@ class Batch:
     place: Place | None = None
     moved: set[str] = field(default_factory=set)
     size: int = 0
+    changed: int = 0
     entry: int = 0
     snapshot: Snapshot | None = None
 
@@ -66,15 +69,23 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
     return None if what is not None else ("moved", arrival.position)
 
 
-def most_that_fit(outputs: Sequence[Output]) -> int:
-    """How many of them one commit can hold; at least one."""
-    size = 0
-    for count, output in enumerate(outputs[:MOST_OUTPUTS]):
-        size += size_of(output)
-        if size > MOST_BYTES and count:
+def most_that_fit(outputs: Sequence[Output], batch: Batch, most_changed: int) -> int:
+    """How many of them a batch can hold besides what it has; at least one if it has nothing.
+
+    `most_changed`: bytes that all its changes may have.
+    """
+    size, changed, most = batch.size + batch.changed, batch.changed, MOST_OUTPUTS - len(batch.messages)
+    for count, output in enumerate(outputs[:most]):
+        if isinstance(output, NewMessage):
+            size += len(output.data)
+        else:
+            rows = rows_of(output)
+            size, changed = size + len(output.message.data) + rows, changed + rows
+        if (size > MOST_BYTES or changed > most_changed) and (count or batch.messages):
             return count
-    return min(len(outputs), MOST_OUTPUTS)
+    return min(len(outputs), most)
 
 
-def size_of(output: Output) -> int:
-    return len(output.data if isinstance(output, NewMessage) else output.message.data)
+def rows_of(asked: Ask) -> int:
+    """Bytes of the rows that come with a request."""
+    return len(packed((asked.number, asked.call, asked.number, asked.timer)))

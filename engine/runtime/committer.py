@@ -62,8 +62,10 @@ class Committer:
             size += partition.weight
             if partition.pending >= room or (taken and size > MOST_BYTES):
                 continue
-            del self._waiting[partition]
             messages = partition.take(self.clock(), room)
+            if messages is None:
+                continue
+            del self._waiting[partition]
             if messages:
                 taken.append(_Taken(partition, messages))
                 room -= len(messages)

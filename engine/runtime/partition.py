@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import structlog
+from msgpack import packb
 
 from dspex.bus import telemetry
 from dspex.bus.errors import DspexError
@@ -24,7 +25,7 @@ from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import OpenCall, Place, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
-from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, Batch, mark_of, most_that_fit, size_of
+from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, mark_of, most_that_fit, rows_of
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.request import Ask, Output
@@ -69,6 +70,7 @@ class Partition:
         self._request_commit = request_commit
         self.most_arrivals, self.most_open = most
         self._counters, self._alarm = counters, alarm
+        self._most_changed = (MOST_PIECES - 1) * log.piece  # bytes; one arrival may have more rows than were left
         self.one_by_one = 0
         self.poison: dict[Place, str] = {}
         self.copied: tuple[int, dict[str, Any]] | None = None  # the tables as of an entry, to be stored as a snapshot
@@ -93,7 +95,9 @@ class Partition:
         `gated`: it opens things, so it also waits while too much is open.
         """
         b = self.batches[-1]
-        if len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS or b.size >= MOST_BYTES:
+        if len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS:
+            return False
+        if b.size + b.changed >= MOST_BYTES or b.changed >= self._most_changed:
             return False
         return not (gated and self.full)
 
@@ -135,6 +139,7 @@ class Partition:
             self._append(batch, rest)
         if effects.changes:
             self.tables.change(effects.changes)
+            batch.changed += len(packb(effects.changes))
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
         self._note_taken(batch, arrival)
@@ -177,8 +182,8 @@ class Partition:
             if self.batches[-1].arrivals:
                 self._next_batch()
                 continue
-            count = most_that_fit(outputs[done:])
             batch = self.batches[-1]
+            count = most_that_fit(outputs[done:], batch, self._most_changed)
             self._append(batch, outputs[done : done + count])
             done += count
             split = Split(done, arrival.clock, first, digest(outputs[:done]))
@@ -194,10 +199,10 @@ class Partition:
         self.batches.append(Batch())
 
     def _fits(self, outputs: Sequence[Output]) -> bool:
-        b = self.batches[-1]
-        if len(b.messages) + len(outputs) > MOST_OUTPUTS:
+        b, count = self.batches[-1], len(outputs)
+        if len(b.messages) + count > MOST_OUTPUTS:
             return False
-        return len(outputs) < 2 or b.size + sum(map(size_of, outputs)) <= MOST_BYTES
+        return count < 2 or most_that_fit(outputs, b, self._most_changed) == count
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
@@ -206,6 +211,7 @@ class Partition:
             else:
                 message = output.message
                 batch.asked[output.number] = len(batch.messages)
+                batch.changed += rows_of(output)
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             batch.size += len(message.data)
             batch.messages.append(message)
@@ -219,23 +225,25 @@ class Partition:
     @property
     def weight(self) -> int:
         """Bytes of the next commit, about."""
-        return self.batches[0].size
+        return self.batches[0].size + self.batches[0].changed
 
-    def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage]:
-        """The next commit, of at most `room` messages, the log entry last; empty where there is none, or one is in flight."""
+    def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage] | None:
+        """The next commit, the log entry last; empty for none, or while one is in flight; None where it needs more room."""
         if self.flying or self.settled.is_set() or self.revoked:
             return []
         if len(self.batches) == 1:
             self._next_batch()
-        batch = self.batches.popleft()
-        self.flying, self._taken = batch, monotonic()
-        self.room.set()
+        batch = self.batches[0]
         changes, count = dict(batch.changes or {}), len(batch.messages)
         if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
             changes["calls"] = [(n, _relative(n, row, batch.asked, count)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(batch.messages), "taken": batch.taken}
+        *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=self.snapshot)
+        if len(pieces) + count >= room < COMMIT_LIMIT:
+            return None
+        self.flying, self._taken = self.batches.popleft(), monotonic()
+        self.room.set()
         batch.snapshot, self.snapshot = self.snapshot, None
-        *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=batch.snapshot)
         batch.entry = len(entry.data) + sum(len(piece.data) for piece in pieces)
         alone = len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages
         if alone and self.log.snapshot_due and self.copied is None and batch.snapshot is None:

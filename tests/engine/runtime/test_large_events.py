@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_lab import Cut, Lab
+from engine_lab import Cut, Lab, Slow
 
 from dspex.bus import subjects
 from dspex.bus.errors import PayloadTooLarge
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import partition_of
+from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -48,6 +51,44 @@ def test_2500_outputs_are_whole_and_of_one_clock_though_killed_between_any_parts
         assert len({o["at"] for o in outputs}) == 1
     ids = [m.headers[subjects.EVENT_ID] for m in one.messages("out")]
     assert len(set(ids)) == 2500
+
+
+class Counting(Slow):
+    """A connection that notes how many messages each commit has. Partitions wait for each other's commits."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server, 0.2)
+        self.counts: list[int] = []
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        self.counts.append(len(drafts))
+        return await super().commit(drafts, timeout=timeout)
+
+
+@pytest.mark.parametrize(("partitions", "count"), [(1, 960), (1, 3000), (2, 484)])
+def test_no_commit_has_more_messages_than_the_server_takes_however_long_the_log_entries_are(
+    lab: MakeLab, partitions: int, count: int
+) -> None:
+    """Each event opens so many calls, whose rows no single message of this server can hold."""
+    topology = Topology("asking")
+    calls = topology.source("in", partitions=partitions).flat_map(lambda d: [{"n": n} for n in range(d["count"])], name="many")
+    calls.predict("n: int -> answer", name="ask").sink("out")
+    one = lab(topology, max_payload=8192)
+    bus = Counting(one.server)
+    one.start(bus=bus)
+    keys = ["a", "d"][:partitions]
+    assert {partition_of(key, partitions) for key in keys} == set(range(partitions))
+    one.publish("in", {"count": 1}, key="a")  # while it is committed, the others wait
+    for key in keys:
+        one.publish("in", {"count": count}, key=key)
+    one.advance(5)
+    assert len(one.requests()) == 1 + partitions * count
+    assert max(bus.counts) <= COMMIT_LIMIT
+    one.work()
+    one.advance(20)
+    assert len(one.outputs("out")) == 1 + partitions * count
+    assert one.letters() == []
+    assert max(bus.counts) <= COMMIT_LIMIT
 
 
 def test_parts_of_several_events_at_once_are_not_taken_for_each_other(lab: MakeLab) -> None:
