@@ -488,13 +488,14 @@ class RetryLater(DspexError):
     fix = "nothing to do: the event is run again by itself"
 
     def __init__(self, message: str = "asked to be run again later", *, after: float = 1.0, **kw: Any) -> None:
-        if not _is_seconds(after):
+        if not is_seconds(after):
             raise ValueError(f"RetryLater(after={after!r}): after is seconds, 0 or more")
         super().__init__(message, retry_after=after, **kw)
 
 
-def _is_seconds(value: object) -> TypeIs[float]:
-    return isinstance(value, (int, float)) and 0 <= value < 1e10  # not NaN, not infinite, not negative
+def is_seconds(value: object) -> TypeIs[float]:
+    """Whether `value` is a number of seconds: not NaN, not infinite, not negative."""
+    return isinstance(value, (int, float)) and 0 <= value < 1e10
 
 
 def _walk(cls: type[DspexError]) -> list[type[DspexError]]:
@@ -514,7 +515,7 @@ def from_dict(data: Mapping[str, Any]) -> DspexError:
     kw: dict[str, Any] = {k: v for k in ("code", "fix", "node", "run") if isinstance(v := data.get(k), str)}
     cls, message = by_name(str(data.get("type", ""))), str(data.get("message", ""))
     after = data.get("retry_after")  # whatever somebody wrote there: only seconds count
-    after = float(after) if _is_seconds(after) else None
+    after = float(after) if is_seconds(after) else None
     if cls is RetryLater:  # the delay is its argument
         return RetryLater(message, after=1.0 if after is None else after, **kw)
     error = cls(message, retry_after=after, **kw)

@@ -91,5 +91,5 @@ class NatsSubscription:
         if len(self._waiting) >= MOST_WAITING:
             self._connection.events.error(f"the handler of {self._subject} is too slow: a message was dropped")
             return
-        self._waiting.append(Message(subject.decode(), data, protocol.headers(head), reply=reply.decode()))
+        self._waiting.append(Message(protocol.text(subject), data, protocol.headers(head), reply=protocol.text(reply)))
         self._arrived.set()

@@ -122,6 +122,11 @@ def batch(drafts: Sequence[NewMessage], *, id: str, reply: str, limit: int) -> b
 
 
 # -- what we get -------------------------------------------------------------------------------------------------
+def text(word: bytes) -> str:
+    """A subject as text. The server takes any bytes, and one that is no UTF-8 must not end the connection of its readers."""
+    return word.decode("utf-8", "replace")
+
+
 def headers(block: bytes) -> Headers:
     """The headers of a message; a status line (`NATS/1.0 404 No Messages`) gives `Status` and `Description`.
 
@@ -170,7 +175,7 @@ class WireParser:
         while (end := find(b"\r\n", position)) >= 0:
             line = data[position:end]
             if line.startswith((b"HMSG ", b"MSG ")):
-                words = line.split()
+                words = line.split(b" ")  # a subject may hold other white space
                 start = end + 2
                 stop = start + int(words[-1])
                 if stop + 2 > len(data):

@@ -197,7 +197,7 @@ class NatsReader:
         self._last, self._time = sequence, time
         self._asked -= 1
         self._bytes += len(data)
-        self._unread.append(Message(subject.decode(), data, protocol.headers(head), sequence, time))
+        self._unread.append(Message(protocol.text(subject), data, protocol.headers(head), sequence, time))
         if not self._arrived.is_set():
             self._arrived.set()
 

@@ -142,7 +142,7 @@ class _Scan:
                 self._over.set()
             return
         _, sequence, number, time, self._pending = delivery_of(reply)
-        self._found.append(Message(subject.decode(), data, headers, sequence, time))
+        self._found.append(Message(protocol.text(subject), data, headers, sequence, time))
         self._gap |= number != len(self._found)
         self._page += 1
         if self._page == self._batch:

@@ -193,7 +193,7 @@ class NatsWorkQueue:
             self._status(subject, headers)
             return
         at = delivery_of(reply)
-        message = Message(subject.decode(), data, headers, at.sequence, at.time)
+        message = Message(protocol.text(subject), data, headers, at.sequence, at.time)
         self._asked = max(0, self._asked - 1)
         self._left, self._moved = at.pending, asyncio.get_running_loop().time()
         self._waiting.append(NatsDelivery(message, at.delivered, self._connection, reply.decode(), self.ask_for_more))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -40,6 +40,7 @@ from dspex.bus.errors import (
     Saturated,
     TopologyError,
     WorkerLost,
+    is_seconds,
 )
 from dspex.bus.message import INHERITED
 from dspex.bus.port import NewMessage
@@ -72,17 +73,37 @@ class Verdict:
     row: OpenCall | None = None
 
 
+def refused(e: DspexError, node: str) -> Failure:
+    """An error of ours that came out of a walk. What a user's class or function has left out of it, or put into it, may be
+    anything: such an error is like any other exception.
+    """
+    texts = [getattr(e, name, None) for name in ("message", "code", "fix")]
+    maybe = [text for name in ("node", "run") if (text := getattr(e, name, "")) is not None]
+    after = getattr(e, "retry_after", None)
+    if not all(isinstance(text, str) for text in (*texts, *maybe)) or not (after is None or is_seconds(after)):
+        return raised(e, node)
+    return Failure(e, e.node or node, excerpt(e))
+
+
 def raised(e: BaseException, node: str) -> Failure:
-    """What a user's function raised, also an exception of which the text cannot be made: the library `traceback` can."""
-    text = "".join(traceback.format_exception_only(e)).strip()
+    """What a user's function raised."""
     fix = "correct the function or the data, then: dspex dlq redrive"
+    text = _described(e, traceback.format_exception_only).strip()
     reason = DataError(f"{node} raised {text}", code="DX507", node=node, fix=fix)
     return Failure(reason, node, excerpt(e))
 
 
 def excerpt(e: BaseException) -> str:
     """The end of a traceback."""
-    return "".join(traceback.format_exception(e))[-TRACEBACK_LIMIT:]
+    return _described(e, traceback.format_exception)[-TRACEBACK_LIMIT:]
+
+
+def _described(e: BaseException, how: Callable[[BaseException], list[str]]) -> str:
+    """An exception as text. It is the user's own, so that asking it may raise another one."""
+    try:
+        return "".join(how(e))
+    except Exception as other:  # noqa: BLE001  somebody else's class
+        return f"{type(e).__name__}, which cannot be described: that raises {type(other).__name__}"
 
 
 def refusal(why: str, node: str) -> BusError:
@@ -158,7 +179,7 @@ def letter(
         event = event._replace(data=b"")
     whole = Letter(
         topology=a.topology,
-        node=failure.node or event.node,
+        node=_text(failure.node or event.node),
         event=event._replace(attempts=event.attempts + 1),
         redrive=subjects.edge(a.app, a.topology, a.stage, a.partition),
         error={k: _text(v[:TRACEBACK_LIMIT]) if isinstance(v, str) else v for k, v in failure.error.as_dict().items()},
@@ -167,7 +188,8 @@ def letter(
         headers=dict(headers or {}),
         stored=stored if gone else None,
     )
-    own = {subjects.EVENT_ID: event.origin.id[:INHERITED], subjects.RUN: event.origin.run[:INHERITED]}
+    own = {subjects.EVENT_ID: event.origin.id, subjects.RUN: event.origin.run}
+    own = {name: value[:INHERITED] for name, value in own.items() if value.isprintable()}  # who published may have chosen it
     return NewMessage(subjects.dead(a.app, a.topology, whole.node), _fitting(whole, 3 * a.limit, stored), own)
 
 

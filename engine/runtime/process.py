@@ -31,7 +31,7 @@ from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.calls import Asked, Settlement
-from dspex.engine.runtime.failure import Failure, excerpt, letter, operator_gone, raised, refusal
+from dspex.engine.runtime.failure import Failure, letter, operator_gone, raised, refusal, refused
 from dspex.engine.runtime.request import Address, Output, checked_subject, headers_too_long, open_call, too_large
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Process:
         try:
             return walk.enter(entry, event, arrival.clock, number), None
         except DspexError as e:
-            return (), Failure(e, e.node or walk.node, excerpt(e))
+            return (), refused(e, walk.node)
         except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return (), raised(e, walk.node)
 
@@ -126,7 +126,7 @@ class Process:
         try:
             return call.fallback(_read(event)) if call.fallback is not None else {}
         except DspexError as e:
-            return Failure(e, event.node, excerpt(e))
+            return refused(e, event.node)
         except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return raised(e, event.node)
 

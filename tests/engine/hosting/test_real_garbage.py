@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import msgpack
@@ -72,4 +73,47 @@ async def test_an_engine_passes_over_garbage_while_it_runs_and_when_it_starts(na
         assert [row["topology"] for row in (await client.status())["stages"]] == ["echo"]
         await host.drain()
         await spoil(bus, unique)
+    await bus.close()
+
+
+ODD = [
+    (b"bytes", b"\xff\xfe", b""),
+    (b"white space", b"a\x0bb\x0cc", b""),
+    (b"a line break in a header", b"a", b"Dspex-Run: a\nb\r\n"),
+    (b"no text in a header", b"a", b"Dspex-Key: \xff\xfe\r\n"),
+    (b"large headers", b"a", b"Dspex-Run: " + b"r" * 30_000 + b"\r\nDspex-Key: " + b"k" * 35_400 + b"\r\n"),
+]
+
+
+async def publish_raw(url: str, subject: bytes, headers: bytes, data: bytes) -> None:
+    """Publish what the libraries of NATS refuse, and the server takes."""
+    host, _, port = url.removeprefix("nats://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"NATS/1.0\r\n%b\r\n" % headers
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+    writer.write(b"HPUB %b %d %d\r\n%b%b\r\nPING\r\n" % (subject, len(head), len(head) + len(data), head, data))
+    while not (line := await reader.readline()).startswith(b"PONG"):
+        assert not line.startswith(b"-ERR"), line
+    writer.close()
+
+
+@pytest.mark.asyncio
+async def test_an_event_that_only_a_server_would_take_stops_nothing(nats_url: str, unique: str) -> None:
+    made = Topology("echo")
+    made.source(f"{unique}.in.>").map(lambda d: d, name="same").sink(f"{unique}.out")
+    bus = await nats.connect(nats_url)
+    host = Host(bus, unique, [made.graph], engine="engine", heartbeat=0.2)
+    await host.start()
+    client = Client(bus=bus, app=unique)
+    for n, (_, subject, headers) in enumerate(ODD):
+        await publish_raw(nats_url, f"{unique}.in.".encode() + subject, headers, b'{"n": %d}' % n)
+        await client.publish(f"{unique}.in.last", {"n": 100 + n})
+
+    async def done() -> bool:
+        return len(await numbers(bus, unique)) + len([d async for d in client.dead_letters("echo")]) == 2 * len(ODD)
+
+    await until(done)
+    assert set(await numbers(bus, unique)) >= {100, 101, 102, 103, 104, 0, 1, 3}
+    assert host.failure is None
+    await host.drain()
     await bus.close()

@@ -10,7 +10,7 @@ from dspex.bus import errors as e
 from dspex.bus.records import CallSpec
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.engine.log.rows import OpenCall
-from dspex.engine.runtime.failure import decide
+from dspex.engine.runtime.failure import decide, raised
 
 SPEC = CallSpec("predict", "a -> b", "a -> b")
 FOREVER = 1e9
@@ -140,3 +140,16 @@ def test_an_attempt_that_would_begin_after_the_deadline_is_not_made() -> None:
 def test_a_program_that_raises_retry_later_is_run_again_any_number_of_times() -> None:
     verdict = decide(e.RetryLater(after=7.0), row(1, try_number=99), call(), FOREVER)
     assert (verdict.what, verdict.after, verdict.row) == ("retry", 7.0, row(1, try_number=100))
+
+
+class Noted(Exception):
+    @property
+    def __notes__(self) -> list[str]:
+        raise RuntimeError("no notes")
+
+
+def test_an_exception_that_cannot_even_be_described_is_a_failure_like_any_other() -> None:
+    failure = raised(Noted("x"), "f")
+    assert failure.node == "f"
+    assert failure.error.message == "f raised Noted, which cannot be described: that raises RuntimeError"
+    assert "Noted" in failure.traceback

@@ -151,3 +151,22 @@ def test_a_record_on_the_subject_of_another_pool_settles_no_call(lab: MakeLab) -
     one.work()
     one.advance(1)
     assert one.outputs("out") == [{"text": "a", "answer": "yes"}]
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 18, "0", "x", "", "٣"])
+def test_a_record_without_its_payload_may_name_any_call(lab: MakeLab, number: str) -> None:
+    one = asking(lab)
+    headers = {subjects.CLAIM_CHECK: "a" * 64, subjects.MESSAGE_ID: f"asking.s1.0.{number}.1.nonce"}
+    one.store(NewMessage(subjects.record(APP, "lightweight", "asking", "s1", 0), b"", headers))
+    one.advance(100)  # its payload is waited for
+    goes_on(one)
+
+
+@pytest.mark.parametrize("run", ["a\nb", "a\rb", "\0", "r" * 70_000, "r" * 900_000, " ", "é\u2028"])
+def test_an_event_of_any_run_stops_nothing(lab: MakeLab, run: str) -> None:
+    one = asking(lab)
+    frame = pack_frame([NodeEvent("in", Origin("id", "in", run), "application/json", b'{"text": "a"}')])
+    one.store(NewMessage(EDGE, frame))
+    one.advance(5)
+    goes_on(one)
+    assert len(one.outputs("out")) + len(one.letters()) == 3

@@ -9,7 +9,7 @@ import pytest
 from engine_lab import Lab
 from pydantic import BaseModel, Field
 
-from dspex.bus.errors import RetryLater
+from dspex.bus.errors import DataError, RetryLater
 from dspex.bus.port import StreamConfig
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -109,7 +109,30 @@ def _huge() -> None:
     raise ValueError("x" * 3_000_000)
 
 
-@pytest.mark.parametrize("poison", [_leave, _cancelled, _interrupted, _no_exception, _mute, _half_a_character, _deep, _huge])
+class Unmade(DataError):
+    def __init__(self) -> None:
+        """Leaves out what the class above sets."""
+
+
+def _unmade() -> None:
+    raise Unmade
+
+
+def _changed(name: str, value: object) -> Callable[[], None]:
+    def poison() -> None:
+        error = RetryLater() if name == "retry_after" else DataError("bad")
+        setattr(error, name, value)
+        raise error
+
+    return poison
+
+
+PLAIN = [_leave, _cancelled, _interrupted, _no_exception, _mute, _half_a_character, _deep, _huge, _unmade]
+NODES = [_changed("node", 5), _changed("run", b""), _changed("message", None), _changed("fix", object()), _changed("code", 7)]
+DELAYS = [_changed("retry_after", "5s"), _changed("retry_after", float("nan")), _changed("retry_after", -1)]
+
+
+@pytest.mark.parametrize("poison", [*PLAIN, *NODES, *DELAYS])
 def test_whatever_a_function_raises_its_event_becomes_a_dead_letter_and_the_next_one_goes_on(poison: Any) -> None:
     topology = Topology("poison")
     topology.source("in").map(lambda d: poison() if d["bad"] else d, name="f").sink("out")
