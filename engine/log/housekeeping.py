@@ -100,8 +100,9 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         kept[stage, index] = await _of_dropped(bus, app, topology, stage, kept[stage, index], young)
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():
-        await bus.purge(info.name, part.address.subject, below=min(part.log, young))
-        await bus.purge(info.name, part.address.pieces, below=min(part.log, young))
+        below = min(part.log, young)
+        await bus.purge(info.name, part.address.subject, below=below)
+        await bus.purge(info.name, part.address.pieces, below=await _pieces(bus, part.address, below))
         await bus.purge(info.name, part.address.snapshots, below=part.snapshots)
         records_of, events_of = (
             subjects.record(app, "*", topology, stage, index),
@@ -136,6 +137,13 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young
         return _Kept(address, index, 0, 0, {"work": 0})
     needed = tables.needed()  # what was read or written later lies behind the snapshot
     return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], oldest.at)})
+
+
+async def _pieces(bus: Bus, address: LogAddress, below: int) -> int:
+    """The first message that the entries from a sequence on need: the first of them stays whole, with its pieces before it."""
+    first = await bus.next(address.stream, address.subject, below) if below else None
+    entry = readable(first.data) if first is not None else None
+    return min(below, first.sequence - entry["covers"]) if first and entry and "covers" in entry else below
 
 
 async def _of_dropped(bus: Bus, app: str, topology: str, stage: str, part: _Kept, young: int) -> _Kept:

@@ -182,6 +182,25 @@ def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
     assert letter.attempts == 2
 
 
+def test_an_entry_that_is_kept_keeps_the_pieces_of_its_changes(lab: MakeLab) -> None:
+    topology = Topology("kept", retention="30s")
+    asking = topology.source("in").flat_map(lambda d: [{"text": str(n)} for n in range(60)], name="many")
+    asking.predict("text -> answer", name="ask", deadline="30d").sink("out.kept")
+    one = lab(topology, max_payload=8192)
+    one.start(records=KEEP)
+    one.work()
+    for _ in range(20):
+        one.publish("in", {})
+        one.advance(1)
+    written = one.messages(subjects.pieces(APP, "kept", "s1", 0))
+    one.advance(LATER)
+    left = one.messages(subjects.pieces(APP, "kept", "s1", 0))
+    assert 0 < len(left) < len(written)
+    entries = {m.sequence: unpack(m.data) for m in one.messages(subjects.log(APP, "kept", "s1", 0))}
+    wanted = [at - e["covers"] + n for at, e in entries.items() if e.get("pieces") for n in range(e["pieces"])]
+    assert [m.sequence for m in left] == wanted
+
+
 def test_only_the_engine_with_the_first_partition_does_housekeeping(lab: MakeLab) -> None:
     topology = Topology("kept", retention="30s")
     topology.source("in", partitions=2).sink("out.kept")
