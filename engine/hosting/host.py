@@ -259,6 +259,7 @@ class Host:
             "records": r.counters["record"],
             "dropped": r.counters["dropped"],
             "retries": r.counters["retry"],
+            "fallbacks": r.counters["fallback"],
             "dead_letters": r.counters["dead_letter"],
             "unreadable": r.counters["unreadable"],
             "calls": Counter(call.pool for p in r.partitions.values() for call in p.tables.calls.rows.values()),

@@ -75,6 +75,7 @@ class StageReport(TypedDict):
     stopped: str | None
     events: int
     retries: int
+    fallbacks: NotRequired[int]  # an older engine does not report it
     dead_letters: int
     calls: NotRequired[dict[str, int]]
     partitions: list[PartitionReport]
@@ -101,7 +102,7 @@ class StageRow(TypedDict):
         oldest: seconds since the first of them was stored. Both are None where that cannot be told, `oldest` also for no lag.
         calls: those that are open, by pool. open_calls: all of them.
         unowned: partitions without an owner.
-        events, retries: since the engines that run it were started.
+        events, retries, fallbacks: since the engines that run it were started.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
         dropped: the topology has its source no more: it runs until its open calls are closed, and is then shown no more.
@@ -120,6 +121,7 @@ class StageRow(TypedDict):
     unowned: int
     events: int
     retries: int
+    fallbacks: int
     dead_letters: int
     stopped: str | None
     dropped: bool

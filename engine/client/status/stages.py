@@ -86,6 +86,7 @@ class Look:
             "unowned": len(missing),
             "events": sum(s["events"] for _, s in mine),
             "retries": sum(s["retries"] for _, s in mine),
+            "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
             "dropped": stream is None,

@@ -9,6 +9,7 @@ import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
+from dspex.bus.errors import ProgramError
 from dspex.bus.port import StreamConfig
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
@@ -59,6 +60,25 @@ def test_lag_is_the_number_of_unread_events_of_the_source_whatever_else_is_in_it
     assert stage["oldest"] is not None
     assert 60 <= stage["oldest"] < 65
     assert stage["unowned"] == 1
+
+
+def test_calls_that_end_with_their_fallback_are_counted(lab: MakeLab) -> None:
+    def answer(inputs: Any, request: Any) -> Any:
+        if inputs["text"] != "good":
+            raise ProgramError("no")
+        return {"answer": "yes"}
+
+    topology = Topology("falling")
+    topology.source("in").predict("text -> answer", name="ask", fallback=lambda data: {"answer": "no"}).sink("out")
+    one = lab(topology)
+    one.answers["ask"] = answer
+    one.start()
+    one.work()
+    for text in ("good", "bad", "worse"):
+        one.publish("in", {"text": text})
+    (stage,) = status(one)["stages"]
+    assert len(one.outputs("out")) == 3
+    assert stage["fallbacks"] == 2
 
 
 def test_partitions_without_events_are_not_behind(lab: MakeLab) -> None:
