@@ -262,7 +262,7 @@ class StreamFull(BusError):
 
 
 class SourceGap(BusError):
-    """The source stream was trimmed or re-created behind the position: events were lost before dspex read them."""
+    """Events were lost before dspex read them: the source's stream was trimmed, rolled back, made anew, or is gone."""
 
     code = "DX410"
     fix = 'find out who purged the stream; to go on without the missing events: source(..., on_gap="skip")'

@@ -81,7 +81,7 @@ class _Layout:
     """Which stream has which subject: decided for all topologies of the application together."""
 
     def __init__(self, bus: Bus, app: str, graphs: Sequence[Graph], known: Mapping[str, Manifest]) -> None:
-        self._bus, self._app = bus, app
+        self._bus = bus
         self._own, self._sources = subjects.stream(app), subjects.sources(app)
         names = {g.name for g in graphs}
         others = [m for name, m in known.items() if name not in names]

@@ -180,7 +180,7 @@ def redrive(
 
     done = _with_client(t, "dlq", main)
     if not dry_run:
-        t.emit({"redriven": done}, f"{count(done, 'dead letter')} redriven: their events run again")
+        t.emit({"redriven": done}, f"{count(done, 'dead letter')} redriven" + (": their events run again" if done else ""))
 
 
 async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fields: dict[str, Any]) -> int:
