@@ -139,7 +139,7 @@ class Partition:
             self._append(batch, rest)
         if effects.changes:
             self.tables.change(effects.changes)
-            batch.changed += len(packb(effects.changes))
+            batch.changed += len(packb(effects.changes) or b"")
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
         self._note_taken(batch, arrival)
