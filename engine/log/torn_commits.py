@@ -5,6 +5,9 @@ in the middle of a batch (seen with 2.15.1: what comes before the limit is store
 is the last message of its commit, and says how many before it belong to it. So once a claim has a sequence, every message of
 ours below it that no entry covers is a remainder: it is removed, and the new owner emits the same again, under the same ids.
 A reader that has it already sees a repeat under the same id.
+
+Housekeeping removes entries, and leaves what they covered: sinks and dead letters are the user's. An entry that was removed
+leaves a hole in the sequences, right behind what it covered, and a torn commit leaves none.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus
 from dspex.engine.graph.graph import Graph
-from dspex.engine.log.entries import readable
+from dspex.engine.log.entries import VERSION, readable, version
 
 _log = structlog.get_logger("dspex.engine")
 PAGE = 5_000  # sequences that are judged at a time
@@ -33,7 +36,7 @@ class TornCommits:
         self.bus = bus
         self.stream = subjects.stream(app)
         self._looked: list[Span] = []  # in order, and apart: partitions come to their claims from different entries
-        self._logs = subjects.log(app, "*", "*", "*")
+        self._logs, self._records = subjects.log(app, "*", "*", "*"), subjects.record(app, "*", "*", "*", "*")
         self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.pieces(app, g.name, "*", "*"))]
         self._marked = [subjects.dead_pattern(app, g.name) for g in graphs]
         self._marked += [n.sink.pattern for g in graphs for n in g.sinks]
@@ -61,16 +64,31 @@ class TornCommits:
     async def _remove(self, first: int, last: int, end: int) -> None:
         """Remove what is torn from `first` to `last`. `end`: before the claim; no commit goes beyond it."""
         found = await self.bus.scan(self.stream, [">"], start=first, stop=last)
-        covered = self._covered(found, first)
-        torn = [m.sequence for m in found if m.sequence not in covered and self._is_ours(m)]
+        torn = self._torn(found, first, last)
         if torn and last < end:  # the entry of the last ones may lie behind them
-            behind = await self.bus.scan(self.stream, [self._logs], start=last + 1, stop=min(last + COMMIT_LIMIT, end))
-            covered = self._covered(behind, first)
-            torn = [sequence for sequence in torn if sequence not in covered]
+            stop = min(last + COMMIT_LIMIT, end)
+            behind = await self.bus.scan(self.stream, [">"], start=last + 1, stop=stop)
+            torn = [sequence for sequence in self._torn([*found, *behind], first, stop) if sequence <= last]
         if torn:
             _log.error("removes what a torn commit left", stream=self.stream, messages=len(torn), first=torn[0], last=torn[-1])
         for sequence in torn:
             await self.bus.delete(self.stream, sequence)
+
+    def _torn(self, found: Sequence[Message], first: int, last: int) -> list[int]:
+        """The sequences from `first` to `last` that only a commit writes, and whose commit has no entry and never had one.
+
+        Where something was removed behind them, that may have been their entry: what is emitted stays longer than the log.
+        """
+        covered, torn = self._covered(found, first), list[int]()
+        behind, may_have = last + 1, False
+        for m in reversed(found):
+            may_have = may_have or m.sequence + 1 < behind
+            behind = m.sequence
+            if m.sequence in covered or any(subjects.matches(p, m.subject) for p in (self._logs, self._records)):
+                may_have = m.sequence not in covered and version(m.data) not in (None, VERSION)  # the entry of another dspex
+            elif not may_have and self._is_ours(m):
+                torn.append(m.sequence)
+        return torn[::-1]
 
     def _covered(self, found: Sequence[Message], first: int) -> set[int]:
         """The sequences from `first` on that the entries among these messages cover."""

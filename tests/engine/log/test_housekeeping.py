@@ -270,3 +270,29 @@ def test_the_last_snapshot_before_the_retention_stays_with_all_that_a_replay_fro
     events = [m.sequence for m in one.messages("in")]
     position = tables.position("source").sequence
     assert len([sequence for sequence in events if sequence > position]) >= 3 * MANY
+
+
+@pytest.mark.parametrize("had_an_event", [False, True])
+def test_what_was_emitted_stays_when_an_engine_starts_whose_other_partitions_stood_still(
+    lab: MakeLab, had_an_event: bool
+) -> None:
+    one = lab(kept(), kept("idle", "other"))
+    one.answers["ask"] = lambda inputs, work: {"answer": "yes"} if int(inputs["text"]) % 7 else _refused()
+    one.start(records=KEEP)
+    one.work()
+    if had_an_event:
+        busy(one, 1, "other")
+    busy(one)
+    one.advance(LATER)
+    busy(one)
+    one.advance(LATER)
+    before, letters = counts(one), len(one.letters())
+    assert before["log"] < MANY  # entries are removed, and what they covered is not
+    one.kill()
+    one.start(records=KEEP)
+    one.advance(1)
+    assert (counts(one)["out"], len(one.letters())) == (before["out"], letters)
+
+
+def _refused() -> Any:
+    raise ProgramError("no")

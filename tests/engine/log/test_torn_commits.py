@@ -11,6 +11,7 @@ from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, BusEvents, NewMessage
+from dspex.engine.hosting.delete import delete
 from dspex.engine.log import torn_commits
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.operators.topology import Topology
@@ -138,3 +139,19 @@ def test_no_message_is_read_twice_however_many_partitions_are_claimed(lab: MakeL
     one.start(bus=bus)
     one.advance(5)
     assert len(bus.read) == len(set(bus.read)) > 50
+
+
+def test_what_a_topology_emitted_stays_when_it_was_deleted_and_runs_again(lab: MakeLab) -> None:
+    other, again = Topology("other"), Topology("split")
+    other.source("else").sink("elsewhere")
+    again.source("in", partitions=2, start="new").sink("out")
+    one = lab(split(), other)
+    one.start()
+    one.publish("in", {"n": 1}, key="a")
+    one.publish("in", {"n": 2}, key="b")
+    one.kill()
+    one.advance(600)  # until nobody takes the engine for alive
+    one.run(delete(one.client.bus, APP, "split"))
+    one.start("a", again, other)
+    one.advance(1)
+    assert {1, 2} == {o["n"] for o in one.outputs("out")}
