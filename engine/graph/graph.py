@@ -41,6 +41,11 @@ class Graph:
         return [n for n in self.nodes.values() if isinstance(n, SinkNode)]
 
     @property
+    def renamed(self) -> dict[str, str]:
+        """Old name → new name of nodes."""
+        return {old: new for new, old in self.renamed_from.items()}
+
+    @property
     def digest(self) -> str:
         """12 hex digits over names, operators, options, refs and edges; not over function bodies."""
         shape = [

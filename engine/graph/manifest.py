@@ -34,6 +34,7 @@ class Manifest:
     calls: recorded operator → {"spec", "pool", "timeout"}, so that a client can ask a deployed node.
     sinks: subjects (patterns) of sinks.
     retention: seconds that what is not needed any more is kept.
+    renamed: old name → new name of nodes, since the first version: rows of the log and stored events keep old ones.
     """
 
     version: int
@@ -44,6 +45,7 @@ class Manifest:
     sinks: tuple[str, ...]
     starts: Mapping[str, int] = field(default_factory=dict)
     retention: float = 7 * 86400.0
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         return orjson.dumps(self)
@@ -55,7 +57,7 @@ class Manifest:
             raw: dict[str, Any] = orjson.loads(data)
             stages = {k: (str(v[0]), int(v[1])) for k, v in raw.pop("stages").items()}
             sound = isinstance(raw["version"], int) and all(
-                isinstance(raw[name], dict) for name in ("streams", "calls", "starts")
+                isinstance(raw.get(name, {}), dict) for name in ("streams", "calls", "starts", "renamed")
             )
             made = cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
@@ -153,10 +155,18 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
         sinks=tuple(n.sink.pattern for n in graph.sinks),
         starts=begun,
         retention=graph.retention,
+        renamed=_renamed(graph, before.renamed if before else {}),
     )
     if before is not None and new != before:
         return replace(new, version=before.version + 1)
     return new
+
+
+def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
+    """Old names of nodes, with those that they have now. A name that a node has today is no old one."""
+    step = graph.renamed
+    names = {old: step.get(new, new) for old, new in before.items()} | step
+    return {old: new for old, new in names.items() if old not in graph.nodes}
 
 
 def _call(call: Call) -> dict[str, object]:

@@ -145,9 +145,10 @@ class Host:
 
         for source in graph.sources:
             id, count = applied.stages[source.name]
-            add(compile_stage(graph, source, id), applied.streams[source.name], count, applied.starts.get(source.name, 0))
+            stage = compile_stage(graph, source, id, applied.renamed)
+            add(stage, applied.streams[source.name], count, applied.starts.get(source.name, 0))
         return {
-            add(compile_dropped(graph, gone.source, gone.stage), gone.stream, gone.partitions, 0): gone
+            add(compile_dropped(graph, gone.source, gone.stage, applied.renamed), gone.stream, gone.partitions, 0): gone
             for gone in await dropped(self.bus, self.app, graph.name, applied)
             if not await has_ended(self.bus, self.app, gone)
         }

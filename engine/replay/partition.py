@@ -55,7 +55,7 @@ class Replay:
         topology = stage.graph.name
         self.log = LogAddress.of(app, topology, stage.id, index)
         self._address = Address(app, topology, stage.id, index, "", limit)
-        self._names = {old: new for new, old in stage.graph.renamed_from.items()}
+        self._names = stage.names
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self._source = SourceInput(bus, app, stage, source_stream, count, _unchecked, asyncio.Event())
         self._events = EventsInput(bus, app, topology, stage.id, source_stream)

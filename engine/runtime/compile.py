@@ -7,14 +7,17 @@ stages: native operators are pure, so it needs no hop to meet itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
 from dspex.engine.runtime.process import call_step, landing_step, native_step, sink_step, source_step
+
+Names: TypeAlias = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Stage:
         id: token of its subjects, fixed by the manifest.
         source: the source node. dropped: the topology has it no more: it is not read, and what is open comes to its end.
         entries: node → the step at which a NodeEvent enters there: the source, and its calls.
-        calls: its call nodes by name.
+        calls: its call nodes by name. names: old name → new name of operators that were renamed, since the beginning.
     """
 
     id: str
@@ -33,6 +36,7 @@ class Stage:
     source: SourceNode
     entries: dict[str, Handler]
     calls: dict[str, CallNode]
+    names: Names
     dropped: bool = False
 
     @property
@@ -95,20 +99,22 @@ class _Fuse:
                 return sink_step(node, f"{self.graph.name}/{self.stage}/{node.name}", self.graph.codec)
 
 
-def compile_stage(graph: Graph, source: SourceNode, id: str) -> Stage:
-    """The stage that begins at `source`."""
-    return _compiled(graph, source, id, [source])
+def compile_stage(graph: Graph, source: SourceNode, id: str, names: Names | None = None) -> Stage:
+    """The stage that begins at `source`. `names`: old name → new name of operators; those that the graph says by default."""
+    return _compiled(graph, source, id, [source], graph.renamed if names is None else names)
 
 
-def compile_dropped(graph: Graph, source: str, id: str) -> Stage:
+def compile_dropped(graph: Graph, source: str, id: str, names: Names) -> Stage:
     """What is left of a stage whose source was dropped: all calls of the topology, with what follows them."""
     stands_for = SourceNode(name=source, op="source", source=Source(source))
-    return _compiled(graph, stands_for, id, graph.calls, dropped=True)
+    return _compiled(graph, stands_for, id, graph.calls, names, dropped=True)
 
 
-def _compiled(graph: Graph, source: SourceNode, id: str, entries: Sequence[Node], *, dropped: bool = False) -> Stage:
+def _compiled(
+    graph: Graph, source: SourceNode, id: str, entries: Sequence[Node], names: Names, *, dropped: bool = False
+) -> Stage:
     fuse = _Fuse(graph, id)
     for node in entries:
         fuse.step(node)
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
-    return Stage(id, graph, source, fuse.entries, calls, dropped)
+    return Stage(id, graph, source, fuse.entries, calls, names, dropped)

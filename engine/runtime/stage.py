@@ -71,7 +71,7 @@ class StageRunner:
         self.stopped: str | None = None
         self.counters: Counter[str] = Counter()
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._names = {old: new for new, old in stage.graph.renamed_from.items()}
+        self._names = stage.names
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)

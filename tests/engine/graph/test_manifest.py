@@ -70,6 +70,28 @@ def test_open_calls_of_a_renamed_node_go_on_under_its_new_name(lab: MakeLab, ord
     assert one.letters() == []
 
 
+@pytest.mark.parametrize("order", ["any", "key"])
+def test_open_calls_of_a_node_that_was_renamed_twice_go_on_under_its_newest_name(lab: MakeLab, order: str) -> None:
+    one = lab(version(order=order))
+    one.start()
+    one.publish("in", {"text": "0"}, key="k")
+    one.drain()
+    one.start("second", version("answer", order=order, renamed_from={"answer": "ask"}))
+    one.publish("in", {"text": "1"}, key="k")
+    one.drain("second")
+    one.start("third", version("reply", order=order, renamed_from={"reply": "answer"}))
+    one.publish("in", {"text": "2"}, key="k")
+    one.work()
+    one.advance(1)
+    assert one.letters() == []
+    assert [o["text"] for o in one.outputs("out")] == ["0", "1", "2"]
+    one.kill("third")
+    one.start("again", version("reply", order=order, renamed_from={"reply": "answer"}))
+    one.publish("in", {"text": "3"}, key="k")
+    one.advance(10)
+    assert [o["text"] for o in one.outputs("out")] == ["0", "1", "2", "3"]
+
+
 def test_a_removed_source_is_refused_unless_it_is_declared(lab: MakeLab) -> None:
     one = lab(version())
     one.start()
