@@ -11,8 +11,9 @@ from engine_lab import STREAM, Cut, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, RetryLater, Unsettled
 from dspex.bus.memory.server import MemoryBus
+from dspex.bus.memory.store import Faults
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
@@ -207,3 +208,37 @@ def test_a_live_engine_reports_that_the_applications_stream_was_rolled_back_and_
     in_order(one, 10)
     again = {m.data: m.headers[subjects.EVENT_ID] for m in one.messages("out")}
     assert again.items() >= first.items()
+
+
+class Unanswered(MemoryBus):
+    """A connection on which one commit gets no answer, once `armed`."""
+
+    armed = False
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        if self.armed:
+            self.armed = False
+            raise Unsettled("no answer came")
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_an_engine_that_claims_a_partition_anew_while_its_timers_are_due_still_takes_turns(lab: MakeLab) -> None:
+    """Timers that nobody takes would be found again at once, for ever, and nothing else of the process would run."""
+
+    def later(data: Any) -> Any:
+        raise RetryLater(after=5)
+
+    topology = Topology("due")
+    topology.source("in").map(later, name="later").sink("out")
+    one = lab(topology, faults=Faults(delay=0.05))
+    bus = Unanswered(one.server, BusEvents())
+    host = one.start(bus=bus)
+    for n in range(20):
+        one.publish("in", {"n": n})
+    one.advance(2)
+    (p,) = host.runners[0].partitions.values()
+    assert p.tables.timers.put_off == 20
+    bus.armed = True  # the commit of the first that is due
+    one.advance(30)  # without its turn, nothing ends this but the time limit of the test
+    assert p.revoked
+    assert host.runners[0].partitions[0].tables.timers.put_off == 20
