@@ -25,7 +25,8 @@ class SourceInput:
     """The events of a source.
 
     Attributes:
-        created: when the stream was made; ids of events depend on it. 0 while the source cannot be read.
+        created: when the stream was made; ids of events depend on it. 0 until that is known.
+        readable: whether the source could be read when it was looked at last.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
     application's stream has room for what a source brings.
@@ -46,7 +47,7 @@ class SourceInput:
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.room = room
-        self.created = 0.0
+        self.created, self.readable = 0.0, False
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -56,9 +57,9 @@ class SourceInput:
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         try:
-            self.created = await self._check(partitions, clock)
+            self.created, self.readable = await self._check(partitions, clock), True
         except BusError:
-            self.created = 0.0
+            self.readable = False  # `created` stays: what was fetched before is still handled
             raise
 
     async def made(self) -> float:
@@ -71,11 +72,11 @@ class SourceInput:
         return self.created
 
     async def is_there(self) -> bool:
-        """Whether its events can be read now. Of a source that was dropped nobody has found out yet."""
-        if not self.created and self._stage.dropped:
+        """Whether its events can be read now. Nobody else looks at a source that was dropped."""
+        if self._stage.dropped:
             with suppress(BusError):
-                await self.made()
-        return self.created > 0
+                self.readable = await self._bus.has("stream", self.stream)
+        return self.readable
 
     def owner(self, message: Message) -> int:
         if self._count == 1:
