@@ -19,6 +19,7 @@ import msgpack
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
+from dspex.bus.port import COMMIT_LIMIT
 
 VERSION = 2
 _EACH: dict[str, type | tuple[type, ...]] = {"time": (float, int), "base": int, "older": int}
@@ -27,6 +28,8 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "claim": {**_EACH, **_FACTS, "nonce": str, "after": int},
     "commit": {**_EACH, "claim": int, "covers": int, "digest": bytes, "taken": tuple},
 }
+_NUMBERS = ("claim", "after", "base", "older", "covers", "pieces", "epoch", "manifest")
+LATEST = 1e11  # seconds since the epoch: a time that no clock says
 
 
 class LogAddress(NamedTuple):
@@ -84,9 +87,20 @@ def readable(data: bytes) -> Mapping[str, Any] | None:
     kind = _KINDS.get(str(entry.get("kind")))
     if kind is None or not all(isinstance(entry.get(name), wanted) for name, wanted in kind.items()):
         return None
-    if entry["kind"] == "commit" and not isinstance(entry.get("tables"), dict) and not isinstance(entry.get("pieces"), int):
+    if not _is_sound(entry):
         return None
     return entry if "snapshot" not in entry or _names_snapshot(entry) else None
+
+
+def _is_sound(entry: Mapping[str, Any]) -> bool:
+    """Whether the numbers of an entry can be what they say, and a commit says what it changes in one way."""
+    numbers = [entry[name] for name in _NUMBERS if name in entry]
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) or not 0 <= entry["time"] < LATEST:
+        return False
+    if entry["kind"] == "claim":
+        return True
+    once = ("pieces" in entry) != isinstance(entry.get("tables"), dict)
+    return once and bool(entry.get("pieces", 0) <= entry["covers"] <= COMMIT_LIMIT)
 
 
 def _map(data: bytes) -> Mapping[str, Any]:

@@ -135,16 +135,28 @@ async def _facts(bus: Bus, address: LogAddress, message: Message, entry: Mapping
     if not _looks_back(entry, message.sequence):
         return None
     if entry["kind"] == "claim":
-        before = await _entry_at(bus, address, entry["after"])
-        if entry["after"] == 0:  # nothing was committed yet
-            first = await _entry_at(bus, address, (await _first(bus, address)) or message.sequence)
-            return facts(entry) if entry["base"] == 0 and first is not None and is_first(first) else None
-        return facts(entry) if before is not None and _fits(entry, entry["after"], before) else None
+        after: int = entry["after"]
+        before = await _entry_at(bus, address, after) if after else await _first(bus, address)
+        begins = not after and entry["base"] == 0 and before is not None and is_first(before)  # nothing was committed yet
+        sound = begins or (after > 0 and before is not None and _fits(entry, after, before))
+        return facts(entry) if sound and await _is_last(bus, address, after, before, message.sequence) else None
     if "snapshot" in entry:
         return facts(entry)
     where = max(entry["claim"], entry["base"])
     said = await _entry_at(bus, address, where)
     return facts(said) if said is not None and "epoch" in said and _fits(entry, where, said) else None
+
+
+async def _is_last(bus: Bus, address: LogAddress, commit: int, at: Mapping[str, Any] | None, sequence: int) -> bool:
+    """Whether no commit follows the one at `commit` before `sequence`: else the claim there is a copy of an earlier one."""
+    claim, before = (at["claim"], (commit, at)) if at is not None and commit else (0, None)
+    for message in await bus.scan(address.stream, [address.subject], start=commit + 1, stop=sequence - 1):
+        entry = readable(message.data)
+        if entry is not None and follows(entry, claim, commit) and (before is None or _fits(entry, *before)):
+            if entry["kind"] == "commit":
+                return False
+            claim, before = message.sequence, (message.sequence, entry)
+    return True
 
 
 def _looks_back(entry: Mapping[str, Any], sequence: int) -> bool:
@@ -161,14 +173,14 @@ def _fits(entry: Mapping[str, Any], sequence: int, before: Mapping[str, Any]) ->
     return passed_over and entry["older"] == 0 and entry["base"] in (0, *named)
 
 
-async def _first(bus: Bus, address: LogAddress) -> int:
-    """The sequence of the first entry of a log; 0 for none."""
+async def _first(bus: Bus, address: LogAddress) -> Mapping[str, Any] | None:
+    """The first entry of a log; None for none."""
     sequence = 1
     while (message := await bus.next(address.stream, address.subject, sequence)) is not None:
-        if readable(message.data) is not None:
-            return message.sequence
+        if (entry := readable(message.data)) is not None:
+            return entry
         sequence = message.sequence + 1
-    return 0
+    return None
 
 
 async def _entry_at(bus: Bus, address: LogAddress, sequence: int) -> Mapping[str, Any] | None:

@@ -37,6 +37,12 @@ GARBAGE: dict[str, object] = {
     "wrong types": {**CLAIM, "base": "0", "older": 0, "after": 0, "epoch": "one"},
     "a commit of a claim that is not there": {**COMMIT, "claim": 10**9, "base": 0, "older": 0},
     "a commit with a base that is none": {**COMMIT, "claim": 1, "base": 10**9, "older": 3},
+    "a claim that names a claim in words": {**CLAIM, "base": 0, "older": 0, "after": 0, "claim": "x"},
+    "a claim that covers something odd": {**CLAIM, "base": 0, "older": 0, "after": 0, "covers": {}},
+    "a claim of the last day of all": {**CLAIM, "base": 0, "older": 0, "after": 0, "time": 1e308, "epoch": 1},
+    "a commit after something odd": {**COMMIT, "claim": 1, "base": 0, "older": 0, "after": []},
+    "a commit in odd pieces": {**COMMIT, "claim": 1, "base": 0, "older": 0, "pieces": {}},
+    "a commit in more pieces than it covers": {**COMMIT, "claim": 1, "base": 0, "older": 0, "pieces": 10**9},
     "a snapshot that is none": {**COMMIT, "claim": 1, "base": 0, "older": 0, "snapshot": [1, 2]},
 }
 
@@ -217,3 +223,20 @@ def test_a_damaged_manifest_stops_housekeeping_and_is_not_taken_for_one_that_nee
 
     with pytest.raises(TopologyError):
         one.run(read())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["the first", "the second", "the third"])
+def test_a_copy_of_an_earlier_claim_is_passed_over(lab: MakeLab, which: int) -> None:
+    one = lab(spoiled())
+    for n in range(0, 8, 2):
+        one.start()
+        one.publish("in", {"text": str(n)})
+        one.publish("in", {"text": str(n + 1)})
+        one.kill()
+    claims = [m for m in one.messages(LOG) if unpack(m.data)["kind"] == "claim"]
+    one.store(NewMessage(LOG, claims[which].data))
+    one.start()
+    one.kill()
+    one.store(NewMessage(LOG, claims[which].data))
+    one.start()
+    goes_on(one, 8)
