@@ -281,6 +281,11 @@ def work_key(pool: str, band: int) -> str:
     return f"work.{pool}.{band}"
 
 
+def torn_key(topology: str) -> str:
+    """Up to where the stream was looked at for what torn commits of a topology left."""
+    return f"torn.{token(topology, 'topology')}"
+
+
 def member_key(kind: str, id: str) -> str:
     """Who is alive: `engine.<id>`."""
     return f"{kind}.{id}"

@@ -8,12 +8,16 @@ A reader that has it already sees a repeat under the same id.
 
 Housekeeping removes entries, and leaves what they covered: sinks and dead letters are the user's. An entry that was removed
 leaves a hole in the sequences, right behind what it covered, and a torn commit leaves none.
+
+What was looked at stays as it is, so the bucket keeps up to where that was done: a partition that was idle for months would
+else let each start read all that others have stored since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import orjson
 import structlog
 
 from dspex.bus import subjects
@@ -33,8 +37,9 @@ class TornCommits:
     """Looks at what lies before the claims of one process. Each message is looked at once, however many partitions claim."""
 
     def __init__(self, bus: Bus, app: str, graphs: Sequence[Graph]) -> None:
-        self.bus = bus
+        self.bus, self._app, self._topologies = bus, app, [g.name for g in graphs]
         self.stream = subjects.stream(app)
+        self._created = 0.0  # when the stream was made
         self._looked: list[Span] = []  # in order, and apart: partitions come to their claims from different entries
         self._logs, self._records = subjects.log(app, "*", "*", "*"), subjects.record(app, "*", "*", "*", "*")
         self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.pieces(app, g.name, "*", "*"))]
@@ -45,10 +50,33 @@ class TornCommits:
         """Remove what is torn between the last `entry` of a log and the `claim` that follows it. Raises BusError."""
         if self._looked and claim <= self._looked[-1][1]:
             self._looked.clear()  # the stream was rolled back: what is there now was never looked at
-        for start, stop in list(self._unseen(entry + 1, claim - 1)):
+        kept = await self._kept()
+        begin = max(entry, min(kept.values(), default=0))
+        for start, stop in list(self._unseen(begin + 1, claim - 1)):
             for first in range(start, stop + 1, PAGE):
                 await self._remove(first, min(first + PAGE - 1, stop), claim - 1)
         self._looked = _joined([*self._looked, (entry + 1, claim - 1)])
+        await self._keep([topology for topology, up_to in kept.items() if entry <= up_to < claim - 1], claim - 1)
+
+    async def _kept(self) -> dict[str, int]:
+        """Up to which sequence everything was looked at, by topology of this process."""
+        bucket, info = await self.bus.bucket(subjects.bucket(self._app)), await self.bus.stream(self.stream)
+        kept = dict.fromkeys(self._topologies, 0)
+        for topology in self._topologies:
+            found = await bucket.get(subjects.torn_key(topology))
+            try:
+                created, sequence = orjson.loads(found[0]) if found is not None else (0.0, 0)
+            except (ValueError, TypeError):  # nobody of ours wrote it
+                continue
+            if isinstance(sequence, int) and info is not None and created == info.created and 0 < sequence <= info.last:
+                kept[topology] = sequence
+        self._created = info.created if info is not None else 0.0
+        return kept
+
+    async def _keep(self, topologies: Sequence[str], sequence: int) -> None:
+        bucket = await self.bus.bucket(subjects.bucket(self._app))
+        for topology in topologies:
+            await bucket.put(subjects.torn_key(topology), orjson.dumps([self._created, sequence]))
 
     def _unseen(self, start: int, stop: int) -> Iterator[Span]:
         """The parts of `start` to `stop` that were not looked at."""

@@ -155,3 +155,40 @@ def test_what_a_topology_emitted_stays_when_it_was_deleted_and_runs_again(lab: M
     one.start("a", again, other)
     one.advance(1)
     assert {1, 2} == {o["n"] for o in one.outputs("out")}
+
+
+def test_a_start_does_not_read_again_what_was_looked_at_while_a_partition_was_idle(lab: MakeLab) -> None:
+    idle = Topology("idle")
+    idle.source("never").sink("nothing")
+    one = lab(split(), idle)
+    one.start()
+    for n in range(50):
+        one.publish("in", {"n": n}, key=str(n))
+    one.kill()
+    one.start()
+    one.kill()
+    bus = Counting(one.server, BusEvents())
+    one.start(bus=bus)
+    assert len(bus.read) < 50
+
+
+def test_a_note_of_how_far_was_looked_counts_only_for_the_stream_that_it_was_made_of(lab: MakeLab) -> None:
+    one = lab(split())
+    one.start()
+    one.publish("in", {"n": 1}, key="a")
+    one.kill()
+    one.start()
+    one.kill()
+    created = one.server.streams[STREAM].created
+
+    async def noted(note: bytes) -> None:
+        bucket = await one.client.bus.bucket(subjects.bucket(APP))
+        await bucket.put(subjects.torn_key("split"), note)
+
+    for note in (b"[]", b"\xff", b"[1.0, 999999]", b'["x", "y"]', b"[%f, 999999]" % created):
+        one.run(noted(note))
+        torn(one, 3)
+        one.store(NewMessage(subjects.log(APP, "split", "s1", 1), b"moved on"))
+        one.start()
+        one.kill()
+        assert left(one) == 0, note
