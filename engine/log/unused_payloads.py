@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from dspex.bus import subjects, telemetry
+from dspex.bus.errors import NotStored
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.reading import stored
+from dspex.engine.log.reading import stored_in
 
 _log = structlog.get_logger("dspex.engine")
 AGE = 3600.0  # seconds since it was put, before which no payload is removed
@@ -34,14 +35,20 @@ class UnusedPayloads:
         self._naming: dict[str, dict[tuple[str, int], None]] = {}  # payload → stream and sequence of what names it
 
     async def remove(self, applied: Mapping[str, Manifest], now: float) -> int:
-        """Remove what is unused; how many payloads. Raises BusError, and then nothing more is removed."""
+        """Remove what is unused; how many payloads. Raises BusError, and then nothing more is removed.
+
+        Nor is anything while a stream that may name some is not there: it may be restored.
+        """
         objects = await self._bus.objects(subjects.objects(self._app))
         listed = await objects.listing()  # before messages are read: what is put from now on is young
         old = {name: put for name, put in listed.items() if put < now - AGE and payloads.NAME.fullmatch(name)}
         if not old:
             return 0
         for stream, filters in _streams(self._app, applied).items():
-            await self._look(stream, filters)
+            if not await self._look(stream, filters) and any(
+                stream in manifest.streams.values() for manifest in applied.values()
+            ):
+                raise NotStored(f"stream {stream} is not there: payloads that its events name are kept", fix="restore it")
         removed = 0
         for name, put in old.items():
             if not await self._is_named(name) and await objects.remove(name, put):
@@ -52,11 +59,11 @@ class UnusedPayloads:
             _log.info("removed payloads that nothing names", count=removed)
         return removed
 
-    async def _look(self, stream: str, filters: Sequence[str]) -> None:
-        """Note what the messages of a stream name that were not seen before."""
+    async def _look(self, stream: str, filters: Sequence[str]) -> bool:
+        """Note what the messages of a stream name that were not seen before; whether the stream is there."""
         info = await self._bus.stream(stream)
         if info is None:
-            return
+            return False
         created, after = self._read.get(stream, (0.0, 0))
         if created != info.created or info.last < after:  # made anew, or rolled back: what was noted of it may lie elsewhere
             after = 0
@@ -76,6 +83,7 @@ class UnusedPayloads:
             finally:
                 await reader.close()
         self._read[stream] = info.created, max(after, info.last)
+        return True
 
     def _note(self, stream: str, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -86,7 +94,7 @@ class UnusedPayloads:
         """Whether a message that names a payload is still there. Of those that are gone, nothing is remembered."""
         places = self._naming.get(name, {})
         for stream, sequence in reversed(list(places)):
-            message = await stored(self._bus, stream, sequence)
+            message = await stored_in(self._bus, stream, sequence)
             if message is not None and message.headers.get(subjects.CLAIM_CHECK) == name:
                 return True
             del places[stream, sequence]

@@ -110,3 +110,18 @@ def test_a_payload_is_kept_for_the_second_message_that_names_it_when_the_first_i
     one.advance(LATER)
     assert name not in names(one)
     assert SOURCES in one.server.streams
+
+
+def test_a_payload_is_kept_while_the_stream_that_names_it_is_away(lab: MakeLab) -> None:
+    one = lab(asking("theirs.in"))
+    one.run(one.client.bus.ensure_stream(StreamConfig("THEIRS", ["theirs.>"])))
+    one.start(records=30.0)
+    one.publish("theirs.in", {"text": LARGE})
+    (message,) = one.server.streams["THEIRS"].messages.values()
+    del one.server.streams["THEIRS"]  # until it is restored
+    one.advance(LATER)
+    assert message.headers[subjects.CLAIM_CHECK] in names(one)
+    one.kill()
+    one.start(records=30.0)
+    one.advance(LATER)
+    assert message.headers[subjects.CLAIM_CHECK] in names(one)
