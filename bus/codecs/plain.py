@@ -67,10 +67,31 @@ def _base(value: Any) -> object:
 
 
 def _sorted(values: AbstractSet[Any]) -> list[object]:
+    if not any(map(_holds_set, values)):
+        try:
+            return sorted(values)
+        except TypeError:  # of several types
+            pass
+    return sorted(values, key=lambda v: (type(v).__name__, repr(_ordered(v))))
+
+
+def _holds_set(value: object) -> bool:
+    """Sets compare as subsets, so that sorting a set of sets leaves it as it was, and says nothing."""
+    return isinstance(value, AbstractSet) or (isinstance(value, tuple) and any(map(_holds_set, value)))
+
+
+def _ordered(value: Any) -> object:
+    """`value` as something of which the text is the same in every process."""
+    if isinstance(value, AbstractSet):
+        return _sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_ordered(v) for v in value]
+    if isinstance(value, dict):
+        return {key: _ordered(v) for key, v in value.items()}
     try:
-        return sorted(values)
-    except TypeError:  # of several types
-        return sorted(values, key=lambda v: (type(v).__name__, repr(v)))
+        return value if isinstance(value, (str, int, float, bytes, type(None))) else _ordered(simpler(value))
+    except TypeError:
+        return type(value).__name__  # it cannot be encoded, which is said later
 
 
 def _plain(value: Any, path: str, binary: bool) -> object:

@@ -145,15 +145,24 @@ def test_a_property_of_a_class_is_not_sent_with_its_fields() -> None:
     assert decode(*encode(record)) == {"name": "r", "_hidden": 2}
 
 
-def test_a_set_is_sent_in_the_same_order_by_every_process() -> None:
-    program = "from dspex.bus.codecs import json_bytes; print(json_bytes({*'abcdefgh', 3, 1.5}).decode())"
+NESTED = [
+    "{*'abcdefgh', 3, 1.5}",
+    "{frozenset(c) for c in ('ab', 'c', 'd', 'ef')}",
+    "{(frozenset(c), 1) for c in ('ab', 'c', 'd', 'ef')}",
+    "{dataclass(frozen=True)(type('P', (), {'__annotations__': {'s': frozenset}}))(frozenset(c)) for c in ('ad', 'bc')}",
+]
+
+
+@pytest.mark.parametrize("value", NESTED)
+def test_a_set_is_sent_in_the_same_order_by_every_process(value: str) -> None:
+    program = f"from dataclasses import dataclass; from dspex.bus.codecs import json_bytes; print(json_bytes({value}).decode())"
     runs = {
         subprocess.run(
             [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in "123"
     }
-    assert len(runs) == 1
+    assert len(runs) == 1, runs
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
