@@ -268,7 +268,7 @@ class Host:
                 {
                     "index": p.index,
                     "epoch": p.log.epoch,
-                    "source": r.pumps["source"].reached(p),
+                    "source": r.pumps["source"].stored(p),
                     "records": p.tables.position("records").sequence,
                     "open_calls": len(p.tables.calls.rows),
                 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot, packed
-from dspex.engine.log.rows import Place
+from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap
 from dspex.engine.runtime.request import Ask, Output
 
@@ -27,7 +27,7 @@ class Batch:
         asked: number of a call → index in `messages` of its request.
         size: bytes of the messages. changed: of the changes, about.
         entry: bytes of the log entry. snapshot: the one that it names.
-        arrivals: how many; `place`: of the last one; `moved`: the inputs that they came from.
+        arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
     """
 
     messages: list[NewMessage] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Batch:
     asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
     place: Place | None = None
-    moved: set[str] = field(default_factory=set)
+    moved: dict[str, Position] = field(default_factory=dict)
     size: int = 0
     changed: int = 0
     entry: int = 0

@@ -79,6 +79,7 @@ class Partition:
         a = process.address
         self.where = {"topology": a.topology, "stage": a.stage, "partition": index}  # for telemetry
         self._positions = tables.positions.rows
+        self.durable = dict(self._positions)  # as of the last commit that is stored
         self.batches: deque[Batch] = deque([Batch()])
         self.flying: Batch | None = None
         self._taken = 0.0  # when that one was taken, on the monotonic clock
@@ -155,8 +156,7 @@ class Partition:
         input, sequence, item = batch.place = arrival.place
         batch.arrivals += 1
         if arrival.position is not None:
-            self._positions[input] = arrival.position
-            batch.moved.add(input)  # put in the table once a batch: see _next_batch
+            self._positions[input] = batch.moved[input] = arrival.position  # put in the table once a batch: see _next_batch
         where, what, mark = sequence if item < 0 else (sequence, item), arrival.what, None
         plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None and not what.gone)
         if not plain or arrival.refused or arrival.gone:
@@ -193,8 +193,8 @@ class Partition:
         return outputs[done:]
 
     def _next_batch(self) -> None:
-        for input in self.batches[-1].moved:
-            self.tables.positions.put(input, self._positions[input])
+        for input, position in self.batches[-1].moved.items():
+            self.tables.positions.put(input, position)
         self.batches[-1].changes = self.tables.changes()
         self.batches.append(Batch())
 
@@ -262,6 +262,7 @@ class Partition:
             raise AssertionError("no commit is in flight")
         self.log.landed(sequence, batch.entry, batch.snapshot)
         self.committed += batch.arrivals
+        self.durable.update(batch.moved)
         size, seconds = batch.size + batch.entry, monotonic() - self._taken
         telemetry.emit(
             "commit",

@@ -15,6 +15,7 @@ import structlog
 
 from dspex.bus.message import Message
 from dspex.bus.tasks import Tasks, first
+from dspex.engine.log.rows import Position
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 
@@ -60,6 +61,11 @@ class Pump:
         taken = p.tables.position(self.input.name).sequence
         at = self.before[p.index][0] if self.catches_up(p) else self.at
         return taken if at is None else max(taken, at)
+
+    def stored(self, p: Partition) -> int:
+        """Up to this sequence what a partition has taken is stored too."""
+        durable = p.durable.get(self.input.name, Position()).sequence
+        return self.reached(p) if p.settled.is_set() else durable
 
     async def run(self) -> None:
         """Read until cancelled."""

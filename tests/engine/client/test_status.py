@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import ProgramError
-from dspex.bus.port import StreamConfig
+from dspex.bus.errors import ProgramError, Unsettled
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
 from dspex.operators.topology import Topology
@@ -186,3 +187,22 @@ def test_partitions_that_nobody_owns_and_clocks_that_differ_are_told() -> None:
     assert [f.message for f in faults(found)] == ["t/s1: 4 of 4 partitions have no owner"]
     stage.update(unowned=0)
     assert faults(found) == []
+
+
+class Deaf(MemoryBus):
+    """A server on which no commit with an output lands."""
+
+    async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
+        if any(d.subject.startswith("out.") for d in drafts):
+            raise Unsettled("no answer came")
+        return await super().commit(drafts, timeout=timeout)
+
+
+def test_events_that_were_taken_and_cannot_be_committed_are_in_the_lag(lab: MakeLab) -> None:
+    one = lab(echo())
+    one.start(bus=Deaf(one.server, BusEvents()))
+    for n in range(4):
+        one.publish("in", {"n": n})
+    one.advance(5)
+    (stage,) = status(one)["stages"]
+    assert stage["lag"] == 4
