@@ -176,7 +176,7 @@ async def _check_stage(bus: Bus, app: str, letter: Letter) -> None:
 
 async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
     event = letter.event
-    headers = {subjects.RUN: event.origin.run}
+    headers = {subjects.RUN: event.origin.run} if event.origin.run.isprintable() else {}  # who published may have chosen it
     if data is not None:
         body, content_type = codecs.encode(data)
         event = event._replace(data=body, content_type=content_type, outputs=None)

@@ -14,6 +14,7 @@ from dspex.bus.codecs import msgpack_bytes
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.bus.records import NodeEvent, Origin, pack_frame, unpack_event
+from dspex.engine.client import letters
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -170,3 +171,19 @@ def test_an_event_of_any_run_stops_nothing(lab: MakeLab, run: str) -> None:
     one.advance(5)
     goes_on(one)
     assert len(one.outputs("out")) + len(one.letters()) == 3
+
+
+def test_a_letter_of_any_run_can_be_redriven_and_holds_up_no_other(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.start()
+    for run in ("a\nb", "c"):
+        frame = pack_frame([NodeEvent("in", Origin("id", "in", run), "application/json", b"none")])
+        one.store(NewMessage(EDGE, frame))
+    one.advance(5)
+    before = one.letters()
+    assert [letter.run for letter in before] == ["a\nb", "c"]
+    assert one.run(letters.redrive(one.client.bus, APP, before)) == 2
+    one.advance(5)
+    assert [letter.attempts for letter in one.letters()] == [2, 2]
