@@ -215,9 +215,13 @@ def interactive_record(app: str, pool: str) -> str:
     return f"{prefix(app)}.record.{pool}"
 
 
+MOST_NAME: Final = 512  # characters of a name in a subject: a server closes the connection over a line of 4096 bytes
+
+
 def dead(app: str, topology: str, operator: str) -> str:
-    """Dead letters of an operator (a source's name may hold wildcards and dots)."""
-    return f"{prefix(app)}.dead.{topology}.{re.sub(r'[^A-Za-z0-9_.-]', '_', operator)}"
+    """Dead letters of an operator: a source's name may hold wildcards and dots, and that in a frame anything."""
+    tokens = re.sub(r"[^A-Za-z0-9_.-]", "_", operator[:MOST_NAME]).split(".")
+    return f"{prefix(app)}.dead.{topology}.{'.'.join(token or '_' for token in tokens)}"
 
 
 def dead_pattern(app: str, topology: str = "*") -> str:

@@ -187,3 +187,13 @@ def test_a_letter_of_any_run_can_be_redriven_and_holds_up_no_other(lab: MakeLab)
     assert one.run(letters.redrive(one.client.bus, APP, before)) == 2
     one.advance(5)
     assert [letter.attempts for letter in one.letters()] == [2, 2]
+
+
+@pytest.mark.parametrize("node", ["", ".", "a..b", "a b", "*", ">", "n" * 5000, "é"])
+def test_an_event_at_a_node_of_any_name_is_a_dead_letter(lab: MakeLab, node: str) -> None:
+    one = asking(lab)
+    one.store(NewMessage(EDGE, pack_frame([NodeEvent(node, Origin("id", "in", "run"), "application/json", b"{}")])))
+    one.advance(1)
+    assert [letter.reason for letter in one.letters()] == ["TopologyError"]
+    assert all(len(m.subject) < 1000 for m in one.messages(subjects.dead_pattern(APP, "asking")))
+    goes_on(one)
