@@ -49,7 +49,7 @@ class Host:
         heartbeat: seconds between two signs of life; after five without one another engine takes over.
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
-        most_inputs, most_open_calls: see Services.
+        most_arrivals, most_open_calls: see Services.
         claim_check_above: bytes of a body that is not stored in its message.
     """
 
@@ -65,7 +65,7 @@ class Host:
         heartbeat: float = 1.0,
         records: float = 30 * 86400.0,
         stall_after: float = 30.0,
-        most_inputs: int = 500,
+        most_arrivals: int = 500,
         most_open_calls: int = 10_000,
         claim_check_above: int = payloads.ABOVE,
     ) -> None:
@@ -88,7 +88,7 @@ class Host:
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
-        self._most = (most_inputs, most_open_calls)
+        self._most = (most_arrivals, most_open_calls)
         self._parts = Tasks("dspex", self._part_failed)  # all but the committer
         self._committing = Tasks("dspex", self._part_failed)  # on its own: a drain still needs it when the rest has stopped
         self._failed = asyncio.Event()
@@ -113,7 +113,7 @@ class Host:
             repair=TornCommits(self.bus, self.app, self.graphs),
             readers=asyncio.Semaphore(READERS),
             room=self.room,
-            most_inputs=self._most[0],
+            most_arrivals=self._most[0],
             most_open_calls=self._most[1],
             limit=payloads.most(self.bus),
             behind=self.consumers.behind,

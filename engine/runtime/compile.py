@@ -1,7 +1,7 @@
 """From a graph to stages: which operators one owner runs, each chain fused into one function.
 
-A stage begins at a source and has everything that its events reach: native operators, calls, and what follows the calls'
-results, since a result returns to the stage partition that asked (ADR-0002). A node that two sources reach is in both
+A stage begins at a source and has everything that its events reach: native operators, calls, and what follows the
+calls, since a record returns to the stage partition that asked (ADR-0002). A node that two sources reach is in both
 stages: native operators are pure, so it needs no hop to meet itself.
 """
 

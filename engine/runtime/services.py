@@ -30,7 +30,7 @@ class Services:
     revoked: called when a partition is not this engine's any more.
     repair: removes what a torn commit left before a claim.
     readers: bounds how many partitions catch up with a reader of their own at a time.
-    most_inputs: arrivals of one partition in one commit.
+    most_arrivals: arrivals of one partition in one commit.
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of one payload.
     room: set while the application's stream has room for what sources bring: they wait for it.
@@ -47,7 +47,7 @@ class Services:
     repair: TornCommits
     readers: asyncio.Semaphore
     room: asyncio.Event
-    most_inputs: int = 500
+    most_arrivals: int = 500
     most_open_calls: int = 10_000
     limit: int = MOST
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)

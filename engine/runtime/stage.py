@@ -252,7 +252,7 @@ class StageRunner:
         s = self.s
         self.counters["unreadable"] += log.passed
         address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
-        process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_inputs, s.most_open_calls)
+        process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
         p = Partition(index, log, tables, process, self, s.committer.request_commit, self.counters, self._alarm, most)
         self._refusals.apply(p)
         self._compare(p)

@@ -70,7 +70,7 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
     topology.source("in").flat_map(lambda d: [d] * 10, name="ten").sink("out")
     one = lab(topology)
     one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
-    host = one.start(most_inputs=5)
+    host = one.start(most_arrivals=5)
     stream = one.server.streams[STREAM]
     config = stream.config
     room = {"max_messages": 100} if limit == "messages" else {"max_bytes": 20_000}
