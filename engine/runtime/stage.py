@@ -48,7 +48,6 @@ class _Order(NamedTuple):
 
     what: Literal["own", "recover", "release", "restart", "fail"]
     partition: int = -1
-    why: str = ""
     error: BaseException | None = None
 
 
@@ -124,7 +123,7 @@ class StageRunner:
             return
         self._setbacks[p.index] = 0 if p.committed else self._setbacks[p.index] + 1
         self._refusals.failed(p, error)
-        self._orders.put_nowait(_Order("recover", p.index, error.message))
+        self._orders.put_nowait(_Order("recover", p.index))
 
     def _fenced(self, p: Partition) -> None:
         del self.partitions[p.index]
@@ -132,7 +131,7 @@ class StageRunner:
         _log.warning("fenced: something that is not of this engine was stored in the log, so its claim is over", **where)
         telemetry.emit("fenced", **where)
         self.s.revoked(self.topology, self.stage.id, p.index)
-        self._restart("fenced")
+        self._orders.put_nowait(_Order("restart"))
 
     # -- running ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -143,8 +142,10 @@ class StageRunner:
                 while not self._orders.empty():
                     orders.append(self._orders.get_nowait())
                 await self._obey(orders)
-                await self._pumps.stop()
-                self._start_pumps()
+                if any(order.what == "restart" for order in orders):
+                    await self._pumps.stop()
+                if not self._pumps:
+                    self._start_pumps()
         finally:
             await self._pumps.stop()
             await self._snapshots.stop()
@@ -165,7 +166,7 @@ class StageRunner:
             if e.retryable:
                 self._seldom.warning("reading again soon", input=name, why=e.message)
                 await asyncio.sleep(0.5)
-                self._restart(e.message)
+                self._orders.put_nowait(_Order("restart"))
                 return
             self.stopped = e.message
             telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
@@ -173,13 +174,11 @@ class StageRunner:
 
     async def _watching(self) -> None:
         watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
-        self._restart(await watch.run(list(self.partitions.values()), self.s.clock))
-
-    def _restart(self, why: str) -> None:
-        self._orders.put_nowait(_Order("restart", why=why))
+        _log.warning("reads its source again", why=await watch.run(list(self.partitions.values()), self.s.clock))
+        self._orders.put_nowait(_Order("restart"))
 
     def _pump_failed(self, name: str, error: BaseException) -> None:
-        self._orders.put_nowait(_Order("fail", why=str(error), error=error))
+        self._orders.put_nowait(_Order("fail", error=error))
 
     # -- ownership ------------------------------------------------------------------------------------------------------
     def own(self, index: int) -> None:
@@ -236,6 +235,7 @@ class StageRunner:
         await self._pumps.stop()
         for log, tables in claims.won:
             self._begin(logs[log], log, tables, monotonic() - began)
+        self._start_pumps()  # at once: some may have to be claimed again until they can be read
         for log, time in claims.ahead:
             self._ahead[logs[log]] = time
             _log.error("a partition is not claimed yet", partition=logs[log], why=self.waits)

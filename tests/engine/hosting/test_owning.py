@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_lab import STREAM, Cut, Lab
+from engine_lab import APP, STREAM, Cut, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, RetryLater, Unsettled
+from dspex.bus.errors import BusError, RetryLater, Unreachable, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.memory.store import Faults
+from dspex.bus.message import Message, partition_of
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
@@ -242,3 +243,36 @@ def test_an_engine_that_claims_a_partition_anew_while_its_timers_are_due_still_t
     one.advance(30)  # without its turn, nothing ends this but the time limit of the test
     assert p.revoked
     assert host.runners[0].partitions[0].tables.timers.put_off == 20
+
+
+class HalfRead(MemoryBus):
+    """A server whose leader does not have the log of partition 1 yet."""
+
+    behind = True
+
+    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+        if self.behind and list(filters) == [subjects.log(APP, "two", "s1", 1)]:
+            raise Unreachable("not there yet")
+        return await super().scan(stream, filters, start=start, stop=stop)
+
+
+def test_a_partition_that_cannot_be_read_yet_holds_up_no_other_one(lab: MakeLab) -> None:
+    topology = Topology("two")
+    topology.source("in", partitions=2).sink("out")
+    one = lab(topology)
+    one.start()
+    keys = ["a", "b", "c", "d", "e", "f"]
+    mine = {key: partition_of(key, 2) for key in keys}
+    for key in keys:
+        one.publish("in", {"key": key, "round": 1}, key=key)
+    one.kill()
+    bus = HalfRead(one.server, BusEvents())
+    one.start(bus=bus)
+    for key in keys:
+        one.publish("in", {"key": key, "round": 2}, key=key)
+    one.advance(5)
+    second = {o["key"] for o in one.outputs("out") if o["round"] == 2}
+    assert second == {key for key in keys if mine[key] == 0}
+    bus.behind = False
+    one.advance(5)
+    assert {o["key"] for o in one.outputs("out") if o["round"] == 2} == set(keys)
