@@ -142,7 +142,8 @@ def _taken(engines: Sequence[Running], heard: Sequence[int]) -> int:
 async def _any_more(engines: Sequence[Running]) -> None:
     waits = [asyncio.ensure_future(one.more()) for one in engines]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        # A line may come before these tasks begin to wait for one.
+        await asyncio.wait(waits, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
