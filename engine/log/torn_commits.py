@@ -39,7 +39,6 @@ class TornCommits:
     def __init__(self, bus: Bus, app: str, graphs: Sequence[Graph]) -> None:
         self.bus, self._app, self._topologies = bus, app, [g.name for g in graphs]
         self.stream = subjects.stream(app)
-        self._created = 0.0  # when the stream was made
         self._looked: list[Span] = []  # in order, and apart: partitions come to their claims from different entries
         self._logs, self._records = subjects.log(app, "*", "*", "*"), subjects.record(app, "*", "*", "*", "*")
         self._written = [p for g in graphs for p in (subjects.work_of(app, g.name), subjects.pieces(app, g.name, "*", "*"))]
@@ -50,16 +49,18 @@ class TornCommits:
         """Remove what is torn between the last `entry` of a log and the `claim` that follows it. Raises BusError."""
         if self._looked and claim <= self._looked[-1][1]:
             self._looked.clear()  # the stream was rolled back: what is there now was never looked at
-        kept = await self._kept()
+        created, kept = await self._kept()
         begin = max(entry, min(kept.values(), default=0))
         for start, stop in list(self._unseen(begin + 1, claim - 1)):
             for first in range(start, stop + 1, PAGE):
                 await self._remove(first, min(first + PAGE - 1, stop), claim - 1)
         self._looked = _joined([*self._looked, (entry + 1, claim - 1)])
-        await self._keep([topology for topology, up_to in kept.items() if entry <= up_to < claim - 1], claim - 1)
+        bucket = await self.bus.bucket(subjects.bucket(self._app))
+        for topology in [topology for topology, up_to in kept.items() if entry <= up_to < claim - 1]:
+            await bucket.put(subjects.torn_key(topology), orjson.dumps([created, claim - 1]))
 
-    async def _kept(self) -> dict[str, int]:
-        """Up to which sequence everything was looked at, by topology of this process."""
+    async def _kept(self) -> tuple[float, dict[str, int]]:
+        """When the stream was made, and up to which sequence everything was looked at, by topology of this process."""
         bucket, info = await self.bus.bucket(subjects.bucket(self._app)), await self.bus.stream(self.stream)
         kept = dict.fromkeys(self._topologies, 0)
         for topology in self._topologies:
@@ -70,13 +71,7 @@ class TornCommits:
                 continue
             if isinstance(sequence, int) and info is not None and created == info.created and 0 < sequence <= info.last:
                 kept[topology] = sequence
-        self._created = info.created if info is not None else 0.0
-        return kept
-
-    async def _keep(self, topologies: Sequence[str], sequence: int) -> None:
-        bucket = await self.bus.bucket(subjects.bucket(self._app))
-        for topology in topologies:
-            await bucket.put(subjects.torn_key(topology), orjson.dumps([self._created, sequence]))
+        return info.created if info is not None else 0.0, kept
 
     def _unseen(self, start: int, stop: int) -> Iterator[Span]:
         """The parts of `start` to `stop` that were not looked at."""

@@ -2,7 +2,7 @@
 
 Taking an arrival in is never interrupted: its outputs, the changes of its tables and its position go together, so a pump may
 be cancelled at any await and nothing is half done. That is why `add` does not wait for room but starts another batch, and
-pumps ask `crowded` before they take the next arrival.
+pumps ask `takes` before they take the next arrival.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def too_large(node: str, size: int, most: int) -> OutputTooLarge:
 
 
 def headers_too_long(o: Origin) -> InvalidInput:
-    sizes = {"id": len(o.id), "run": len(o.run), "key": len(o.key or ""), "session": len(o.session or "")}
+    texts = {"id": o.id, "run": o.run, "key": o.key, "session": o.session, "trace": o.trace}
+    sizes = {name: len(text or "") for name, text in texts.items()}
     longest = max(sizes, key=lambda name: sizes[name])
     why = (
         f"its headers are too long to be handed on: the {longest} has {sizes[longest]:,} characters, all together {INHERITED:,}"

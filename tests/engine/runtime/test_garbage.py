@@ -129,6 +129,7 @@ def test_an_event_whose_headers_no_output_could_repeat_is_a_dead_letter(lab: Mak
     one.advance(1)
     (letter,) = one.letters()
     assert (letter.node, letter.reason) == ("in", "InvalidInput")
+    assert "60,000 characters" in letter.message
     goes_on(one)
 
 
