@@ -8,7 +8,7 @@ are also stricter: a header value with a line break is refused, where nats-py wo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -158,19 +158,20 @@ class WireParser:
         self._parts: list[bytes] = []  # the beginning of a message whose rest has not come
         self._missing = 0  # bytes that it needs at least
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Route the messages in `chunk`; the other lines (PING, PONG, INFO, +OK, -ERR) are returned."""
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Route the messages in `chunk`; the other lines (PING, PONG, INFO, +OK, -ERR) are yielded.
+
+        All in the order of the wire: what the server complains about is known before the answer that it then gives.
+        """
         self._parts.append(chunk)
         if len(chunk) < self._missing:  # joined at each chunk, a message of 64 MiB would be copied a thousand times
             self._missing -= len(chunk)
-            return []
+            return
         data = b"".join(self._parts) if len(self._parts) > 1 else chunk
-        lines, position, self._missing = self._cut(data)
+        position, self._missing = yield from self._cut(data)
         self._parts = [data[position:]] if position < len(data) else []
-        return lines
 
-    def _cut(self, data: bytes) -> tuple[list[bytes], int, int]:
-        lines: list[bytes] = []
+    def _cut(self, data: bytes) -> Generator[bytes, None, tuple[int, int]]:
         routes, find, position = self._routes, data.find, 0
         while (end := find(b"\r\n", position)) >= 0:
             line = data[position:end]
@@ -179,7 +180,7 @@ class WireParser:
                 start = end + 2
                 stop = start + int(words[-1])
                 if stop + 2 > len(data):
-                    return lines, position, stop + 2 - len(data)
+                    return position, stop + 2 - len(data)
                 route = routes.get(words[2])
                 if route is not None:
                     if line[0] == 72:  # HMSG subject sid [reply] headers total
@@ -190,6 +191,6 @@ class WireParser:
                         route(words[1], words[3] if len(words) == 5 else b"", data[start:stop], b"")
                 position = stop + 2
             else:
-                lines.append(line)
+                yield line
                 position = end + 2
-        return lines, position, 0
+        return position, 0

@@ -24,6 +24,7 @@ from dspex.bus.errors import (
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.nats.failures import refused
+from dspex.bus.nats.protocol import WireParser
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
@@ -216,6 +217,16 @@ async def test_a_write_that_is_not_permitted_says_so_at_once(server: Any, opened
         with pytest.raises(NotAllowed):
             await asyncio.wait_for(write, 30)
     assert [m.subject for m in await every.scan("S", ["s.>"], start=1, stop=99)] == ["s.yes"]
+
+
+def test_a_refusal_is_known_before_the_answer_that_the_server_gives_behind_it() -> None:
+    """One read may hold both: the answer to the last of a batch would say "incomplete", which may have been stored."""
+    seen: list[bytes] = []
+    parser = WireParser({b"7": lambda subject, reply, data, head: seen.append(data)})
+    refusal = b"-ERR 'Permissions Violation for Publish to \"s.no\"'"
+    for line in parser.feed(b"MSG a 7 1\r\n1\r\n" + refusal + b"\r\nMSG a 7 1\r\n2\r\n"):
+        seen.append(line)
+    assert seen == [b"1", refusal, b"2"]
 
 
 @pytest.mark.asyncio
