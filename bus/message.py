@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 
 class Message(NamedTuple):
-    """What a bus delivers: bytes with headers, as stored. `sequence` and `time` are 0 for one that no stream holds."""
+    """What a bus delivers: bytes with headers, as stored. `sequence` and `time` are 0 for one that no stream holds.
+
+    `in_batch`: whether a commit stored it together with others. Only `Bus.scan` and `Bus.page` look.
+    """
 
     subject: str
     data: bytes
@@ -31,6 +34,7 @@ class Message(NamedTuple):
     sequence: int = 0
     time: float = 0.0  # stored at, in seconds since the epoch
     reply: str = ""
+    in_batch: bool = False
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,10 @@ class Bus(Protocol):
         ...
 
     async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
-        """All messages that match, with start <= sequence <= stop, in order. Waits for nothing new."""
+        """All messages that match, with start <= sequence <= stop, in order. Waits for nothing new.
+
+        Each says whether `commit` stored it together with others: nobody else can make it look so by copying its headers.
+        """
         ...
 
     async def page(

@@ -109,7 +109,7 @@ class MemoryStream:
         self._check_expected(drafts)
         self._check_room(drafts)
         for draft in drafts:
-            self._store(draft, now)
+            self._store(draft, now, in_batch=True)
         self.wake()
         return self.last
 
@@ -131,10 +131,10 @@ class MemoryStream:
         if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
             raise StreamFull(f"stream {self.config.name} holds {room} bytes at most")
 
-    def _store(self, draft: NewMessage, now: float) -> None:
+    def _store(self, draft: NewMessage, now: float, in_batch: bool = False) -> None:
         self.last += 1
         headers = dict(draft.headers or {})
-        self.messages[self.last] = Message(draft.subject, draft.data, headers, self.last, now)
+        self.messages[self.last] = Message(draft.subject, draft.data, headers, self.last, now, in_batch=in_batch)
         self._of_subject.setdefault(draft.subject, {})[self.last] = None
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]

@@ -21,6 +21,9 @@ WireRoute = Callable[[bytes, bytes, bytes, bytes], None]
 RESERVE: Final = 192
 """Bytes of each message kept back for the header lines of a commit: what fits in a publish fits in a batch."""
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+OUR_BATCH: Final = "dspex"
+"""How the ids of our batches begin."""
+_OUR_BATCH_LINE: Final = f"\r\nNats-Batch-Id: {OUR_BATCH}".encode()
 _FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT)
 Headers = Mapping[str, str]
 NO_HEADERS: Final[Headers] = {}
@@ -148,6 +151,13 @@ def headers(block: bytes) -> Headers:
         if description:
             found["Description"] = description
     return found
+
+
+def in_batch(block: bytes) -> bool:
+    """Whether a message was stored in a batch of ours. The server keeps the id of the batch with each message of it, and
+    whoever copies that header with the others makes a batch, which the server refuses without its other messages.
+    """
+    return _OUR_BATCH_LINE in block
 
 
 class WireParser:

@@ -142,7 +142,8 @@ class _Scan:
                 self._over.set()
             return
         _, sequence, number, time, self._pending = delivery_of(reply)
-        self._found.append(Message(protocol.text(subject), data, headers, sequence, time))
+        in_batch = protocol.in_batch(head)
+        self._found.append(Message(protocol.text(subject), data, headers, sequence, time, in_batch=in_batch))
         self._gap |= number != len(self._found)
         self._page += 1
         if self._page == self._batch:

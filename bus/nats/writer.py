@@ -52,7 +52,7 @@ async def commit(connection: Connection, drafts: Sequence[NewMessage], timeout: 
     def render(reply: str) -> bytes:
         return protocol.batch(
             drafts,
-            id=f"{connection.id[-12:]}{connection.fresh()}",  # short: each message of the batch carries it
+            id=f"{protocol.OUR_BATCH}{connection.id[-10:]}{connection.fresh()}",  # short: each message of the batch carries it
             reply=reply,
             limit=connection.max_payload,
         )

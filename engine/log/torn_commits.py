@@ -4,7 +4,8 @@ A commit is all or nothing, but for two cases: a server that loses power before 
 in the middle of a batch (seen with 2.15.1: what comes before the limit is stored, and nobody gets an answer). The log entry
 is the last message of its commit, and says how many before it belong to it. So once a claim has a sequence, every message of
 ours below it that no entry covers is a remainder: it is removed, and the new owner emits the same again, under the same ids.
-A reader that has it already sees a repeat under the same id.
+A reader that has it already sees a repeat under the same id. Ours is what was stored in a batch, on a subject that commits
+write to: what others publish there, be it a copy of an output with its headers, stays.
 
 Housekeeping removes entries, and leaves what they covered: sinks and dead letters are the user's. An entry that was removed
 leaves a hole in the sequences, right behind what it covered, and a torn commit leaves none.
@@ -122,7 +123,9 @@ class TornCommits:
         return covered
 
     def _is_ours(self, m: Message) -> bool:
-        """Whether only a commit writes such messages."""
+        """Whether only a commit writes such messages. One alone is never torn, so what was stored alone is none."""
+        if not m.in_batch:
+            return False
         if any(subjects.matches(p, m.subject) for p in self._marked):
             return subjects.EVENT_ID in m.headers
         return any(subjects.matches(p, m.subject) for p in self._written)

@@ -13,7 +13,7 @@ from dspex.bus.memory.handles import MemoryReader
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
-from dspex.bus.port import BusEvents, Delivery, NewMessage
+from dspex.bus.port import Bus, BusEvents, Delivery, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.work_loop import Job, WorkLoop
@@ -38,6 +38,14 @@ async def insist(do: Callable[[], Awaitable[T]]) -> T:
             return await do()
         except BusError:
             await asyncio.sleep(0.1)
+
+
+async def torn(bus: Bus, server: MemoryServer, drafts: Sequence[NewMessage]) -> None:
+    """Store the first part of a batch, as a server without room or power does: of the rest nothing is there."""
+    for draft in drafts:
+        ack = await bus.publish(draft)
+        stored = server.streams[ack.stream].messages
+        stored[ack.sequence] = stored[ack.sequence]._replace(in_batch=True)
 
 
 class Cut(MemoryBus):
@@ -218,6 +226,11 @@ class Lab:
     def store(self, draft: NewMessage) -> None:
         """Store a message as any NATS client would."""
         self.run(self.client.bus.publish(draft))
+        self.loop.settle()
+
+    def tear(self, drafts: Sequence[NewMessage]) -> None:
+        """Store messages as a server does that stops within a batch of them: nobody gets an answer."""
+        self.run(torn(self.client.bus, self.server, drafts))
         self.loop.settle()
 
     def messages(self, subject: str, stream: str = "") -> list[Message]:

@@ -136,3 +136,17 @@ async def test_a_known_message_id_in_a_batch_refuses_all_of_it(bus: Bus, unique:
             await bus.commit([NewMessage(f"{unique}.a", b"x", {MESSAGE_ID: id}) for id in ids])
     assert await stored(bus, unique) == ["0"]
     assert not (await bus.publish(NewMessage(f"{unique}.a", b"1", {MESSAGE_ID: "two"}))).duplicate
+
+
+@pytest.mark.asyncio
+async def test_a_scan_tells_what_was_stored_in_a_commit_with_others_from_copies_of_it(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    await bus.commit([NewMessage(f"{unique}.a", b"together", {"n": "1"}), NewMessage(f"{unique}.b", b"with it")])
+    await bus.commit([NewMessage(f"{unique}.a", b"alone", {"n": "2"})])
+    found = await bus.scan(unique, [f"{unique}.>"], start=1, stop=9)
+    assert [m.in_batch for m in found] == [True, True, False]
+    for message in found:
+        await bus.publish(NewMessage(message.subject, message.data, message.headers))
+    copies = await bus.page(unique, [f"{unique}.>"], start=4, stop=9)
+    assert [(m.data, m.in_batch) for m in copies] == [(b"together", False), (b"with it", False), (b"alone", False)]
+    assert [m.in_batch for m in await bus.page(unique, [f"{unique}.>"], start=1, stop=3)] == [True, True, False]

@@ -255,3 +255,15 @@ async def test_a_batch_of_which_the_server_has_lost_a_part_is_unsettled(server: 
     await plain.close()
     error = refused(answer["error"], "commit")
     assert (answer["error"]["err_code"], type(error)) == (10176, Unsettled)
+
+
+@pytest.mark.asyncio
+async def test_what_a_server_without_room_has_stored_of_a_batch_still_says_that_it_is_of_one(server: Any, opened: Open) -> None:
+    server.jetstream = f'jetstream {{ store_dir: "{server.folder / "js"}", max_file: 1000000 }}'
+    bus = await opened(server.start().url)
+    await stream(bus)
+    with pytest.raises(Unsettled):
+        await bus.commit([NewMessage("s.a", bytes(40_000))] * 40, timeout=1)
+    torn = await bus.scan("S", ["s.>"], start=1, stop=99)
+    assert 0 < len(torn) < 40
+    assert all(m.in_batch for m in torn)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_lab import Cut, Lab
+from engine_lab import Cut, Lab, torn
 
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited, RetryLater
@@ -128,8 +128,7 @@ class Torn(Cut):
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         if self.left == 1:
-            for draft in drafts[: len(drafts) // 2]:
-                await self.publish(draft)
+            await torn(self, self.server, drafts[: len(drafts) // 2])
         return await super().commit(drafts, timeout=timeout)
 
 
@@ -139,8 +138,8 @@ def test_what_a_torn_commit_left_is_removed_by_the_next_claim(lab: MakeLab, undi
     one.answers["ask"] = answer
     one.start()
     one.drain()
-    torn = Torn(one.server, at, landed=False)
-    one.start(bus=torn)
+    server = Torn(one.server, at, landed=False)
+    one.start(bus=server)
     publish(one, range(10))
     one.advance(3)
     one.kill()
