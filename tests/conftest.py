@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,19 @@ async def model() -> AsyncIterator[Any]:
 
     async with standin.StandIn() as server:
         yield server
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which nothing is set for dspex."""
+    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def dspy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The installed DSPy, quiet, and with its cache in a folder of the test's."""
+    os.environ.setdefault("DSPY_CACHEDIR", str(tmp_path_factory.mktemp("dspy")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("dspy")

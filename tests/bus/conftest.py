@@ -1,8 +1,8 @@
-"""Connections to either bus, by the same name."""
+"""Connections to either bus, by the same name; and a loop whose time a test moves."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeAlias
 
 import pytest
@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from dspex.bus import nats
 from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import Bus
 
 Connect: TypeAlias = Callable[[], Awaitable[Bus]]
@@ -46,3 +47,10 @@ async def bus(connect: Connect) -> Bus:
 async def buses(connect: Connect) -> tuple[Bus, Bus]:
     """Two connections to the same server."""
     return await connect(), await connect()
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    virtual = VirtualLoop()
+    yield virtual
+    virtual.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -28,13 +27,6 @@ class Leader(MemoryBus):
         info = await super().stream(name)
         await asyncio.sleep(self.trip_time / 2)
         return info and replace(info, now=info.now + self.ahead)
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    virtual = VirtualLoop()
-    yield virtual
-    virtual.close()
 
 
 def leader(loop: VirtualLoop) -> Leader:

@@ -66,14 +66,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+def folder(
+    tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Path]:
     """A folder that Python imports from, an environment without settings; imports and logging as before at the end."""
     if "adding-an-operator" in request.node.name:  # its files belong among the operators
         monkeypatch.setattr(stateless, "__path__", [*stateless.__path__, str(tmp_path)])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
-        monkeypatch.delenv(name)
     before = set(sys.modules)
     with kept_logging():
         yield tmp_path

@@ -59,9 +59,7 @@ def test_the_nodes_find_each_other_and_keep_what_dspex_needs() -> None:
     assert "feature_flags { js_ack_fc_v2: false }" in text
 
 
-def test_engine_and_pool_reach_every_node_and_ask_for_three_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
-        monkeypatch.delenv(name)
+def test_engine_and_pool_reach_every_node_and_ask_for_three_replicas(no_settings: None) -> None:
     settings = Settings.load(ROOT / "deploy/dspex.toml")
     assert settings.server.url == ",".join(f"nats://{node}:4222" for node in NODES)
     assert settings.server.replicas == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -16,13 +16,6 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.bus.subjects import MESSAGE_ID
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.close()
 
 
 async def opened(server: MemoryServer, **options: Any) -> MemoryBus:

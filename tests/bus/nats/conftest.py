@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from real_nats import bus, js  # noqa: F401 - fixtures
 
 from dspex.bus.nats import NatsBus, connect
 
@@ -91,5 +92,5 @@ async def opened() -> AsyncIterator[Open]:
         return buses[-1]
 
     yield open_one
-    for bus in buses:
-        await bus.close()
+    for one in buses:
+        await one.close()

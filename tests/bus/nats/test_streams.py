@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
-import pytest_asyncio
 from nats.js import JetStreamContext
 
 from dspex.bus.errors import BusError
-from dspex.bus.nats import NatsBus, connect
+from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage, StreamConfig
 
 ROLLUP = {"Nats-Rollup": "sub"}
-
-
-@pytest_asyncio.fixture
-async def bus(nats_url: str) -> AsyncIterator[NatsBus]:
-    opened = await connect(nats_url)
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture
-async def js(nats_url: str) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(nats_url)
-    yield client.jetstream()
-    await client.close()
 
 
 async def made(bus: NatsBus, name: str) -> None:

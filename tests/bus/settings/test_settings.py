@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +65,11 @@ log = "info,dspex.engine=debug"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory called `shop`, and an environment without settings."""
     home = tmp_path / "shop"
     home.mkdir()
     monkeypatch.chdir(home)
-    for name in list(os.environ):
-        if name.startswith(("DSPEX_", "NATS_")):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return home
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,12 +19,9 @@ from dspex.engine.cli import app
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, an environment without settings, and logging as it was at the end."""
     monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("NATS_", "DSPEX_")):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
     with kept_logging():
         yield tmp_path

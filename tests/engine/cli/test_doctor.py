@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -25,10 +24,8 @@ from dspex.engine.cli.server.doctor import Diagnosis, checks
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
-        monkeypatch.delenv(name)
     return tmp_path
 
 

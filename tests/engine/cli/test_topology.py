@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,10 +40,8 @@ Dspex = Callable[..., Done]
 
 
 @pytest.fixture
-def dspex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dspex]:
+def dspex(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dspex]:
     """Commands in an empty folder, without settings from outside; what they import is forgotten at the end."""
-    for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
-        monkeypatch.delenv(name)
     before, path = set(sys.modules), list(sys.path)
 
     def run(*args: str, cwd: Path = tmp_path) -> Done:

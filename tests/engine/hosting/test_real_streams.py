@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
-import pytest_asyncio
 from nats.js import JetStreamContext
 from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
-from dspex.bus.nats import NatsBus, connect
+from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
-
-
-@pytest_asyncio.fixture
-async def bus(nats_url: str) -> AsyncIterator[NatsBus]:
-    opened = await connect(nats_url)
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture
-async def js(nats_url: str) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(nats_url)
-    yield client.jetstream()
-    await client.close()
 
 
 def reading(source: str, sink: str) -> Topology:

@@ -6,10 +6,8 @@ No test here looks at a time: what a machine does in a moment is no promise.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import warnings
 from typing import Any
 
 import pytest
@@ -34,15 +32,6 @@ def measured(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[list[di
     assert cli.main(["bench", "native", "--json", "--quiet", "--seconds", "0.001", *options]) == 0
     *rows, verdict = map(json.loads, capsys.readouterr().out.splitlines())
     return rows, verdict
-
-
-@pytest.fixture(scope="module")
-def dspy(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The installed DSPy, quiet, with its cache in a folder of the test's."""
-    os.environ.setdefault("DSPY_CACHEDIR", str(tmp_path_factory.mktemp("dspy")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dspy")
 
 
 @pytest.mark.parametrize("case", cases(), ids=NAMES)
