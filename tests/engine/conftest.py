@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cli_bench import native  # noqa: F401 - a fixture of the tests of the CLI
 from engine_lab import Lab
+from real_nats import bus, js  # noqa: F401 - fixtures of the tests on a real server
 
 
 @pytest.fixture
