@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from bus_bench import Connect, soon, stored, stream
@@ -23,18 +24,19 @@ async def test_a_closed_connection_does_nothing_more(connect: Connect, unique: s
     await bus.close()
     await bus.close()
     assert not bus.connected
-    for attempt in (
-        waiting,
-        bus.publish(NewMessage(f"{unique}.a", b"")),
-        bus.commit([NewMessage(f"{unique}.a", b""), NewMessage(f"{unique}.a", b"")]),
-        bus.stream(unique),
-        bus.get(unique, 1),
-        bus.request(unique, b""),
-        bus.send(unique, b""),
-        bucket.put("k", b""),
-        bucket.get("k"),
-    ):
+    attempts: list[Callable[[], Awaitable[object]]] = [
+        lambda: waiting,
+        lambda: bus.publish(NewMessage(f"{unique}.a", b"")),
+        lambda: bus.commit([NewMessage(f"{unique}.a", b""), NewMessage(f"{unique}.a", b"")]),
+        lambda: bus.stream(unique),
+        lambda: bus.get(unique, 1),
+        lambda: bus.request(unique, b""),
+        lambda: bus.send(unique, b""),
+        lambda: bucket.put("k", b""),
+        lambda: bucket.get("k"),
+    ]
+    for attempt in attempts:
         with pytest.raises(Unreachable):
-            await soon(attempt)
+            await soon(attempt())
     other = await connect()
     assert await stored(other, unique) == []

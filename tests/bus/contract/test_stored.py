@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 from bus_bench import between, put, soon, stored, stream, texts
 
@@ -128,16 +130,17 @@ async def test_deleting_a_message_twice_is_no_error(bus: Bus, unique: str) -> No
 
 @pytest.mark.asyncio
 async def test_every_access_to_a_missing_stream_raises_an_error_that_says_so(bus: Bus, unique: str) -> None:
-    for attempt in (
-        bus.get(unique, 1),
-        bus.last(unique, f"{unique}.a"),
-        bus.scan(unique, [f"{unique}.a"], start=1, stop=2),
-        bus.page(unique, [f"{unique}.a"], start=1, stop=2),
-        bus.count(unique, [f"{unique}.a"]),
-        bus.purge(unique, f"{unique}.a", below=1),
-    ):
+    attempts: list[Callable[[], Awaitable[object]]] = [
+        lambda: bus.get(unique, 1),
+        lambda: bus.last(unique, f"{unique}.a"),
+        lambda: bus.scan(unique, [f"{unique}.a"], start=1, stop=2),
+        lambda: bus.page(unique, [f"{unique}.a"], start=1, stop=2),
+        lambda: bus.count(unique, [f"{unique}.a"]),
+        lambda: bus.purge(unique, f"{unique}.a", below=1),
+    ]
+    for attempt in attempts:
         with pytest.raises(BusError):
-            await soon(attempt)
+            await soon(attempt())
 
 
 @pytest.mark.asyncio
