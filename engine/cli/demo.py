@@ -197,7 +197,8 @@ def _print(t: Terminal, result: _Demo) -> None:
         f"{figures['urgent']} urgent, {figures['triaged']} triaged, {count(result.went(DEAD), DEAD)}, {result.missing} missing"
     )
     t.line(f"{count(result.total('calls'), 'call')} of the model, {count(result.total('tokens'), 'token')}, no cost")
-    t.line(NEXT)
+    for line in NEXT.split("\n"):
+        t.line(line)
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

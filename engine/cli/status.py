@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 _Key: TypeAlias = tuple[str, str]  # topology and stage
 EVERY = 2.0  # seconds between two looks of --watch
-_CLEAR = "\x1b[H\x1b[2J"
 
 
 def status(
@@ -47,8 +45,8 @@ async def _healthy(t: Terminal) -> bool:
 
     async with client(t, "status") as c:
         found = faults(await c.status(list(t.settings().pools)))
-    lines = [f"{fault.check}  {fault.message}\n  fix: {fault.fix}" for fault in found]
-    t.emit({"healthy": not found, "faults": [fault.as_dict() for fault in found]}, "\n".join(lines) or "healthy")
+    lines = [line for fault in found for line in (f"{fault.check}  {fault.message}", f"  fix: {fault.fix}")]
+    t.emit({"healthy": not found, "faults": [fault.as_dict() for fault in found]}, *(lines or ["healthy"]))
     return not found
 
 
@@ -65,7 +63,9 @@ async def _status(t: Terminal, watch: bool) -> None:
             if t.json:
                 t.emit({**found, "stages": [{**s, "rate": rates[_key(s)]} for s in found["stages"]]})
             else:
-                _print(t, found, rates, clear=watch and sys.stdout.isatty())
+                if watch:
+                    t.clear()
+                _print(t, found, rates)
             if not watch:
                 return
             await asyncio.sleep(EVERY)
@@ -80,14 +80,14 @@ def _rate(s: StageRow, before: int | None, seconds: float) -> float | None:
     return None if before is None else round(max(0, s["events"] - before) / max(seconds, 1e-3), 1)
 
 
-def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None], *, clear: bool) -> None:
+def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None]) -> None:
     server = found["server"]
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
     if not server["stream"]:
         lost = any(e["alive"] for e in found["engines"])
         why = "its stream is GONE: restore the server's data" if lost else "nothing is applied yet: dspex run"
         stream = f"app {server['app']}: {why}"
-    t.line(f"{_CLEAR if clear else ''}server  {server['url']}  {stream}")
+    t.line(f"server  {server['url']}  {stream}")
     _engines(t, found["engines"])
     _stages(t, found["stages"], rates)
     _pools(t, found["pools"])
@@ -95,7 +95,8 @@ def _print(t: Terminal, found: Status, rates: Mapping[_Key, float | None], *, cl
 
 def _engines(t: Terminal, engines: Sequence[EngineRow]) -> None:
     if not engines:
-        t.line("\nno engine is running: dspex run")
+        t.line("")
+        t.line("no engine is running: dspex run")
         return
     rows = [
         {

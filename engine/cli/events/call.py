@@ -93,6 +93,6 @@ def _print_result(t: Terminal, result: Result[Any]) -> None:
     lines = [f"{name:<{width}}  {v if isinstance(v, str) else to_json(v)}" for name, v in result.data.items()]
     ms = result.elapsed.total_seconds() * 1000
     lm = f"  lm {result.lm}" if result.lm else ""
-    t.emit(result.as_dict(), "\n".join(lines))
+    t.emit(result.as_dict(), *"\n".join(lines).split("\n"))
     if not t.json:
         t.note(f"{spent(None, result.usage)}{lm}  {result.worker}  {ms:,.0f} ms")

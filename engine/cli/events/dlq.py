@@ -140,9 +140,9 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
         f"event  {d.event.subject} {d.event.sequence or ''}  {d.event.id}",
         *(f"{name:<6} {value}" for name, value in (("key", d.event.key), ("session", d.event.session)) if value),
         f"data   {_readable(d.event.data)}",
-        *([d.traceback.rstrip()] if d.traceback else []),
+        *(d.traceback.rstrip().split("\n") if d.traceback else []),
     ]
-    t.emit(d.as_dict(traceback=True), "\n".join(lines))
+    t.emit(d.as_dict(traceback=True), *lines)
 
 
 async def _only(c: Client, sequence: int) -> DeadLetter:

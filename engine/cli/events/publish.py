@@ -173,8 +173,8 @@ class _Publish:
         if not self.wait:
             data = {"run": run.id, "subject": run.subject, "stream": run.stream, "seq": run.sequence}
             again = "  a duplicate: it was stored before" if run.duplicate else ""
-            text = None if self.source.many else f"run {short(run.id)}  stored in {run.stream} as {run.sequence}{again}"
-            self.t.emit(data | {"duplicate": run.duplicate}, text)
+            text = [] if self.source.many else [f"run {short(run.id)}  stored in {run.stream} as {run.sequence}{again}"]
+            self.t.emit(data | {"duplicate": run.duplicate}, *text)
 
     async def _stored(self, c: Client, row: Row) -> Run:
         """Store the row, and wait for a server that is away for a moment: with its id it is safe to send it again."""

@@ -89,7 +89,7 @@ def doctor(context: typer.Context) -> None:
     for check in t.run(checks(t.settings())):
         healthy = healthy and check.ok
         mark = "ok   " if check.ok else "FAULT"
-        fix = f"\n       fix: {check.fix}" if check.fix and not check.ok else ""
-        t.emit(check.as_dict(), f"{mark}  {check.name}  {check.message}{fix}")
+        fix = [f"       fix: {check.fix}"] if check.fix and not check.ok else []
+        t.emit(check.as_dict(), f"{mark}  {check.name}  {check.message}", *fix)
     if not healthy:
         raise typer.Exit(1)

@@ -9,11 +9,13 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from dspex.bus.settings.log_levels import log_levels
+from dspex.engine.cli.terminal.printable import printable
 
 _OURS = "dspex"
+_OF_LINES = ("exception", "stack")  # tracebacks
 
 
 def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, people: bool | None = None) -> None:
@@ -52,7 +54,12 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
 
 
 def _for_people() -> list[Processor]:
-    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.dev.ConsoleRenderer()]
+    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _printable, structlog.dev.ConsoleRenderer()]
+
+
+def _printable(logger: object, name: str, entry: EventDict) -> EventDict:
+    """What is logged of others' texts; what is written as JSON has its control characters written out anyhow."""
+    return {key: printable(value, lines=key in _OF_LINES) if isinstance(value, str) else value for key, value in entry.items()}
 
 
 def _as_json() -> list[Processor]:

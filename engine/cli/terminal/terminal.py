@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 import orjson
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+from dspex.engine.cli.terminal.printable import printable
 from dspex.engine.cli.terminal.progress import Bar, Lines, NoBar, rich_bar
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
+_CLEAR = "\x1b[H\x1b[2J"
 _UNLIMITED = 10_000  # columns
 
 
@@ -73,17 +75,22 @@ class Terminal:
         return asyncio.run(verb)
 
     # -- results
-    def emit(self, data: Mapping[str, object], text: str | None = None) -> None:
-        """One result: the object with --json, else `text` (None: nothing)."""
+    def emit(self, data: Mapping[str, object], *lines: str) -> None:
+        """One result: the object with --json, else these lines."""
         if self.json:
             _write(sys.stdout, to_json({"v": 1, **data}))
-        elif text is not None:
-            _write(sys.stdout, text)
+        for line in lines:
+            self.line(line)
 
     def line(self, text: str) -> None:
         """One line of a result that only people get; with --json the result is another one."""
         if not self.json:
-            _write(sys.stdout, text)
+            _write(sys.stdout, printable(text))
+
+    def clear(self) -> None:
+        """Begin again at the top of the screen, where there is one."""
+        if not self.json and sys.stdout.isatty():
+            sys.stdout.write(_CLEAR)
 
     def document(self, text: str) -> None:
         """A result that has a form of its own, whatever --json says: YAML, a drawing, a schema."""
@@ -118,7 +125,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """A remark for people, on stderr."""
         if not self.quiet:
-            _write(sys.stderr, text)
+            _write(sys.stderr, printable(text))
 
     def error(self, error: DspexError) -> None:
         """What went wrong and what to do, on stderr; with -v also where in the code."""
@@ -128,7 +135,7 @@ class Terminal:
             for line in error_lines(error, colored=self.colored(sys.stderr)):
                 _write(sys.stderr, line)
         if self.verbosity:
-            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+            _write(sys.stderr, printable("".join(traceback.format_exception(error)).rstrip(), lines=True))
 
     def problem(self, problem: Problem) -> None:
         """One problem of a topology or of the settings, on stdout: it is the result of `check`."""
@@ -191,7 +198,8 @@ def problem_object(problem: Problem) -> dict[str, object]:
 
 
 def _lines(level: str, code: str, text: str, fix: str, colored: bool) -> list[str]:
-    head, tail = f"{level}[{code}]", f"  fix: {fix}"
+    text = printable(text, lines=True)
+    head, tail = f"{level}[{code}]", f"  fix: {printable(fix, lines=True)}"
     if colored:
         head, tail = f"{_COLORS[level]}{head}{_PLAIN}", f"{_COLORS['fix']}{tail}{_PLAIN}"
     return [f"{head} {text}", tail]
@@ -208,7 +216,7 @@ def _as_object(error: DspexError) -> dict[str, object]:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else to_json(value)
+    return printable(value if isinstance(value, str) else to_json(value))
 
 
 def _write(stream: TextIO, text: str) -> None:

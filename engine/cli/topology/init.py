@@ -129,7 +129,7 @@ def _print(t: Terminal, folder: Path, files: list[str], no_key: bool) -> None:
         'dspex publish support.messages customer=c1 text="My card was stolen!" --wait      # in another terminal',
     ]
     paths = [os.path.normpath(folder / name) for name in files]
-    t.emit({"files": paths, "next": commands}, "\n".join([f"wrote {', '.join(paths)}", "next:", *(f"  {c}" for c in commands)]))
+    t.emit({"files": paths, "next": commands}, f"wrote {', '.join(paths)}", "next:", *(f"  {c}" for c in commands))
 
 
 def _quoted(folder: Path) -> str:

@@ -70,7 +70,7 @@ def _show(t: Terminal, summary: Summary) -> None:
     if found:
         lines.append(f"programs  {', '.join(found)}")
     lines += [f"failed    {pattern}: {why}" for pattern, why in failed.items()]
-    t.emit({"event": "pool ready", **summary}, "\n".join(lines))
+    t.emit({"event": "pool ready", **summary}, *lines)
 
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2")]

@@ -17,6 +17,7 @@ from cli_bench import NATIVE, Done, Project
 from waiting import eventually, until
 
 from dspex.bus.nats import connect
+from dspex.bus.port import NewMessage
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
@@ -53,6 +54,23 @@ def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -
     assert [line for line in table if line.startswith(sequence)]
     for nothing in (["--node", "count"], ["--since", "0s"]):
         assert native.here("dlq", "ls", *nothing).out == ""
+
+
+@pytest.mark.asyncio
+async def test_what_a_publisher_writes_into_a_header_reaches_no_terminal_as_a_command(native: Project, nats_url: str) -> None:
+    run, bus = "run\x1b]0;title\x07\x1b[2Jx", await connect(nats_url)
+    await bus.publish(NewMessage(native.input, b'{"text": "x"}', {"Dspex-Run": run, "Dspex-Key": run}))
+    await bus.close()
+
+    async def letter() -> list[dict[str, Any]]:
+        return [d for d in (await asyncio.to_thread(native.here, "--json", "dlq", "ls")).objects() if d["run"] == run]
+
+    await until(letter)
+    (found,) = await letter()
+    for verb in ("ls", "show"):
+        shown = await asyncio.to_thread(native.here, "dlq", verb, *([str(found["sequence"])] if verb == "show" else []))
+        assert r"\x1b[2Jx" in shown.out
+        assert "\x1b" not in shown.out
 
 
 def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> None:

@@ -105,6 +105,38 @@ def test_results_are_printed_as_json_text_or_tables(capsys: pytest.CaptureFixtur
     assert err == "remark\nremark\n"
 
 
+def test_what_others_wrote_moves_no_cursor_and_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    evil, t = "a\x1b[2J\x9b31m\r\n\u2028\u202eb\x00\ud800", Terminal()
+    written_out = r"a\x1b[2J\x9b31m\r\n\u2028\u202eb\x00\ud800"
+    t.emit({}, evil)
+    t.line(evil)
+    t.table([{"run": evil, "data": {"k": "\x9b2J"}}], {"run": "run", "data": "data"})
+    t.note(evil)
+    out, err = capsys.readouterr()
+    first, second, _, row = out.splitlines()
+    assert [first, second, row.rstrip(), err] == [written_out] * 2 + [written_out + r'  {"k":"\x9b2J"}', written_out + "\n"]
+    Terminal(verbosity=1).error(DspexError(evil, node=evil, fix=evil))
+    t.problem(Problem("DX203", "error", evil, None, None, None, evil, evil))
+    for text in capsys.readouterr():
+        assert not [c for c in text if c != "\n" and not c.isprintable()]
+
+
+def test_text_of_several_lines_in_any_script_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().error(DspexError("line 1\n\tline 2: שלום, naïve, 日本\u3000語, 👩\u200d🚀", code="DX900", fix="none"))
+    assert capsys.readouterr().err == "error[DX900] line 1\n\tline 2: שלום, naïve, 日本\u3000語, 👩\u200d🚀\n  fix: none\n"
+
+
+def test_with_json_control_characters_are_those_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(json=True).emit({"run": "\x1b[2J\n"}, "not printed")
+    assert json.loads(capsys.readouterr().out) == {"v": 1, "run": "\x1b[2J\n"}
+
+
+def test_logs_for_people_move_no_cursor() -> None:
+    evil = 'structlog.get_logger("dspex").warning("e\\x1b[2Jv", run="a\\x1b]0;t\\x07\\nb")\n'
+    assert r"e\x1b[2Jv" in (text := on_a_terminal(LOG + evil))
+    assert r"a\x1b]0;t\x07\nb" in text
+
+
 def test_any_value_is_printed_as_one_line_of_json() -> None:
     assert to_json({"a": ValueError("x"), 1: datetime(2026, 1, 2, tzinfo=UTC)}) == '{"a":"x","1":"2026-01-02T00:00:00Z"}'
 
