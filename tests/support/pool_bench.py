@@ -71,9 +71,12 @@ class Bench:
 
     async def ask(self, *items: CallRequest, timeout: float = 60.0) -> list[CallRecord]:
         """Put work into the queue and wait for the records of it, in the order of `items`."""
-        before = len(self.seen)
+        before, calls = len(self.seen), {i.call for i in items}
         await self.put(*items)
-        found = {r.call: r for r in (await self.records(before + len(items), timeout))[before:]}
+        async with asyncio.timeout(timeout):
+            while len(found := {r.call: r for r in self.seen[before:] if r.call in calls}) < len(calls):
+                self.arrived.clear()
+                await self.arrived.wait()
         return [found[i.call] for i in items]
 
     async def pump(self) -> None:

@@ -32,3 +32,10 @@ async def shared(shared_model: Any) -> AsyncIterator[Bench]:
     """
     async with running(config(shared_model.url)) as found:
         yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mortal(shared_model: Any) -> AsyncIterator[Bench]:
+    """As `shared`, for tests that end its child: the next test begins with the new one, and pays for one import of DSPy."""
+    async with running(config(shared_model.url, restart_max=1000)) as found:
+        yield found

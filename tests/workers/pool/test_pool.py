@@ -39,27 +39,32 @@ def children(bench: Bench) -> list[int]:
     return [c.pid for c in bench.pool.children.children]
 
 
+async def answering(bench: Bench) -> int:
+    """The process that answers a call now."""
+    (record,) = await bench.ask(work(spec=program("pid")))
+    assert record.outputs is not None, record.error
+    return int(record.outputs["reply"])
+
+
 # -- children that die -----------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
-async def test_the_calls_of_a_child_that_dies_fail_at_once_and_it_is_replaced(bench: Bench) -> None:
-    (first,) = children(bench)
-    (dead,) = await bench.ask(work(spec=program("dies"), timeout=600))  # longer than this waits
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_calls_of_a_child_that_dies_fail_at_once_and_it_is_replaced(mortal: Bench) -> None:
+    first, before = await answering(mortal), mortal.pool.children.restarts
+    (dead,) = await mortal.ask(work(spec=program("dies"), timeout=600))  # longer than this waits
     assert dead.error is not None
     assert (dead.error["type"], dead.error["retryable"]) == ("WorkerLost", True)
     assert "signal 9" in dead.error["message"]
-    (after,) = await bench.ask(work(spec=program("pid")))
-    assert after.outputs is not None
-    assert after.outputs["reply"] != first
-    assert bench.pool.children.restarts == 1
+    assert await answering(mortal) != first
+    assert mortal.pool.children.restarts == before + 1
 
 
-@pytest.mark.asyncio
-async def test_all_calls_of_a_killed_child_end_in_worker_lost(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_all_calls_of_a_killed_child_end_in_worker_lost(mortal: Bench) -> None:
     items = [work(spec=program("sleeps"), timeout=60) for _ in range(8)]
-    await bench.put(*items)
-    await until(lambda: bench.pool.children.slots.busy == 8)
-    os.kill(children(bench)[0], signal.SIGKILL)
-    records = await bench.records(8)
+    asked = asyncio.create_task(mortal.ask(*items))
+    await until(lambda: mortal.pool.children.slots.busy == 8)
+    os.kill(children(mortal)[0], signal.SIGKILL)
+    records = await asked
     assert {r.error and r.error["type"] for r in records} == {"WorkerLost"}
 
 
@@ -77,26 +82,24 @@ async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(
         assert (await bench.ask(work()))[0].error is None
 
 
-@pytest.mark.asyncio
-async def test_only_the_call_that_runs_alone_dies_with_its_process(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_only_the_call_that_runs_alone_dies_with_its_process(mortal: Bench) -> None:
     """It waits for the call that is there, and the one behind it does not join it."""
     before = work(spec=program("sleeps"), timeout=0.5)
-    await bench.put(before)
-    await until(lambda: bench.pool.children.slots.busy == 1)
+    first_asked = asyncio.create_task(mortal.ask(before))
+    await until(lambda: mortal.pool.children.slots.busy == 1)
     items = [work(spec=program("dies"), alone=True), *[work(spec=program("pid")) for _ in range(5)]]
-    await bench.put(*items)
-    found = {r.call: r for r in await bench.records(7)}
-    dead, *after = [found[i.call] for i in items]
+    dead, *after = await mortal.ask(*items)
     assert dead.error is not None
     assert dead.error["type"] == "WorkerLost"
     assert [r.error for r in after] == [None] * 5
-    first = found[before.call]
+    (first,) = await first_asked
     assert first.error is not None
     assert first.error["type"] == "CallTimeout", "it ended by itself, not with the process"
-    assert bench.pool.children.slots.busy == 0
+    assert mortal.pool.children.slots.busy == 0
 
 
-@pytest.mark.asyncio
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -109,36 +112,34 @@ async def test_only_the_call_that_runs_alone_dies_with_its_process(bench: Bench)
     ],
 )
 async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
-    bench: Bench, name: str, kind: str
+    shared: Bench, name: str, kind: str
 ) -> None:
     neighbour = work("standin:slow=0.5")
-    failed, served = await bench.ask(work(spec=program(name)), neighbour)
+    failed, served = await shared.ask(work(spec=program(name)), neighbour)
     assert failed.error is not None
     assert failed.error["type"] == kind
     assert served.error is None
-    assert bench.pool.children.restarts == 0
+    assert shared.pool.children.restarts == 0
 
 
-@pytest.mark.asyncio
-async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(bench: Bench) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(shared: Bench) -> None:
     neighbour = work("standin:slow=0.5")
-    mine, served = await bench.ask(work(spec=program("exits_beside")), neighbour)
+    mine, served = await shared.ask(work(spec=program("exits_beside")), neighbour)
     assert (mine.error, served.error) == (None, None)
     assert mine.outputs == {"reply": "hello"}
-    assert bench.pool.children.restarts == 0
+    assert shared.pool.children.restarts == 0
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
-@pytest.mark.asyncio
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
-async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(bench: Bench, name: str) -> None:
-    (first,) = children(bench)
-    (late,) = await bench.ask(work(spec=program(name), timeout=0.5))
+async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: Bench, name: str) -> None:
+    first = await answering(mortal)
+    (late,) = await mortal.ask(work(spec=program(name), timeout=0.5))
     assert late.error is not None
     assert (late.error["type"], late.error["retryable"]) == ("CallTimeout", True)
-    (after,) = await bench.ask(work(spec=program("pid")))
-    assert after.outputs is not None
-    assert (after.outputs["reply"] == first) == (name == "sleeps"), "only a child that does not react is killed"
+    assert (await answering(mortal) == first) == (name == "sleeps"), "only a child that does not react is killed"
 
 
 @pytest.mark.asyncio
