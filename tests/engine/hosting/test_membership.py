@@ -70,7 +70,7 @@ def test_engines_that_join_and_leave_claim_each_partition_that_moves_once(lab: M
 
 
 def test_an_idle_partition_costs_no_message_and_no_key(lab: MakeLab) -> None:
-    one = lab(spread(64))
+    one = lab(spread(16))
     one.start()
     before = len(one.messages(">"))
     one.advance(600)

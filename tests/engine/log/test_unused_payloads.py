@@ -17,7 +17,7 @@ from dspex.operators.topology import Topology
 MakeLab = Callable[..., Lab]
 LARGE = "x" * 300_000
 AGE = 100.0  # seconds; an hour in earnest
-LATER = 400.0  # seconds, after which several sweeps have gone over what is older than that
+LATER = 200.0  # seconds, after which several sweeps have gone over what is older than that
 
 
 @pytest.fixture(autouse=True)
