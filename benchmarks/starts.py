@@ -20,7 +20,7 @@ from dspex.bus.port import NewMessage
 from dspex.engine.graph import manifest
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
-from dspex.engine.log.reading import latest, look
+from dspex.engine.log.latest import latest, look
 
 STAGE = "s1"
 BATCH = 900  # entries that are written at once

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DecodeError
+from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
@@ -184,13 +184,9 @@ class Follower:
         entry = readable(m.data)
         if entry is None or entry["kind"] != "commit":
             return {}
-        try:
-            found: Mapping[str, Any] = await changes(self.bus, LogAddress.of(self.app, *_partition(m)), m, entry)
-        except BusError as e:
-            info = await self.bus.stream(self.stream)
-            if e.retryable and (info is None or info.last < m.sequence):
-                raise
-            raise ValueError(e.message) from e  # who has come so far has the pieces, if there are any
+        found = await changes(self.bus, LogAddress.of(self.app, *_partition(m)), m, entry)
+        if found is None:
+            raise ValueError("it changes what no table has, or its pieces are gone")
         return found
 
     def _entry(self, m: Message, changes: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
-from dspex.engine.log.pages import pages
+from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
 
 _log = structlog.get_logger("dspex.client")

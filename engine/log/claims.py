@@ -18,7 +18,7 @@ from dspex.bus.errors import BusError, Fenced, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.reading import Latest, end_of
+from dspex.engine.log.latest import Latest, end_of
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.torn_commits import TornCommits
 

@@ -18,7 +18,8 @@ from typing import Any
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
-from dspex.engine.log.reading import Latest, Newest, read_back
+from dspex.engine.log.latest import Latest, Newest
+from dspex.engine.log.reading import read_back
 from dspex.engine.log.tables import Tables
 
 LEAST = 64 << 10  # bytes of entries since the last snapshot below which none is due
@@ -113,7 +114,8 @@ class CommitLog:
         what: dict[str, object] = {"pieces": len(pieces)} if pieces else {"tables": tables}
         if snapshot is not None:  # the claim may be removed before this entry is: what it says is said again
             what = {**what, "snapshot": snapshot, **self._facts()}
-        whole = {"kind": "commit", "claim": self.claimed, **self._frame(at), **body, **what, "covers": covers + len(pieces)}
+        whole = {"kind": "commit", "claim": self.claimed, "after": self.sequence, **self._frame(at), **body, **what}
+        whole["covers"] = covers + len(pieces)
         entry = NewMessage(self.address.subject, packed(whole), expect=self.sequence)
         return [*(NewMessage(self.address.pieces, piece) for piece in pieces), entry]
 

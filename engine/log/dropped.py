@@ -14,7 +14,7 @@ from dspex.bus import subjects
 from dspex.bus.port import Bus
 from dspex.engine.graph import manifest
 from dspex.engine.log.entries import LogAddress
-from dspex.engine.log.reading import latest, look
+from dspex.engine.log.latest import latest, look
 
 
 class Dropped(NamedTuple):

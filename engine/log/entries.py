@@ -1,11 +1,12 @@
 """What lies in the commit log of a stage partition: claims and commits, as MessagePack.
 
     claim    {v, kind, time, epoch, owner, manifest, build, nonce, after, base, older}
-    commit   {v, kind, time, claim, covers, digest, taken, tables | pieces, base, older, snapshot?}
+    commit   {v, kind, time, claim, after, covers, digest, taken, tables | pieces, base, older, snapshot?}
 
 Who owns the partition, and with what it runs, is said by the claim; a commit names its claim by sequence. An entry with a
-`snapshot` says it again, so that an owner who stays for months does not keep its whole log: see `facts`. `after` is the commit
-before a claim, and `base` and `older` are the entries that name the last two snapshots.
+`snapshot` says it again, so that an owner who stays for months does not keep its whole log: see `facts`. `base` and `older` are
+the entries that name the last two snapshots. `after` is what an entry follows, so that a copy of one follows nothing: the entry
+before a commit, the commit before a claim.
 
 Whoever may publish to the log can store anything there. What is not an entry is passed over by all who read.
 """
@@ -21,12 +22,12 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import COMMIT_LIMIT
 
-VERSION = 2
+VERSION = 3
 _EACH: dict[str, type | tuple[type, ...]] = {"time": (float, int), "base": int, "older": int}
 _FACTS: dict[str, type | tuple[type, ...]] = {"epoch": int, "owner": str, "manifest": int, "build": dict}
 _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "claim": {**_EACH, **_FACTS, "nonce": str, "after": int},
-    "commit": {**_EACH, "claim": int, "covers": int, "digest": bytes, "taken": tuple},
+    "commit": {**_EACH, "claim": int, "after": int, "covers": int, "digest": bytes, "taken": tuple},
 }
 _NUMBERS = ("claim", "after", "base", "older", "covers", "pieces", "epoch", "manifest")
 LATEST = 1e11  # seconds since the epoch: a time that no clock says
@@ -146,6 +147,15 @@ def other_version(found: int | None) -> BusError:
 def damaged(what: str) -> BusError:
     """The error for what cannot be read and nothing can replace."""
     return BusError(f"{what} is damaged", code="DX411", fix="restore the stream from a backup")
+
+
+def without_begin(subject: str) -> BusError:
+    """The error for a log with entries of which none can be believed: what they follow is not there any more."""
+    return BusError(
+        f"{subject} has commits, and no claim before them that can be believed: messages or manifests were removed",
+        code="DX411",
+        fix="restore the stream and the bucket from a backup; or begin anew without what was done: dspex delete",
+    )
 
 
 def bases(sequence: int, entry: Mapping[str, Any]) -> tuple[int, int]:

@@ -37,10 +37,11 @@ from dspex.engine.graph.manifest import read as manifests
 from dspex.engine.log import redriven
 from dspex.engine.log.dropped import is_idle
 from dspex.engine.log.entries import LogAddress, bases, readable
-from dspex.engine.log.pages import pages
-from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.reading import latest, named_snapshot, restored
-from dspex.engine.log.tables import NONE, Tables
+from dspex.engine.log.latest import latest
+from dspex.engine.log.positions import pages, sequence_before
+from dspex.engine.log.reading import named_snapshot, restored
+from dspex.engine.log.rows import NONE
+from dspex.engine.log.tables import Tables
 from dspex.engine.log.unused_payloads import UnusedPayloads
 
 _log = structlog.get_logger("dspex.engine")

@@ -1,7 +1,10 @@
-"""Where to begin in a stream: behind which sequence an application starts to read, and what was stored before a time."""
+"""Where to begin in a stream: behind which sequence an application starts to read, what was stored before a time; and pages."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+
+from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
 
@@ -29,3 +32,16 @@ async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
         else:
             high = middle
     return low - 1
+
+
+async def pages(bus: Bus, stream: str, filters: Sequence[str], *, start: int = 1) -> AsyncIterator[list[Message]]:
+    """The messages that are stored now, oldest first; none where there is no such stream. Raises BusError.
+
+    A page at a time: all of it together may be larger than memory.
+    `start`: the first sequence that is looked at.
+    """
+    info = await bus.stream(stream)
+    start, stop = (max(start, info.first), info.last) if info is not None else (1, 0)
+    while start <= stop and (page := await bus.page(stream, filters, start=start, stop=stop)):
+        yield page
+        start = page[-1].sequence + 1

@@ -22,7 +22,7 @@ from dspex.bus.errors import Fenced, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import StoredAt
-from dspex.engine.log.pages import pages
+from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
 AGAIN = 0.1  # seconds until the markers are looked at again, after somebody else wrote one, or nobody knows

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from typing_extensions import TypedDict  # pydantic takes that of the standard library only from 3.12 on
+
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError
+
+NONE = 1 << 62  # a sequence or a number behind all others
 ALONE = 2  # deaths of a worker after which a call is run alone
 
 
@@ -110,3 +116,28 @@ class Split(NamedTuple):
     clock: float
     number: int
     digest: bytes
+
+
+class Changes(TypedDict, total=False):
+    """What an entry changes, or what a snapshot holds, by table: keys with their rows; None as row: it goes.
+
+    `number`: the next number for a call or a timer.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[misc]  # noqa: RUF012
+
+    positions: tuple[tuple[str, Position | None], ...]
+    calls: tuple[tuple[int, OpenCall | None], ...]
+    timers: tuple[tuple[int, Timer | None], ...]
+    keyed: tuple[tuple[tuple[str, str, str], bytes | None], ...]
+    splits: tuple[tuple[Place, Split | None], ...]
+    number: int
+
+
+def are_changes(raw: object) -> bool:
+    """Whether plain data are changes of the tables: what lies in a log may be anybody's."""
+    try:
+        known = checked(Changes, "changes of tables", raw)
+    except DecodeError:
+        return False
+    return bool(0 < known.get("number", 1) < NONE)

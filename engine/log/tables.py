@@ -15,12 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from dspex.engine.log.rows import OpenCall, Place, Position, Split, Timer
+from dspex.engine.log.rows import NONE, OpenCall, Place, Position, Split, Timer
 
 K = TypeVar("K")
 R = TypeVar("R")
-
-NONE = 1 << 62  # a sequence behind all others
 
 Change: TypeAlias = tuple[str, Any, Any]
 """(table, key, row); None as row: it goes."""

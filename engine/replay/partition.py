@@ -19,7 +19,8 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
-from dspex.engine.log.reading import changes, follows, latest, named_snapshot, restored
+from dspex.engine.log.latest import latest
+from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
@@ -86,8 +87,10 @@ class Replay:
                 claim = message.sequence
                 self._own(self._p.tables, entry["nonce"])
                 continue
-            claim, commit = entry["claim"], message.sequence
             changed = await changes(self.bus, self.log, message, entry)
+            if changed is None:
+                continue
+            claim, commit = entry["claim"], message.sequence
             told.apply(changed, message.sequence)
             async for what in self._entry(message.sequence, entry, changed):
                 yield Difference(message.sequence, what)

@@ -45,7 +45,7 @@ from dspex.engine.client import letters
 from dspex.engine.graph.nodes import OnGap
 from dspex.engine.hosting.host import Host
 from dspex.engine.log.entries import bases
-from dspex.engine.log.reading import latest
+from dspex.engine.log.latest import latest
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.compile import compile_stage
 

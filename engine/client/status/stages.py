@@ -15,7 +15,7 @@ from dspex.bus.errors import BusError
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status.rows import EngineReport, StageReport, StageRow
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.reading import look
+from dspex.engine.log.latest import look
 
 
 class _Reached(NamedTuple):

@@ -10,7 +10,7 @@ from random import Random
 
 from dspex.bus import subjects
 from dspex.engine.log.entries import LogAddress
-from dspex.engine.log.reading import latest
+from dspex.engine.log.latest import latest
 from processes.process import Process, last_words
 from processes.world import APP, World
 

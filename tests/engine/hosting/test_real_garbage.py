@@ -15,7 +15,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
-CLAIM = {"v": 2, "kind": "claim", "time": 1.0, "owner": "x", "nonce": "n", "build": {}, "epoch": 2, "older": 0, "after": 0}
+CLAIM = {"v": 3, "kind": "claim", "time": 1.0, "owner": "x", "nonce": "n", "build": {}, "epoch": 2, "older": 0, "after": 0}
 GARBAGE = [
     b"\xc1garbage",
     b"",

@@ -21,8 +21,8 @@ from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "spoiled", "s1", 0)
-CLAIM = {"v": 2, "kind": "claim", "time": 1.0, "owner": "x", "nonce": "n", "build": {}, "epoch": 2, "manifest": 1}
-COMMIT = {"v": 2, "kind": "commit", "time": 1.0, "covers": 0, "digest": b"", "taken": (), "tables": {}}
+CLAIM = {"v": 3, "kind": "claim", "time": 1.0, "owner": "x", "nonce": "n", "build": {}, "epoch": 2, "manifest": 1}
+COMMIT = {"v": 3, "kind": "commit", "time": 1.0, "after": 1, "covers": 0, "digest": b"", "taken": (), "tables": {}}
 GARBAGE: dict[str, object] = {
     "bytes": b"\xc1garbage",
     "nothing": b"",

@@ -16,7 +16,7 @@ from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import Ack, BusEvents, NewMessage
 from dspex.engine.log import commit_log
 from dspex.engine.log.entries import unpack
-from dspex.engine.log.reading import look
+from dspex.engine.log.latest import look
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -183,16 +183,18 @@ def test_a_log_that_is_whole_is_read_without_any_of_its_snapshots(lab: MakeLab) 
     assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
 
 
-def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim(lab: MakeLab) -> None:
+def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim_and_the_entry_before(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
     one.publish("in", {"text": "a"})
-    (at, claim), (_, commit) = entries(one)
+    one.publish("in", {"text": "b"})
+    (at, claim), (first, commit), (_, other) = entries(one)
     assert (claim["kind"], claim["epoch"], claim["owner"], claim["manifest"]) == ("claim", 1, "a", 1)
     assert claim["build"]["graph"] == logged().digest
     assert sorted(claim["build"]) == ["codecs", "dspex", "functions", "graph", "hash seed", "python"]
-    assert commit["claim"] == at
-    assert sorted(commit) == ["base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
+    assert (commit["claim"], commit["after"]) == (at, at)
+    assert (other["claim"], other["after"]) == (at, first)
+    assert sorted(commit) == ["after", "base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
 
 
 def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapshot_says_it(lab: MakeLab) -> None:

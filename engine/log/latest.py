@@ -1,0 +1,163 @@
+"""The end of a commit log: its latest entry. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import structlog
+
+from dspex.bus.message import Message
+from dspex.bus.port import Bus
+from dspex.engine.log.entries import (
+    VERSION,
+    ClaimFacts,
+    LogAddress,
+    bases,
+    facts,
+    other_version,
+    readable,
+    version,
+    without_begin,
+)
+from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back
+from dspex.engine.log.tables import Tables
+
+_log = structlog.get_logger("dspex.engine")
+WINDOW = 1000  # sequences looked at for the entry before what is none; four times as many each time
+
+Newest = Callable[[], Awaitable[int]]
+"""The version of the manifest that is applied."""
+
+
+class Latest(NamedTuple):
+    """The end of a log: the last message there, the last entry (0 for none), and what its claim says."""
+
+    last: int = 0
+    at: int = 0
+    entry: Mapping[str, Any] = {}
+    facts: ClaimFacts = ClaimFacts(0, "", 0, {})
+
+
+async def latest(bus: Bus, address: LogAddress, newest: Newest | None = None) -> Latest:
+    """The end of a log. What is not an entry is passed over.
+
+    `newest`: where it is known, a claim for a newer manifest than that is none. Raises BusError for another version's log.
+    """
+    return await end_of(bus, address, await bus.last(address.stream, address.subject), newest)
+
+
+async def end_of(
+    bus: Bus, address: LogAddress, last: Message | None, newest: Newest | None = None, *, known: int = 0
+) -> Latest:
+    """The end of a log whose last message is known; see `latest`. `known`: a version that was applied: not asked for."""
+    if last is None:
+        return Latest()
+    found, stop, width, goes_on = [last], last.sequence, WINDOW, False
+    while True:
+        for message in reversed(found):
+            if (entry := await _genuine(bus, address, message, newest, known)) is not None:
+                return Latest(last.sequence, message.sequence, entry[0], entry[1])
+            _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
+            goes_on = goes_on or _goes_on(message)
+        if stop <= 1:
+            if goes_on:
+                raise without_begin(address.subject)
+            return Latest(last.sequence)
+        start = max(1, stop - width)
+        found = await bus.scan(address.stream, [address.subject], start=start, stop=stop - 1)
+        stop, width = start, width * 4
+
+
+async def _genuine(
+    bus: Bus, address: LogAddress, message: Message, newest: Newest | None, known: int
+) -> tuple[Mapping[str, Any], ClaimFacts] | None:
+    """The entry that a message at the end of the log is, and the facts of its claim; None for what no engine wrote."""
+    entry = readable(message.data)
+    if entry is None:
+        await _same_version(bus, address, message)
+        return None
+    found = await _facts(bus, address, message, entry)
+    if found is None or (newest is not None and found.manifest > known and found.manifest > await newest()):
+        return None
+    return entry, found
+
+
+async def _same_version(bus: Bus, address: LogAddress, message: Message) -> None:
+    """Raise BusError where the log is of another version of dspex: where it begins so, or a newer one went on with it."""
+    number = version(message.data)
+    if number is None or number == VERSION:
+        return
+    first = await bus.next(address.stream, address.subject, 1)
+    if number > VERSION or first is None or version(first.data) not in (None, VERSION):
+        raise other_version(number)
+
+
+async def _facts(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any]) -> ClaimFacts | None:
+    """The facts of the claim that an entry stands under; None where it does not follow the one that it names."""
+    if not _looks_back(entry, message.sequence):
+        return None
+    after: int = entry["after"]
+    before = await entry_at(bus, address, after)
+    if not await _is_next(bus, address, message, entry, before):
+        return None
+    if entry["kind"] == "claim" or "snapshot" in entry:
+        return facts(entry)
+    where = max(entry["claim"], entry["base"])
+    said = before if where == after else await entry_at(bus, address, where)
+    return facts(said) if said is not None and "epoch" in said and fits(entry, where, said) else None
+
+
+async def _is_next(
+    bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any], before: Mapping[str, Any] | None
+) -> bool:
+    """Whether an entry is the next one behind `before`, which it names: a copy of one is not."""
+    after = entry["after"]
+    if before is not None:
+        last = (after, before["after"]) if before["kind"] == "claim" else (before["claim"], after)
+        chain = Chain(bus, address, *last, (after, before))
+    elif "snapshot" in entry and entry["kind"] == "commit":  # it says again what was removed before it
+        chain = Chain(bus, address, entry["claim"], after)
+    elif not after and await _begins(bus, address):
+        chain = Chain(bus, address)
+    else:
+        return False
+    first = await bus.next(address.stream, address.subject, after + 1)
+    if first is not None and first.sequence < message.sequence:  # what lies between them must be no entry
+        await chain.step(first)
+        if not follows(entry, chain.claim, chain.commit):
+            return False
+        start, stop = first.sequence + 1, message.sequence - 1
+        for between in await bus.scan(address.stream, [address.subject], start=start, stop=stop):
+            await chain.step(between)
+    return await chain.step(message) is not None
+
+
+def _goes_on(message: Message) -> bool:
+    """Whether a message can be an entry behind others."""
+    entry = readable(message.data)
+    return entry is not None and _looks_back(entry, message.sequence) and bool(entry["after"])
+
+
+def _looks_back(entry: Mapping[str, Any], sequence: int) -> bool:
+    """Whether what an entry refers to lies before it."""
+    return all(0 <= entry.get(name, 0) < sequence for name in ("claim", "after", "base", "older"))
+
+
+async def _begins(bus: Bus, address: LogAddress) -> bool:
+    """Whether the log has its begin: the first entry is the first claim."""
+    sequence = 1
+    while (message := await bus.next(address.stream, address.subject, sequence)) is not None:
+        if (entry := readable(message.data)) is not None:
+            return is_first(entry)
+        sequence = message.sequence + 1
+    return False
+
+
+async def look(bus: Bus, app: str, topology: str, stage: str, partition: int) -> Tables:
+    """The tables of a partition as its log says now, without a claim: its owner may change them at once."""
+    address, tables = LogAddress.of(app, topology, stage, partition), Tables()
+    end = await latest(bus, address)
+    if end.at:
+        await read_back(bus, address, *bases(end.at, end.entry), end.at, tables)
+    return tables
