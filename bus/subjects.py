@@ -25,6 +25,7 @@ SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
+RECORD: Final = "Dspex-Record"  # of a request: the message id of its record, for a worker that finds no payload
 LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error

@@ -16,9 +16,10 @@ from typing import Final
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DataError
+from dspex.bus.errors import DataError, DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
+from dspex.bus.records import CallRequest, RecordTo
 
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
@@ -26,6 +27,8 @@ ROOM: Final = 4096  # bytes of a message kept for headers
 YOUNG: Final = 60.0  # seconds since a message was stored, in which its payload may not have come to every server
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
 
+_RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition, number, try, nonce
+MOST_DIGITS: Final = 19  # of a number in it: anybody may have written one
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger("dspex.bus")
 
@@ -80,6 +83,21 @@ async def _stored(bus: Bus, app: str, message: Message, name: str) -> bytes | No
             return None
         await asyncio.sleep(pause)
     return None
+
+
+def named_in_headers(app: str, message: Message) -> CallRequest:
+    """What the subject and the headers of a request tell, where its payload is stored nowhere any more: whom to answer.
+
+    The event of the call is lost with the payload, and the counted attempts: the try stands in for them. Raises DecodeError.
+    """
+    call, id = message.headers.get(subjects.CAUSE, ""), message.headers.get(subjects.RECORD, "")
+    words, where = id.split("."), message.subject.split(".")
+    if not call or len(words) != _RECORD_WORDS or not all(n.isdecimal() and len(n) < MOST_DIGITS for n in words[2:5]):
+        raise DecodeError("its payload is stored nowhere any more, and its headers do not tell whose call it is")
+    topology, stage, partition, number, try_number, _ = words
+    record = subjects.record(app, where[3], topology, stage, int(partition))
+    to, run = RecordTo(record, id, int(number), b""), message.headers.get(subjects.RUN, call)
+    return CallRequest(call, int(try_number), int(try_number), topology, where[-1], {}, {}, run, record=to)
 
 
 async def required(bus: Bus, app: str, message: Message) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -156,15 +157,17 @@ class WorkLoop:
     async def _begin(self, delivery: Delivery) -> None:
         self._held[delivery] = None
         try:
-            delivery.message = await payloads.required(self.bus, self.app, delivery.message)
-            request = CallRequest.unpack(delivery.message.data)
+            whole = await payloads.checked_out(self.bus, self.app, delivery.message)
+            request = CallRequest.unpack(whole.data) if whole else payloads.named_in_headers(self.app, delivery.message)
         except DataError as error:
             call = self._drop(delivery, error)
         except BusError:
             del self._held[delivery]  # with signs of life from here, it would never come again
             raise
         else:
-            call = self._serve(delivery, request, self._accept(request, delivery))
+            delivery.message = whole or delivery.message
+            job = self._accept(request, delivery) if whole else partial(_without_payload, request)
+            call = self._serve(delivery, request, job)
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():  # a cancelled call is still held: `drain` hands it back
@@ -184,7 +187,7 @@ class WorkLoop:
             log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
 
     async def _drop(self, delivery: Delivery, error: DataError) -> None:
-        """Where its record belongs is inside the payload, so the call meets its deadline."""
+        """No engine wrote it, so no call waits for it."""
         log.error("unreadable work dropped", pool=self.pool, subject=delivery.message.subject, why=error.message)
         await delivery.ack()
 
@@ -196,3 +199,9 @@ class WorkLoop:
 
     def _not_served(self, error: BaseException) -> None:
         log.error("a call was not served", pool=self.pool, exc_info=error)
+
+
+async def _without_payload(request: CallRequest) -> CallRecord:
+    """The record of a call that nobody can make any more, so that its event need not wait for the deadline."""
+    error = payloads.gone(request.node).as_dict()
+    return CallRecord(request.call, request.try_number, request.attempt, request.topology, request.node, error=error)

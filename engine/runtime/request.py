@@ -12,7 +12,7 @@ from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import INHERITED, derived_id
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
-from dspex.bus.subjects import CAUSE, RUN
+from dspex.bus.subjects import CAUSE, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -86,7 +86,7 @@ def request(
     )
     band = subjects.band(call.priority)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
-    message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id})
+    message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id})
     row = row._replace(digest=blake2b(packed, digest_size=DIGEST).digest(), work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
 

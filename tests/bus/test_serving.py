@@ -240,6 +240,23 @@ def test_a_request_that_cannot_be_read_is_refused_once_with_a_log_line_and_the_n
     assert [e["log_level"] for e in logs if e["event"] == "unreadable work dropped"] == ["error"]
 
 
+@pytest.mark.parametrize("id", ["t.s.0.5.1.nonce", "", "t.s.0.5.1", "t.s.zero.5.1.nonce", "t.s.0.5." + "9" * 5000 + ".nonce"])
+def test_a_request_without_its_payload_is_answered_where_its_headers_say_and_dropped_where_they_do_not(
+    lab: Lab, id: str
+) -> None:
+    headers = {subjects.CLAIM_CHECK: "a" * 64, subjects.CAUSE: "call", subjects.RECORD: id, subjects.RUN: "run"}
+    lab.loop.run(lab.bus.publish(NewMessage(WORK, b"", headers)))
+    lab.put(WORK, request(2).pack())
+    lab.loop.advance(100.0)
+    with capture_logs() as logs:
+        lab.start()
+    found = [(m.headers[subjects.MESSAGE_ID], CallRecord.unpack(m.data)) for m in lab.records()]
+    errors = [(r.call, r.number, r.try_number, id, r.error["code"]) for id, r in found if r.error]
+    assert errors == ([("call", 5, 1, id, "DX511")] if id == "t.s.0.5.1.nonce" else [])
+    assert [r.outputs for _, r in found if r.try_number == 2] == [{"a": 1}]
+    assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == (0 if errors else 1)
+
+
 def test_the_age_of_work_counts_from_when_it_was_stored_by_the_servers_clock(lab: Lab) -> None:
     """The memory server's clock is months away from this machine's."""
     lab.put(WORK, request().pack())

@@ -24,7 +24,6 @@ from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.request import DIGEST
 
-MOST_DIGITS = 19  # of a number in the id of a record
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -92,7 +91,7 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
 async def _without_payload(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
     """The end of a call whose record has lost its payload. The message's id names the call; see `request`."""
     words = message.headers.get(subjects.MESSAGE_ID, "").split(".")[3:5]
-    numbers = [int(word) for word in words if word.isdecimal() and len(word) < MOST_DIGITS]  # anybody may have written them
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) < payloads.MOST_DIGITS]
     row = p.tables.calls.rows.get(numbers[0]) if len(numbers) == 2 else None
     if row is None or row.pool != message.subject.split(".")[3] or row.try_number != numbers[1]:
         return None

@@ -238,12 +238,27 @@ def test_a_payload_that_was_changed_is_no_payload(checked: Callable[..., Lab]) -
     assert [d.code for d in one.letters()] == ["DX511"]
 
 
-def test_a_call_whose_request_lost_its_payload_is_a_dead_letter(checked: Callable[..., Lab]) -> None:
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_call_whose_request_lost_its_payload_is_a_dead_letter_at_once(checked: Callable[..., Lab], restored: bool) -> None:
+    one = checked(asking(deadline="1h"))
+    one.start()
+    one.publish("in", {"text": LARGE})
+    kept = dict(one.server.objects[subjects.objects(APP)])
+    forget(one, subjects.work_pattern(APP, "lightweight"))
+    one.advance(100)  # older than what may not have come to every server yet
+    one.work()
+    one.advance(1)
+    assert [(d.node, d.code) for d in one.letters()] == [("ask", "DX509")]
+    assert one.asked == []
+    if restored:  # a replay gives what was given
+        one.server.objects[subjects.objects(APP)].update(kept)
+
+
+def test_a_call_whose_request_lost_its_payload_while_no_worker_ran_ends_at_its_deadline(checked: Callable[..., Lab]) -> None:
     one = checked(asking(deadline="20s", timeout="10s"))
     one.start()
     one.publish("in", {"text": LARGE})
     forget(one, subjects.work_pattern(APP, "lightweight"))
-    one.work()
     one.advance(60)
     assert [(d.node, d.code) for d in one.letters()] == [("ask", "DX509")]
 
