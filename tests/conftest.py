@@ -31,6 +31,10 @@ hypothesis.settings.register_profile("nightly", max_examples=20_000, deadline=No
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "measured_processes: coverage measures the processes that the test starts, too")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Properties are not measured: tracing makes them three times as long, and examples run over the same lines."""
     for item in items:
@@ -48,9 +52,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _children_are_not_measured_either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where coverage pauses for a test (no_cover), the processes that it starts run without it too."""
-    if request.node.get_closest_marker("no_cover"):
+def _few_processes_are_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coverage costs half a second of CPU in each process, and the suite starts hundreds: most run without it.
+
+    Measured are those of tests that are marked for it (unless coverage pauses for the test), and the pools that the tests of a
+    file share, which are started before this.
+    """
+    marker = request.node.get_closest_marker
+    if marker("no_cover") or not marker("measured_processes"):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

@@ -16,7 +16,6 @@ sys.path.append(str(ROOT / "benchmarks"))  # scripts of that folder import each 
 
 import pipeline  # noqa: E402
 
-pytestmark = pytest.mark.no_cover  # a measured process costs half a second more, and other tests run over the same lines
 SMALL = ["--events", "100", "--rounds", "1", "--entries", "20", "--idle-seconds", "1", "--peers", "limit,dspex"]
 
 

@@ -14,6 +14,8 @@ from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
 
+pytestmark = pytest.mark.measured_processes  # nothing else runs what `dspex run` is made of
+
 
 @pytest.fixture
 def project(tmp_path: Path, unique: str) -> Project:

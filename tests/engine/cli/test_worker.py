@@ -31,8 +31,6 @@ pools.local = {{ lm = "small" }}
 lm.small = {{ model = "local/smollm2-135m" }}
 """
 
-UNMEASURED = pytest.mark.no_cover  # a measured process costs half a second more, and other tests run over the same lines
-
 
 class Worker:
     """A running `dspex worker`."""
@@ -89,6 +87,7 @@ async def expect_gone(processes: list[psutil.Process]) -> None:
     await until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes))
 
 
+@pytest.mark.measured_processes
 @pytest.mark.asyncio
 async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Bench, nats_url: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path, nats_url, "--size", "2", "--slots", "3")
@@ -107,7 +106,6 @@ async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Ben
         worker.end()
 
 
-@UNMEASURED
 @pytest.mark.asyncio
 async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_programs_do(
     bench: Bench, nats_url: str, tmp_path: Path
@@ -126,7 +124,6 @@ async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_programs_
         worker.end()
 
 
-@UNMEASURED
 @pytest.mark.asyncio
 async def test_a_second_signal_ends_a_worker_at_once(bench: Bench, model: Any, nats_url: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path, nats_url, "--grace", "30s")
@@ -144,7 +141,6 @@ async def test_a_second_signal_ends_a_worker_at_once(bench: Bench, model: Any, n
         worker.end()
 
 
-@UNMEASURED
 @pytest.mark.asyncio
 async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats_url: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path, nats_url, "--with-parent")

@@ -29,7 +29,6 @@ from dspex.engine.hosting.engine import Engine
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
-pytestmark = pytest.mark.no_cover  # a measured process costs half a second more, and other tests run over the same lines
 TIMES = 30
 WITHIN = 60.0  # seconds until a test gives up
 

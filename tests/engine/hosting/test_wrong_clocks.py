@@ -24,7 +24,6 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client.client import Client
 
-pytestmark = pytest.mark.no_cover  # a measured process costs half a second more, and other tests run over the same lines
 HOUR = 3600
 WITHIN = 60.0  # seconds until a test gives up
 SUPPORT = Path(__file__).parents[2] / "support"

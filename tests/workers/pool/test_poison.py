@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from cli_bench import Project
 
-pytestmark = pytest.mark.no_cover  # a measured process costs half a second more, and other tests run over the same lines
 SETTINGS = """
 topologies = ["poisoned.yaml"]
 lm.main = { model = "openai/none", base_url = "http://127.0.0.1:1" }  # nobody asks it
