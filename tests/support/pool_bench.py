@@ -79,6 +79,12 @@ class Bench:
                 await self.arrived.wait()
         return [found[i.call] for i in items]
 
+    async def answering(self) -> int:
+        """The process that answers a call now."""
+        (record,) = await self.ask(work(spec=program("pid")))
+        assert record.outputs is not None, record.error
+        return int(record.outputs["reply"])
+
     async def pump(self) -> None:
         reader = await self.bus.reader(subjects.stream(APP), [RECORDS], after=0, name="test")
         while True:

@@ -300,7 +300,7 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(shared: B
     await until(lambda: shared_model.running == 1)
     for record in await shared.ask(*[work(kind, spec=s) for kind, s in asked.items()]):
         assert (error(record)["type"], record.outputs) == ("InvalidOutput", None)
-        assert record.elapsed < 5
+        assert record.elapsed < 30, "its timeout is 60"
     assert (await slow)[0].error is None, "its neighbour goes on"
     assert shared.pool.children.restarts == 0
 

@@ -39,22 +39,15 @@ def children(bench: Bench) -> list[int]:
     return [c.pid for c in bench.pool.children.children]
 
 
-async def answering(bench: Bench) -> int:
-    """The process that answers a call now."""
-    (record,) = await bench.ask(work(spec=program("pid")))
-    assert record.outputs is not None, record.error
-    return int(record.outputs["reply"])
-
-
 # -- children that die -----------------------------------------------------------------------------------------------
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_calls_of_a_child_that_dies_fail_at_once_and_it_is_replaced(mortal: Bench) -> None:
-    first, before = await answering(mortal), mortal.pool.children.restarts
+    first, before = await mortal.answering(), mortal.pool.children.restarts
     (dead,) = await mortal.ask(work(spec=program("dies"), timeout=600))  # longer than this waits
     assert dead.error is not None
     assert (dead.error["type"], dead.error["retryable"]) == ("WorkerLost", True)
     assert "signal 9" in dead.error["message"]
-    assert await answering(mortal) != first
+    assert await mortal.answering() != first
     assert mortal.pool.children.restarts == before + 1
 
 
@@ -135,11 +128,11 @@ async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_proc
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
 async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: Bench, name: str) -> None:
-    first = await answering(mortal)
+    first = await mortal.answering()
     (late,) = await mortal.ask(work(spec=program(name), timeout=0.5))
     assert late.error is not None
     assert (late.error["type"], late.error["retryable"]) == ("CallTimeout", True)
-    assert (await answering(mortal) == first) == (name == "sleeps"), "only a child that does not react is killed"
+    assert (await mortal.answering() == first) == (name == "sleeps"), "only a child that does not react is killed"
 
 
 @pytest.mark.asyncio
