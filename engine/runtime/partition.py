@@ -116,7 +116,6 @@ class Partition:
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
         for note in effects.notes:
-            self._counters[note] += 1
             if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
                 self._say(note, arrival, effects.failure if note == "dead_letter" else None)
         if effects.failure is not None:
@@ -143,6 +142,7 @@ class Partition:
             batch.changed += len(packb(effects.changes) or b"")
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
+        batch.notes += effects.notes
         self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
@@ -262,17 +262,11 @@ class Partition:
             raise AssertionError("no commit is in flight")
         self.log.landed(sequence, batch.entry, batch.snapshot)
         self.committed += batch.arrivals
+        self._counters.update(batch.notes)
         self.durable.update(batch.moved)
         size, seconds = batch.size + batch.entry, monotonic() - self._taken
-        telemetry.emit(
-            "commit",
-            **self.where,
-            arrivals=batch.arrivals,
-            messages=len(batch.messages),
-            bytes=size,
-            seconds=seconds,
-            sequence=sequence,
-        )
+        said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
+        telemetry.emit("commit", **self.where, **said, sequence=sequence)
         first = sequence - len(batch.messages)
         self._located({number: first + index for number, index in batch.asked.items()})
         if self._copy is not None:

@@ -60,7 +60,7 @@ class StageRunner:
 
     Attributes:
         stopped: why the source is not read, such as a gap in it; None while it is.
-        counters: what happened since the start, by Note; for status and tests.
+        counters: what was committed since the start, by Note; for status and tests.
     """
 
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:

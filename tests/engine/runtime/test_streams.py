@@ -192,8 +192,10 @@ def test_of_a_refused_commit_only_the_culprits_become_dead_letters(lab: MakeLab)
     for n in range(60):
         text = "poison" if n in (17, 18, 40) else "fine"
         one.publish("in", {"n": n, "text": text}, key=f"k{n % 5}")
-    one.start(bus=Picky(one.server, BusEvents()))
+    host = one.start(bus=Picky(one.server, BusEvents()))
     one.advance(30)
+    counters = host.runners[0].counters
+    assert (counters["event"], counters["dead_letter"]) == (60, 3)  # each once, however often it was walked
     assert sorted(o["n"] for o in one.outputs("out")) == [n for n in range(60) if n not in (17, 18, 40)]
     assert sorted(letter.event.data["n"] for letter in one.letters()) == [17, 18, 40]
     assert {letter.reason for letter in one.letters()} == {"BusError"}
