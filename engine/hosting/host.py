@@ -263,7 +263,6 @@ class Host:
             "fallbacks": r.counters["fallback"],
             "dead_letters": r.counters["dead_letter"],
             "unreadable": r.counters["unreadable"],
-            "calls": Counter(call.pool for p in r.partitions.values() for call in p.tables.calls.rows.values()),
             "partitions": [
                 {
                     "index": p.index,
@@ -271,6 +270,7 @@ class Host:
                     "source": r.pumps["source"].stored(p),
                     "records": p.tables.position("records").sequence,
                     "open_calls": len(p.tables.calls.rows),
+                    "calls": Counter(call.pool for call in p.tables.calls.rows.values()),
                 }
                 for p in r.partitions.values()
             ],

@@ -64,10 +64,7 @@ class EngineReport(_Engine):
 
 
 class StageReport(TypedDict):
-    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start.
-
-    `calls`: those that are open, by pool.
-    """
+    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start."""
 
     topology: str
     stage: str
@@ -77,14 +74,14 @@ class StageReport(TypedDict):
     retries: int
     fallbacks: NotRequired[int]  # an older engine does not report it
     dead_letters: int
-    calls: NotRequired[dict[str, int]]
     partitions: list[PartitionReport]
 
 
 class PartitionReport(TypedDict):
     """A partition and how far its owner is.
 
-    `source`: it has taken its events up to this sequence. `records`: sequence of the last record that it has taken.
+    `epoch`: counts the claims of it. `source`: it has taken its events up to this sequence. `records`: sequence of the last
+    record that it has taken. `open_calls`: all of them; `calls`: by pool.
     """
 
     index: int
@@ -92,6 +89,7 @@ class PartitionReport(TypedDict):
     source: int
     records: int
     open_calls: int
+    calls: NotRequired[dict[str, int]]  # an older engine does not report it
 
 
 class StageRow(TypedDict):

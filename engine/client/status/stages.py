@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus, StreamInfo
-from dspex.engine.client.status.rows import EngineReport, StageReport, StageRow
+from dspex.engine.client.status.rows import EngineReport, PartitionReport, StageReport, StageRow
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.latest import look
 
@@ -62,11 +62,11 @@ class Look:
     async def _stage(self, topology: str, applied: Manifest, source: str, letters: int) -> StageRow:
         id, count = applied.stages[source]
         mine = [(e, s) for e in self.engines for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
-        held = [s for _, s in mine if s["partitions"]]
-        missing = sorted(set(range(count)) - {p["index"] for s in held for p in s["partitions"]})
+        owned = _owned(mine)
+        missing = sorted(set(range(count)) - owned.keys())
         stream = applied.streams.get(source)
         try:
-            reached = await self._reached(topology, id, missing, held)
+            reached = await self._reached(topology, id, missing, [p for _, p in owned.values()])
             unread = (
                 await self._unread(stream, source, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
             )
@@ -81,7 +81,7 @@ class Look:
             "oldest": unread.oldest,
             "open_calls": sum(reached.calls.values()),
             "calls": dict(reached.calls),
-            "owners": sorted({e["engine"] for e, s in mine if s["partitions"]}),
+            "owners": sorted({engine for engine, _ in owned.values()}),
             "partitions": count,
             "unowned": len(missing),
             "events": sum(s["events"] for _, s in mine),
@@ -92,11 +92,11 @@ class Look:
             "dropped": stream is None,
         }
 
-    async def _reached(self, topology: str, stage: str, missing: Sequence[int], held: Sequence[StageReport]) -> _Reached:
+    async def _reached(self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport]) -> _Reached:
         """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
-        read, calls = [p["source"] for s in held for p in s["partitions"]], Counter[str]()
-        for s in held:
-            calls.update(s.get("calls", {}))
+        read, calls = [p["source"] for p in owned], Counter[str]()
+        for p in owned:
+            calls.update(p.get("calls", {}))
         if missing and self.stream is not None:
             found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
             read += [tables.position("source").sequence for tables in found]
@@ -110,3 +110,14 @@ class Look:
         lag = await self.bus.count(stream, [source], after=after)
         first = await self.bus.next(stream, source, after + 1) if lag else None
         return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)
+
+
+def _owned(reports: Sequence[tuple[EngineReport, StageReport]]) -> dict[int, tuple[str, PartitionReport]]:
+    """Index → owner of a partition, and what it says. An engine that died says what it did until it counts as silent; the one
+    that has taken the partition over has the newer claim."""
+    found: dict[int, tuple[str, PartitionReport]] = {}
+    for engine, stage in reports:
+        for p in stage["partitions"]:
+            if p["index"] not in found or found[p["index"]][1]["epoch"] < p["epoch"]:
+                found[p["index"]] = (engine["engine"], p)
+    return found

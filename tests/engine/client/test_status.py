@@ -105,6 +105,26 @@ def test_dead_letters_are_those_that_are_stored_now_whichever_engine_made_them(l
     assert [s["dead_letters"] for s in status(one)["stages"]] == [2, 0]
 
 
+def test_a_partition_that_was_taken_over_counts_once_though_its_engine_that_died_is_not_silent_yet(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in", partitions=4).predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    for n in range(8):
+        one.publish("in", {"text": str(n)}, key=str(n))
+    one.advance(1.5)  # until its heartbeat says so
+    one.kill()
+    one.start("b")
+    one.advance(8)  # five heartbeats, after which the partitions are free
+    for n in range(8, 10):
+        one.publish("in", {"text": str(n)}, key=str(n))
+    found = status(one)
+    assert [(e["engine"], e["alive"]) for e in found["engines"]] == [("a", True), ("b", True)]
+    (stage,) = found["stages"]
+    assert (stage["owners"], stage["open_calls"], stage["calls"]) == (["b"], 10, {"lightweight": 10})
+    assert (stage["lag"], stage["unowned"]) == (0, 0)
+
+
 @pytest.mark.parametrize("engine", [True, False])
 def test_a_source_stream_that_is_gone_shows_in_its_row_and_in_no_other(lab: MakeLab, engine: bool) -> None:
     one = lab(echo("a", "ev.in"), echo("b", "there"))

@@ -53,7 +53,7 @@ def test_calls_of_a_dropped_source_end_as_dead_letters_where_their_operator_is_g
     asked(one)
     stop(one)
     one.start("b", version("new", "other", drop=("in", "ask")))
-    one.advance(20)  # until nobody counts what a killed engine has said
+    one.advance(10)  # until it has taken over
     one.publish("new", {"text": "b"})
     assert stages(one) == {"in": (10, True), "new": (1, False)}
     one.work()
