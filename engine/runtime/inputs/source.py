@@ -78,6 +78,12 @@ class SourceInput:
                 self.readable = await self._bus.has("stream", self.stream)
         return self.readable
 
+    async def is_gone(self) -> bool:
+        """Whether its events can never be read again: the topology has it no more, and somebody deleted its stream."""
+        with suppress(BusError):
+            return self._stage.dropped and not await self._bus.has("stream", self.stream)
+        return False
+
     def owner(self, message: Message) -> int:
         if self._count == 1:
             return 0

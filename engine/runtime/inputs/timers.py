@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import structlog
+
 from dspex.bus import subjects
 from dspex.bus.errors import NotStored, Unreachable
 from dspex.bus.message import Message
@@ -21,6 +23,7 @@ from dspex.engine.runtime.inputs.records import RecordsInput, answered, requeste
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 
+_log = structlog.get_logger("dspex.engine")
 TICK = 0.1  # seconds between looks at the clock, at most
 
 
@@ -71,8 +74,8 @@ class TimersInput:
                 row = p.tables.calls.rows.get(number)
                 if timer.place is None and not (row is not None and row.work):
                     continue  # its request is in a commit whose answer has not come yet, though its record may have
-                if timer.place is not None and timer.place.input == "source" and not await self._source.is_there():
-                    continue  # its event cannot be read now: it waits until the source is there again
+                if await self._waits(timer):
+                    continue
                 found.append(Message(str(p.index), b"", {}, number))
             if self._lost is not None and not found:
                 found += [Message(str(p.index), b"", {}, number) for number in await self._lost.of(p)]
@@ -83,6 +86,12 @@ class TimersInput:
             except TimeoutError:
                 return []
         return found
+
+    async def _waits(self, timer: Timer) -> bool:
+        """Whether the event that was put off cannot be read now: it waits until the source is there again."""
+        if timer.place is None or timer.place.input != "source" or await self._source.is_there():
+            return False
+        return not await self._source.is_gone()
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         due = await self._fetched(p, message.sequence)
@@ -122,6 +131,7 @@ class TimersInput:
         """The timer of an event that was put off, with the event. Raises Unreachable while its stream is not there."""
         gone, message = Due(number, timer, None), await self._put_off(place, timer.time)
         if message is None:
+            _log.error("an event that was put off is stored nowhere any more", run=timer.run, place=place)
             return gone
         whole = await payloads.checked_out(self._bus, self._app, message)
         if place.input == "source":
@@ -132,6 +142,8 @@ class TimersInput:
     async def _put_off(self, place: Place, time: float) -> Message | None:
         """The message of an event that was put off, stored at `time`; None where it is gone."""
         stream = self._source.stream if place.input == "source" else self._stream
+        if place.input == "source" and await self._source.is_gone():
+            return None
         try:
             if place.input == "source" and time < await self._source.made():
                 # The stream was made anew since, and nobody waits for its leader; or the server's clock was set back.

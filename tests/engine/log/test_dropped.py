@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
+from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.errors import RetryLater
+from dspex.bus.port import StreamConfig
 from dspex.engine.log import commit_log, housekeeping
 from dspex.operators.topology import Topology
 
@@ -143,6 +145,28 @@ def test_an_event_of_a_dropped_source_that_was_put_off_becomes_a_dead_letter(lab
     assert (letter.node, letter.code, letter.event.data) == ("in", "DX232", {"text": "a"})
     one.advance(10)
     assert [r.stage.id for r in host.runners] == ["s2"]
+
+
+def test_a_stage_ends_though_the_stream_of_an_event_that_was_put_off_was_deleted_with_its_source(lab: MakeLab) -> None:
+    def later(data: Any) -> Any:
+        raise RetryLater("not yet", after=60)
+
+    topology = Topology("changing")
+    topology.source("ev.in").map(later, name="later").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["ev.>"])))
+    one.start()
+    one.publish("ev.in", {"text": "a"})
+    one.advance(1)
+    one.drain()
+    host = one.start("b", version("new", "ask", drop=("ev.in",)))
+    one.run(one.client.bus.remove("stream", "EVENTS"))
+    one.advance(30)
+    assert [r.stage.id for r in host.runners] == ["s2", "s1"]
+    with capture_logs() as logs:
+        one.advance(60)
+    assert [r.stage.id for r in host.runners] == ["s2"]
+    assert [e["log_level"] for e in logs if e["event"] == "an event that was put off is stored nowhere any more"] == ["error"]
 
 
 def test_what_was_kept_for_the_calls_of_a_dropped_source_is_removed_after_the_retention(
