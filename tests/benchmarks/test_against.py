@@ -35,8 +35,7 @@ def test_an_unknown_commit_is_refused_in_words_of_our_own() -> None:
     assert done.stderr == "bench: there is no commit, branch or tag 'no-such-branch' in this repository\n"
 
 
-@pytest.mark.parametrize("option", ["--events", "--rounds"])
-@pytest.mark.parametrize("number", ["0", "-1", "many"])
+@pytest.mark.parametrize(("option", "number"), [("--events", "0"), ("--rounds", "-1"), ("--events", "many")])
 def test_a_number_below_one_is_refused(option: str, number: str) -> None:
     done = bench("--against", "HEAD", f"{option}={number}")
     assert done.returncode == 2

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,12 @@ async def bench(model: Any, nats_url: str, tmp_path: Path) -> AsyncIterator[Benc
 
 
 async def expect_gone(processes: list[psutil.Process]) -> None:
-    await until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes))
+    try:
+        await until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes))
+    finally:
+        for left in processes:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
 
 @pytest.mark.measured_processes

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from dspex.bus.errors import Reject, RetryLater
 from dspex.workers import context
 
+LONG = 600  # seconds: longer than any test waits, so that nothing passes because a program ended by itself
+
 
 class Draft(dspy.Module):
     """Asynchronous, as in the quick start."""
@@ -144,25 +146,25 @@ def status(text: str) -> dict[str, Any]:
 
 async def sleeps(text: str) -> dict[str, Any]:
     context().status("running")
-    await asyncio.sleep(60)
+    await asyncio.sleep(LONG)
     return {}
 
 
 def blocks(text: str) -> dict[str, Any]:
     context().status("running")
-    time.sleep(60)
+    time.sleep(LONG)
     return {}
 
 
 async def blocks_the_loop(text: str) -> dict[str, Any]:
-    time.sleep(60)
+    time.sleep(LONG)
     return {}
 
 
 async def holds_the_gil(text: str) -> dict[str, Any]:
     """Sleeps in C without giving the GIL up: no thread of the process runs any more."""
     context().status("running")
-    ctypes.PyDLL(None).sleep(60)
+    ctypes.PyDLL(None).sleep(LONG)
     return {}
 
 
