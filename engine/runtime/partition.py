@@ -115,12 +115,13 @@ class Partition:
             arrival = arrival._replace(clock=split.clock)  # some of its outputs are committed already
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
-        for note in effects.notes:
+        _, changes, _, notes, failure = effects
+        for note in notes:
             if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
-                self._say(note, arrival, effects.failure if note == "dead_letter" else None)
-        if effects.failure is not None:
-            _log.warning("dead letter", node=effects.failure.node, why=effects.failure.error.message[:500])
-        if effects.changes:
+                self._say(note, arrival, failure if note == "dead_letter" else None)
+        if failure is not None:
+            _log.warning("dead letter", node=failure.node, why=failure.error.message[:500])
+        if changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that
 
@@ -130,19 +131,20 @@ class Partition:
         telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
-        rest = effects.outputs[effects.done :] if effects.done else effects.outputs
+        outputs, changes, done, notes, _ = effects
+        rest = outputs[done:] if done else outputs
         batch = self.batches[-1]
         if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not self._fits(rest):
-            rest = self._in_parts(arrival, effects.outputs, effects.done)
+            rest = self._in_parts(arrival, outputs, done)
             batch = self.batches[-1]
         if rest:
             self._append(batch, rest)
-        if effects.changes:
-            self.tables.change(effects.changes)
-            batch.changed += len(packb(effects.changes) or b"")
+        if changes:
+            self.tables.change(changes)
+            batch.changed += len(packb(changes) or b"")
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
-        batch.notes += effects.notes
+        batch.notes += notes
         self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
@@ -153,21 +155,22 @@ class Partition:
 
     def _note_taken(self, batch: Batch, arrival: Arrival) -> None:
         """Add an arrival to what the batch has taken. Arrivals that follow each other in one log are one run."""
-        input, sequence, item = batch.place = arrival.place
+        batch.place, position, clock, what, _, _, gone, refused = arrival
+        input, sequence, item = batch.place
         batch.arrivals += 1
-        if arrival.position is not None:
-            self._positions[input] = batch.moved[input] = arrival.position  # put in the table once a batch: see _next_batch
-        where, what, mark = sequence if item < 0 else (sequence, item), arrival.what, None
+        if position is not None:
+            self._positions[input] = batch.moved[input] = position  # put in the table once a batch: see _next_batch
+        where, mark = sequence if item < 0 else (sequence, item), None
         plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None and not what.gone)
-        if not plain or arrival.refused or arrival.gone:
+        if not plain or refused or gone:
             mark = mark_of(arrival)
         if mark is None and batch.taken and input != "timers":
             last = batch.taken[-1]
-            if last[0] == input and last[4] == arrival.clock and len(last) == 5:
+            if last[0] == input and last[4] == clock and len(last) == 5:
                 last[2] = where
                 last[3] += 1
                 return
-        batch.taken.append([input, where, where, 1, arrival.clock, *((mark,) if mark else ())])
+        batch.taken.append([input, where, where, 1, clock, *((mark,) if mark else ())])
 
     def _in_parts(self, arrival: Arrival, outputs: Sequence[Output], done: int) -> Sequence[Output]:
         """Fill commits with outputs that one cannot hold; what is left goes with the position.

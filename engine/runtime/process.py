@@ -37,6 +37,7 @@ from dspex.engine.runtime.request import Address, Output, checked_subject, heade
 if TYPE_CHECKING:
     from dspex.engine.runtime.compile import Stage
 
+_new = tuple.__new__  # the class itself as constructor takes twice as long
 _NOTHING = Effects()
 _DROPPED = Effects((), (), 0, ("dropped",))
 _EVENT: tuple[Note, ...] = ("event",)
@@ -90,7 +91,7 @@ class Process:
         outputs, failure = self.walked(arrival, event, number)
         changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
-            return Effects(outputs, changes, 0, _EVENT)
+            return _new(Effects, (outputs, changes, 0, _EVENT, None))
         if isinstance(failure.error, RetryLater):
             place, time = arrival.place, arrival.position.time if arrival.position is not None else 0.0
             if released is not None and released[1].place is not None:
@@ -175,40 +176,39 @@ class Walk(EventContext):
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
         o = event.origin
         self.origin, self.clock, self.number, self.node = o, clock, number, event.node
-        if len(o.id) + len(o.run) + len(o.key or "") + len(o.session or "") + len(o.trace or "") > INHERITED:
+        id, _, run, _, key, session, _, _, trace, _, _ = o
+        if len(id) + len(run) + len(key or "") + len(session or "") + len(trace or "") > INHERITED:
             raise headers_too_long(o)
-        self.outputs = outputs = list[Output]()
-        self._ids = 0
-        if self.counts:
-            self.counts = {}
-        self._event = self._random = None
+        self.counts.clear()
+        self.outputs, self._ids, self._event, self._random = [], 0, None, None
         entry(event, self)
-        return outputs
+        return self.outputs
 
     def emit(self, node: str, node_id: str, sink: Sink, codec: Codec, data: object) -> None:
         """Send `data` to a sink."""
         body, content_type = written(data, codec)
         if len(body) > self.address.limit:
             raise too_large(node, len(body), self.address.limit)
-        o, counts = self.origin, self.counts
-        counts[node] = ordinal = counts.get(node, -1) + 1
+        id, _, run, _, key, session, _, _, trace, _, fallback = self.origin
+        self.counts[node] = ordinal = self.counts.get(node, -1) + 1
         h = id_seed(node_id, ordinal).copy()  # derived_id, written out: it is made for every event
-        h.update(o.id.encode())
+        h.update(id.encode())
         tail = h.hexdigest()
-        headers = {EVENT_ID: f"{o.id[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}", RUN: o.run}
-        if o.id != o.run:  # else the run's first event is the cause, and the header would say it twice
-            headers[CAUSE] = o.id
-        if o.key is not None:
-            headers[KEY] = o.key
-        if o.session is not None:
-            headers[SESSION] = o.session
-        if o.trace is not None:
-            headers[TRACEPARENT] = o.trace
-        if o.fallback is not None:
-            headers[FALLBACK] = o.fallback
+        headers = {EVENT_ID: f"{id[:13]}-7{tail[:3]}-8{tail[3:6]}-{tail[6:18]}", RUN: run}
+        if id != run:  # else the run's first event is the cause, and the header would say it twice
+            headers[CAUSE] = id
+        if key is not None:
+            headers[KEY] = key
+        if session is not None:
+            headers[SESSION] = session
+        if trace is not None:
+            headers[TRACEPARENT] = trace
+        if fallback is not None:
+            headers[FALLBACK] = fallback
         if content_type != JSON:
             headers[CONTENT_TYPE] = content_type
-        self.outputs.append(NewMessage(checked_subject(sink, data) if sink.address else sink.subject, body, headers))
+        to = checked_subject(sink, data) if sink.address else sink.subject
+        self.outputs.append(_new(NewMessage, (to, body, headers, None)))
 
 
 def written(data: object, codec: Codec) -> tuple[bytes, str]:

@@ -98,7 +98,8 @@ class Pump:
                         if p.index in passed:
                             passed[p.index] = message.sequence
                         elif p.takes(input.gated):
-                            await self._take(p, message)
+                            if not self._took(p, message):
+                                await self._take(p, message)
                         elif input.gated and p.full and len(passed) + 1 < len(partitions):
                             passed[p.index] = message.sequence
                             self.before[p.index] = (self.at or 0, self.at_time)
@@ -135,10 +136,19 @@ class Pump:
             finally:
                 await reader.close()
 
-    async def _take(self, p: Partition, message: Message) -> None:
-        """Let a partition, which has room, take what arrives with a message."""
+    def _took(self, p: Partition, message: Message) -> bool:
+        """Let a partition, which has room, take what arrives with a message, if nobody need be asked for more."""
         at = p.tables.positions.rows.get(self.input.name)
         if at is not None and message.sequence <= at.sequence and message.sequence <= at.after:
+            return True  # before
+        arrival = self.input.at_once(message, self._now)
+        if arrival is not None:
+            p.take_in(arrival)
+        return arrival is not None
+
+    async def _take(self, p: Partition, message: Message) -> None:
+        """Let a partition, which has room, take what arrives with a message."""
+        if self._took(p, message):
             return
         arrivals = await self.input.arrivals(p, message, self._now)
         for index, arrival in enumerate(arrivals):

@@ -17,12 +17,13 @@ from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
 
 
-class EventsInput:
+class EventsInput(Input):
     """Events at a node, in frames: redriven ones."""
 
     name: ClassVar[str] = "events"

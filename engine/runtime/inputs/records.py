@@ -21,13 +21,14 @@ from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
+from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.request import DIGEST
 
 _log = structlog.get_logger("dspex.engine")
 
 
-class RecordsInput:
+class RecordsInput(Input):
     """The records of a partition's calls, whichever pool they are of."""
 
     name: ClassVar[str] = "records"

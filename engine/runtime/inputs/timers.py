@@ -18,6 +18,7 @@ from dspex.engine.log.reading import stored, stored_in
 from dspex.engine.log.rows import Place, Timer
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.events import EventsInput
+from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.lost import LostRequests
 from dspex.engine.runtime.inputs.records import RecordsInput, answered, requested
 from dspex.engine.runtime.inputs.source import SourceInput
@@ -27,7 +28,7 @@ _log = structlog.get_logger("dspex.engine")
 TICK = 0.1  # seconds between looks at the clock, at most
 
 
-class TimersInput:
+class TimersInput(Input):
     """Timers that are due.
 
     Args:

@@ -16,6 +16,7 @@ from dspex.bus.port import Bus, NewMessage, Reader, StreamConfig
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
 from dspex.operators.topology import Topology
@@ -23,7 +24,7 @@ from dspex.operators.topology import Topology
 MakeLab = Callable[..., Lab]
 
 
-class Ticks:
+class Ticks(Input):
     """A log of ticks: each is an event at the source."""
 
     name: ClassVar[str] = "ticks"
