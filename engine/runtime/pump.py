@@ -105,7 +105,6 @@ class Pump:
                             self.before[p.index] = (self.at or 0, self.at_time)
                             lanes.start(self._catch_up(p), f"partition {p.index}")
                         else:
-                            await self._room(p)
                             await self._take(p, message)
                     self.at, self.at_time = message.sequence, message.time
                     while passed and passed.keys() >= partitions.keys():
@@ -127,7 +126,6 @@ class Pump:
                     self._now = self._clock()
                     for message in messages:
                         if self.input.owner(message) == p.index:
-                            await self._room(p)
                             await self._take(p, message)
                             if message.sequence >= self._passed[p.index]:
                                 del self._passed[p.index]  # nothing is awaited in between: the shared reader goes on behind it
@@ -141,13 +139,14 @@ class Pump:
         at = p.tables.positions.rows.get(self.input.name)
         if at is not None and message.sequence <= at.sequence and message.sequence <= at.after:
             return True  # before
-        arrival = self.input.at_once(message, self._now)
+        arrival = self.input.at_once(p, message, self._now)
         if arrival is not None:
             p.take_in(arrival)
         return arrival is not None
 
     async def _take(self, p: Partition, message: Message) -> None:
-        """Let a partition, which has room, take what arrives with a message."""
+        """Let a partition take what arrives with a message, once it has room."""
+        await self._room(p)
         if self._took(p, message):
             return
         arrivals = await self.input.arrivals(p, message, self._now)

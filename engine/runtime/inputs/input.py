@@ -41,7 +41,7 @@ class Input(Protocol):
         """The index of the partition that a message is for."""
         ...
 
-    def at_once(self, message: Message, clock: float) -> Arrival | None:
+    def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         """All that arrives with a message, where nobody need be asked for more; None: `arrivals` says it. It is only for speed:
         a coroutine for each event costs as much as reading its JSON."""
         return None

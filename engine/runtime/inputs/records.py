@@ -19,7 +19,7 @@ from dspex.bus.port import Bus, Reader
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
-from dspex.engine.log.rows import Place, Position
+from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
@@ -58,9 +58,24 @@ class RecordsInput(Input):
         last = await self._bus.last(self._stream, self._subject(p))
         return last is None or last.sequence <= p.tables.position("records").sequence
 
+    def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
+        what: Answered | None = None
+        if subjects.CLAIM_CHECK in message.headers:
+            return None
+        if (found := _of_an_open_call(p, message)) is not None:
+            event = _its_event(*found)
+            if event is None:
+                return None
+            what = Answered(found[0], event)
+        return _arrival(message, clock, what)
+
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
-        place, position = Place("records", message.sequence), Position(message.sequence, -1, 0.0, message.time)
-        return [Arrival(place, position, clock, await answered(self._bus, self._app, p, message))]
+        return [_arrival(message, clock, await answered(self._bus, self._app, p, message))]
+
+
+def _arrival(message: Message, clock: float, what: Answered | None) -> Arrival:
+    place, position = Place("records", message.sequence), Position(message.sequence, -1, 0.0, message.time)
+    return Arrival(place, position, clock, what)
 
 
 async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
@@ -74,19 +89,34 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
         whole = await payloads.checked_out(bus, app, message)
     if whole is None:
         return await _without_payload(bus, app, p, message)
+    found = _of_an_open_call(p, whole)
+    if found is None:
+        return None
+    record, row = found
+    if (event := _its_event(record, row)) is not None:
+        return Answered(record, event)
+    if row.work <= 0:
+        raise Unreachable("a record has another event than its call, and where its request lies is not known yet")
+    return Answered(record, await requested(bus, app, row.work))
+
+
+def _of_an_open_call(p: Partition, message: Message) -> tuple[CallRecord, OpenCall] | None:
+    """The record in a message, with its open call; None where it says nothing about one."""
     try:
-        record = _record(whole.data)
+        record = _record(message.data)
     except DecodeError as e:
         _log.error("what is no record is passed over", subject=message.subject, sequence=message.sequence, why=e.message)
         return None
     row = p.tables.calls.rows.get(record.number) if record.number is not None else None
-    if row is None or row.pool != message.subject.split(".")[3]:
+    return (record, row) if row is not None and row.pool == message.subject.split(".")[3] else None
+
+
+def _its_event(record: CallRecord, row: OpenCall) -> NodeEvent | None:
+    """The event that came back with a record; None where it is not the one that the call was made for."""
+    if blake2b(record.event, digest_size=DIGEST).digest() != row.digest:
         return None
-    if blake2b(record.event, digest_size=DIGEST).digest() == row.digest:  # ours, so it can be read
-        return Answered(record, checker(NodeEvent).validate_python(unpacked(record.event), strict=True))
-    if row.work <= 0:
-        raise Unreachable("a record has another event than its call, and where its request lies is not known yet")
-    return Answered(record, await requested(bus, app, row.work))
+    event: NodeEvent = checker(NodeEvent).validate_python(unpacked(record.event), strict=True)  # ours, so it can be read
+    return event
 
 
 async def _without_payload(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:

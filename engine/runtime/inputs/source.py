@@ -92,7 +92,7 @@ class SourceInput(Input):
         h = message.headers
         return partition_of(h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject, self._count)
 
-    def at_once(self, message: Message, clock: float) -> Arrival | None:
+    def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         headers, sequence = message.headers, message.sequence
         if subjects.CLAIM_CHECK in headers:
             return None
@@ -101,7 +101,7 @@ class SourceInput(Input):
         return _new(Arrival, (place, position, clock, self.event(message), headers, None, False, ""))
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
-        arrival = self.at_once(message, clock)
+        arrival = self.at_once(p, message, clock)
         if arrival is not None:
             return [arrival]
         whole = await payloads.checked_out(self._bus, self._app, message)
@@ -112,7 +112,7 @@ class SourceInput(Input):
         """The event that a message of the source holds."""
         if self._form[0] != self.created:
             self._form = (self.created, place_form(self.stream, self.created))
-        subject, data, h, sequence, time, _ = m
+        subject, data, h, sequence, time = m[:5]
         ms, node = int(time * 1000), self._node
         id = self._form[1] % (ms >> 16, ms & 0xFFFF, sequence & SEQUENCE)  # place_id, written out: it is made for every event
         if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours

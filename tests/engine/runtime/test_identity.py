@@ -23,7 +23,7 @@ from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.arrival import Arrival, Effects
 from dspex.engine.runtime.compile import compile_stage
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
@@ -155,6 +155,26 @@ def test_the_id_of_a_source_event_is_that_of_its_place(
             read.verify([], 0.0).send(None)
         origin = read.event(message).origin
         assert (origin.id, origin.run) == (place_id(stream, age, message), place_id(stream, age, message))
+
+
+def test_what_is_made_for_each_event_without_its_constructor_has_all_its_fields(lab: MakeLab) -> None:
+    """A field that is added to one of these would be missing: `tuple.__new__` knows no defaults."""
+    topology = Topology("t")
+    topology.source("in").sink("out")
+    (runner,) = lab(topology).start().runners
+    p, read = runner.partitions[0], source("S", 1.0)
+    with suppress(StopIteration):  # nothing of it waits
+        read.verify([], 0.0).send(None)
+    arrival = read.at_once(p, Message("in", b"{}", {}, 7, 1.5), 2.0)
+    assert arrival is not None
+    assert arrival == Arrival(Place("source", 7), Position(7, -1, 1.0, 1.5), 2.0, arrival.what, {})
+    general = read.event(Message("in", b"{}", {subjects.KEY: "k"}, 7, 1.5))
+    assert arrival.what == general._replace(origin=general.origin._replace(key=None))
+    effects = p.process.handle(arrival, Tables())
+    (output,) = effects.outputs
+    assert isinstance(output, NewMessage)
+    assert output == NewMessage("out", b"{}", output.headers)
+    assert effects == Effects([output], notes=("event",))
 
 
 @given(names, names, names, st.text(max_size=60), st.integers(1, 20))
