@@ -215,6 +215,7 @@ class Partition:
                 message = output.message
                 batch.asked[output.number] = len(batch.messages)
                 batch.changed += rows_of(output)
+                self._alarm.set()  # its deadline may be near
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
             batch.size += len(message.data)
             batch.messages.append(message)

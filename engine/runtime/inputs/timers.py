@@ -26,6 +26,7 @@ from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
 TICK = 0.1  # seconds between looks at the clock, at most
+IDLE_TICK = 1.0  # the same while there is no timer: the first one wakes us
 
 
 class TimersInput(Input):
@@ -82,7 +83,7 @@ class TimersInput(Input):
                 found += [Message(str(p.index), b"", {}, number) for number in await self._lost.of(p)]
         if not found:
             try:
-                async with asyncio.timeout(TICK):
+                async with asyncio.timeout(TICK if any(p.tables.timers.rows for p in partitions) else IDLE_TICK):
                     await self._alarm.wait()
             except TimeoutError:
                 return []
