@@ -100,7 +100,7 @@ class Partition:
             return False
         if b.size + b.changed >= MOST_BYTES or b.changed >= self._most_changed:
             return False
-        return not (gated and self.full)
+        return not gated or len(self.tables.calls.rows) + self.tables.timers.put_off < self.most_open  # `full`, written out
 
     @property
     def full(self) -> bool:
