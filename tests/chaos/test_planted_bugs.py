@@ -5,7 +5,7 @@ This is the one place where tests replace parts of the product: to break it is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from dspex.bus.records import CallRequest
 from dspex.bus.serving.work_loop import WorkLoop
 from dspex.engine.log import redriven
 from dspex.engine.log.tables import Calls, Table, Tables
-from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.position import SourceCheck
 from dspex.engine.runtime.inputs.records import RecordsInput
 
@@ -55,13 +54,7 @@ def reuse_a_number(m: pytest.MonkeyPatch) -> None:
 
 
 def let_records_wait_behind_the_gate(m: pytest.MonkeyPatch) -> None:
-    arrivals = RecordsInput.arrivals
-
-    def gated(self: RecordsInput, *arguments: Any) -> Iterator[Arrival]:
-        for arrival in arrivals(self, *arguments):
-            yield arrival._replace(gated=True)
-
-    m.setattr(RecordsInput, "arrivals", gated)
+    m.setattr(RecordsInput, "gated", True)
 
 
 def iterate_a_table_unsorted(m: pytest.MonkeyPatch) -> None:
