@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -31,6 +32,7 @@ _RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition
 MOST_DIGITS: Final = 19  # of a number in it: anybody may have written one
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger("dspex.bus")
+_in_vain: WeakKeyDictionary[Bus, float] = WeakKeyDictionary()  # bus → until when nothing is waited for, by the server's clock
 
 
 def most(bus: Bus) -> int:
@@ -73,14 +75,20 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
 
 
 async def _stored(bus: Bus, app: str, message: Message, name: str) -> bytes | None:
-    """A payload. What was put just now may not have come to a server that has just become the leader: that is asked again."""
+    """A payload. What was put just now may not have come to a server that has just become the leader: that is asked again.
+
+    Who waited in vain waits for no other payload within the next minute: whoever may publish can name payloads that never
+    were, and everybody behind them would stand still for eight seconds each.
+    """
     objects = await bus.objects(subjects.objects(app))
     for pause in (*PAUSES, 0.0):
         if (data := await objects.get(name)) is not None:
             return data
         info = await bus.stream(subjects.stream(app))
-        if info is None or message.time < info.now - YOUNG:
+        if info is None or message.time < info.now - YOUNG or info.now < _in_vain.get(bus, 0.0):
             return None
+        if not pause:
+            _in_vain[bus] = info.now + YOUNG
         await asyncio.sleep(pause)
     return None
 

@@ -328,6 +328,19 @@ def test_a_payload_that_a_new_leader_does_not_have_yet_is_waited_for(checked: Ca
     assert one.letters() == []
 
 
+def test_made_up_payloads_hold_up_the_other_partitions_once_a_minute_and_not_once_each(checked: Callable[..., Lab]) -> None:
+    topology = Topology("spread")
+    topology.source("in", partitions=4).map(lambda d: d, name="same").sink("out")
+    one = checked(topology)
+    one.start()
+    for n in range(8):
+        one.store(NewMessage("in", b"", {subjects.CLAIM_CHECK: f"{n}" * 64, subjects.KEY: "a"}))
+    one.publish("in", {"n": 1}, key="b")
+    one.advance(10)
+    assert one.outputs("out") == [{"n": 1}]
+    assert [d.code for d in one.letters()] == ["DX511"] * 8
+
+
 @pytest.mark.parametrize("restored", [False, True])
 def test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once_that_says_so(
     checked: Callable[..., Lab], restored: bool
