@@ -78,7 +78,7 @@ class NatsBus:
         return await streams.info(self._connection, name)
 
     async def stream_of(self, subject: str) -> str | None:
-        return await writer.stream_of(self._connection, subject)
+        return await writer.surely(self._connection, lambda: writer.stream_of(self._connection, subject))
 
     # -- write
     async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:

@@ -10,7 +10,7 @@ from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS
 from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal
 from dspex.bus.nats.stored import timestamp
-from dspex.bus.nats.writer import stream_of
+from dspex.bus.nats.writer import stream_of, surely
 from dspex.bus.port import StreamConfig, StreamInfo
 from dspex.bus.subjects import matches
 
@@ -49,7 +49,7 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
 
 async def info(connection: Connection, name: str) -> StreamInfo | None:
     """`Bus.stream`."""
-    found = await _info(connection, name)
+    found = await surely(connection, lambda: _info(connection, name))
     return None if found is None else _described(found)
 
 

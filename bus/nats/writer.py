@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
@@ -17,6 +17,8 @@ from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
 _LONGEST_PAUSE: Final = 0.25
 _LAST_WORDS: Final = 0.25  # seconds at the end of a timeout
+_AGAIN: Final = 0.5  # seconds before a cluster is asked again whether there is something
+T = TypeVar("T")
 
 
 def _settles(data: bytes, head: bytes) -> bool:
@@ -28,6 +30,17 @@ async def stream_of(connection: Connection, subject: str, timeout: float = 5.0) 
     """The stream that captures the subject (or pattern). Raises Unreachable."""
     names = (await connection.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)).get("streams")
     return str(names[0]) if names else None
+
+
+async def surely(connection: Connection, look: Callable[[], Awaitable[T | None]]) -> T | None:
+    """What `look` finds. Where that is nothing, a cluster is asked again: a server that has just become the leader answers
+    before it has taken in all that the one before it knew.
+    """
+    found = await look()
+    if found is None and connection.client().server_info.get("cluster"):
+        await asyncio.sleep(_AGAIN)
+        found = await look()
+    return found
 
 
 async def publish(connection: Connection, draft: NewMessage, timeout: float) -> Ack:
@@ -135,7 +148,7 @@ async def _settled(connection: Connection, pending: PendingRequest, subject: str
 async def _need_stream(connection: Connection, subject: str, timeout: float) -> None:
     """Raise NotStored, if it is certain that no stream captures the subject."""
     try:
-        stream = await stream_of(connection, subject, timeout)
+        stream = await surely(connection, lambda: stream_of(connection, subject, timeout))
     except BusError:
         return  # cannot tell: the caller says what it knows
     if stream is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import nats
@@ -22,7 +23,7 @@ from dspex.bus.errors import (
     Unsettled,
 )
 from dspex.bus.message import Message
-from dspex.bus.nats import NatsBus
+from dspex.bus.nats import NatsBus, connect
 from dspex.bus.nats.failures import refused
 from dspex.bus.nats.protocol import WireParser
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
@@ -247,6 +248,53 @@ async def test_the_reply_of_a_subscriber_is_not_taken_for_the_answer(server: Any
     for n in range(50):
         assert (await bus.publish(NewMessage("s.a", b""))).sequence == n * 3 + 1
         assert await bus.commit([NewMessage("s.a", b""), NewMessage("s.b", b"")]) == n * 3 + 3
+
+
+@asynccontextmanager
+async def new_leader(behind: int) -> AsyncIterator[str]:
+    """URL of a server of a cluster that answers no write, and has no stream for the first `behind` questions for one."""
+    asked, ended = 0, asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        inboxes: dict[str, str] = {}
+        greeting = {"version": "2.15.1", "headers": True, "max_payload": 1 << 20, "jetstream": True, "cluster": "tests"}
+        writer.write(f"INFO {json.dumps(greeting)}\r\n".encode())
+        while line := await reader.readline():
+            match line.decode().split():
+                case ["PING"]:
+                    writer.write(b"PONG\r\n")
+                case ["SUB", subject, *_, sid]:
+                    inboxes[subject.rpartition(".")[0]] = sid
+                case ["PUB", "$JS.API.STREAM.NAMES", reply, _]:
+                    asked += 1
+                    answer = json.dumps({"streams": ["S"] if asked > behind else None})
+                    writer.write(f"MSG {reply} {inboxes[reply.rpartition('.')[0]]} {len(answer)}\r\n{answer}\r\n".encode())
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.wait_for(ended.wait(), 30)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("behind", "error"), [(0, Unsettled), (1, Unsettled), (99, NotStored)])
+async def test_that_no_stream_captures_a_subject_is_said_only_when_a_cluster_says_so_twice(
+    behind: int, error: type[BusError]
+) -> None:
+    """A server that has just become the leader answers before it knows all streams."""
+    async with new_leader(behind) as url:
+        bus = await connect(url)
+        try:
+            with pytest.raises(error) as caught:
+                await bus.publish(NewMessage("s.a", b""), timeout=0.4)
+            assert type(caught.value) is error
+            assert await bus.stream_of("s.a") == (None if behind == 99 else "S")
+        finally:
+            await bus.close()
 
 
 @pytest.mark.asyncio
