@@ -15,7 +15,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects, tasks
-from dspex.bus.errors import BusError, DataError
+from dspex.bus.errors import BusError, DataError, DecodeError
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
@@ -159,6 +159,7 @@ class WorkLoop:
         try:
             whole = await payloads.checked_out(self.bus, self.app, delivery.message)
             request = CallRequest.unpack(whole.data) if whole else payloads.named_in_headers(self.app, delivery.message)
+            self._check(request)
         except DataError as error:
             call = self._drop(delivery, error)
         except BusError:
@@ -174,6 +175,18 @@ class WorkLoop:
                 self._held.pop(delivery, None)
 
         self.calls.start(call, "work").add_done_callback(ended)
+
+    def _check(self, request: CallRequest) -> None:
+        """Raise DecodeError where no record can be stored as the request says: it would be run again and again, and over a
+        long subject the server closes the connection.
+        """
+        to, where = request.record, subjects.record(self.app, self.pool, "*", "*", "*")
+        if to is not None:
+            good = subjects.is_subject(to.subject) and len(to.subject) <= subjects.MOST_NAME
+            if not good or not subjects.matches(where, to.subject):
+                raise DecodeError(f"its record would go to {to.subject[:200]!r}, and not to {where}")
+        if set("\r\n") & {*request.call, *request.run, *(to.id if to is not None else "")}:
+            raise DecodeError("the id of its record, or of its run, has a line break")
 
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -255,6 +256,39 @@ def test_a_request_without_its_payload_is_answered_where_its_headers_say_and_dro
     assert errors == ([("call", 5, 1, id, "DX511")] if id == "t.s.0.5.1.nonce" else [])
     assert [r.outputs for _, r in found if r.try_number == 2] == [{"a": 1}]
     assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == (0 if errors else 1)
+
+
+ODD_TOPOLOGIES = ["*", ">", "", "a b", "x" * 5000]
+
+
+@pytest.mark.parametrize("odd", ODD_TOPOLOGIES, ids=["a wildcard", "all", "nothing", "a space", "long"])
+@pytest.mark.parametrize("with_payload", [True, False], ids=["in its payload", "in its headers"])
+def test_a_request_whose_record_no_server_would_store_is_refused_once_and_never_run(
+    lab: Lab, odd: str, with_payload: bool
+) -> None:
+    headers = {subjects.CLAIM_CHECK: "a" * 64, subjects.CAUSE: "call", subjects.RECORD: f"{odd}.s.0.5.1.nonce"}
+    to = RecordTo(subjects.record("lab", "lightweight", odd, "s", 0), "t.s.0.5.1.nonce", 5, b"event")
+    draft = NewMessage(WORK, replace(request(), record=to).pack()) if with_payload else NewMessage(WORK, b"", headers)
+    lab.loop.run(lab.bus.publish(draft))
+    lab.put(WORK, request(2).pack())
+    lab.loop.advance(100.0)
+    with capture_logs() as logs:
+        lab.start()
+        lab.loop.advance(100.0)
+    assert len(lab.ages) == len(lab.records()) == 1
+    assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == 1
+
+
+@pytest.mark.parametrize("where", ["id", "call", "run"])
+def test_a_request_with_a_line_break_in_what_becomes_a_header_is_refused_once(lab: Lab, where: str) -> None:
+    odd = request()
+    odd = replace(odd, record=RecordTo(RECORDS, "a\nb", 5, b"")) if where == "id" else replace(odd, **{where: "a\nb"})
+    lab.put(WORK, odd.pack())
+    with capture_logs() as logs:
+        lab.start()
+        lab.loop.advance(100.0)
+    assert lab.records() == lab.ages == []
+    assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == 1
 
 
 def test_the_age_of_work_counts_from_when_it_was_stored_by_the_servers_clock(lab: Lab) -> None:
