@@ -115,10 +115,12 @@ class TornCommits:
         return torn[::-1]
 
     def _covered(self, found: Sequence[Message], first: int) -> set[int]:
-        """The sequences from `first` on that the entries among these messages cover."""
+        """The sequences from `first` on that the entries among these messages cover. A copy of an entry covers nothing: what
+        has messages before it was stored with them.
+        """
         covered: set[int] = set()
         for m in found:
-            if subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
+            if m.in_batch and subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
                 covered.update(range(max(first, m.sequence - entry.get("covers", 0)), m.sequence))
         return covered
 

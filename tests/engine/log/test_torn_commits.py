@@ -13,6 +13,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, BusEvents, NewMessage
 from dspex.engine.hosting.delete import delete
 from dspex.engine.log import torn_commits
+from dspex.engine.log.entries import unpack
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.operators.topology import Topology
 
@@ -150,6 +151,20 @@ def test_a_copy_of_an_output_that_somebody_published_with_its_headers_is_no_rema
     one.start()
     one.publish("in", {"n": 2}, key="a")
     assert one.outputs("out") == [{"n": 1}, {"n": 1}, {"n": 2}]
+
+
+def test_a_copy_of_an_entry_behind_a_remainder_does_not_keep_it(lab: MakeLab) -> None:
+    one = lab(split())
+    one.start()
+    one.publish("in", {"n": 1}, key="a")
+    one.kill()
+    entry = next(m for m in one.messages(subjects.log(APP, "split", "s1", "*")) if unpack(m.data).get("covers"))
+    torn(one, 2)
+    for _ in range(2):
+        one.store(NewMessage(entry.subject, entry.data))
+    one.start()
+    assert left(one) == 0
+    assert one.outputs("out") == [{"n": 1}]
 
 
 def test_what_a_topology_emitted_stays_when_it_was_deleted_and_runs_again(lab: MakeLab) -> None:
