@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from typing import TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from dspex.bus.settings.log_levels import log_levels
 from dspex.engine.cli.terminal.printable import printable
@@ -54,7 +56,13 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
 
 
 def _for_people() -> list[Processor]:
-    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _printable, structlog.dev.ConsoleRenderer()]
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=_traceback)
+    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _printable, renderer]
+
+
+def _traceback(out: TextIO, error: ExcInfo) -> None:
+    """Only what Python says: the message of an exception may be another's text, and local variables hold the data of events."""
+    out.write("\n" + printable("".join(traceback.format_exception(*error)).rstrip(), lines=True))
 
 
 def _printable(logger: object, name: str, entry: EventDict) -> EventDict:

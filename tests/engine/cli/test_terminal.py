@@ -137,6 +137,13 @@ def test_logs_for_people_move_no_cursor() -> None:
     assert r"a\x1b]0;t\x07\nb" in text
 
 
+def test_a_traceback_in_the_logs_for_people_moves_no_cursor_and_shows_no_data() -> None:
+    evil = 'data = "secret"\ntry: raise ValueError("e\\x1bc\\x1b]0;t\\x07")\nexcept ValueError as e: '
+    evil += 'structlog.get_logger("dspex").error("failed", exc_info=e)\n'
+    assert r"ValueError: e\x1bc\x1b]0;t\x07" in (text := on_a_terminal(LOG + evil))
+    assert "secret" not in text
+
+
 def test_any_value_is_printed_as_one_line_of_json() -> None:
     assert to_json({"a": ValueError("x"), 1: datetime(2026, 1, 2, tzinfo=UTC)}) == '{"a":"x","1":"2026-01-02T00:00:00Z"}'
 
