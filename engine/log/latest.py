@@ -20,6 +20,7 @@ from dspex.engine.log.entries import (
     version,
     without_begin,
 )
+from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back
 from dspex.engine.log.tables import Tables
 
@@ -61,7 +62,7 @@ async def end_of(
             _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
             goes_on = goes_on or _goes_on(message)
         if stop <= 1:
-            if goes_on:
+            if goes_on and await _has_commits(bus, address):
                 raise without_begin(address.subject)
             return Latest(last.sequence)
         start = max(1, stop - width)
@@ -131,6 +132,14 @@ async def _is_next(
         for between in await bus.scan(address.stream, [address.subject], start=start, stop=stop):
             await chain.step(between)
     return await chain.step(message) is not None
+
+
+async def _has_commits(bus: Bus, address: LogAddress) -> bool:
+    """Whether engines have committed here: entries were stored together with others. Copies of entries were not."""
+    async for page in pages(bus, address.stream, [address.subject]):
+        if any(message.in_batch and _goes_on(message) for message in page):
+            return True
+    return False
 
 
 def _goes_on(message: Message) -> bool:

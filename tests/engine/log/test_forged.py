@@ -154,3 +154,19 @@ def test_a_log_without_its_first_claim_is_refused_and_not_begun_anew(lab: MakeLa
     one.hosts.clear()
     assert claimed or len(one.messages(LOG)) == before
     assert len(one.requests()) == 3
+
+
+def test_copies_of_commits_in_a_log_that_no_engine_has_claimed_yet_end_no_engine(lab: MakeLab) -> None:
+    other = Topology("other")
+    other.source("else").map(lambda d: d, name="same").sink("elsewhere")
+    one = lab(other)
+    one.start()
+    one.publish("else", {"n": 1})
+    one.kill()
+    for message in one.messages(subjects.log(APP, "other", "s1", 0))[1:]:  # the first is the claim that it begins with
+        one.store(NewMessage(LOG, message.data))
+    one.start("b", other, asking())
+    one.publish("in", {"text": "0"})
+    one.publish("else", {"n": 2})
+    goes_on(one, 1)
+    assert one.outputs("elsewhere") == [{"n": 1}, {"n": 2}]
