@@ -59,7 +59,7 @@ class Replay:
         self._names = stage.names
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self._source = SourceInput(bus, app, stage, source_stream, count, _unchecked, asyncio.Event())
-        self._events = EventsInput(bus, app, topology, stage.id, source_stream)
+        self._events = EventsInput(bus, app, topology, stage.id, self._source)
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._messages: list[NewMessage] = []  # of the entry

@@ -85,7 +85,7 @@ class StageRunner:
 
     def _inputs(self) -> dict[str, Input]:
         s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
-        records, events = RecordsInput(*where), EventsInput(*where, self.source_stream)
+        records, events = RecordsInput(*where), EventsInput(*where, self.source)
         lost = LostRequests(records, s.behind)
         timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, lost)
         return {"source": self.source, "events": events, "records": records, "timers": timers}

@@ -18,6 +18,7 @@ from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
@@ -29,8 +30,8 @@ class EventsInput(Input):
     name: ClassVar[str] = "events"
     gated: ClassVar[bool] = True
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source_stream: str) -> None:
-        self._bus, self._stream, self._source_stream = bus, subjects.stream(app), source_stream
+    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source: SourceInput) -> None:
+        self._bus, self._stream, self._source = bus, subjects.stream(app), source
         self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -72,12 +73,14 @@ class EventsInput(Input):
         Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
         """
         whole = await payloads.checked_out(self._bus, self._app, message)
-        if at is None or at.stream not in (self._stream, self._source_stream):
+        if at is None or at.stream not in (self._stream, self._source.stream):
             return whole, None, False
         try:
             data = await stored_in(self._bus, at.stream, at.sequence)
         except NotStored as e:  # the source is not there now: its events may come back with it
-            raise Unreachable(e.message, fix=e.fix) from e
+            if at.stream != self._source.stream or not await self._source.is_gone():
+                raise Unreachable(e.message, fix=e.fix) from e
+            return whole, None, True
         data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
         return whole, data, data is None
 

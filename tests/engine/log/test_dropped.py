@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.errors import RetryLater
-from dspex.bus.port import StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.engine.log import commit_log, housekeeping
 from dspex.operators.topology import Topology
 
@@ -167,6 +168,25 @@ def test_a_stage_ends_though_the_stream_of_an_event_that_was_put_off_was_deleted
         one.advance(60)
     assert [r.stage.id for r in host.runners] == ["s2"]
     assert [e["log_level"] for e in logs if e["event"] == "an event that was put off is stored nowhere any more"] == ["error"]
+
+
+def test_a_stage_ends_though_the_stream_of_an_event_that_was_redriven_was_deleted_with_its_source(lab: MakeLab) -> None:
+    one = lab(version("ev.in", "ask"))
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["ev.>"])))
+    one.start()
+    one.publish("ev.in", {"text": "a"})
+    one.drain()
+    event = NodeEvent("ask", Origin("id", "ev.in", "run"), "application/json", b"")
+    points = {subjects.STORED: "EVENTS:1"}  # as where the event was too large for its dead letter
+    one.store(NewMessage(subjects.edge(APP, "changing", "s1", 0), pack_frame([event]), points))
+    one.run(one.client.bus.remove("stream", "EVENTS"))
+    host = one.start("b", version("new", "ask", drop=("ev.in",)))
+    one.answers["ask"] = lambda inputs, request: {"ask": "yes"}
+    one.work()
+    one.advance(30)
+    assert [r.stage.id for r in host.runners] == ["s2"]
+    assert [(letter.node, letter.code) for letter in one.letters()] == [("ask", "DX511")]
+    assert [o["text"] for o in one.outputs("out")] == ["a"]
 
 
 def test_what_was_kept_for_the_calls_of_a_dropped_source_is_removed_after_the_retention(
