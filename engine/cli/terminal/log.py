@@ -11,6 +11,7 @@ import traceback
 from typing import TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor
 
 from dspex.bus.settings.log_levels import log_levels
@@ -73,7 +74,7 @@ def _printable(logger: object, name: str, entry: EventDict) -> EventDict:
 def _as_json() -> list[Processor]:
     return [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        structlog.processors.dict_tracebacks,
+        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),  # they hold the data of events
         structlog.processors.EventRenamer("message"),
         structlog.processors.JSONRenderer(),
     ]

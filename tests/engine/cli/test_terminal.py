@@ -144,6 +144,15 @@ def test_a_traceback_in_the_logs_for_people_moves_no_cursor_and_shows_no_data() 
     assert "secret" not in text
 
 
+def test_a_traceback_in_json_shows_no_data() -> None:
+    code = 'data = "sec" + "ret"\ntry: 1 / 0\nexcept ArithmeticError as e: '
+    code += 'structlog.get_logger("dspex").error("failed", exc_info=e)'
+    process = subprocess.run([sys.executable, "-c", LOG + code], capture_output=True, text=True, check=True)
+    assert "ZeroDivisionError" in (line := process.stderr.splitlines()[-1])
+    assert json.loads(line)["message"] == "failed"
+    assert "secret" not in line
+
+
 def test_any_value_is_printed_as_one_line_of_json() -> None:
     assert to_json({"a": ValueError("x"), 1: datetime(2026, 1, 2, tzinfo=UTC)}) == '{"a":"x","1":"2026-01-02T00:00:00Z"}'
 
