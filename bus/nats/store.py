@@ -152,6 +152,8 @@ class NatsObjects:
         if known is None or "deleted" in _metadata(known):
             await writer.commit(self._connection, [*chunks, head], _BIG_TIMEOUT)
         else:
+            if isinstance(_metadata(known).get("chunks"), int):  # other chunks than now, where max_payload was changed since
+                head = head._replace(data=known.data)
             await writer.publish(self._connection, head, _TIMEOUT)
             await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": head.subject, "keep": 1})
 

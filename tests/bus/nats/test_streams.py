@@ -74,6 +74,20 @@ async def test_an_object_that_is_put_again_is_touched_and_leaves_one_piece_of_me
     assert await objects.get(name) == b"data"
 
 
+@pytest.mark.parametrize("limits", [(65_536, 1_048_576), (1_048_576, 65_536)], ids=["raised", "lowered"])
+@pytest.mark.asyncio
+async def test_an_object_that_is_put_again_stays_readable_after_the_servers_max_payload_was_changed(
+    server: Any, opened: Any, limits: tuple[int, int]
+) -> None:
+    data = bytes(range(256)) * 1000
+    for limit in limits:
+        server.more = f"max_payload: {limit}\n"
+        objects = await (await opened(server.start().url)).objects("store")
+        name = await objects.put(data)
+        assert await objects.get(name) == data
+        server.kill()
+
+
 @pytest.mark.asyncio
 async def test_a_stream_without_a_size_gets_most_of_what_the_server_lets_it_reserve(server: Any, opened: Any) -> None:
     free = 100 << 20
