@@ -16,6 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects, tasks
 from dspex.bus.errors import BusError, DataError, DecodeError
+from dspex.bus.message import INHERITED
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
@@ -185,8 +186,9 @@ class WorkLoop:
             good = subjects.is_subject(to.subject) and len(to.subject) <= subjects.MOST_NAME
             if not good or not subjects.matches(where, to.subject):
                 raise DecodeError(f"its record would go to {to.subject[:200]!r}, and not to {where}")
-        if set("\r\n") & {*request.call, *request.run, *(to.id if to is not None else "")}:
-            raise DecodeError("the id of its record, or of its run, has a line break")
+        for text in (request.call, request.run, to.id if to is not None else ""):
+            if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
+                raise DecodeError("the id of its call, run or record is longer than a header may be, or has a line break")
 
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:

@@ -279,10 +279,11 @@ def test_a_request_whose_record_no_server_would_store_is_refused_once_and_never_
     assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == 1
 
 
+@pytest.mark.parametrize("text", ["a\nb", "x" * 5000], ids=["a line break", "long"])
 @pytest.mark.parametrize("where", ["id", "call", "run"])
-def test_a_request_with_a_line_break_in_what_becomes_a_header_is_refused_once(lab: Lab, where: str) -> None:
+def test_a_request_with_what_can_be_no_header_of_its_record_is_refused_once(lab: Lab, where: str, text: str) -> None:
     odd = request()
-    odd = replace(odd, record=RecordTo(RECORDS, "a\nb", 5, b"")) if where == "id" else replace(odd, **{where: "a\nb"})
+    odd = replace(odd, record=RecordTo(RECORDS, text, 5, b"")) if where == "id" else replace(odd, **{where: text})
     lab.put(WORK, odd.pack())
     with capture_logs() as logs:
         lab.start()
