@@ -21,7 +21,7 @@ from dspex.engine.log.entries import (
     without_begin,
 )
 from dspex.engine.log.positions import pages
-from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back
+from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back, say_passed_over
 from dspex.engine.log.tables import Tables
 
 _log = structlog.get_logger("dspex.engine")
@@ -55,13 +55,16 @@ async def end_of(
     if last is None:
         return Latest()
     found, stop, width, goes_on = [last], last.sequence, WINDOW, False
+    strange: list[int] = []
     while True:
         for message in reversed(found):
             if (entry := await _genuine(bus, address, message, newest, known)) is not None:
+                say_passed_over(address, strange)
                 return Latest(last.sequence, message.sequence, entry[0], entry[1])
-            _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
+            strange.append(message.sequence)
             goes_on = goes_on or _goes_on(message)
         if stop <= 1:
+            say_passed_over(address, strange)
             if goes_on and await _has_commits(bus, address):
                 raise without_begin(address.subject)
             return Latest(last.sequence)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,20 +138,27 @@ class Read(NamedTuple):
     commit: int
 
 
+def say_passed_over(address: LogAddress, strange: Sequence[int]) -> None:
+    """One line, however many there are."""
+    if strange:
+        between = {"first": min(strange), "last": max(strange)}
+        _log.error("what is no log entry is passed over", subject=address.subject, messages=len(strange), **between)
+
+
 async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: int, tables: Tables) -> Read:
     """Bring `tables`, which are new, to the entry at `stop`. Raises BusError; Unreachable while the entry is not to be seen."""
     taken = await _snapshot(bus, address, base, older, tables)
     chain = Chain(bus, address, taken[2], taken[1].at) if taken else Chain(bus, address)
-    start, size, passed = chain.commit + 1, 0, 0
+    start, size, strange = chain.commit + 1, 0, list[int]()
     for message in await scanned(bus, address.stream, address.subject, start, stop):
         changed = await chain.step(message)
         if changed is None:
-            passed += 1
-            _log.error("what is no log entry is passed over", subject=address.subject, sequence=message.sequence)
+            strange.append(message.sequence)
             continue
         size += len(message.data)
         tables.apply(changed, message.sequence)
-    return Read(size, passed, taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit)
+    say_passed_over(address, strange)
+    return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit)
 
 
 async def _snapshot(bus: Bus, address: LogAddress, base: int, older: int, tables: Tables) -> tuple[int, Snapshot, int] | None:

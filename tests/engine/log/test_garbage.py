@@ -88,6 +88,22 @@ def test_what_is_no_entry_in_a_log_is_passed_over_and_counted(lab: MakeLab, what
     goes_on(one, 11)
 
 
+def test_much_garbage_in_a_log_is_told_in_few_lines(lab: MakeLab) -> None:
+    one = lab(spoiled())
+    one.start()
+    one.publish("in", {"text": "0"})
+    one.advance(10)
+    one.kill()
+    for _ in range(300):
+        one.store(NewMessage(LOG, b"garbage"))
+    with capture_logs() as logs:
+        one.start()
+    told = [line["messages"] for line in logs if "no log entry" in line["event"]]
+    assert len(told) <= 4  # one for each reading, not for each message
+    assert max(told) == 300
+    goes_on(one, 1)
+
+
 @pytest.mark.parametrize("wrong", [None, -1, 0], ids=["none", "an entry without one", "the last entry"])
 def test_a_claim_that_names_another_snapshot_than_the_log_does_is_passed_over(
     lab: MakeLab, monkeypatch: pytest.MonkeyPatch, wrong: int | None
