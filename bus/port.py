@@ -244,12 +244,14 @@ class Bus(Protocol):
         name: str,
         window: int = 2000,
         created: float = 0.0,
+        time: float = 0.0,
         bodies: bool = True,
     ) -> Reader:
         """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer.
 
-        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. Without
-        `bodies` the server sends only headers, and every message is empty.
+        `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. `time`: when the
+        message at `after` was stored; 0: not known. Where another one lies there, reading fails: the stream was rolled back.
+        Without `bodies` the server sends only headers, and every message is empty.
         """
         ...
 

@@ -154,10 +154,16 @@ class MemoryBus:
         name: str,
         window: int = 2000,
         created: float = 0.0,
+        time: float = 0.0,
         bodies: bool = True,
     ) -> MemoryReader:
         await self.trip()
-        return MemoryReader(self, self._stream(stream), filters, after, created, bodies)
+        found = self._stream(stream)
+        there = found.messages.get(after)
+        other = created not in (0.0, found.created) or (
+            time > 0 and (found.last < after or (there is not None and there.time != time))
+        )
+        return MemoryReader(self, found, filters, after, other, bodies)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         await self.trip()

@@ -23,13 +23,13 @@ class MemoryReader:
     """Reads a stream from a position on."""
 
     def __init__(
-        self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, created: float, bodies: bool
+        self, bus: MemoryBus, stream: MemoryStream, filters: Sequence[str], after: int, other: bool, bodies: bool
     ) -> None:
         self._bus, self._stream, self._filters, self._bodies = bus, stream, tuple(filters), bodies
         self._next = max(after, 0) + 1
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
-        self._other = created not in (0.0, stream.created)  # the stream is not the one that was meant
+        self._other = other  # the stream is not the one that was meant
 
     def _find(self) -> int:
         # A position beyond the end stays where it is: it is the one from which on the caller wants to read.

@@ -97,9 +97,10 @@ class NatsBus:
         name: str,
         window: int = 2000,
         created: float = 0.0,
+        time: float = 0.0,
         bodies: bool = True,
     ) -> NatsReader:
-        return await NatsReader(self._connection, stream, filters, after, name, window, created, bodies).start()
+        return await NatsReader(self._connection, stream, filters, (after, time), name, window, created, bodies).start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": sequence})

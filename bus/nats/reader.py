@@ -31,7 +31,7 @@ class NatsReader:
         connection: Connection,
         stream: str,
         filters: Sequence[str],
-        after: int,
+        after: tuple[int, float],
         name: str,
         window: int,
         created: float,
@@ -39,7 +39,7 @@ class NatsReader:
     ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._window = max(window, 2)
-        self._last, self._time = after, 0.0  # sequence of the last message that came, and when it was stored
+        self._last, self._time = after  # sequence of the last message that came, and when it was stored; 0: not known
         self._created = created  # when the stream was made
         self._verified = False  # whether the consumer reads that stream: nothing is asked for before that is known
         self._bodies = bodies

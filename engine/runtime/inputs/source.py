@@ -53,8 +53,10 @@ class SourceInput(Input):
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        filters = [self._stage.settings.subject]
-        reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created)
+        filters, places = [self._stage.settings.subject], [p.tables.position("source") for p in partitions]
+        # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
+        time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
+        reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)
         return _WhileThereIsRoom(reader, self.room)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:

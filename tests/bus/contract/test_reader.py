@@ -123,6 +123,23 @@ async def test_a_reader_never_goes_on_in_a_stream_that_was_made_anew(bus: Bus, u
 
 
 @pytest.mark.asyncio
+async def test_a_reader_does_not_begin_behind_another_message_than_the_one_that_was_read(bus: Bus, unique: str) -> None:
+    """In a stream that was rolled back and filled again it would leave out what lies before."""
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1, 2, 3)
+    second = await bus.get(unique, 2)
+    assert second is not None
+    good = await bus.reader(unique, [f"{unique}.>"], after=2, name=unique, time=second.time)
+    assert texts(await take(good, 1)) == ["3"]
+    await good.close()
+    for after, time in ((2, second.time + 1), (4, second.time)):  # another one lies there, and none yet
+        late = await bus.reader(unique, [f"{unique}.>"], after=after, name=f"{unique}-{after}", time=time)
+        with pytest.raises(Unreachable):
+            await soon(asyncio.create_task(late.read(1)))
+        await late.close()
+
+
+@pytest.mark.asyncio
 async def test_a_reader_without_bodies_gives_headers_and_empty_messages(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     await bus.publish(NewMessage(f"{unique}.a", b"large", {"Of": "one"}))

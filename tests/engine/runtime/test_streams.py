@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,39 @@ def test_a_sink_is_the_source_of_another_topology_and_a_run_spans_both(lab: Make
     outputs = one.run(run.outputs())
     assert [(e.subject, e.data) for e in outputs] == [("clean", {"n": 2}), ("done", {"n": 2, "answer": "yes"})]
     assert {e.run for e in outputs} == {run.id}
+
+
+class RolledBackLate(MemoryBus):
+    """The stream EVENTS is rolled back to an older copy and filled again, after it was looked at and before it is read."""
+
+    done = False
+
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
+        if stream == "EVENTS" and not self.done:
+            self.done = True
+            again = copy(self.server.streams[stream])
+            again.messages = {n: m._replace(time=m.time + 1, data=b'{"n": -1}') for n, m in again.messages.items()}
+            again.messages[again.last + 1] = again.messages[again.last]._replace(sequence=again.last + 1)
+            again.last += 1
+            self.server.streams[stream] = again
+        return await super().reader(stream, filters, **options)
+
+
+def test_a_source_that_is_rolled_back_just_before_it_is_read_stops_the_stage(lab: MakeLab) -> None:
+    topology = Topology("reading")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    for n in range(3):
+        one.publish("in", {"n": n})
+    one.start()
+    one.drain()
+    host = one.start(bus=RolledBackLate(one.server, BusEvents()))
+    one.advance(10)
+    assert "rolled back" in (host.runners[0].stopped or "")
+    one.publish("in", {"n": 3})
+    one.advance(10)
+    assert [o["n"] for o in one.outputs("out")] == [0, 1, 2]
 
 
 def test_a_sink_that_another_stream_captures_is_refused_with_the_way_out(lab: MakeLab) -> None:
