@@ -114,15 +114,18 @@ class NatsReader:
         A stream that was made anew, or rolled back to an older copy and filled again, would be read on in the middle, as if
         nothing were missing.
         """
-        now = await streams.info(self._connection, self._stream)
+        now, last = await asyncio.gather(streams.info(self._connection, self._stream), self._last_read())
         created = now.created if now else 0.0
         self._created = self._created or created
-        last = await stored.message(self._connection, self._stream, {"seq": self._last}) if self._time else None
         same = created == self._created and (last is None or last.time == self._time)
         if not same or (self._time and now is not None and now.last < self._last):
             self._fail(Unreachable(f"stream {self._stream} was made anew, or rolled back to an older copy"))
             return False
         return True
+
+    async def _last_read(self) -> Message | None:
+        """What lies where the last message was read; None where nothing does, or none was read yet."""
+        return await stored.message(self._connection, self._stream, {"seq": self._last}) if self._time else None
 
     async def _supervise(self) -> None:
         pause = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -102,20 +103,34 @@ async def _facts(bus: Bus, address: LogAddress, message: Message, entry: Mapping
     if not _looks_back(entry, message.sequence):
         return None
     after: int = entry["after"]
-    before = await entry_at(bus, address, after)
-    if not await _is_next(bus, address, message, entry, before):
+    own = entry["kind"] == "claim" or "snapshot" in entry  # it says the facts itself
+    where = after if own else max(entry["claim"], entry["base"])
+    before, first, said = await asyncio.gather(  # all at once: over a slow wire each costs a round trip
+        entry_at(bus, address, after),
+        bus.next(address.stream, address.subject, after + 1),
+        entry_at(bus, address, where) if where != after else _nothing(),
+    )
+    if not await _is_next(bus, address, message, entry, before, first):
         return None
-    if entry["kind"] == "claim" or "snapshot" in entry:
+    if own:
         return facts(entry)
-    where = max(entry["claim"], entry["base"])
-    said = before if where == after else await entry_at(bus, address, where)
+    said = before if where == after else said
     return facts(said) if said is not None and "epoch" in said and fits(entry, where, said) else None
 
 
+async def _nothing() -> None:
+    return None
+
+
 async def _is_next(
-    bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any], before: Mapping[str, Any] | None
+    bus: Bus,
+    address: LogAddress,
+    message: Message,
+    entry: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    first: Message | None,
 ) -> bool:
-    """Whether an entry is the next one behind `before`, which it names: a copy of one is not."""
+    """Whether an entry is the next one behind `before`, which it names: a copy of one is not. `first`: what is behind it."""
     after = entry["after"]
     if before is not None:
         last = (after, before["after"]) if before["kind"] == "claim" else (before["claim"], after)
@@ -126,7 +141,6 @@ async def _is_next(
         chain = Chain(bus, address)
     else:
         return False
-    first = await bus.next(address.stream, address.subject, after + 1)
     if first is not None and first.sequence < message.sequence:  # what lies between them must be no entry
         await chain.step(first)
         if not follows(entry, chain.claim, chain.commit):
