@@ -15,9 +15,7 @@ from dspex.bus.port import StreamConfig, StreamInfo
 from dspex.bus.subjects import matches
 
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
-_MOST: Final = (
-    20 << 30
-)  # bytes; where the search for the largest stream begins: 16 GiB at most, or few applications share a server
+_MOST: Final = 20 << 30  # bytes; where the search for the largest stream begins: 16 GiB, so that applications share a server
 _LEAST: Final = 1 << 20
 _SHARE: Final = 0.8  # of what could be reserved
 _NEVER: Final = {"allow_msg_ttl": "message TTL", "allow_msg_schedules": "message schedules"}
