@@ -166,6 +166,17 @@ def test_a_deadline_passes_without_any_worker(lab: MakeLab) -> None:
     assert one.outputs("out") == []  # the work was still there, and its result is late
 
 
+def test_the_deadline_of_the_first_call_after_a_quiet_time_is_kept_too(lab: MakeLab) -> None:
+    """While there is no timer the clock is looked at once a second only."""
+    one = lab(asking(deadline="300ms"))
+    one.start()
+    for n in range(1, 6):
+        one.advance(3.17)
+        one.publish("in", {"text": str(n)})
+        one.advance(0.5)
+        assert len(one.letters()) == n
+
+
 def test_a_deadline_that_passes_falls_back_where_there_is_a_fallback(lab: MakeLab) -> None:
     one = lab(asking(deadline="60s", fallback={"answer": "perhaps"}))
     one.start()
