@@ -180,7 +180,7 @@ class Run:
     # -- at the end ----------------------------------------------------------------------------------------------------
     async def _judge(self) -> Report:
         world = self.world
-        facts = Facts(self.o.partitions, self.publisher.stored, world.away, world.unread, world.again)
+        facts = Facts(self.o.partitions, self.publisher.stored, world.away, world.unread, world.again, self.o.model)
         report = judge(APP, self.events, await insist(self._stored), self.heard, facts)
         model = self.model.stats()
         lives = {kind: sum(p.lives for p in self.world.processes if p.name.startswith(kind)) for kind in ("engine", "pool")}

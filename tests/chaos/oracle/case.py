@@ -27,6 +27,7 @@ class Facts:
         away: spans of time in which no majority of the servers ran or had room.
         unread: events of which nothing had come when their source stream was lost: an engine may not have read them.
         again: event → how often the source stream was rolled back to a copy that holds it, so that it is read again.
+        slow: a model answers a few calls a minute. The partitions share it, so it is enough if one of them makes progress.
     """
 
     partitions: int = 0
@@ -34,6 +35,7 @@ class Facts:
     away: Sequence[tuple[float, float]] = ()
     unread: Collection[str] = ()
     again: Counter[str] = field(default_factory=Counter)
+    slow: bool = False
 
 
 @dataclass

@@ -195,7 +195,8 @@ def pauses(case: Case) -> Iterator[tuple[str, float, float]]:
     """For how many seconds, until when, a partition with work committed nothing; without those in which it could not."""
     for p, spans in _busy(case).items():
         subject = subjects.log(case.app, "chaos", "s1", p)
-        commits = [m.time for m, entry in case.logs.get(subject, ()) if entry["kind"] == "commit"]
+        logs = case.logs.values() if case.facts.slow else [case.logs.get(subject, ())]
+        commits = sorted(m.time for entries in logs for m, entry in entries if entry["kind"] == "commit")
         for begin, end in spans:
             for a, b in pairwise([begin, *(t for t in commits if begin < t < end), end]):
                 away = sum(max(0.0, min(b, to) - max(a, since)) for since, to in case.facts.away)
