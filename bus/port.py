@@ -247,7 +247,8 @@ class Bus(Protocol):
         time: float = 0.0,
         bodies: bool = True,
     ) -> Reader:
-        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: of its consumer.
+        """Read what matches `filters`, from the first message with a sequence over `after`. `name`: the names of its consumers
+        begin so.
 
         `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. `time`: when the
         message at `after` was stored; 0: not known. Where another one lies there, reading fails: the stream was rolled back.

@@ -140,7 +140,7 @@ def own_subjects(app: str) -> list[str]:
 
 
 def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> str:
-    """The fixed name of a reader's consumer: deleted and created again, so that restarts leave none behind."""
+    """What the names of a reader's consumers begin with."""
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 

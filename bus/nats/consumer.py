@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import NO_CONSUMER, NO_STREAM, ServerRefusal
+from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
 
 HEARTBEAT: Final = 2.0  # seconds between two signs of life of a pull; two missed ones are trouble
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
@@ -94,13 +94,12 @@ async def create(connection: Connection, stream: str, config: Mapping[str, objec
     return int(answer.get("num_pending", 0))
 
 
-async def drop(connection: Connection, stream: str, name: str) -> None:
-    """Delete a consumer, if it is there."""
-    try:
-        await connection.api(f"CONSUMER.DELETE.{stream}.{name}", None)
-    except ServerRefusal as e:
-        if e.number not in (NO_CONSUMER, NO_STREAM):
-            raise
+def drop(connection: Connection, stream: str, name: str) -> None:
+    """Delete a consumer, if it is there. Nobody waits for the answer: that would be a round trip for what the server does by
+    itself after a while, so what comes next must not need the name again.
+    """
+    if connection.up.is_set():
+        connection.put(protocol.message(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"", None, limit=connection.max_payload))
 
 
 def pulls(stream: str, name: str) -> str:

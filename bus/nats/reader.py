@@ -38,14 +38,17 @@ class NatsReader:
         bodies: bool = True,
     ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
+        self._consumer = ""  # the name of the one that is read now: another one each time
         self._window = max(window, 2)
         self._last, self._time = after  # sequence of the last message that came, and when it was stored; 0: not known
+        self._sure = after  # the same, as of the last one that is known to be of the right stream
         self._created = created  # when the stream was made
-        self._verified = False  # whether the consumer reads that stream: nothing is asked for before that is known
+        self._verified = False  # whether the consumer reads that stream: until that is known, what comes is held back
+        self._held: list[Message] = []
         self._bodies = bodies
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
-        self._bytes = 0  # of the unread
+        self._bytes = 0  # of the unread and the held
         self._asked = 0  # messages asked for that have not come
         self._quiet = 0  # heartbeats that should have come since anything came
         self._arrived = asyncio.Event()
@@ -62,6 +65,7 @@ class NatsReader:
             await self._begin()
         except BaseException:
             self._stop()
+            drop(self._connection, self._stream, self._consumer)
             raise
         self._tasks.start(self._supervise(), f"reader {self._name}")
         return self
@@ -85,47 +89,55 @@ class NatsReader:
             self._fail(Unreachable("the reader is closed"))
         await self._tasks.stop()
         self._stop()
-        if self._connection.up.is_set():
-            try:
-                await drop(self._connection, self._stream, self._name)
-            except BusError as e:  # the server forgets it after IDLE
-                self._connection.events.error(f"consumer {self._name} is left behind: {e.message}")
+        drop(self._connection, self._stream, self._consumer)
 
     # -- the consumer
     async def _begin(self) -> None:
         self._trouble.clear()
-        self._verified = False
+        if self._verified:
+            self._sure = self._last, self._time
+        self._last, self._time = self._sure
+        self._bytes -= sum([len(m.data) for m in self._held])
+        self._held, self._verified = [], False
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
             self._connection.forget(self._interest)
-        # A new subscription each time: what the old consumer had sent must not be taken for the new one's.
+            drop(self._connection, self._stream, self._consumer)
+        # A new name and subscription each time: what the old consumer had sent must not be taken for the new one's, and
+        # nobody need wait until the old one is gone.
+        self._consumer = f"{self._name}-{self._connection.fresh()}"
         self._inbox = f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
-        asks = pulls(self._stream, self._name)
+        asks = pulls(self._stream, self._consumer)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
-        await drop(self._connection, self._stream, self._name)
-        config = ordered(self._name, self._filters, self._last, IDLE, bodies=self._bodies)
+        config = ordered(self._consumer, self._filters, self._last, IDLE, bodies=self._bodies)
         await create(self._connection, self._stream, config)
-        self._verified = await self._same_stream()
-        self._pull()
+        self._pull()  # at once: over a slow wire it would take long to wait until it is known to be the right stream
+        await self._verify()
 
-    async def _same_stream(self) -> bool:
-        """Whether the consumer, which is made by now, reads the stream that was read before; the reader fails if not.
+    async def _verify(self) -> None:
+        """Look whether the consumer, which is made by now, reads the stream that was read before; the reader fails if not.
 
         A stream that was made anew, or rolled back to an older copy and filled again, would be read on in the middle, as if
         nothing were missing.
         """
-        now, last = await asyncio.gather(streams.info(self._connection, self._stream), self._last_read())
+        sequence, time = self._sure
+        now, last = await asyncio.gather(
+            streams.info(self._connection, self._stream), self._message(sequence) if time else _nothing()
+        )
         created = now.created if now else 0.0
         self._created = self._created or created
-        same = created == self._created and (last is None or last.time == self._time)
-        if not same or (self._time and now is not None and now.last < self._last):
+        same = created == self._created and (last is None or last.time == time)
+        if not same or (time and now is not None and now.last < sequence):
             self._fail(Unreachable(f"stream {self._stream} was made anew, or rolled back to an older copy"))
-            return False
-        return True
+            return
+        self._verified = True
+        self._unread += self._held
+        self._held = []
+        if self._unread:
+            self._arrived.set()
 
-    async def _last_read(self) -> Message | None:
-        """What lies where the last message was read; None where nothing does, or none was read yet."""
-        return await stored.message(self._connection, self._stream, {"seq": self._last}) if self._time else None
+    async def _message(self, sequence: int) -> Message | None:
+        return await stored.message(self._connection, self._stream, {"seq": sequence})
 
     async def _supervise(self) -> None:
         pause = 0.0
@@ -168,8 +180,8 @@ class NatsReader:
 
     def _pull(self) -> None:
         """Ask for more, early enough that the server never waits for us, and never for more than the window."""
-        room = self._window - len(self._unread) - self._asked
-        if room * 2 < self._window or self._bytes > PULL_BYTES or not self._verified:
+        room = self._window - len(self._unread) - len(self._held) - self._asked
+        if room * 2 < self._window or self._bytes > PULL_BYTES:
             return
         if self._trouble.is_set() or not self._connection.up.is_set():
             return
@@ -177,7 +189,7 @@ class NatsReader:
         largest = max(PULL_BYTES, 2 * self._connection.max_payload)
         self._connection.put(
             pull(
-                pulls(self._stream, self._name),
+                pulls(self._stream, self._consumer),
                 f"{self._inbox}.{room}",
                 batch=room,
                 max_bytes=largest,
@@ -200,7 +212,11 @@ class NatsReader:
         self._last, self._time = sequence, time
         self._asked -= 1
         self._bytes += len(data)
-        self._unread.append(Message(protocol.text(subject), data, protocol.headers(head), sequence, time))
+        message = Message(protocol.text(subject), data, protocol.headers(head), sequence, time)
+        if not self._verified:
+            self._held.append(message)
+            return
+        self._unread.append(message)
         if not self._arrived.is_set():
             self._arrived.set()
 
@@ -213,3 +229,7 @@ class NatsReader:
         else:  # expired, or its bytes are used up
             self._asked = max(0, self._asked - left)
             self._pull()
+
+
+async def _nothing() -> None:
+    return None

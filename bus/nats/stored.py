@@ -110,8 +110,7 @@ class _Scan:
         finally:
             connection.on_end.discard(self._over.set)
             connection.forget(interest)
-            if connection.up.is_set():
-                await drop(connection, self._stream, self._name)
+            drop(connection, self._stream, self._name)
         return [m for m in self._found if m.sequence <= stop]
 
     async def _pull(self, inbox: str) -> None:
@@ -154,7 +153,7 @@ async def count(connection: Connection, stream: str, filters: Sequence[str], aft
     """`Bus.count`: what would wait for a consumer that begins there."""
     name = f"count-{connection.id}-{connection.fresh()}"
     waiting = await create(connection, stream, ordered(name, filters, max(after, 0), _SCAN_IDLE))
-    await drop(connection, stream, name)
+    drop(connection, stream, name)
     return waiting
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from dspex.bus.errors import NotStored, Unreachable
+from dspex.bus.errors import BusError, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable
@@ -35,6 +35,12 @@ async def stored(bus: Bus, stream: str, sequence: int) -> Message | None:
 
 async def stored_in(bus: Bus, stream: str, sequence: int) -> Message | None:
     """A message that was seen in a stream; None where it is gone for good. Raises NotStored where the stream is not there."""
+    try:
+        if (found := await bus.get(stream, sequence)) is not None:  # the usual case, in one round trip
+            return found
+    except BusError as e:
+        if e.retryable:
+            raise  # else there may be no such stream, which is asked below
     for pause in (*PAUSES, 0.0):
         info = await bus.stream(stream)
         if info is None:

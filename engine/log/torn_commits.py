@@ -16,6 +16,7 @@ else let each start read all that others have stored since.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 
 import orjson
@@ -62,10 +63,10 @@ class TornCommits:
 
     async def _kept(self) -> tuple[float, dict[str, int]]:
         """When the stream was made, and up to which sequence everything was looked at, by topology of this process."""
-        bucket, info = await self.bus.bucket(subjects.bucket(self._app)), await self.bus.stream(self.stream)
         kept = dict.fromkeys(self._topologies, 0)
-        for topology in self._topologies:
-            found = await bucket.get(subjects.torn_key(topology))
+        asked = asyncio.gather(*[self._value(topology) for topology in kept])
+        info, values = await asyncio.gather(self.bus.stream(self.stream), asked)
+        for topology, found in zip(kept, values):
             try:
                 created, sequence = orjson.loads(found[0]) if found is not None else (0.0, 0)
             except (ValueError, TypeError):  # nobody of ours wrote it
@@ -73,6 +74,10 @@ class TornCommits:
             if isinstance(sequence, int) and info is not None and created == info.created and 0 < sequence <= info.last:
                 kept[topology] = sequence
         return info.created if info is not None else 0.0, kept
+
+    async def _value(self, topology: str) -> tuple[bytes, int] | None:
+        bucket = await self.bus.bucket(subjects.bucket(self._app))
+        return await bucket.get(subjects.torn_key(topology))
 
     def _unseen(self, start: int, stop: int) -> Iterator[Span]:
         """The parts of `start` to `stop` that were not looked at."""

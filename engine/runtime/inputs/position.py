@@ -125,7 +125,7 @@ class SourceWatch:
         read, time = self.pump.at, self.pump.at_time  # before the stream is looked at, which goes on meanwhile
         info = await self.bus.stream(self.input.stream)
         if info is None:
-            known, self._gone = self._gone or not self.input.readable, True
+            known, self._gone = self._gone or read is None, True  # who does not read yet finds out by itself
             return "" if known else "the source stream is gone"
         if self._gone:
             return "the source stream is there again"
