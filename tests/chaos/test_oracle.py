@@ -11,6 +11,7 @@ import msgpack
 import pytest
 from oracle import Case, Facts, judge
 from simulation import APP, Simulation
+from workload import is_good
 
 from dspex.bus import subjects
 from dspex.bus.memory.server import Faults
@@ -147,6 +148,12 @@ def test_the_oracle_sees_a_call_that_is_closed_twice(case: Case) -> None:
 def test_the_oracle_sees_a_second_record(case: Case) -> None:
     again = case.stored[_first(case, _record)]._replace(sequence=case.stored[-1].sequence + 1)
     assert "an attempt is recorded once" in _verdict(case, [*case.stored, again])
+
+
+def test_the_oracle_sees_a_call_that_succeeded_twice(case: Case) -> None:
+    good = next(m for m, o in case.records if o.error is None and is_good(o.outputs or {}))
+    again = good._replace(sequence=case.stored[-1].sequence + 1, headers={subjects.MESSAGE_ID: "another attempt"})
+    assert _verdict(case, [*case.stored, again]) == {"a call is recorded once"}
 
 
 def test_the_oracle_sees_what_was_heard_and_is_not_stored(case: Case) -> None:

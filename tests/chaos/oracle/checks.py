@@ -12,6 +12,7 @@ from workload import INTENTS, ORDERED, SINKS, is_good
 
 from dspex.bus import subjects
 from dspex.bus.message import partition_of
+from dspex.bus.records import unpack_event
 from dspex.engine.client import letters
 from dspex.engine.log.rows import OpenCall
 from dspex.engine.log.tables import NONE
@@ -152,11 +153,20 @@ def calls_once(case: Case) -> Iterator[Violation]:
 
 
 def recorded_once(case: Case) -> Iterator[Violation]:
-    """A call has one record of a good answer at most, and an attempt has one record."""
-    answered = Counter(o.call for _, o in case.records if o.error is None and is_good(o.outputs or {}))
+    """A call has one record of a good answer at most, and an attempt has one record.
+
+    Two events have one id, and so have their calls, where a stream was rolled back to an older copy and the server's clock was
+    set back with it, so that another event came to the same place in the same millisecond. Their runs tell them apart.
+    """
+    good = (o for _, o in case.records if o.error is None and is_good(o.outputs or {}))
+    answered = Counter((o.call, unpack_event(o.event).origin.run) for o in good)
     most = 1 + max(case.facts.again.values(), default=0)  # a call of an event that is read again is made again
     attempts = Counter(m.headers.get(subjects.MESSAGE_ID, "") for m, _ in case.records)
-    yield from (Violation("a call is recorded once", f"{c} succeeded {n} times") for c, n in answered.items() if n > most)
+    yield from (
+        Violation("a call is recorded once", f"{call} of run {run} succeeded {count} times")
+        for (call, run), count in answered.items()
+        if count > most
+    )
     yield from (Violation("an attempt is recorded once", f"{a} is stored {n} times") for a, n in attempts.items() if n > 1)
 
 
