@@ -85,13 +85,16 @@ async def freeze_engine(world: World, random: Random) -> None:
 
 
 async def take_over(world: World, random: Random) -> None:
-    """SIGSTOP an engine that owns something until others own all of it, then SIGCONT. What it had under way is late by then."""
+    """SIGSTOP an engine that owns something until others own all of it, then SIGCONT. What it had under way is late by then.
+
+    Or until nothing is left to do: an engine that was frozen before, and taken over, finds out with its next commit.
+    """
     process = await _one(world, random, "engine")
     while not (held := {s for s, owner in (await owners(world)).items() if owner == process.pid}):
         process = await _one(world, random, "engine")
         await asyncio.sleep(0.05)
     process.signal(signal.SIGSTOP)
-    while process.pid in [(await owners(world))[s] for s in held]:
+    while process.pid in [(await owners(world))[s] for s in held] and not world.over:
         await asyncio.sleep(0.1)
     process.signal(signal.SIGCONT)
 
