@@ -197,12 +197,14 @@ def test_the_oracle_allows_a_partition_to_stand_still_while_no_majority_of_the_s
 def test_the_oracle_lets_partitions_that_wait_for_a_slow_model_make_progress_in_turn(case: Case) -> None:
     mine, begin = subjects.log(APP, "chaos", "s1", 0), case.stored[0].time
     entries = list(accumulate(m.subject in case.logs for m in case.stored))  # how many there are up to each message
-    times = [begin + 400 * count / entries[-1] for count in entries]  # something all the time
-    idle = [m.subject == mine and begin + 100 < at < begin + 300 for m, at in zip(case.stored, times)]  # but for a partition
-    stored = [m._replace(time=begin + 300 if no else at) for m, at, no in zip(case.stored, times, idle)]
     published = {e.id: begin for e in case.events}
-    assert _judged(case, stored, Facts(4, published)) == {"partitions make progress"}
-    assert _judged(case, stored, Facts(4, published, slow=True)) == set()
+    for idle, found in ((200, set[str]()), (700, {"partitions make progress"})):
+        times = [begin + 2 * idle * count / entries[-1] for count in entries]  # something all the time
+        end = begin + 1.5 * idle  # but in one partition
+        late = [m.subject == mine and end - idle < at < end for m, at in zip(case.stored, times)]
+        stored = [m._replace(time=end if no else at) for m, at, no in zip(case.stored, times, late)]
+        assert _judged(case, stored, Facts(4, published)) == {"partitions make progress"}
+        assert _judged(case, stored, Facts(4, published, slow=True)) == found
     paused, _ = _paused(case)
     assert _judged(case, paused, _facts(case, paused, slow=True)) == {"partitions make progress"}
 

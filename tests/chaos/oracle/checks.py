@@ -20,6 +20,7 @@ from oracle.case import Case
 from oracle.ledger import Ledger, Violation, content
 
 STUCK = 60.0  # seconds
+WAITING = 600.0  # seconds that a partition may wait while a slow model answers others
 Check = Callable[[Case], Iterator[Violation]]
 
 
@@ -195,17 +196,25 @@ def told(case: Case) -> Iterator[Violation]:
 
 
 def progressing(case: Case) -> Iterator[Violation]:
-    """No partition stands still for a minute while it has work and a majority of the servers runs."""
-    for subject, seconds, until in pauses(case):
-        if seconds > STUCK:
-            yield Violation("partitions make progress", f"{subject} stood still for {seconds:.0f} s, until {until:.0f}")
+    """No partition stands still for a minute while it has work and a majority of the servers runs.
+
+    Those that share a slow model wait longer, but not all of them at once.
+    """
+    limits = [(case.facts.slow, STUCK), *([(False, WAITING)] if case.facts.slow else ())]
+    for together, limit in limits:
+        for subject, seconds, until in pauses(case, together):
+            if seconds > limit:
+                yield Violation("partitions make progress", f"{subject} stood still for {seconds:.0f} s, until {until:.0f}")
 
 
-def pauses(case: Case) -> Iterator[tuple[str, float, float]]:
-    """For how many seconds, until when, a partition with work committed nothing; without those in which it could not."""
+def pauses(case: Case, together: bool = False) -> Iterator[tuple[str, float, float]]:
+    """For how many seconds, until when, a partition with work committed nothing; without those in which it could not.
+
+    `together`: nor did any other partition.
+    """
     for p, spans in _busy(case).items():
         subject = subjects.log(case.app, "chaos", "s1", p)
-        logs = case.logs.values() if case.facts.slow else [case.logs.get(subject, ())]
+        logs = case.logs.values() if together else [case.logs.get(subject, ())]
         commits = sorted(m.time for entries in logs for m, entry in entries if entry["kind"] == "commit")
         for begin, end in spans:
             for a, b in pairwise([begin, *(t for t in commits if begin < t < end), end]):
