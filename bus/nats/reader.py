@@ -8,6 +8,7 @@ it is deleted and made again right behind that message.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from typing import Final
 
@@ -49,6 +50,7 @@ class NatsReader:
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
         self._bytes = 0  # of the unread and the held
+        self._made = False  # whether the consumer is there: a pull before that would get no answer worth having
         self._asked = 0  # messages asked for that have not come
         self._quiet = 0  # heartbeats that should have come since anything came
         self._arrived = asyncio.Event()
@@ -77,10 +79,10 @@ class NatsReader:
             self._arrived.clear()
             await self._arrived.wait()
         if limit >= len(self._unread):
-            batch, self._unread, self._bytes = self._unread, [], 0
+            batch, self._unread = self._unread, []
         else:
             batch, self._unread = self._unread[:limit], self._unread[limit:]
-            self._bytes -= sum([len(m.data) for m in batch])
+        self._bytes -= sum([len(m.data) for m in batch])
         self._pull()
         return batch
 
@@ -98,21 +100,24 @@ class NatsReader:
             self._sure = self._last, self._time
         self._last, self._time = self._sure
         self._bytes -= sum([len(m.data) for m in self._held])
-        self._held, self._verified = [], False
+        self._held, self._verified, self._made = [], False, False
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
             self._connection.forget(self._interest)
             drop(self._connection, self._stream, self._consumer)
         # A new name and subscription each time: what the old consumer had sent must not be taken for the new one's, and
         # nobody need wait until the old one is gone.
-        self._consumer = f"{self._name}-{self._connection.fresh()}"
+        self._consumer = f"{self._name}-{secrets.token_hex(4)}"
         self._inbox = f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
         asks = pulls(self._stream, self._consumer)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         config = ordered(self._consumer, self._filters, self._last, IDLE, bodies=self._bodies)
         await create(self._connection, self._stream, config)
-        self._pull()  # at once: over a slow wire it would take long to wait until it is known to be the right stream
+        self._made = True
+        if self._created:
+            self._pull()  # at once: over a slow wire it would take long to wait until it is known to be the right stream
         await self._verify()
+        self._pull()
 
     async def _verify(self) -> None:
         """Look whether the consumer, which is made by now, reads the stream that was read before; the reader fails if not.
@@ -183,7 +188,7 @@ class NatsReader:
         room = self._window - len(self._unread) - len(self._held) - self._asked
         if room * 2 < self._window or self._bytes > PULL_BYTES:
             return
-        if self._trouble.is_set() or not self._connection.up.is_set():
+        if self._trouble.is_set() or not self._made or not self._connection.up.is_set():
             return
         self._asked += room
         largest = max(PULL_BYTES, 2 * self._connection.max_payload)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import structlog
 
 from dspex.bus import subjects, telemetry
-from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull
+from dspex.bus.errors import BusError, DspexError, Fenced, NotAllowed, SourceGap, StreamFull
 from dspex.bus.seldom import Seldom
 from dspex.bus.tasks import Tasks
 from dspex.engine.graph import manifest as manifests
@@ -163,7 +163,7 @@ class StageRunner:
         try:
             await pump.run()
         except DspexError as e:
-            if e.retryable:
+            if e.retryable or (isinstance(e, BusError) and not isinstance(e, (NotAllowed, SourceGap))):
                 self._seldom.warning("reading again soon", input=name, why=e.message)
                 await asyncio.sleep(0.5)
                 self._orders.put_nowait(_Order("restart"))

@@ -19,7 +19,7 @@ from dspex.engine.graph.nodes import Source
 from dspex.engine.log.reading import PAUSES
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival, Gap
-from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.source import SourceInput, SourceNotThere
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
 
@@ -40,7 +40,8 @@ class SourceCheck:
         info = await self._stream(partitions)
         if info is None:
             why = f"the stream {self.stream} of source {self.source.subject!r} is not there"
-            raise SourceGap(why, node=self.source.subject, fix="restore it, or make it again: then on_gap= says what happens")
+            fix = "restore it, or make it again: then on_gap= says what happens"
+            raise SourceNotThere(why, node=self.source.subject, fix=fix)
         places = [p.tables.position("source") for p in partitions]
         # asked of all at once: over a slow wire one after another would take minutes
         gaps = await asyncio.gather(*[self._gap(p, info, at) if at.created else _none() for p, at in zip(partitions, places)])
@@ -127,7 +128,7 @@ class SourceWatch:
         if info is None:
             known, self._gone = self._gone or read is None, True  # who does not read yet finds out by itself
             return "" if known else "the source stream is gone"
-        if self._gone:
+        if self._gone or self.input.missing:
             return "the source stream is there again"
         if read is None:  # it still finds out where to begin, or cannot begin
             return ""

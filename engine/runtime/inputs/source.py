@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, Unreachable
+from dspex.bus.errors import BusError, SourceGap, Unreachable
 from dspex.bus.message import SEQUENCE, Message, cause_of, event_time, partition_of, place_form
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin
@@ -23,12 +23,16 @@ _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _new = tuple.__new__  # the class itself as constructor takes twice as long, and five are made for every event
 
 
+class SourceNotThere(SourceGap):
+    """The source's stream is not there."""
+
+
 class SourceInput(Input):
     """The events of a source.
 
     Attributes:
         created: when the stream was made; ids of events depend on it. 0 until that is known.
-        readable: whether the source could be read when it was looked at last.
+        readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
     application's stream has room for what a source brings.
@@ -49,7 +53,7 @@ class SourceInput(Input):
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.room, self._node = room, stage.source.name
-        self.created, self.readable = 0.0, False
+        self.created, self.readable, self.missing = 0.0, False, False
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -60,10 +64,12 @@ class SourceInput(Input):
         return _WhileThereIsRoom(reader, self.room)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
+        self.missing = False
         try:
             self.created, self.readable = await self._check(partitions, clock), True
-        except BusError:
-            self.readable = False  # `created` stays: what was fetched before is still handled
+        except BusError as e:
+            # `created` stays: what was fetched before is still handled
+            self.readable, self.missing = False, isinstance(e, SourceNotThere)
             raise
 
     async def made(self) -> float:

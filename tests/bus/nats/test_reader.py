@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from broken.keeps_back import KeepsBack
 
 from dspex.bus.errors import BusError, NotAllowed, Unreachable, Unsettled
 from dspex.bus.message import Message
@@ -45,6 +47,20 @@ async def landed(bus: NatsBus, subject: str) -> None:
             return
         except (Unreachable, Unsettled):
             continue
+
+
+@pytest_asyncio.fixture
+async def proxied() -> AsyncIterator[Callable[[str], Awaitable[KeepsBack]]]:
+    made: list[KeepsBack] = []
+
+    async def start(url: str) -> KeepsBack:
+        made.append(KeepsBack(url))
+        await made[-1].start()
+        return made[-1]
+
+    yield start
+    for wire in made:
+        await wire.stop()
 
 
 @pytest.mark.asyncio
@@ -193,6 +209,50 @@ async def test_a_reader_of_a_missing_stream_is_refused(server: Any, opened: Open
     bus = await opened(server.start().url)
     with pytest.raises(BusError, match="stream not found"):
         await bus.reader("S", ["s.a"], after=0, name="r")
+
+
+@pytest.mark.asyncio
+async def test_what_came_before_the_stream_was_known_to_be_the_right_one_comes_once(
+    server: Any, opened: Open, proxied: Callable[[str], Awaitable[KeepsBack]]
+) -> None:
+    """The connection is cut while messages are held back: they are read again, and none of them twice."""
+    wire = await proxied(server.start().url)
+    direct, bus = await opened(server.url), await opened(wire.url)
+    await direct.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(direct, "s.a", 30)
+    reader = await bus.reader("S", ["s.a"], after=0, name="r", window=20)
+    got = await take(reader, 5)
+    await direct._connection.api(f"CONSUMER.DELETE.S.{await consumer(direct)}", None)
+    wire.keep_back(b"STREAM.INFO.S ")  # the reader makes another consumer, and hears nothing of its stream
+    got += await take(reader, 15)
+    await wire.kept.wait()
+    async with asyncio.timeout(30):
+        while await sent(direct) < 10:  # to the new consumer, behind the 20 that were read
+            await asyncio.sleep(0)
+    await wire.cut()
+    got += await take(reader, 10)
+    await fill(direct, "s.a", 1)
+    assert got + await take(reader, 1) == list(range(1, 32))
+
+
+@pytest.mark.asyncio
+async def test_of_a_stream_that_is_replaced_while_a_reader_begins_nothing_is_left_out(
+    server: Any, opened: Open, proxied: Callable[[str], Awaitable[KeepsBack]]
+) -> None:
+    wire = await proxied(server.start().url)
+    direct, bus = await opened(server.url), await opened(wire.url)
+    await direct.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(direct, "s.a", 30)
+    wire.keep_back(b"STREAM.INFO.S ")
+    begins = asyncio.create_task(bus.reader("S", ["s.a"], after=0, name="r"))
+    await wire.kept.wait()
+    await direct._connection.flush()
+    await direct.remove("stream", "S")
+    await direct.ensure_stream(StreamConfig("S", ["s.>"]))
+    await fill(direct, "s.a", 40)
+    await direct.delete("S", 30)
+    wire.let_go()
+    assert await take(await begins, 39) == [n for n in range(1, 41) if n != 30]
 
 
 @pytest.mark.asyncio

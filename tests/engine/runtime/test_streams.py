@@ -42,6 +42,49 @@ def test_a_sink_is_the_source_of_another_topology_and_a_run_spans_both(lab: Make
     assert {e.run for e in outputs} == {run.id}
 
 
+class Behind(MemoryBus):
+    """A new leader is behind, right after a claim: it does not see the stream EVENTS, or refuses a reader of it."""
+
+    unseen = refused = 0
+
+    def __init__(self, lab: Lab, *, sees: bool) -> None:
+        super().__init__(lab.server, BusEvents())
+        self.sees = sees
+
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> Any:
+        self.unseen, self.refused = int(not self.sees), int(self.sees)
+        return await super().multi_last(stream, subjects)
+
+    async def stream(self, name: str) -> Any:
+        if name == "EVENTS" and self.unseen:
+            self.unseen -= 1
+            return None
+        return await super().stream(name)
+
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
+        if stream == "EVENTS" and self.refused:
+            self.refused -= 1
+            raise BusError("stream not found (10059)")
+        return await super().reader(stream, filters, **options)
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_a_source_is_read_though_a_leader_that_was_behind_did_not_know_it(lab: MakeLab, sees: bool) -> None:
+    topology = Topology("reading")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
+    one.publish("in", {"n": 1})
+    bus = Behind(one, sees=sees)
+    host = one.start(bus=bus)
+    one.advance(30)
+    one.publish("in", {"n": 2})
+    one.advance(10)
+    assert (bus.unseen, bus.refused) == (0, 0)
+    assert [o["n"] for o in one.outputs("out")] == [1, 2]
+    assert host.runners[0].stopped is None
+
+
 class RolledBackLate(MemoryBus):
     """The stream EVENTS is rolled back to an older copy and filled again, after it was looked at and before it is read."""
 
