@@ -206,6 +206,9 @@ class World:
             for p in those:
                 p.wanted = False
                 p.signal(signal.SIGCONT)
+            for p in those:
+                while p.alive and not p.handles(signal.SIGTERM):  # else it dies of it, as any program that just starts
+                    await asyncio.sleep(0.02)
                 p.signal(signal.SIGTERM)
             for p in those:
                 code = await p.ended(timeout)
