@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
@@ -24,42 +24,62 @@ def bounded(text: str, limit: int = TRACEBACK_LIMIT) -> str:
 
 
 class Refs:
-    """Resolves refs in this process. `allow`: patterns like `programs:*`; `path`: folders put on sys.path."""
+    """Resolves refs in this process.
 
-    def __init__(self, pool: str, allow: Sequence[str], path: Sequence[str]) -> None:
-        self.pool, self.allow = pool, tuple(allow)
+    A ref names what its module itself defines, one level deep. Walking on to `programs:dspy.clients.os.system`, or to what a
+    module only imported, would make every allowed module a door to all the others.
+
+    Args:
+        allow: patterns like `programs:*`; a wildcard crosses no dot.
+        path: folders put on sys.path.
+        is_program: whether an object of a foreign class may be named, as `qa = dspy.Predict("question -> answer")`.
+    """
+
+    def __init__(self, pool: str, allow: Sequence[str], path: Sequence[str], is_program: Callable[[object], bool]) -> None:
+        self.pool, self.allow, self._is_program = pool, tuple(allow), is_program
         for folder in reversed(path):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
 
     def load(self, ref: str) -> Any:
         """The object that `ref` names. Raises ProgramError (not allowed, not there), or whatever its module raises."""
-        module, _, attribute = ref.partition(":")
-        if not attribute or not any(fnmatchcase(ref, pattern) for pattern in self.allow):
+        module, _, name = ref.partition(":")
+        if not any(_allows(pattern, ref) for pattern in self.allow):
             listed = ", ".join(self.allow) or "empty"
             raise ProgramError(
                 f"{ref} is not in the allow-list of pool {self.pool} ({listed})",
                 fix=f'allow it: pools.{self.pool}.programs = ["{module or "module"}:*"]',
                 node=ref,
             )
-        target: Any = importlib.import_module(module)
-        for name in attribute.split("."):
-            if not hasattr(target, name):
-                raise ProgramError(f"{ref}: module {module} has no {attribute}", node=ref)
-            target = getattr(target, name)
+        if not all(part.isidentifier() for part in (*module.split("."), name)) or name.startswith("_"):
+            raise ProgramError(f"{ref} does not name a public object of a module", fix="write module:Name", node=ref)
+        found = importlib.import_module(module)
+        if name not in vars(found):
+            raise ProgramError(f"{ref}: module {module} has no {name}", node=ref)
+        target = vars(found)[name]
+        if not self._defines(found, target):
+            home = getattr(target, "__module__", None)
+            fix = f"define it there, or name where it is defined: {home}:{name}" if home else "name a class or a function"
+            raise ProgramError(f"{ref}: module {module} does not define {name} itself", fix=fix, node=ref)
         return target
+
+    def _defines(self, module: ModuleType, value: object) -> bool:
+        if not callable(value):
+            return False
+        return getattr(value, "__module__", None) == module.__name__ or self._is_program(value)
 
     def modules(self) -> list[tuple[str, str]]:
         """(pattern, module) of the patterns that name a module in full; `*:*` names none, and is imported when asked for."""
         pairs = [(pattern, pattern.partition(":")[0]) for pattern in self.allow]
         return [(pattern, name) for pattern, name in pairs if not any(c in name for c in "*?[")]
 
+    def public(self, module: ModuleType, pattern: str) -> list[str]:
+        """Refs of what a module defines and the pattern allows."""
+        named = [name for name, value in vars(module).items() if not name.startswith("_") and self._defines(module, value)]
+        return sorted(ref for name in named if _allows(pattern, ref := f"{module.__name__}:{name}"))
 
-def public(module: ModuleType, pattern: str) -> list[str]:
-    """Refs of what a module defines itself, does not mark as private, and the pattern allows."""
-    refs = [
-        f"{module.__name__}:{name}"
-        for name, value in vars(module).items()
-        if not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
-    return sorted(r for r in refs if fnmatchcase(r, pattern))
+
+def _allows(pattern: str, ref: str) -> bool:
+    """Whether the pattern takes the ref, token by token: `pkg.*:*` takes no `pkg.sub.module:name`."""
+    want, have = (text.replace(":", ".:.").split(".") for text in (pattern, ref))
+    return pattern.count(":") == 1 and len(want) == len(have) and all(map(fnmatchcase, have, want))

@@ -20,7 +20,7 @@ from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramErr
 from dspex.bus.records import CallSpec, Outputs
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
-from dspex.workers.answerers.refs import Refs, public
+from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
@@ -37,7 +37,7 @@ class Programs:
     dspy_version: str = dspy.__version__
 
     def __init__(self, pool: PoolConfig) -> None:
-        self._refs = Refs(pool.name, pool.programs, pool.path)
+        self._refs = Refs(pool.name, pool.programs, pool.path, lambda found: isinstance(found, (dspy.Module, dspy.Tool)))
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
@@ -50,7 +50,7 @@ class Programs:
         failed: dict[str, str] = {}
         for pattern, module in self._refs.modules():
             try:
-                found += [r for r in public(importlib.import_module(module), pattern) if r not in found]
+                found += [r for r in self._refs.public(importlib.import_module(module), pattern) if r not in found]
             except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything; the others are served
                 failed[pattern] = f"{type(error).__name__}: {error}"
         return found, failed
