@@ -10,8 +10,10 @@ keys of a newer version are ignored, missing ones get the default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
+
+from typing_extensions import TypedDict
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
@@ -125,6 +127,17 @@ def unpack_frame(data: bytes) -> list[NodeEvent]:
     return events
 
 
+class ModuleConfig(TypedDict, total=False):
+    """Parameters of a DSPy module; they reach the language model."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float
+    n: int
+    stop: list[str]
+    rollout_id: int
+
+
 @dataclass(frozen=True)
 class CallSpec:
     """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
@@ -157,6 +170,16 @@ class CallSpec:
     state: str | None = None
     route: str = "worker"
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, object]) -> Self:
+        """The spec of a request; keys of a newer version are left out. Raises DecodeError for what is none."""
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+        known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
+        try:
+            return cls(**checked(cls, "a spec of a call", known))
+        except TypeError as e:
+            raise DecodeError(f"not a spec of a call: {e}") from None
 
 
 class RecordTo(NamedTuple):
@@ -210,6 +233,12 @@ class CallRequest(_Packed):
     invalid: int = 0
     alone: bool = False
     record: RecordTo | None = None
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        found = super().unpack(data)
+        CallSpec.read(found.spec)
+        return found
 
     def called_on(self, app: str, pool: str) -> str:
         """The subject that an interactive call with this request belongs on."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
+from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL, ModuleConfig
 from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token
@@ -29,17 +29,6 @@ from dspex.operators.parameters.values import TEXT, in_seconds, mapping
 from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
-
-
-class ModuleConfig(TypedDict, total=False):
-    """Parameters of a DSPy module; they reach the language model."""
-
-    temperature: float
-    max_tokens: int
-    top_p: float
-    n: int
-    stop: list[str]
-    rollout_id: int
 
 
 class CallOptions(TypedDict, total=False):

@@ -42,8 +42,10 @@ events = st.builds(
     attempts=st.integers(0, 2**31),
 )  # fmt: skip
 targets = st.builds(RecordTo, texts, texts, st.integers(0, 2**53), st.binary(max_size=20))
+SPEC = {"kind": "predict", "target": "a -> b", "signature": "a -> b"}
 requests = st.builds(
-    CallRequest, texts, st.integers(1, 2**53), st.integers(1, 100), texts, texts, maps, maps, texts,
+    CallRequest, texts, st.integers(1, 2**53), st.integers(1, 100), texts, texts,
+    st.builds(lambda more: {**more, **SPEC}, st.dictionaries(texts.map(lambda t: f"x{t}"), texts)), maps, texts,
     session=st.none() | texts, timeout=st.floats(0, 1e9), left=st.floats(-1e9, 1e9), invalid=st.integers(0, 9),
     alone=st.booleans(), record=st.none() | targets,
 )  # fmt: skip
@@ -55,7 +57,7 @@ letters = st.builds(
     Letter, texts, texts, events, texts, maps, traceback=texts, time=st.floats(0, 1e10),
     stored=st.none() | st.builds(StoredAt, texts, st.integers(1, 2**63)), headers=st.dictionaries(texts, texts),
 )  # fmt: skip
-REQUEST = CallRequest("c", 3, 2, "t", "n", {}, {"text": "hello"}, "r", record=RecordTo("s", "i", 5, b"event"))
+REQUEST = CallRequest("c", 3, 2, "t", "n", SPEC, {"text": "hello"}, "r", record=RecordTo("s", "i", 5, b"event"))
 EVENT = NodeEvent("n", Origin("i", "s", "r"), "application/json", b"{}")
 RECORD = CallRecord("c", 1, 1, "t", "n")
 LETTER = Letter("t", "n", EVENT, "e", {})

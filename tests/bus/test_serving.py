@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
@@ -17,7 +17,7 @@ from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, RecordTo
+from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.serving.work_loop import OPEN_AGAIN, Job, WorkLoop
@@ -150,7 +150,7 @@ WORK = subjects.work("lab", "lightweight", "t", "n")
 
 def request(try_number: int = 1) -> CallRequest:
     to = RecordTo(RECORDS, "t.s.0.5.1.nonce", 5, b"event")
-    return CallRequest("call", try_number, 1, "t", "n", {}, {}, "run", record=to)
+    return CallRequest("call", try_number, 1, "t", "n", asdict(CallSpec("predict", "a -> b", "a -> b")), {}, "run", record=to)
 
 
 class Lab:

@@ -7,14 +7,15 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import structlog
 
-from dspex.bus.errors import DspexError, InvalidOutput, ProgramError, TopologyError
-from dspex.bus.records import CallRequest, CallSpec, Outputs, Usage
+from dspex.bus.codecs.checking import checked as typed
+from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError
+from dspex.bus.records import CallRequest, CallSpec, ModuleConfig, Outputs, Usage
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
@@ -73,13 +74,21 @@ class Attempt:
 
 
 def spec_of(work: CallRequest) -> CallSpec:
-    """The spec of a piece of work; keys of a newer version are left out."""
-    raw = {k: v for k, v in work.spec.items() if k in _SPEC_FIELDS}
-    raw |= {name: tuple(raw.get(name, ())) for name in ("lm", "tools")}
-    return CallSpec(**raw)
+    """The spec of a piece of work. Raises InvalidInput.
 
-
-_SPEC_FIELDS = frozenset(f.name for f in fields(CallSpec))
+    Whoever may ask a worker can write anything here. Parameters that are not of `ModuleConfig` are refused: one of them is the
+    address that a model's client sends its key to.
+    """
+    spec = CallSpec.read(work.spec)
+    known = ModuleConfig.__annotations__
+    if unknown := sorted(spec.config.keys() - known.keys()):
+        fix = f"a call may set {', '.join(known)}; the server and its key are those of the profile"
+        raise InvalidInput(f"a call may not set config.{unknown[0]}", fix=fix, node=work.node)
+    try:
+        typed(ModuleConfig, "the config of a call", dict(spec.config))
+    except DecodeError as error:
+        raise InvalidInput(error.message, node=work.node) from None
+    return spec
 
 
 def signature_of(spec: CallSpec) -> str:

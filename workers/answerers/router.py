@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, LMUnavailable, ProgramError, WorkerLost
-from dspex.bus.records import CallRequest, Outputs
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidInput, LMUnavailable, ProgramError, WorkerLost
+from dspex.bus.records import CallRequest, CallSpec, Outputs
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
@@ -38,7 +38,10 @@ class Router:
 
     async def run(self, work: CallRequest, local: str | None, status: Callable[[str], None]) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too."""
-        spec = spec_of(work)
+        try:
+            spec = spec_of(work)
+        except InvalidInput as error:
+            return Attempt(work, CallSpec("", "", ""), local).answer(error=error_map(error))
         attempt = Attempt(work, spec, local, dspy_version=self.dspy_version, program=f"{spec.kind}:{spec.target}")
         enter_context(attempt, status)
         try:

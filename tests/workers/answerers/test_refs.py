@@ -55,11 +55,12 @@ def test_what_a_module_defines_itself_is_found(refs: Refs, name: str) -> None:
     "ref",
     [
         "programs_here:os.system", "programs_here:os", "programs_here:system", "programs_here:shell", "programs_here:path",
-        "programs_here:subprocess.getoutput", "programs_here:text.loads", "programs_here:Draft.Inner", "programs_here:_private",
-        "programs_here:__builtins__", "programs_here:Draft.forward.__globals__", "programs_here:secret",
-        "programs_here:foreign", "programs_here:lru_cache", "programs_here:", "programs_here:__loader__", "programs_here:run.__class__", ":run",
-        "programs_here", "programs_here:run:run", "package_here:os", "package_here:os.system", "package_here:Flow",
-        "package_here.deep.more:hidden", "package_here.:Flow", "..package_here:Flow", "os:system", "builtins:eval",
+        "programs_here:subprocess.getoutput", "programs_here:text.loads", "programs_here:Draft.Inner",
+        "programs_here:_private", "programs_here:__builtins__", "programs_here:Draft.forward.__globals__",
+        "programs_here:secret", "programs_here:foreign", "programs_here:lru_cache", "programs_here:",
+        "programs_here:__loader__", "programs_here:run.__class__", ":run", "programs_here", "programs_here:run:run",
+        "package_here:os", "package_here:os.system", "package_here:Flow", "package_here.deep.more:hidden",
+        "package_here.:Flow", "..package_here:Flow", "os:system", "builtins:eval",
     ],
 )  # fmt: skip
 def test_an_allowed_module_is_no_door_to_another_one(refs: Refs, ref: str) -> None:
