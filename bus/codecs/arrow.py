@@ -7,11 +7,15 @@ message's, so it cannot be written to.
 from __future__ import annotations
 
 import json
+import struct
 from types import ModuleType
 from typing import Any
 
+from dspex.bus.codecs.arrow_size import Expanded, expanded
 from dspex.bus.errors import ConfigError, DecodeError, InvalidInput
 
+MOST = 64 << 20  # bytes of a table in memory: what could have been sent without compression; see bus/serving/payloads.py
+FREE_ROWS = 1 << 16  # that need not take a bit each
 _INSTALL = "pip install 'dspex[arrow]'"
 _DTYPE, _SHAPE = b"dspex.dtype", b"dspex.shape"
 _PORTABLE = "biufcmM"  # kinds of array that mean the same everywhere: no objects, no text, no records
@@ -79,14 +83,29 @@ def decode(data: bytes) -> Any:
     """The table (pyarrow.Table) or array of an Arrow IPC stream, read in place. Raises DecodeError."""
     try:
         pa = _pyarrow()
+        _check_size(expanded(data))
         table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
         table.validate(full=True)  # offsets that point outside would be read from other memory
         metadata = table.schema.metadata or {}
         return _array_of(table, metadata) if _SHAPE in metadata else table
     except ConfigError as e:
         raise DecodeError(e.message, fix=e.fix) from e
-    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as e:  # pyarrow's own are made from these
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        NotImplementedError,
+        struct.error,
+    ) as e:  # pyarrow's own are made from these
         raise DecodeError(f"not an Arrow stream: {e}; {len(data)} bytes, beginning {data[:30]!r}") from e
+
+
+def _check_size(found: Expanded) -> None:
+    if found.size > MOST:
+        raise DecodeError(f"an Arrow stream that would take {found.size:,} bytes of memory, of which {MOST:,} are allowed")
+    if found.rows > 8 * found.size + FREE_ROWS:  # of nulls, or of no column: they take no space until somebody looks at them
+        raise DecodeError(f"an Arrow stream of {found.rows:,} rows in {found.size:,} bytes")
 
 
 def _array_of(table: Any, metadata: dict[bytes, bytes]) -> Any:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex.bus.codecs import ARROW, decode, encode
+from dspex.bus.codecs.arrow_size import expanded
 from dspex.bus.errors import DecodeError, InvalidInput
 
 TABLE = pyarrow.table({"id": [1, 2, None], "text": ["a", None, "c"], "vector": [[1.5], [], None]})
@@ -139,3 +140,64 @@ def test_without_arrow_the_fix_is_named() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "ConfigError pip install 'dspex[arrow]'\nDecodeError pip install 'dspex[arrow]'\n"
+
+
+# -- what a small stream may become ----------------------------------------------------------------------------------
+def written(table: Any, **options: Any) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", None])
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE,
+        pyarrow.table({"n": numpy.arange(100_000), "same": numpy.zeros(100_000)}),
+        pyarrow.table(
+            {"d": pyarrow.array(["a", "b", None] * 50).dictionary_encode(), "deep": [[[1], []], None, [[2, 3]]] * 50}
+        ),
+        pyarrow.table({"nothing": pyarrow.nulls(1000), "flag": [True, None] * 500}),
+        pyarrow.concat_tables([TABLE] * 5),
+        TABLE.slice(0, 0),
+        pyarrow.table({}),
+    ],
+    ids=["mixed", "numbers", "dictionary", "nulls", "batches", "empty", "no columns"],
+)
+def test_a_compressed_table_is_read_and_its_size_is_known_before(table: Any, compression: str | None) -> None:
+    data = written(table, compression=compression)
+    assert decode(data, ARROW).equals(table)
+    found = expanded(data)
+    assert found.rows >= table.num_rows
+    assert found.size >= (table.nbytes / 2 if table.num_rows else 0)  # the buffers of a slice may be shared
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_a_small_stream_that_would_fill_the_memory_is_refused_before_it_is_decoded(compression: str) -> None:
+    column = pyarrow.array(numpy.zeros(2_000_000))
+    data = written(pyarrow.table({f"c{n}": column for n in range(20)}), compression=compression)
+    assert len(data) < 2 << 20
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(DecodeError, match="320,000,000 bytes of memory"):
+        decode(data, ARROW)
+    assert pyarrow.total_allocated_bytes() - before < 1 << 20
+
+
+def test_rows_that_take_no_space_are_counted_too() -> None:
+    with pytest.raises(DecodeError, match="rows in 0 bytes"):
+        decode(written(pyarrow.table({"n": pyarrow.nulls(1 << 22)})), ARROW)
+
+
+@given(st.sampled_from(["zstd", "lz4", None]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8))
+def test_no_change_of_a_stream_makes_the_size_fail_in_another_way_than_the_reading(
+    compression: str | None, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(written(pyarrow.table({"n": list(range(50)), "t": ["x"] * 50}), compression=compression))
+    for place, value in changes:
+        data[place % len(data)] = value
+    try:
+        decode(bytes(data), ARROW)
+    except DecodeError:
+        return
