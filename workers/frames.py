@@ -12,14 +12,17 @@ import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dspex.bus import codecs
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError
 from dspex.bus.records import Usage
+from dspex.bus.serving import payloads
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.config import PoolConfig
 
 _HEAD = struct.Struct(">I")
+MOST = 3 * payloads.MOST  # bytes of a frame: what a call is given, with the event that it is for, or what it gives
 
 
 # -- parent → child --------------------------------------------------------------------------------------------------
@@ -108,22 +111,30 @@ def pack(frame: Frame) -> bytes:
 
 
 def _unpack(body: bytes) -> Frame:
-    raw: dict[str, Any] = codecs.decode(body, codecs.MSGPACK)
-    kind = _TYPES[raw.pop("type")]
-    if kind is StartFrame:
-        raw["pool"] = PoolConfig.from_plain(raw["pool"])
-    elif kind is DoneFrame:
-        answer: dict[str, Any] = raw["answer"]
-        if answer["usage"] is not None:
-            answer["usage"] = Usage(**answer["usage"])
-        raw["answer"] = Answer(**answer)
-    return kind(**raw)
+    """A frame. A program may write anything to the socket of its process: raises DecodeError for what is none."""
+    raw = codecs.decode(body, codecs.MSGPACK)
+    kind = _TYPES.get(str(raw.pop("type", ""))) if isinstance(raw, dict) else None
+    if kind is None:
+        raise DecodeError("not a frame of dspex")
+    try:
+        if kind is StartFrame:
+            return StartFrame(raw["parent"], PoolConfig.from_plain(raw["pool"]))
+        if kind is DoneFrame:
+            answer = raw["answer"]
+            if answer["usage"] is not None:
+                answer["usage"] = Usage(**checked(Usage, "a frame", answer["usage"]))
+            raw["answer"] = Answer(**checked(Answer, "a frame", answer))
+        return kind(**checked(kind, "a frame", raw))
+    except (KeyError, TypeError) as e:
+        raise DecodeError(f"not a frame of dspex: {e!r}") from None
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
-    """The next frame; None when the other side has closed."""
+    """The next frame; None when the other side has closed. Raises DecodeError for what is no frame."""
     try:
         (size,) = _HEAD.unpack(await stream.readexactly(_HEAD.size))
+        if size > MOST:
+            raise DecodeError(f"a frame of {size:,} bytes, of which {MOST:,} are allowed")
         return _unpack(await stream.readexactly(size))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None

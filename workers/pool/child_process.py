@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -12,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import errors
-from dspex.bus.errors import WorkerLost
+from dspex.bus.errors import DecodeError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers import frames
 from dspex.workers.answer import Answer
@@ -40,6 +39,10 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end of the child
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
+_LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
+_RESERVED = frozenset(
+    {"self", "event", "pid", "exc_info", "stack_info", "_record", "_from_structlog"}
+)  # names of ours in a log call
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,12 @@ class Child:
             self._writer.write(frames.pack(frame))
 
     async def _read(self) -> None:
-        while (frame := await frames.read(self._reader)) is not None:
-            self._handle(frame)
+        try:
+            while (frame := await frames.read(self._reader)) is not None:
+                self._handle(frame)
+        except DecodeError as error:  # a program wrote to the socket of its process: nobody knows what else it has broken
+            log.error("a worker sent what is no frame, and is ended", pool=self.pool, pid=self.pid, why=error.message)
+            self.kill()
         try:
             async with asyncio.timeout(CLOSED_WITHIN):
                 await self._process.wait()
@@ -211,13 +218,27 @@ class Child:
     async def _forward(self, stream: asyncio.StreamReader, name: str) -> None:
         """Lines of user code into the log; those of our own child are JSON already, and keep their fields."""
         while line := await _line(stream):
-            if line.startswith('{"event"'):
-                with contextlib.suppress(ValueError):
-                    fields = json.loads(line)
-                    getattr(log, fields.pop("level", "info"), log.info)(fields.pop("event"), pid=self.pid, **fields)
-                    continue
-            if line.strip():
+            if (said := _event(line)) is not None:
+                level, event, fields = said
+                getattr(log, level)(event, pid=self.pid, **fields)
+            elif line.strip():
                 log.info("program output", pool=self.pool, pid=self.pid, stream=name, line=line.rstrip())
+
+
+def _event(line: str) -> tuple[str, str, dict[str, Any]] | None:
+    """Level, event and fields of a line that the child's log wrote; None where it is another one. A program may print anything,
+    and a forwarder that fails would leave the pipe unread: the program would wait for ever where it prints next.
+    """
+    if not line.startswith('{"event"'):
+        return None
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    event, level = fields.pop("event"), fields.pop("level", "info")
+    if not isinstance(event, str) or level not in _LEVELS:
+        return None
+    return level, event, {f"program_{k}" if k in _RESERVED else k: v for k, v in fields.items()}
 
 
 async def _line(stream: asyncio.StreamReader) -> str:

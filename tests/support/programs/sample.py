@@ -137,6 +137,20 @@ def prints(text: str) -> dict[str, Any]:
     return {"reply": "ok"}
 
 
+def writes_frames(text: str) -> dict[str, Any]:
+    """Write bytes to the socket of the process, as hex, and go on."""
+    os.write(int(sys.argv[1]), bytes.fromhex(text))
+    time.sleep(LONG)
+    return {}
+
+
+def prints_lines(text: str) -> dict[str, Any]:
+    """Print the lines of `text`, and then more than a pipe holds."""
+    sys.stdout.write(f"{text}\n" + "and so on\n" * 20_000)
+    sys.stdout.flush()
+    return {"reply": "printed"}
+
+
 def status(text: str) -> dict[str, Any]:
     call = context()
     call.status("half way")
