@@ -47,14 +47,21 @@ def token(name: str, what: str = "name") -> str:
     return name
 
 
+INBOX: Final = "_INBOX"
+"""What the subjects begin with on which answers and deliveries come."""
+
+
 def is_subject(subject: str) -> bool:
-    """Whether an event can be published to `subject` (no wildcard, no empty token, no space)."""
-    return bool(_SUBJECT.fullmatch(subject)) and not subject.startswith("$")
+    """Whether an event can be published to `subject` (no wildcard, no empty token, no space).
+
+    A terminal would obey control characters, and marks that nobody sees let two subjects look like one.
+    """
+    return bool(_SUBJECT.fullmatch(subject)) and not subject.startswith(("$", INBOX)) and subject.isprintable()
 
 
 def is_pattern(pattern: str) -> bool:
     """Whether `pattern` is a subject or a wildcard over subjects."""
-    return bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith("$")
+    return bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("$", INBOX)) and pattern.isprintable()
 
 
 @lru_cache(1 << 14)

@@ -161,7 +161,7 @@ async def connect(settings: Settings, found: Found, *, name: str, events: BusEve
     login: dict[str, Any] = {} if found.local else dict(settings.server.login())
     if settings.server.tls and not found.local:
         login["tls"] = tls_context(settings.server.tls)
-    return await nats.connect(found.url, name=name, events=events, **login)
+    return await nats.connect(found.url, name=name, events=events, inbox_prefix=settings.server.inbox_prefix, **login)
 
 
 def tls_context(tls: TLSSettings) -> ssl.SSLContext:

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
@@ -33,6 +34,7 @@ async def connect(
     nkey: str | None = None,
     tls: ssl.SSLContext | None = None,
     timeout: float = 5.0,
+    inbox_prefix: str = subjects.INBOX,
 ) -> NatsBus:
     """Connect to the servers of `url` (several: separated by commas).
 
@@ -41,10 +43,13 @@ async def connect(
         events: callbacks for changes of the connection, and for errors.
         creds: path of a credentials file (JWT); nkey: path of a seed file. Both need the package nkeys.
         timeout: seconds for one try to connect to one server.
+        inbox_prefix: what the subjects begin with on which answers and deliveries come: with one of its own, a user need not
+            be allowed to hear those of others.
 
     Raises: Unreachable, NotAllowed, UnsupportedServer (before 2.12), BusError (no JetStream), ConfigError (bad URL).
     """
-    connection = Connection(Options(url, name, user, password, token, creds, nkey, tls, timeout), events or BusEvents())
+    options = Options(url, name, user, password, token, creds, nkey, tls, timeout, inbox_prefix)
+    connection = Connection(options, events or BusEvents())
     await connection.start()
     return NatsBus(connection)
 
@@ -156,7 +161,7 @@ class NatsBus:
         return await NatsSubscription(self._connection, subject, handler, queue).start()
 
     def inbox(self) -> str:
-        return f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
+        return self._connection.inbox()
 
     # -- keys and objects
     async def bucket(self, name: str, *, replicas: int = 1) -> NatsBucket:

@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
+from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, UnsupportedServer
 from dspex.bus.nats.failures import translated
 from dspex.bus.nats.protocol import WireParser, WireRoute
@@ -32,7 +33,10 @@ _CLOSING = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how to connect. `creds`: path of a credentials file; `nkey`: path of a seed file; `timeout`: seconds."""
+    """Where and how to connect. `creds`: path of a credentials file; `nkey`: path of a seed file; `timeout`: seconds.
+
+    `inbox_prefix`: what the subjects begin with on which answers and deliveries come.
+    """
 
     url: str
     name: str = "dspex"
@@ -43,6 +47,7 @@ class Options:
     nkey: str | None = None
     tls: ssl.SSLContext | None = None
     timeout: float = 5.0
+    inbox_prefix: str = subjects.INBOX
 
     def servers(self) -> list[str]:
         """The URLs, which are separated by commas. Raises ConfigError (DX104), also for credentials that are not there."""

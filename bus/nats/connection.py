@@ -19,7 +19,7 @@ from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unre
 from dspex.bus.message import new_id
 from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Options, WireClient, dial
-from dspex.bus.nats.failures import JETSTREAM_OFF, NO_LEADER, refused, translated
+from dspex.bus.nats.failures import JETSTREAM_OFF, NO_LEADER, answer_of, refused, translated
 from dspex.bus.nats.isolation import Isolation
 from dspex.bus.nats.pending import PendingRequest, RawReply, WireSubscription, any_answer
 from dspex.bus.nats.protocol import WireRoute
@@ -50,7 +50,7 @@ class Connection:
         self._subscriptions: dict[bytes, WireSubscription] = {}
         self._pending: dict[bytes, PendingRequest] = {}
         self._count = 0
-        self._answers = f"_INBOX.{self.id}.r"
+        self._answers = f"{options.inbox_prefix}.{self.id}.r"
         self.listen(f"{self._answers}.*", self._answered)
 
     async def start(self) -> None:
@@ -209,6 +209,10 @@ class Connection:
         self._count += 1
         return f"{self._count:x}"
 
+    def inbox(self) -> str:
+        """A subject of this connection that nobody else listens on. Others may publish there, who are not forbidden to."""
+        return f"{self.options.inbox_prefix}.{self.id}.{self.fresh()}"
+
     def listen(
         self,
         subject: str,
@@ -288,7 +292,7 @@ class Connection:
         if protocol.headers(head).get("Status") == "503":
             self.isolation.suspect()
             raise Unreachable(f"{what}: no JetStream leader answers")
-        answer: dict[str, Any] = json.loads(data)
+        answer = answer_of(data)
         if "error" in answer:
             if answer["error"].get("err_code") in NO_LEADER:
                 self.isolation.suspect()

@@ -36,6 +36,35 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     return DeliveryInfo(int(delivered), int(sequence), int(number), at, int(pending))
 
 
+class Deliveries:
+    """Tells what a consumer delivers from what others publish to its inbox.
+
+    A delivery's reply is where it is acknowledged, and the server refuses what a client publishes with such a reply.
+
+    Attributes:
+        begin: how the replies of this consumer begin.
+    """
+
+    def __init__(self, stream: str, consumer: str) -> None:
+        self._words = [stream.encode(), consumer.encode()]
+        self.begin = b"$JS.ACK.%b.%b." % (self._words[0], self._words[1])
+
+    def has(self, reply: bytes) -> bool:
+        """Whether a message with this reply is a delivery of the consumer."""
+        if reply.startswith(self.begin):
+            return True
+        words = reply.split(b".", 6)  # as it is with a domain, which shows with the first one
+        if len(words) < 7 or words[:2] != [b"$JS", b"ACK"] or words[4:6] != self._words:
+            return False
+        self.begin = b".".join(words[:6]) + b"."
+        return True
+
+
+def pass_over(connection: Connection, name: str) -> None:
+    """Say that somebody else published to the inbox of a consumer."""
+    connection.events.error(f"what another client published to the inbox of {name} is passed over")
+
+
 def ordered(name: str, filters: Sequence[str], after: int, idle: float, *, bodies: bool = True) -> dict[str, object]:
     """The configuration of an ordered pull consumer, which is gone by itself after `idle` seconds without a pull."""
     return {
@@ -120,4 +149,5 @@ def rest(headers: protocol.Headers) -> int | None:
     """
     status, why = headers.get("Status"), headers.get("Description", "")
     ordinary = status == "408" or (status == "409" and ("MaxBytes" in why or why == "Batch Completed"))
-    return int(headers.get("Nats-Pending-Messages", 0)) if ordinary else None
+    left = headers.get("Nats-Pending-Messages", "0")
+    return int(left) if ordinary and left.isdecimal() and len(left) < 10 else None

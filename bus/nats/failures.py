@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Mapping
 from typing import Any, Final
@@ -102,6 +103,17 @@ def refused(error: Mapping[str, Any], what: str) -> BusError:
     if code in _NO_JETSTREAM:
         return BusError(text, fix=JETSTREAM_OFF)
     return ServerRefusal(text, code) if code not in _CODES else _CODES[code](f"{text} ({code})")
+
+
+def answer_of(data: bytes) -> dict[str, Any]:
+    """What the server answers, as JSON. Raises Unreachable for what it cannot have said: others may publish to our inbox."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("error", {}), dict):
+        raise Unreachable("what came as an answer is none of the server's")
+    return found
 
 
 class ServerRefusal(BusError):

@@ -16,7 +16,20 @@ from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol, stored, streams
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, create, delivery_of, drop, ordered, pull, pulls, rest
+from dspex.bus.nats.consumer import (
+    EXPIRES,
+    HEARTBEAT,
+    NANOSECONDS,
+    Deliveries,
+    create,
+    delivery_of,
+    drop,
+    ordered,
+    pass_over,
+    pull,
+    pulls,
+    rest,
+)
 from dspex.bus.nats.pending import WireSubscription
 
 IDLE: Final = 300.0  # seconds until the server forgets the consumer of a dead process
@@ -40,6 +53,7 @@ class NatsReader:
     ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._consumer = ""  # the name of the one that is read now: another one each time
+        self._deliveries = Deliveries(stream, "")
         self._window = max(window, 2)
         self._last, self._time = after  # sequence of the last message that came, and when it was stored; 0: not known
         self._sure = after  # the same, as of the last one that is known to be of the right stream
@@ -108,7 +122,8 @@ class NatsReader:
         # A new name and subscription each time: what the old consumer had sent must not be taken for the new one's, and
         # nobody need wait until the old one is gone.
         self._consumer = f"{self._name}-{secrets.token_hex(4)}"
-        self._inbox = f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
+        self._deliveries = Deliveries(self._stream, self._consumer)
+        self._inbox = self._connection.inbox()
         asks = pulls(self._stream, self._consumer)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
         config = ordered(self._consumer, self._filters, self._last, IDLE, bodies=self._bodies)
@@ -208,6 +223,9 @@ class NatsReader:
         self._quiet = 0
         if not reply:
             self._status(protocol.headers(head))
+            return
+        if not reply.startswith(self._deliveries.begin) and not self._deliveries.has(reply):
+            pass_over(self._connection, self._name)
             return
         _, sequence, number, time, _ = delivery_of(reply)
         if number != self._next:

@@ -13,7 +13,7 @@ from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import create, delivery_of, drop, ordered, pull, pulls
+from dspex.bus.nats.consumer import Deliveries, create, delivery_of, drop, ordered, pass_over, pull, pulls
 from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal
 from dspex.bus.port import PAGE_BYTES
 
@@ -82,6 +82,7 @@ class _Scan:
 
     def __init__(self, connection: Connection, stream: str, name: str, most: int) -> None:
         self._connection, self._stream, self._name = connection, stream, name
+        self._deliveries = Deliveries(stream, name)
         self._once, self._batch = most > 0, min(most or _PAGE, _PAGE)
         self._found: list[Message] = []
         self._page = 0  # messages that came for this pull
@@ -97,7 +98,7 @@ class _Scan:
 
     async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
         """The messages with start <= sequence <= stop. Raises BusError."""
-        connection, inbox = self._connection, f"_INBOX.{self._connection.id}.{self._connection.fresh()}"
+        connection, inbox = self._connection, self._connection.inbox()
         config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
         interest = connection.listen(f"{inbox}.*", self._take)
         connection.on_end.add(self._over.set)
@@ -135,10 +136,13 @@ class _Scan:
         headers = protocol.headers(head)
         if not reply:
             # The end of a pull that was filled comes behind its last message, and must not end the next pull.
-            if int(subject.rpartition(b".")[2]) == self._round:
+            if subject.rpartition(b".")[2] == b"%d" % self._round:
                 # 404 or 408: nothing more now; 409: the bytes are used up, or the consumer is gone
                 self._gap |= "Consumer Deleted" in headers.get("Description", "") or headers.get("Status") == "503"
                 self._over.set()
+            return
+        if not self._deliveries.has(reply):
+            pass_over(self._connection, self._name)
             return
         _, sequence, number, time, self._pending = delivery_of(reply)
         in_batch = protocol.in_batch(head)

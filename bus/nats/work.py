@@ -17,7 +17,18 @@ from dspex.bus.errors import BusError, NotAllowed, NotStored, Unreachable, Unset
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import EXPIRES, HEARTBEAT, NANOSECONDS, delivery_of, pull, pulls, rest, waiting
+from dspex.bus.nats.consumer import (
+    EXPIRES,
+    HEARTBEAT,
+    NANOSECONDS,
+    Deliveries,
+    delivery_of,
+    pass_over,
+    pull,
+    pulls,
+    rest,
+    waiting,
+)
 
 FULL_POLL: Final = 0.1  # seconds between two looks at free(), while it gives 0
 QUIET: Final = 0.1  # seconds without a delivery, though one is asked for, after which a queue counts as dry
@@ -72,7 +83,7 @@ class NatsWorkQueue:
         self._wake = asyncio.Event()
         self._missing = False  # the consumer may be gone
         self._failed: BusError | None = None
-        self._inbox = f"_INBOX.{connection.id}.{connection.fresh()}"
+        self._inbox, self._deliveries = connection.inbox(), Deliveries(stream, name)
         self._tasks = connection.tasks(self._fail)
 
     # -- the port
@@ -192,6 +203,9 @@ class NatsWorkQueue:
         if not reply:
             self._status(subject, headers)
             return
+        if not self._deliveries.has(reply):
+            pass_over(self._connection, self._name)
+            return
         at = delivery_of(reply)
         message = Message(protocol.text(subject), data, headers, at.sequence, at.time)
         self._asked = max(0, self._asked - 1)
@@ -200,7 +214,7 @@ class NatsWorkQueue:
         self._arrived.set()
 
     def _status(self, subject: bytes, headers: protocol.Headers) -> None:
-        if headers.get("Status") == "100" or int(subject.rpartition(b".")[2]) != self._round:
+        if headers.get("Status") == "100" or subject.rpartition(b".")[2] != b"%d" % self._round:
             return
         left = rest(headers)
         if left is None:  # consumer deleted, leadership change, nobody serves it

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, refused
+from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, answer_of, refused
 from dspex.bus.nats.pending import PendingRequest, RawReply
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
@@ -65,7 +65,7 @@ async def commit(connection: Connection, drafts: Sequence[NewMessage], timeout: 
     def render(reply: str) -> bytes:
         return protocol.batch(
             drafts,
-            id=f"{protocol.OUR_BATCH}{connection.id[-10:]}{connection.fresh()}",  # short: each message of the batch carries it
+            id=protocol.OUR_BATCH + secrets.token_hex(8),  # who could guess it could end the batch, while it is open
             reply=reply,
             limit=connection.max_payload,
         )
@@ -128,7 +128,12 @@ async def _answer(
         connection.isolation.suspect()
         await _need_stream(connection, drafts[0].subject, timeout)
         raise Unreachable(f"no leader of the stream answers for {drafts[0].subject}")
-    answer: dict[str, Any] = json.loads(data)
+    try:
+        answer = answer_of(data)
+    except Unreachable as e:
+        raise Unsettled(e.message) from e
+    if "error" not in answer and not (isinstance(answer.get("seq"), int) and isinstance(answer.get("stream"), str)):
+        raise Unsettled("what came as an answer to a write is none of the server's")
     if answer.get("error", {}).get("err_code") in NO_LEADER:
         connection.isolation.suspect()
     return answer

@@ -36,7 +36,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "http": _LEAVE_OUT,
     "calls": _LEAVE_OUT,
     "budgets": _LEAVE_OUT,
-    "server.inbox_prefix": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
     "engine.state_limit": _LEAVE_OUT,
     "engine.align": _LEAVE_OUT,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
 from dspex.bus.settings.values import SettingsTable, interval, without_effect
@@ -21,6 +23,12 @@ def _server_urls(text: str) -> str:
     wrong = [scheme for scheme in layers.schemes_of(text) if scheme not in SCHEMES]
     if wrong:
         raise ValueError(f"{wrong[0]}:// is not how a NATS server is reached; write nats://host:4222 or tls://host:4222")
+    return text
+
+
+def _inbox_prefix(text: str) -> str:
+    if not re.fullmatch(subjects.INBOX + "[A-Za-z0-9_-]{0,64}", text):
+        raise ValueError(f"{text!r} is no inbox prefix; it begins with {subjects.INBOX}, as in _INBOX_worker, and has no dots")
     return text
 
 
@@ -50,7 +58,11 @@ class LocalServerSettings(SettingsTable):
 
 
 class ServerSettings(SettingsTable):
-    """Which NATS server, and how to log in. Without `url` dspex uses a local one."""
+    """Which NATS server, and how to log in. Without `url` dspex uses a local one.
+
+    `inbox_prefix`: what the subjects begin with on which answers and deliveries come; one for each role, and nobody may hear
+    what is for another.
+    """
 
     url: ServerURLs | None = None
     creds: str | None = None
@@ -60,6 +72,7 @@ class ServerSettings(SettingsTable):
     token_env: str | None = None
     tls: TLSSettings | None = None
     context: str | None = None
+    inbox_prefix: Annotated[str, AfterValidator(_inbox_prefix)] = subjects.INBOX
     replicas: Literal[1, 3, 5] = 1
     local: LocalServerSettings = LocalServerSettings()
 

@@ -55,7 +55,7 @@ def _rename(n: Node) -> str:
 def _subjects(nodes: Sequence[Node]) -> Iterator[Finding]:
     for n in nodes:
         if isinstance(n, SourceNode) and not subjects.is_pattern(n.source.subject):
-            rule = "tokens with dots between them, no spaces, no $ in front; * for one token, > for the rest"
+            rule = "tokens with dots between them, no spaces, no $ or _INBOX in front; * for one token, > for the rest"
             yield n, "DX217", f"{n.source.subject!r} is not a subject that can be read", rule
         if isinstance(n, SinkNode) and n.sink.pattern.startswith(_OWN):
             yield n, "DX217", f"{n.sink.subject!r} is below dspex., which dspex keeps for itself", "use another subject"

@@ -50,11 +50,12 @@ def make(subject: str, *, codec: str, shape: Shape = UNKNOWN) -> Sink:
         what = f"codec arrow is for arrays and tables, and what comes to {subject} are records"
         raise problem("DX229", what, 'codec="json", or "auto", which takes Arrow for arrays and tables only')
     pattern = pattern_of(subject)
-    if not subjects.is_pattern(pattern) or "*" in subject or ">" in subject:
+    if not subjects.is_pattern(pattern) or not subject.isprintable() or "*" in subject or ">" in subject:
         raise problem(
             "DX217",
             f"{subject!r} is not a subject that can be published to",
-            "tokens with dots between them, no spaces, no wildcards, no $ in front; fields in braces: replies.{intent}",
+            "tokens with dots between them, no spaces, wildcards or control characters, no $ or _INBOX in front; "
+            "fields in braces: replies.{intent}",
         )
     return Sink(subject, pattern, _address(subject) if pattern != subject else None, codec=codec)
 
@@ -78,7 +79,7 @@ def _token(subject: str) -> Callable[[Any], str]:
         if not text or not subjects.is_subject(text) or "." in text:
             raise InvalidInput(
                 f"sink {subject}: {text[:60]!r} cannot be part of a subject",
-                fix="clean the field before the sink: no dots, spaces, * or >",
+                fix="clean the field before the sink: no dots, spaces, * or >, nor characters that cannot be seen",
             )
         return text
 

@@ -57,7 +57,9 @@ def test_a_generated_pattern_is_valid_and_is_a_subject_only_without_wildcards(pa
     assert is_subject(pattern) == ("*" not in pattern and ">" not in pattern)
 
 
-@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a\r\nPUB", "a\tb", "$JS.API", "$KV.x"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a\r\nPUB", "a\tb", "$JS.API", "$KV.x", "_INBOX.a"]
+)
 def test_a_text_that_cannot_be_published_to_is_neither_subject_nor_pattern(text: str) -> None:
     assert not is_subject(text)
     assert not is_pattern(text)

@@ -26,6 +26,7 @@ ACTS: dict[str, str] = {
     },
     **{f"server.tls.{name}": "bus/local/open.py" for name in ("cert", "key")},
     "server.tls.ca": "bus/local/open.py",
+    "server.inbox_prefix": "bus/local/open.py",
     "server.replicas": "engine/hosting/engine.py",
     "server.local.port": "bus/local/open.py",
     "server.local.store": "bus/settings/model.py",

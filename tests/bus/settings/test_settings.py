@@ -330,3 +330,10 @@ def test_settings_made_in_python_raise_the_errors_of_loaded_ones(folder: Path, g
 def test_a_variable_with_one_underscore_between_levels_suggests_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPEX_ENGINE_HEARTBEAT", "9s")
     assert problems()["engine_heartbeat"] == ("DX104", "env DSPEX_ENGINE_HEARTBEAT", "did you mean DSPEX_ENGINE__HEARTBEAT?")
+
+
+@pytest.mark.parametrize("prefix", ["INBOX", "_INBOX.a", "_INBOX>", "_INBOX a", "mine", ""])
+def test_an_inbox_prefix_is_one_token_that_no_sink_can_have(folder: Path, prefix: str) -> None:
+    assert Settings.load(server__inbox_prefix="_INBOX_worker-1").server.inbox_prefix == "_INBOX_worker-1"
+    with pytest.raises(ConfigError, match="inbox_prefix"):
+        Settings.load(server__inbox_prefix=prefix)

@@ -18,7 +18,10 @@ def test_fields_in_a_subject_make_a_wildcard_and_an_address():
     assert made.address({"intent": "lost", "customer": {"id": 7}}) == "replies.lost.to-7"
 
 
-@pytest.mark.parametrize("value", ["a.b", "a b", "*", ">", "", ["a b"]])
+UNSEEN = ["a\x00b", "\x1b[2J", "a\x07", "a\x7f", "\x9b2J", "a\u202eb", "a\u2066b", "a\u200bb", "a\ufeff", "\u2028"]
+
+
+@pytest.mark.parametrize("value", ["a.b", "a b", "*", ">", "", ["a b"], *UNSEEN])
 def test_a_value_that_would_change_the_subject_is_invalid(value):
     made = sink.make("replies.{intent}", codec="json")
     assert made.address is not None
@@ -26,7 +29,9 @@ def test_a_value_that_would_change_the_subject_is_invalid(value):
         made.address({"intent": value})
 
 
-@pytest.mark.parametrize("subject", ["a b", "a..b", "a.*", "a.>", "$SYS.a", "", ".a", "a.{"])
+@pytest.mark.parametrize(
+    "subject", ["a b", "a..b", "a.*", "a.>", "$SYS.a", "", ".a", "a.{", "_INBOX.{a}.{b}", "_INBOX_worker.x", *UNSEEN]
+)
 def test_a_bad_subject_is_refused_at_build(subject):
     with pytest.raises(TopologyError) as e:
         sink.make(subject, codec="json")
