@@ -5,7 +5,7 @@ Only what has an effect is here; `bus/settings/not_built.py` names what the desi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -27,6 +27,8 @@ from dspex.bus.settings.values import (
     without_effect,
 )
 
+MOST_HEARTBEAT: Final = 30.0  # seconds; more is not believed of an engine, since anybody may have written its heartbeat
+
 
 class CommitSettings(SettingsTable):
     """How much one commit may hold."""
@@ -38,7 +40,7 @@ class EngineSettings(SettingsTable):
     """How engines run.
 
     Attributes:
-        heartbeat: seconds between two signs of life; an engine that is silent for five of them is replaced.
+        heartbeat: seconds between two signs of life, at most 30; an engine that is silent for five of them is replaced.
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
@@ -48,7 +50,7 @@ class EngineSettings(SettingsTable):
     """
 
     commit: CommitSettings = CommitSettings()
-    heartbeat: PositiveSeconds = 1.0
+    heartbeat: Annotated[PositiveSeconds, Field(le=MOST_HEARTBEAT)] = 1.0
     stall_after: PositiveSeconds = 30.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000

@@ -67,8 +67,7 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
         close = difflib.get_close_matches(what, known, n=1) or known
         raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=f"known: {', '.join(close) or 'none'}")
     found = applied[topology].calls[node]
-    raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["spec"].items()}
-    return Resolved(CallSpec(**raw), found["pool"], None, topology, node)
+    return Resolved(CallSpec.read(found["spec"]), found["pool"], None, topology, node)
 
 
 def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:

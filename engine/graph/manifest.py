@@ -7,19 +7,22 @@ its version, and an older engine refuses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import orjson
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import Fenced, TopologyError
+from dspex.bus.codecs.checking import checker
+from dspex.bus.errors import DecodeError, Fenced, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import Call, CallNode, SourceNode
+from dspex.engine.graph.nodes import MOST_PARTITIONS, Call, CallNode, SourceNode
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -52,20 +55,74 @@ class Manifest:
 
     @classmethod
     def unpack(cls, data: bytes) -> Manifest:
-        """What `pack` wrote. Raises TopologyError."""
+        """What `pack` wrote. Raises DecodeError."""
         try:
-            raw: dict[str, Any] = orjson.loads(data)
-            stages = {k: (str(v[0]), int(v[1])) for k, v in raw.pop("stages").items()}
-            sound = isinstance(raw["version"], int) and all(
-                isinstance(raw.get(name, {}), dict) for name in ("streams", "calls", "starts", "renamed")
-            )
-            made = cls(stages=stages, sinks=tuple(raw.pop("sinks")), **raw)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            sound, made = False, None
-        if made is None or not sound:
-            fix = "restore the application's bucket from a backup, or use another application name"
-            raise TopologyError("the manifest of a topology is damaged", code="DX411", fix=fix)
+            made = cls(**checker(Manifest).validate_json(data, strict=True))
+        except (ValueError, TypeError):
+            made = None
+        if made is None or not made._is_sound():
+            raise DecodeError("the manifest of a topology is damaged")
         return made
+
+    def _is_sound(self) -> bool:
+        """Whether it is what `write` makes: whoever may write into the bucket can write anything there."""
+        return (
+            self.version > 0
+            and all(_NAME.fullmatch(id) for id, _ in self.stages.values())
+            and all(1 <= count <= MOST_PARTITIONS for _, count in self.stages.values())
+            and self.streams.keys() <= self.stages.keys()
+            and all(call.keys() >= {"spec", "pool"} and isinstance(call["spec"], dict) for call in self.calls.values())
+            and all(isinstance(call["pool"], str) for call in self.calls.values())
+            and 0 < self.retention < float("inf")
+        )
+
+
+class _Versions(NamedTuple):
+    """The manifests of one topology: those that engines wrote, the latest last, and the keys of the others, with the reason."""
+
+    known: list[Manifest]
+    strange: dict[str, str]
+
+
+def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
+    """Versions are counted without a hole: what lies behind one, no engine wrote. `items`: key → value."""
+    found = _Versions([], {})
+    for key, value in sorted(items.items(), key=lambda item: (len(item[0]), item[0])):
+        try:
+            made = Manifest.unpack(value)
+        except DecodeError as e:
+            found.strange[key] = e.message
+            continue
+        before = subjects.manifest_key(topology, made.version - 1)
+        if key != subjects.manifest_key(topology, made.version):
+            found.strange[key] = f"it says that it is version {made.version}"
+        elif found.known and before not in items:
+            found.strange[key] = f"there is no version {made.version - 1}"
+        else:
+            found.known.append(made)
+    return found
+
+
+async def _all(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str, _Versions]:
+    """By topology. What no engine wrote is logged."""
+    items: dict[str, dict[str, bytes]] = {}
+    wanted = {subjects.manifest_key(topology, number) for number in range(1, before)}
+    for key, (value, _) in (await bucket.items(subjects.manifest_prefix(topology))).items():
+        if not before or key in wanted:
+            items.setdefault(subjects.manifest_of(key), {})[key] = value
+    found = {topology: _versions(topology, values) for topology, values in items.items()}
+    for key, why in [strange for versions in found.values() for strange in versions.strange.items()]:
+        _log.error("a manifest is passed over", key=key, why=why)
+    return found
+
+
+def _refused(strange: Mapping[str, str]) -> TopologyError:
+    key, why = next(iter(strange.items()))
+    return TopologyError(
+        f"the manifest under the key {key} is none that an engine wrote: {why}",
+        code="DX411",
+        fix="restore the application's bucket from a backup; or, if nobody applied that version, delete this key of the bucket",
+    )
 
 
 async def read(bucket: Bucket, *, whole: bool = False) -> dict[str, Manifest]:
@@ -73,20 +130,24 @@ async def read(bucket: Bucket, *, whole: bool = False) -> dict[str, Manifest]:
     return {topology: versions[-1] for topology, versions in (await history(bucket, whole=whole)).items()}
 
 
-async def history(bucket: Bucket, topology: str = "", *, whole: bool = False) -> dict[str, list[Manifest]]:
-    """All versions of the manifests of one topology, or of all, the latest last.
+async def history(bucket: Bucket, topology: str = "", *, whole: bool = False, before: int = 0) -> dict[str, list[Manifest]]:
+    """All versions of the manifests of one topology, or of all, the latest last. `before`: only those before that version.
 
-    Damaged ones are left out; with `whole`, TopologyError is raised.
+    What no engine can have written is left out; with `whole`, TopologyError (DX411) is raised, which names it.
     """
-    versions: dict[str, list[Manifest]] = {}
-    for key, (value, _) in (await bucket.items(subjects.manifest_prefix(topology))).items():
-        try:
-            versions.setdefault(subjects.manifest_of(key), []).append(Manifest.unpack(value))
-        except TopologyError as e:
-            if whole:
-                raise
-            _log.error("a manifest is left out", key=key, why=e.message)
-    return {topology: sorted(known, key=lambda m: m.version) for topology, known in versions.items() if known}
+    found = await _all(bucket, topology, before)
+    for versions in found.values():
+        if whole and versions.strange:
+            raise _refused(versions.strange)
+    return {topology: versions.known for topology, versions in found.items() if versions.known}
+
+
+async def topologies(bus: Bus, app: str) -> set[str]:
+    """The topologies of `app`, also those whose manifest is damaged: what removes something must not take them for gone."""
+    if not await bus.has("bucket", subjects.bucket(app)):
+        return set()
+    bucket = await bus.bucket(subjects.bucket(app))
+    return {topology for key in await bucket.items(subjects.manifest_prefix()) if (topology := subjects.manifest_of(key))}
 
 
 async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
@@ -107,13 +168,19 @@ async def write(
         again: whether a version that was applied before, and then replaced, may be applied again.
     """
     while True:
-        versions = (await history(bucket, graph.name, whole=True)).get(graph.name, [])
+        versions, strange = (await _all(bucket, graph.name)).get(graph.name, _Versions([], {}))
         before = versions[-1] if versions else None
+        if strange and (before is None or before.digest != graph.digest):
+            raise _refused(
+                strange
+            )  # a version may be lost; who runs what was applied last can go on, as its logs say what it is
         if not again:
             _is_not_old(graph, versions)
         after = _next(graph, streams, starts, before)
         if after == before:
             return after
+        if strange:
+            raise _refused(strange)
         try:
             await bucket.put(subjects.manifest_key(graph.name, after.version), after.pack(), revision=0)
         except Fenced:

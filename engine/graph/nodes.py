@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -75,6 +75,10 @@ class Call(Generic[R_co]):
     order: Order = "any"
     on_error: OnError = "dead_letter"
     priority: int = 5
+
+
+MOST_PARTITIONS: Final = 1024
+"""Of a stage."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket, Bus, Kept
+from dspex.bus.settings.tables import MOST_HEARTBEAT
 from dspex.engine.graph import manifest
 
+AHEAD = 60.0  # seconds by which the clock of an engine may be ahead of the server's
 SILENT = 10.0  # seconds without a heartbeat, or five heartbeats if that is longer, after which an engine is not waited for
 
 
@@ -36,7 +38,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
 
     Raises TopologyError where the application has no such topology, or an engine runs it.
     """
-    known = await manifest.of_application(bus, app)
+    known = await manifest.topologies(bus, app)
     if topology not in known:
         there = ", ".join(sorted(known)) or "none"
         raise TopologyError(f"{app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
@@ -65,8 +67,9 @@ async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:
     for key, (value, _) in (await bucket.items("engine")).items():
         try:
             said = orjson.loads(value)
-            silent, most = now - float(said["time"]), max(SILENT, 5 * float(said.get("heartbeat", 0.0)))
-            if topology in said["topologies"] and silent < most and not is_dead(said):
+            heartbeat = min(float(said.get("heartbeat", 0.0)), MOST_HEARTBEAT)
+            living = -AHEAD < now - float(said["time"]) < max(SILENT, 5 * heartbeat)
+            if topology in said["topologies"] and living and not is_dead(said):
                 found.append(key.partition(".")[2])
         except (TypeError, KeyError, ValueError):
             continue  # no engine wrote it

@@ -38,8 +38,9 @@ async def dropped(bus: Bus, app: str, topology: str, applied: manifest.Manifest)
     names = applied.stages.keys() - applied.streams.keys()
     if not names:
         return []
-    versions = await manifest.history(await bus.bucket(subjects.bucket(app)), topology, whole=True)
-    latest_with = {name: m for m in versions[topology] if m.version < applied.version for name in m.streams if name in names}
+    bucket = await bus.bucket(subjects.bucket(app))
+    versions = await manifest.history(bucket, topology, whole=True, before=applied.version)
+    latest_with = {name: m for m in versions.get(topology, ()) for name in m.streams if name in names}
     return [
         Dropped(topology, name, *applied.stages[name], m.streams[name], m.version) for name, m in sorted(latest_with.items())
     ]

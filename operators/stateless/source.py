@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 from dspex.bus.errors import InvalidInput
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.bus.subjects import is_stream_name
-from dspex.engine.graph.nodes import OnGap, Source, Start
+from dspex.engine.graph.nodes import MOST_PARTITIONS, OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.parameters import (
@@ -77,7 +77,9 @@ SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
         "time": ExpressionParameter(None, doc="event time: RFC 3339 text, seconds or a datetime; default: the stored time"),
         "partitions": IntegerParameter(
-            1, most=1024, doc="events are spread by key, else session, else subject, and a key stays in its partition"
+            1,
+            most=MOST_PARTITIONS,
+            doc="events are spread by key, else session, else subject, and a key stays in its partition",
         ),
         "on_gap": ChoiceParameter(
             "stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"

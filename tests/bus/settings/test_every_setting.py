@@ -99,6 +99,7 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
         ({"lm": {"x": {"model": "local/m", "base_url": "http://h"}}}, "lm.x", "DX108"),
         ({"lm": {"x": {"model": "local/m", "adapter": "chat"}}}, "lm.x", "DX108"),
         ({"engine": {"heartbeat": "0s"}}, "engine.heartbeat", "DX102"),
+        ({"engine": {"heartbeat": "31s"}}, "engine.heartbeat", "DX105"),
         ({"engine": {"records": "0s"}}, "engine.records", "DX102"),
         ({"server": {"local": {"sync_interval": 0}}}, "server.local.sync_interval", "DX102"),
         ({"server": {"tls": {"key": "k.pem"}}}, "server.tls", "DX108"),
