@@ -243,11 +243,15 @@ class Host:
             "time": self.clock(),
             "commits": self.committer.commits,
             "full": self.full,
-            "health": (self.membership.replaced if self.membership else "") or self.watchdog.health,
+            "health": self._of_membership or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
             "stages": [self._describe(r) for r in self.runners],
             **process(),
         }
+
+    @property
+    def _of_membership(self) -> str:
+        return self.membership.replaced or self.membership.idle if self.membership else ""
 
     @staticmethod
     def _describe(r: StageRunner) -> dict[str, object]:

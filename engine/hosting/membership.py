@@ -7,6 +7,9 @@ run once nobody who lives lists it. An engine is dead when its process is gone (
 changed for five heartbeats by the clock of who looks, so the clocks of machines need not agree.
 
 Of engines with different versions of a topology only those with the newest run it: the others hand their partitions over.
+
+Whoever may write into the bucket can say that an engine lives. So one heartbeat that is not followed by another counts for no
+longer than one of our own, and a version counts only where its manifest is stored.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from dspex.bus.errors import BusError
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket
 from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.settings.tables import MOST_HEARTBEAT
 from dspex.engine.hosting.assignment import Member, StagePartition, assign
 
 _log = structlog.get_logger("dspex.engine")
 SILENT: Final = 5  # heartbeats without which an engine counts as dead
+IDLE: Final = 10  # heartbeats after which an engine that owns nothing of what falls to it is named
 FORGOTTEN: Final = 600.0  # seconds after which the key of a silent engine is removed; until then `status` shows it
 
 
@@ -46,10 +51,17 @@ class PartitionRunner(Protocol):
 
 @dataclass
 class _Seen:
-    """The key of another engine. `silent`: seconds for which it was seen unchanged."""
+    """The key of another engine.
+
+    `silent`: seconds for which it was seen unchanged. `beats`: it was seen to change. `idle`: heartbeats for which it owned
+    nothing of what falls to it. `strange`: the versions that it named, and nobody has applied.
+    """
 
     revision: int
     silent: float = 0.0
+    beats: bool = False
+    idle: int = 0
+    strange: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Said(NamedTuple):
@@ -71,6 +83,7 @@ class Membership:
     Attributes:
         listed: the partitions that this engine owns or is about to claim.
         replaced: which topologies others run in a newer version, so that this engine runs nothing of them; "" for none.
+        idle: which engines live and own nothing of what falls to them, so that nobody runs it; "" for none.
     """
 
     bucket: Bucket
@@ -80,6 +93,8 @@ class Membership:
     describe: Callable[[], dict[str, Any]]
     listed: set[StagePartition] = field(default_factory=set)
     replaced: str = ""
+    idle: str = ""
+    _applied: set[tuple[str, int]] = field(default_factory=set)  # topologies and versions whose manifest is stored
     _versions: dict[str, int] = field(default_factory=dict)
     _stages: dict[tuple[str, str], tuple[int, PartitionRunner]] = field(default_factory=dict)
     _leaving: set[StagePartition] = field(default_factory=set)  # given up, and not yet committed
@@ -125,8 +140,10 @@ class Membership:
         if not self._looked:  # who starts says so first: of two that start at once, one sees the other
             await self._say()
         _, living = await asyncio.gather(self._say(), self._living())  # at once: over a slow wire each takes long
-        members = self._of_newest(living)
-        wanted = {part for part, engine in self._assigned(members).items() if engine == self.engine}
+        members = self._of_newest(await self._with_applied(living))
+        assigned = self._assigned(members)
+        self._look_for_idle(members, assigned)
+        wanted = {part for part, engine in assigned.items() if engine == self.engine}
         for part in sorted(self.listed - wanted - self._leaving):
             _log.info("hands over", topology=part.topology, stage=part.stage, partition=part.number)
             self._leaving.add(part)
@@ -159,6 +176,39 @@ class Membership:
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(said))
 
     # -- the others ------------------------------------------------------------------------------------------------
+    async def _with_applied(self, living: Mapping[str, _Said]) -> dict[str, _Said]:
+        """The same, without newer versions that nobody has applied. Raises BusError."""
+        found: dict[str, _Said] = {}
+        for engine, said in living.items():
+            newer = {t: v for t, v in said.versions.items() if v > self._versions.get(t, v)}
+            strange = {t: v for t, v in newer.items() if not await self._is_applied(t, v)}
+            seen = self._others.get(subjects.member_key("engine", engine))
+            if seen is not None and strange and strange != seen.strange:
+                seen.strange = strange
+                _log.error("a heartbeat names what nobody applied, and does not count there", engine=engine, versions=strange)
+            found[engine] = said._replace(versions={t: v for t, v in said.versions.items() if t not in strange})
+        return found
+
+    async def _is_applied(self, topology: str, version: int) -> bool:
+        if (topology, version) not in self._applied:
+            if await self.bucket.get(subjects.manifest_key(topology, version)) is None:
+                return False
+            self._applied.add((topology, version))
+        return True
+
+    def _look_for_idle(self, members: Mapping[str, Member], assigned: Mapping[StagePartition, str]) -> None:
+        """Name those that do not take what falls to them: they look alive, and nobody runs their partitions."""
+        given, named = Counter(assigned.values()), list[str]()
+        for key, seen in self._others.items():
+            engine = key.partition(".")[2]
+            rests = given[engine] and not any(part in members[engine].owns for part, to in assigned.items() if to == engine)
+            seen.idle = seen.idle + 1 if rests else 0
+            if seen.idle >= IDLE:
+                named.append(f"{engine} owns nothing of the {given[engine]} partitions that fall to it")
+            if seen.idle == IDLE:
+                _log.error("an engine does not take what falls to it", engine=engine, partitions=given[engine])
+        self.idle = "; ".join(named)
+
     def _of_newest(self, living: Mapping[str, _Said]) -> dict[str, Member]:
         """The engines that live, with the topologies of which nobody runs a newer version."""
         newest = Counter[str]()
@@ -185,20 +235,20 @@ class Membership:
             if said is None or said.engine == self.engine or key != subjects.member_key("engine", said.engine):
                 continue
             gone = is_dead(raw)
-            silent = self._silent(key, revision, passed)
-            if gone or silent > FORGOTTEN:
+            seen = self._look_at(key, revision, passed)
+            if gone or seen.silent > FORGOTTEN:
                 await self.bucket.delete(key)
-            elif silent < SILENT * said.heartbeat:
+            elif seen.silent < SILENT * min(said.heartbeat, MOST_HEARTBEAT if seen.beats else self.heartbeat):
                 found[said.engine] = said
         return found
 
-    def _silent(self, key: str, revision: int, passed: float) -> float:
-        seen = self._others.get(key)
-        if seen is None or seen.revision != revision:
-            self._others[key] = seen = _Seen(revision)
+    def _look_at(self, key: str, revision: int, passed: float) -> _Seen:
+        seen = self._others.setdefault(key, _Seen(revision))
+        if seen.revision != revision:
+            seen.revision, seen.silent, seen.beats = revision, 0.0, True
         else:
             seen.silent += passed
-        return seen.silent
+        return seen
 
     # -- what happens to partitions ----------------------------------------------------------------------------------
     def revoked(self, topology: str, stage: str, index: int) -> None:
@@ -221,5 +271,5 @@ def _said(value: bytes) -> tuple[Mapping[str, Any], _Said | None]:
         owns = frozenset(StagePartition(str(topology), str(stage), int(index)) for topology, stage, index in raw["owns"])
         versions = {str(topology): int(version) for topology, version in raw["versions"].items()}
         return raw, _Said(str(raw["engine"]), float(raw["heartbeat"]), versions, owns)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}, None
