@@ -47,15 +47,11 @@ def token(name: str, what: str = "name") -> str:
     return name
 
 
-INBOX: Final = "_INBOX"
-"""What the subjects begin with on which answers and deliveries come."""
+INBOX: Final = "_INBOX"  # how the subjects begin on which answers and deliveries come
 
 
 def is_subject(subject: str) -> bool:
-    """Whether an event can be published to `subject` (no wildcard, no empty token, no space).
-
-    A terminal would obey control characters, and marks that nobody sees let two subjects look like one.
-    """
+    """Whether an event can be published to `subject`: no wildcard, empty token, space, nor what nobody can see."""
     return bool(_SUBJECT.fullmatch(subject)) and not subject.startswith(("$", INBOX)) and subject.isprintable()
 
 
