@@ -98,6 +98,11 @@ def configuration(
     )
 
 
+def _environment() -> dict[str, str]:
+    """What a server needs of ours. It would else inherit every key, and show them to who may look at its process."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
+
+
 def supervised(command: list[str], log: Path, lock: IO[str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start a server that is stopped when this process dies: the shell that watches it, and the server's process id."""
     process = subprocess.Popen(
@@ -107,6 +112,7 @@ def supervised(command: list[str], log: Path, lock: IO[str]) -> tuple[subprocess
         stderr=lock,
         start_new_session=True,
         cwd="/",
+        env=_environment(),
     )
     assert process.stdout is not None
     with process.stdout as out:
@@ -118,7 +124,7 @@ def detached(command: list[str], log: Path, lock: IO[str]) -> tuple[subprocess.P
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            pass_fds=(lock.fileno(),), cwd="/",
+            pass_fds=(lock.fileno(),), cwd="/", env=_environment(),
         )  # fmt: skip
     return process, process.pid
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from dspex.bus.errors import BusError, ConfigError, Unreachable
+from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running
 from dspex.bus.port import Bus, BusEvents
@@ -28,7 +29,7 @@ _LOOK = 0.2  # seconds between two looks for a server of another process
 
 @dataclass(frozen=True)
 class Found:
-    """A server. `started`: by us, and it stops with us; `local`: it keeps its data in our store."""
+    """A server. `started`: by us, and it stops with us; `local`: it keeps its data in our store, and has a login of its own."""
 
     url: str
     started: bool
@@ -63,12 +64,12 @@ async def server_of(settings: Settings, *, start: bool = False) -> AsyncGenerato
             f"no NATS server: none is named, and none is running in {settings.store.parent}",
             fix="start one (dspex server start, or dspex run), or name one: --server nats://host:4222",
         )
-    async with _server(settings, settings.server.local.port) as server, _while(_keep(server)):
+    async with local_server(settings, settings.server.local.port) as server, _while(_keep(server)):
         yield Found(server.url, started=True, local=True)
 
 
 def _refuse_login(settings: Settings) -> None:
-    """Raise ConfigError (DX108) for a login that the local server, which has none, would ignore.
+    """Raise ConfigError (DX108) for a login that the local server, which has its own, would ignore.
 
     What the shell says to all NATS tools (`NATS_CREDS`, …) was not meant for it, and is noted only.
     """
@@ -78,20 +79,26 @@ def _refuse_login(settings: Settings) -> None:
         key = f"server.{name}"
         origin = next(o for k, o in origins.items() if k == key or k.startswith(f"{key}."))
         if origin.startswith(("env NATS_", "context ")):  # a context is judged by who names it: `server.context`
-            _log.info("a login is not used: the local server has none", setting=key, origin=origin)
+            _log.info("a login is not used: the local server has its own", setting=key, origin=origin)
         else:
             raise ConfigError(
-                f"{key} ({origin}) is a login, and no server is named: the local one has none",
+                f"{key} ({origin}) is a login, and no server is named: the local one has its own",
                 code=CODE,
                 node=key,
                 fix=f"name the server (server.url, or --server nats://host:4222), or leave {key} out",
             )
 
 
-def _server(settings: Settings, port: int) -> LocalServer:
-    local = settings.server.local
+def local_server(settings: Settings, port: int, *, detached: bool = False) -> LocalServer:
+    """The server of the settings' folder, with its login. Raises ConfigError (DX123)."""
+    sync = settings.server.local.sync_interval
     return LocalServer(
-        settings.store, port=port, sync_interval="always" if isinstance(local.sync_interval, str) else local.sync_interval
+        settings.store,
+        port=port,
+        sync_interval="always" if isinstance(sync, str) else sync,
+        user=login.USER,
+        password=login.make(settings.store.parent),
+        detached=detached,
     )
 
 
@@ -112,7 +119,7 @@ async def _take_over(settings: Settings, url: str) -> None:
         while running(settings.store.parent):  # noqa: ASYNC110  only the lock shows that the server of another process ended
             await asyncio.sleep(_LOOK)
         try:
-            async with _server(settings, urlsplit(url).port or -1) as server:
+            async with local_server(settings, urlsplit(url).port or -1) as server:
                 _log.info("the local nats-server stopped with the process that had started it: started again", url=server.url)
                 await _keep(server)
         except (BusError, ConfigError) as e:
@@ -155,13 +162,17 @@ async def open_bus(
 
 
 async def connect(settings: Settings, found: Found, *, name: str, events: BusEvents | None = None) -> Bus:
-    """A bus on a server that is there, with the login of the settings where they name that server."""
+    """A bus on a server that is there, with the login of the settings where they name that server, else with its own."""
     from dspex.bus import nats  # the client costs 0.1 s to import; it is not needed to look for a server
 
-    login: dict[str, Any] = {} if found.local else dict(settings.server.login())
-    if settings.server.tls and not found.local:
-        login["tls"] = tls_context(settings.server.tls)
-    return await nats.connect(found.url, name=name, events=events, inbox_prefix=settings.server.inbox_prefix, **login)
+    how: dict[str, Any] = {"inbox_prefix": settings.server.inbox_prefix}
+    if found.local:
+        how |= {"user": login.USER, "password": login.read(settings.store.parent)}
+    else:
+        how |= settings.server.login()
+        if settings.server.tls:
+            how["tls"] = tls_context(settings.server.tls)
+    return await nats.connect(found.url, name=name, events=events, **how)
 
 
 def tls_context(tls: TLSSettings) -> ssl.SSLContext:

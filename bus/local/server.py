@@ -104,7 +104,8 @@ class LocalServer:
         """Start, and return once JetStream answers."""
         binary = launch.find_binary()
         await self._end(signal.SIGTERM)
-        self.store.mkdir(parents=True, exist_ok=True)
+        self.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.store.mkdir(mode=0o700, exist_ok=True)
         lock = await state.lock(self.store, state.STOP_TIMEOUT if self._port else 0.5)
         try:
             for tries_left in (2, 1, 0):
@@ -157,6 +158,7 @@ class LocalServer:
         self._config.write_text(text)
         if self._port is None:
             self.log.unlink(missing_ok=True)
+            self.log.touch(mode=0o600)
         how = launch.detached if self._detached else launch.supervised
         process, self._pid = how([binary, "-c", str(self._config)], self.log, lock)
         self._process = process

@@ -53,7 +53,10 @@ async def stop_running(home: Path) -> bool:
 def write(store: Path, *, url: str, pid: int, version: str, detached: bool) -> None:
     """Tell other processes of the server that has started on `store`. `detached`: it outlives the process that started it."""
     found = {"url": url, "pid": pid, "version": version, "store": str(store), "detached": detached}
-    _state_file(store.parent).write_text(json.dumps(found))
+    file = _state_file(store.parent)
+    file.touch()
+    file.chmod(0o600)
+    file.write_text(json.dumps(found))
 
 
 def forget(store: Path, pid: int | None) -> None:
@@ -74,6 +77,7 @@ def _lock_file(store: Path) -> Path:
 
 async def lock(store: Path, patience: float) -> IO[str]:
     """The locked lock file of a store. A server that was just stopped may hold it for another moment."""
+    _lock_file(store).touch(0o600)
     file = _lock_file(store).open("a")
     end = time.monotonic() + patience
     while True:

@@ -61,6 +61,10 @@ MORE = {
         "`field=text`, `field:=json`, `@file` or `-`",
     ),
     "DX121": ("There is no such log level.", 'e.g. `telemetry.log = "info,dspex.engine=debug"`'),
+    "DX123": (
+        "The password of the local server cannot be read, or others can read it.",
+        "work as the user whose server it is; or stop it, remove the file, and start it again",
+    ),
     "DX122": ("A certificate or its key cannot be used.", "correct the paths under `server.tls`"),
     "DX130": ("There is no local model of this name.", "`dspex model ls` shows those that there are"),
     "DX131": (

@@ -111,7 +111,8 @@ class Engine:
         )
         try:
             await host.start()
-            here = s.server.model_copy(update={"url": server.url})
+            # Who finds the local server by its store has its password, too.
+            here = s.server if server.local else s.server.model_copy(update={"url": server.url})
             settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
             return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready))
         except BaseException:

@@ -23,7 +23,7 @@ def start(context: typer.Context, port: Port = None) -> None:
 
 
 async def _start(t: Terminal, port: int | None) -> bool:
-    from dspex.bus.local.server import LocalServer
+    from dspex.bus.local.open import local_server
     from dspex.bus.local.state import running
 
     settings = t.settings()
@@ -36,10 +36,7 @@ async def _start(t: Terminal, port: int | None) -> bool:
                 fix="leave --port out, or stop that one first: dspex server stop",
             )
         return False
-    local = settings.server.local
-    wanted = local.port if port is None else port
-    sync = "always" if isinstance(local.sync_interval, str) else local.sync_interval
-    await LocalServer(settings.store, port=wanted, sync_interval=sync, detached=True).start()
+    await local_server(settings, settings.server.local.port if port is None else port, detached=True).start()
     return True
 
 
@@ -58,6 +55,7 @@ def status(context: typer.Context) -> None:
 
 
 def _print_state(t: Terminal, word: str) -> None:
+    from dspex.bus.local import login
     from dspex.bus.local.state import running
 
     home = t.settings().store.parent
@@ -66,7 +64,9 @@ def _print_state(t: Terminal, word: str) -> None:
         t.emit({"running": False, "url": None, "pid": None}, f"no server is running in {home}")
         raise typer.Exit(1)
     data = {"running": True, "url": state["url"], "pid": state["pid"], "version": state["version"], "store": state["store"]}
-    t.emit(data, f"{state['url']}  {word}, pid {state['pid']}, nats-server {state['version']}, data in {state['store']}")
+    text = f"{state['url']}  {word}, pid {state['pid']}, nats-server {state['version']}, data in {state['store']}"
+    how = f'nats --server {state["url"]} --user {login.USER} --password "$(cat {login.file_of(home)})"'
+    t.emit({**data, "user": login.USER, "password_file": str(login.file_of(home))}, text, f"other tools log in: {how}")
 
 
 def show(context: typer.Context) -> None:

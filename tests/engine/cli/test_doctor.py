@@ -15,7 +15,7 @@ from broken.wrong_clock import machine
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, NotAllowed
-from dspex.bus.local.open import open_bus, tls_context
+from dspex.bus.local.open import local_server, open_bus, tls_context
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
 from dspex.bus.settings.model import Settings
@@ -61,7 +61,7 @@ async def test_a_server_of_somebody_else_is_checked_with_the_login(
 
 @pytest.mark.asyncio
 async def test_a_server_of_our_own_is_checked_with_what_the_settings_say_of_it(folder: Path) -> None:
-    async with LocalServer(folder / ".dspex/jetstream", port=None):
+    async with local_server(Settings.load(), -1):
         checked = await found(Settings.load())
     assert [checked[name].ok for name in ("server", "jetstream", "max_payload", "consumers")] == [True] * 4
     assert "is a server of dspex, nats-server 2." in checked["server"].message

@@ -1,0 +1,84 @@
+"""The login of the local server: who else works on the machine cannot use it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dspex.bus.errors import ConfigError, NotAllowed
+from dspex.bus.local import login
+from dspex.bus.local.open import connect, local_server, open_bus, server_of
+from dspex.bus.nats import connect as connect_as
+from dspex.bus.settings.model import Settings
+from dspex.bus.settings.server import LocalServerSettings, ServerSettings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    local = ServerSettings(local=LocalServerSettings(port=-1))
+    return Settings(app="test", server=local).placed(tmp_path / "deep" / "project", {})
+
+
+def _mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+@pytest.mark.asyncio
+async def test_the_local_server_lets_nobody_in_who_cannot_read_its_password(settings: Settings) -> None:
+    home = settings.store.parent
+    async with server_of(settings, start=True) as found:
+        for wrong in ({}, {"user": "dspex"}, {"user": "dspex", "password": "guess"}, {"token": "guess"}):
+            with pytest.raises(NotAllowed):
+                await connect_as(found.url, **wrong)
+        assert login.read(home) not in found.url
+        async with open_bus(settings, name="another process") as bus:
+            assert bus.connected
+        assert _mode(home) == 0o700
+        for file in home.iterdir():
+            assert _mode(file) & 0o077 == 0, file
+
+
+@pytest.mark.asyncio
+async def test_the_password_stays_when_the_server_starts_again(settings: Settings) -> None:
+    passwords = set[str]()
+    for _ in range(2):
+        async with server_of(settings, start=True) as found:
+            bus = await connect(settings, found, name="test")
+            await bus.close()
+            passwords.add(login.read(settings.store.parent))
+    (password,) = passwords
+    assert len(password) > 30
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+async def test_a_password_that_others_could_read_or_write_is_refused(settings: Settings, mode: int) -> None:
+    async with local_server(settings, -1):
+        login.file_of(settings.store.parent).chmod(mode)
+        with pytest.raises(ConfigError, match="others") as caught:
+            async with open_bus(settings, name="test"):
+                pass
+        assert (caught.value.code, "rm " in str(caught.value.fix)) == ("DX123", True)
+    with pytest.raises(ConfigError, match="others"):
+        local_server(settings, -1)
+
+
+def test_processes_that_begin_at_once_agree_on_one_password(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(lambda _: login.make(tmp_path / "home"), range(32)))) == 1
+    assert [file.name for file in (tmp_path / "home").iterdir()] == ["password"]
+
+
+@pytest.mark.asyncio
+async def test_a_server_is_started_without_the_keys_of_who_starts_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    for detached in (False, True):
+        async with local_server(settings, -1, detached=detached) as server:
+            told = Path(f"/proc/{server.pid}/environ").read_bytes() if os.path.exists("/proc/self") else b""
+            assert b"sk-secret" not in told
