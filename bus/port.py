@@ -298,8 +298,11 @@ class Bus(Protocol):
         ...
 
     # -- work
-    async def has_consumer(self, stream: str, name: str) -> bool:
-        """Whether there is a durable consumer of this name. Raises BusError where there is no such stream."""
+    async def begin_of_consumer(self, stream: str, name: str) -> int | None:
+        """Behind which sequence the durable consumer of this name delivers, as the server says; None where there is none.
+
+        Raises BusError where there is no such stream.
+        """
         ...
 
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:

@@ -216,9 +216,10 @@ class MemoryBus:
         self._stream(stream).remove(sequence)
 
     # -- work
-    async def has_consumer(self, stream: str, name: str) -> bool:
+    async def begin_of_consumer(self, stream: str, name: str) -> int | None:
         await self.trip()
-        return name in self._stream(stream).consumers
+        found = self._stream(stream).consumers.get(name)
+        return found.after if found is not None else None
 
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await self.trip()

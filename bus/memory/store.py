@@ -224,7 +224,7 @@ class MemoryConsumer:
     LOOK_AGAIN = 0.05  # seconds until a process without room is asked again
 
     def __init__(self, stream: MemoryStream, pattern: str, ack_wait: float, luck: Luck, after: int = 0) -> None:
-        self.ack_wait = ack_wait
+        self.ack_wait, self.after = ack_wait, after
         self.pulls: list[Pull] = []
         self._stream, self._pattern, self._luck = stream, pattern, luck
         self._next = after + 1

@@ -137,8 +137,9 @@ class NatsBus:
         await stored.delete(self._connection, stream, sequence)
 
     # -- work
-    async def has_consumer(self, stream: str, name: str) -> bool:
-        return await consumer.waiting(self._connection, stream, name) is not None
+    async def begin_of_consumer(self, stream: str, name: str) -> int | None:
+        info = await consumer.info(self._connection, stream, name)
+        return max(0, int(info["config"].get("opt_start_seq", 0)) - 1) if info is not None else None
 
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await consumer.share(self._connection, stream, consumer.shared(name, pattern, ack_wait, after))

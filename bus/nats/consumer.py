@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
@@ -108,8 +108,14 @@ async def share(connection: Connection, stream: str, config: Mapping[str, object
 
 async def waiting(connection: Connection, stream: str, name: str) -> int | None:
     """How many messages wait in a consumer; None where there is none. Raises BusError where there is no such stream."""
+    found = await info(connection, stream, name)
+    return int(found["num_pending"]) if found is not None else None
+
+
+async def info(connection: Connection, stream: str, name: str) -> Mapping[str, Any] | None:
+    """What the server says of a consumer; None where there is none. Raises BusError where there is no such stream."""
     try:
-        return int((await connection.api(f"CONSUMER.INFO.{stream}.{name}", None))["num_pending"])
+        return await connection.api(f"CONSUMER.INFO.{stream}.{name}", None)
     except ServerRefusal as e:
         if e.number != NO_CONSUMER:
             raise

@@ -17,6 +17,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import Bucket, Bus
+from dspex.bus.seldom import Seldom
 
 _log = structlog.get_logger("dspex.engine")
 LOOK: Final = 5.0  # seconds between two looks at the consumers
@@ -44,6 +45,7 @@ class WorkConsumers:
     ) -> None:
         self.bus, self.app, self._ack_wait = bus, app, ack_wait
         self._used, self._waiting = frozenset(used), waiting
+        self._seldom = Seldom(_log)
         self.behind: dict[tuple[str, int], int] = {}
 
     async def run(self) -> None:
@@ -63,33 +65,46 @@ class WorkConsumers:
                 self.behind[pool, band] = await self._look(bucket, pool, band)
 
     async def _look(self, bucket: Bucket, pool: str, band: int) -> int:
-        stream, name = subjects.stream(self.app), subjects.work_consumer(pool, band)
+        """Behind which sequence the consumer delivers: as the server says. The key tells only whether there was one before."""
+        stream, name, key = subjects.stream(self.app), subjects.work_consumer(pool, band), subjects.work_key(pool, band)
         while True:
-            found = await bucket.get(subjects.work_key(pool, band))
-            after, generation = _read(found[0]) if found is not None else (0, 0)
-            if found is not None and await self.bus.has_consumer(stream, name):
-                return after
-            if generation:
-                info = await self.bus.stream(stream)
-                after = info.last if info is not None else 0
+            known, begin = await asyncio.gather(bucket.get(key), self.bus.begin_of_consumer(stream, name))
+            if known is not None and begin is not None:
+                return await self._reached(name, begin)
+            after, value, revision = begin or 0, b"", 0
+            if known is not None:
+                after, (value, revision) = await self._last(), known
                 _log.error(
                     "the consumer of work is gone: it is made anew, and open calls are asked again", name=name, after=after
                 )
-            value = orjson.dumps({"generation": generation + 1, "after": after})
             try:
-                await bucket.put(subjects.work_key(pool, band), value, revision=found[1] if found is not None else 0)
+                await bucket.put(key, orjson.dumps({"generation": _generation(value) + 1, "after": after}), revision=revision)
             except Fenced:
                 continue  # another engine makes it
-            pattern = subjects.work_pattern(self.app, pool, band)
-            await self.bus.add_consumer(stream, pattern, name=name, ack_wait=self._ack_wait, after=after)
+            if begin is None:
+                pattern = subjects.work_pattern(self.app, pool, band)
+                await self.bus.add_consumer(stream, pattern, name=name, ack_wait=self._ack_wait, after=after)
             return after
 
+    async def _reached(self, name: str, after: int) -> int:
+        """`after`; 0 where it lies beyond the end of the stream: somebody else made that consumer, and whatever is asked again
+        would be asked for ever. Its calls end at their deadline.
+        """
+        if after == 0 or after <= await self._last():
+            return after
+        fix = "delete this consumer with the nats tools: it is then made anew"
+        self._seldom.warning("a consumer of work begins behind the end of the stream, and delivers nothing", name=name, fix=fix)
+        return 0
 
-def _read(value: bytes) -> tuple[int, int]:
-    """(after, generation) of a key. Raises BusError for what no engine wrote there."""
+    async def _last(self) -> int:
+        info = await self.bus.stream(subjects.stream(self.app))
+        return info.last if info is not None else 0
+
+
+def _generation(value: bytes) -> int:
+    """How many consumers there were, as a key says; 0 for what no engine wrote there."""
     try:
-        raw = orjson.loads(value)
-        return int(raw["after"]), int(raw["generation"])
-    except (ValueError, TypeError, KeyError) as e:
-        fix = "delete the key with the nats tools: the consumer is then made as at first"
-        raise BusError(f"the key of a work consumer holds what no engine wrote: {e!r}", code="DX411", fix=fix) from None
+        generation = orjson.loads(value)["generation"]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return generation if isinstance(generation, int) and 0 < generation < 1 << 32 else 0

@@ -260,11 +260,11 @@ async def test_work_that_was_removed_does_not_come(bus: Bus, unique: str) -> Non
 @pytest.mark.asyncio
 async def test_there_is_no_work_to_take_before_somebody_has_made_its_consumer(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
-    assert not await bus.has_consumer(unique, "w")
+    assert await bus.begin_of_consumer(unique, "w") is None
     assert await bus.work(unique, name="w", free=lambda: 1) is None
-    assert not await bus.has_consumer(unique, "w")  # to ask for work makes none
+    assert await bus.begin_of_consumer(unique, "w") is None  # to ask for work makes none
     await bus.add_consumer(unique, f"{unique}.>", name="w", ack_wait=30)
-    assert await bus.has_consumer(unique, "w")
+    assert await bus.begin_of_consumer(unique, "w") == 0
 
 
 @pytest.mark.asyncio
@@ -272,6 +272,7 @@ async def test_a_consumer_that_begins_behind_a_message_delivers_what_comes_later
     await stream(bus, unique)
     await put(bus, f"{unique}.x", 1, 2)
     await bus.add_consumer(unique, f"{unique}.>", name="w", ack_wait=30, after=2)
+    assert await bus.begin_of_consumer(unique, "w") == 2
     queue = await bus.work(unique, name="w", free=lambda: 5)
     assert queue is not None
     await put(bus, f"{unique}.x", 3)

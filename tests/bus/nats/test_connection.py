@@ -315,7 +315,7 @@ async def test_who_waits_for_work_hears_that_its_consumer_was_deleted(
     await bus._connection.api("CONSUMER.DELETE.S.w", None)
     with pytest.raises(NotStored, match="gone"):
         await asyncio.wait_for(waiting, 25)
-    assert not await bus.has_consumer("S", "w")
+    assert await bus.begin_of_consumer("S", "w") is None
 
 
 @pytest.mark.asyncio

@@ -198,7 +198,11 @@ async def test_on_the_real_server_open_calls_are_paid_once_after_their_consumer_
             await client.publish(f"{unique}.in", {"text": text})
         await until(lambda: len(host.runners[0].partitions[0].tables.calls.rows) == 5)
         await bus.request(f"$JS.API.CONSUMER.DELETE.{stream}.{NAME}", b"")
-        await until(lambda: bus.has_consumer(stream, NAME))
+
+        async def made_anew() -> bool:
+            return await bus.begin_of_consumer(stream, NAME) is not None
+
+        await until(made_anew)
         second = worker()
         await until(lambda: outputs(8))
         await second.drain(1.0)
