@@ -21,6 +21,8 @@ SettingPath: TypeAlias = tuple[str, ...]
 _PREFIX = "DSPEX_"
 # Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
 _NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON"}
+WITH_URL = ("NATS_URL", "DSPEX_SERVER__URL")
+"""Variables whose URL may have a login in it."""
 _NATS = {
     "NATS_URL": "url",
     "NATS_CREDS": "creds",
@@ -122,11 +124,16 @@ def nats_layer(env: Mapping[str, str]) -> Layer:
 
 
 def _without_password(layer: Layer) -> None:
-    """A password inside a URL stays in its variable: the settings keep the URL without it, and the variable's name."""
+    """A login inside a URL stays in its variable: the settings keep the URL without it, and the variable's name."""
     key = ("server", "url")
     url, origin = layer.values.get(key), layer.origins.get(key, "")
-    if isinstance(url, str) and (user := user_of(url)) and password_of(url):
-        layer.values[key] = without_user(url)
+    if not isinstance(url, str) or (login := login_of(url, origin)) is None:
+        return
+    user, password = login
+    layer.values[key] = without_user(url)
+    if password is None:
+        layer.add(("server", "token_env"), origin.removeprefix("env "), origin)
+    else:
         layer.add(("server", "user"), user, origin)
         layer.add(("server", "password_env"), origin.removeprefix("env "), origin)
 
@@ -135,12 +142,25 @@ def _urls(text: str) -> list[SplitResult]:
     return [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
 
 
-def user_of(url: str) -> str | None:
-    return _urls(url)[0].username
+def login_of(url: str, origin: str) -> tuple[str, str | None] | None:
+    """User and password inside the comma-separated URLs, or a token and None; None where there is none.
+
+    Raises ConfigError (DX105) for two that differ: a connection has one.
+    """
+    found = {(part.username or "", part.password) for part in _urls(url) if "@" in part.netloc}
+    if len(found) > 1:
+        fix = "write it once, or name it in server.user and server.password_env"
+        raise ConfigError(f"the URLs of {origin} have different logins", code="DX105", node="server.url", fix=fix)
+    return found.pop() if found else None
 
 
-def password_of(url: str) -> str | None:
-    return _urls(url)[0].password
+def has_login(text: str) -> bool:
+    """Whether a text is a URL, or some, with a password; or with a token, as web services take one."""
+    try:
+        parts = [urlsplit(part.strip()) for part in text.split(",") if "://" in part]
+        return any(p.password is not None or (p.username and p.scheme in ("http", "https")) for p in parts)
+    except ValueError:  # no URL
+        return False
 
 
 def schemes_of(url: str) -> list[str]:
@@ -172,6 +192,8 @@ def context_layer(name: str) -> Layer:
     for theirs, ours in _CONTEXT.items():
         if data.get(theirs):
             layer.add(("server", ours), data[theirs], f"context {name}")
+    if isinstance(url := layer.values.get(("server", "url")), str):
+        layer.values["server", "url"] = without_user(url)  # the login in it is read with the other secrets
     for theirs, ours in _CONTEXT_TLS.items():
         if data.get(theirs):
             layer.add(("server", "tls", ours), data[theirs], f"context {name}")

@@ -104,10 +104,10 @@ def _literal_secrets(found: list[Layer], origins: Mapping[SettingPath, str]) -> 
 
 def _is_secret(key: SettingPath, value: str) -> bool:
     if key == ("server", "url"):
-        return layers.password_of(value) is not None
+        return "@" in value  # a user alone is a token
     if key[:2] == ("server", "tls") or key[0] not in ("lm", "server", "pools"):
         return False
-    return bool(_SECRET.fullmatch(key[-1]))
+    return bool(_SECRET.fullmatch(key[-1])) or layers.has_login(value)
 
 
 def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[SettingPath, str]) -> Problem:

@@ -82,10 +82,11 @@ class ServerSettings(SettingsTable):
         Here, and only here, secrets are read. Raises ConfigError (DX112) when a named variable is not set.
         """
         stored = layers.context(self.context) if self.context else {}
+        user, password = layers.login_of(str(stored.get("url") or ""), f"context {self.context}") or (None, None)
         found = {
-            "user": self.user,
-            "password": _secret(self.password_env, "server.password_env") or stored.get("password"),
-            "token": _secret(self.token_env, "server.token_env") or stored.get("token"),
+            "user": self.user or (user if password is not None else None),
+            "password": _secret(self.password_env, "server.password_env") or stored.get("password") or password,
+            "token": _secret(self.token_env, "server.token_env") or stored.get("token") or (None if password else user),
             "creds": self.creds,
             "nkey": self.nkey,
         }
@@ -102,4 +103,7 @@ def _secret(variable: str | None, setting: str) -> str | None:
             node=setting,
             fix=f"export {variable}",
         )
-    return layers.password_of(value) if "://" in value else value
+    if variable not in layers.WITH_URL:
+        return value
+    user, password = layers.login_of(value, f"env {variable}") or ("", None)
+    return user if password is None else password

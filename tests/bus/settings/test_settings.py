@@ -240,6 +240,12 @@ def test_an_unknown_profile_is_named_with_the_nearest(folder: Path) -> None:
         ('[server]\ntoken = "sk-SECRET"\n', "server.token"),
         ('[server]\nurl = "nats://u:sk-SECRET@h:4222"\n', "server.url"),
         ('[server]\nurl = "u:sk-SECRET@h:4222"\n', "server.url"),
+        ('[server]\nurl = "nats://h:4222, nats://u:sk-SECRET@h2"\n', "server.url"),
+        ('[server]\nurl = "nats://sk-SECRET@h:4222"\n', "server.url"),
+        ('[lm.main]\nmodel = "a/b"\nbase_url = "https://u:sk-SECRET@h/v1"\n', "lm.main.base_url"),
+        ('[lm.main]\nmodel = "a/b"\nparams = { proxy = "http://u:sk-SECRET@h" }\n', "lm.main.params.proxy"),
+        ('[pools.a.env]\nDATABASE = "postgres://u:sk-SECRET@db/x"\n', "pools.a.env.DATABASE"),
+        ('[pools.a.env]\nDSN = "https://sk-SECRET@sentry.example/1"\n', "pools.a.env.DSN"),
         ('[pools.a.env]\nOPENAI_API_KEY = "sk-SECRET"\n', "pools.a.env.OPENAI_API_KEY"),
     ],
 )
@@ -257,6 +263,32 @@ def test_a_password_in_a_variables_url_reaches_the_login_but_no_setting(folder: 
     assert settings.server.url == "nats://h1:4222,nats://h2:4222"
     assert settings.server.login() == {"user": "ann", "password": "s3cret"}
     assert "s3cret" not in settings.to_json() + repr(settings) + json.dumps(settings.values())
+
+
+@pytest.mark.parametrize("variable", ["NATS_URL", "DSPEX_SERVER__URL"])
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        ("nats://h1,nats://ann:s3cret@h2", {"user": "ann", "password": "s3cret"}),
+        ("ann:s3cret@h1:4222,ann:s3cret@h2:4222", {"user": "ann", "password": "s3cret"}),
+        ("nats://s3cret@h1", {"token": "s3cret"}),
+    ],
+)
+def test_a_login_in_any_of_a_variables_urls_reaches_the_server_and_nobody_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, url: str, login: dict[str, str]
+) -> None:
+    monkeypatch.setenv(variable, url)
+    settings = Settings.load()
+    assert settings.server.login() == login
+    assert "s3cret" not in settings.to_json() + repr(settings) + json.dumps(settings.values())
+    assert "@" not in str(settings.server.url)
+
+
+def test_urls_with_two_logins_are_refused_without_showing_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@h1,nats://bob:s3cret@h2")
+    with pytest.raises(ConfigError, match="different logins") as caught:
+        Settings.load()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_missing_password_variable_is_named(folder: Path) -> None:
