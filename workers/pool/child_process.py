@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -33,16 +32,13 @@ from dspex.workers.frames import (
     StatusFrame,
     StopFrame,
 )
+from dspex.workers.pool.output import forward
 from dspex.workers.processes import kill
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end of the child
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
-_LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
-_RESERVED = frozenset(
-    {"self", "event", "pid", "exc_info", "stack_info", "_record", "_from_structlog"}
-)  # names of ours in a log call
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Child:
         self._tasks.start(self._read(), "frames")
         for name, printed in {"stdout": process.stdout, "stderr": process.stderr}.items():
             if printed is not None:
-                self._tasks.start(self._forward(printed, name), name)
+                self._tasks.start(forward(printed, name, pool, process.pid), name)
 
     @classmethod
     async def start(cls, config: PoolConfig, index: int) -> Self:
@@ -213,40 +209,3 @@ class Child:
         code = self.returncode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         return WorkerLost(f"worker {self.pid} of pool {self.pool} {how}", node=self.pool)
-
-    # -- what user code prints -------------------------------------------------------------------------------------
-    async def _forward(self, stream: asyncio.StreamReader, name: str) -> None:
-        """Lines of user code into the log; those of our own child are JSON already, and keep their fields."""
-        while line := await _line(stream):
-            if (said := _event(line)) is not None:
-                level, event, fields = said
-                getattr(log, level)(event, pid=self.pid, **fields)
-            elif line.strip():
-                log.info("program output", pool=self.pool, pid=self.pid, stream=name, line=line.rstrip())
-
-
-def _event(line: str) -> tuple[str, str, dict[str, Any]] | None:
-    """Level, event and fields of a line that the child's log wrote; None where it is another one. A program may print anything,
-    and a forwarder that fails would leave the pipe unread: the program would wait for ever where it prints next.
-    """
-    if not line.startswith('{"event"'):
-        return None
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    event, level = fields.pop("event"), fields.pop("level", "info")
-    if not isinstance(event, str) or level not in _LEVELS:
-        return None
-    return level, event, {f"program_{k}" if k in _RESERVED else k: v for k, v in fields.items()}
-
-
-async def _line(stream: asyncio.StreamReader) -> str:
-    """One line; "" at the end. A line over the stream's limit comes in parts, cut where they fall."""
-    try:
-        raw = await stream.readuntil(b"\n")
-    except asyncio.IncompleteReadError as end:
-        raw = end.partial
-    except asyncio.LimitOverrunError as over:
-        raw = await stream.readexactly(over.consumed)
-    return raw.decode(errors="replace")
