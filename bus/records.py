@@ -10,14 +10,13 @@ keys of a newer version are ignored, missing ones get the default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
-
-from typing_extensions import TypedDict
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, is_seconds
+from dspex.bus.serving.call_spec import CallSpec
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
@@ -33,9 +32,6 @@ OnError: TypeAlias = Literal["dead_letter", "skip"]
 
 Order: TypeAlias = Literal["any", "key"]
 """How results are released: as they finish, or in the order of their key."""
-
-MAX_ITERS = 10
-"""The most steps of a `react` that does not say how many."""
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
@@ -127,61 +123,6 @@ def unpack_frame(data: bytes) -> list[NodeEvent]:
     return events
 
 
-class ModuleConfig(TypedDict, total=False):
-    """Parameters of a DSPy module; they reach the language model."""
-
-    temperature: float
-    max_tokens: int
-    top_p: float
-    n: int
-    stop: list[str]
-    rollout_id: int
-
-
-@dataclass(frozen=True)
-class CallSpec:
-    """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
-
-    Attributes:
-        kind: "predict", "chain_of_thought", "react" or "program".
-        target: the signature for the first three, the ref `pkg.module:Class` for a program.
-        signature: "a, b: int -> c"; for a program too.
-        instructions: of the signature; "" for DSPy's default.
-        lm: profiles in the order they are tried; empty: the pool's.
-        adapter: "chat", "json" or "xml"; None: the profile's.
-        config: ModuleConfig (temperature, max_tokens, …).
-        tools: refs, for react.
-        max_iters: for react.
-        state: name of a stored compiled program; None for none.
-        fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
-            dspex that do not know it; descriptions and defaults of class forms are then left out.
-        route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
-    """
-
-    kind: str
-    target: str
-    signature: str
-    instructions: str = ""
-    lm: tuple[str, ...] = ()
-    adapter: str | None = None
-    config: Mapping[str, object] = field(default_factory=dict)
-    tools: tuple[str, ...] = ()
-    max_iters: int = MAX_ITERS
-    state: str | None = None
-    route: str = "worker"
-    fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, raw: Mapping[str, object]) -> Self:
-        """The spec of a request; keys of a newer version are left out. Raises DecodeError for what is none."""
-        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-        known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
-        try:
-            return cls(**checked(cls, "a spec of a call", known))
-        except TypeError as e:
-            raise DecodeError(f"not a spec of a call: {e}") from None
-
-
 class RecordTo(NamedTuple):
     """Where the record of a durable call is stored.
 
@@ -236,8 +177,11 @@ class CallRequest(_Packed):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The request that `pack` wrote. Raises DecodeError, also where its spec or its times are none."""
         found = super().unpack(data)
         CallSpec.read(found.spec)
+        if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
+            raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
         return found
 
     def called_on(self, app: str, pool: str) -> str:

@@ -10,7 +10,8 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DecodeError, OutputTooLarge
+from dspex.bus.errors import BusError, DataError, DecodeError, NotAllowed, OutputTooLarge
+from dspex.bus.message import INHERITED
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
@@ -24,44 +25,65 @@ class RecordStore:
     Attributes:
         pending: records that the bus has not taken yet.
         collisions: records whose id had been taken by something else. None in a system without a fault.
+        lost: records that the bus refused for good. None in a system without a fault.
     """
 
     def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE) -> None:
         self.bus, self.app, self.pool, self.above = bus, app, pool, above
-        self.pending = self.collisions = 0
+        self.pending = self.collisions = self.lost = 0
+
+    def check(self, request: CallRequest) -> None:
+        """Raise DecodeError where no record can be stored as the request says, or would be stored where this pool's records
+        do not belong: it would be run again and again, and over a long subject the server closes the connection.
+        """
+        to, where = request.record, subjects.record(self.app, self.pool, "*", "*", "*")
+        if to is not None:
+            good = subjects.is_subject(to.subject) and len(to.subject) <= subjects.MOST_NAME
+            if not good or not subjects.matches(where, to.subject):
+                raise DecodeError(f"its record would go to {to.subject[:200]!r}, and not to {where}")
+        for text in (request.call, request.run, to.id if to is not None else ""):
+            if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
+                raise DecodeError("the id of its call, run or record is longer than a header may be, or has a line break")
 
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
-        """Store the record where its request says; False if the bus refuses it for good.
+        """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.
 
-        Tries again for as long as the bus may still take it.
+        Tries again for as long as the bus may still take it; after a missing permission too, which somebody can give.
         """
+        self.pending += 1
+        try:
+            await self._store(self._message(record, request), request)
+            return True
+        except (BusError, DataError) as error:
+            self.lost += 1
+            log.error("a record cannot be stored", pool=self.pool, call=request.call, why=error.message)
+            return False
+        finally:
+            self.pending -= 1
+
+    def _message(self, record: CallRecord, request: CallRequest) -> NewMessage:
         to = request.record
         if to is None:
             subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
         else:
             subject, id = to.subject, to.id
             record = replace(record, number=to.number, event=to.event)
-        message = NewMessage(subject, self.sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
-        self.pending += 1
-        try:
-            return await self._store(message, request)
-        finally:
-            self.pending -= 1
+        return NewMessage(subject, self.sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
 
-    async def _store(self, message: NewMessage, request: CallRequest) -> bool:
+    async def _store(self, message: NewMessage, request: CallRequest) -> None:
         """Store the message. Tries again after an error that may pass, and under another id where something else has it."""
         pause = 0.1
         while True:
             try:
                 ack = await self.bus.publish(await payloads.checked_in(self.bus, self.app, message, self.above))
                 if not ack.duplicate or await self._is_record(ack, message.subject, request):
-                    return True
+                    return
                 message = self._under_fresh_id(message, ack, request)
                 continue
             except BusError as error:
                 log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
-                if not error.retryable:
-                    return False
+                if not error.retryable and not isinstance(error, NotAllowed):
+                    raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 

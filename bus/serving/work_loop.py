@@ -15,8 +15,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects, tasks
-from dspex.bus.errors import BusError, DataError, DecodeError
-from dspex.bus.message import INHERITED
+from dspex.bus.errors import BusError, DataError
 from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
@@ -29,7 +28,6 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 SIGN_OF_LIFE: Final = 5.0
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
-STORE_AGAIN: Final = 10.0  # seconds until work whose record the bus refuses is delivered again
 
 Job = Callable[[], Awaitable[CallRecord | None]]  # None: there is no record to store, and the work is done
 Accept = Callable[[CallRequest, Delivery], Job]
@@ -49,6 +47,7 @@ class WorkLoop:
     Attributes:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
         served: pieces of work that are answered and acked.
+        refused: requests that nobody who knows dspex could have sent, and that were not run.
         clock: tells how long ago work was stored.
     """
 
@@ -68,7 +67,7 @@ class WorkLoop:
         self._accept, self._free = accept, free
         self.records = records or RecordStore(bus, app, pool)
         self._sign_of_life = sign_of_life
-        self.served = 0
+        self.served = self.refused = 0
         self.clock = ServerClock(bus, subjects.stream(app))
         self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
@@ -160,7 +159,7 @@ class WorkLoop:
         try:
             whole = await payloads.checked_out(self.bus, self.app, delivery.message)
             request = CallRequest.unpack(whole.data) if whole else payloads.named_in_headers(self.app, delivery.message)
-            self._check(request)
+            self.records.check(request)
         except DataError as error:
             call = self._drop(delivery, error)
         except BusError:
@@ -177,32 +176,19 @@ class WorkLoop:
 
         self.calls.start(call, "work").add_done_callback(ended)
 
-    def _check(self, request: CallRequest) -> None:
-        """Raise DecodeError where no record can be stored as the request says: it would be run again and again, and over a
-        long subject the server closes the connection.
-        """
-        to, where = request.record, subjects.record(self.app, self.pool, "*", "*", "*")
-        if to is not None:
-            good = subjects.is_subject(to.subject) and len(to.subject) <= subjects.MOST_NAME
-            if not good or not subjects.matches(where, to.subject):
-                raise DecodeError(f"its record would go to {to.subject[:200]!r}, and not to {where}")
-        for text in (request.call, request.run, to.id if to is not None else ""):
-            if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
-                raise DecodeError("the id of its call, run or record is longer than a header may be, or has a line break")
-
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:
             record = await job()
-            if record is None or await self.records.store(record, request):
-                await delivery.ack()
-                self.served += 1
-            else:
-                await delivery.nak(STORE_AGAIN)
+            if record is not None:
+                await self.records.store(record, request)
+            await delivery.ack()
+            self.served += 1
         except BusError as error:
             log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
 
     async def _drop(self, delivery: Delivery, error: DataError) -> None:
         """No engine wrote it, so no call waits for it."""
+        self.refused += 1
         log.error("unreadable work dropped", pool=self.pool, subject=delivery.message.subject, why=error.message)
         await delivery.ack()
 

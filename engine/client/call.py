@@ -19,7 +19,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import ACCEPTED, BUSY, CallRecord, CallRequest, Usage
+from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.status.rows import PoolRow
@@ -166,13 +166,15 @@ class _Asking:
 
 
 async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
-    """The accepted frame; None where the worker was busy, there was no worker, or it is frozen."""
+    """The accepted frame, or a refusal, which stays in `frames`. None where a worker was busy or frozen, or there was none."""
     try:
         async with asyncio.timeout(ACCEPT_WITHIN):
             while True:
                 frame = await frames.get()
                 kind = frame.headers.get(subjects.KIND, "")
-                if kind == ACCEPTED:
+                if kind == RESULT:
+                    frames.put_nowait(frame)
+                if kind in (ACCEPTED, RESULT):
                     return frame
                 if kind == BUSY or frame.headers.get("Status") == "503":
                     return None

@@ -10,7 +10,8 @@ from typing_extensions import TypeVar
 
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
-from dspex.bus.records import DEFAULT_POOL, CallSpec
+from dspex.bus.records import DEFAULT_POOL
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 

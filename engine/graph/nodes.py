@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
-from dspex.bus.records import CallSpec, OnError, Order
+from dspex.bus.records import OnError, Order
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build
 
 R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL, ModuleConfig
+from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
+from dspex.bus.serving.call_spec import ModuleConfig
 from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token

@@ -16,8 +16,9 @@ from typing_extensions import Unpack
 
 from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import InvalidOutput, TopologyError
-from dspex.bus.records import MAX_ITERS as MAX_ITERS
-from dspex.bus.records import CallSpec, Outputs
+from dspex.bus.records import Outputs
+from dspex.bus.serving.call_spec import MAX_ITERS as MAX_ITERS
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions

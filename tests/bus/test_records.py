@@ -17,7 +17,6 @@ from dspex.bus.errors import CallTimeout, DecodeError, InvalidInput, from_dict
 from dspex.bus.records import (
     CallRecord,
     CallRequest,
-    CallSpec,
     Letter,
     NodeEvent,
     Origin,
@@ -28,6 +27,7 @@ from dspex.bus.records import (
     unpack_event,
     unpack_frame,
 )
+from dspex.bus.serving.call_spec import CallSpec
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 maps = st.dictionaries(

@@ -11,14 +11,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
-from dspex.bus.errors import Unreachable
+from dspex.bus.errors import BusError, NotAllowed, NotStored, PayloadTooLarge, Unreachable
 from dspex.bus.memory.handles import MemoryObjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents, Delivery, NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
+from dspex.bus.port import Ack, BusEvents, Delivery, NewMessage, StreamConfig
+from dspex.bus.records import CallRecord, CallRequest, RecordTo
 from dspex.bus.serving import payloads
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.serving.work_loop import OPEN_AGAIN, Job, WorkLoop
 
@@ -141,6 +142,59 @@ def test_work_whose_payload_cannot_be_read_now_comes_again() -> None:
         loop.close()
     assert cut.cut
     assert taken == ["call"]
+
+
+class _Refusing(MemoryBus):
+    """A connection that stores no records, for as long as it has a reason."""
+
+    why: BusError | None = None
+
+    async def publish(self, message: NewMessage) -> Ack:
+        if self.why is not None and message.subject == RECORDS:
+            raise self.why
+        return await super().publish(message)
+
+
+@pytest.mark.parametrize(
+    ("why", "outputs", "kept"),
+    [
+        (NotStored("no stream"), {"a": 1}, False),
+        (PayloadTooLarge("too large"), {"a": 1}, False),
+        (None, {"a": 1 << 70}, False),
+        (NotAllowed("a permission is missing"), {"a": 1}, True),
+        (Unreachable("no leader"), {"a": 1}, True),
+    ],
+    ids=["not stored", "too large", "not to be packed", "not allowed", "unreachable"],
+)
+def test_an_answer_that_cannot_be_stored_is_paid_once(why: BusError | None, outputs: dict[str, int], kept: bool) -> None:
+    loop, server, taken = VirtualLoop(), MemoryServer(), list[str]()
+
+    async def answer(request: CallRequest) -> CallRecord:
+        taken.append(request.call)
+        return CallRecord(request.call, request.try_number, 1, "t", "n", outputs=outputs)
+
+    try:
+        bus = _Refusing(server, BusEvents())
+        bus.why = why
+        loop.run(bus.ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab"))))
+        loop.run(WorkConsumers(bus, "lab", [("lightweight", 1)]).look())
+        worker = WorkLoop(bus, "lab", "lightweight", lambda r, d: partial(answer, r), free=lambda: 9, failed=lambda error: None)
+
+        async def start() -> None:
+            worker.start()
+            await bus.publish(NewMessage(WORK, request().pack()))
+
+        loop.run(start())
+        loop.advance(600.0)
+        assert (taken, worker.served, worker.records.lost) == (["call"], 0 if kept else 1, 0 if kept else 1)
+        bus.why = None
+        loop.advance(10.0)
+        assert (len(taken), worker.served) == (1, 1)
+        stored = loop.run(bus.scan(subjects.stream("lab"), [RECORDS], start=1, stop=1000))
+        assert len(stored) == (1 if kept else 0)
+        loop.run(worker.kill())
+    finally:
+        loop.close()
 
 
 # -- records and requests ---------------------------------------------------------------------------------------------

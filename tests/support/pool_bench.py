@@ -13,8 +13,9 @@ from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, CallSpec, RecordTo
+from dspex.bus.records import CallRecord, CallRequest, RecordTo
 from dspex.bus.serving import payloads
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.pool import Pool

@@ -15,7 +15,8 @@ import structlog
 
 from dspex.bus.codecs.checking import checked as typed
 from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError
-from dspex.bus.records import CallRequest, CallSpec, ModuleConfig, Outputs, Usage
+from dspex.bus.records import CallRequest, Outputs, Usage
+from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
@@ -79,15 +80,15 @@ def spec_of(work: CallRequest) -> CallSpec:
     Whoever may ask a worker can write anything here. Parameters that are not of `ModuleConfig` are refused: one of them is the
     address that a model's client sends its key to.
     """
-    spec = CallSpec.read(work.spec)
     known = ModuleConfig.__annotations__
+    try:
+        spec = CallSpec.read(work.spec)
+        typed(ModuleConfig, "the config of a call", {k: v for k, v in spec.config.items() if k in known})
+    except DecodeError as error:
+        raise InvalidInput(error.message, node=work.node) from None
     if unknown := sorted(spec.config.keys() - known.keys()):
         fix = f"a call may set {', '.join(known)}; the server and its key are those of the profile"
         raise InvalidInput(f"a call may not set config.{unknown[0]}", fix=fix, node=work.node)
-    try:
-        typed(ModuleConfig, "the config of a call", dict(spec.config))
-    except DecodeError as error:
-        raise InvalidInput(error.message, node=work.node) from None
     return spec
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidInput, LMUnavailable, ProgramError, WorkerLost
-from dspex.bus.records import CallRequest, CallSpec, Outputs
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, LMUnavailable, ProgramError, WorkerLost
+from dspex.bus.records import CallRequest, Outputs
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
@@ -17,6 +18,8 @@ from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import bounded
 from dspex.workers.config import PoolConfig
+
+_NONE = CallSpec("", "", "")  # of a call whose spec cannot be read
 
 
 class Router:
@@ -36,21 +39,30 @@ class Router:
         """What the pool's allow-list names: (refs found, why the rest failed by pattern)."""
         return self._dspy.scan()
 
-    async def run(self, work: CallRequest, local: str | None, status: Callable[[str], None]) -> Answer:
-        """One attempt at a call. Raises nothing: an error is an answer too."""
+    async def run(
+        self,
+        work: CallRequest,
+        local: str | None,
+        status: Callable[[str], None],
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """One attempt at a call. Raises nothing: an error is an answer too.
+
+        Args:
+            status: told what a program says about its call.
+            given_up: whether whoever asked has cancelled the call.
+        """
+        attempt = Attempt(work, _NONE, local, dspy_version=self.dspy_version)
         try:
-            spec = spec_of(work)
-        except InvalidInput as error:
-            return Attempt(work, CallSpec("", "", ""), local).answer(error=error_map(error))
-        attempt = Attempt(work, spec, local, dspy_version=self.dspy_version, program=f"{spec.kind}:{spec.target}")
-        enter_context(attempt, status)
-        try:
+            attempt.spec = spec = spec_of(work)
+            attempt.program = f"{spec.kind}:{spec.target}"
+            enter_context(attempt, status)
             attempt.work = checked(work, spec)
             return attempt.answer(await self._first_available(attempt))
         except asyncio.CancelledError:
-            return attempt.answer(error=error_map(_cancelled(work.node)))
+            return attempt.answer(error=error_map(_cancelled(work.node, given_up())))
         except BaseException as error:  # noqa: BLE001  a user's program may raise anything
-            failure = as_error(error, work.node, spec.target)
+            failure = as_error(error, work.node, attempt.spec.target)
             shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
             return attempt.answer(error=error_map(failure, shown))
 
@@ -90,9 +102,10 @@ class Router:
         )
 
 
-def _cancelled(node: str) -> DspexError:
-    """What a cancellation means: the parent gave the call up, or a program or library let one escape, which may pass."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+def _cancelled(node: str, given_up: bool) -> DspexError:
+    """What a cancellation means: the parent gave the call up; else a program let one escape or cancelled what is not its own,
+    or the process ends. That may pass, and is retried.
+    """
+    if given_up:
         return Cancelled(f"{node}: the call was cancelled", node=node)
     return WorkerLost(f"{node}: a cancellation that nobody asked for ended the call", node=node)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from dspex.bus.errors import InvalidInput, InvalidOutput
+from dspex.bus.errors import DecodeError, InvalidInput, InvalidOutput
 from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks, first
-from dspex.workers.answer import error_map
+from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.router import Router
 from dspex.workers.frames import CallFrame, CancelFrame, DoneFrame, Frame, Pipe, StatusFrame, StopFrame
 
@@ -19,6 +19,7 @@ class Runner:
     def __init__(self, pipe: Pipe, router: Router) -> None:
         self._pipe, self._router = pipe, router
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
         self._stopped = asyncio.Event()
 
@@ -28,8 +29,9 @@ class Runner:
             case CallFrame(id=number):
                 task = self._tasks.start(self._run(frame), f"call-{number}")
                 self._calls[number] = task
-                task.add_done_callback(lambda _: self._calls.pop(number, None))
+                task.add_done_callback(lambda _: self._ended(number))
             case CancelFrame(id=number) if number in self._calls:
+                self._given_up.add(number)
                 self._calls[number].cancel()
             case StopFrame():
                 self._stopped.set()
@@ -40,9 +42,19 @@ class Runner:
         """Wait until the parent says stop. Raises what a call raised that could not be answered: the parent sees this end."""
         await first(self._stopped.wait(), self._tasks.wait())
 
+    def _ended(self, number: int) -> None:
+        self._calls.pop(number, None)
+        self._given_up.discard(number)
+
     async def _run(self, call: CallFrame) -> None:
-        work = CallRequest.unpack(call.work)
-        answer = await self._router.run(work, call.local, lambda text: self._pipe.send(StatusFrame(call.id, text)))
+        try:
+            work = CallRequest.unpack(call.work)
+        except DecodeError as error:  # the parent could read it: dspex has another version here
+            self._pipe.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
+            return
+        answer = await self._router.run(
+            work, call.local, lambda text: self._pipe.send(StatusFrame(call.id, text)), lambda: call.id in self._given_up
+        )
         done = DoneFrame(call.id, answer)
         try:
             self._pipe.send(done)

@@ -17,7 +17,8 @@ import dspy
 from pydantic import BaseModel, TypeAdapter
 
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import CallSpec, Outputs
+from dspex.bus.records import Outputs
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs

@@ -15,11 +15,13 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DataError, NotAllowed, WorkerLost
+from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed, WorkerLost
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, Subscription
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
+from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
+from dspex.workers.answer import error_map
 from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Interactive:
         self._changed = asyncio.Event()
         pool.children.slots.freed = self._changed.set
         self._subscription: Subscription | None = None
+        self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
 
     async def run(self) -> None:
         """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
@@ -68,27 +71,41 @@ class Interactive:
             log.warning("cannot join the queue group", pool=config.name, error=error.message)
 
     async def _on_request(self, message: Message) -> None:
+        if not message.reply:  # nobody waits for an answer
+            self._refused(message, "it has no subject for the answer")
+            return
         if self._pool.free() <= 0:
             self._changed.set()
             await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
             return
         try:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
-            work = CallRequest.unpack(message.data)
-        except (DataError, BusError) as e:
-            log.error("unreadable request dropped", pool=self._pool.config.name, why=e.message)
+            work = self._read(message)
+        except (DataError, NotAllowed) as error:
+            self._refused(message, error.message)
+            await self._reply(message, _refusal(error))
             return
-        config = self._pool.config
-        if message.subject != (wanted := work.called_on(config.app, config.name)):
-            # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
-            error = NotAllowed(f"a request for {wanted} came on {message.subject}", fix="send it on its own subject")
-            log.error("refused a request on another subject than its own", pool=config.name, why=error.message)
-            record = self._pool.attempts.failed(work, error)
-            await self._reply(message, record)
+        except BusError as error:
+            log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
             return
         reservation = self._pool.children.slots.reserve()
         self._changed.set()
         self._pool.work.calls.start(self._serve(message, work, reservation), "interactive call")
+
+    def _read(self, message: Message) -> CallRequest:
+        """The request. Raises DataError where it is none, NotAllowed where it came on a subject that is not its own."""
+        config, work = self._pool.config, CallRequest.unpack(message.data)
+        if work.record is not None:
+            raise DecodeError("an interactive call does not say where its record is stored")
+        self._pool.records.check(work)
+        if message.subject != (wanted := work.called_on(config.app, config.name)):
+            # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
+            raise NotAllowed(f"a request for {wanted} came on {message.subject}", fix="send it on its own subject")
+        return work
+
+    def _refused(self, message: Message, why: str) -> None:
+        self._pool.work.refused += 1
+        self._seldom.error("a request was refused", pool=self._pool.config.name, subject=message.subject, why=why)
 
     async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
         pool = self._pool
@@ -117,3 +134,9 @@ class Interactive:
         draft = NewMessage(message.reply, pool.records.sized(record), {subjects.KIND: RESULT})
         draft = await payloads.checked_in(pool.bus, pool.config.app, draft, pool.bus.max_payload)
         await pool.bus.send(draft.subject, draft.data, headers=draft.headers)
+
+
+def _refusal(error: DspexError) -> CallRecord:
+    """What the caller gets. What is no request names no call: the caller knows its own by the subject of the answer."""
+    said = InvalidInput(error.message) if isinstance(error, DecodeError) else error
+    return CallRecord("", 1, 1, "", "", error=error_map(said))

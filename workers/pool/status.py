@@ -79,6 +79,8 @@ class PoolStatus:
             "draining": pool.draining,
             "served": pool.work.served,
             "id_collisions": pool.records.collisions,
+            "refused": pool.work.refused,
+            "lost_records": pool.records.lost,
             "started": self._started,
             "dspy_version": hello.dspy_version,
             "python": hello.python,

@@ -63,7 +63,8 @@ class _Spec:
 
 
 async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec | str:
-    from dspex.bus.records import DEFAULT_POOL, CallSpec
+    from dspex.bus.records import DEFAULT_POOL
+    from dspex.bus.serving.call_spec import CallSpec
     from dspex.engine.graph.nodes import Call
 
     if signature is not None:

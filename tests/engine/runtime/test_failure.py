@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from dspex.bus import errors as e
-from dspex.bus.records import CallSpec
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.engine.log.rows import OpenCall
 from dspex.engine.runtime.failure import decide, raised

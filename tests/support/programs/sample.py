@@ -202,3 +202,12 @@ def eats_memory(text: str) -> dict[str, Any]:
 def made() -> Any:
     """A factory: no parameters."""
     return dspy.Predict("text -> reply")
+
+
+async def cancels_others(text: str) -> dict[str, Any]:
+    """Cancel all tasks of the process that have `text` in their name, its own among them."""
+    for task in asyncio.all_tasks():
+        if text in task.get_name():
+            task.cancel()
+    await asyncio.sleep(LONG)
+    return {}

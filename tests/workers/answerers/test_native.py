@@ -20,7 +20,8 @@ from waiting import until
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, CallRecord, CallRequest, CallSpec
+from dspex.bus.records import ACCEPTED, CallRecord, CallRequest
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile

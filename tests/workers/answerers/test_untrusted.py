@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import struct
-from dataclasses import asdict, replace
 from typing import Any
 
 import msgpack
 import pytest
 import standin
-from pool_bench import SIGNATURE, Bench, program, work
+from pool_bench import APP, POOL, RECORDS, SIGNATURE, Bench, program, work
+from waiting import until
 
-from dspex.bus.records import CallRecord, CallSpec
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import InvalidInput
+from dspex.bus.message import Message
+from dspex.bus.port import NewMessage
+from dspex.bus.records import RESULT, CallRecord, RecordTo
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.engine.client.call import ask
+from dspex.engine.client.resolve import Resolved
 
 
 def spec(route: str = "worker", **options: Any) -> CallSpec:
@@ -50,21 +59,85 @@ async def test_parameters_of_wrong_types_are_refused_before_a_model_is_asked(
     assert shared_model.requests == before
 
 
+WRONG: list[dict[str, Any]] = [
+    {"spec": wrong} for wrong in (
+        {}, {"tools": 5}, {"tools": [5]}, {"lm": "main"}, {"lm": [["main"]]}, {"lm": 5}, {"kind": 7}, {"target": None},
+        {"fields": [1]}, {"config": []}, {"max_iters": "many"}, {"adapter": 1}, {"route": {}}, {"state": 3},
+        {"signature": b"x"}, {"fields": {"reply": 5}},
+    )
+] + [
+    {"timeout": math.nan}, {"timeout": 1e300}, {"timeout": -1.0}, {"timeout": math.inf}, {"timeout": "x"}, {"timeout": None},
+    {"left": math.nan}, {"left": 1e300}, {"left": -math.inf}, {"inputs": 5},
+    {"try_number": "1"}, {"attempt": None}, {"alone": "yes"}, {"run": 5}, {"call": b"c"}, {"session": 7}, {"spec": 5},
+]  # fmt: skip
+
+
+def wrongly(wrong: dict[str, Any], **options: Any) -> bytes:
+    """A packed call with what is wrong in it, by the names of its fields; of its spec, where that is a map, by those."""
+    whole = vars(work(spec=spec(), **options))
+    inner = wrong.get("spec")
+    wrong = {"spec": {**whole["spec"], **inner} if inner else inner} if isinstance(inner, dict) else wrong
+    return codecs.msgpack_bytes({**whole, **wrong})
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_durable_call_of_wrong_types_is_refused_once_and_ends_neither_the_process_nor_its_neighbours(
+    shared: Bench, shared_model: Any, wrong: dict[str, Any]
+) -> None:
+    process, refused, asked = await shared.answering(), shared.pool.work.refused, shared_model.requests
+    subject = subjects.work(APP, POOL, "triage", "classify")
+    neighbour = asyncio.create_task(shared.ask(work(spec=program("echo"), text="before")))
+    await shared.bus.publish(NewMessage(subject, wrongly(wrong)))
+    (beside,) = await shared.ask(work(spec=program("echo")))
+    assert [beside.error, (await neighbour)[0].error] == [None, None]
+    assert await shared.answering() == process
+    assert shared.pool.work.refused == refused + 1
+    assert shared_model.requests == asked
+
+
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"tools": 5}, {"tools": [5]}, {"lm": "main"}, {"lm": [["main"]]}, {"kind": 7}, {"target": None}, {"fields": [1]},
-        {"config": []}, {"max_iters": "many"}, {"adapter": 1}, {"route": {}}, {"state": 3}, {"signature": b"x"},
-        {"fields": {"reply": 5}}, {"fields": {"reply": {"type": 5}}},
-    ],
-)  # fmt: skip
-async def test_a_request_of_wrong_types_ends_neither_the_process_nor_its_neighbours(shared: Bench, wrong: Any) -> None:
+    "wrong", [*WRONG, {"record": RecordTo(RECORDS, "id", 1, b"")}, {"call": "a\nb"}, {"run": "x" * 5000}], ids=str
+)
+async def test_an_interactive_call_of_wrong_types_is_answered_at_once(shared: Bench, wrong: dict[str, Any]) -> None:
+    await until(lambda: shared.joined)
     process = await shared.answering()
-    await shared.put(replace(work(), spec={**asdict(spec()), **wrong}))
-    (beside,) = await shared.ask(work(spec=program("echo")))
-    assert beside.error is None
+    record = await asked(shared, wrongly(wrong, record=None))
+    assert error(record)["type"] == "InvalidInput"
+    assert error(record)["retryable"] is False
     assert await shared.answering() == process
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_without_a_subject_for_its_answer_takes_no_slot(shared: Bench) -> None:
+    await until(lambda: shared.joined)
+    item, refused = work(spec=spec(), record=None), shared.pool.work.refused
+    for _ in range(40):
+        await shared.bus.send(item.called_on(APP, POOL), item.pack())
+    await until(lambda: shared.pool.work.refused == refused + 40)
+    assert (await shared.ask(work(spec=program("echo"))))[0].error is None
+    assert shared.pool.status.full()["refused"] == shared.pool.work.refused
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_caller_hears_of_a_refusal_at_once(shared: Bench) -> None:
+    await until(lambda: shared.joined)
+    with pytest.raises(InvalidInput, match="times"):
+        async with asyncio.timeout(30):
+            await ask(shared.bus, APP, Resolved(spec(), POOL), {"text": "x"}, timeout=1e11)
+
+
+async def asked(bench: Bench, data: bytes) -> CallRecord:
+    """The record of an interactive call with these bytes."""
+    inbox, frames = bench.bus.inbox(), asyncio.Queue[Message]()
+    subscription = await bench.bus.subscribe(inbox, frames.put)
+    await bench.bus.send(subjects.call(APP, POOL, "triage", "classify"), data, reply=inbox)
+    async with asyncio.timeout(30):
+        while (frame := await frames.get()).headers[subjects.KIND] != RESULT:
+            pass
+    await subscription.close()
+    return CallRecord.unpack(frame.data)
 
 
 # -- what a program does to its worker ------------------------------------------------------------------------------------
@@ -96,15 +169,28 @@ async def test_what_is_no_frame_ends_the_process_that_sent_it_and_the_pool_goes_
     "line",
     [
         '{"event":"x","pid":1}', '{"event":"x","self":1}', '{"event":5}', '{"event":"x","level":5}',
-        '{"event":"x","level":"msg"}',
+        '{"event":"x","level":"msg","method_name":1}', '{"event":"x","method_name":1,"positional_args":5,"_name":1}',
         '{"event":"x","exc_info":true}', '{"event":"x","stack_info":1}', '{"event":"x","event":null}', '{"event":["x"]}',
         '{"event":"x","level":"bind"}', '{"event":' + "[" * 100_000, '{"event":"x","_record":1,"_from_structlog":1}',
         '{"event":"\\ud800","\\ud800":"\\ud800"}', '{"event":"x","exception":["y"],"logger":1,"timestamp":[]}', '{"event"',
     ],
-    ids=range(15),
+    ids=range(16),
 )  # fmt: skip
 async def test_no_line_that_a_program_prints_stops_the_reading_of_what_it_prints_next(mortal: Bench, line: str) -> None:
     process = await mortal.answering()
     (printed,) = await mortal.ask(work(spec=program("prints_lines"), text=line))
     assert (printed.error, printed.outputs) == (None, {"reply": "printed"})
     assert await mortal.answering() == process
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("cancelled", ["call-", ""], ids=["all calls", "all tasks"])
+async def test_calls_that_a_program_cancels_beside_its_own_are_tried_again(mortal: Bench, cancelled: str) -> None:
+    """Their events would be dead letters, had the calls ended as if their callers had given them up."""
+    await mortal.answering()
+    innocent = [work(spec=program("sleeps"), timeout=300) for _ in range(3)]
+    waiting = asyncio.create_task(mortal.ask(*innocent))
+    await until(lambda: mortal.pool.children.slots.busy == 3)
+    (guilty,) = await mortal.ask(work(spec=program("cancels_others"), text=cancelled))
+    for record in (guilty, *await waiting):
+        assert (error(record)["type"], error(record)["retryable"]) == ("WorkerLost", True)

@@ -13,7 +13,7 @@ from dspy.utils import exceptions as dspy_errors
 from pool_bench import APP, CHOICES, POOL, SIGNATURE, Bench, config, program, running, work
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import CallSpec
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.dspy.failure import TABLE, to_error
 

@@ -10,7 +10,7 @@ import pytest
 from pool_bench import config, running, work
 from waiting import until
 
-from dspex.bus.records import CallSpec
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.config import Profile
 from dspex.workers.models import weights
 

@@ -1,0 +1,70 @@
+"""A recorded operator as data: what a worker is asked to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+from typing_extensions import TypedDict
+
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError
+
+MAX_ITERS = 10
+"""The most steps of a `react` that does not say how many."""
+
+
+class ModuleConfig(TypedDict, total=False):
+    """Parameters of a DSPy module; they reach the language model."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float
+    n: int
+    stop: list[str]
+    rollout_id: int
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
+
+    Attributes:
+        kind: "predict", "chain_of_thought", "react" or "program".
+        target: the signature for the first three, the ref `pkg.module:Class` for a program.
+        signature: "a, b: int -> c"; for a program too.
+        instructions: of the signature; "" for DSPy's default.
+        lm: profiles in the order they are tried; empty: the pool's.
+        adapter: "chat", "json" or "xml"; None: the profile's.
+        config: ModuleConfig (temperature, max_tokens, …).
+        tools: refs, for react.
+        max_iters: for react.
+        state: name of a stored compiled program; None for none.
+        fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
+            dspex that do not know it; descriptions and defaults of class forms are then left out.
+        route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
+    """
+
+    kind: str
+    target: str
+    signature: str
+    instructions: str = ""
+    lm: tuple[str, ...] = ()
+    adapter: str | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    max_iters: int = MAX_ITERS
+    state: str | None = None
+    route: str = "worker"
+    fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, object]) -> Self:
+        """The spec of a request; keys of a newer version are left out. Raises DecodeError for what is none."""
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+        known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
+        try:
+            return cls(**checked(cls, "a spec of a call", known))
+        except TypeError as e:
+            raise DecodeError(f"not a spec of a call: {e}") from None
