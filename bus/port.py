@@ -177,6 +177,13 @@ class Objects(Protocol):
         """The bytes; None where there are none. Raises `DataError` where what is stored has another hash."""
         ...
 
+    async def led_for(self) -> float:
+        """Seconds for which the server that answers has led the store; infinite where no other one could.
+
+        One that has just become the leader may not show yet what was put just before.
+        """
+        ...
+
     async def listing(self) -> dict[str, float]:
         """When each object was put last, in seconds since the epoch, by its name."""
         ...

@@ -46,6 +46,7 @@ class MemoryServer:
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
+        self.led_since = 0.0  # when its server of today became the leader; tests set it
         self._epoch = epoch
         self._numbers = 0
 

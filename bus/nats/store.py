@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -178,6 +179,13 @@ class NatsObjects:
         if hashlib.sha256(data).hexdigest() != name:
             raise DataError(f"object {name} is damaged: its bytes have another hash", fix="look at the server's disk")
         return data
+
+    async def led_for(self) -> float:
+        info = await self._connection.api(f"STREAM.INFO.{self._stream}", None)
+        if info["config"]["num_replicas"] == 1:
+            return math.inf
+        since = (info.get("cluster") or {}).get("leader_since")  # absent while there is no leader
+        return stored.timestamp(info["ts"]) - stored.timestamp(since) if since else 0.0
 
     async def listing(self) -> dict[str, float]:
         info = await streams.info(self._connection, self._stream)

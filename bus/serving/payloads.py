@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -25,14 +24,13 @@ from dspex.bus.records import CallRequest, RecordTo
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
 ROOM: Final = 4096  # bytes of a message kept for headers
-YOUNG: Final = 60.0  # seconds since a message was stored, in which its payload may not have come to every server
+NEW: Final = 10.0  # seconds for which the leader of the object store may not show what was put just before it became that
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
 
 _RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition, number, try, nonce
 MOST_DIGITS: Final = 19  # of a number in it: anybody may have written one
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger("dspex.bus")
-_in_vain: WeakKeyDictionary[Bus, float] = WeakKeyDictionary()  # bus → until when nothing is waited for, by the server's clock
 
 
 def most(bus: Bus) -> int:
@@ -64,7 +62,7 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
         _log.error("a claim check names no payload", **where)
         return None
     try:
-        data = await _stored(bus, app, message, name)
+        data = await _stored(bus, app, name)
     except DataError as e:
         _log.error("a payload cannot be read", **where, why=e.message)
         return None
@@ -74,21 +72,18 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
     return message._replace(data=data)
 
 
-async def _stored(bus: Bus, app: str, message: Message, name: str) -> bytes | None:
-    """A payload. What was put just now may not have come to a server that has just become the leader: that is asked again.
+async def _stored(bus: Bus, app: str, name: str) -> bytes | None:
+    """A payload. What was put just now may not be shown by a server that has just become the leader: that one is asked again.
 
-    Who waited in vain waits for no other payload within the next minute: whoever may publish can name payloads that never
-    were, and everybody behind them would stand still for eight seconds each.
+    Any other is believed at once: whoever may publish can name payloads that never were, and who waited for them would stand
+    still for as long as somebody sends such messages.
     """
     objects = await bus.objects(subjects.objects(app))
     for pause in (*PAUSES, 0.0):
         if (data := await objects.get(name)) is not None:
             return data
-        info = await bus.stream(subjects.stream(app))
-        if info is None or message.time < info.now - YOUNG or info.now < _in_vain.get(bus, 0.0):
+        if await objects.led_for() > NEW:
             return None
-        if not pause:
-            _in_vain[bus] = info.now + YOUNG
         await asyncio.sleep(pause)
     return None
 
