@@ -1,12 +1,14 @@
 """YAML text as plain data that remembers its lines.
 
 Aliases are refused: a few lines of them can stand for a billion nodes, and a topology has no use for them. So are tags,
-duplicate keys (in YAML the last one silently wins), and nesting deeper than any topology.
+duplicate keys (in YAML the last one silently wins), nesting deeper than any topology, and numbers that no topology needs.
+YAML reads 1:2:3 as a number to base 60, which takes quadratic time and is meant by nobody: here it is text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, cast
 
 import yaml
@@ -16,6 +18,10 @@ from dspex.bus.errors import Problem, TopologyError
 VERSION = 1  # of the format: `dspex: 1`
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_EVENTS = 50_000  # values, and begins and ends of maps and lists
+MAX_DIGITS = 40
+_BITS = 64
+_SHOWN = 20  # problems of one file
 
 
 class Mapped(dict[str, Any]):
@@ -36,7 +42,7 @@ def read(text: str, file: str) -> Mapped:
     if len(text) > MAX_BYTES:
         raise _error(file, [(1, f"{len(text)} characters are more than a topology may have ({MAX_BYTES})", "split it up")])
     try:
-        found = list(_refused(text))
+        found = list(islice(_refused(text), _SHOWN))
         if found:
             raise _error(file, found)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -67,8 +73,11 @@ def _error(file: str, found: list[LineProblem]) -> TopologyError:
 def _refused(text: str) -> Iterator[LineProblem]:
     """What is refused, from the stream of events: before anything is built that could be large."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         line = event.start_mark.line + 1 if event.start_mark else 1
+        if count > MAX_EVENTS:
+            yield line, f"this has more values than a topology may have ({MAX_EVENTS:,})", "split it up"
+            return
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             yield line, "anchors and aliases (& and *) are not allowed", "write it out"
         if str(getattr(event, "tag", None) or "").startswith("tag:yaml.org,2002:python") or _custom_tag(event):
@@ -113,8 +122,17 @@ class _YamlReader:
         return found
 
     def scalar(self, node: yaml.Node) -> Any:
+        number = node.tag.endswith((":int", ":float"))
+        if number and ":" in node.value:
+            return node.value
         try:
-            return self.scalars.construct_object(node)
+            if number and len(node.value) > MAX_DIGITS:
+                raise ValueError(f"a number has at most {MAX_DIGITS} digits")
+            value = self.scalars.construct_object(node)
+            if isinstance(value, int) and value.bit_length() >= _BITS:
+                raise ValueError(f"an integer has at most {_BITS} bits")
+            return value
         except (yaml.YAMLError, ValueError, OverflowError) as e:
-            self.problems.append((node.start_mark.line + 1, f"{node.value!r} cannot be read: {e}", "write it in quotes"))
+            shown = f"{node.value[:60]!r} cannot be read: {e}"
+            self.problems.append((node.start_mark.line + 1, shown, "write it in quotes"))
             return None

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspex.bus.errors import Problem, TopologyError
+from dspex.operators.formats import yaml_read
 from dspex.operators.formats.schema import yaml_schema
 from dspex.operators.topology import Topology
 
@@ -249,6 +250,11 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("", 1, "a topology is a mapping"),
         ("1: x\n", 1, "the key 1 is not text"),
         ("a: " + "x" * (1 << 20), 1, "more than a topology may have"),
+        ("a:\n" + "- x\n" * 50_000, 49_998, "more values than a topology may have"),
+        ("dspex: 1\na: " + "9" * 5_000, 2, "at most 40 digits"),
+        ("dspex: 1\na: " + "1" * 20, 2, "at most 64 bits"),
+        ("dspex: 1\na: 0x" + "f" * 17, 2, "at most 64 bits"),
+        ("a: 1." + "0" * 100, 1, "at most 40 digits"),
     ],
 )
 def test_yaml_beyond_plain_data_is_refused_with_its_line(folder, text, line, message):
@@ -257,6 +263,17 @@ def test_yaml_beyond_plain_data_is_refused_with_its_line(folder, text, line, mes
     assert e.value.code == "DX222"
     assert message in e.value.problems[0].message
     assert (e.value.problems[0].file, e.value.problems[0].line) == ("t.yaml", line)
+
+
+def test_what_looks_like_a_number_to_base_60_is_text() -> None:
+    found = yaml_read.read("time: 10:30\nlong: " + "59:" * 100_000 + "1\nhalf: 1:2.5", "t.yaml")
+    assert (found["time"], len(found["long"]), found["half"]) == ("10:30", 300_001, "1:2.5")
+
+
+def test_a_file_full_of_mistakes_names_the_first_of_them() -> None:
+    with pytest.raises(TopologyError) as caught:
+        yaml_read.read("a: &a x\n" * 10_000, "t.yaml")
+    assert len(caught.value.problems) == 20
 
 
 @pytest.mark.parametrize("text", [YAML, ALL], ids=["triage", "all"])
