@@ -122,7 +122,16 @@ class _Publish:
     async def _results(self, c: Client, limit: float | None, began: float) -> int:
         from dspex.engine.cli.events.results import print_results
 
-        return await print_results(self.t, c, self.runs, limit, began)
+        try:
+            return await print_results(self.t, c, self.runs, limit, began)
+        except DspexError as e:  # to publish is one thing, and to read what comes of it is another
+            last = self.runs[-1]
+            stored = f"stored in {last.stream} as {last.sequence}"
+            what = (
+                f"the event is {stored}, and runs" if len(self.runs) == 1 else f"{len(self.runs):,} events are stored, and run"
+            )
+            e.fix = f"{what}: do not publish again; {e.fix}"
+            raise
 
     # -- publishing -----------------------------------------------------------------------------------------------
     async def _all(self, c: Client, bar: Bar | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pyarrow.parquet
 import pytest
 from cli_bench import Project
 
+from dspex.bus import nats
 from dspex.bus.errors import ConfigError
+from dspex.bus.local.server import LocalServer
+from dspex.bus.port import StreamConfig
 from dspex.engine.cli.events import rows as cli_rows
 
 RECEIPT = ["run", "subject", "stream", "seq", "duplicate"]
@@ -43,6 +47,29 @@ def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native
     assert bad.code == 1
     assert "failed in" in bad.out
     assert "check: InvalidInput" in bad.err
+
+
+USERS = """
+accounts { A { jetstream: enabled, users: [
+  { user: all, password: p }
+  { user: few, password: p, permissions: { publish: "orders.in", subscribe: "_INBOX.>" } }
+] } }
+no_auth_user: all
+"""
+
+
+@pytest.mark.asyncio
+async def test_who_may_not_read_what_comes_of_an_event_hears_that_it_is_stored(tmp_path: Path, unique: str) -> None:
+    """Who published it again, as after any other error, would double it."""
+    project = Project(tmp_path, unique, NATS_USER="few", NATS_PASSWORD="p")
+    async with LocalServer(tmp_path / "server" / "js", port=None, extra_config=USERS) as server:
+        bus = await nats.connect(server.url)
+        await bus.ensure_stream(StreamConfig("ORDERS", ["orders.in"]))
+        done = await asyncio.to_thread(project.dspex, "--server", server.url, "publish", "orders.in", "n=1", "--wait", "5s")
+        info = await bus.stream("ORDERS")
+        await bus.close()
+    assert (done.code, info.last if info else 0) == (4, 1)
+    assert "stored in ORDERS as 1, and runs: do not publish again" in done.err
 
 
 def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) -> None:
