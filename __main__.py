@@ -12,6 +12,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args == ["--version"]:  # before anything is imported: it answers in a few hundredths of a second
         sys.stdout.write(f"dspex {__version__}\n")
         return 0
+    if arguments is None and not {"worker", "run"}.isdisjoint(args):  # programs of pools must not read the keys of others there
+        from dspex.bus.settings import environment
+
+        environment.seal() if "worker" in args else environment.hide()
     from dspex.engine.cli.app import main
 
     return main(args)

@@ -1,6 +1,7 @@
 """What a pool needs of the settings, resolved once: profiles with defaults, sizes in bytes and seconds, the environment.
 
-The child gets its part in its first frame. No secret is in it: keys are named, and travel as environment variables.
+The child gets its part in its first frame, with the keys of the profiles that its pool may use. They are in no environment:
+programs can read that of other processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.serving.payloads import ABOVE
+from dspex.bus.settings import environment
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.tables import LMProfile
 from dspex.operators.native.adapters import ADAPTERS, Adapter
@@ -20,15 +22,6 @@ LOCAL = "local/"  # prefix of models that run on this machine
 LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
 SPARE = 1.0  # seconds that HTTP may take over the attempt's timeout: the parent's limit comes first
 
-_BASE_VARIABLES = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"),
-        *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
-    }
-)
-_PREFIXES = ("DSPEX_", "COVERAGE_", "LC_", "OTEL_", "XDG_")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -54,6 +47,7 @@ class Profile:
 class PoolConfig:
     """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
 
+    `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
     `claim_check_above`: bytes of a record that is not stored in its message.
     """
 
@@ -76,9 +70,11 @@ class PoolConfig:
     gpus: int = 0
     devices: tuple[int, ...] = ()
     claim_check_above: int = ABOVE
+    keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
-    def for_child(self) -> PoolConfig:
-        """What a child needs to know; the rest is the parent's. Its variables reach it in its environment alone."""
+    def for_child(self, environ: Mapping[str, str] = os.environ) -> PoolConfig:
+        """What a child needs to know; the rest is the parent's. `environ`: of the parent, which has the keys."""
+        has = {**environ, **own_variables(self, environ)}
         return PoolConfig(
             self.app,
             self.name,
@@ -87,6 +83,7 @@ class PoolConfig:
             profiles=self.profiles,
             programs=self.programs,
             path=self.path,
+            keys={p.key_env: has[p.key_env] for p in self.profiles.values() if p.key_env and p.key_env in has},
         )
 
     @classmethod
@@ -103,9 +100,9 @@ class PoolConfig:
         if name not in self.profiles:
             known = ", ".join(sorted(self.profiles)) or "none"
             raise ConfigError(
-                f"pool {self.name}: there is no profile lm.{name} (there are: {known})",
+                f"pool {self.name} may use no profile lm.{name} (there are: {known})",
                 code="DX113",
-                fix=f'add it: lm.{name} = {{ model = "openai/gpt-4.1-mini", key_env = "OPENAI_API_KEY" }}',
+                fix=f'let it use the profile: pools.{self.name}.lms = ["{name}"]; dspex config show shows which there are',
                 node=f"lm.{name}",
             )
         return self.profiles[name]
@@ -135,7 +132,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         size=p.size if size is None else size,
         slots=p.slots if slots is None else slots,
         lm=p.lm,
-        profiles={name: _profile(name, lm) for name, lm in settings.lm.items()},
+        profiles={name: _profile(name, settings.lm[name]) for name in settings.lms_of(pool)},
         programs=p.programs,
         path=tuple(settings.search_path),
         env=p.env,
@@ -167,11 +164,11 @@ def missing_key(profile: Profile, pool: str) -> ConfigError:
     )
 
 
-def key_of(profile: Profile, pool: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The profile's key; None where it names none. Raises ConfigError (DX112) for one that is named and not set."""
-    key = environ.get(profile.key_env) if profile.key_env else None
+def key_of(profile: Profile, pool: PoolConfig) -> str | None:
+    """The profile's key, in a child; None where it names none. Raises ConfigError (DX112) for one that is named and not set."""
+    key = pool.keys.get(profile.key_env) if profile.key_env else None
     if profile.key_env and not key:
-        raise missing_key(profile, pool)
+        raise missing_key(profile, pool.name)
     return key
 
 
@@ -194,16 +191,29 @@ def adapter_of(profile: Profile | None, wanted: str | None) -> Adapter:
 
 
 def check_keys(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ConfigError (DX112) if the default profile of the pool names a key that its children would not have."""
-    profile = config.default_profile()
-    if profile and profile.key_env and not ({**environ, **config.env}).get(profile.key_env):
+    """Raise ConfigError (DX112) if the default profile of the pool, or one of its variables, names what its children would not
+    have.
+    """
+    profile, has = config.default_profile(), {**environ, **own_variables(config, environ)}
+    if profile and profile.key_env and not has.get(profile.key_env):
         raise missing_key(profile, config.name)
 
 
+def own_variables(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that `pools.*.env` names; "$NAME" is what NAME is in `environ`. Raises ConfigError (DX112) if it is not."""
+    if missing := [v for v in config.env.values() if v.startswith("$") and v[1:] not in environ]:
+        raise ConfigError(
+            f"pools.{config.name}.env: the variable {missing[0][1:]} is not set where the pool is started",
+            code="DX112",
+            fix=f"export {missing[0][1:]}",
+            node=f"pools.{config.name}",
+        )
+    return {name: environ[value[1:]] if value.startswith("$") else value for name, value in config.env.items()}
+
+
 def child_environment(config: PoolConfig, index: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of child `index`: a base set, the keys of the profiles, the pool's own. Nothing else leaks in."""
-    keys = {p.key_env for p in config.profiles.values() if p.key_env}
-    env = {k: v for k, v in environ.items() if k in _BASE_VARIABLES or k in keys or k.startswith(_PREFIXES)}
+    """The variables of child `index`: a base set, and the pool's own. No key is among them, and nothing else leaks in."""
+    env = environment.bare(environ)
     env.update(dict.fromkeys(_THREADS, str(config.threads)))
     # DSPy would fetch a price list from the network at the first call, and keep a disk cache in the home folder.
     env["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -212,4 +222,4 @@ def child_environment(config: PoolConfig, index: int, environ: Mapping[str, str]
     if config.gpus and config.devices:
         first = index * config.gpus % len(config.devices)
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices[first : first + config.gpus]))
-    return {**env, **config.env}
+    return {**env, **own_variables(config, environ)}

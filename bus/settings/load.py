@@ -22,7 +22,7 @@ _SECRET = re.compile(r"(.*_)?(api_?key|key|password|passwd|secret|token)", re.IG
 _LITERAL_FIX = {
     "lm": 'name the variable that has it instead: key_env = "OPENAI_API_KEY"',
     "server": 'name the variable that has it instead: password_env = "…" or token_env = "…"',
-    "pools": "export it; the variables that profiles name by key_env are passed to the workers",
+    "pools": 'export it, and name the variable that has it: env = { NAME = "$NAME" }',
 }
 
 
@@ -107,6 +107,8 @@ def _is_secret(key: SettingPath, value: str) -> bool:
         return "@" in value  # a user alone is a token
     if key[:2] == ("server", "tls") or key[0] not in ("lm", "server", "pools"):
         return False
+    if key[0] == "pools" and key[2:3] == ("env",) and value.startswith("$"):
+        return False  # the name of a variable
     return bool(_SECRET.fullmatch(key[-1])) or layers.has_login(value)
 
 
@@ -190,6 +192,7 @@ def _unknown_names(settings: Settings, origins: Mapping[SettingPath, str]) -> It
         place = layers.origin_of(("defaults", "call", "pool"), origins)
         yield _problem_at("DX133", "defaults.call.pool", place, f"there is no pool {default!r}", fix)
     named = [(("pools", name, "lm"), pool.lm) for name, pool in settings.pools.items() if pool.lm]
+    named += [(("pools", name, "lms"), lm) for name, pool in settings.pools.items() for lm in pool.lms]
     named += [(("defaults", "call", "lm"), lm) for lm in settings.defaults.call.lm or ()]
     for key, lm in named:
         if lm not in settings.lm:

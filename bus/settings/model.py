@@ -114,6 +114,16 @@ class Settings(SettingsTable):
             f"pool {pool} names no language model, and there are several: {names}", code="DX113", node=pool, fix=fix
         )
 
+    def lms_of(self, pool: str) -> list[str]:
+        """The profiles that calls of a pool may use, whose keys its workers get: its `lm` and `lms`, and those of
+        `defaults.call.lm`; all where it names neither.
+        """
+        settings = self.pools[pool]
+        if not settings.lms and not settings.lm:
+            return list(self.lm)
+        default = settings.lm or ("main" if "main" in self.lm else None)
+        return list(dict.fromkeys([*([default] if default else []), *settings.lms, *(self.defaults.call.lm or ())]))
+
     def placed(self, root: Path, origins: Mapping[str, str]) -> Self:
         """These settings, read from `root` with these origins."""
         self._root, self._origins = root, dict(origins)

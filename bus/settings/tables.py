@@ -164,11 +164,18 @@ class Restart(SettingsTable):
 
 
 class PoolSettings(SettingsTable):
-    """A pool of workers: `size` processes with `slots` calls at once in each."""
+    """A pool of workers: `size` processes with `slots` calls at once in each.
+
+    Attributes:
+        lm: the profile of calls that name none.
+        lms: the others that calls may name. Workers get the keys of these and of no others; without `lm` and `lms`, of all.
+        env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
+    """
 
     size: Annotated[int, Field(ge=0)] = 1
     slots: Annotated[int, Field(ge=1)] = 4
     lm: str | None = None
+    lms: Texts = ()
     memory: PositiveSize | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     programs: Texts = ()

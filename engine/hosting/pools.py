@@ -16,6 +16,7 @@ import orjson
 import structlog
 
 from dspex.bus.errors import DspexError, WorkerLost, from_dict
+from dspex.bus.settings import environment
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import Tasks
 
@@ -50,11 +51,16 @@ class PoolProcess:
 
     async def _live(self) -> int:
         command = [sys.executable, "-m", "dspex", "--json", "--no-progress", "worker", self.name, "--with-parent"]
-        env = {**os.environ, "DSPEX_SETTINGS_JSON": self.settings.to_json()}
+        env, rest = environment.sealed({**os.environ, "DSPEX_SETTINGS_JSON": self.settings.to_json()})
+        handed = () if rest is None else (rest,)
         # A session of its own: ^C goes to the engine alone, which drains the pool when it has drained itself.
-        self.process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, cwd=self.settings.root, env=env, start_new_session=True
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, cwd=self.settings.root, env=env, pass_fds=handed, start_new_session=True
+            )
+        finally:
+            for descriptor in handed:
+                os.close(descriptor)
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             try:

@@ -95,7 +95,7 @@ class Native:
             url, key = need_local(profile, local), "none"
         else:
             # a server that wants no key still gets one, as DSPy does it
-            key = key_of(profile, self._pool.name) or ("none" if profile.base_url else os.environ["OPENAI_API_KEY"])
+            key = key_of(profile, self._pool) or ("none" if profile.base_url else os.environ["OPENAI_API_KEY"])
             url = profile.base_url or _OPENAI
         at = f"{url} {profile.key_env}"
         if at not in self._endpoints:

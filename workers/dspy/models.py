@@ -1,4 +1,4 @@
-"""Language model profiles → `dspy.LM`. Keys are read here, from this process's environment, and are sent nowhere else."""
+"""Language model profiles → `dspy.LM`. Keys come with the configuration, and are sent nowhere else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Models:
         if profile.local:
             _declare_local()
             return dspy.LM(profile.model, api_base=need_local(profile, local), **{**LOCAL_DEFAULTS, **profile.params, **shared})
-        key = key_of(profile, self._config.name)
+        key = key_of(profile, self._config)
         if profile.base_url:
             # a server that wants no key still gets one: without it the client refuses to call
             shared |= {"api_base": profile.base_url, "api_key": key or "none"}

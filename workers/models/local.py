@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import LMUnavailable
 from dspex.bus.records import CallRequest
+from dspex.bus.settings import environment
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.models import weights
@@ -75,6 +76,7 @@ class LocalModel:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=environment.bare(),
             start_new_session=True,
         )
         assert process.stdout is not None

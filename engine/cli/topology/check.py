@@ -69,6 +69,9 @@ def _unknown_to_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
             if lm not in settings.lm:
                 fix = f"one of: {', '.join(settings.lm)}; or add it to dspex.toml: lm.{lm} = {{ model = … }}"
                 yield Problem("DX111", "error", graph.name, node.name, file, line, f"there is no language model {lm!r}", fix)
+            elif node.call.pool in settings.pools and lm not in settings.lms_of(node.call.pool):
+                message, fix = f"pool {node.call.pool} may not use lm.{lm}", f'pools.{node.call.pool}.lms = ["{lm}"]'
+                yield Problem("DX113", "error", graph.name, node.name, file, line, message, fix)
 
 
 # -- show ----------------------------------------------------------------------------------------------------------

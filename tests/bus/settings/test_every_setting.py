@@ -51,8 +51,9 @@ ACTS: dict[str, str] = {
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output")},
     **{
         f"pools.*.{name}": "workers/config.py"
-        for name in ("size", "slots", "lm", "memory", "threads", "programs", "env", "python", "gpus", "devices")
+        for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices")
     },
+    **{f"pools.*.{name}": "bus/settings/model.py" for name in ("lm", "lms")},
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
     "engine.max_bytes": "engine/hosting/engine.py",

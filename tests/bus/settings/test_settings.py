@@ -228,6 +228,8 @@ def test_a_pool_with_more_gpus_than_devices_is_refused(folder: Path) -> None:
 def test_an_unknown_profile_is_named_with_the_nearest(folder: Path) -> None:
     (folder / "dspex.toml").write_text('[lm.main]\nmodel = "a/b"\n[pools.x]\nlm = "mian"\n')
     assert problems()["pools.x.lm"] == ("DX111", "dspex.toml:4", "did you mean 'main'?")
+    (folder / "dspex.toml").write_text('[lm.main]\nmodel = "a/b"\n[pools.x]\nlms = ["main", "mian"]\n')
+    assert problems()["pools.x.lms"] == ("DX111", "dspex.toml:4", "did you mean 'main'?")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-/* A machine's clock that can be set: preload this, and the seconds in the file $CHAOS_CLOCK are added to the time of day. */
+/* A machine's clock that can be set: preload this, and the seconds in the file CLOCK are added to the time of day. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <time.h>
@@ -13,8 +12,7 @@ static volatile int64_t *ahead;
 static int (*real)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void) {
-    const char *name = getenv("CHAOS_CLOCK");
-    int file = name ? open(name, O_RDONLY) : -1;
+    int file = open(CLOCK, O_RDONLY);
     real = dlsym(RTLD_NEXT, "clock_gettime");
     if (file < 0) return;
     void *there = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, file, 0);

@@ -97,6 +97,19 @@ def test_check_knows_the_pools_and_models_of_the_settings(dspex: Dspex, tmp_path
     assert "error[DX111] ask (t.yaml:7): there is no language model 'huge'" in found.out
 
 
+def test_check_names_a_model_that_the_pool_of_a_call_may_not_use(dspex: Dspex, tmp_path: Path) -> None:
+    (tmp_path / "dspex.toml").write_text(
+        'lm.main.model = "openai/a"\nlm.huge.model = "openai/b"\n'
+        'pools.lightweight = { lm = "main" }\npools.gpu = { lms = ["huge"] }\n'
+    )
+    (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: [huge, main]"))
+    found = dspex("check", "t.yaml")
+    assert found.code == 3
+    assert "error[DX113] ask (t.yaml:7): pool lightweight may not use lm.huge\n  fix: pools.lightweight.lms = [" in found.out
+    (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: [huge, main], pool: gpu"))
+    assert dspex("check", "t.yaml").code == 0
+
+
 def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("[split.0, split.rest], merge: {}", "split.0, set: { x: n }"))
     mild, strict = dspex("check", "t.yaml"), dspex("check", "t.yaml", "--strict")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,13 @@ lm.small = {{ model = "local/smollm2-135m" }}
 class Worker:
     """A running `dspex worker`."""
 
-    def __init__(self, folder: Path, nats_url: str, *options: str) -> None:
-        arguments = [sys.executable, "-m", "dspex", "--server", nats_url, "--json", "worker", POOL, *options]
+    def __init__(self, folder: Path, nats_url: str, *options: str, under: Sequence[str] = (), **env: str) -> None:
+        arguments = [*under, sys.executable, "-m", "dspex", "--server", nats_url, "--json", "worker", POOL, *options]
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            arguments, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
-        )
+            arguments, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, **env},
+        )  # fmt: skip
 
     def ready(self) -> dict[str, Any]:
         """Its first line of output."""
@@ -126,6 +128,37 @@ async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_programs_
         assert len(children) == len(names)
         worker.process.kill()
         await expect_gone(children)
+    finally:
+        worker.end()
+
+
+PLAIN = ["setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin"]  # as a user who is not root, for these three
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-1", "A_KEY": "secret-2", "DSPEX_POOLS__LIGHT__ENV__X": "secret-3"}
+
+
+@pytest.mark.asyncio
+async def test_the_environment_of_a_workers_parent_tells_a_program_nothing(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, nats_url, **SECRETS)
+    try:
+        await asyncio.to_thread(worker.ready)
+        (seen,) = await bench.ask(work(str(worker.process.pid), spec=program("environment")))
+        if os.geteuid() == 0:  # nobody else may even look
+            assert seen.outputs is not None
+            assert any(text.startswith("PATH=") for text in seen.outputs["reply"])
+        assert [v for v in SECRETS.values() if v.encode() in seen.pack()] == ["secret-3"], "only what is the pool's own"
+    finally:
+        worker.end()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="root may trace everything unless it gives that up")
+@pytest.mark.asyncio
+async def test_a_program_cannot_look_into_its_workers_parent(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, nats_url, under=PLAIN if os.geteuid() == 0 else [])
+    try:
+        await asyncio.to_thread(worker.ready)
+        (seen,) = await bench.ask(work(str(worker.process.pid), spec=program("environment")))
+        assert seen.error is not None
+        assert "PermissionError" in seen.error["message"]
     finally:
         worker.end()
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -183,7 +184,9 @@ async def holds_the_gil(text: str) -> dict[str, Any]:
 
 
 def environment(text: str) -> dict[str, Any]:
-    return {"reply": sorted(os.environ)}
+    """What /proc says of this process and, by their numbers in `text`, of others: `NAME=value`, each."""
+    found = [Path("/proc", number, "environ").read_bytes() for number in ("self", *text.split())]
+    return {"reply": [v for one in found for v in one.decode().split("\0") if v]}
 
 
 def big(text: str) -> dict[str, Any]:

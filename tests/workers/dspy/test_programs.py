@@ -82,21 +82,25 @@ async def test_a_program_knows_the_call_it_serves(shared: Bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_child_sees_the_named_keys_and_no_other_secret(
+async def test_a_child_has_its_keys_and_no_secret_is_in_its_environment(
     model: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("MODEL_KEY", "secret-1")
     monkeypatch.setenv("OTHER_SECRET", "secret-2")
+    monkeypatch.setenv("DSPEX_SERVER__URL", "nats://u:secret-3@h")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret-4")
     profile = Profile("main", "openai/stand-in", key_env="MODEL_KEY", base_url=model.url)
-    async with running(config(model.url, profiles={"main": profile}, env={"MINE": "1"}, threads=3)) as bench:
-        seen, called = await bench.ask(work(spec=program("environment")), work())
+    own = {"MINE": "1", "NAMED": "$OTHER_SECRET"}
+    async with running(config(model.url, profiles={"main": profile}, env=own, threads=3)) as bench:
+        seen, called = await bench.ask(work("", spec=program("environment")), work())
     assert seen.outputs is not None
-    names = set(seen.outputs["reply"])
-    assert {"MODEL_KEY", "MINE", "PATH", "OMP_NUM_THREADS"} <= names
-    assert "OTHER_SECRET" not in names
+    found = dict(text.partition("=")[::2] for text in seen.outputs["reply"])
+    assert {"MINE", "PATH", "OMP_NUM_THREADS"} <= found.keys()
+    assert [name for name, value in found.items() if "secret-" in value] == ["NAMED"]
     assert called.error is None
     assert model.last_key == "bearer secret-1"
     assert b"secret-1" not in called.pack() + seen.pack()
+    assert "secret-1" not in repr(bench.pool.config.for_child())
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
