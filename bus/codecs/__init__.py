@@ -111,6 +111,11 @@ def _has_bytes(plain: object) -> bool:
     return isinstance(plain, bytes) or any(map(_has_bytes, inner))
 
 
+def media_type(content_type: str) -> str:
+    """A content type without its parameters (`; charset=…`), in lower case."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def decode(data: bytes, content_type: str | None = None) -> Any:
     """The data in bytes of that content type; JSON where it is None or empty. Parameters (`; charset=…`) are ignored.
 
@@ -118,7 +123,7 @@ def decode(data: bytes, content_type: str | None = None) -> Any:
     """
     if not content_type or content_type == JSON:
         return load_json(data)
-    name = content_type.partition(";")[0].strip().lower()
+    name = media_type(content_type)
     codec = _known.get(name)
     if codec is None:
         raise DecodeError(

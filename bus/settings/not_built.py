@@ -23,7 +23,7 @@ OPERATORS = (
 TOPOLOGY_METHODS = ("cron", "to_asyncapi")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
-    "source": ("codec", "accept", "idle", "hold"),
+    "source": ("codec", "idle", "hold"),
     "sink": ("stream", "cloudevents"),
     "validate": ("extra",),
 }

@@ -1,4 +1,4 @@
-"""Draw docs/demo.svg: `python docs/make/picture.py`.
+"""Draw docs/make/demo.svg: `python docs/make/picture.py`.
 
 It runs the demo on a terminal of 100 columns and keeps what is left on it.
 """
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 COLUMNS, COUNT = 100, "10"
-PICTURE = Path(__file__).parents[1] / "demo.svg"
+PICTURE = Path(__file__).with_name("demo.svg")
 REDRAWN = re.compile(r".*\r\x1b\[2K|\x1b\[\?25[lh]")  # what a progress bar draws over, and the cursor that it hides
 
 

@@ -93,6 +93,8 @@ class Source:
     on_gap: OnGap = "stop"
     time: Callable[[Any], datetime] | None = None
     accept: Callable[[Any], Any] | None = None  # decoded data → typed data; raises InvalidInput
+    media: Callable[[str], None] = lambda content_type: None  # raises DecodeError for a content type that is not taken
+    plain: bool = True  # whether JSON is taken, which `media` is not asked for then
 
 
 @dataclass(frozen=True)

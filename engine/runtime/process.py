@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from dspex.engine.runtime.compile import Stage
 
 _new = tuple.__new__  # the class itself as constructor takes twice as long
-_NOTHING = Effects()
-_DROPPED = Effects((), (), 0, ("dropped",))
+_NOTHING, _DROPPED = Effects(), Effects((), (), 0, ("dropped",))
 _EVENT: tuple[Note, ...] = ("event",)
 _RECORD: tuple[Note, ...] = ("record",)
 
@@ -236,9 +235,11 @@ def _read(event: NodeEvent) -> Any:
 # -- the steps of a walk: functions that compile.py links -------------------------------------------------------------------
 def source_step(source: Source, after: Handler) -> Handler:
     """The step at which a source event enters the graph: from its bytes."""
-    accept, time = source.accept, source.time
+    accept, time, plain = source.accept, source.time, source.plain
 
     def step(event: NodeEvent, walk: Any) -> None:
+        if event.content_type != JSON or not plain:
+            source.media(event.content_type)
         data = _read(event)
         if accept:
             data = accept(data)
@@ -268,8 +269,7 @@ def landing_step(node: CallNode, after: Handler) -> Handler:
 
 def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
     """The step that ends a walk in a sink."""
-    sink, name = node.sink, node.name
-    how = sink.codec or codec
+    sink, name, how = node.sink, node.name, node.sink.codec or codec
 
     def step(data: object, walk: Any) -> None:
         walk.node = name

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
-from dspex.bus.errors import InvalidInput
+from dspex.bus import codecs
+from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.bus.subjects import is_stream_name
 from dspex.engine.graph.nodes import MOST_PARTITIONS, OnGap, Source, Start
@@ -29,6 +31,8 @@ from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import wrong
 from dspex.operators.typing.shape import shape_of, validator
 
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+_-]+/[A-Za-z0-9.+_-]+")
+
 
 class SourceOptions(TypedDict, total=False):
     """What a source takes. SOURCE_OPTIONS says what each is; docs/operators.md lists them."""
@@ -38,6 +42,7 @@ class SourceOptions(TypedDict, total=False):
     time: str
     partitions: int
     on_gap: OnGap
+    accept: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,20 @@ class StartParameter(Parameter):
 
     def plain(self, value: object, others: Arguments) -> object:
         return value.isoformat() if isinstance(value, datetime) else value
+
+
+@dataclass(frozen=True)
+class MediaTypesParameter(Parameter):
+    """Content types, one or more."""
+
+    noun: ClassVar[str] = "a list of content types"
+    form: ClassVar[JsonSchema] = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+
+    def check(self, name: str, value: object) -> object:
+        names = list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else []
+        if not names or not all(isinstance(n, str) and _MEDIA_TYPE.fullmatch(n) for n in names):
+            raise wrong(name, value, f'content types: ["{codecs.JSON}", "{codecs.ARROW}"]')
+        return [str(n).lower() for n in names]
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,11 @@ SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "on_gap": ChoiceParameter(
             "stop", of=OnGap, doc="the source lost events before they were read: stop, or note the gap and go on"
         ),
+        "accept": MediaTypesParameter(
+            None,
+            doc="an event of another content type is a dead letter; default: all that are known, but Arrow only where it is "
+            "the topology's codec, or that is `auto`",
+        ),
     }
 )
 
@@ -100,15 +124,15 @@ def add(plan: Plan, subject: str, given: Mapping[str, object]) -> NodeDraft:
     for e in errors:
         plan.refuse(draft, e)
     with plan.collecting(draft):
-        draft.payload = _source(subject, {name: p.default for name, p in SOURCE_OPTIONS.items()} | o)
+        draft.payload = _source(subject, {name: p.default for name, p in SOURCE_OPTIONS.items()} | o, plan.codec)
     for name, value in o.items():
         for e in SOURCE_OPTIONS[name].misfits("source", value, draft.shape, o):
             plan.refuse(draft, e)
     return draft
 
 
-def _source(subject: str, o: Mapping[str, Any]) -> Source:
-    time, tp = o["time"], o["type"]
+def _source(subject: str, o: Mapping[str, Any], codec: str) -> Source:
+    time, tp, accept = o["time"], o["type"], o["accept"]
     return Source(
         subject,
         o["stream"],
@@ -117,7 +141,22 @@ def _source(subject: str, o: Mapping[str, Any]) -> Source:
         o["on_gap"],
         None if time is None else _event_time(time),
         None if tp is None else validator(tp),
+        _media(subject, accept, codec),
+        accept is None or codecs.JSON in accept,
     )
+
+
+def _media(subject: str, accept: Sequence[str] | None, codec: str) -> Callable[[str], None]:
+    """What is asked whether a content type is taken. The publisher names it, and a table can be large without many bytes."""
+    columnar = codec in ("arrow", "auto")
+
+    def check(content_type: str) -> None:
+        name = codecs.media_type(content_type)
+        if name not in accept if accept is not None else name == codecs.ARROW and not columnar:
+            fix = f'publish another, or let the source take it: source("{subject}", accept=[…, "{name}"])'
+            raise DecodeError(f"source {subject} takes no content type {name!r}", fix=fix)
+
+    return check
 
 
 def _start(value: object) -> Start:

@@ -278,6 +278,9 @@ def test_a_misspelt_option_of_a_source_is_refused():
         ({"on_gap": "wait"}, "on_gap cannot be 'wait'"),
         ({"start": "yesterday"}, "start cannot be 'yesterday'"),
         ({"stream": 5}, "stream cannot be 5"),
+        ({"accept": []}, "accept cannot be []"),
+        ({"accept": "application/json"}, "accept cannot be 'application/json'"),
+        ({"accept": ["json"]}, "accept cannot be ['json']"),
     ],
 )
 def test_a_wrong_value_of_a_source_option_is_refused(options, message):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import msgpack
 import pytest
 from engine_lab import STREAM, Lab
 from structlog.testing import capture_logs
@@ -116,19 +115,6 @@ def test_bytes_that_are_not_json_are_a_dead_letter_with_the_bytes(lab: MakeLab) 
     (letter,) = one.letters()
     assert (letter.node, letter.reason, letter.event.data) == ("in", "DecodeError", b"\xff\x00 not json")
     assert numbers(one) == [1]
-
-
-def test_messagepack_and_arrow_events_are_read_by_their_content_type(lab: MakeLab) -> None:
-    pa = pytest.importorskip("pyarrow")
-    one = lab(reading())
-    one.start()
-    one.store(NewMessage("in", msgpack.packb({"n": 1}), {subjects.CONTENT_TYPE: "application/msgpack"}))
-    one.publish("in", {"n": 2, "blob": b"\x00\x01"}, codec="msgpack")
-    one.publish("in", pa.table({"n": [3, 4]}), codec="arrow")
-    one.advance(1)
-    stored = one.messages("out")
-    assert len(stored) + len(one.letters()) == 3
-    assert numbers(one)[:1] == [1]
 
 
 def test_key_session_and_trace_are_inherited_and_causes_are_named(lab: MakeLab) -> None:
