@@ -165,6 +165,11 @@ def cause_of(headers: Mapping[str, str]) -> str | None:
     return headers.get(subjects.CAUSE) or (headers.get(subjects.RUN) if subjects.EVENT_ID in headers else None)
 
 
+def is_time(seconds: float) -> bool:
+    """Whether it can be a time of an event, in seconds since the epoch: in one of the years that a datetime has."""
+    return -62_135_596_800 <= seconds < 253_402_300_800
+
+
 def event_time(message: Message) -> datetime:
     """Event time of a stored message: its own, if it says one that can be read, else when it was stored."""
     text = message.headers.get(subjects.TIME)

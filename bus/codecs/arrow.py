@@ -96,6 +96,7 @@ def decode(data: bytes) -> Any:
         TypeError,
         LookupError,
         NotImplementedError,
+        RecursionError,
         struct.error,
     ) as e:  # pyarrow's own are made from these
         raise DecodeError(f"not an Arrow stream: {e}; {len(data)} bytes, beginning {data[:30]!r}") from e

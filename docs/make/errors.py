@@ -144,6 +144,10 @@ MORE = {
         "the message says what to correct; restore a backup",
     ),
     "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),
+    "DX624": (
+        "A dead letter says that its event goes on, or lies, where nothing of its topology does: no engine wrote it.",
+        "drop it: `dspex dlq drop`",
+    ),
     "DX509": (
         "The event of an open call is stored nowhere any more, so the call cannot be made again or go on.",
         "do not remove messages from the application's stream; the event itself is lost",

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import structlog
+from typing import Any, Final
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DataError, DecodeError, RunError, TopologyError
-from dspex.bus.message import Event, Message
+from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, TopologyError
+from dspex.bus.message import Event, Message, is_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import payloads
@@ -19,7 +17,8 @@ from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
 
-_log = structlog.get_logger("dspex.client")
+REFUSED: Final = (DataError, RunError, TopologyError)
+"""What a letter that cannot be redriven raises."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class DeadLetter:
         attempts: how often it was tried.
         run: id of its run.
         time: when it was given up (UTC).
+        unreadable: no engine wrote it, or it cannot be read any more: `message` says why, and it can only be dropped.
     """
 
     event: Event[Any]
@@ -49,6 +49,7 @@ class DeadLetter:
     sequence: int = 0
     code: str = ""
     fix: str = ""
+    unreadable: bool = False
 
     def as_dict(self, *, traceback: bool = False) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -75,27 +76,70 @@ def _data(letter: Letter) -> Any:
         return letter.event.data
 
 
+def _time(seconds: float) -> datetime:
+    """A time; the epoch for what is none: whoever may write frames or letters can say what they like."""
+    return datetime.fromtimestamp(seconds if is_time(seconds) else 0.0, tz=UTC)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def read(message: Message) -> DeadLetter:
-    """The dead letter that a message holds."""
-    letter = Letter.unpack(message.data)
-    o = letter.event.origin
-    at = datetime.fromtimestamp(o.time, tz=UTC)
+    """The dead letter that a message holds. Raises DecodeError."""
+    letter = _letter(message)
+    o, at = letter.event.origin, _time(letter.event.origin.time)
     event = Event(
         o.id, o.subject, _data(letter), at, o.run, o.cause, o.key, o.session, dict(letter.headers), o.sequence or None
     )
     return DeadLetter(
         event=event,
         node=letter.node,
-        reason=str(letter.error.get("type", "")),
-        message=str(letter.error.get("message", "")),
+        reason=_text(letter.error.get("type")),
+        message=_text(letter.error.get("message")),
         traceback=letter.traceback,
         attempts=letter.event.attempts,
         run=o.run,
-        time=datetime.fromtimestamp(letter.time, tz=UTC),
+        time=_time(letter.time),
         topology=letter.topology,
         sequence=message.sequence,
-        code=str(letter.error.get("code", "")),
-        fix=str(letter.error.get("fix", "")),
+        code=_text(letter.error.get("code")),
+        fix=_text(letter.error.get("fix")),
+    )
+
+
+def _letter(message: Message) -> Letter:
+    """The letter in a message. Raises DecodeError for what is none, and for one of another topology than its subject says."""
+    letter = Letter.unpack(message.data)
+    if letter.topology != _words(message)[0]:
+        raise DecodeError("a dead letter of another topology than that of its subject")
+    return letter
+
+
+def _words(message: Message) -> tuple[str, str]:
+    """Topology and operator, as the subject of a letter names them."""
+    _, _, _, topology, *rest = message.subject.split(".")
+    return topology, ".".join(rest)
+
+
+def _unreadable(message: Message, why: DataError) -> DeadLetter:
+    topology, node = _words(message)
+    at = _time(message.time)
+    event: Event[Any] = Event("", message.subject, message.data, at, "", None, None, None, {}, message.sequence)
+    return DeadLetter(
+        event=event,
+        node=node,
+        reason=type(why).__name__,
+        message=f"this letter cannot be read: {why.message}",
+        traceback="",
+        attempts=0,
+        run="",
+        time=at,
+        topology=topology,
+        sequence=message.sequence,
+        code=why.code,
+        fix=f"drop it: dspex dlq drop {message.sequence}",
+        unreadable=True,
     )
 
 
@@ -108,8 +152,8 @@ async def listing(
     """
     async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
         for message in page:
-            found = await _readable(bus, app, message)
-            if found is not None and node in (None, found.node) and reason in (None, found.reason, found.code):
+            found = await _shown(bus, app, message)
+            if node in (None, found.node) and reason in (None, found.reason, found.code):
                 yield found
 
 
@@ -119,59 +163,82 @@ async def find(bus: Bus, app: str, sequence: int) -> DeadLetter | None:
     message = await bus.get(info.name, sequence) if info is not None and 0 < sequence <= info.last else None
     if message is None or not subjects.matches(subjects.dead_pattern(app), message.subject):
         return None
-    return await _readable(bus, app, message)
+    return await _shown(bus, app, message)
 
 
-async def _readable(bus: Bus, app: str, message: Message) -> DeadLetter | None:
-    """The dead letter that a message holds, or names; None for what no engine wrote, and for what is gone."""
+async def _shown(bus: Bus, app: str, message: Message) -> DeadLetter:
+    """The dead letter that a message holds, or names; an unreadable one for what no engine wrote, and for what is gone."""
     try:
         return read(await payloads.required(bus, app, message))
     except DataError as e:
-        _log.warning("what is no dead letter is left out", subject=message.subject, sequence=message.sequence, why=e.message)
-        return None
+        return _unreadable(message, e)
 
 
 async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None) -> int:
     """Run events again from where they failed: same event id, same run, the next attempt. How many.
 
     `data`: instead of what each holds. Each runs once, also where this is cut off and asked for again at any later time.
-    What somebody else has redriven or dropped meanwhile is passed over.
+    What somebody else has redriven or dropped meanwhile is passed over. One that cannot be redriven holds up no other: why is
+    raised at the end, see `again`.
     """
-    redrives, done = Redrives(bus, app), 0
+    redrives, done, refused = Redrives(bus, app), 0, list[DspexError]()
     for dead in letters:
         if not dead.sequence:
             raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-        done += await again(redrives, dead.sequence, lambda _: data)
+        try:
+            done += await again(redrives, dead.sequence, lambda _: data)
+        except REFUSED as e:
+            refused.append(e)
+    if refused:
+        raise refused[0]
     return done
 
 
 async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter], Any] = lambda _: None) -> bool:
     """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
 
-    False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no engine runs its stage any more.
+    False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no engine runs its stage any more; DataError
+    for a letter that cannot be read; RunError for one that no engine wrote (DX624), and for one whose event is gone.
     """
 
     async def frame(message: Message) -> NewMessage:
         letter = await payloads.required(redrives.bus, redrives.app, message)
-        dead = Letter.unpack(letter.data)
-        await _check_stage(redrives.bus, redrives.app, dead)
+        dead = _letter(letter)
+        await _check_places(redrives.bus, redrives.app, dead, message.sequence)
         whole = await _frame(redrives.bus, dead, changed(read(letter)))
         return await payloads.checked_in(redrives.bus, redrives.app, whole)
 
     return await redrives.once(sequence, frame)
 
 
-async def _check_stage(bus: Bus, app: str, letter: Letter) -> None:
-    """Refuse to redrive an event for a stage that no engine runs any more: nobody would read it. Raises TopologyError."""
+async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> None:
+    """Refuse to redrive an event for a stage that no engine runs any more: nobody would read it (TopologyError).
+
+    And one whose letter says that it goes on elsewhere than in its topology, or lies in a stream that its topology does not
+    read (RunError): whoever may write letters could have anything written, with the rights of who redrives.
+    """
     applied = (await manifest.of_application(bus, app)).get(letter.topology)
-    stage = letter.redrive.split(".")[-2]
-    if applied is not None and stage not in {applied.stages[source][0] for source in applied.streams}:
+    words = letter.redrive.split(".")
+    stage, index = words[-2:] if len(words) > 1 else ("", "")
+    counts = dict(applied.stages.values()) if applied is not None else {}
+    known = stage not in counts or index in map(str, range(counts[stage]))
+    if not known or letter.redrive != subjects.edge(app, letter.topology, stage, index):
+        raise _forged(sequence, f"its event goes on at {letter.redrive!r}, where no partition of {letter.topology} reads")
+    streams = {subjects.stream(app), *(applied.streams.values() if applied is not None else ())}
+    if letter.stored is not None and letter.stored.stream not in streams:
+        raise _forged(sequence, f"its event lies in {letter.stored.stream!r}, which {letter.topology} does not read")
+    if applied is None or stage not in {applied.stages[source][0] for source in applied.streams}:
         raise TopologyError(
             f"{letter.topology} has no stage {stage} any more, where the event of this letter of {letter.node} goes on",
             code="DX232",
             node=letter.node,
             fix="bring its source back, or drop the letter: dspex dlq drop",
         )
+
+
+def _forged(sequence: int, why: str) -> RunError:
+    message = f"dead letter {sequence} is none that an engine wrote: {why}"
+    return RunError(message, code="DX624", fix=f"drop it: dspex dlq drop {sequence}")
 
 
 async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:

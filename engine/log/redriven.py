@@ -16,15 +16,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import orjson
+import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import Fenced, Unsettled
+from dspex.bus.errors import DataError, Fenced, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import StoredAt
+from dspex.bus.records import Letter, StoredAt
+from dspex.bus.serving import payloads
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
+_log = structlog.get_logger("dspex.engine")
 AGAIN = 0.1  # seconds until the markers are looked at again, after somebody else wrote one, or nobody knows
 MOST_UNSURE = 20  # batches in a row of which nobody knows what became of them
 
@@ -50,7 +53,7 @@ class Redrives:
             if found is None:
                 return False
             mine = [sequence for sequence, marked in markers.items() if marked == letter]
-            if any([await _is_whole(self.bus, self.app, sequence, letter) for sequence in mine]):
+            if any([await _is_whole(self.bus, self.app, sequence, found) for sequence in mine]):
                 break
             try:
                 last = await self.bus.commit(self._batch(letter, await frame(found), max(markers, default=0)))
@@ -91,7 +94,8 @@ async def finish(bus: Bus, app: str) -> None:
     """
     markers = await _markers(bus, app)
     for sequence, letter in markers.items():
-        if await _is_whole(bus, app, sequence, letter) and await _found(bus, app, letter) is not None:
+        found = await _found(bus, app, letter)
+        if found is not None and await _is_whole(bus, app, sequence, found):
             await bus.delete(subjects.stream(app), letter)
         if sequence != max(markers):
             await bus.delete(subjects.stream(app), sequence)
@@ -118,10 +122,28 @@ def _letter_of(marker: Message) -> int:
     return letter if isinstance(letter, int) else 0
 
 
-async def _is_whole(bus: Bus, app: str, marker: int, letter: int) -> bool:
-    """Whether the frame lies behind its marker."""
-    frame = await stored(bus, subjects.stream(app), marker + 1)
-    return frame is not None and frame.headers.get(subjects.LETTER) == str(letter)
+async def _is_whole(bus: Bus, app: str, marker: int, letter: Message) -> bool:
+    """Whether the frame of a letter lies behind its marker: in one batch with it, and where the letter's event goes on.
+
+    A marker and the header alone anybody could have published, and the letter would be removed though its event never ran.
+    """
+    stream = subjects.stream(app)
+    frame = await stored(bus, stream, marker + 1)
+    if frame is None or frame.headers.get(subjects.LETTER) != str(letter.sequence):
+        return False
+    page = await bus.page(stream, [frame.subject], start=frame.sequence, stop=frame.sequence)
+    whole = bool(page) and page[0].in_batch and frame.subject == await _goes_on(bus, app, letter)
+    if not whole:
+        _log.error("what follows a marker is not its frame, and is passed over", marker=marker, letter=letter.sequence)
+    return whole
+
+
+async def _goes_on(bus: Bus, app: str, letter: Message) -> str:
+    """The subject where the event of a letter goes on; "" where the letter cannot be read."""
+    try:
+        return Letter.unpack((await payloads.required(bus, app, letter)).data).redrive
+    except DataError:
+        return ""
 
 
 async def _found(bus: Bus, app: str, letter: int) -> Message | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import orjson
 import typer
 
-from dspex.bus.errors import ConfigError, RunError
+from dspex.bus.errors import ConfigError, DspexError, RunError
 from dspex.engine.cli.terminal.client import client, count, short
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
@@ -184,21 +184,32 @@ def redrive(
 
 
 async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fields: dict[str, Any]) -> int:
-    """Redrive letters; how many. All are changed first: an editor may be left with an error. Only what was edited is kept."""
+    """Redrive letters; how many. All are changed first: an editor may be left with an error. Only what was edited is kept.
+
+    One that cannot be redriven holds up no other: the reason is noted, and the first one is raised at the end.
+    """
     from dspex.engine.client import letters
     from dspex.engine.log.redriven import Redrives
 
     found: dict[int, Any] = {}
     async for d in selection.each(c):
-        changed = _changed(d, edit, fields)
+        changed = None if d.unreadable else _changed(d, edit, fields)
         found[d.sequence] = changed if edit else None
-    redrives, done = Redrives(c.bus, c.app), 0
+    redrives, done, refused = Redrives(c.bus, c.app), 0, dict[int, DspexError]()
     with t.progress("redrive", len(found)) as bar:
         for sequence, edited in found.items():
-            done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields))
+            try:
+                done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields))
+            except letters.REFUSED as e:
+                refused[sequence] = e
             bar.advance()
-    if done < len(found):
-        t.note(f"{count(len(found) - done, 'dead letter')} was redriven or dropped by somebody else meanwhile")
+    if passed_over := len(found) - done - len(refused):
+        t.note(f"{count(passed_over, 'dead letter')} was redriven or dropped by somebody else meanwhile")
+    if refused:
+        for sequence, why in refused.items():
+            t.note(f"dead letter {sequence} was not redriven: {why.message}")
+        t.note(f"{count(done, 'dead letter')} redriven")
+        raise next(iter(refused.values()))
     return done
 
 
@@ -251,10 +262,18 @@ def _changed(d: DeadLetter, edit: bool, fields: dict[str, Any]) -> Any:
     return {**now, **fields}
 
 
+def _json(d: DeadLetter) -> str:
+    try:
+        return orjson.dumps(d.event.data, option=orjson.OPT_INDENT_2).decode()
+    except TypeError as e:  # a table, or what is nested deeper than it can be written
+        message = f"dead letter {d.sequence}: its data cannot be edited as JSON: {e}"
+        raise ConfigError(message, code="DX120", fix="redrive it as it is, or drop it") from e
+
+
 def _edited(d: DeadLetter) -> Any:
     """What a person makes of the data; None where they left it alone. Raises ConfigError (DX120)."""
     raw = isinstance(d.event.data, bytes)
-    before = d.event.data.decode(errors="replace") if raw else orjson.dumps(d.event.data, option=orjson.OPT_INDENT_2).decode()
+    before = d.event.data.decode(errors="replace") if raw else _json(d)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{d.sequence}.json"
         file.write_text(before)

@@ -31,6 +31,7 @@ _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
 _CLEAR = "\x1b[H\x1b[2J"
 _UNLIMITED = 10_000  # columns
+_DEEPEST = 200  # levels of data that are written; orjson writes 254
 
 
 @dataclass
@@ -172,9 +173,20 @@ def terminal(context: typer.Context) -> Terminal:
 
 
 def to_json(data: object) -> str:
-    """One line of JSON; times as RFC 3339, whatever else is unknown as text."""
+    """One line of JSON; times as RFC 3339, whatever else is unknown as text. What is nested too deep to be written is cut."""
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
-    return orjson.dumps(data, default=str, option=options).decode()
+    try:
+        return orjson.dumps(data, default=str, option=options).decode()
+    except TypeError:  # whoever publishes can nest what is read deeper than it can be written
+        return orjson.dumps(_cut(data, _DEEPEST), default=str, option=options).decode()
+
+
+def _cut(data: object, levels: int) -> object:
+    if isinstance(data, dict):
+        return {key: _cut(value, levels - 1) for key, value in data.items()} if levels else "…"
+    if isinstance(data, list | tuple):
+        return [_cut(value, levels - 1) for value in data] if levels else "…"
+    return data
 
 
 def error_lines(error: DspexError, *, colored: bool = False) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import structlog
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, NotStored, Unreachable
-from dspex.bus.message import Message
+from dspex.bus.message import Message, is_time
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
@@ -21,6 +21,7 @@ from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 
+MOST_ATTEMPTS: Final = 1 << 31  # of an event; whoever may write frames can say any number
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -92,6 +93,8 @@ class EventsInput(Input):
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:
-        """The events of a frame. `stored`: what has the data of its only event."""
+        """The events of a frame. `stored`: what has the data of its only event. Raises DecodeError."""
         events = unpack_frame(message.data)
+        if not all(is_time(e.origin.time) and 0 <= e.attempts < MOST_ATTEMPTS for e in events):
+            raise DecodeError("a frame with a time or a number of attempts that no event has")
         return [e._replace(data=stored.data) for e in events] if stored is not None else events

@@ -18,6 +18,7 @@ from dspex.bus.port import PAGE_MESSAGES, BusEvents, NewMessage, StreamConfig
 from dspex.bus.records import Letter, NodeEvent, Origin, pack_frame
 from dspex.engine.client import letters
 from dspex.engine.graph import manifest
+from dspex.engine.hosting.apply import apply
 from dspex.engine.log import commit_log, housekeeping, redriven
 from dspex.operators.topology import Topology
 
@@ -258,6 +259,9 @@ async def test_on_the_real_server_a_redrive_that_died_behind_its_write_writes_it
     dying = Killed(bus._connection)
     name, out = subjects.stream(unique), subjects.edge(unique, "t", "s1", 0)
     await bus.ensure_stream(StreamConfig(name, subjects.own_subjects(unique), duplicate_window=1.0))
+    topology = Topology("t")
+    topology.source(f"{unique}.in").sink(f"{unique}.out")
+    await apply(bus, unique, [topology.graph])
     events = [NodeEvent("in", Origin(f"e{n}", "in", f"r{n}"), "application/json", b"%d" % n) for n in range(3)]
     for event in events:
         letter = Letter("t", "check", event, out, {"type": "DataError", "message": "no"})
