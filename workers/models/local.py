@@ -62,7 +62,7 @@ class LocalModel:
         return self._process is not None and self._process.returncode is None
 
     async def _start(self) -> str:
-        path = weights.require(self.profile.model)
+        path = await asyncio.to_thread(weights.require, self.profile.model)
         if self._starts:
             log.warning("model server died", model=self.profile.model, code=self._process and self._process.returncode)
             await asyncio.sleep(PAUSE)

