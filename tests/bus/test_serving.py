@@ -333,6 +333,22 @@ def test_a_request_whose_record_no_server_would_store_is_refused_once_and_never_
     assert len([e for e in logs if e["event"] == "unreadable work dropped"]) == 1
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "dspex.lab.audit.redriven", "dspex.lab.log.t.s.0", "dspex.lab.record.heavyweight.t.s.0",
+        "dspex.other.record.lightweight.t.s.0", "dspex.lab.record.lightweight",
+        "dspex.lab.record.lightweight.t.s.0.more", "orders.new",
+    ],
+)  # fmt: skip
+def test_a_request_cannot_have_its_record_stored_where_its_pool_stores_none(lab: Lab, subject: str) -> None:
+    lab.put(WORK, replace(request(), record=RecordTo(subject, "t.s.0.5.1.nonce", 5, b"")).pack())
+    lab.start()
+    lab.loop.advance(100.0)
+    assert (lab.ages, lab.worker.refused) == ([], 1)
+    assert lab.loop.run(lab.bus.scan(subjects.stream("lab"), [subject], start=1, stop=1000)) == []
+
+
 @pytest.mark.parametrize("text", ["a\nb", "x" * 5000], ids=["a line break", "long"])
 @pytest.mark.parametrize("where", ["id", "call", "run"])
 def test_a_request_with_what_can_be_no_header_of_its_record_is_refused_once(lab: Lab, where: str, text: str) -> None:

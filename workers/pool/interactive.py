@@ -105,7 +105,9 @@ class Interactive:
 
     def _refused(self, message: Message, why: str) -> None:
         self._pool.work.refused += 1
-        self._seldom.error("a request was refused", pool=self._pool.config.name, subject=message.subject, why=why)
+        pool = self._pool.config.name
+        self._seldom.error("requests are refused; dspex status --json counts them", pool=pool)
+        log.debug("a request was refused", pool=pool, subject=message.subject, why=why)
 
     async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
         pool = self._pool
