@@ -20,6 +20,7 @@ from dspex.operators.native.adapters import ADAPTERS, Adapter
 
 LOCAL = "local/"  # prefix of models that run on this machine
 LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
+OVER = 1.2  # times its `memory`: a process that has so much is ended at once
 SPARE = 1.0  # seconds that HTTP may take over the attempt's timeout: the parent's limit comes first
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -83,6 +84,7 @@ class PoolConfig:
             profiles=self.profiles,
             programs=self.programs,
             path=self.path,
+            memory=self.memory,
             keys={p.key_env: has[p.key_env] for p in self.profiles.values() if p.key_env and p.key_env in has},
         )
 

@@ -58,13 +58,17 @@ class StopFrame:
 # -- child → parent --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class HelloFrame:
-    """The child is ready. `found`: refs of the programs that it can run; `failed`: why not, by pattern of the allow-list."""
+    """The child is ready. `found`: refs of the programs that it can run; `failed`: why not, by pattern of the allow-list.
+
+    `limited`: the system refuses it more memory than its pool allows.
+    """
 
     pid: int = 0
     dspy_version: str = ""
     python: str = ""
     found: list[str] = field(default_factory=list[str])
     failed: Mapping[str, str] = field(default_factory=dict[str, str])
+    limited: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_STACK = 8 << 20  # bytes of a thread's stack, where the system names no limit
 
 
 def die_with(parent: int) -> None:
@@ -18,6 +19,25 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def limit_memory(memory: int, threads: int) -> bool:
+    """Refuse this process more data than `memory` bytes and the stacks of so many threads; whether that holds (Linux).
+
+    What it allocates then fails with a MemoryError. The limit is for data: files and devices that are mapped are not counted.
+    """
+    if sys.platform != "linux":
+        return False
+    import resource
+
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    most = memory + threads * (_STACK if stack == resource.RLIM_INFINITY else stack)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most if hard == resource.RLIM_INFINITY else min(most, hard)))
+    except (ValueError, OSError):  # a lower one holds already
+        return False
+    return True
 
 
 def kill(process: asyncio.subprocess.Process) -> None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import structlog
 
 from dspex.bus.codecs.checking import checked as typed
-from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError
+from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.operators.native.signature import Signature
@@ -158,6 +158,8 @@ def as_error(error: BaseException, node: str, target: str) -> DspexError:
     """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
     if isinstance(error, DspexError) and hasattr(error, "message"):  # a subclass may not call our constructor
         return error
+    if isinstance(error, MemoryError):  # a neighbour may have it all: the call is tried again, by itself
+        return WorkerLost(f"{node}: its worker may not have more memory (pools.*.memory)", node=node)
     said = str(traceback.TracebackException(type(error), error, None))  # str(error) may raise, and this does not
     return ProgramError(f"{target} raised {type(error).__name__}: {short(said)}", node=node)
 

@@ -24,13 +24,14 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import DspexError
 from dspex.bus.tasks import Tasks
-from dspex.workers.config import PoolConfig
+from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Pipe, StartFrame
-from dspex.workers.processes import die_with
+from dspex.workers.processes import die_with, limit_memory
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor several times a call
+_OTHER_THREADS = 16  # of the process itself, and of libraries
 
 
 def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Callable[[Frame], None]) -> None:
@@ -39,7 +40,7 @@ def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Callable[[Frame
     os._exit(0)  # the parent has ended: nobody would read an answer
 
 
-async def _main(pipe: Pipe, pool: PoolConfig) -> None:
+async def _main(pipe: Pipe, pool: PoolConfig, limited: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
     early: list[Frame] = []  # that come before there is a runner
@@ -58,7 +59,7 @@ async def _main(pipe: Pipe, pool: PoolConfig) -> None:
     for frame in early:
         runner.handle(frame)
     found, failed = router.scan()
-    pipe.send(HelloFrame(os.getpid(), router.dspy_version, platform.python_version(), found, failed))
+    pipe.send(HelloFrame(os.getpid(), router.dspy_version, platform.python_version(), found, failed, limited))
     await runner.wait()
     await router.close()
 
@@ -96,6 +97,8 @@ def main() -> None:
     if not isinstance(start, StartFrame):  # the parent has ended already
         return
     die_with(start.parent)
+    memory = start.pool.memory  # limited before anything of the user's is imported
+    limited = memory is not None and limit_memory(int(memory * OVER), _HOP_THREADS + start.pool.slots + _OTHER_THREADS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     structlog.configure(
         processors=[
@@ -107,7 +110,7 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    _run(_main(pipe, start.pool))
+    _run(_main(pipe, start.pool, limited))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # do not wait for threads of programs, which cannot be cancelled

@@ -140,6 +140,11 @@ class Child:
         """Ask the child to give a call up."""
         self._send(CancelFrame(number))
 
+    @property
+    def open(self) -> int:
+        """Calls that it runs."""
+        return len(self._open)
+
     async def idle(self) -> None:
         """Returns when no call runs."""
         while self._open:

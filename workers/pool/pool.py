@@ -77,7 +77,7 @@ class Pool:
         check_keys(self.config)
         profile = self.config.default_profile()
         if profile is not None and profile.local:
-            weights.require(profile.model)
+            await asyncio.to_thread(weights.require, profile.model)  # before processes are started in vain
             await asyncio.gather(self.children.start(), self.models.url(profile.name))
         else:
             await self.children.start()

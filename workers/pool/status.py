@@ -86,5 +86,11 @@ class PoolStatus:
             "python": hello.python,
             "programs": {"found": hello.found, "failed": hello.failed},
             "children": [{"pid": c.pid, "rss": resident(c.pid), "calls": c.calls} for c in children.children],
+            "memory": {"allowed": pool.config.memory, "by": memory_limit(pool.config.memory, hello.limited)},
             "model_servers": pool.models.pids,
         }
+
+
+def memory_limit(allowed: int | None, limited: bool) -> str | None:
+    """What holds a worker process to its memory: "system" refuses it more, "watch" looks at it every second; None: nothing."""
+    return None if allowed is None else "system" if limited else "watch"

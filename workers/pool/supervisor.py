@@ -13,7 +13,8 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import psutil
 import structlog
@@ -22,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import telemetry
 from dspex.bus.errors import CallError, ConfigError, DspexError, WorkerLost
 from dspex.bus.tasks import Tasks
-from dspex.workers.config import PoolConfig
+from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import HelloFrame
 from dspex.workers.pool.child_process import Child
 from dspex.workers.pool.slots import Slots
@@ -123,9 +124,7 @@ class Supervisor:
     async def _watch(self, child: Child) -> None:
         """Until the child is gone, or is to be replaced."""
         while not child.gone.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_EVERY):
-                    await child.gone.wait()
+            await self._look_after(child, child.gone.wait())
             if not child.gone.is_set() and (why := self._worn(child)):
                 log.info("worker replaced", pool=self.config.name, pid=child.pid, why=why)
                 self._retire(child)
@@ -133,6 +132,17 @@ class Supervisor:
         telemetry.emit("worker_lost", pool=self.config.name, worker=child.pid, why="its process ended")
         await child.stop()
         self.children.remove(child)
+
+    async def _look_after(self, child: Child, wait: Coroutine[Any, Any, object]) -> None:
+        """Wait, for `WATCH_EVERY` seconds at most; then end a child that has much more memory than it is allowed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_EVERY):
+                await wait
+        allowed, has = self.config.memory, resident(child.pid)
+        if allowed and has > allowed * OVER:
+            log.error("worker ended over its memory", pool=self.config.name, pid=child.pid, has=has, allowed=allowed)
+            child.kill()
+            await child.gone.wait()
 
     async def _pause(self, tries: int) -> None:
         now = time.monotonic()
@@ -170,10 +180,10 @@ class Supervisor:
         self._tasks.start(self._finish(child), f"retire {child.pid}")
 
     async def _finish(self, child: Child) -> None:
-        try:
-            async with asyncio.timeout(RETIRE_WITHIN):
-                await child.idle()
-        except TimeoutError:
+        until = time.monotonic() + RETIRE_WITHIN
+        while child.open and time.monotonic() < until:
+            await self._look_after(child, child.idle())
+        if child.open:
             log.warning("worker stopped with calls running", pool=self.config.name, pid=child.pid, calls=child.busy)
         await child.stop()
         self.children.remove(child)

@@ -146,3 +146,6 @@ class PoolRow(TypedDict):
     programs: NotRequired[dict[str, object]]
     children: NotRequired[list[dict[str, object]]]
     model_servers: NotRequired[list[int]]
+    refused: NotRequired[int]  # requests that are none
+    lost_records: NotRequired[int]  # answers that could not be stored
+    memory: NotRequired[dict[str, object]]  # what a worker process may have ("allowed"), and who holds it to that ("by")

@@ -198,7 +198,10 @@ def length(text: str) -> dict[str, Any]:
 
 
 def eats_memory(text: str) -> dict[str, Any]:
-    eats_memory.kept = bytearray(os.urandom(1 << 20) * 200)  # type: ignore[attr-defined]
+    """Keep as many MiB; after that, as many seconds pass as a second number says."""
+    size, _, seconds = text.partition(" ")
+    eats_memory.kept = bytearray(b"x") * (int(size) << 20)  # type: ignore[attr-defined]
+    time.sleep(int(seconds or 0))
     return {"reply": os.getpid()}
 
 

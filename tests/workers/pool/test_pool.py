@@ -230,15 +230,6 @@ async def test_a_child_is_replaced_after_its_number_of_calls_and_loses_none(mode
         assert bench.pool.children.restarts == 0
 
 
-@pytest.mark.asyncio
-async def test_a_child_over_its_memory_is_replaced(model: Any) -> None:
-    async with running(config(model.url, memory=200 << 20)) as bench:
-        (fat,) = await bench.ask(work(spec=program("eats_memory")))
-        assert fat.outputs is not None
-        await until(lambda: fat.outputs["reply"] not in children(bench) and bench.pool.children.ready == 1)
-        assert (await bench.ask(work()))[0].error is None
-
-
 # -- stopping --------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio
 async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) -> None:
