@@ -23,7 +23,7 @@ from dspex.bus.records import CallRecord, Usage
 from dspex.bus.serving import payloads
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, readable
-from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Position, Timer
 
@@ -130,8 +130,9 @@ class Follower:
             if info is None:
                 continue
             after = await sequence_before(self.bus, info, self._since())
-            for message in await self.bus.scan(stream, [source], start=after + 1, stop=info.last):
-                self._arrived(stream, message, readers, info.created)
+            async for page in pages(self.bus, stream, [source], start=after + 1):
+                for message in page:
+                    self._arrived(stream, message, readers, info.created)
 
     def filters(self) -> list[str]:
         """The subjects of which the messages concern runs."""
@@ -254,9 +255,8 @@ class Follower:
     async def look(self) -> None:
         """Take what is stored now, and wait for nothing."""
         await self.sources()
-        info = await self.bus.stream(self.stream)
-        if info is not None:
-            for message in await self.bus.scan(self.stream, self.filters(), start=await self.begin() + 1, stop=info.last):
+        async for page in pages(self.bus, self.stream, self.filters(), start=await self.begin() + 1):
+            for message in page:
                 await self.take(await self._whole(message))
 
     async def _whole(self, m: Message) -> Message:

@@ -15,6 +15,7 @@ from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.positions import pages
 
 FULL_ID = 36  # characters; what is shorter is the end of one
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
@@ -129,10 +130,8 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
             info = await bus.stream(stream)
             if info is None:
                 continue
-            for m in await bus.scan(stream, [source], start=info.first, stop=info.last):
-                run = run_of(stream, info.created, m)
-                if run.endswith(suffix):
-                    found.add(run)
+            async for page in pages(bus, stream, [source]):
+                found |= {run for m in page if (run := run_of(stream, info.created, m)).endswith(suffix)}
     if len(found) != 1:
         how = "no run ends with" if not found else f"{len(found)} runs end with"
         raise RunNotFound(f"{how} {suffix!r}")
@@ -148,10 +147,15 @@ async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: It
     if info is None or not sinks:
         return found
     after = await follower.begin()
-    stored = await asyncio.gather(*(bus.scan(info.name, [s], start=after + 1, stop=info.last) for s in sinks))
-    for m in sorted({m.sequence: m for some in stored for m in some}.values(), key=lambda m: m.sequence):
-        if (run := m.headers.get(subjects.RUN, "")) in found:
-            found[run].append(read_event(await payloads.required(bus, app, m)))
+    stored: dict[int, Message] = {}
+
+    async def read(sink: str) -> None:
+        async for page in pages(bus, info.name, [sink], start=after + 1):  # most are of other runs
+            stored.update({m.sequence: m for m in page if m.headers.get(subjects.RUN, "") in found})
+
+    await asyncio.gather(*map(read, sinks))
+    for _, m in sorted(stored.items()):
+        found[m.headers[subjects.RUN]].append(read_event(await payloads.required(bus, app, m)))
     return found
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import orjson
 import structlog
@@ -30,6 +31,23 @@ from dspex.engine.log.entries import VERSION, readable, version
 
 _log = structlog.get_logger("dspex.engine")
 PAGE = 5_000  # sequences that are judged at a time
+
+
+class _Seen(NamedTuple):
+    """What counts of a message.
+
+    Attributes:
+        covers: how many messages before it belong to its commit.
+        log: it lies in a log, or is a record. foreign: another version of dspex wrote that.
+        ours: only a commit writes such messages.
+    """
+
+    sequence: int
+    covers: int
+    log: bool
+    foreign: bool
+    ours: bool
+
 
 Span = tuple[int, int]
 """The first and the last of some sequences that follow each other."""
@@ -92,42 +110,34 @@ class TornCommits:
 
     async def _remove(self, first: int, last: int, end: int) -> None:
         """Remove what is torn from `first` to `last`. `end`: before the claim; no commit goes beyond it."""
-        found = await self.bus.scan(self.stream, [">"], start=first, stop=last)
-        torn = self._torn(found, first, last)
+        found = await self._seen(first, last)
+        torn = _torn(found, first, last)
         if torn and last < end:  # the entry of the last ones may lie behind them
             stop = min(last + COMMIT_LIMIT, end)
-            behind = await self.bus.scan(self.stream, [">"], start=last + 1, stop=stop)
-            torn = [sequence for sequence in self._torn([*found, *behind], first, stop) if sequence <= last]
+            behind = await self._seen(last + 1, stop)
+            torn = [sequence for sequence in _torn([*found, *behind], first, stop) if sequence <= last]
         if torn:
             _log.error("removes what a torn commit left", stream=self.stream, messages=len(torn), first=torn[0], last=torn[-1])
         for sequence in torn:
             await self.bus.delete(self.stream, sequence)
 
-    def _torn(self, found: Sequence[Message], first: int, last: int) -> list[int]:
-        """The sequences from `first` to `last` that only a commit writes, and whose commit has no entry and never had one.
+    async def _seen(self, first: int, last: int) -> list[_Seen]:
+        """What counts of the messages from `first` to `last`. No more of them than a page is kept: others may have stored large
+        ones there."""
+        found: list[_Seen] = []
+        while first <= last and (page := await self.bus.page(self.stream, [">"], start=first, stop=last, most=PAGE)):
+            found += map(self._judged, page)
+            first = found[-1].sequence + 1
+        return found
 
-        Where something was removed behind them, that may have been their entry: what is emitted stays longer than the log.
-        """
-        covered, torn = self._covered(found, first), list[int]()
-        behind, may_have = last + 1, False
-        for m in reversed(found):
-            may_have = may_have or m.sequence + 1 < behind
-            behind = m.sequence
-            if m.sequence in covered or any(subjects.matches(p, m.subject) for p in (self._logs, self._records)):
-                may_have = m.sequence not in covered and version(m.data) not in (None, VERSION)  # the entry of another dspex
-            elif not may_have and self._is_ours(m):
-                torn.append(m.sequence)
-        return torn[::-1]
-
-    def _covered(self, found: Sequence[Message], first: int) -> set[int]:
-        """The sequences from `first` on that the entries among these messages cover. A copy of an entry covers nothing: what
-        has messages before it was stored with them.
-        """
-        covered: set[int] = set()
-        for m in found:
-            if m.in_batch and subjects.matches(self._logs, m.subject) and (entry := readable(m.data)) is not None:
-                covered.update(range(max(first, m.sequence - entry.get("covers", 0)), m.sequence))
-        return covered
+    def _judged(self, m: Message) -> _Seen:
+        log, covers = subjects.matches(self._logs, m.subject), 0
+        # A copy of an entry covers nothing: what has messages before it was stored with them.
+        if log and m.in_batch and (entry := readable(m.data)) is not None:
+            covers = entry.get("covers", 0)
+        if log or subjects.matches(self._records, m.subject):
+            return _Seen(m.sequence, covers, True, version(m.data) not in (None, VERSION), False)
+        return _Seen(m.sequence, 0, False, False, self._is_ours(m))
 
     def _is_ours(self, m: Message) -> bool:
         """Whether only a commit writes such messages. One alone is never torn, so what was stored alone is none."""
@@ -136,6 +146,25 @@ class TornCommits:
         if any(subjects.matches(p, m.subject) for p in self._marked):
             return subjects.EVENT_ID in m.headers
         return any(subjects.matches(p, m.subject) for p in self._written)
+
+
+def _torn(found: Sequence[_Seen], first: int, last: int) -> list[int]:
+    """The sequences from `first` to `last` that only a commit writes, and whose commit has no entry and never had one.
+
+    Where something was removed behind them, that may have been their entry: what is emitted stays longer than the log.
+    """
+    covered, torn = set[int](), list[int]()
+    for m in found:
+        covered.update(range(max(first, m.sequence - m.covers), m.sequence))
+    behind, may_have = last + 1, False
+    for m in reversed(found):
+        may_have = may_have or m.sequence + 1 < behind
+        behind = m.sequence
+        if m.sequence in covered or m.log:
+            may_have = m.sequence not in covered and m.foreign
+        elif not may_have and m.ours:
+            torn.append(m.sequence)
+    return torn[::-1]
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

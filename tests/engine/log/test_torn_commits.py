@@ -10,7 +10,7 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import Message
-from dspex.bus.port import COMMIT_LIMIT, BusEvents, NewMessage
+from dspex.bus.port import COMMIT_LIMIT, PAGE_MESSAGES, BusEvents, NewMessage
 from dspex.engine.hosting.delete import delete
 from dspex.engine.log import torn_commits
 from dspex.engine.log.entries import unpack
@@ -21,16 +21,19 @@ MakeLab = Callable[..., Lab]
 
 
 class Counting(MemoryBus):
-    """A connection that notes which sequences were scanned for all subjects."""
+    """A connection that notes which sequences were read for all subjects."""
 
     def __init__(self, server: MemoryServer, events: BusEvents) -> None:
         super().__init__(server, events)
         self.read: list[int] = []
 
-    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
+        found = await super().page(stream, filters, start=start, stop=stop, most=most)
         if list(filters) == [">"]:
-            self.read += range(start, stop + 1)
-        return await super().scan(stream, filters, start=start, stop=stop)
+            self.read += [m.sequence for m in found]
+        return found
 
 
 ELSE = subjects.record(APP, "some", "split", "s1", 0)  # what others write to the application's stream
