@@ -84,7 +84,7 @@ class PoolConfig:
             profiles=self.profiles,
             programs=self.programs,
             path=self.path,
-            memory=self.memory,
+            memory=None if self.gpus else self.memory,  # a GPU's driver may map as much as the device has: it is watched
             keys={p.key_env: has[p.key_env] for p in self.profiles.values() if p.key_env and p.key_env in has},
         )
 

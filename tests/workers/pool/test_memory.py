@@ -56,6 +56,12 @@ async def test_memory_that_nobody_may_have_is_refused_before_it_is_taken(model: 
         assert bench.pool.status.full()["memory"] == {"allowed": ALLOWED, "by": "system"}
 
 
+@pytest.mark.asyncio
+async def test_processes_with_a_gpu_are_watched_because_its_driver_maps_as_much_as_it_likes(model: Any) -> None:
+    async with running(config(model.url, programs=(), memory=ALLOWED, gpus=1, devices=(0,))) as bench:
+        assert bench.pool.status.full()["memory"] == {"allowed": ALLOWED, "by": "watch"}
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_pool_without_a_limit_says_so(shared: Bench) -> None:
     assert shared.pool.status.full()["memory"] == {"allowed": None, "by": None}
