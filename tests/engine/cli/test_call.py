@@ -13,7 +13,7 @@ RESULT = ["id", "data", "route", "lm", "worker", "attempts", "elapsed_ms", "dspy
 SETTINGS = """
 topologies = ["triage.yaml"]
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
-lm.other = {{ model = "openai/stand-in", base_url = "{url}" }}
+lm.other = {{ model = "openai/stand-in", base_url = "{url}", key_env = "OTHER_KEY" }}
 pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
 """
 PROGRAMS = """
@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator
     """A project whose topology and pool run."""
     with stand_in() as url:
         name = f"c{os.urandom(5).hex()}"
-        made = Project(tmp_path_factory.mktemp("call"), name, SETTINGS.format(url=url), NATS_URL=nats_url)
+        made = Project(tmp_path_factory.mktemp("call"), name, SETTINGS.format(url=url), NATS_URL=nats_url, OTHER_KEY="k")
         made.write("triage.yaml", TRIAGE.format(u=made.u, signature=CLASSIFY))
         made.write("programs.py", PROGRAMS)
         made.write("broken.py", "raise RuntimeError('no')\n")
