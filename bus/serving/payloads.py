@@ -27,7 +27,7 @@ ROOM: Final = 4096  # bytes of a message kept for headers
 NEW: Final = 10.0  # seconds for which the leader of the object store may not show what was put just before it became that
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
 
-_RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition, number, try, nonce
+RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition, number, try, nonce
 MOST_DIGITS: Final = 19  # of a number in it: anybody may have written one
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger("dspex.bus")
@@ -95,7 +95,7 @@ def named_in_headers(app: str, message: Message) -> CallRequest:
     """
     call, id = message.headers.get(subjects.CAUSE, ""), message.headers.get(subjects.RECORD, "")
     words, where = id.split("."), message.subject.split(".")
-    if not call or len(words) != _RECORD_WORDS or not all(n.isdecimal() and len(n) < MOST_DIGITS for n in words[2:5]):
+    if not call or len(words) != RECORD_WORDS or not all(n.isdecimal() and len(n) < MOST_DIGITS for n in words[2:5]):
         raise DecodeError("its payload is stored nowhere any more, and its headers do not tell whose call it is")
     topology, stage, partition, number, try_number, _ = words
     record = subjects.record(app, where[3], topology, stage, int(partition))

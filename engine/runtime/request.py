@@ -16,7 +16,8 @@ from dspex.bus.subjects import CAUSE, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
 
-DIGEST = 16  # bytes: what an open call keeps of its event
+_DIGEST = 16  # bytes: what an open call keeps of its event
+_SALT = 16  # bytes, as many as a nonce has
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
@@ -49,6 +50,11 @@ class Ask(NamedTuple):
 
 
 Output: TypeAlias = NewMessage | Ask
+
+
+def digest(packed: bytes, nonce: str) -> bytes:
+    """What an open call keeps of its packed event and of the nonce in its record's id: a record must have both."""
+    return blake2b(packed, digest_size=_DIGEST, salt=nonce.encode(errors="replace")[:_SALT]).digest()
 
 
 def request(
@@ -87,7 +93,7 @@ def request(
     band = subjects.band(call.priority)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
     message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id})
-    row = row._replace(digest=blake2b(packed, digest_size=DIGEST).digest(), work=0, held=0, band=band)
+    row = row._replace(digest=digest(packed, a.nonce), work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
 
 

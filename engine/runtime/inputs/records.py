@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import ClassVar
 
 import structlog
@@ -23,7 +22,7 @@ from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.request import DIGEST
+from dspex.engine.runtime.request import digest
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -63,8 +62,8 @@ class RecordsInput(Input):
         if subjects.CLAIM_CHECK in message.headers:
             return None
         if (found := _of_an_open_call(p, message)) is not None:
-            event = _its_event(*found)
-            if event is None:
+            event = _its_event(*found, message)
+            if event is None and _is_awaited(*found):
                 return None
             what = Answered(found[0], event)
         return _arrival(message, clock, what)
@@ -81,8 +80,9 @@ def _arrival(message: Message, clock: float, what: Answered | None) -> Arrival:
 async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
     """What a message with a record says; None where it says nothing about an open call.
 
-    Whoever may write records can say what they like: the pool is that of the subject, and the event is the one that the
-    call was made for, or it is read from the request. Raises Unreachable while it is not known where that lies.
+    Whoever may write records can say what they like: the pool is that of the subject, its id is the one that only the worker
+    with the request knows, and the event is the one that the call was made for. What does not fit is compared with the request.
+    Raises Unreachable while it is not known where that lies.
     """
     whole: Message | None = message
     if subjects.CLAIM_CHECK in message.headers:
@@ -93,11 +93,9 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     if found is None:
         return None
     record, row = found
-    if (event := _its_event(record, row)) is not None:
+    if (event := _its_event(record, row, whole)) is not None or not _is_awaited(record, row):
         return Answered(record, event)
-    if row.work <= 0:
-        raise Unreachable("a record has another event than its call, and where its request lies is not known yet")
-    return Answered(record, await requested(bus, app, row.work))
+    return await _compared(bus, app, record, row, whole)
 
 
 def _of_an_open_call(p: Partition, message: Message) -> tuple[CallRecord, OpenCall] | None:
@@ -111,9 +109,15 @@ def _of_an_open_call(p: Partition, message: Message) -> tuple[CallRecord, OpenCa
     return (record, row) if row is not None and row.pool == message.subject.split(".")[3] else None
 
 
-def _its_event(record: CallRecord, row: OpenCall) -> NodeEvent | None:
-    """The event that came back with a record; None where it is not the one that the call was made for."""
-    if blake2b(record.event, digest_size=DIGEST).digest() != row.digest:
+def _is_awaited(record: CallRecord, row: OpenCall) -> bool:
+    """Whether it is the record of this execution, and not of an earlier one."""
+    return (row.id, row.try_number) == (record.call, record.try_number)
+
+
+def _its_event(record: CallRecord, row: OpenCall, message: Message) -> NodeEvent | None:
+    """The event that came back with a record; None where it, or the nonce in the id, is not the one of the call."""
+    words = message.headers.get(subjects.MESSAGE_ID, "").split(".", payloads.RECORD_WORDS)
+    if digest(record.event, words[payloads.RECORD_WORDS - 1] if len(words) >= payloads.RECORD_WORDS else "") != row.digest:
         return None
     event: NodeEvent = checker(NodeEvent).validate_python(unpacked(record.event), strict=True)  # ours, so it can be read
     return event
@@ -126,11 +130,10 @@ async def _without_payload(bus: Bus, app: str, p: Partition, message: Message) -
     row = p.tables.calls.rows.get(numbers[0]) if len(numbers) == 2 else None
     if row is None or row.pool != message.subject.split(".")[3] or row.try_number != numbers[1]:
         return None
-    if row.work <= 0:
-        raise Unreachable("a record has lost its payload, and where its request lies is not known yet")
     a = p.process.address
     record = CallRecord(row.id, row.try_number, row.attempts, a.topology, row.node, numbers[0])
-    return without_payload(Answered(record, await requested(bus, app, row.work)))
+    found = await _compared(bus, app, record, row, message)
+    return without_payload(found) if found is not None else None
 
 
 def without_payload(answered: Answered) -> Answered:
@@ -147,9 +150,29 @@ def _record(data: bytes) -> CallRecord:
         return CallRecord.unpack(data)  # says what is wrong
 
 
+async def _compared(bus: Bus, app: str, record: CallRecord, row: OpenCall, message: Message) -> Answered | None:
+    """A record with the event that its call was made for, as the request says; None where it has not the id that stands there.
+
+    Raises Unreachable while it is not known where the request lies.
+    """
+    if row.work <= 0:
+        raise Unreachable("a record does not fit its call, and where the request of that lies is not known yet")
+    asked, id = await stored(bus, subjects.stream(app), row.work), message.headers.get(subjects.MESSAGE_ID, "")
+    wanted = asked.headers.get(subjects.RECORD, "") if asked is not None else ""
+    if asked is None or not wanted or not f"{id}.".startswith(f"{wanted}."):  # under a fresh id, more is behind it
+        _log.error("a record without the id of its call is passed over", subject=message.subject, sequence=message.sequence)
+        return None
+    return Answered(record, await _event_of(bus, app, asked))
+
+
+async def _event_of(bus: Bus, app: str, request: Message) -> NodeEvent | None:
+    """The event that a request is for; None where its payload is stored nowhere any more."""
+    whole = await payloads.checked_out(bus, app, request)
+    to = CallRequest.unpack(whole.data).record if whole is not None else None
+    return unpack_event(to.event) if to is not None else None
+
+
 async def requested(bus: Bus, app: str, sequence: int) -> NodeEvent | None:
     """The event that a stored request is for; None where it is not stored any more."""
     message = await stored(bus, subjects.stream(app), sequence) if sequence > 0 else None
-    message = await payloads.checked_out(bus, app, message) if message is not None else None
-    request = CallRequest.unpack(message.data) if message is not None else None
-    return unpack_event(request.record.event) if request is not None and request.record is not None else None
+    return await _event_of(bus, app, message) if message is not None else None
