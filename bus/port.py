@@ -253,13 +253,15 @@ class Bus(Protocol):
         created: float = 0.0,
         time: float = 0.0,
         bodies: bool = True,
+        listed: bool = False,
     ) -> Reader:
         """Read what matches `filters`, from the first message with a sequence over `after`. `name`: the names of its consumers
         begin so.
 
         `created`: when the stream was made in which `after` counts (StreamInfo); 0: the one that is there now. `time`: when the
         message at `after` was stored; 0: not known. Where another one lies there, reading fails: the stream was rolled back.
-        Without `bodies` the server sends only headers, and every message is empty.
+        Without `bodies` the server sends only headers, and every message is empty. `listed`: where the connection has an inbox
+        prefix of its own, the consumer has one of the few names that permissions can list for that user.
         """
         ...
 

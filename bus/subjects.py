@@ -266,6 +266,7 @@ def control(app: str, pool: str) -> str:
 
 # -- of the server ---------------------------------------------------------------------------------------------------
 ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of JetStream
+USER_INFO: Final = "$SYS.REQ.USER.INFO"  # and this for one's own permissions
 
 
 # -- keys of the bucket --------------------------------------------------------------------------------------------

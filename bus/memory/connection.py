@@ -156,6 +156,7 @@ class MemoryBus:
         created: float = 0.0,
         time: float = 0.0,
         bodies: bool = True,
+        listed: bool = False,
     ) -> MemoryReader:
         await self.trip()
         found = self._stream(stream)

@@ -104,8 +104,10 @@ class NatsBus:
         created: float = 0.0,
         time: float = 0.0,
         bodies: bool = True,
+        listed: bool = False,
     ) -> NatsReader:
-        return await NatsReader(self._connection, stream, filters, (after, time), name, window, created, bodies).start()
+        reader = NatsReader(self._connection, stream, filters, (after, time), name, window, created, bodies, listed)
+        return await reader.start()
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         return await stored.message(self._connection, stream, {"seq": sequence})

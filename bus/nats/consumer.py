@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from dspex.bus.errors import BusError
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
@@ -14,6 +16,7 @@ HEARTBEAT: Final = 2.0  # seconds between two signs of life of a pull; two misse
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
 NANOSECONDS: Final = 1_000_000_000
 MAX_ACK_PENDING: Final = 10_000
+LISTED: Final = 8  # consumers of a reading user, at a time
 _EXISTS: Final = {10105, 10148}
 
 
@@ -122,18 +125,49 @@ async def info(connection: Connection, stream: str, name: str) -> Mapping[str, A
         return None
 
 
+def listed(inbox_prefix: str) -> list[str]:
+    """The names of consumers that a user with this inbox prefix may have: few, so that permissions can list them."""
+    return [f"{inbox_prefix.removeprefix('_')}-{number}" for number in range(LISTED)]
+
+
+async def create_listed(connection: Connection, stream: str, config: Mapping[str, object]) -> str:
+    """Create a consumer under one of the names that permissions list, and that nobody uses; its name.
+
+    Raises BusError, also where all are used.
+    """
+    names = listed(connection.options.inbox_prefix)
+    for name in random.sample(names, len(names)):
+        # Two that are equal would be one to the server, and each would get half of the messages.
+        config = {**config, "name": name, "metadata": {"reader": connection.fresh() + connection.id}}
+        try:
+            await create(connection, stream, config)
+        except ServerRefusal as e:
+            if e.number not in _EXISTS:
+                raise
+        else:
+            return name
+    fix = "end one of them; one that was killed is forgotten after five minutes"
+    raise BusError(f"user {connection.options.inbox_prefix} reads {stream} {LISTED} times already", fix=fix)
+
+
 async def create(connection: Connection, stream: str, config: Mapping[str, object]) -> int:
     """Create a consumer; the number of messages that wait for it. Raises BusError."""
-    request = {"stream_name": stream, "config": config, "action": "create"}
-    answer = await connection.api(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
+    filters = config.get("filter_subjects")
+    where = f"CONSUMER.CREATE.{stream}.{config['name']}"
+    if isinstance(filters, list) and len(filters) == 1:
+        # In the subject, so that permissions can say who may read what. The server compares it with the configuration.
+        config = {**config, "filter_subject": filters[0]}
+        where = f"{where}.{filters[0]}"
+        del config["filter_subjects"]
+    answer = await connection.api(where, {"stream_name": stream, "config": config, "action": "create"})
     return int(answer.get("num_pending", 0))
 
 
 def drop(connection: Connection, stream: str, name: str) -> None:
-    """Delete a consumer, if it is there. Nobody waits for the answer: that would be a round trip for what the server does by
-    itself after a while, so what comes next must not need the name again.
+    """Delete a consumer, if it is there; "" for none. Nobody waits for the answer: that would be a round trip for what the
+    server does by itself after a while, so what comes next must not need the name again.
     """
-    if connection.up.is_set():
+    if name and connection.up.is_set():
         connection.put(protocol.message(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"", None, limit=connection.max_payload))
 
 

@@ -21,6 +21,7 @@ WireRoute = Callable[[bytes, bytes, bytes, bytes], None]
 RESERVE: Final = 192
 """Bytes of each message kept back for the header lines of a commit: what fits in a publish fits in a batch."""
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+NEW_CONSUMER: Final = "$JS.API.CONSUMER.CREATE."  # behind it come stream, name and filter, which may have wildcards
 OUR_BATCH: Final = "dspex"
 """How the ids of our batches begin."""
 _OUR_BATCH_LINE: Final = f"\r\nNats-Batch-Id: {OUR_BATCH}".encode()
@@ -37,7 +38,7 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # token characters of RFC 7
 @lru_cache(4096)
 def checked_subject(subject: str) -> str:
     """`subject`, if a message can go there. A space or line break in it would inject a command. Raises DataError."""
-    if not _SUBJECT.fullmatch(subject):
+    if not _SUBJECT.fullmatch(subject) and not (subject.startswith(NEW_CONSUMER) and _PATTERN.fullmatch(subject)):
         raise DataError(f"{subject!r} is not a subject to publish to", fix="no spaces, wildcards or empty tokens")
     return subject
 

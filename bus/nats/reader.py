@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol, stored, streams
@@ -22,6 +23,7 @@ from dspex.bus.nats.consumer import (
     NANOSECONDS,
     Deliveries,
     create,
+    create_listed,
     delivery_of,
     drop,
     ordered,
@@ -50,6 +52,7 @@ class NatsReader:
         window: int,
         created: float,
         bodies: bool = True,
+        listed: bool = False,
     ) -> None:
         self._connection, self._stream, self._filters, self._name = connection, stream, list(filters), name
         self._consumer = ""  # the name of the one that is read now: another one each time
@@ -61,6 +64,7 @@ class NatsReader:
         self._verified = False  # whether the consumer reads that stream: until that is known, what comes is held back
         self._held: list[Message] = []
         self._bodies = bodies
+        self._listed = listed and connection.options.inbox_prefix != subjects.INBOX
         self._next = 1  # consumer's number of the delivery that must come next
         self._unread: list[Message] = []
         self._bytes = 0  # of the unread and the held
@@ -118,16 +122,19 @@ class NatsReader:
         self._asked, self._next, self._quiet = 0, 1, 0
         if self._interest is not None:
             self._connection.forget(self._interest)
-            drop(self._connection, self._stream, self._consumer)
+            self._interest = None
+        drop(self._connection, self._stream, self._consumer)
         # A new name and subscription each time: what the old consumer had sent must not be taken for the new one's, and
-        # nobody need wait until the old one is gone.
-        self._consumer = f"{self._name}-{secrets.token_hex(4)}"
+        # nobody need wait until the old one is gone. It is drawn: who could guess it could take messages out of it.
+        config = ordered(f"{self._name}-{secrets.token_hex(8)}", self._filters, self._last, IDLE, bodies=self._bodies)
+        if self._listed:
+            self._consumer = await create_listed(self._connection, self._stream, config)
+        else:
+            self._consumer = str(config["name"])
+            await create(self._connection, self._stream, config)
         self._deliveries = Deliveries(self._stream, self._consumer)
-        self._inbox = self._connection.inbox()
-        asks = pulls(self._stream, self._consumer)
+        self._inbox, asks = self._connection.inbox(), pulls(self._stream, self._consumer)
         self._interest = self._connection.listen(f"{self._inbox}.*", self._take, refused=self._fail, asks=asks)
-        config = ordered(self._consumer, self._filters, self._last, IDLE, bodies=self._bodies)
-        await create(self._connection, self._stream, config)
         self._made = True
         if self._created:
             self._pull()  # at once: over a slow wire it would take long to wait until it is known to be the right stream

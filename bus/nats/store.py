@@ -6,10 +6,11 @@ import base64
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from dspex.bus.errors import DataError, Fenced
+from dspex.bus.errors import DataError, Fenced, NotAllowed
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.connection import Connection
@@ -156,7 +157,8 @@ class NatsObjects:
             if isinstance(_metadata(known).get("chunks"), int):  # other chunks than now, where max_payload was changed since
                 head = head._replace(data=known.data)
             await writer.publish(self._connection, head, _TIMEOUT)
-            await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": head.subject, "keep": 1})
+            with suppress(NotAllowed):  # who may not remove anything leaves it: the last metadata counts
+                await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": head.subject, "keep": 1})
 
     async def get(self, name: str) -> bytes | None:
         info = await self._info(name)

@@ -161,15 +161,15 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
     )
 
 
-def _covers(wide: str, narrow: str) -> bool:
+def covers(wide: str, narrow: str) -> bool:
     """Whether every subject of the pattern `narrow` is one of `wide`."""
     return matches(wide, narrow) and (wide.endswith(">") or not narrow.endswith(">"))
 
 
 def _joined(have: Sequence[str], want: Iterable[str]) -> list[str]:
     """`have` and what it lacks of `want`; a pattern that a wider new one covers gives way, as a stream allows no overlap."""
-    lacking = [w for w in want if not any(_covers(h, w) for h in have)]
-    return [h for h in have if not any(_covers(w, h) for w in lacking)] + lacking
+    lacking = [w for w in want if not any(covers(h, w) for h in have)]
+    return [h for h in have if not any(covers(w, h) for w in lacking)] + lacking
 
 
 async def _taken(connection: Connection, config: StreamConfig) -> SubjectTaken:

@@ -59,7 +59,7 @@ VERBS = frozenset(
     {
         *("test", "plan", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
         *("pause", "resume", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills"),
-        *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed", "server permissions"),
+        *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {

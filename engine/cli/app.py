@@ -14,7 +14,7 @@ from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
 from dspex.engine.cli import demo, not_built, run, status
 from dspex.engine.cli.events import call, dlq, publish, watch
-from dspex.engine.cli.server import server
+from dspex.engine.cli.server import permissions, server
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.terminal import Terminal, where_raised
 from dspex.engine.cli.topology import apply, check, delete, init
@@ -149,7 +149,8 @@ def _add_verbs(app: typer.Typer) -> None:
     app.command("watch")(watch.watch)
     app.command("status")(status.status)
     _group(app, "dlq", "Dead letters: events that could not be processed.", dlq.ls, dlq.show, dlq.redrive, dlq.drop)
-    _group(app, "server", "The local nats-server.", server.start, server.stop, server.status)
+    about = "The local nats-server, and permissions on one of yours."
+    _group(app, "server", about, server.start, server.stop, server.status, permissions.permissions)
     _group(app, "config", "The settings.", server.show)
     _group(app, "model", "Language models that run on this machine.", worker.install, worker.ls, worker.rm)
     _group(app, "bench", "What dspex costs on this machine.", bench.native)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
-from dspex.bus.message import Event, Message, new_id, to_event
+from dspex.bus.message import Event, Message, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
@@ -31,7 +31,7 @@ async def events(bus: Bus, app: str, what: str, start: WatchStart) -> AsyncItera
             yield _read(await _whole(bus, app, message), None)
         return
     after = await _after(bus, stream, start)
-    reader = await bus.reader(stream, filters, after=after, name=f"dspex-{app}-watch-{new_id()}")
+    reader = await bus.reader(stream, filters, after=after, name=f"dspex-{app}-watch", listed=True)
     try:
         while True:
             for stored in await reader.read(100):

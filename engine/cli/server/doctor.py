@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dspex.bus import subjects
@@ -23,6 +23,9 @@ from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import status
 from dspex.engine.graph import manifest
 from dspex.workers.models import weights
+
+if TYPE_CHECKING:
+    from dspex.bus.nats.rights import Rights
 
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 3.0  # seconds
@@ -53,12 +56,15 @@ def _fault(name: str, error: DspexError) -> Diagnosis:
     return Diagnosis(name, False, error.message, error.fix)
 
 
-async def checks(settings: Settings) -> list[Diagnosis]:
-    """All checks, in the order in which they are printed. None of them starts a server or writes a file."""
+async def checks(settings: Settings, enough: Rights | None = None, role: str | None = None) -> list[Diagnosis]:
+    """All checks, in the order in which they are printed. None of them starts a server or writes a file.
+
+    `enough`: the rights that the connection needs at most. `role`: whose they are, where somebody said so.
+    """
     found: list[Diagnosis] = []
     try:
         async with server_of(settings) as server:
-            found += await _server(settings, server)
+            found += await _server(settings, server, enough, role)
     except (BusError, ConfigError) as e:
         found.append(_fault("server", e))
         if not settings.server.url:
@@ -69,12 +75,13 @@ async def checks(settings: Settings) -> list[Diagnosis]:
 
 
 # -- server --------------------------------------------------------------------------------------------------------
-async def _server(settings: Settings, server: Found) -> list[Diagnosis]:
+async def _server(settings: Settings, server: Found, enough: Rights | None, role: str | None) -> list[Diagnosis]:
     found = [await _version(server), _sync(settings, server.local)]
     bus = await connect(settings, server, name="dspex doctor")
     try:
         found.append(_payload(bus))
         found += await _account(bus)
+        found += [await _permissions(bus, server, enough, role)] if enough else []
         found.append(await _clock(settings, bus, server))
         found += await _application(settings, bus)
     finally:
@@ -139,6 +146,24 @@ async def _account(bus: Bus) -> list[Diagnosis]:
     good = consumers < 0 or have < consumers * 0.9
     fix = None if good else "raise the account's max_consumers"
     return [*found, Diagnosis("consumers", good, f"{have}; allowed: {allowed}", fix)]
+
+
+async def _permissions(bus: Bus, server: Found, enough: Rights, role: str | None) -> Diagnosis:
+    """Whether the connection may do more than it needs."""
+    from dspex.bus.nats.rights import Have
+
+    if server.local:
+        return Diagnosis("permissions", True, "the server of this folder: who can read its password may do anything")
+    have = Have.read(await _ask(bus, subjects.USER_INFO))
+    if have is None:
+        return Diagnosis("permissions", True, "the server does not say what this connection may do")
+    more = enough.beyond(have)
+    if not more:
+        return Diagnosis("permissions", True, f"no more than {role or 'an operator'} needs")
+    shown = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
+    message = f"this connection may do more than {role or 'an operator'} needs: {shown}"
+    fix = f"give the user what dspex server permissions --role {role or 'operator'} prints"
+    return Diagnosis("permissions", role is None, message, fix if role else None)
 
 
 async def _clock(settings: Settings, bus: Bus, server: Found) -> Diagnosis:

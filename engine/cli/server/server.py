@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from dspex.bus.errors import ConfigError
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError, TopologyError
+from dspex.engine.cli.server.permissions import RoleName, rights_of
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 Port = Annotated[
@@ -80,13 +82,25 @@ def show(context: typer.Context) -> None:
     t.table(rows, {"key": "setting", "value": "value", "origin": "from"})
 
 
-def doctor(context: typer.Context) -> None:
+def doctor(
+    context: typer.Context,
+    role: Annotated[RoleName | None, typer.Option("--role", help="A fault where the connection may do more than that.")] = None,
+    pool: Annotated[list[str] | None, typer.Option("--pool", help="Of that role: a pool.")] = None,
+    subject: Annotated[list[str] | None, typer.Option("--subject", help="Of that role: a subject.")] = None,
+) -> None:
     """Check server, settings, pools and models; exit 1 where something is wrong."""
     from dspex.engine.cli.server.doctor import checks
 
     t = terminal(context)
     healthy = True
-    for check in t.run(checks(t.settings())):
+    if role is None and (pool or subject):
+        raise ConfigError("--pool and --subject say more of a role, and none is given", code="DX105", fix="add --role")
+    user = t.settings().server.inbox_prefix.removeprefix(subjects.INBOX).removeprefix("_") or "nobody"
+    try:
+        enough = rights_of(t, role or RoleName.OPERATOR, user, pool or (), subject or ())
+    except TopologyError:  # dspex check says what is wrong with a topology
+        enough = None
+    for check in t.run(checks(t.settings(), enough, role)):
         healthy = healthy and check.ok
         mark = "ok   " if check.ok else "FAULT"
         fix = [f"       fix: {check.fix}"] if check.fix and not check.ok else []

@@ -1,0 +1,149 @@
+"""What each role of an application needs of a NATS server, and nothing besides.
+
+One table: `dspex server permissions` prints it, and the tests run every role with exactly these rights on a real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from dspex.bus import subjects
+from dspex.bus.nats.consumer import listed
+from dspex.bus.nats.streams import covers
+
+Role: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "operator"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+_LOOK: Final = ("STREAM.INFO.{}", "STREAM.MSG.GET.{}", "DIRECT.GET.{}", "DIRECT.GET.{}.>")
+_READ: Final = (*_LOOK, "CONSUMER.CREATE.{}.>", "CONSUMER.INFO.{}.>", "CONSUMER.DELETE.{}.>", "CONSUMER.MSG.NEXT.{}.>")
+_KEEP: Final = ("STREAM.CREATE.{}", "STREAM.UPDATE.{}", "STREAM.PURGE.{}", "STREAM.MSG.DELETE.{}")
+
+
+@dataclass(frozen=True)
+class Have:
+    """What the server lets a connection do: what is allowed, without what is denied of it."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+    @staticmethod
+    def read(answer: Mapping[str, Any]) -> Have | None:
+        """What the server says to `subjects.USER_INFO`; None where it says nothing that can be read."""
+        found = answer.get("data")
+        if not isinstance(found, dict):
+            return None
+        permissions = found.get("permissions") or {}
+        allowed = [(permissions.get(kind) or {}).get("allow") or [">"] for kind in ("publish", "subscribe")]
+        return Have(*(tuple(str(pattern) for pattern in patterns) for patterns in allowed))
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Patterns of subjects that a user may publish and subscribe to.
+
+    Attributes:
+        answers: whether it may also answer what it receives, wherever that goes.
+        inbox_prefix: the setting that its processes need, `server.inbox_prefix`.
+    """
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    answers: bool
+    inbox_prefix: str
+
+    def beyond(self, have: Have) -> list[str]:
+        """What a user has that is not among these: patterns, each with what may be done there."""
+        more = [f"publish {p}" for p in have.publish if not any(covers(right, p) for right in self.publish)]
+        return more + [f"subscribe {p}" for p in have.subscribe if not any(covers(right, p) for right in self.subscribe)]
+
+
+def rights(
+    role: Role, app: str, *, user: str, pools: Sequence[str] = (), about: Sequence[str] = (), streams: Sequence[str] = ()
+) -> Rights:
+    """The rights of a user.
+
+    Args:
+        user: its name, of letters, digits, - and _; its inbox is named after it.
+        pools: whose work it does (worker), or whom it may call (caller).
+        about: subjects: of sinks (engine, reader), of sources (publisher).
+        streams: that are read and are not the application's own, such as that of a source that others have made (engine).
+    """
+    prefix = f"{subjects.INBOX}_{user}"
+    publish: dict[Role, Iterator[str]] = {  # lazy: the others are never run
+        "engine": _engine(app, about, streams),
+        "operator": _operator(app, about, streams),
+        "worker": (right for pool in pools for right in _worker(app, pool)),
+        "publisher": iter(about),
+        "caller": _caller(app, pools),
+        "reader": _reader(app, prefix, about),
+    }
+    calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
+    subscribe = [f"{prefix}.>", *(calls if role == "worker" else ())]
+    return Rights((subjects.USER_INFO, *dict.fromkeys(publish[role])), tuple(subscribe), role == "worker", prefix)
+
+
+def _api(patterns: Sequence[str], stream: str) -> Iterator[str]:
+    return (f"$JS.API.{pattern.format(stream)}" for pattern in patterns)
+
+
+def _kept(app: str) -> list[str]:
+    """The streams of an application, also those that hold its buckets and its objects."""
+    buckets = [f"KV_{name}" for name in subjects.buckets(app)]
+    return [subjects.stream(app), subjects.sources(app), subjects.requests(app), *buckets, f"OBJ_{subjects.objects(app)}"]
+
+
+def _values(app: str) -> Iterator[str]:
+    yield from (f"$KV.{name}.>" for name in subjects.buckets(app))
+    yield f"$O.{subjects.objects(app)}.>"
+
+
+def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[str]:
+    yield subjects.ACCOUNT_INFO
+    yield "$JS.API.STREAM.NAMES"  # whose stream a subject is
+    for name in _kept(app):
+        yield from _api((*_READ, *_KEEP), name)
+    for name in streams:
+        yield from _api(_READ, name)
+    yield from _values(app)
+    yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "dead"))
+    yield from sinks
+
+
+def _operator(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[str]:
+    yield from _engine(app, sinks, streams)
+    for name in _kept(app):
+        yield from _api(("STREAM.DELETE.{}",), name)
+    yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "control"))
+
+
+def _worker(app: str, pool: str) -> Iterator[str]:
+    stream, objects = subjects.stream(app), subjects.objects(app)
+    yield subjects.ACCOUNT_INFO
+    for band in subjects.BANDS:
+        consumer = subjects.work_consumer(pool, band)
+        yield f"$JS.API.CONSUMER.INFO.{stream}.{consumer}"
+        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        yield f"$JS.ACK.{stream}.{consumer}.>"
+    yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), stream)  # whether a record that is there is its own
+    yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
+    yield from _api(_LOOK, f"OBJ_{objects}")
+    yield f"$O.{objects}.>"
+
+
+def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
+    yield subjects.ACCOUNT_INFO
+    yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # which nodes there are
+    for pool in pools:
+        yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
+
+
+def _reader(app: str, prefix: str, sinks: Sequence[str]) -> Iterator[str]:
+    stream = subjects.stream(app)
+    yield subjects.ACCOUNT_INFO
+    yield "$JS.API.STREAM.NAMES"
+    yield f"$JS.API.STREAM.INFO.{stream}"
+    for consumer in listed(prefix):  # the filter in the subject is what limits it to these sinks
+        yield from (f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}.{sink}" for sink in sinks)
+        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        yield f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}"

@@ -1,0 +1,253 @@
+"""Each role runs its verbs with the permissions that `dspex server permissions` prints, and every other subject is denied."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from cli_bench import CLASSIFY, Done, Project, stand_in
+
+from dspex.bus.local.server import LocalServer
+
+APP = "shop"
+OPTIONS: Mapping[str, list[str]] = {
+    "engine": [],
+    "operator": [],
+    "worker": ["--pool", "lightweight"],
+    "publisher": ["--subject", "shop.in"],
+    "caller": ["--pool", "lightweight"],
+    "reader": ["--subject", "shop.out"],
+}
+ROLES = tuple(OPTIONS)
+TOPOLOGY = """
+dspex: 1
+topology: triage
+sources: { shop.in: {} }
+nodes:
+  classify: { from: shop.in, predict: "%s", retry: { attempts: 1 } }
+sinks: { shop.out: { from: classify }, shop.other: { from: classify } }
+"""
+SETTINGS = """
+topologies = ["triage.yaml"]
+lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
+"""
+
+# What a user of each role may publish: the subject, and the roles that may. Everybody else is denied.
+S, KV, OBJ = f"DSPEX_{APP}", f"KV_DSPEX_{APP}", f"OBJ_DSPEX_{APP}_payloads"
+OWNERS = {"engine", "operator"}
+PUBLISHED: Mapping[str, Collection[str]] = {
+    "shop.in": {"publisher"},
+    "shop.out": OWNERS,
+    "shop.third": set(),
+    "dspex.shop.log.triage.s1.0": OWNERS,
+    "dspex.shop.log.triage.s1.0.snapshot": OWNERS,
+    "dspex.shop.edge.triage.s1.0": OWNERS,
+    "dspex.shop.time.triage.s1": OWNERS,
+    "dspex.shop.work.lightweight.1.triage.classify": OWNERS,
+    "dspex.shop.dead.triage.classify": OWNERS,
+    "dspex.shop.audit.redriven": {"operator"},
+    "dspex.shop.record.lightweight.triage.s1.0": {"worker"},
+    "dspex.shop.record.lightweight": {"worker"},
+    "dspex.shop.record.gpu.triage.s1.0": set(),
+    "dspex.shop.request.lightweight.one": set(),
+    "dspex.shop.call.lightweight.triage.classify": {"caller"},
+    "dspex.shop.call.lightweight.adhoc.predict": {"caller"},
+    "dspex.shop.call.gpu.triage.classify": set(),
+    "dspex.shop.control.lightweight": {"caller", "operator"},
+    "dspex.shop.control.gpu": {"operator"},
+    "dspex.bank.log.triage.s1.0": set(),
+    f"$KV.DSPEX_{APP}.manifest.triage.1": OWNERS,
+    f"$KV.DSPEX_{APP}_sessions.a": OWNERS,
+    "$KV.DSPEX_bank.manifest.triage.1": set(),
+    f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
+    f"$O.DSPEX_{APP}_payloads.M.0": {*OWNERS, "worker"},
+    "$JS.API.INFO": {*OWNERS, "worker", "caller", "reader"},
+    "$JS.API.STREAM.NAMES": {*OWNERS, "reader"},
+    "$JS.API.STREAM.LIST": set(),
+    f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader"},
+    f"$JS.API.STREAM.INFO.{KV}": {*OWNERS, "caller"},
+    f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker"},
+    f"$JS.API.STREAM.MSG.GET.{KV}": {*OWNERS, "caller"},
+    f"$JS.API.STREAM.MSG.GET.{OBJ}": {*OWNERS, "worker"},
+    f"$JS.API.DIRECT.GET.{S}": OWNERS,
+    f"$JS.API.DIRECT.GET.{S}.shop.out": OWNERS,
+    f"$JS.API.DIRECT.GET.{KV}": {*OWNERS, "caller"},
+    **{f"$JS.API.STREAM.{verb}.{of}": OWNERS for verb in ("CREATE", "UPDATE", "PURGE", "MSG.DELETE") for of in (S, KV, OBJ)},
+    **{f"$JS.API.STREAM.DELETE.{name}": {"operator"} for name in (S, KV, OBJ, f"{S}_sources")},
+    "$JS.API.STREAM.CREATE.mine": set(),
+    "$JS.API.STREAM.INFO.DSPEX_bank": set(),
+    f"$JS.API.STREAM.SNAPSHOT.{S}": set(),
+    f"$JS.API.STREAM.LEADER.STEPDOWN.{S}": set(),
+    f"$JS.API.CONSUMER.CREATE.{S}.any": OWNERS,
+    f"$JS.API.CONSUMER.CREATE.{S}.any.shop.out": OWNERS,
+    f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0": OWNERS,
+    f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0.shop.out": {*OWNERS, "reader"},
+    f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0.shop.other": OWNERS,
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{S}.INBOX_reader-0": set(),
+    f"$JS.API.CONSUMER.MSG.NEXT.{S}.INBOX_reader-0": {*OWNERS, "reader"},
+    f"$JS.API.CONSUMER.MSG.NEXT.{S}.work-lightweight-1": {*OWNERS, "worker"},
+    f"$JS.API.CONSUMER.MSG.NEXT.{S}.work-gpu-1": OWNERS,
+    f"$JS.API.CONSUMER.DELETE.{S}.work-lightweight-1": OWNERS,
+    f"$JS.API.CONSUMER.DELETE.{S}.INBOX_reader-0": {*OWNERS, "reader"},
+    f"$JS.API.CONSUMER.INFO.{S}.work-lightweight-1": {*OWNERS, "worker"},
+    f"$JS.API.CONSUMER.NAMES.{S}": set(),
+    f"$JS.API.CONSUMER.LIST.{S}": set(),
+    f"$JS.ACK.{S}.work-lightweight-1.1.1.1.1.0": {"worker"},
+    f"$JS.ACK.{S}.work-gpu-1.1.1.1.1.0": set(),
+    "_INBOX.one": set(),
+    "_INBOX_engine.one": set(),
+    "_INBOX_caller.one": set(),
+    "$SYS.REQ.SERVER.PING": set(),
+    "$SYS.REQ.USER.INFO": set(ROLES),
+}
+HEARD: Mapping[str, Collection[str]] = {
+    ">": set(),
+    "_INBOX.>": set(),
+    **{f"_INBOX_{role}.>": {role} for role in ROLES},
+    "dspex.>": set(),
+    "shop.in": set(),
+    "shop.out": set(),
+    "dspex.shop.call.lightweight.>": {"worker"},
+    "dspex.shop.call.gpu.>": set(),
+    "dspex.shop.control.lightweight": {"worker"},
+    "dspex.shop.work.>": set(),
+    "dspex.shop.record.>": set(),
+    "$KV.>": set(),
+    "$JS.API.>": set(),
+}
+
+
+def permissions(project: Project, role: str) -> str:
+    """A user for the server's configuration, as the verb prints it."""
+    done = project.here("server", "permissions", "--role", role, *OPTIONS[role])
+    assert done.code == 0, done.err
+    return re.sub(r"\$[A-Z_]+_PASSWORD", "p", done.out)
+
+
+def accounts(project: Project) -> str:
+    users = "\n".join(permissions(project, role) for role in ROLES)
+    return f"accounts {{ A {{ jetstream: enabled, users: [\n{users}\n{{ user: all, password: p }}\n] }} }}\nno_auth_user: all\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    with stand_in() as url:
+        made = Project(tmp_path, APP, SETTINGS.format(url=url))
+        made.write("triage.yaml", TOPOLOGY % CLASSIFY)
+        yield made
+
+
+async def _denied(url: str, role: str) -> tuple[set[str], set[str]]:
+    """What a user of a role is refused: to publish, and to hear. In the bare protocol, where the server says so at once."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    login = {"user": role, "pass": "p", "verbose": False, "pedantic": False, "lang": "test", "version": "0"}
+
+    async def refused(command: str) -> bool:
+        writer.write(f"{command}\r\nPING\r\n".encode())
+        words: list[bytes] = []
+        async with asyncio.timeout(30):
+            while not words or words[-1] != b"PONG\r\n":
+                words.append(await reader.readline())
+                assert words[-1], f"the connection ended at {command!r}: {words}"
+        return any(word.startswith(b"-ERR 'Permissions Violation") for word in words)
+
+    try:
+        assert not await refused(f"CONNECT {json.dumps(login)}")
+        published = {subject for subject in PUBLISHED if await refused(f"PUB {subject} 0\r\n")}
+        return published, {subject for n, subject in enumerate(HEARD) if await refused(f"SUB {subject} {n}")}
+    finally:
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_every_role_may_what_it_needs_and_nothing_else(project: Project, tmp_path: Path) -> None:
+    async with LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project)) as server:
+        found = dict(zip(ROLES, await asyncio.gather(*[_denied(server.url, role) for role in ROLES])))
+    wrong = [
+        (role, subject, "denied" if role in allowed else "allowed")
+        for role, refused in found.items()
+        for table, denied in zip((PUBLISHED, HEARD), refused)
+        for subject, allowed in table.items()
+        if (role in allowed) == (subject in denied)
+    ]
+    assert wrong == []
+
+
+def _as(project: Project, url: str, role: str) -> dict[str, str]:
+    """The environment of a process of a role."""
+    return {"NATS_URL": url, "NATS_USER": role, "NATS_PASSWORD": "p", "DSPEX_SERVER__INBOX_PREFIX": f"_INBOX_{role}"}
+
+
+@pytest.mark.asyncio
+async def test_every_role_runs_its_verbs_with_these_rights(project: Project, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        made = LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project))
+        url = (await stack.enter_async_context(made)).url
+        await asyncio.to_thread(_run_all, project, url)
+
+
+def _run_all(project: Project, url: str) -> None:
+    def run(role: str, *args: str) -> Done:
+        return project.dspex(*args, **_as(project, url, role))
+
+    engine, worker = _as(project, url, "engine"), _as(project, url, "worker")
+    with (
+        project.start("--json", "run", "--pools", "none", **engine) as one,
+        project.start("--json", "worker", "lightweight", **worker) as pool,
+    ):
+        one.until('"ready"')
+        pool.until('"pool ready"')
+        for text in ("where is my card", "standin:nonsense"):  # the second ends as a dead letter
+            done = run("publisher", "publish", "shop.in", f"text={text}")
+            assert done.code == 0, done.err
+        seen = run("reader", "--json", "watch", "shop.out", "--start", "all", "--count", "1")
+        assert (seen.code, [o["subject"] for o in seen.objects()]) == (0, ["shop.out"]), seen.err
+        other = run("reader", "--json", "watch", "shop.other", "--start", "all", "--count", "1")
+        assert (other.code, other.error()["code"]) == (4, "DX403"), other.err
+        for what in ("triage/classify", CLASSIFY):
+            called = run("caller", "--json", "call", what, "text=hello")
+            assert called.code == 0, called.err
+        for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["apply"]):
+            done = run("operator", "--json", *verb)
+            assert done.code == 0, (verb, done.out, done.err)
+        checked = {o["check"]: o for o in run("operator", "--json", "doctor").objects()}
+        assert checked["permissions"]["message"] == "no more than an operator needs"
+        wide = project.dspex("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)
+        (fault,) = [o for o in wide.objects() if o["check"] == "permissions"]
+        assert (wide.code, fault["ok"], "publish >" in fault["message"]) == (1, False, True)
+        letters = run("operator", "--json", "dlq", "ls").objects()
+        assert len(letters) == 1
+        assert run("operator", "dlq", "redrive", str(letters[0]["sequence"])).code == 0
+        assert (one.end(), pool.end()) == (0, 0), one.errors() + pool.errors()
+        told = one.errors() + pool.errors()
+    assert "permissions violation" not in told.lower(), told
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["--role", "worker"], "--pool is missing"),
+        (["--role", "reader"], "--subject is missing"),
+        (["--role", "publisher", "--subject", "a b"], "is not a subject"),
+        (["--role", "publisher", "--subject", "a", "--pool", "p"], "--pool means nothing"),
+        (["--role", "engine", "--stream", "a.b"], "is not the name of a stream"),
+        (["--role", "engine", "--user", "a.b"], "cannot be part of a subject"),
+    ],
+)
+def test_what_a_role_lacks_or_does_not_take_is_said(tmp_path: Path, args: list[str], why: str) -> None:
+    done = Project(tmp_path, APP).here("--json", "server", "permissions", *args)
+    assert (done.code, why in done.error()["message"]) == (2, True)
+
+
+def test_nsc_and_json_say_the_same(tmp_path: Path) -> None:
+    project = Project(tmp_path, APP)
+    (found,) = project.here("--json", "server", "permissions", "--role", "worker", "--pool", "gpu").objects()
+    (comment, command) = project.here("server", "permissions", "--role", "worker", "--pool", "gpu", "--nsc").out.splitlines()
+    assert found["inbox_prefix"] in comment
+    assert f"--allow-pub '{','.join(found['publish'])}' --allow-sub '{','.join(found['subscribe'])}'" in command
+    assert "--allow-pub-response" in command
