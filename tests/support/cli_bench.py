@@ -6,12 +6,13 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ import structlog
 from dspex import __main__ as cli
 
 HERE = Path(__file__).parent
+# Before a command: it runs as one of a user who is not root does, who may not look into every process.
+NOT_ROOT = ["setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin"] if os.geteuid() == 0 else []
+needs_proc = pytest.mark.skipif(
+    sys.platform != "linux" or (bool(NOT_ROOT) and not shutil.which("setpriv")),
+    reason="Linux alone has /proc, and root may look everywhere unless setpriv gives that up",
+)
 STANDIN = HERE / "standin.py"
 CLASSIFY = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
 
@@ -192,8 +199,8 @@ class Project:
             return in_this_process(*args, stdin=stdin)
 
     @contextmanager
-    def start(self, *args: str, **env: str) -> Iterator[Running]:
-        running = Running(self._command(args), self.folder, {**self.env, **env})
+    def start(self, *args: str, under: Sequence[str] = (), **env: str) -> Iterator[Running]:
+        running = Running([*under, *self._command(args)], self.folder, {**self.env, **env})
         try:
             yield running
         finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
-from cli_bench import NATIVE, TRIAGE, Project, objects
+from cli_bench import NATIVE, NOT_ROOT, TRIAGE, Project, needs_proc, objects
 from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
@@ -90,6 +91,16 @@ def test_a_pool_that_cannot_start_stops_the_run_with_its_error(project: Project)
     human = project.here("run")
     assert "error[DX112] lm.main: the variable NO_KEY, named by key_env" in human.err
     assert '"v":1' not in human.err
+
+
+@needs_proc
+def test_no_other_process_of_the_user_can_look_into_a_run(project: Project) -> None:
+    """Programs of its pools are such processes, and its environment has the keys of all of them."""
+    with project.start("--json", "run", "--pools", "none", under=NOT_ROOT) as run:
+        run.until('"ready"')
+        look = [*NOT_ROOT, "head", "-c", "1", f"/proc/{run.process.pid}/environ"]
+        assert "denied" in subprocess.run(look, capture_output=True, text=True).stderr
+        assert run.end() == 0, run.errors()
 
 
 def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(project: Project, nats_url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from cli_bench import NOT_ROOT, needs_proc
 from pool_bench import APP, HERE, POOL, Bench, program, work
 from waiting import until
 
@@ -132,10 +132,10 @@ async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_programs_
         worker.end()
 
 
-PLAIN = ["setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin"]  # as a user who is not root, for these three
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-1", "A_KEY": "secret-2", "DSPEX_POOLS__LIGHT__ENV__X": "secret-3"}
 
 
+@needs_proc
 @pytest.mark.asyncio
 async def test_the_environment_of_a_workers_parent_tells_a_program_nothing(bench: Bench, nats_url: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path, nats_url, **SECRETS)
@@ -150,10 +150,10 @@ async def test_the_environment_of_a_workers_parent_tells_a_program_nothing(bench
         worker.end()
 
 
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="root may trace everything unless it gives that up")
+@needs_proc
 @pytest.mark.asyncio
 async def test_a_program_cannot_look_into_its_workers_parent(bench: Bench, nats_url: str, tmp_path: Path) -> None:
-    worker = Worker(tmp_path, nats_url, under=PLAIN if os.geteuid() == 0 else [])
+    worker = Worker(tmp_path, nats_url, under=NOT_ROOT)
     try:
         await asyncio.to_thread(worker.ready)
         (seen,) = await bench.ask(work(str(worker.process.pid), spec=program("environment")))
