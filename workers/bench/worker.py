@@ -81,7 +81,7 @@ async def worker(url: str) -> AsyncGenerator[Worker, None]:
                     "app": APP,
                     "server": {"url": server.url},
                     "lm": profiles,
-                    "pools": {POOL: {"programs": programs, "lm": next(iter(profiles))}},
+                    "pools": {POOL: {"programs": programs, "lm": next(iter(profiles)), "lms": list(profiles)}},
                     "telemetry": {"log": "error"},
                 }
             ).placed(Path(folder), {})
