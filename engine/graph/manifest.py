@@ -98,6 +98,8 @@ def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
             found.strange[key] = f"it says that it is version {made.version}"
         elif found.known and before not in items:
             found.strange[key] = f"there is no version {made.version - 1}"
+        elif found.known and not {*found.known[-1].stages.values()} <= {*made.stages.values()}:
+            found.strange[key] = f"it has not all stages of version {found.known[-1].version}, which no version gives up"
         else:
             found.known.append(made)
     return found

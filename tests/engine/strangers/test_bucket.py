@@ -72,6 +72,19 @@ def test_one_forged_heartbeat_keeps_partitions_for_seconds_whatever_it_says(lab:
     assert owned(one) == 8
 
 
+def test_a_forged_heartbeat_that_owns_everything_keeps_it_for_seconds(lab: MakeLab) -> None:
+    one = lab(echo())
+    one.start()
+    one.drain()
+    owns = [["echo", "s1", n] for n in range(8)]
+    says(one, engine="x", versions={"echo": 1}, owns=owns, heartbeat=1e18)
+    one.start("b")
+    one.advance(1)
+    assert owned(one, "b") == 0
+    one.advance(8)
+    assert owned(one, "b") == 8
+
+
 def test_an_engine_that_beats_more_slowly_than_the_others_is_not_taken_for_dead(lab: MakeLab) -> None:
     one = lab(echo())
     one.start("a", heartbeat=1.0)
@@ -132,6 +145,16 @@ def test_an_engine_that_runs_what_was_applied_last_starts_beside_a_forged_manife
     one.publish("in", {"text": "a"})
     one.advance(5)
     assert len(one.outputs("out")) == 1
+
+
+@pytest.mark.parametrize("stages", [{"in": ["s9", 8]}, {"in": ["s1", 4]}, {"in": ["s2", 8], "other": ["s3", 1]}], ids=str)
+def test_a_forged_manifest_takes_no_stage_and_its_state_away(lab: MakeLab, stages: Mapping[str, Any]) -> None:
+    one = lab(echo())
+    one.start()
+    one.drain()
+    put(one, subjects.manifest_key("echo", 2), forged(one, 2, stages=stages))
+    one.start("b")
+    assert (applied(one).version, applied(one).stages) == (1, {"in": ("s1", 8)})
 
 
 def test_no_other_version_is_applied_beside_a_forged_manifest_and_the_error_names_its_key(lab: MakeLab) -> None:
