@@ -37,11 +37,14 @@ def bare(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def sealed(environ: Mapping[str, str]) -> tuple[dict[str, str], int | None]:
     """The environment to start a process of ours with, and a descriptor to hand on under which it finds the whole of `environ`;
-    the caller closes it. Without such files (not Linux): `environ` itself and None.
+    the caller closes it. Where the system has no such files (not Linux), or refuses them: `environ` itself and None.
     """
-    if sys.platform != "linux":
+    try:
+        descriptor = os.memfd_create("environment") if sys.platform == "linux" else None
+    except OSError:
+        descriptor = None
+    if descriptor is None:
         return dict(environ), None
-    descriptor = os.memfd_create("environment")
     with os.fdopen(os.dup(descriptor), "w") as file:
         json.dump(dict(environ), file)
     os.lseek(descriptor, 0, os.SEEK_SET)
