@@ -2,7 +2,7 @@
 
     engine_process.py URL APP SOURCE SINK PARTITIONS [calls] [HEARTBEAT]
 
-With `calls` each event is a call. The heartbeat is longer than a test waits, unless another one is given. It prints a line of
+With `calls` each event is a call. The heartbeat is the longest that there is, unless another one is given. It prints a line of
 JSON when it runs, and drains on SIGTERM.
 """
 
@@ -40,4 +40,4 @@ async def main(url: str, app: str, source: str, sink: str, partitions: int, call
 
 if __name__ == "__main__":
     url, app, source, sink, partitions, *more = sys.argv[1:]
-    asyncio.run(main(url, app, source, sink, int(partitions), "calls" in more, next((m for m in more if m != "calls"), "2m")))
+    asyncio.run(main(url, app, source, sink, int(partitions), "calls" in more, next((m for m in more if m != "calls"), "30s")))
