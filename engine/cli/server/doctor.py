@@ -25,7 +25,7 @@ from dspex.engine.graph import manifest
 from dspex.workers.models import weights
 
 if TYPE_CHECKING:
-    from dspex.bus.nats.rights import Rights
+    from dspex.bus.local.rights import Rights
 
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 3.0  # seconds
@@ -150,7 +150,7 @@ async def _account(bus: Bus) -> list[Diagnosis]:
 
 async def _permissions(bus: Bus, server: Found, enough: Rights, role: str | None) -> Diagnosis:
     """Whether the connection may do more than it needs."""
-    from dspex.bus.nats.rights import Have
+    from dspex.bus.local.rights import Have
 
     if server.local:
         return Diagnosis("permissions", True, "the server of this folder: who can read its password may do anything")

@@ -15,7 +15,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import load
 
 if TYPE_CHECKING:
-    from dspex.bus.nats.rights import Rights
+    from dspex.bus.local.rights import Rights
 
 _ANSWERS, _WITHIN = 8, "10m"  # to one request: a call that streams its answer sends one message after another
 
@@ -74,7 +74,7 @@ def rights_of(
     t: Terminal, role: RoleName, user: str, pools: Sequence[str], about: Sequence[str], streams: Sequence[str] = ()
 ) -> Rights:
     """The rights of a role, with the sinks and streams of the topologies that the settings name. Raises ConfigError."""
-    from dspex.bus.nats.rights import rights
+    from dspex.bus.local.rights import rights
 
     _check(role, pools, about, streams)
     about, streams = list(about), list(streams)

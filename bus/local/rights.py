@@ -13,8 +13,8 @@ from dspex.bus import subjects
 from dspex.bus.nats.consumer import listed
 from dspex.bus.nats.streams import covers
 
-Role: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "operator"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
+UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "operator"]
+ROLES: Final[tuple[UserRole, ...]] = get_args(UserRole)
 _LOOK: Final = ("STREAM.INFO.{}", "STREAM.MSG.GET.{}", "DIRECT.GET.{}", "DIRECT.GET.{}.>")
 _READ: Final = (*_LOOK, "CONSUMER.CREATE.{}.>", "CONSUMER.INFO.{}.>", "CONSUMER.DELETE.{}.>", "CONSUMER.MSG.NEXT.{}.>")
 _KEEP: Final = ("STREAM.CREATE.{}", "STREAM.UPDATE.{}", "STREAM.PURGE.{}", "STREAM.MSG.DELETE.{}")
@@ -59,7 +59,7 @@ class Rights:
 
 
 def rights(
-    role: Role, app: str, *, user: str, pools: Sequence[str] = (), about: Sequence[str] = (), streams: Sequence[str] = ()
+    role: UserRole, app: str, *, user: str, pools: Sequence[str] = (), about: Sequence[str] = (), streams: Sequence[str] = ()
 ) -> Rights:
     """The rights of a user.
 
@@ -70,7 +70,7 @@ def rights(
         streams: that are read and are not the application's own, such as that of a source that others have made (engine).
     """
     prefix = f"{subjects.INBOX}_{user}"
-    publish: dict[Role, Iterator[str]] = {  # lazy: the others are never run
+    publish: dict[UserRole, Iterator[str]] = {  # lazy: the others are never run
         "engine": _engine(app, about, streams),
         "operator": _operator(app, about, streams),
         "worker": (right for pool in pools for right in _worker(app, pool)),
