@@ -143,7 +143,7 @@ MORE = {
         "another application name, or `dspex delete`",
     ),
     "DX411": (
-        "A local nats-server does not start; or a commit log is damaged.",
+        "A local nats-server does not start; a commit log is damaged; or a manifest is none that an engine wrote.",
         "the message says what to correct; restore a backup",
     ),
     "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),

@@ -1,8 +1,11 @@
-"""Whoever may publish to a sink can fill the application's stream with large messages: what a start takes of memory."""
+"""Whoever may publish can fill an application's streams with large messages: what reading takes of memory, on a real server."""
 
 from __future__ import annotations
 
+import time
 import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from waiting import until
@@ -10,12 +13,30 @@ from waiting import until
 from dspex.bus import subjects
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import PAGE_BYTES, NewMessage
+from dspex.bus.records import Letter, NodeEvent, Origin
+from dspex.bus.serving import payloads
+from dspex.engine.client import letters
 from dspex.engine.client.client import Client
+from dspex.engine.graph import manifest
+from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
+from dspex.engine.log import housekeeping
 from dspex.operators.topology import Topology
 
 MEGABYTE = 1_000_000
 LARGE = 100  # messages
+
+
+@contextmanager
+def most_memory() -> Iterator[Callable[[], int]]:
+    """Gives the bytes that Python's objects took together at most, within the block."""
+    peak = [0]
+    tracemalloc.start()
+    try:
+        yield lambda: peak[0]
+        peak[0] = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.asyncio
@@ -35,13 +56,28 @@ async def test_a_start_holds_no_more_of_what_others_stored_than_a_page(bus: Nats
     for _ in range(LARGE):
         await bus.publish(NewMessage(f"{unique}.out", b"x" * MEGABYTE))
     second = Host(bus, unique, [topology.graph], engine="second")
-    tracemalloc.start()
-    try:
+    with most_memory() as peak:
         await second.start()
         await client.publish(f"{unique}.in", {"n": 2})
         await until(lambda: arrived(LARGE + 2))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 3 * PAGE_BYTES < LARGE * MEGABYTE
+    assert peak() < 3 * PAGE_BYTES < LARGE * MEGABYTE
     await second.drain()
+
+
+@pytest.mark.parametrize(("size", "count"), [(200_000, 400), (400_000, 150)])  # above 256 KiB they lie in the object store
+@pytest.mark.asyncio
+async def test_dead_letters_are_listed_and_swept_in_bounded_memory(bus: NatsBus, unique: str, size: int, count: int) -> None:
+    topology = Topology("echo")
+    topology.source(f"{unique}.in").sink(f"{unique}.out")
+    await apply(bus, unique, [topology.graph])
+    edge, dead = subjects.edge(unique, "echo", "s1", 0), subjects.dead(unique, "echo", "check")
+    for n in range(count):
+        data = b'"%b"' % (str(n).encode() * (size // len(str(n))))
+        event = NodeEvent("in", Origin(f"e{n}", "in", f"r{n}"), "application/json", data)
+        letter = Letter("echo", "check", event, edge, {"type": "DataError", "message": "no"})
+        await bus.publish(await payloads.checked_in(bus, unique, NewMessage(dead, letter.pack())))
+    applied = await manifest.of_application(bus, unique)
+    with most_memory() as peak:
+        assert len([d.sequence async for d in letters.listing(bus, unique)]) == count
+        await housekeeping.sweep(bus, unique, "echo", applied, records=1.0, now=time.time())
+    assert peak() < 3 * PAGE_BYTES < count * size
