@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents, NewMessage, StreamInfo
+from dspex.bus.port import PAGE_MESSAGES, BusEvents, NewMessage, StreamInfo
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
@@ -59,9 +59,11 @@ class Watched(MemoryBus):
             return found
         return {s: m for s, m in found.items() if m.sequence <= self.behind}
 
-    async def scan(self, stream: str, filters: Sequence[str], *, start: int, stop: int) -> list[Message]:
+    async def page(
+        self, stream: str, filters: Sequence[str], *, start: int, stop: int, most: int = PAGE_MESSAGES
+    ) -> list[Message]:
         self.looked += list(filters) == [">"]
-        return await super().scan(stream, filters, start=start, stop=stop)
+        return await super().page(stream, filters, start=start, stop=stop, most=most)
 
 
 def test_all_partitions_of_a_stage_are_claimed_in_one_batch_behind_one_question_and_one_look(
