@@ -16,8 +16,8 @@ from dspex.bus.subjects import CAUSE, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
 
-_DIGEST = 16  # bytes: what an open call keeps of its event
-_SALT = 16  # bytes, as many as a nonce has
+DIGEST = 16  # bytes: what an open call keeps of its event, salted with the nonce of its record's id: a record must have both
+SALT = 16  # bytes of the nonce: all that it has
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
@@ -50,11 +50,6 @@ class Ask(NamedTuple):
 
 
 Output: TypeAlias = NewMessage | Ask
-
-
-def digest(packed: bytes, nonce: str) -> bytes:
-    """What an open call keeps of its packed event and of the nonce in its record's id: a record must have both."""
-    return blake2b(packed, digest_size=_DIGEST, salt=nonce.encode(errors="replace")[:_SALT]).digest()
 
 
 def request(
@@ -93,7 +88,8 @@ def request(
     band = subjects.band(call.priority)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
     message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id})
-    row = row._replace(digest=digest(packed, a.nonce), work=0, held=0, band=band)
+    digest = blake2b(packed, digest_size=DIGEST, salt=a.nonce.encode()[:SALT]).digest()
+    row = row._replace(digest=digest, work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
 
 

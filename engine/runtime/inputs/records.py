@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import ClassVar
 
 import structlog
@@ -22,7 +23,7 @@ from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.request import digest
+from dspex.engine.runtime.request import DIGEST, SALT
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -117,7 +118,8 @@ def _is_awaited(record: CallRecord, row: OpenCall) -> bool:
 def _its_event(record: CallRecord, row: OpenCall, message: Message) -> NodeEvent | None:
     """The event that came back with a record; None where it, or the nonce in the id, is not the one of the call."""
     words = message.headers.get(subjects.MESSAGE_ID, "").split(".", payloads.RECORD_WORDS)
-    if digest(record.event, words[payloads.RECORD_WORDS - 1] if len(words) >= payloads.RECORD_WORDS else "") != row.digest:
+    nonce = words[payloads.RECORD_WORDS - 1].encode(errors="replace")[:SALT] if len(words) >= payloads.RECORD_WORDS else b""
+    if blake2b(record.event, digest_size=DIGEST, salt=nonce).digest() != row.digest:
         return None
     event: NodeEvent = checker(NodeEvent).validate_python(unpacked(record.event), strict=True)  # ours, so it can be read
     return event
