@@ -239,6 +239,11 @@ def of_topology(app: str, topology: str) -> list[str]:
     return [f"{prefix(app)}.{rest}" for rest in (*kinds, f"work.*.*.{topology}.>", f"record.*.{topology}.>")]
 
 
+def audit(app: str, verb: str) -> str:
+    """What somebody changed with a verb; `*` for all."""
+    return f"{prefix(app)}.audit.{verb}"
+
+
 def redriven(app: str) -> str:
     """Which dead letters were redriven; see engine/log/redriven.py."""
     return f"{prefix(app)}.audit.redriven"

@@ -74,7 +74,7 @@ def rights(
         "engine": _engine(app, about, streams),
         "operator": _operator(app, about, streams),
         "worker": (right for pool in pools for right in _worker(app, pool)),
-        "publisher": iter(about),
+        "publisher": iter([*about, subjects.audit(app, "publish")]),
         "caller": _caller(app, pools),
         "reader": _reader(app, prefix, about),
     }
@@ -107,6 +107,7 @@ def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[
         yield from _api(_READ, name)
     yield from _values(app)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "dead"))
+    yield subjects.audit(app, "apply")
     yield from sinks
 
 
@@ -133,6 +134,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
 
 def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
+    yield subjects.audit(app, "call")
     yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # which nodes there are
     for pool in pools:
         yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))

@@ -58,7 +58,7 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 VERBS = frozenset(
     {
         *("test", "plan", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
-        *("pause", "resume", "approvals", "optimize", "eval", "shadow", "audit", "ui", "mcp", "skills"),
+        *("pause", "resume", "approvals", "optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

@@ -12,7 +12,7 @@ import typer
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli import demo, not_built, run, status
+from dspex.engine.cli import audit, demo, not_built, run, status
 from dspex.engine.cli.events import call, dlq, publish, watch
 from dspex.engine.cli.server import permissions, server
 from dspex.engine.cli.terminal import log
@@ -151,6 +151,7 @@ def _add_verbs(app: typer.Typer) -> None:
     _group(app, "dlq", "Dead letters: events that could not be processed.", dlq.ls, dlq.show, dlq.redrive, dlq.drop)
     about = "The local nats-server, and permissions on one of yours."
     _group(app, "server", about, server.start, server.stop, server.status, permissions.permissions)
+    _group(app, "audit", "Who changed what.", audit.ls)
     _group(app, "config", "The settings.", server.show)
     _group(app, "model", "Language models that run on this machine.", worker.install, worker.ls, worker.rm)
     _group(app, "bench", "What dspex costs on this machine.", bench.native)

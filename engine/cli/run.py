@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from dspex.bus import subjects
+from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.progress import Bar
@@ -64,6 +65,7 @@ class _Run:
         async with self.engine as engine:
             self._print_server()
             self._print_topologies()
+            await self._note_changes()
             await self._warm_up(stopped)
             lines = Tasks("dspex", lambda name, error: self.t.note(f"the status lines ended: {error!r}"))
             lines.start(self._lines(), "lines")
@@ -74,6 +76,12 @@ class _Run:
                 await self._drain(stopped)
 
     # -- start ----------------------------------------------------------------------------------------------------
+    async def _note_changes(self) -> None:
+        running = self.engine.running
+        changed = {name: change for name, change in running.host.applied.items() if change != "unchanged"}
+        if changed:
+            await audit.leave(running.bus, running.host.app, "apply", **changed)
+
     async def _warm_up(self, stopped: asyncio.Future[int]) -> None:
         pools = self.engine.running.pools
         if pools.names:

@@ -177,7 +177,11 @@ class Client:
 
     async def redrive(self, letters_: Iterable[DeadLetter]) -> int:
         """Run their events again from where they failed: same event id, same run. How many."""
-        return await letters.redrive(self.bus, self.app, letters_)
+        given = list(letters_)
+        try:
+            return await letters.redrive(self.bus, self.app, given)
+        finally:  # also where one could not be redriven: others were
+            await letters.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

@@ -12,7 +12,7 @@ from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, Topol
 from dspex.bus.message import Event, Message, is_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
-from dspex.bus.serving import payloads
+from dspex.bus.serving import audit, payloads
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
@@ -252,6 +252,12 @@ async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
             raise RunError(f"the event of this letter is not in {letter.stored.stream} any more", run=event.origin.run)
         headers[subjects.STORED] = f"{letter.stored.stream}:{letter.stored.sequence}"
     return NewMessage(letter.redrive, pack_frame([event]), headers)
+
+
+async def audited(bus: Bus, app: str, verb: str, sequences: Sequence[int], **what: Any) -> None:
+    """Leave an entry of what is done with letters, if there are any."""
+    if sequences:
+        await audit.leave(bus, app, verb, letters=list(sequences)[: audit.MOST_NAMED], count=len(sequences), **what)
 
 
 async def drop(bus: Bus, app: str, sequences: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket, Bus, Kept
+from dspex.bus.serving import audit
 from dspex.bus.settings.tables import MOST_HEARTBEAT
 from dspex.engine.graph import manifest
 
@@ -48,6 +49,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     if running := await _running(bucket, topology, info.now if info is not None else 0.0):
         why = f"{topology} is run by {', '.join(running)}"
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
+    await audit.leave(bus, app, "delete", topology=topology)  # before: with the last topology goes the audit, too
     if len(known) == 1:
         return Deleted(topology, True, await _everything(bus, app))
     patterns, messages = subjects.of_topology(app, topology), 0

@@ -32,6 +32,7 @@ def call(
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
     from dspex.bus.records import Route
+    from dspex.bus.serving import audit
     from dspex.bus.settings.duration import seconds
     from dspex.engine.cli.terminal.arguments import records
 
@@ -45,8 +46,14 @@ def call(
     async def main() -> None:
         async with client(t, "call") as c:
             spec = await _spec(c, what, signature, pool, more)
-            for inputs in records(data or [], sys.stdin):
-                _print_result(t, await c.call(spec, inputs, timeout=limit, session=session))
+            calls = 0
+            try:
+                for inputs in records(data or [], sys.stdin):
+                    calls += 1
+                    _print_result(t, await c.call(spec, inputs, timeout=limit, session=session))
+            finally:  # also where one failed: it may have been paid
+                if calls:
+                    await audit.leave(c.bus, c.app, "call", called=what[: audit.MOST_SHOWN], calls=calls)
 
     t.run(main())
 

@@ -195,6 +195,7 @@ async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fi
     async for d in selection.each(c):
         changed = None if d.unreadable else _changed(d, edit, fields)
         found[d.sequence] = changed if edit else None
+    await letters.audited(c.bus, c.app, "redrive", list(found), changed=edit or bool(fields))
     redrives, done, refused = Redrives(c.bus, c.app), 0, dict[int, DspexError]()
     with t.progress("redrive", len(found)) as bar:
         for sequence, edited in found.items():
@@ -237,7 +238,9 @@ def drop(
     async def main(c: Client) -> int:
         if dry_run:
             return await _would(t, c, selection, "dropped")
-        return await letters.drop(c.bus, c.app, [d.sequence async for d in selection.each(c)])
+        found = [d.sequence async for d in selection.each(c)]
+        await letters.audited(c.bus, c.app, "drop", found)
+        return await letters.drop(c.bus, c.app, found)
 
     done = _with_client(t, "dlq", main)
     if not dry_run:

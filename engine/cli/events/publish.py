@@ -102,6 +102,8 @@ class _Publish:
         self.wait = False
 
     async def main(self, wait: bool, limit: float | None) -> None:
+        from dspex.bus.serving import audit
+
         self.wait = wait
         total, began = self.source.total(), time.monotonic()
         async with client(self.t, "publish", start=True) as c:
@@ -113,6 +115,8 @@ class _Publish:
                     await self._all(c, None)
             finally:  # also when interrupted: the figures say where to go on
                 self._print(time.monotonic() - began)
+                if self.runs:
+                    await audit.leave(c.bus, c.app, "publish", subject=self.subject, events=len(self.runs))
             if self.fatal:
                 raise self.fatal
             failed = await self._results(c, limit, began) if wait and self.runs else 0

@@ -48,6 +48,7 @@ def _check_state(graphs: list[Graph], node: str) -> None:
 
 
 async def _applied(t: Terminal, graphs: list[Graph]) -> None:
+    from dspex.bus.serving import audit
     from dspex.engine.hosting.apply import apply as make
 
     settings = t.settings()
@@ -55,6 +56,7 @@ async def _applied(t: Terminal, graphs: list[Graph]) -> None:
         done = await make(
             c.bus, settings.app, graphs, replicas=settings.server.replicas, max_bytes=settings.engine.max_bytes, again=True
         )
+        await audit.leave(c.bus, settings.app, "apply", **{g.name: done.manifests[g.name].version for g in graphs})
     for graph in graphs:
         m, change = done.manifests[graph.name], done.changes[graph.name]
         row = {"topology": graph.name, "version": m.version, "digest": graph.digest, "change": change, "streams": m.streams}

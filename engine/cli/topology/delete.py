@@ -31,7 +31,7 @@ async def _deleted(t: Terminal, topology: str) -> None:
     from dspex.engine.hosting.delete import delete as remove
 
     async with client(t, "delete") as c:
-        done = await remove(c.bus, t.settings().app, topology)
+        done = await remove(c.bus, c.app, topology)
     row = {"topology": topology, "whole": done.whole, "messages": done.messages, "removed": list(done.removed)}
     what = ", ".join(done.removed) if done.whole else f"{done.messages:,} messages; sinks and streams stay"
     t.emit(row, f"deleted {topology}: {what}")

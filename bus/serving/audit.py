@@ -1,0 +1,80 @@
+"""The audit: what was changed, by which verb, and who says that it was they.
+
+It is a help and no proof: a client says of itself who it is, and whoever may publish here can say anything. When it was is the
+server's word.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, NotStored
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, NewMessage
+
+_log = structlog.get_logger("dspex.audit")
+MOST_NAMED = 100  # things that an entry names one by one
+MOST_SHOWN = 2000  # characters of what others wrote
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One change.
+
+    Attributes:
+        sequence: of the entry in the application's stream. time: when it was stored.
+        verb: publish, call, redrive, drop, apply, delete. who: user@host, as the client says.
+        what: more of it, by verb: subjects, counts, names.
+    """
+
+    sequence: int
+    time: datetime
+    verb: str
+    who: str
+    what: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `--json` object."""
+        return {**asdict(self), "time": self.time.isoformat()}
+
+
+def whoami() -> str:
+    """The user and the machine of this process."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = "nobody"
+    return f"{user}@{socket.gethostname()}"
+
+
+async def leave(bus: Bus, app: str, verb: str, **what: Any) -> None:
+    """Leave an entry. Where that is not possible it is logged, and nothing is raised: what it tells of has happened."""
+    body = orjson.dumps({"who": whoami(), "what": what})
+    try:
+        await bus.publish(NewMessage(subjects.audit(app, verb), body))
+    except NotStored as e:  # before the first topology is applied there is no stream for it
+        _log.debug("no audit entry", verb=verb, why=e.message)
+    except BusError as e:
+        _log.warning("no audit entry", verb=verb, why=e.message)
+
+
+def read(message: Message) -> AuditEntry:
+    """The entry in a message, whoever wrote it."""
+    try:
+        found = orjson.loads(message.data)
+        who, what = str(found["who"])[:MOST_SHOWN], found["what"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        who, what = "?", None
+    if not isinstance(what, dict):
+        what = {"unreadable": message.data[:MOST_SHOWN].decode("utf-8", "replace")}
+    verb = message.subject.rpartition(".")[2]
+    return AuditEntry(message.sequence, datetime.fromtimestamp(message.time, UTC), verb, who, what)

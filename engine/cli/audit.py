@@ -1,0 +1,54 @@
+"""`dspex audit ls`: who changed what, as they say of themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dspex.bus import subjects
+from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+
+if TYPE_CHECKING:
+    from dspex.bus.serving.audit import AuditEntry
+
+
+def ls(
+    context: typer.Context,
+    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
+    who: Annotated[str | None, typer.Option("--who", help="Only of this user, or user@host.")] = None,
+) -> None:
+    """List what was changed, oldest first: publish and call by this command line, redrive, drop, apply, delete."""
+    t = terminal(context)
+    t.run(_listed(t, since, who))
+
+
+async def _listed(t: Terminal, since: str | None, who: str | None) -> None:
+    from dspex.bus.serving.audit import read
+    from dspex.bus.settings.duration import seconds
+    from dspex.engine.log.positions import pages, sequence_before
+
+    after = (datetime.now(UTC) - timedelta(seconds=seconds(since))).timestamp() if since else 0.0
+    rows: list[dict[str, object]] = []
+    async with client(t, "audit") as c:
+        stream = subjects.stream(c.app)
+        info = await c.bus.stream(stream)
+        start = await sequence_before(c.bus, info, after) + 1 if info is not None and after else 1
+        async for page in pages(c.bus, stream, [subjects.audit(c.app, "*")], start=start):
+            for entry in [read(message) for message in page if message.subject != subjects.redriven(c.app)]:
+                if who is None or who in (entry.who, entry.who.partition("@")[0]):
+                    if t.json:
+                        t.emit(entry.as_dict())
+                    else:
+                        rows.append(_row(entry))
+    if rows:
+        t.table(rows, {"time": "time", "who": "who", "verb": "verb", "what": "what"}, wrap="what")
+    elif not t.json:
+        t.note("nothing was changed")
+
+
+def _row(entry: AuditEntry) -> dict[str, object]:
+    what = ", ".join(f"{name} {value if isinstance(value, str) else to_json(value)}" for name, value in entry.what.items())
+    return {"time": entry.time.astimezone().strftime("%d %b %H:%M:%S"), "who": entry.who, "verb": entry.verb, "what": what}
