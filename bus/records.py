@@ -199,6 +199,11 @@ class Usage:
     output_tokens: int = 0
     cost: float | None = None
 
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Self:
+        """What a record says was used. Raises DecodeError for what is no usage."""
+        return cls(**checked(cls, "the usage of a call", dict(raw)))
+
     def __add__(self, other: Usage) -> Usage:
         costs = [c for c in (self.cost, other.cost) if c is not None]
         return Usage(

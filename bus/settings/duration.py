@@ -40,7 +40,9 @@ def size(value: str | int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and (m := _SIZE.fullmatch(value.strip())):
-        return int(float(m[1]) * _SIZES[(m[2] or "B").lower()])
+        found = float(m[1]) * _SIZES[(m[2] or "B").lower()]
+        if found < math.inf:
+            return int(found)
     raise ConfigError(f"{value!r} is not a size", code="DX103", fix='write "512MiB", "1GB" or a number of bytes')
 
 

@@ -40,7 +40,7 @@ def file_layer(path: Path) -> Layer:
         data: dict[str, Any] = tomllib.loads(text)
     except OSError as e:
         raise ConfigError(f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # those of tomllib are ValueErrors, and so is that of a number of 4300 digits
         raise ConfigError(f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names") from e
     table: SettingPath = ("tool", "dspex") if path.name == "pyproject.toml" else ()
     for name in table:

@@ -106,7 +106,7 @@ def _value(text: str) -> Any:
     if text[:1] in ("[", "{"):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
             return text  # the check of the setting complains, and names the variable
     return text
 
@@ -139,7 +139,12 @@ def _without_password(layer: Layer) -> None:
 
 
 def _urls(text: str) -> list[SplitResult]:
-    return [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
+    """The parts of the comma-separated URLs. Raises ConfigError (DX105), which does not show them: they may have a password."""
+    try:
+        return [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
+    except ValueError:
+        fix = "write nats://host:4222; special characters of a password as %XX"
+        raise ConfigError("the URL of the server is none", code="DX105", node="server.url", fix=fix) from None
 
 
 def login_of(url: str, origin: str) -> tuple[str, str | None] | None:
@@ -179,8 +184,8 @@ def context(name: str) -> dict[str, Any]:
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     path = Path(home) / "nats" / "context" / f"{name}.json"
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as e:
+        data: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         fix = "nats context ls shows the names; or say where the server is with --server"
         raise ConfigError(f"no nats context {name!r}: {path} cannot be read", code="DX107", fix=fix) from e
     return data

@@ -19,6 +19,7 @@ from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
 
 _SECRET = re.compile(r"(.*_)?(api_?key|key|password|passwd|secret|token)", re.IGNORECASE)
+_SHOWN = 300  # characters of a wrong value
 _LITERAL_FIX = {
     "lm": 'name the variable that has it instead: key_env = "OPENAI_API_KEY"',
     "server": 'name the variable that has it instead: password_env = "…" or token_env = "…"',
@@ -131,7 +132,9 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Se
         code, message, fix = context["code"], error["msg"], context["fix"]
     else:
         said = error["msg"].removeprefix("Value error, ")
-        code, message = "DX105", f"{error['input']!r} will not do: {said[:1].lower()}{said[1:]}"
+        shown = repr(error["input"])
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        code, message = "DX105", f"{shown} will not do: {said[:1].lower()}{said[1:]}"
         fix = "correct the value; dspex config show says where each one came from"
     return _problem_at(code, ".".join(key), origin, message, fix)
 

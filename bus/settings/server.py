@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
-from dspex.bus.settings.values import SettingsTable, interval, without_effect
+from dspex.bus.settings.values import SettingsTable, custom_error, interval, number, without_effect
 
 SCHEMES = ("nats", "tls")
 LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
@@ -20,7 +20,10 @@ LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
 
 
 def _server_urls(text: str) -> str:
-    wrong = [scheme for scheme in layers.schemes_of(text) if scheme not in SCHEMES]
+    try:
+        wrong = [scheme for scheme in layers.schemes_of(text) if scheme not in SCHEMES]
+    except ConfigError as e:
+        raise custom_error(e) from None
     if wrong:
         raise ValueError(f"{wrong[0]}:// is not how a NATS server is reached; write nats://host:4222 or tls://host:4222")
     return text
@@ -73,7 +76,7 @@ class ServerSettings(SettingsTable):
     tls: TLSSettings | None = None
     context: str | None = None
     inbox_prefix: Annotated[str, AfterValidator(_inbox_prefix)] = subjects.INBOX
-    replicas: Literal[1, 3, 5] = 1
+    replicas: Annotated[Literal[1, 3, 5], BeforeValidator(number)] = 1
     local: LocalServerSettings = LocalServerSettings()
 
     def login(self) -> dict[str, str]:

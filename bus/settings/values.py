@@ -83,6 +83,11 @@ def interval(value: object) -> float | Literal["always"]:
     return "always" if value == "always" else _positive(value)
 
 
+def number(value: object) -> object:
+    """A whole number that came as text, as every variable does; anything else is left as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+
+
 def listed(value: object) -> object:
     """`a,b` from a variable as a list; anything but text is left as it is."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
+from dspex.engine.client.status.pools import pool_row
 from dspex.engine.client.status.rows import PoolRow
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ async def call(
         data=answer,
         id=record.call,
         route=record.route,
-        usage=Usage(**record.usage),
+        usage=Usage.read(record.usage),
         lm=record.lm,
         worker=record.worker,
         attempts=record.attempt,
@@ -182,12 +183,11 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
         return None
 
 
-async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow:
-    """What a pool says of itself. Raises Saturated where there is no worker at all: waiting would not help."""
+async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
+    """What a pool says of itself; None for what no pool says. Raises Saturated where there is no worker to wait for."""
     try:
         answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
-        found: PoolRow = orjson.loads(answer.data)
-        return found
+        return pool_row(answer)
     except Saturated:
         raise Saturated(
             f"pool {pool} has no worker",

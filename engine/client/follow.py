@@ -233,7 +233,7 @@ class Follower:
         except DecodeError:
             return  # the engine passes it over, and logs it
         if record.usage:
-            run.usage = run.usage + Usage(**record.usage)
+            run.usage = run.usage + Usage.read(record.usage)
 
     async def follow(self) -> AsyncIterator[list[Progress]]:
         """The runs that have just finished, as they do, until all have."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 from typing import TYPE_CHECKING, TypedDict
+
+import orjson
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
@@ -43,11 +44,11 @@ class PoolStatus:
 
     async def _on_request(self, message: Message) -> None:
         try:
-            kind = json.loads(message.data).get("kind")
+            kind = orjson.loads(message.data).get("kind")
         except (ValueError, AttributeError):
             return
         if kind == "status" and message.reply:
-            await self._pool.bus.send(message.reply, json.dumps(self.full()).encode())
+            await self._pool.bus.send(message.reply, orjson.dumps(self.full()))
 
     def summary(self) -> Summary:
         """A few words about a ready pool."""

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FACES = ("codecs", "errors", "metrics", "sync", "testing")
 ROOMS = ("bus", "engine", "operators", "workers", "topologies")

@@ -1,0 +1,70 @@
+"""Values of settings that are none, whatever they are: a ConfigError says so, and shows no password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings.model import Settings
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+FILES = {
+    "nested": "app = " + "[" * 5000,
+    "nested tables": "app = " + "{a=" * 5000,
+    "a number of thousands of digits": "[pools.a]\nsize = " + "9" * 5000,
+    "a size beyond all numbers": '[pools.a]\nmemory = "' + "9" * 400 + '"',
+    "a duration beyond all numbers": '[engine]\nheartbeat = "' + "9" * 400 + '"',
+}
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
+def test_a_file_of_strange_values_is_refused_as_a_wrong_setting(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dspex.toml").write_text(text)
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path)
+    assert len(e.value.message) < 1000
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "digits"])
+def test_a_variable_of_strange_json_is_refused_as_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("DSPEX_POOLS__GPU__ENV", value)
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path)
+    assert len(e.value.message) < 1000
+
+
+@pytest.mark.parametrize("variable", ["NATS_URL", "DSPEX_SERVER__URL"])
+@pytest.mark.parametrize("url", ["nats://user:pa]ss-word@host", "nats://[::1", "nats://u:ss-word@ho\uff03st"])
+def test_a_url_that_is_none_is_refused_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path)
+    assert e.value.code == "DX105"
+    assert "ss-word" not in e.value.message
+
+
+def test_a_url_on_the_command_line_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"server\.url"):
+        Settings.load(tmp_path, server__url="nats://[::1")
+
+
+@pytest.mark.parametrize("data", ["[1]", "[" * 5000, "7"])
+def test_a_nats_context_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "nats" / "context" / "one.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(data)
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path, server__context="one")
+    assert e.value.code == "DX107"
+
+
+def test_a_variable_says_how_many_replicas_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPEX_SERVER__REPLICAS", "3")
+    assert Settings.load(tmp_path).server.replicas == 3

@@ -1,0 +1,118 @@
+"""What clients read of the bus: dead letters, marks of redrives, and the answers of workers and pools."""
+
+from __future__ import annotations
+
+import orjson
+from engine_entries import APP, HEADERS, NOW, POOL, SOURCE, TOPOLOGY, Take, engine, lab
+from fuzzing import Entry
+from mutations import Case
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import CallError, from_dict
+from dspex.bus.message import Message
+from dspex.bus.port import NewMessage
+from dspex.bus.records import ACCEPTED, RESULT, CallRecord
+from dspex.engine.client import letters
+from dspex.engine.client.status import pools
+from dspex.engine.log import redriven
+
+
+def _letters() -> list[Case]:
+    return [Case(m.data, dict(m.headers)) for m in engine().lab.messages(subjects.dead_pattern(APP))]
+
+
+def _take_letter() -> Take:
+    e = engine()
+    subject = subjects.dead(APP, TOPOLOGY, SOURCE)
+
+    def take(case: Case) -> object:
+        message = Message(subject, case.data, case.headers, 9, NOW)
+        shown = e.run(letters._shown(e.bus, APP, message)).as_dict(traceback=True)
+        letter = letters._letter(message)
+        e.run(letters._check_places(e.bus, APP, letter, 9))
+        e.run(letters._frame(e.bus, letter, None))
+        return shown
+
+    return take
+
+
+def _take_marker() -> Take:
+    e = engine()
+
+    async def once(data: bytes) -> None:
+        await e.bus.publish(NewMessage(subjects.redriven(APP), data))
+        await redriven.finish(e.bus, APP)
+
+    return lambda case: e.run(once(case.data))
+
+
+def _replies() -> list[Case]:
+    record = CallRecord("c", 1, 1, "", "", outputs={"label": "a"}, usage={"input_tokens": 1, "output_tokens": 2, "cost": 0.1})
+    failed = CallRecord("c", 1, 1, "", "", error=CallError("no", retry_after=2.0).as_dict())
+    return [Case(one.pack(), {subjects.KIND: RESULT}) for one in (record, failed)]
+
+
+def _take_reply() -> Take:
+    """A worker accepts each call, and then answers with what is tried."""
+    one = lab()
+    bus, found = one.server.connect(), [Case(b"")]
+
+    async def answer(request: Message) -> None:
+        await bus.send(request.reply, found[0].data, headers={subjects.KIND: ACCEPTED})
+        await bus.send(request.reply, found[0].data, headers=found[0].headers)
+
+    one.run(bus.subscribe(subjects.call_pattern(APP, POOL), answer, queue=POOL))
+
+    def take(case: Case) -> object:
+        found[0] = case
+        return one.run(one.client.call("text -> label", {"text": "a"}, timeout=1.0)).as_dict()
+
+    return take
+
+
+def _pool_rows() -> list[Case]:
+    row = {"pool": POOL, "id": "p", "host": "h", "pid": 1, "size": 1, "slots": 4, "busy": 0, "ready": 1, "restarts": 0}
+    return [
+        Case(orjson.dumps(row)),
+        Case(orjson.dumps({**row, "failed": False, "served": 3, "children": [{"pid": 2, "rss": 5}]})),
+    ]
+
+
+def _take_pool_row() -> Take:
+    """A pool answers a question about it, for `status` and for a call that no worker takes."""
+    one = lab()
+    bus, found = one.server.connect(), [b""]
+
+    async def answer(request: Message) -> None:
+        await bus.send(request.reply, found[0])
+
+    one.run(bus.subscribe(subjects.control(APP, POOL), answer))
+
+    def take(case: Case) -> object:
+        found[0] = case.data
+        rows = one.run(pools.pool_rows(one.client.bus, APP, [POOL]))
+        one.run(one.client.call("text -> label", {"text": "a"}, timeout=0.1))
+        return rows
+
+    return take
+
+
+def _errors() -> list[Case]:
+    return [Case(orjson.dumps(CallError("no", retry_after=1.0, node="n", run="r").as_dict()))]
+
+
+def _take_error() -> Take:
+    def take(case: Case) -> object:
+        data = codecs.decode(case.data)
+        return from_dict(data).as_dict() if isinstance(data, dict) else None
+
+    return take
+
+
+ENTRIES = [
+    Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
+    Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
+    Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
+    Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout",)),
+    Entry("error", _errors, _take_error, "json", slice=500),
+]

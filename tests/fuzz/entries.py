@@ -1,0 +1,12 @@
+"""The table of all entry points: a name, valid inputs, how they are changed, and who takes them."""
+
+from __future__ import annotations
+
+import client_entries
+import engine_entries
+import file_entries
+import worker_entries
+from engine_entries import close as close
+
+ROOMS = (engine_entries, client_entries, worker_entries, file_entries)
+ENTRIES = {entry.name: entry for room in ROOMS for entry in room.ENTRIES}

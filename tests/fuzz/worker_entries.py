@@ -1,0 +1,175 @@
+"""What pools read: requests, questions about them, frames of their worker processes, and what those print."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import structlog
+from engine_entries import APP, HEADERS, NOW, POOL, TOPOLOGY, Take, lab
+from fuzzing import Bug, Entry
+from mutations import Case
+
+from dspex.bus import errors, subjects
+from dspex.bus.errors import CallError, DataError
+from dspex.bus.message import Message
+from dspex.bus.records import CallRequest, RecordTo, Usage
+from dspex.bus.serving import payloads
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.record_store import RecordStore
+from dspex.engine.cli.terminal import log
+from dspex.operators.native.signature import Signature
+from dspex.workers import frames
+from dspex.workers.answer import Answer, error_map
+from dspex.workers.answerers.attempt import Attempt, checked, enter_context, program_name, spec_of
+from dspex.workers.answerers.native import Native
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.frames import DoneFrame, FatalFrame, HelloFrame, StatusFrame
+from dspex.workers.pool.output import forward
+from dspex.workers.pool.status import PoolStatus
+
+SIGNATURES = ["text -> label", "text: str, n: int, tags: list[str] -> label: Literal['a', 'b'], why: str"]
+
+
+def requests() -> list[CallRequest]:
+    """Durable calls and interactive ones."""
+    found: list[CallRequest] = []
+    for signature in SIGNATURES:
+        fields = Signature(signature).plain().get("fields", {})
+        spec = CallSpec("predict", signature, signature, "Say it.", ("main",), "chat", {"temperature": 0.5, "stop": ["."]})
+        for one in (spec, CallSpec("react", signature, signature, tools=("pkg:tool",), fields=fields)):
+            to = RecordTo(subjects.record(APP, POOL, TOPOLOGY, "s1", 0), f"{TOPOLOGY}.s1.0.3.1.nonce", 3, b"event")
+            inputs = {"text": "hello", "n": 3, "tags": ["a"]}
+            found.append(CallRequest("c", 1, 1, TOPOLOGY, "label", asdict(one), inputs, "r", "s", record=to))
+            found.append(CallRequest("c", 1, 1, "", "", asdict(one), inputs, "c"))
+    return found
+
+
+def _requests() -> list[Case]:
+    own = {subjects.RECORD: f"{TOPOLOGY}.s1.0.3.1.nonce", subjects.CAUSE: "c", subjects.RUN: "r"}
+    return [Case(request.pack(), own) for request in requests()]
+
+
+def _take_request() -> Take:
+    """All that a pool and its child do before a program or a model is asked."""
+    pool = PoolConfig(APP, POOL, profiles={"main": Profile("main", "openai/x", base_url="http://127.0.0.1:1")})
+    store, native = RecordStore(lab().client.bus, APP, POOL), Native(pool)
+    subject = subjects.work(APP, POOL, TOPOLOGY, "label")
+
+    def headers(case: Case) -> None:
+        with suppress(DataError):
+            store.check(payloads.named_in_headers(APP, Message(subject, b"", case.headers, 3, NOW)))
+
+    def take(case: Case) -> object:
+        headers(case)
+        work = CallRequest.unpack(case.data)
+        store.check(work)
+        work.called_on(APP, POOL)
+        attempt = Attempt(work, spec_of(work), None, lm="main")
+        enter_context(attempt, lambda text: None)
+        attempt.work = checked(work, attempt.spec)
+        program_name(attempt.spec)
+        return attempt.work, native.refuses(attempt)
+
+    return take
+
+
+def _frames() -> list[Case]:
+    answer = Answer(NOW, 1.0, {"label": "a"}, None, "native", "main", "predict#1", "", Usage(1, 2, 0.5))
+    failed = Answer.failed(CallError("no"), "3.0")
+    found = [
+        HelloFrame(3, "3.0", "3.11", ["a:b"], {"c:*": "no"}),
+        FatalFrame(error_map(CallError("no"))),
+        StatusFrame(1, "half"),
+    ]
+    return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]
+
+
+def _take_frame() -> Take:
+    loop, work = lab().loop, requests()[0]
+
+    async def first(data: bytes) -> frames.Frame | None:
+        stream = asyncio.StreamReader()
+        stream.feed_data(data)
+        stream.feed_eof()
+        return await frames.read(stream)
+
+    def take(case: Case) -> object:
+        frame = loop.run(first(case.data))
+        if isinstance(frame, DoneFrame):
+            return frame.answer.record(work, "w").pack()
+        return errors.from_dict(frame.error).as_dict() if isinstance(frame, FatalFrame) else frame
+
+    return take
+
+
+def _lines() -> list[Case]:
+    said = [
+        {"event": "hello", "level": "info", "call": "c", "n": 3},
+        {"event": "failed", "level": "error", "exception": "Trace\n back"},
+    ]
+    return [*(Case(orjson.dumps(line) + b"\n") for line in said), Case(b"plain words\n\xff\n"), Case(b"a\nb")]
+
+
+def _take_line() -> Take:
+    """Into the logs as `dspex run` writes them: for people, and as JSON."""
+    loop = lab().loop
+
+    async def all_of(data: bytes) -> None:
+        stream = asyncio.StreamReader(limit=1 << 16)
+        stream.feed_data(data)
+        stream.feed_eof()
+        await forward(stream, "stdout", POOL, 3)
+
+    def take(case: Case) -> object:
+        written = [_logged(people, lambda: loop.run(all_of(case.data))) for people in (True, False)]
+        if "\x1b[2J" in written[0] or not all(isinstance(orjson.loads(line), dict) for line in written[1].splitlines()):
+            raise Bug("what a program printed reaches the terminal as a command, or breaks a line of the log")
+        return written
+
+    return take
+
+
+def _logged(people: bool, do: Callable[[], None]) -> str:
+    root, out = logging.getLogger(), io.StringIO()
+    handlers, level, before = list(root.handlers), root.level, structlog.get_config()
+    try:
+        log.configure(people=people)
+        handler = root.handlers[0]
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(out)
+        handler.handleError = _raise  # type: ignore[method-assign]
+        do()
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.configure(**before)
+    return out.getvalue()
+
+
+def _raise(record: logging.LogRecord) -> None:
+    raise
+
+
+def _take_control() -> Take:
+    loop = lab().loop
+    pool: Any = SimpleNamespace(config=SimpleNamespace(name=POOL))  # only a question that can be answered needs the whole pool
+    asked = PoolStatus(pool)
+    subject = subjects.control(APP, POOL)
+    return lambda case: loop.run(asked._on_request(Message(subject, case.data, case.headers, 0, 0.0, "")))
+
+
+QUESTIONS = [Case(b'{"kind":"status"}'), Case(b'{"kind":"other"}')]
+ENTRIES = [
+    Entry("request", _requests, _take_request, headers=HEADERS, subject="work", slice=300),
+    Entry("child frame", _frames, _take_frame, "bytes", slice=500),
+    Entry("log line", _lines, _take_line, "text", slice=60),
+    Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
+]
