@@ -27,6 +27,7 @@ CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the obj
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
 RECORD: Final = "Dspex-Record"  # of a request: the message id of its record, for a worker that finds no payload
 LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
+SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/signatures.py
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"

@@ -49,7 +49,8 @@ class PoolConfig:
     """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
 
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
-    `claim_check_above`: bytes of a record that is not stored in its message.
+    `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
+    hears of it.
     """
 
     app: str
@@ -71,6 +72,7 @@ class PoolConfig:
     gpus: int = 0
     devices: tuple[int, ...] = ()
     claim_check_above: int = ABOVE
+    hmac_key_env: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     def for_child(self, environ: Mapping[str, str] = os.environ) -> PoolConfig:
@@ -148,6 +150,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         gpus=p.gpus,
         devices=p.devices,
         claim_check_above=settings.engine.claim_check_above,
+        hmac_key_env=p.hmac_key_env,
     )
 
 

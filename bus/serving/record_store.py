@@ -15,12 +15,17 @@ from dspex.bus.message import INHERITED
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
+from dspex.bus.serving.signatures import Keys, is_signed, signed
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 
 class RecordStore:
-    """Stores the records of calls in the stream. `above`: bytes of a record that is not stored in its message.
+    """Stores the records of calls in the stream.
+
+    Args:
+        above: bytes of a record that is not stored in its message.
+        keys: of the pool; without them its records are not signed.
 
     Attributes:
         pending: records that the bus has not taken yet.
@@ -28,8 +33,8 @@ class RecordStore:
         lost: records that the bus refused for good. None in a system without a fault.
     """
 
-    def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE) -> None:
-        self.bus, self.app, self.pool, self.above = bus, app, pool, above
+    def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE, keys: Keys = ()) -> None:
+        self.bus, self.app, self.pool, self.above, self._keys = bus, app, pool, above, keys
         self.pending = self.collisions = self.lost = 0
 
     def check(self, request: CallRequest) -> None:
@@ -75,7 +80,8 @@ class RecordStore:
         pause = 0.1
         while True:
             try:
-                ack = await self.bus.publish(await payloads.checked_in(self.bus, self.app, message, self.above))
+                ready = await payloads.checked_in(self.bus, self.app, message, self.above)
+                ack = await self.bus.publish(signed(ready, self._keys) if self._keys else ready)
                 if not ack.duplicate or await self._is_record(ack, message.subject, request):
                     return
                 message = self._under_fresh_id(message, ack, request)
@@ -90,7 +96,7 @@ class RecordStore:
     async def _is_record(self, ack: Ack, subject: str, request: CallRequest) -> bool:
         """Whether what the bus stored first under the id is a record of this execution. Asks the leader of the stream."""
         stored = await self.bus.get(ack.stream, ack.sequence)
-        if stored is None or stored.subject != subject:
+        if stored is None or stored.subject != subject or (self._keys and not is_signed(stored, self._keys)):
             return False
         stored = await payloads.checked_out(self.bus, self.app, stored)
         if stored is None:

@@ -49,7 +49,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "pools.*.cpu": _LEAVE_OUT,
     "pools.*.timeout": "leave it out; timeout= at the operator, or defaults.call.timeout",
     "pools.*.scale": _LEAVE_OUT,
-    "pools.*.hmac_key_env": _LEAVE_OUT,
     "telemetry.metrics": _LEAVE_OUT,
     "telemetry.content": _LEAVE_OUT,
     "telemetry.redact": _LEAVE_OUT,

@@ -170,6 +170,7 @@ class PoolSettings(SettingsTable):
         lm: the profile of calls that name none.
         lms: the others that calls may name. Workers get the keys of these and of no others; without `lm` and `lms`, of all.
         env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
+        hmac_key_env: the variable with the key that signs its records. "NEW,OLD": NEW signs, and OLD is right too.
     """
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -184,7 +185,16 @@ class PoolSettings(SettingsTable):
     restart: Restart = Restart()
     python: NotEmpty | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
+    hmac_key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*$")] = None
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
+
+    @model_validator(mode="after")
+    def _no_program_gets_the_key_that_signs(self) -> Self:
+        signing = {f"${name}" for name in self.hmac_key_env.split(",")} if self.hmac_key_env else set[str]()
+        if given := [name for name, value in self.env.items() if value in signing or f"${name}" in signing]:
+            said = f"env.{given[0]} gives the key that signs records to programs, which could sign what they like"
+            raise custom_error(ConfigError(said, code="DX105", fix="leave it out of env"))
+        return self
 
     @model_validator(mode="after")
     def _gpus_are_of_devices(self) -> Self:

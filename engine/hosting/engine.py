@@ -19,6 +19,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.seldom import Seldom
+from dspex.bus.serving.signatures import keys_of
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import first
@@ -92,6 +93,7 @@ class Engine:
 
     async def _start(self, pools: Sequence[str]) -> RunningEngine:
         s = self.settings
+        keys = {name: found for name, p in s.pools.items() if (found := keys_of(name, p.hmac_key_env))}
         server = await self._stack.enter_async_context(server_of(s, start=self._start_server))
         bus = await connect(s, server, name=f"dspex/engine/{self.id}", events=_events())
         self._stack.push_async_callback(bus.close)
@@ -108,6 +110,7 @@ class Engine:
             most_arrivals=s.engine.commit.max_events,
             most_open_calls=s.engine.max_open_calls,
             claim_check_above=s.engine.claim_check_above,
+            keys=keys,
         )
         try:
             await host.start()

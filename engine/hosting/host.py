@@ -16,6 +16,7 @@ from dspex.bus.local.processes import process
 from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.serving.signatures import Keys
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.graph.graph import Graph
@@ -51,6 +52,7 @@ class Host:
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         most_arrivals, most_open_calls: see Services.
         claim_check_above: bytes of a body that is not stored in its message.
+        keys: pool → the keys that sign its records; see bus/serving/signatures.py.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Host:
         most_arrivals: int = 500,
         most_open_calls: int = 10_000,
         claim_check_above: int = payloads.ABOVE,
+        keys: Mapping[str, Keys] | None = None,
     ) -> None:
         self.bus = bus
         self.app = app
@@ -88,7 +91,7 @@ class Host:
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
-        self._most = (most_arrivals, most_open_calls)
+        self._most, self._keys = (most_arrivals, most_open_calls), keys or {}
         self._parts = Tasks("dspex", self._part_failed)  # all but the committer
         self._committing = Tasks("dspex", self._part_failed)  # on its own: a drain still needs it when the rest has stopped
         self._failed = asyncio.Event()
@@ -116,6 +119,7 @@ class Host:
             most_arrivals=self._most[0],
             most_open_calls=self._most[1],
             limit=payloads.most(self.bus),
+            keys=self._keys,
             behind=self.consumers.behind,
         )
         ending: dict[StageRunner, Dropped] = {}
@@ -267,6 +271,7 @@ class Host:
             "fallbacks": r.counters["fallback"],
             "dead_letters": r.counters["dead_letter"],
             "unreadable": r.counters["unreadable"],
+            "unsigned": r.counters["unsigned"],
             "partitions": [
                 {
                     "index": p.index,

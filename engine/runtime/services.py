@@ -10,6 +10,7 @@ from typing import Protocol
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import MOST
+from dspex.bus.serving.signatures import Keys
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 
@@ -34,6 +35,7 @@ class Services:
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of one payload.
     room: set while the application's stream has room for what sources bring: they wait for it.
+    keys: pool → the keys that sign its records; see bus/serving/signatures.py.
     behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
@@ -50,6 +52,7 @@ class Services:
     most_arrivals: int = 500
     most_open_calls: int = 10_000
     limit: int = MOST
+    keys: Mapping[str, Keys] = field(default_factory=dict[str, Keys], repr=False)
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     async def stream_is_there(self) -> bool:

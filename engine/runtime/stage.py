@@ -29,7 +29,7 @@ from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.lost import LostRequests
 from dspex.engine.runtime.inputs.position import SourceCheck, SourceWatch
-from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.signed import records_input
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
@@ -85,7 +85,7 @@ class StageRunner:
 
     def _inputs(self) -> dict[str, Input]:
         s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
-        records, events = RecordsInput(*where), EventsInput(*where, self.source)
+        records, events = records_input(*where, s.keys, self.counters), EventsInput(*where, self.source)
         lost = LostRequests(records, s.behind)
         timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, lost)
         return {"source": self.source, "events": events, "records": records, "timers": timers}

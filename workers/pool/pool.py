@@ -17,6 +17,7 @@ from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.signatures import keys_of
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, check_keys
@@ -36,7 +37,7 @@ class Pool:
 
     Args:
         bus: an open connection; it stays the caller's.
-        config: see `dspex.workers.config.resolve`.
+        config: see `dspex.workers.config.resolve`. Raises ConfigError (DX112) where the key that signs records is not set.
         sign_of_life: seconds between two signs.
 
     Attributes:
@@ -55,7 +56,8 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.attempts = Attempts(self.children, self.models, self.worker)
-        self.records = RecordStore(bus, config.app, config.name, config.claim_check_above)
+        keys = keys_of(config.name, config.hmac_key_env)
+        self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)
         self.work = WorkLoop(
             bus,
             config.app,

@@ -73,6 +73,7 @@ class StageReport(TypedDict):
     events: int
     retries: int
     fallbacks: NotRequired[int]  # an older engine does not report it
+    unsigned: NotRequired[int]  # likewise
     dead_letters: int
     partitions: list[PartitionReport]
 
@@ -101,6 +102,7 @@ class StageRow(TypedDict):
         calls: those that are open, by pool. open_calls: all of them.
         unowned: partitions without an owner.
         events, retries, fallbacks: since the engines that run it were started.
+        unsigned: likewise, records that were passed over, because their signature was not right.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
         dropped: the topology has its source no more: it runs until its open calls are closed, and is then shown no more.
@@ -120,6 +122,7 @@ class StageRow(TypedDict):
     events: int
     retries: int
     fallbacks: int
+    unsigned: int
     dead_letters: int
     stopped: str | None
     dropped: bool

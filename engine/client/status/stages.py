@@ -87,6 +87,7 @@ class Look:
             "events": sum(s["events"] for _, s in mine),
             "retries": sum(s["retries"] for _, s in mine),
             "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
+            "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
             "dropped": stream is None,

@@ -67,13 +67,14 @@ class RecordsInput(Input):
             if event is None and _is_awaited(*found):
                 return None
             what = Answered(found[0], event)
-        return _arrival(message, clock, what)
+        return arrival_of(message, clock, what)
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
-        return [_arrival(message, clock, await answered(self._bus, self._app, p, message))]
+        return [arrival_of(message, clock, await answered(self._bus, self._app, p, message))]
 
 
-def _arrival(message: Message, clock: float, what: Answered | None) -> Arrival:
+def arrival_of(message: Message, clock: float, what: Answered | None) -> Arrival:
+    """What a message with a record is to a partition. `what`: None where it says nothing."""
     place, position = Place("records", message.sequence), Position(message.sequence, -1, 0.0, message.time)
     return Arrival(place, position, clock, what)
 

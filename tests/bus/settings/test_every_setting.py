@@ -51,7 +51,7 @@ ACTS: dict[str, str] = {
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output")},
     **{
         f"pools.*.{name}": "workers/config.py"
-        for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices")
+        for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices", "hmac_key_env")
     },
     **{f"pools.*.{name}": "bus/settings/model.py" for name in ("lm", "lms")},
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
