@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 import yaml
+from cli_bench import in_this_process
 
 from dspex.bus.local.launch import find_binary
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli import app as cli
 from dspex.engine.cli.terminal.terminal import Terminal
+from dspex.topologies.support_triage import topology
 
 ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 NODES = ["nats-1", "nats-2", "nats-3"]
-NATS_CONF = ROOT / "deploy/nats.conf"
+PROCESSES = ["engine", "pool"]
+PEOPLE = ["caller", "operator", "publisher", "reader"]
+ROLE = {name: "worker" if name == "pool" else name for name in (*PROCESSES, *PEOPLE)}
+NATS_CONF = DEPLOY / "nats.conf"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 
-def test_there_are_three_nodes_an_engine_and_a_pool() -> None:
-    assert sorted(SERVICES) == ["engine", *NODES, "pool"]
+def mounted(name: str) -> dict[str, str]:
+    """The secrets of a container, by the name of the file that it sees."""
+    pairs = [(s, s) if isinstance(s, str) else (s["target"], s["source"]) for s in SERVICES[name]["secrets"]]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text of a YAML value, also the keys."""
+    if isinstance(value, dict):
+        yield from (text for pair in value.items() for one in pair for text in texts(one))
+    elif isinstance(value, list):
+        yield from (text for one in value for text in texts(one))
+    else:
+        yield str(value)
+
+
+def test_there_are_three_nodes_an_engine_a_pool_and_a_container_for_each_role_of_a_person() -> None:
+    assert sorted(SERVICES) == sorted([*NODES, *PROCESSES, *PEOPLE])
     assert sorted(COMPOSE["volumes"]) == NODES
-    for name in ("engine", "pool"):
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == set(PEOPLE)
+    for name in (*PROCESSES, *PEOPLE):
         assert sorted(SERVICES[name]["depends_on"]) == NODES
 
 
@@ -36,39 +64,114 @@ def test_every_mounted_file_exists_and_every_volume_is_declared(name: str) -> No
     for mount in SERVICES[name]["volumes"]:
         source = mount.split(":")[0]
         assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"], mount
-    if "build" in SERVICES[name]:
-        assert (ROOT / SERVICES[name]["build"]["dockerfile"]).is_file()
+        assert not source.startswith(".") or mount.endswith(":ro"), mount
+    assert (ROOT / SERVICES[name]["build"]["dockerfile"]).is_file()
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_the_server_accepts_the_configuration_of_each_node(node: str) -> None:
-    service = SERVICES[node]
-    assert service["environment"]["NATS_NAME"] == node
-    assert f"{node}:/data" in service["volumes"]
-    env = {**os.environ, "NATS_NAME": node, "NATS_PASSWORD": "secret"}
-    done = subprocess.run([find_binary(), "-t", "-c", NATS_CONF], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+# -- what a container may --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_container_is_not_root_and_writes_nowhere_but_in_its_volume_or_in_memory(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"] == "1000:1000"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"privileged", "cap_add", "network_mode", "pid", "devices"}.isdisjoint(service)
+    writable = [mount for mount in service["volumes"] if not mount.endswith(":ro")]
+    assert (writable, service.get("tmpfs", [])) == (([f"{name}:/data"], []) if name in NODES else ([], ["/tmp"]))
 
 
-def test_the_nodes_find_each_other_and_keep_what_dspex_needs() -> None:
+def test_nothing_but_a_loopback_port_for_clients_is_published() -> None:
+    assert {name: s["ports"] for name, s in SERVICES.items() if "ports" in s} == {"nats-1": ["127.0.0.1:4222:4222"]}
+    assert 'http: "127.0.0.1:8222"' in NATS_CONF.read_text()  # it asks for no login
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_an_image_is_built_here_upon_one_of_a_whole_version(name: str) -> None:
+    stages = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S))
+    target = SERVICES[name]["build"]["target"]
+    assert SERVICES[name]["image"] == {"nats": "dspex-nats", "dspex": "dspex"}[target]
+    assert "\nUSER 1000:1000\n" in stages[target]
+    for image in re.findall(r"^FROM (.*) AS ", DOCKERFILE, re.M):
+        assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+-[\w.-]+(@sha256:[0-9a-f]{64})?", image), image
+
+
+def test_the_server_image_is_the_version_that_the_tests_run_on() -> None:
+    told = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^FROM nats:([\d.]+)-alpine", DOCKERFILE, re.M) == [told.split("v")[-1].strip()]
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+def test_no_secret_stands_in_the_description_of_a_container() -> None:
+    """`docker inspect` shows the environment, and so does the shell that gives a variable to Docker."""
+    keys = {key for service in SERVICES.values() for key in service["environment"]}
+    assert keys == {"NATS_NAME", "DSPEX_SERVER__USER", "DSPEX_SERVER__INBOX_PREFIX"}
+    assert [text for text in texts(COMPOSE) if "$" in text or ("://" in text and "@" in text)] == []
+    assert {"env_file", "configs"}.isdisjoint(key for service in SERVICES.values() for key in service)
+
+
+def test_a_container_sees_its_own_secrets_only() -> None:
+    for name, role in ROLE.items():
+        assert mounted(name) == {"ca.pem": "ca.pem", "NATS_PASSWORD": f"{role.upper()}_PASSWORD"}
+    passwords = {f"{role.upper()}_PASSWORD" for role in ROLE.values()}
+    for name in NODES:
+        own = {secret: secret for secret in {"ca.pem", "server.pem", "server.key", *passwords}}
+        assert mounted(name) == {**own, "/etc/nats/routes.conf": "routes.conf"}
+    assert COMPOSE["secrets"] == {name: {"file": f"deploy/secrets/{name}"} for name in mounted("nats-1").values()}
+
+
+def test_secrets_reach_neither_the_repository_nor_an_image() -> None:
+    asked = subprocess.run(["git", "check-ignore", "deploy/secrets/ca.pem"], cwd=ROOT, capture_output=True)
+    assert asked.returncode == 0
+    assert "deploy/secrets" in (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+
+
+# -- the configuration files -----------------------------------------------------------------------------------------
+def test_the_nodes_have_what_dspex_needs() -> None:
     text = NATS_CONF.read_text()
-    assert [line.strip().strip('"') for line in text.splitlines() if "nats-route:" in line] == [
-        f"nats-route://{node}:6222" for node in NODES
-    ]
     assert 'store_dir: "/data"' in text
     assert "feature_flags { js_ack_fc_v2: false }" in text
+    for node in NODES:
+        assert SERVICES[node]["environment"] == {"NATS_NAME": node}
 
 
-def test_engine_and_pool_reach_every_node_and_ask_for_three_replicas(no_settings: None) -> None:
-    settings = Settings.load(ROOT / "deploy/dspex.toml")
-    assert settings.server.url == ",".join(f"nats://{node}:4222" for node in NODES)
-    assert settings.server.replicas == 3
-    assert settings.server.password_env in SERVICES["engine"]["environment"]
-    assert "user: dspex, password: $NATS_PASSWORD" in NATS_CONF.read_text()
-    assert settings.server.user == "dspex"
+def test_the_users_are_those_that_dspex_permits(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DEPLOY)
+    script = (DEPLOY / "make_users").read_text()
+    commands = [shlex.split(line) for line in re.findall(r"^user (.*)$", script, re.M)]
+    printed = [in_this_process("server", "permissions", "--role", *command) for command in commands]
+    assert [done.code for done in printed] == [0] * len(ROLE)
+    assert {command[0] for command in commands} == set(ROLE.values())
+    (head,) = re.findall(r"<<END\n(.*?\n)END\n", script, re.S)
+    written = (DEPLOY / "users.conf").read_text()
+    assert written == head + "".join(done.out for done in printed) + "] }\n", "run deploy/make_users"
 
 
-@pytest.mark.parametrize("name", ["engine", "pool"])
+def test_the_users_are_for_all_that_the_topology_has() -> None:
+    """Pool, source and sinks stand in make_users by hand."""
+    lines = re.findall(r"^user (.*)$", (DEPLOY / "make_users").read_text(), re.M)
+    found = {role: {*values} - {"--pool", "--subject"} for role, *values in map(shlex.split, lines)}
+    pools = {node.call.pool for node in topology.graph.calls}
+    subjects = {node.source.subject for node in topology.graph.sources}
+    sinks = {node.sink.pattern for node in topology.graph.sinks}
+    of_all: dict[str, set[str]] = {"engine": set(), "operator": set()}  # the verb looks at the topology itself
+    assert found == {**of_all, "worker": pools, "caller": pools, "publisher": subjects, "reader": sinks}
+
+
+def test_every_process_reaches_every_node_by_tls_as_its_role(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, role in ROLE.items():
+        for variable, value in SERVICES[name]["environment"].items():
+            monkeypatch.setenv(variable, value)
+        server = Settings.load(DEPLOY / "dspex.toml").server
+        assert server.url == ",".join(f"tls://{node}:4222" for node in NODES)
+        assert server.tls is not None
+        assert server.tls.ca == "/run/secrets/ca.pem"
+        assert server.password_env in mounted(name)
+        assert (server.user, server.inbox_prefix, server.replicas) == (role, f"_INBOX_{role}", 3)
+        assert f'inbox_prefix = "_INBOX_{role}"' in (DEPLOY / "users.conf").read_text()
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *PEOPLE])
 def test_the_commands_are_verbs_with_options_that_exist(name: str) -> None:
     program, verb, *rest = SERVICES[name]["command"]
     app = typer.main.get_command(cli.assemble(Terminal()))
@@ -76,11 +179,24 @@ def test_the_commands_are_verbs_with_options_that_exist(name: str) -> None:
     command = app.commands[verb]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in rest if word.startswith("-")} <= known
-    pools = tomllib.loads((ROOT / "deploy/dspex.toml").read_text())["pools"]
+    pools = tomllib.loads((DEPLOY / "dspex.toml").read_text())["pools"]
     if verb == "worker":
         assert set(rest) <= set(pools)
 
 
-def test_the_server_image_is_the_version_that_the_tests_run_on() -> None:
-    told = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True).stdout
-    assert {SERVICES[node]["image"] for node in NODES} == {f"nats:{told.split('v')[-1].strip()}-alpine"}
+def test_a_secret_becomes_a_variable_of_the_command_and_a_certificate_does_not(tmp_path: Path) -> None:
+    for name, text in {"NATS_PASSWORD": "a b'$c\n", "ca.pem": "x", "lower": "x", "1A": "x"}.items():
+        (tmp_path / name).write_text(text)
+    script = (DEPLOY / "entrypoint.sh").read_text().replace("/run/secrets", str(tmp_path))
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "env", "-0"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(pair.split("=", 1) for pair in done.stdout.split("\0") if pair)
+    assert {name: text for name, text in found.items() if name not in ("PATH", "PWD", "SHLVL", "_", "OLDPWD")} == {
+        "NATS_PASSWORD": "a b'$c"
+    }
+    (tmp_path / "NATS_PASSWORD").unlink()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert subprocess.run(["sh", "-c", script, "sh", "true"]).returncode == 0  # no secrets at all
