@@ -1,7 +1,7 @@
 """The deployment of docker-compose.yml without Docker: its nodes on the real server, its roles as processes of dspex.
 
-Each container becomes a folder. Its secrets are those that docker-compose.yml gives it, made by deploy/make_secrets. Its
-command runs under deploy/entrypoint.sh, and its environment is the one that stands there. Hosts, ports and folders are the test's.
+Each container becomes a folder. Its secrets are those that docker-compose.yml gives it, made by deploy/make_secrets; its
+command runs under deploy/entrypoint.sh, and its environment is the one that stands there. Hosts and ports are the test's.
 """
 
 from __future__ import annotations
