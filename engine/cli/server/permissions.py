@@ -31,6 +31,7 @@ class RoleName(StrEnum):
     OPERATOR = "operator"
 
 
+_BY_TOPOLOGY = (RoleName.ENGINE, RoleName.OPERATOR, RoleName.PUBLISHER)  # whose rights depend on what topologies say
 _NEEDS = {
     RoleName.WORKER: "--pool",
     RoleName.CALLER: "--pool",
@@ -78,9 +79,15 @@ def rights_of(
 
     _check(role, pools, about, streams)
     about, streams = list(about), list(streams)
-    if role in (RoleName.ENGINE, RoleName.OPERATOR) and t.settings().topologies:
-        graphs = [topology.graph for topology in load(t, None)]
-        about += [node.sink.pattern for graph in graphs for node in graph.sinks]
+    graphs = [topology.graph for topology in load(t, None)] if role in _BY_TOPOLOGY and t.settings().topologies else []
+    sinks = [node.sink.pattern for graph in graphs for node in graph.sinks]
+    if role is RoleName.PUBLISHER:
+        for subject in [subject for subject in about if any(subjects.overlap(subject, sink) for sink in sinks)]:
+            t.note(
+                f"{subject} is a sink: who may publish there can hold up all commits; give publishers a subject of their own"
+            )
+    else:
+        about += sinks
         streams += [node.source.stream for graph in graphs for node in graph.sources if node.source.stream]
     return rights(role.value, t.settings().app, user=user, pools=pools, about=about, streams=streams)
 

@@ -250,6 +250,13 @@ def test_what_a_role_lacks_or_does_not_take_is_said(tmp_path: Path, args: list[s
     assert (done.code, why in done.error()["message"]) == (2, True)
 
 
+def test_a_publisher_of_what_is_a_sink_is_warned_of(project: Project) -> None:
+    good = project.here("server", "permissions", "--role", "publisher", "--subject", "shop.in")
+    bad = project.here("server", "permissions", "--role", "publisher", "--subject", "shop.>")
+    assert (good.code, good.err, bad.code) == (0, "", 0)
+    assert "shop.> is a sink" in bad.err
+
+
 def test_nsc_and_json_say_the_same(tmp_path: Path) -> None:
     project = Project(tmp_path, APP)
     (found,) = project.here("--json", "server", "permissions", "--role", "worker", "--pool", "gpu").objects()
