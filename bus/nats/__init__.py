@@ -12,6 +12,7 @@ from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.core import NatsSubscription
+from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
@@ -141,7 +142,8 @@ class NatsBus:
     # -- work
     async def begin_of_consumer(self, stream: str, name: str) -> int | None:
         info = await consumer.info(self._connection, stream, name)
-        return max(0, int(info["config"].get("opt_start_seq", 0)) - 1) if info is not None else None
+        with what_a_server_says():
+            return max(0, int(info["config"].get("opt_start_seq", 0)) - 1) if info is not None else None
 
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await consumer.share(self._connection, stream, consumer.shared(name, pattern, ack_wait, after))

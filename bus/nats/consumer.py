@@ -10,11 +10,12 @@ from typing import Any, Final, NamedTuple
 from dspex.bus.errors import BusError
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal
+from dspex.bus.nats.failures import NO_CONSUMER, ServerRefusal, what_a_server_says
 
 HEARTBEAT: Final = 2.0  # seconds between two signs of life of a pull; two missed ones are trouble
 EXPIRES: Final = 30.0  # seconds after which a pull ends by itself and is asked again
 NANOSECONDS: Final = 1_000_000_000
+STATUS: Final = b"NATS/1.0 "  # how the headers begin of what is no delivery: a heartbeat, or the end of a pull
 MAX_ACK_PENDING: Final = 10_000
 LISTED: Final = 8  # consumers of a reading user, at a time
 _EXISTS: Final = {10105, 10148}
@@ -112,7 +113,8 @@ async def share(connection: Connection, stream: str, config: Mapping[str, object
 async def waiting(connection: Connection, stream: str, name: str) -> int | None:
     """How many messages wait in a consumer; None where there is none. Raises BusError where there is no such stream."""
     found = await info(connection, stream, name)
-    return int(found["num_pending"]) if found is not None else None
+    with what_a_server_says():
+        return int(found["num_pending"]) if found is not None else None
 
 
 async def info(connection: Connection, stream: str, name: str) -> Mapping[str, Any] | None:
@@ -160,7 +162,8 @@ async def create(connection: Connection, stream: str, config: Mapping[str, objec
         where = f"{where}.{filters[0]}"
         del config["filter_subjects"]
     answer = await connection.api(where, {"stream_name": stream, "config": config, "action": "create"})
-    return int(answer.get("num_pending", 0))
+    with what_a_server_says():
+        return int(answer.get("num_pending", 0))
 
 
 def drop(connection: Connection, stream: str, name: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from nats import errors as nats
@@ -114,6 +115,15 @@ def answer_of(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("error", {}), dict):
         raise Unreachable("what came as an answer is none of the server's")
     return found
+
+
+@contextmanager
+def what_a_server_says() -> Iterator[None]:
+    """Read an answer, inside, as a server writes it. Raises Unreachable where it has not what every such answer has."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as e:
+        raise Unreachable("what came as an answer is none of the server's") from e
 
 
 class ServerRefusal(BusError):

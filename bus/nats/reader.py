@@ -21,6 +21,7 @@ from dspex.bus.nats.consumer import (
     EXPIRES,
     HEARTBEAT,
     NANOSECONDS,
+    STATUS,
     Deliveries,
     create,
     create_listed,
@@ -228,7 +229,7 @@ class NatsReader:
     # -- what comes
     def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         self._quiet = 0
-        if not reply:
+        if not reply and head.startswith(STATUS):
             self._status(protocol.headers(head))
             return
         if not reply.startswith(self._deliveries.begin) and not self._deliveries.has(reply):

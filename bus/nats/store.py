@@ -14,6 +14,7 @@ from dspex.bus.errors import DataError, Fenced, NotAllowed
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.connection import Connection
+from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 
 _CHUNK: Final = 512 * 1024
@@ -184,10 +185,11 @@ class NatsObjects:
 
     async def led_for(self) -> float:
         info = await self._connection.api(f"STREAM.INFO.{self._stream}", None)
-        if info["config"]["num_replicas"] == 1:
-            return math.inf
-        since = (info.get("cluster") or {}).get("leader_since")  # absent while there is no leader
-        return stored.timestamp(info["ts"]) - stored.timestamp(since) if since else 0.0
+        with what_a_server_says():
+            if info["config"]["num_replicas"] == 1:
+                return math.inf
+            since = (info.get("cluster") or {}).get("leader_since")  # absent while there is no leader
+            return stored.timestamp(info["ts"]) - stored.timestamp(since) if since else 0.0
 
     async def listing(self) -> dict[str, float]:
         info = await streams.info(self._connection, self._stream)

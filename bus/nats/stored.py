@@ -7,14 +7,14 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from dspex.bus.errors import Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import Deliveries, create, delivery_of, drop, ordered, pass_over, pull, pulls
-from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal
+from dspex.bus.nats.consumer import STATUS, Deliveries, create, delivery_of, drop, ordered, pass_over, pull, pulls
+from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal, what_a_server_says
 from dspex.bus.port import PAGE_BYTES
 
 _PAGE: Final = 5_000  # messages of one pull
@@ -44,11 +44,17 @@ def timestamp(text: str) -> float:
 async def message(connection: Connection, stream: str, which: Mapping[str, object]) -> Message | None:
     """The message that `which` describes (`seq`, `last_by_subj`, `next_by_subj`), asked of the leader; None: no such."""
     try:
-        found = (await connection.api(f"STREAM.MSG.GET.{stream}", which))["message"]
+        answer = await connection.api(f"STREAM.MSG.GET.{stream}", which)
     except ServerRefusal as e:
         if e.number != NO_MESSAGE:
             raise
         return None
+    return _read(answer)
+
+
+@what_a_server_says()
+def _read(answer: Mapping[str, Any]) -> Message:
+    found = answer["message"]
     head = base64.b64decode(found.get("hdrs", ""))
     data = base64.b64decode(found.get("data", ""))
     return Message(found["subject"], data, protocol.headers(head), int(found["seq"]), timestamp(found["time"]))
@@ -134,7 +140,7 @@ class _Scan:
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         headers = protocol.headers(head)
-        if not reply:
+        if not reply and head.startswith(STATUS):
             # The end of a pull that was filled comes behind its last message, and must not end the next pull.
             if subject.rpartition(b".")[2] == b"%d" % self._round:
                 # 404 or 408: nothing more now; 409: the bytes are used up, or the consumer is gone
@@ -197,8 +203,9 @@ async def _page(connection: Connection, stream: str, request: Mapping[str, objec
         raise ServerRefusal(f"direct get from {stream}: too many subjects", 0)
     if status.get("Status") not in ("204", "404"):
         raise Unreachable(f"direct get from {stream}: {status.get('Status')} {status.get('Description', '')}")
-    pending = int(status.get("Nats-Num-Pending") or 0)
-    return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]], pending
+    with what_a_server_says():
+        pending = int(status.get("Nats-Num-Pending") or 0)
+        return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]], pending
 
 
 async def multi_last(connection: Connection, stream: str, subjects: Sequence[str]) -> dict[str, Message]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from dspex.bus.errors import BusError, StreamFull, SubjectTaken
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS
-from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal
+from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal, what_a_server_says
 from dspex.bus.nats.stored import timestamp
 from dspex.bus.nats.writer import stream_of, surely
 from dspex.bus.port import StreamConfig, StreamInfo
@@ -80,7 +80,9 @@ async def remove(connection: Connection, name: str) -> bool:
 
 async def _info(connection: Connection, name: str) -> dict[str, Any] | None:
     try:
-        return await connection.api(f"STREAM.INFO.{name}", None)
+        found = await connection.api(f"STREAM.INFO.{name}", None)
+        _described(found)  # else it is no answer of the server's
+        return found
     except ServerRefusal as e:
         if e.number != NO_STREAM:
             raise
@@ -143,6 +145,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
     }
 
 
+@what_a_server_says()
 def _described(answer: dict[str, Any]) -> StreamInfo:
     config, state = answer["config"], answer["state"]
     return StreamInfo(

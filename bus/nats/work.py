@@ -21,6 +21,7 @@ from dspex.bus.nats.consumer import (
     EXPIRES,
     HEARTBEAT,
     NANOSECONDS,
+    STATUS,
     Deliveries,
     delivery_of,
     pass_over,
@@ -200,7 +201,7 @@ class NatsWorkQueue:
     def _take(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         self._quiet = 0
         headers = protocol.headers(head)
-        if not reply:
+        if not reply and head.startswith(STATUS):
             self._status(subject, headers)
             return
         if not self._deliveries.has(reply):

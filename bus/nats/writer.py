@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, answer_of, refused
+from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, answer_of, refused, what_a_server_says
 from dspex.bus.nats.pending import PendingRequest, RawReply
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
@@ -28,8 +28,10 @@ def _settles(data: bytes, head: bytes) -> bool:
 
 async def stream_of(connection: Connection, subject: str, timeout: float = 5.0) -> str | None:
     """The stream that captures the subject (or pattern). Raises Unreachable."""
-    names = (await connection.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)).get("streams")
-    return str(names[0]) if names else None
+    answer = await connection.api("STREAM.NAMES", {"subject": subject}, timeout=timeout)
+    with what_a_server_says():
+        names = answer.get("streams")
+        return str(names[0]) if names else None
 
 
 async def surely(connection: Connection, look: Callable[[], Awaitable[T | None]]) -> T | None:

@@ -62,6 +62,7 @@ async def test_nothing_that_others_publish_to_its_inbox_comes_out_of_a_reader(se
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))
     messages = await heard(stranger)
     reader = await bus.reader("S", ["s.a"], after=0, name="r")
+    await bus._connection.flush()
     await stranger._connection.flush()
     inbox = inbox_of(messages, "MSG.NEXT")
     await say(stranger, inbox)

@@ -150,7 +150,7 @@ async def test_a_commit_waits_while_the_server_holds_too_many_open_batches(serve
         await bus.send("s.a", b"", headers={"Nats-Batch-Id": f"b{n}", "Nats-Batch-Sequence": "1"})
     drafts = [NewMessage("s.b", b"1"), NewMessage("s.b", b"2")]
     with pytest.raises(StreamFull):
-        await bus.commit(drafts, timeout=1)
+        await bus.commit(drafts, timeout=2)
     waiting = asyncio.create_task(bus.commit(drafts, timeout=5))
     await bus._connection.flush()
     assert not waiting.done()
