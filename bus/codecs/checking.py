@@ -13,6 +13,8 @@ from dspex.bus.errors import DecodeError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+MOST_SHOWN = 200  # characters of the place of a wrong value
+
 
 @cache
 def checker(kind: Any) -> TypeAdapter[Any]:
@@ -33,4 +35,5 @@ def checked(kind: Any, what: str, raw: object) -> Any:
         return checker(kind).validate_python(raw, strict=True)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
-        raise DecodeError(f"not {what} of dspex: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"]))[:MOST_SHOWN]  # keys in it are anybody's
+        raise DecodeError(f"not {what} of dspex: {place}: {first['msg']}") from None

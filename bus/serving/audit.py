@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ class AuditEntry:
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` object."""
-        return {**asdict(self), "time": self.time.isoformat()}
+        return {**vars(self), "time": self.time.isoformat()}
 
 
 def whoami() -> str:
@@ -72,6 +72,7 @@ def read(message: Message) -> AuditEntry:
     try:
         found = orjson.loads(message.data)
         who, what = str(found["who"])[:MOST_SHOWN], found["what"]
+        orjson.dumps(what)  # it can be read deeper than it can be written
     except (ValueError, TypeError, KeyError, RecursionError):
         who, what = "?", None
     if not isinstance(what, dict):

@@ -111,8 +111,8 @@ class Timers(Table[int, Timer]):
         self.put_off = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
-        due, kind, place, *rest = raw
-        return Timer(due, kind, Place(*place) if place else None, *rest)
+        row = Timer(*raw)
+        return row._replace(place=Place(*row.place)) if row.place else row
 
     def put(self, key: int, row: Timer) -> None:
         heapq.heappush(self._heap, (row.due, key))

@@ -213,3 +213,10 @@ def test_usage_adds_up_and_an_unknown_price_does_not_hide_a_known_one() -> None:
     assert Usage(1, 2) + Usage(10, 20, 0.25) == Usage(11, 22, 0.25)
     assert Usage(1, 2) + Usage(10, 20) == Usage(11, 22, None)
     assert sum([Usage(1, 1, 1.0)] * 3, Usage()) == Usage(3, 3, 3.0)
+
+
+def test_an_error_about_a_value_under_a_long_key_does_not_repeat_the_key() -> None:
+    letter = msgpack.packb({"topology": "t", "node": "n", "headers": {"k" * 100_000: 5}})
+    with pytest.raises(DecodeError) as e:
+        Letter.unpack(letter)
+    assert len(e.value.message) < 1000

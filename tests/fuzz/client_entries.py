@@ -12,6 +12,7 @@ from dspex.bus.errors import CallError, from_dict
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.records import ACCEPTED, RESULT, CallRecord
+from dspex.bus.serving import audit
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
 from dspex.engine.log import redriven
@@ -97,6 +98,18 @@ def _take_pool_row() -> Take:
     return take
 
 
+def _audited() -> list[Case]:
+    return [
+        Case(orjson.dumps({"who": "a@b", "what": {"subject": "in", "events": 3}})),
+        Case(b'{"who":"a","what":{"letters":[1]}}'),
+    ]
+
+
+def _take_audited() -> Take:
+    subject = subjects.audit(APP, "publish")
+    return lambda case: audit.read(Message(subject, case.data, case.headers, 9, NOW)).as_dict()
+
+
 def _errors() -> list[Case]:
     return [Case(orjson.dumps(CallError("no", retry_after=1.0, node="n", run="r").as_dict()))]
 
@@ -114,5 +127,6 @@ ENTRIES = [
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout",)),
+    Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
     Entry("error", _errors, _take_error, "json", slice=500),
 ]

@@ -158,7 +158,7 @@ def places(value: Plain) -> list[tuple[Any, int]]:
 
 def strange(random: Random) -> Plain:
     """A value that seldom stands where it is put."""
-    return random.choice(random.choice((NUMBERS, TEXTS, OTHERS, DEEP)))
+    return deepcopy(random.choice(random.choice((NUMBERS, TEXTS, OTHERS, DEEP))))  # it may be changed once more
 
 
 def other(random: Random, value: Plain) -> Plain:

@@ -50,23 +50,25 @@ def main() -> int:
             said = f"{done.name}: {done.inputs:,} inputs, {done.inputs / max(done.seconds, 1e-3):,.0f} a second, {peak()} MiB"
             sys.stderr.write(f"\r{said}\x1b[K" if sys.stderr.isatty() else f"{said}\n")
 
-    for name in names:
-        done = run(
-            ENTRIES[name],
-            args.inputs,
-            seed=args.seed,
-            first=args.first,
-            seconds=args.seconds / len(names),
-            progress=progress,
-        )
-        failed = failed or bool(done.failures)
-        if args.json:
-            sys.stdout.write(json.dumps({**vars(done), "peak_mib": peak()}) + "\n")
-        else:
-            said = f"{name}: {done.inputs:,} inputs in {done.seconds:.1f} s, {peak()} MiB, {len(done.failures)} bugs"
-            sys.stdout.write("\n\n".join([said, *done.failures.values()]) + "\n")
-        sys.stdout.flush()
-    close()
+    try:
+        for name in names:
+            done = run(
+                ENTRIES[name],
+                args.inputs,
+                seed=args.seed,
+                first=args.first,
+                seconds=args.seconds / len(names),
+                progress=progress,
+            )
+            failed = failed or bool(done.failures)
+            if args.json:
+                sys.stdout.write(json.dumps({**vars(done), "peak_mib": peak()}) + "\n")
+            else:
+                said = f"{name}: {done.inputs:,} inputs in {done.seconds:.1f} s, {peak()} MiB, {len(done.failures)} bugs"
+                sys.stdout.write("\n\n".join([said, *done.failures.values()]) + "\n")
+            sys.stdout.flush()
+    finally:
+        close()
     return int(failed)
 
 

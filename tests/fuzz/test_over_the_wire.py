@@ -51,6 +51,7 @@ SENT_TO = {
     "control": [subjects.control(APP, POOL)],
     "dead": [subjects.dead(APP, TOPOLOGY, "label")],
     "redriven": [subjects.redriven(APP)],
+    "audit": [subjects.audit(APP, verb) for verb in ("publish", "strange")],
     "manifest": [KEYS + subjects.manifest_key("strange", 1)],
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
@@ -76,7 +77,7 @@ class Application:
         assert called.code == 0, called.err
         assert called.objects()[0]["data"] == {"reply": f"reply of {text}"}
         assert eventually(lambda: self.project.here("status", "--health").out == "healthy\n"), self.process.errors()[-3000:]
-        assert self.project.here("--json", "dlq", "ls").code == 0
+        assert [self.project.here("--json", *verb).code for verb in (("dlq", "ls"), ("audit", "ls"))] == [0, 0]
 
 
 @pytest.fixture(scope="module")

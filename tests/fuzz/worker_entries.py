@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,7 @@ from dspex.workers.frames import DoneFrame, FatalFrame, HelloFrame, StatusFrame
 from dspex.workers.pool.output import forward
 from dspex.workers.pool.status import PoolStatus
 
+HEAD = 4  # bytes of the length of a frame
 SIGNATURES = ["text -> label", "text: str, n: int, tags: list[str] -> label: Literal['a', 'b'], why: str"]
 
 
@@ -92,6 +94,16 @@ def _frames() -> list[Case]:
     return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]
 
 
+def _bodies() -> list[Case]:
+    return [Case(case.data[HEAD:]) for case in _frames()]
+
+
+def _take_body() -> Take:
+    """The same, with the length in front that the body has."""
+    take = _take_frame()
+    return lambda case: take(Case(len(case.data).to_bytes(HEAD, "big") + case.data))
+
+
 def _take_frame() -> Take:
     loop, work = lab().loop, requests()[0]
 
@@ -130,7 +142,7 @@ def _take_line() -> Take:
 
     def take(case: Case) -> object:
         written = [_logged(people, lambda: loop.run(all_of(case.data))) for people in (True, False)]
-        if "\x1b[2J" in written[0] or not all(isinstance(orjson.loads(line), dict) for line in written[1].splitlines()):
+        if "\x1b[2J" in written[0] or not all(isinstance(json.loads(line), dict) for line in written[1].splitlines()):
             raise Bug("what a program printed reaches the terminal as a command, or breaks a line of the log")
         return written
 
@@ -169,7 +181,8 @@ def _take_control() -> Take:
 QUESTIONS = [Case(b'{"kind":"status"}'), Case(b'{"kind":"other"}')]
 ENTRIES = [
     Entry("request", _requests, _take_request, headers=HEADERS, subject="work", slice=300),
-    Entry("child frame", _frames, _take_frame, "bytes", slice=500),
+    Entry("child frame", _bodies, _take_body, slice=400),
+    Entry("child bytes", _frames, _take_frame, "bytes", slice=200),
     Entry("log line", _lines, _take_line, "text", slice=60),
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
 ]

@@ -88,7 +88,7 @@ def spec_of(work: CallRequest) -> CallSpec:
         raise InvalidInput(error.message, node=work.node) from None
     if unknown := sorted(spec.config.keys() - known.keys()):
         fix = f"a call may set {', '.join(known)}; the server and its key are those of the profile"
-        raise InvalidInput(f"a call may not set config.{unknown[0]}", fix=fix, node=work.node)
+        raise InvalidInput(f"a call may not set config.{short(unknown[0])}", fix=fix, node=work.node)
     return spec
 
 

@@ -15,6 +15,8 @@ from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.engine.log.entries import unpack
+from dspex.engine.log.rows import Place, Timer, are_changes
+from dspex.engine.log.tables import Tables
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -170,3 +172,11 @@ def test_copies_of_commits_in_a_log_that_no_engine_has_claimed_yet_end_no_engine
     one.publish("else", {"n": 2})
     goes_on(one, 1)
     assert one.outputs("elsewhere") == [{"n": 1}, {"n": 2}]
+
+
+def test_a_timer_that_leaves_out_what_it_need_not_say_is_read_as_one_that_says_it() -> None:
+    rows = {"timers": ((3, (1.0, "deadline")), (4, (1.0, "event", ("source", 7))))}
+    assert are_changes(rows)
+    tables = Tables()
+    tables.restore(rows)
+    assert tables.timers.rows == {3: Timer(1.0, "deadline"), 4: Timer(1.0, "event", Place("source", 7))}

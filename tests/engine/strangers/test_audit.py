@@ -14,6 +14,8 @@ from dspex.bus import nats, subjects
 from dspex.bus.port import Bus, NewMessage, StreamConfig
 from dspex.bus.serving import audit
 
+# Read in full, and deeper than it can be written again.
+DEEP = b'{"who":"a","what":{"a":' + b"[" * 600 + b"]" * 600 + b"}}"
 ME = f"{getpass.getuser()}@{socket.gethostname()}"
 
 
@@ -54,12 +56,12 @@ async def test_a_run_that_applies_says_so(native: Project, nats_url: str) -> Non
 async def test_what_others_write_there_is_shown_and_moves_no_cursor(native: Project, nats_url: str) -> None:
     bus: Bus = await nats.connect(nats_url)
     said = json.dumps({"who": "\x1b[2J", "what": {"\x1b]52": "\x1b[2J"}}).encode()
-    for body in (b"", b"[", b"5", b'{"who": 5, "what": 7}', said, b"[" * 10_000):
+    for body in (b"", b"[", b"5", b'{"who": 5, "what": 7}', said, b"[" * 10_000, DEEP):
         await bus.publish(NewMessage(subjects.audit(native.u, "drop"), body))
     await bus.close()
     shown = await asyncio.to_thread(native.here, "audit", "ls")
     assert (shown.code, "\x1b]52" in shown.out, "\x1b[2J" in shown.out) == (0, False, False)
-    assert len(await asyncio.to_thread(entries, native, "--who", "?")) == 4
+    assert len(await asyncio.to_thread(entries, native, "--who", "?")) == 5
 
 
 @pytest.mark.asyncio

@@ -49,6 +49,13 @@ async def test_a_call_chooses_neither_the_server_nor_the_key_of_a_model(
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_refusal_of_a_parameter_does_not_repeat_a_long_name(shared: Bench) -> None:
+    (record,) = await shared.ask(work(spec=spec(config={"x" * 50_000: 1})))
+    assert error(record)["type"] == "InvalidInput"
+    assert len(error(record)["message"]) < 1000
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("config", [{"temperature": "hot"}, {"stop": 5}, {"max_tokens": 1.5}, {"n": [1]}])
 async def test_parameters_of_wrong_types_are_refused_before_a_model_is_asked(
     shared: Bench, shared_model: Any, config: dict[str, Any]
