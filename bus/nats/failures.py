@@ -100,19 +100,27 @@ def translated(error: Exception, what: str) -> DspexError:
 
 def refused(error: Mapping[str, Any], what: str) -> BusError:
     """The `error` object of a JetStream answer as one of ours, with the server's description."""
-    code, text = int(error.get("err_code") or 0), f"{what}: {error.get('description', error)}"
+    code, text = error.get("err_code", 0), f"{what}: {error.get('description', error)}"
     if code in _NO_JETSTREAM:
         return BusError(text, fix=JETSTREAM_OFF)
     return ServerRefusal(text, code) if code not in _CODES else _CODES[code](f"{text} ({code})")
+
+
+def _is_error(found: object) -> bool:
+    """Whether it can be the `error` of an answer."""
+    if not isinstance(found, dict):
+        return False
+    code, text = found.get("err_code", 0), found.get("description", "")
+    return type(code) is int and 0 <= code < 100_000 and isinstance(text, str)
 
 
 def answer_of(data: bytes) -> dict[str, Any]:
     """What the server answers, as JSON. Raises Unreachable for what it cannot have said: others may publish to our inbox."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("error", {}), dict):
+    if not isinstance(found, dict) or not _is_error(found.get("error", {})):
         raise Unreachable("what came as an answer is none of the server's")
     return found
 

@@ -105,7 +105,9 @@ async def _written(
         if number not in (IN_PROGRESS, TOO_MANY_BATCHES):
             raise refused(error, drafts[-1].subject)
         if clock() + 2 * pause >= end:  # another try would have no time for its answer, and end as unsettled
-            raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(f"{error['description']} for {timeout:g} s")
+            raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(
+                f"{error.get('description', number)} for {timeout:g} s"
+            )
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import client_entries
 import engine_entries
 import file_entries
+import wire_entries
 import worker_entries
 from engine_entries import close as close
 
-ROOMS = (engine_entries, client_entries, worker_entries, file_entries)
+ROOMS = (wire_entries, engine_entries, client_entries, worker_entries, file_entries)
 ENTRIES = {entry.name: entry for room in ROOMS for entry in room.ENTRIES}

@@ -16,6 +16,8 @@ from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 
 Open = Callable[..., Awaitable[NatsBus]]
 FORGED = (b"", b"{}", b"[]", b"\xff", b'{"seq": 99999999, "stream": 5}', b'{"error": 7}', b'{"stream": "S", "seq": 99999999}')
+NESTED = b'{"error": ' + b"[" * 5000
+ERRORS = (NESTED, b'{"error": {"err_code": "x"}}', b'{"error": {"err_code": [1]}}', b'{"error": {"err_code": Infinity}}')
 STATUS = b"NATS/1.0 409 MaxBytes\r\nNats-Pending-Messages: many\r\n\r\n"
 PERMISSIONS = """
 accounts {
@@ -96,7 +98,7 @@ async def test_nothing_that_others_publish_to_its_inbox_comes_out_of_a_work_queu
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("data", FORGED[:-1])
+@pytest.mark.parametrize("data", FORGED[:-1] + ERRORS)
 async def test_a_forged_answer_is_an_error_of_the_bus(server: Any, opened: Open, data: bytes) -> None:
     bus, stranger = await opened(server.start().url), await opened(server.url)
 
