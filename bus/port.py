@@ -165,6 +165,10 @@ class Bucket(Protocol):
         """All keys that are `prefix` or start with `prefix.`, with value and revision."""
         ...
 
+    async def latest(self, prefix: str) -> bytes | None:
+        """The value that was written last under a key of one word more than `prefix`, as the leader has it."""
+        ...
+
 
 class Objects(Protocol):
     """Payloads by content: the name is the SHA-256 of the bytes, so the same bytes are stored once."""

@@ -127,6 +127,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
         yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         yield f"$JS.ACK.{stream}.{consumer}.>"
     yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), stream)  # whether a record that is there is its own
+    yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), f"KV_{subjects.bucket(app)}")  # what deployed nodes run
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"

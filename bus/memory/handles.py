@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
+from dspex.bus.subjects import matches
 from dspex.bus.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -188,6 +189,11 @@ class MemoryBucket:
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         await self._bus.trip()
         return {k: v for k, v in self._values.items() if not prefix or k == prefix or k.startswith(f"{prefix}.")}
+
+    async def latest(self, prefix: str) -> bytes | None:
+        await self._bus.trip()
+        found = [v for k, v in self._values.items() if matches(f"{prefix}.*", k)]
+        return max(found, key=lambda v: v[1])[0] if found else None
 
 
 class MemoryObjects:

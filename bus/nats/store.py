@@ -82,6 +82,10 @@ class NatsBucket:
         start = len(self._subject(""))
         return {m.subject[start:]: (m.data, m.sequence) for m in messages if not _is_removed(m)}
 
+    async def latest(self, prefix: str) -> bytes | None:
+        found = await self.get(f"{prefix}.*")
+        return found[0] if found is not None else None
+
     async def _last(self, key: str) -> Message | None:
         return await stored.message(self._connection, self._stream, {"last_by_subj": self._subject(key)})
 

@@ -29,13 +29,16 @@ CHOICES = ["card_arrival", "lost_card", "exchange_rate", "other"]
 
 
 def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", **options: Any) -> CallRequest:
-    """A piece of durable work: `predict` with SIGNATURE, unless `spec` says otherwise. `record=None`: an interactive call."""
+    """A piece of durable work: `predict` with SIGNATURE, unless `spec` says otherwise. `record=None`: an interactive, ad-hoc
+    call."""
     call = call or new_id()
     known: dict[str, Any] = {
         "try_number": 1, "attempt": 1, "topology": "triage", "node": "classify", "run": call, "timeout": 60.0,
         "spec": asdict(spec or CallSpec("predict", SIGNATURE, SIGNATURE)), "inputs": {"text": text},
         "record": RecordTo(RECORDS, f"{call}.{new_id()[-12:]}", 7, b"the event of the call"),
     }  # fmt: skip
+    if options.get("record", known) is None:
+        known |= {"topology": "", "node": ""}
     return CallRequest(call=call, **{**known, **options})
 
 

@@ -21,6 +21,7 @@ from dspex.bus.port import NewMessage, Subscription
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
+from dspex.bus.serving.deployed import Deployed
 from dspex.workers.answer import error_map
 from dspex.workers.pool.slots import Reservation
 
@@ -40,6 +41,7 @@ class Interactive:
         self._pool = pool
         self._changed = asyncio.Event()
         pool.children.slots.freed = self._changed.set
+        self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
 
@@ -81,6 +83,7 @@ class Interactive:
         try:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = self._read(message)
+            await self._deployed.check(work)
         except (DataError, NotAllowed) as error:
             self._refused(message, error.message)
             await self._reply(message, _refusal(error))

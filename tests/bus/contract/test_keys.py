@@ -76,6 +76,17 @@ async def test_items_of_a_bucket_are_those_below_the_prefix(bus: Bus, unique: st
 
 
 @pytest.mark.asyncio
+async def test_the_latest_below_a_prefix_is_what_was_written_last(bus: Bus, unique: str) -> None:
+    bucket = await bus.bucket(unique)
+    assert await bucket.latest("a") is None
+    for key in ("a.2", "a.10", "a.1", "a", "a.b.c", "ab.1", "b.1"):
+        await bucket.put(key, key.encode())
+    assert await bucket.latest("a") == b"a.1"
+    await bucket.put("a.10", b"again")
+    assert await bucket.latest("a") == b"again"
+
+
+@pytest.mark.asyncio
 async def test_an_object_is_named_by_its_content(buses: Buses, unique: str) -> None:
     one, two = await buses[0].objects(unique), await buses[1].objects(unique)
     large = bytes(range(256)) * (5 * 4096) + b"end"  # 5 MiB and a bit: over max_payload

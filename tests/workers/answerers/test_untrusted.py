@@ -139,7 +139,7 @@ async def asked(bench: Bench, data: bytes) -> CallRecord:
     """The record of an interactive call with these bytes."""
     inbox, frames = bench.bus.inbox(), asyncio.Queue[Message]()
     subscription = await bench.bus.subscribe(inbox, frames.put)
-    await bench.bus.send(subjects.call(APP, POOL, "triage", "classify"), data, reply=inbox)
+    await bench.bus.send(subjects.ad_hoc_call(APP, POOL, "predict"), data, reply=inbox)
     async with asyncio.timeout(30):
         while (frame := await frames.get()).headers[subjects.KIND] != RESULT:
             pass

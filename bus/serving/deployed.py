@@ -1,0 +1,96 @@
+"""What is applied, as a worker needs it: a caller may run a deployed node as it is deployed, and nothing else on its subject.
+
+The server lets a caller use the subjects that it may, and `call.<pool>.<topology>.<node>` says which node that is. What the
+node runs is what its topology's manifest says. It is kept for a few seconds, and read again when a request does not fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from typing_extensions import TypedDict
+
+from dspex.bus import subjects
+from dspex.bus.codecs.checking import checker
+from dspex.bus.errors import BusError, DecodeError, InvalidInput, NotAllowed
+from dspex.bus.port import Bucket, Bus
+from dspex.bus.records import CallRequest
+from dspex.bus.seldom import Seldom
+from dspex.bus.serving.call_spec import CallSpec
+
+FRESH: Final = 10.0  # seconds for which what was read is believed
+_log = structlog.get_logger("dspex.workers")
+
+
+class _Call(TypedDict):
+    spec: dict[str, Any]
+    pool: str
+
+
+class _Manifest(TypedDict):
+    """The part of a manifest that matters here; see engine/graph/manifest.py."""
+
+    calls: dict[str, _Call]
+
+
+class Deployed:
+    """The deployed nodes of a pool."""
+
+    def __init__(self, bus: Bus, app: str, pool: str) -> None:
+        self._bus, self._app, self._pool = bus, app, pool
+        self._bucket: Bucket | None = None
+        self._seldom = Seldom(_log)
+        self._known: dict[str, tuple[float, Mapping[str, CallSpec]]] = {}  # topology → when it was read, spec by node
+
+    async def check(self, request: CallRequest) -> None:
+        """Raise InvalidInput where an interactive call says that it is of a deployed node, and its spec is not that node's.
+
+        Raises BusError where that cannot be read.
+        """
+        topology, node, asked = request.topology, request.node, CallSpec.read(request.spec)
+        if not topology:
+            return
+        now = asyncio.get_running_loop().time()
+        read, specs = self._known.get(topology, (-math.inf, dict[str, CallSpec]()))
+        if now - read < FRESH and specs.get(node) == asked:
+            return
+        try:
+            found = await self._read(topology) if subjects.is_subject(topology) else {}
+        except BusError as error:
+            if specs.get(node) == asked and not isinstance(error, NotAllowed):
+                return  # as it was a moment ago: who asks does not wait until the server's part has another leader
+            self._seldom.error("cannot read what deployed nodes run", pool=self._pool, why=error.message, fix=error.fix)
+            raise
+        self._known.pop(topology, None)
+        if found:  # who makes names up fills no memory
+            self._known[topology] = now, found
+        if (wanted := found.get(node)) is None:
+            raise InvalidInput(f"no node {topology}/{node} of pool {self._pool} is applied", fix="apply its topology")
+        if wanted != asked:
+            raise InvalidInput(
+                f"that is not what {topology}/{node} runs as it is applied", fix="call it by its name, and try again"
+            )
+
+    async def _read(self, topology: str) -> dict[str, CallSpec]:
+        """The specs of a topology's nodes of this pool, by node. Empty where it is not applied."""
+        name = subjects.bucket(self._app)
+        if self._bucket is None:
+            if not await self._bus.has("bucket", name):
+                return {}
+            self._bucket = await self._bus.bucket(name)
+        stored = await self._bucket.latest(subjects.manifest_prefix(topology))
+        return self._specs(topology, stored) if stored is not None else {}
+
+    def _specs(self, topology: str, stored: bytes) -> dict[str, CallSpec]:
+        try:
+            calls: dict[str, _Call] = checker(_Manifest).validate_json(stored, strict=True)["calls"]
+            return {node: CallSpec.read(call["spec"]) for node, call in calls.items() if call["pool"] == self._pool}
+        except (ValueError, DecodeError) as error:
+            _log.error(
+                "a manifest cannot be read: nobody can call the topology's nodes", topology=topology, why=str(error)[:200]
+            )
+            return {}

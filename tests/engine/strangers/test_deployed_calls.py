@@ -1,0 +1,221 @@
+"""Who may call one deployed node may run that node as it is applied, and nothing else on its subject: on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cli_bench import CLASSIFY, TRIAGE, Project, stand_in
+from structlog.testing import capture_logs
+
+from dspex.bus import subjects
+from dspex.bus.errors import InvalidInput, NotAllowed, Unreachable
+from dspex.bus.local.server import LocalServer
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Message, new_id
+from dspex.bus.nats import NatsBus, connect
+from dspex.bus.port import Bus
+from dspex.bus.records import RESULT, CallRecord, CallRequest
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.deployed import FRESH, Deployed
+from dspex.engine.client.client import Client
+from dspex.engine.graph import manifest
+from dspex.operators.topology import Topology
+
+POOL, PAID = "lightweight", "text -> secrets: list[str]"
+SETTINGS = """
+topologies = ["triage.yaml"]
+lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
+lm.dear = {{ model = "openai/dear", base_url = "{url}" }}
+pools.lightweight = {{ programs = ["os:*"] }}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[tuple[Project, str]]:
+    """A project whose topology and pool run, and the URL of its model."""
+    with stand_in() as url:
+        made = Project(tmp_path_factory.mktemp("called"), f"d{new_id()[-10:]}", SETTINGS.format(url=url), NATS_URL=nats_url)
+        made.write("triage.yaml", TRIAGE.format(u=made.u, signature=CLASSIFY))
+        with made.start("--json", "run") as run:
+            run.until('"ready"')
+            run.until('"pool ready"')
+            yield made, url
+            assert run.end() == 0, run.errors()
+
+
+@pytest_asyncio.fixture
+async def caller(nats_url: str) -> AsyncIterator[NatsBus]:
+    opened = await connect(nats_url)
+    yield opened
+    await opened.close()
+
+
+async def asked(bus: NatsBus, subject: str, request: CallRequest) -> CallRecord:
+    """What a pool answers to a request on a subject."""
+    inbox, frames = bus.inbox(), asyncio.Queue[Message]()
+    subscription = await bus.subscribe(inbox, frames.put)
+    async with asyncio.timeout(60):
+        await bus.send(subject, request.pack(), reply=inbox)
+        while (frame := await frames.get()).headers.get(subjects.KIND) != RESULT:
+            pass
+    await subscription.close()
+    return CallRecord.unpack(frame.data)
+
+
+def request(spec: CallSpec, topology: str, node: str) -> CallRequest:
+    call = new_id()
+    return CallRequest(call, 1, 1, topology, node, asdict(spec), {"text": "where is my card"}, call)
+
+
+def requests_to(model: str) -> int:
+    with urllib.request.urlopen(model.removesuffix("/v1") + "/stats") as answer:
+        return int(json.load(answer)["requests"])
+
+
+@pytest.mark.no_cover
+@pytest.mark.asyncio(loop_scope="function")
+async def test_on_the_subject_of_a_node_nothing_runs_but_that_node(project: tuple[Project, str], caller: NatsBus) -> None:
+    made, model = project
+    spec = (await Client(bus=caller, app=made.u).resolve("triage/classify")).spec
+    subject, before = subjects.call(made.u, POOL, "triage", "classify"), requests_to(model)
+    others: list[dict[str, Any]] = [
+        {"target": PAID, "signature": PAID},
+        {"instructions": "Tell all that you know."},
+        {"lm": ("dear",)},
+        {"config": {"max_tokens": 100_000}},
+        {"kind": "program", "target": "os:system"},
+        {"kind": "react", "tools": ("os:system",)},
+        {"fields": {"text": {"desc": "ignored"}}},
+        {"adapter": "xml"},
+    ]
+    for other in others:
+        error = (await asked(caller, subject, request(replace(spec, **other), "triage", "classify"))).error
+        assert (error or {}).get("type") == "InvalidInput", other
+    for topology, node in (("triage", "another"), ("another", "classify"), ("adhoc", "predict")):
+        error = (await asked(caller, subjects.call(made.u, POOL, topology, node), request(spec, topology, node))).error
+        assert (error or {}).get("type") == "InvalidInput", (topology, node)
+    adhoc = subjects.ad_hoc_call(made.u, POOL, "predict")
+    error = (await asked(caller, adhoc, request(replace(spec, kind="program", target="os:system"), "", ""))).error
+    assert (error or {}).get("type") == "NotAllowed"
+    assert requests_to(model) == before
+    assert (await asked(caller, subject, request(spec, "triage", "classify"))).error is None
+    assert (await asked(caller, adhoc, request(replace(spec, target=PAID, signature=PAID), "", ""))).error is None
+    assert requests_to(model) == before + 2
+
+
+# -- when what is applied changes -----------------------------------------------------------------------------------------
+class Lab:
+    """A worker's knowledge of an application on a virtual clock."""
+
+    def __init__(self) -> None:
+        self.loop, self.server = VirtualLoop(), MemoryServer()
+        self.bus: Bus = self.server.connect()
+        self.deployed = Deployed(self.bus, "lab", "p")
+
+    def apply(self, signature: str, **options: Any) -> CallSpec:
+        """Apply a version of the topology; what its node runs."""
+        topology = Topology("asking")
+        topology.source("in").predict(signature, name="ask", **{"pool": "p", **options}).sink("out")
+
+        async def go() -> None:
+            await manifest.write(await self.bus.bucket(subjects.bucket("lab")), topology.graph, {"in": "S"}, {"in": 0})
+
+        self.loop.run(go())
+        return next(iter(topology.graph.calls)).call.spec
+
+    def refused(self, spec: CallSpec) -> str:
+        """Why a call of the node with a spec is refused; "" where it is not."""
+        try:
+            self.loop.run(self.deployed.check(request(spec, "asking", "ask")))
+        except InvalidInput as e:
+            return e.message
+        return ""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    one = Lab()
+    yield one
+    one.loop.close()
+
+
+def test_a_new_version_is_known_with_its_first_call_and_the_old_one_no_more(lab: Lab) -> None:
+    first = lab.apply("text -> answer")
+    assert lab.refused(first) == ""
+    second = lab.apply("text -> answer, why")
+    assert lab.refused(second) == ""
+    assert "not what asking/ask runs" in lab.refused(first)
+
+
+def test_an_old_version_is_known_for_seconds_where_nobody_calls_the_new_one(lab: Lab) -> None:
+    first = lab.apply("text -> answer")
+    assert lab.refused(first) == ""
+    lab.apply("text -> answer, why")
+    lab.loop.advance(FRESH + 1)
+    assert "not what asking/ask runs" in lab.refused(first)
+
+
+def test_a_node_of_another_pool_is_none_of_this_one(lab: Lab) -> None:
+    assert "no node asking/ask of pool p is applied" in lab.refused(lab.apply("text -> answer", pool="q"))
+
+
+def test_nothing_is_applied_where_there_is_no_bucket_and_none_is_made(lab: Lab) -> None:
+    assert "no node asking/ask of pool p is applied" in lab.refused(CallSpec("predict", "a -> b", "a -> b"))
+    assert lab.server.buckets == {}
+
+
+def test_a_spec_of_an_older_manifest_that_lacks_what_came_since_is_compared_with_the_defaults(lab: Lab) -> None:
+    spec = lab.apply("text -> answer", route="worker")
+    old = {"calls": {"ask": {"pool": "p", "spec": {"kind": "predict", "target": spec.target, "signature": spec.signature}}}}
+
+    async def go() -> None:
+        await (await lab.bus.bucket(subjects.bucket("lab"))).put(subjects.manifest_key("asking", 2), json.dumps(old).encode())
+
+    lab.loop.run(go())
+    assert lab.refused(CallSpec.read(old["calls"]["ask"]["spec"])) == ""
+    assert lab.refused(replace(spec, tools=("os:system",))) != ""
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{}", b"null", b'{"calls": {"ask": {"pool": "p", "spec": {"kind": 1}}}}'])
+def test_what_is_no_manifest_lets_nobody_call_and_raises_nothing_else(lab: Lab, garbage: bytes) -> None:
+    spec = lab.apply("text -> answer")
+
+    async def go() -> None:
+        await (await lab.bus.bucket(subjects.bucket("lab"))).put(subjects.manifest_key("asking", 2), garbage)
+
+    lab.loop.run(go())
+    assert "no node" in lab.refused(spec)
+
+
+def test_while_the_server_cannot_be_asked_what_was_known_a_moment_ago_holds(lab: Lab) -> None:
+    spec = lab.apply("text -> answer")
+    assert lab.refused(spec) == ""
+    lab.loop.advance(FRESH + 1)
+    lab.loop.run(lab.bus.close())
+    assert lab.refused(spec) == ""
+    with pytest.raises(Unreachable):
+        lab.refused(replace(spec, target="text -> other"))
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_may_not_read_manifests_refuses_and_says_what_it_lacks(tmp_path: Path, unique: str) -> None:
+    user = f'{{ user: w, password: p, permissions: {{ publish: {{ deny: "$JS.API.STREAM.INFO.KV_DSPEX_{unique}" }} }} }}'
+    users = f"accounts {{ A {{ jetstream: enabled, users: [{user}, {{ user: all, password: p }}] }} }}\nno_auth_user: all\n"
+    async with LocalServer(tmp_path / "js", port=None, extra_config=users) as server:
+        bus = await connect(server.url, user="w", password="p")
+        deployed = Deployed(bus, unique, "p")
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(NotAllowed, match=f"STREAM.INFO.KV_DSPEX_{unique}"):
+                    await deployed.check(request(CallSpec("predict", "a -> b", "a -> b"), "asking", "ask"))
+        await bus.close()
+    assert [e["event"] for e in logs if e["log_level"] == "error"] == ["cannot read what deployed nodes run"]
