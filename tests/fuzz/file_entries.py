@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine_entries import Take
@@ -68,8 +70,12 @@ DSPEX_TELEMETRY__LOG=info,dspex.engine=debug
 URLS = [b"nats://host:4222", b"nats://u:p@a:4222,tls://b", b"nats://[::1]:4222", b"token@host", b"host"]
 
 
+_folders = ExitStack()
+atexit.register(_folders.close)
+
+
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="dspex-fuzz-"))
+    return Path(_folders.enter_context(tempfile.TemporaryDirectory(prefix="dspex-fuzz-")))
 
 
 def _topologies() -> list[Case]:

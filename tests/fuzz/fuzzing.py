@@ -128,7 +128,7 @@ def run(
 ) -> Done:
     """Try inputs `first`, `first` + 1, … for as long as there are any, and time is left."""
     take, done, began = entry.taker(), Done(entry.name), time.monotonic()
-    last = Path(tempfile.gettempdir()) / f"dspex-fuzz-{entry.name.replace(' ', '-')}"
+    last = Path(tempfile.gettempdir()) / f"dspex-fuzz-{os.getpid()}"
     with last.open("wb", buffering=0) as file:
         try:
             for number, case in zip(range(first, first + inputs), cases(entry, seed, first)):
