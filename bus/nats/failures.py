@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -126,7 +126,7 @@ def answer_of(data: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def what_a_server_says() -> Iterator[None]:
+def what_a_server_says() -> Generator[None, None, None]:
     """Read an answer, inside, as a server writes it. Raises Unreachable where it has not what every such answer has."""
     try:
         yield
