@@ -121,7 +121,7 @@ class PoolConfig:
 
 
 def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: int | None = None) -> PoolConfig:
-    """What the settings say about `pool`; `size` and `slots` from the command line win. Raises ConfigError (DX133)."""
+    """What the settings say about `pool`; `size` and `slots` from the command line win. Raises ConfigError (DX105, DX133)."""
     if pool not in settings.pools:
         raise ConfigError(
             f"there is no pool {pool} (there are: {', '.join(sorted(settings.pools))})",
@@ -130,13 +130,22 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
             node=pool,
         )
     p = settings.pools[pool]
+    profiles = {name: _profile(name, settings.lm[name]) for name in settings.lms_of(pool)}
+    for profile in profiles.values():
+        if profile.key_env in (p.hmac_key_env or "").split(","):
+            raise ConfigError(
+                f"lm.{profile.name}.key_env gives the key that signs the records of pool {pool} to programs",
+                code="DX105",
+                fix="give each key a variable of its own",
+                node=pool,
+            )
     return PoolConfig(
         app=settings.app,
         name=pool,
         size=p.size if size is None else size,
         slots=p.slots if slots is None else slots,
         lm=p.lm,
-        profiles={name: _profile(name, settings.lm[name]) for name in settings.lms_of(pool)},
+        profiles=profiles,
         programs=p.programs,
         path=tuple(settings.search_path),
         env=p.env,

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
 from dspex.bus.serving.payloads import ABOVE
+from dspex.bus.settings import environment
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     LogLevels,
@@ -190,10 +191,14 @@ class PoolSettings(SettingsTable):
 
     @model_validator(mode="after")
     def _no_program_gets_the_key_that_signs(self) -> Self:
-        signing = {f"${name}" for name in self.hmac_key_env.split(",")} if self.hmac_key_env else set[str]()
-        if given := [name for name, value in self.env.items() if value in signing or f"${name}" in signing]:
-            said = f"env.{given[0]} gives the key that signs records to programs, which could sign what they like"
-            raise custom_error(ConfigError(said, code="DX105", fix="leave it out of env"))
+        signing = self.hmac_key_env.split(",") if self.hmac_key_env else []
+        given = [
+            f"env.{name}" for name, value in self.env.items() if name in signing or value in [f"${name}" for name in signing]
+        ]
+        if by := given or list(environment.bare(dict.fromkeys(signing, ""))):
+            said = f"{by[0]} gives the key that signs records to programs, which could sign what they like"
+            fix = "leave it out of env" if given else "name another variable: every process gets this one"
+            raise custom_error(ConfigError(said, code="DX105", fix=fix))
         return self
 
     @model_validator(mode="after")

@@ -45,15 +45,19 @@ class Asking:
         """What waits for a worker, once there are so many."""
 
         async def found() -> list[Message]:
-            stored = await self.bus.scan(subjects.stream(self.app), [subjects.work_pattern(self.app, POOL)], start=1, stop=1000)
+            stored = await self.stored(subjects.work_pattern(self.app, POOL))
             return stored if len(stored) == count else []
 
         await until(found)
         return [CallRequest.unpack(m.data) for m in await found()]
 
     async def outputs(self) -> list[Any]:
-        found = await self.bus.scan(subjects.stream(self.app), [f"{self.app}.out"], start=1, stop=1000)
-        return sorted(read_event(m).data["answer"] for m in found)
+        return sorted(read_event(m).data["answer"] for m in await self.stored(f"{self.app}.out"))
+
+    async def stored(self, pattern: str) -> list[Message]:
+        """What lies in the application's stream now."""
+        info = await self.bus.stream(name := subjects.stream(self.app))
+        return await self.bus.scan(name, [pattern], start=1, stop=info.last) if info is not None else []
 
     @property
     def passed_over(self) -> int:
@@ -227,6 +231,16 @@ def test_a_pool_that_would_give_the_key_to_its_programs_is_refused(env: dict[str
     with pytest.raises(ConfigError, match="gives the key that signs records to programs"):
         settings("POOL_KEY,OLD", **env)
     assert settings(MINE="POOL_KEY", EMPTY="", OTHER="$OTHER").pools[POOL].env["MINE"] == "POOL_KEY"
+
+
+def test_a_variable_that_programs_have_anyway_is_refused_for_the_key() -> None:
+    for named in ("PATH", "POOL_KEY,LC_KEY"):
+        with pytest.raises(ConfigError, match="gives the key that signs records to programs"):
+            settings(named)
+    lm = {"main": {"model": "openai/x", "key_env": "OLD"}}
+    pools = {POOL: {"hmac_key_env": "POOL_KEY,OLD"}}
+    with pytest.raises(ConfigError, match="gives the key that signs the records"):
+        resolve(Settings.model_validate({"app": "a", "lm": lm, "pools": pools}), POOL)
 
 
 @pytest.mark.parametrize("named", ["", "A,", ",A", "A B", "A,B,", "1A"])
