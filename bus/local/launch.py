@@ -99,7 +99,10 @@ def configuration(
 
 
 def _environment() -> dict[str, str]:
-    """What a server needs of ours. It would else inherit every key, and show them to who may look at its process."""
+    """What a server needs of ours. It would else inherit every key, and show them to who may look at its process.
+
+    That is less than `environment.bare`: a server goes nowhere, so it needs no proxies, which may have logins.
+    """
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
 
 

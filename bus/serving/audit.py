@@ -64,7 +64,7 @@ async def leave(bus: Bus, app: str, verb: str, **what: Any) -> None:
     except NotStored as e:  # before the first topology is applied there is no stream for it
         _log.debug("no audit entry", verb=verb, why=e.message)
     except BusError as e:
-        _log.warning("no audit entry", verb=verb, why=e.message)
+        _log.warning("no audit entry", verb=verb, why=e.message, fix=e.fix)
 
 
 def read(message: Message) -> AuditEntry:

@@ -173,9 +173,8 @@ async def write(
         versions, strange = (await _all(bucket, graph.name)).get(graph.name, _Versions([], {}))
         before = versions[-1] if versions else None
         if strange and (before is None or before.digest != graph.digest):
-            raise _refused(
-                strange
-            )  # a version may be lost; who runs what was applied last can go on, as its logs say what it is
+            # A version may be lost. Who runs what was applied last can go on, as its logs say what it is.
+            raise _refused(strange)
         if not again:
             _is_not_old(graph, versions)
         after = _next(graph, streams, starts, before)
