@@ -56,7 +56,7 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-async def leave(bus: Bus, app: str, verb: str, **what: Any) -> None:
+async def leave(bus: Bus, app: str, verb: str, /, **what: Any) -> None:  # topologies may have these names, too
     """Leave an entry. Where that is not possible it is logged, and nothing is raised: what it tells of has happened."""
     body = orjson.dumps({"who": whoami(), "what": what})
     try:

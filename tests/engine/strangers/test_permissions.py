@@ -257,6 +257,13 @@ def test_a_publisher_of_what_is_a_sink_is_warned_of(project: Project) -> None:
     assert "shop.> is a sink" in bad.err
 
 
+def test_doctor_does_not_leave_out_the_check_of_a_role_that_it_was_asked_for(tmp_path: Path) -> None:
+    project = Project(tmp_path, APP, 'topologies = ["missing:topology"]\n')
+    asked = project.here("--json", "doctor", "--role", "engine")
+    assert (asked.code, asked.error()["code"]) == (3, "DX221")
+    assert project.here("--json", "doctor").objects()  # all that can be checked is
+
+
 def test_nsc_and_json_say_the_same(tmp_path: Path) -> None:
     project = Project(tmp_path, APP)
     (found,) = project.here("--json", "server", "permissions", "--role", "worker", "--pool", "gpu").objects()
