@@ -51,6 +51,15 @@ def token(name: str, what: str = "name") -> str:
 INBOX: Final = "_INBOX"  # how the subjects begin on which answers and deliveries come
 
 
+def is_inbox(subject: str) -> bool:
+    """Whether an answer may go to `subject`: an inbox, or what a server makes of one for a request of another account.
+
+    Who asks names it, and the server lets those who answer publish there, whatever it is. So it may be no subject that
+    anything else reads: a request of a caller could have a worker write the commit log, or delete the stream.
+    """
+    return subject.startswith((INBOX, "_R_.")) and bool(_SUBJECT.fullmatch(subject)) and subject.isprintable()
+
+
 def is_subject(subject: str) -> bool:
     """Whether an event can be published to `subject`: no wildcard, empty token, space, nor what nobody can see."""
     return bool(_SUBJECT.fullmatch(subject)) and not subject.startswith(("$", INBOX)) and subject.isprintable()

@@ -73,8 +73,8 @@ class Interactive:
             log.warning("cannot join the queue group", pool=config.name, error=error.message)
 
     async def _on_request(self, message: Message) -> None:
-        if not message.reply:  # nobody waits for an answer
-            self._refused(message, "it has no subject for the answer")
+        if not subjects.is_inbox(message.reply):  # nobody waits for an answer, or it would go where the caller may not publish
+            self._refused(message, "it has no inbox for the answer")
             return
         if self._pool.free() <= 0:
             self._changed.set()

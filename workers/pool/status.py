@@ -47,7 +47,7 @@ class PoolStatus:
             kind = orjson.loads(message.data).get("kind")
         except (ValueError, AttributeError):
             return
-        if kind == "status" and message.reply:
+        if kind == "status" and subjects.is_inbox(message.reply):
             await self._pool.bus.send(message.reply, orjson.dumps(self.full()))
 
     def summary(self) -> Summary:

@@ -112,6 +112,30 @@ async def test_on_the_subject_of_a_node_nothing_runs_but_that_node(project: tupl
     assert requests_to(model) == before + 2
 
 
+@pytest.mark.no_cover
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_pool_answers_to_inboxes_and_never_to_what_a_caller_may_not_write(
+    project: tuple[Project, str], caller: NatsBus
+) -> None:
+    u = project[0].u
+    heard = asyncio.Queue[Message]()
+    others = [
+        subjects.log(u, "triage", "s1", 0),
+        f"{u}.out",
+        f"$KV.{subjects.bucket(u)}.{subjects.manifest_key('triage', 9)}",
+        f"$JS.API.STREAM.DELETE.{subjects.requests(u)}",
+    ]
+    for subject in others:
+        await caller.subscribe(subject, heard.put)
+    adhoc = subjects.ad_hoc_call(u, POOL, "predict")
+    for subject in (*others, "_INBOX", "_INBOX.*"):
+        await caller.send(adhoc, b"what is no request is answered", reply=subject)
+        await caller.send(subjects.control(u, POOL), b'{"kind": "status"}', reply=subject)
+    assert (await asked(caller, adhoc, request(CallSpec("predict", PAID, PAID), "", ""))).error is None
+    assert b"served" in (await caller.request(subjects.control(u, POOL), b'{"kind": "status"}')).data
+    assert heard.empty()
+
+
 # -- when what is applied changes -----------------------------------------------------------------------------------------
 class Lab:
     """A worker's knowledge of an application on a virtual clock."""
