@@ -10,7 +10,7 @@ unknown (`Unsettled`). Whoever takes the third for the second and writes again m
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -50,6 +50,7 @@ class StreamConfig:
         max_bytes: -1 for no limit; None for 80 % of what the server lets a stream reserve when it is made, at most 16 GiB.
         max_age: seconds after which messages expire; 0: never.
         max_consumers: -1 for what the server allows.
+        once: each subject takes one message, and another one only when that was deleted: nobody who may write can replace it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class StreamConfig:
     max_messages: int = -1
     max_age: float = 0.0
     max_consumers: int = -1
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,35 @@ class Objects(Protocol):
         ...
 
 
+class Sealing(Protocol):
+    """Makes of messages what only who has the key can read, and back again. See bus/serving/keyring.py."""
+
+    async def verify(self) -> None:
+        """Raise ConfigError where there is no key, or another one than what is stored was sealed with."""
+        ...
+
+    async def prepare(self, messages: Iterable[NewMessage]) -> None:
+        """Have at hand what it takes to seal these, so that it is asked for together and not one after another."""
+        ...
+
+    async def sealed(self, message: NewMessage) -> NewMessage:
+        """The message as it is stored."""
+        ...
+
+    async def opened(self, message: Message) -> Message | None:
+        """The message as it was; None where nobody can read it any more."""
+        ...
+
+
 class Bus(Protocol):
-    """One connection to a bus. All methods may raise `Unreachable`; those that write, `NotAllowed` and `PayloadTooLarge`."""
+    """One connection to a bus. All methods may raise `Unreachable`; those that write, `NotAllowed` and `PayloadTooLarge`.
+
+    Attributes:
+        sealing: what seals payloads that are stored over this connection, and opens those that are read; None: nothing does.
+            The bus itself does not look at it: payloads do, see bus/serving/payloads.py.
+    """
+
+    sealing: Sealing | None
 
     @property
     def max_payload(self) -> int:
@@ -306,8 +335,8 @@ class Bus(Protocol):
         """Remove the messages of a subject (or pattern) whose sequence is under `below`."""
         ...
 
-    async def delete(self, stream: str, sequence: int) -> None:
-        """Remove one message."""
+    async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
+        """Remove one message. `erase`: and overwrite its bytes on the disk, which takes longer."""
         ...
 
     # -- work

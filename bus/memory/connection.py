@@ -29,6 +29,7 @@ from dspex.bus.port import (
     BusEvents,
     Kept,
     NewMessage,
+    Sealing,
     StreamConfig,
     StreamInfo,
 )
@@ -52,6 +53,7 @@ class MemoryBus:
         self.server, self.events = server, events
         self.max_payload = server.max_payload
         self.connected = True
+        self.sealing: Sealing | None = None
         self._waiting: dict[asyncio.Future[Any], None] = {}  # a set would let them go in another order in every run
         events.state("connected", "")
 
@@ -212,7 +214,7 @@ class MemoryBus:
         await self.trip()
         self._stream(stream).purge(subject, below)
 
-    async def delete(self, stream: str, sequence: int) -> None:
+    async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
         await self.trip()
         self._stream(stream).remove(sequence)
 

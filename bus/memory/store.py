@@ -130,6 +130,8 @@ class MemoryStream:
             raise StreamFull(f"stream {self.config.name} holds {most} messages at most")
         if 0 <= room < self.bytes + sum(len(d.subject) + size(d) for d in drafts):
             raise StreamFull(f"stream {self.config.name} holds {room} bytes at most")
+        if self.config.once and any(self.last_of(d.subject) for d in drafts):
+            raise StreamFull(f"stream {self.config.name} holds one message of each subject")
 
     def _store(self, draft: NewMessage, now: float, in_batch: bool = False) -> None:
         self.last += 1
@@ -171,13 +173,11 @@ class MemoryStream:
 
     def count(self, filters: Sequence[str], after: int) -> int:
         """How many messages behind `after` match a filter."""
-        some = [of for name, of in self._of_subject.items() if any(matches(f, name) for f in filters)]
-        return sum(sequence > after for of in some for sequence in of)
+        return sum(1 for _ in self.matching(filters, after + 1, self.last))
 
     def more(self) -> asyncio.Future[None]:
         """Is done when something is stored."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting.append(future := asyncio.get_running_loop().create_future())
         return future
 
     def wake(self) -> None:

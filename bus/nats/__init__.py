@@ -16,7 +16,7 @@ from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
 from dspex.bus.nats.work import NatsWorkQueue
-from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, StreamConfig, StreamInfo
+from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, Sealing, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
 
@@ -60,6 +60,7 @@ class NatsBus:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.sealing: Sealing | None = None
 
     @property
     def max_payload(self) -> int:
@@ -136,8 +137,8 @@ class NatsBus:
     async def purge(self, stream: str, subject: str, *, below: int) -> None:
         await stored.purge(self._connection, stream, subject, below)
 
-    async def delete(self, stream: str, sequence: int) -> None:
-        await stored.delete(self._connection, stream, sequence)
+    async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
+        await stored.delete(self._connection, stream, sequence, erase)
 
     # -- work
     async def begin_of_consumer(self, stream: str, name: str) -> int | None:

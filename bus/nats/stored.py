@@ -174,10 +174,10 @@ async def purge(connection: Connection, stream: str, subject: str, below: int) -
     await connection.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": below})
 
 
-async def delete(connection: Connection, stream: str, sequence: int) -> None:
+async def delete(connection: Connection, stream: str, sequence: int, erase: bool) -> None:
     """`Bus.delete`."""
     try:
-        await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": not erase})
     except ServerRefusal as e:
         if e.number not in (NO_MESSAGE, _NOT_FOUND, _DELETE_FAILED):
             raise

@@ -142,6 +142,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "allow_atomic": True,
         "allow_direct": True,
         "metadata": {_OWN: "stream"},
+        **({"max_msgs_per_subject": 1, "discard_new_per_subject": True} if config.once else {}),
     }
 
 

@@ -8,8 +8,8 @@ import pytest
 from bus_bench import Buses, put, stored, stream
 from waiting import until
 
-from dspex.bus.errors import SubjectTaken
-from dspex.bus.port import Bus, Kept
+from dspex.bus.errors import Fenced, StreamFull, SubjectTaken
+from dspex.bus.port import Bus, Kept, NewMessage
 
 KINDS: tuple[Kept, ...] = ("stream", "bucket", "objects")
 
@@ -113,3 +113,20 @@ async def test_messages_of_a_stream_with_an_age_expire(bus: Bus, unique: str) ->
 
     await until(gone)
     assert await bus.stream(unique) is not None
+
+
+@pytest.mark.asyncio
+async def test_a_subject_of_a_stream_that_takes_each_once_gets_another_message_only_when_the_first_is_deleted(
+    bus: Bus, unique: str
+) -> None:
+    await stream(bus, unique, once=True)
+    (first,) = await put(bus, f"{unique}.a", 1)
+    await put(bus, f"{unique}.b", 2)
+    with pytest.raises(StreamFull):
+        await put(bus, f"{unique}.a", 3)
+    with pytest.raises(Fenced):
+        await bus.publish(NewMessage(f"{unique}.a", b"4", expect=0))
+    assert await stored(bus, unique) == ["1", "2"]
+    await bus.delete(unique, first, erase=True)
+    await bus.publish(NewMessage(f"{unique}.a", b"5", expect=0))
+    assert await stored(bus, unique) == ["2", "5"]
