@@ -160,6 +160,12 @@ def run_of(stream: str, created: float, message: Message) -> str:
     return message.headers.get(subjects.RUN) or place_id(stream, created, message)
 
 
+def in_session(session: str | None) -> dict[str, str]:
+    """The header of what belongs to a session; none where no header can hold its id, which a publisher chose."""
+    fits = session is not None and len(session) <= INHERITED and {"\r", "\n"}.isdisjoint(session)
+    return {subjects.SESSION: session} if session is not None and fits else {}
+
+
 def cause_of(headers: Mapping[str, str]) -> str | None:
     """The id of the event that this one was derived from; None for a source event."""
     return headers.get(subjects.CAUSE) or (headers.get(subjects.RUN) if subjects.EVENT_ID in headers else None)

@@ -27,12 +27,13 @@ CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the obj
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
 RECORD: Final = "Dspex-Record"  # of a request: the message id of its record, for a worker that finds no payload
 LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
+SEALED: Final = "Dspex-Sealed"  # of a body that only who has the key can read: see bus/serving/keyring.py
 SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/signatures.py
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
-OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, CONTENT_TYPE})
+OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, SEALED, CONTENT_TYPE})
 
 FROM_SERVER: Final = "Nats-"  # how the headers begin that the server adds or reads
 
@@ -130,6 +131,16 @@ def sources(app: str) -> str:
 def requests(app: str) -> str:
     """The stream in which calls journal their model and tool requests while they run."""
     return f"{stream(app)}_requests"
+
+
+def keys(app: str) -> str:
+    """The stream with the keys that seal payloads, each of them sealed itself."""
+    return f"{stream(app)}_keys"
+
+
+def key(app: str, name: str) -> str:
+    """Where a key of that stream lies; `*` for all."""
+    return f"{prefix(app)}.key.{name}"
 
 
 def bucket(app: str) -> str:

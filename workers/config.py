@@ -7,7 +7,7 @@ programs can read that of other processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,14 +131,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         )
     p = settings.pools[pool]
     profiles = {name: _profile(name, settings.lm[name]) for name in settings.lms_of(pool)}
-    for profile in profiles.values():
-        if profile.key_env in (p.hmac_key_env or "").split(","):
-            raise ConfigError(
-                f"lm.{profile.name}.key_env gives the key that signs the records of pool {pool} to programs",
-                code="DX105",
-                fix="give each key a variable of its own",
-                node=pool,
-            )
+    _check_own_keys(settings, pool, profiles.values())
     return PoolConfig(
         app=settings.app,
         name=pool,
@@ -161,6 +154,23 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         claim_check_above=settings.engine.claim_check_above,
         hmac_key_env=p.hmac_key_env,
     )
+
+
+def _check_own_keys(settings: Settings, pool: str, profiles: Iterable[Profile]) -> None:
+    """Raise ConfigError (DX105) where programs of the pool would get a key that is dspex's own."""
+    p = settings.pools[pool]
+    signing, sealing = (named.split(",") if named else [] for named in (p.hmac_key_env, settings.engine.encrypt_key_env))
+    given = {f"lm.{profile.name}.key_env": profile.key_env for profile in profiles}
+    given |= {f"pools.{pool}.env.{name}": name if name in sealing else value.removeprefix("$") for name, value in p.env.items()}
+    for where, variable in given.items():
+        if variable in (*signing, *sealing):
+            what = f"signs the records of pool {pool}" if variable in signing else "seals what is stored"
+            raise ConfigError(
+                f"{where} gives the key that {what} to programs",
+                code="DX105",
+                fix="give each key a variable of its own",
+                node=pool,
+            )
 
 
 def _profile(name: str, lm: LMProfile) -> Profile:

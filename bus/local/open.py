@@ -17,6 +17,7 @@ from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running
 from dspex.bus.port import Bus, BusEvents
+from dspex.bus.serving.keyring import Keyring
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.not_built import CODE
 from dspex.bus.settings.server import LOGIN, TLSSettings
@@ -172,7 +173,10 @@ async def connect(settings: Settings, found: Found, *, name: str, events: BusEve
         how |= settings.server.login()
         if settings.server.tls:
             how["tls"] = tls_context(settings.server.tls)
-    return await nats.connect(found.url, name=name, events=events, **how)
+    bus = await nats.connect(found.url, name=name, events=events, **how)
+    if settings.engine.encrypt_key_env is not None:
+        bus.sealing = Keyring(bus, settings.app, settings.engine.encrypt_key_env)
+    return bus
 
 
 def tls_context(tls: TLSSettings) -> ssl.SSLContext:

@@ -59,7 +59,14 @@ class Rights:
 
 
 def rights(
-    role: UserRole, app: str, *, user: str, pools: Sequence[str] = (), about: Sequence[str] = (), streams: Sequence[str] = ()
+    role: UserRole,
+    app: str,
+    *,
+    user: str,
+    pools: Sequence[str] = (),
+    about: Sequence[str] = (),
+    streams: Sequence[str] = (),
+    sealed: bool = False,
 ) -> Rights:
     """The rights of a user.
 
@@ -68,6 +75,7 @@ def rights(
         pools: whose work it does (worker), or whom it may call (caller).
         about: subjects: of sinks (engine, reader), of sources (publisher).
         streams: that are read and are not the application's own, such as that of a source that others have made (engine).
+        sealed: whether the payloads are; who seals adds keys, and who opens reads them.
     """
     prefix = f"{subjects.INBOX}_{user}"
     publish: dict[UserRole, Iterator[str]] = {  # lazy: the others are never run
@@ -80,7 +88,8 @@ def rights(
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     subscribe = [f"{prefix}.>", *(calls if role == "worker" else ())]
-    return Rights((subjects.USER_INFO, *dict.fromkeys(publish[role])), tuple(subscribe), role == "worker", prefix)
+    more = _sealed(app, role) if sealed else ()
+    return Rights((subjects.USER_INFO, *dict.fromkeys([*publish[role], *more])), tuple(subscribe), role == "worker", prefix)
 
 
 def _api(patterns: Sequence[str], stream: str) -> Iterator[str]:
@@ -90,12 +99,20 @@ def _api(patterns: Sequence[str], stream: str) -> Iterator[str]:
 def _kept(app: str) -> list[str]:
     """The streams of an application, also those that hold its buckets and its objects."""
     buckets = [f"KV_{name}" for name in subjects.buckets(app)]
-    return [subjects.stream(app), subjects.sources(app), subjects.requests(app), *buckets, f"OBJ_{subjects.objects(app)}"]
+    streams = [subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.keys(app)]
+    return [*streams, *buckets, f"OBJ_{subjects.objects(app)}"]
 
 
 def _values(app: str) -> Iterator[str]:
     yield from (f"$KV.{name}.>" for name in subjects.buckets(app))
     yield f"$O.{subjects.objects(app)}.>"
+
+
+def _sealed(app: str, role: UserRole) -> Iterator[str]:
+    if role in ("worker", "publisher", "reader"):
+        yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), subjects.keys(app))
+    if role in ("worker", "publisher"):
+        yield subjects.key(app, "*")
 
 
 def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[str]:
@@ -107,6 +124,7 @@ def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[
         yield from _api(_READ, name)
     yield from _values(app)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "dead"))
+    yield subjects.key(app, "*")
     yield subjects.audit(app, "apply")
     yield from sinks
 
@@ -131,6 +149,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
+    yield f"$JS.API.STREAM.INFO.{subjects.keys(app)}"  # whether it needs a key
 
 
 def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:

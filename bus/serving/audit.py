@@ -32,7 +32,7 @@ class AuditEntry:
 
     Attributes:
         sequence: of the entry in the application's stream. time: when it was stored.
-        verb: publish, call, redrive, drop, apply, delete. who: user@host, as the client says.
+        verb: publish, call, redrive, drop, forget, apply, delete. who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """
 

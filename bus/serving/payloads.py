@@ -1,6 +1,7 @@
-"""Claim checks: what is too large for a message lies in the object store, and the message has its hash instead of a body.
+"""Payloads as they are stored: sealed where the settings say so, and in the object store where a message cannot hold them.
 
-    header `Dspex-Claim-Check`    the SHA-256 of the body, as 64 hex digits; the body itself is empty
+    header `Dspex-Sealed`         who can read the body: see keyring.py
+    header `Dspex-Claim-Check`    the SHA-256 of the body as stored, as 64 hex digits; the body of the message is empty
 
 The rule is the same for all that is stored: events, sink events, requests, records, dead letters, redriven events. The object
 is put before the message that names it, and putting it again touches it, so that housekeeping leaves it alone for an hour.
@@ -11,15 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DataError, DecodeError
+from dspex.bus.errors import DataError, DecodeError, NotAllowed
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.records import CallRequest, RecordTo
+from dspex.bus.serving.keyring import SETTING
 
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
@@ -43,8 +46,17 @@ def inline(bus: Bus, above: int = ABOVE) -> int:
     return min(above, bus.max_payload - min(ROOM, bus.max_payload // 2))
 
 
+def is_whole(headers: Mapping[str, str]) -> bool:
+    """Whether a message has its own body, so that `checked_out` would give it as it is."""
+    return subjects.SEALED not in headers and subjects.CLAIM_CHECK not in headers
+
+
 async def checked_in(bus: Bus, app: str, message: NewMessage, above: int = ABOVE) -> NewMessage:
-    """The message as it can be stored: one whose body is too large names it, and the body is put first. Raises BusError."""
+    """The message as it can be stored: sealed with the key of its session, where the bus seals; and one whose body is too large
+    names it, and the body is put first. Raises BusError.
+    """
+    if bus.sealing is not None:
+        message = await bus.sealing.sealed(message)
     if len(message.data) <= inline(bus, above):
         return message
     objects = await bus.objects(subjects.objects(app))
@@ -52,11 +64,35 @@ async def checked_in(bus: Bus, app: str, message: NewMessage, above: int = ABOVE
     return message._replace(data=b"", headers={**(message.headers or {}), subjects.CLAIM_CHECK: name})
 
 
+async def sent(bus: Bus, app: str, message: NewMessage) -> NewMessage:
+    """The message as it can be sent to somebody who waits for it: nothing is stored but a body that no message holds."""
+    return (
+        message if len(message.data) <= inline(bus, bus.max_payload) else await checked_in(bus, app, message, bus.max_payload)
+    )
+
+
 async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
-    """The message with its body; None where that is stored nowhere any more, or the name is none. Raises BusError."""
-    name = message.headers.get(subjects.CLAIM_CHECK)
-    if name is None:
+    """The message with its body; None where nobody can have that any more: it is stored nowhere, its key was deleted, or what
+    names it names nothing. Raises BusError; NotAllowed where the payloads are sealed, and this process has no key.
+    """
+    if subjects.CLAIM_CHECK in message.headers:
+        found = await _fetched(bus, app, message)
+        if found is None:
+            return None
+        message = found
+    if subjects.SEALED not in message.headers:
         return message
+    if bus.sealing is not None:
+        return await bus.sealing.opened(message)
+    if await bus.has("stream", subjects.keys(app)):
+        raise NotAllowed(f"the payloads of {app} are sealed, and this process has no key", fix=f"set {SETTING}")
+    _log.error("a sealed payload in an application that seals none", subject=message.subject, sequence=message.sequence)
+    return None
+
+
+async def _fetched(bus: Bus, app: str, message: Message) -> Message | None:
+    """The message with the body that its claim check names."""
+    name = message.headers[subjects.CLAIM_CHECK]
     where = {"subject": message.subject, "sequence": message.sequence, "payload": name[:64]}
     if not NAME.fullmatch(name):  # whoever may publish can write what they like
         _log.error("a claim check names no payload", **where)
@@ -114,7 +150,7 @@ async def required(bus: Bus, app: str, message: Message) -> Message:
 def gone(node: str) -> DataError:
     """The error of an event whose payload is stored nowhere any more."""
     return DataError(
-        f"the payload of an event at {node} is stored nowhere any more",
+        f"the payload of an event at {node} is stored nowhere any more, or its session was forgotten",
         code="DX511",
         node=node,
         fix="do not remove objects from the application's store; publish the event again, and drop the letter",

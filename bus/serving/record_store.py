@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DataError, DecodeError, NotAllowed, OutputTooLarge
-from dspex.bus.message import INHERITED
+from dspex.bus.message import INHERITED, in_session
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
@@ -73,7 +73,8 @@ class RecordStore:
         else:
             subject, id = to.subject, to.id
             record = replace(record, number=to.number, event=to.event)
-        return NewMessage(subject, self.sized(record), {subjects.MESSAGE_ID: id, subjects.RUN: request.run})
+        headers = {subjects.MESSAGE_ID: id, subjects.RUN: request.run, **in_session(request.session)}
+        return NewMessage(subject, self.sized(record), headers)
 
     async def _store(self, message: NewMessage, request: CallRequest) -> None:
         """Store the message. Tries again after an error that may pass, and under another id where something else has it."""

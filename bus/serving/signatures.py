@@ -15,30 +15,19 @@ from hashlib import sha256
 from typing import Final, TypeAlias
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
+from dspex.bus.serving.secrets import secrets_of
 
 Keys: TypeAlias = Sequence[bytes]
 """The keys of a pool: the first one signs, each of them is right. None: its records are not signed."""
 
 _VERSION: Final = "v1 "
-SHORTEST: Final = 32  # characters of a key: 16 random bytes in hex digits
 
 
 def keys_of(pool: str, named: str | None, environ: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
     """The keys in the variables that `pools.*.hmac_key_env` names. Raises ConfigError (DX112) if one is not set, or short."""
-    names = named.split(",") if named else []
-    for name in names:
-        if len(key := environ.get(name, "")) < SHORTEST:
-            why = f"has {len(key)} characters, and a key needs {SHORTEST}" if key else "is not set"
-            raise ConfigError(
-                f"pools.{pool}: the variable {name}, named by hmac_key_env, {why}",
-                code="DX112",
-                fix=f"export {name}=…   (make one: openssl rand -hex 32)",
-                node=f"pools.{pool}",
-            )
-    return tuple(environ[name].encode() for name in names)
+    return secrets_of(named, f"pools.{pool}", "hmac_key_env", environ)
 
 
 def signed(message: NewMessage, keys: Keys) -> NewMessage:

@@ -39,7 +39,6 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "engine.commit.max_wait": _LEAVE_OUT,
     "engine.state_limit": _LEAVE_OUT,
     "engine.align": _LEAVE_OUT,
-    "engine.encrypt_key_env": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
@@ -56,8 +55,9 @@ _SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("test", "plan", "gateway", "runs", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
+        *("test", "plan", "gateway", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
         *("pause", "resume", "approvals", "optimize", "eval", "shadow", "ui", "mcp", "skills"),
+        *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

@@ -23,6 +23,7 @@ from dspex.bus.settings.values import (
     Seconds,
     SettingsTable,
     Texts,
+    Variables,
     custom_error,
     listed,
     without_effect,
@@ -48,6 +49,8 @@ class EngineSettings(SettingsTable):
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
             most 16 GiB. The stream of sources gets a fifth of that besides.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
+        encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keyring.py. "NEW,OLD": NEW
+            seals new ones, and OLD opens too.
     """
 
     commit: CommitSettings = CommitSettings()
@@ -57,6 +60,7 @@ class EngineSettings(SettingsTable):
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
     max_bytes: PositiveSize | None = None
     claim_check_above: PositiveSize = ABOVE
+    encrypt_key_env: Variables | None = None
 
 
 class RetrySettings(SettingsTable):
@@ -186,7 +190,7 @@ class PoolSettings(SettingsTable):
     restart: Restart = Restart()
     python: NotEmpty | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
-    hmac_key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*$")] = None
+    hmac_key_env: Variables | None = None
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
 
     @model_validator(mode="after")

@@ -100,6 +100,8 @@ LogLevels: TypeAlias = Annotated[str, BeforeValidator(_log)]
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
 NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
+Variables: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*$")]
+"""Names of variables, with commas between them."""
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 

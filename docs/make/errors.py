@@ -68,6 +68,14 @@ MORE = {
         "The password of the local server cannot be read, or others can read it.",
         "work as the user whose server it is; or stop it, remove the file, and start it again",
     ),
+    "DX124": (
+        "The payloads of the application are sealed, and this process has no key, or another one than they were sealed with.",
+        'name the variable with the key in `engine.encrypt_key_env`; `"NEW,OLD"` names the old one, too',
+    ),
+    "DX125": (
+        "A session cannot be forgotten, because the payloads of the application are stored in clear text.",
+        "encrypt what is stored from now on: `engine.encrypt_key_env`",
+    ),
     "DX122": ("A certificate or its key cannot be used.", "correct the paths under `server.tls`"),
     "DX130": ("There is no local model of this name.", "`dspex model ls` shows those that there are"),
     "DX131": (

@@ -12,7 +12,7 @@ import typer
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli import audit, demo, not_built, run, status
+from dspex.engine.cli import audit, demo, not_built, run, runs, status
 from dspex.engine.cli.events import call, dlq, publish, watch
 from dspex.engine.cli.server import permissions, server
 from dspex.engine.cli.terminal import log
@@ -149,6 +149,7 @@ def _add_verbs(app: typer.Typer) -> None:
     app.command("watch")(watch.watch)
     app.command("status")(status.status)
     _group(app, "dlq", "Dead letters: events that could not be processed.", dlq.ls, dlq.show, dlq.redrive, dlq.drop)
+    _group(app, "runs", "Runs: what source events caused.", runs.forget)
     about = "The local nats-server, and permissions on one of yours."
     _group(app, "server", about, server.start, server.stop, server.status, permissions.permissions)
     _group(app, "audit", "Who changed what.", audit.ls)

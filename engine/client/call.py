@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
-from dspex.bus.message import Message, new_id
+from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
@@ -138,10 +138,11 @@ class _Asking:
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
-        pause, draft = 0.05, NewMessage(self.request.called_on(self.app, self.pool), self.request.pack())
+        subject, headers = self.request.called_on(self.app, self.pool), in_session(self.request.session)
+        pause, draft = 0.05, NewMessage(subject, self.request.pack(), headers)
         if (size := len(draft.data)) > (most := payloads.most(self.bus)):
             raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
-        draft = await payloads.checked_in(self.bus, self.app, draft, self.bus.max_payload)
+        draft = await payloads.sent(self.bus, self.app, draft)
         while True:
             await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox)
             if await _accepted(self.frames) is not None:

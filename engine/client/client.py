@@ -14,6 +14,7 @@ from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.serving import audit, keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import call as interactive
@@ -182,6 +183,18 @@ class Client:
             return await letters.redrive(self.bus, self.app, given)
         finally:  # also where one could not be redriven: others were
             await letters.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
+
+    # -- forgetting -----------------------------------------------------------------------------------------------
+    async def forget(self, *, session: str) -> int:
+        """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
+        it is still seen that they were. How many keys were deleted: 0 or 1.
+
+        Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
+        docs/security.md. Raises ConfigError (DX125) where the application seals nothing.
+        """
+        count = await keyring.forget(self.bus, self.app, session)
+        await audit.leave(self.bus, self.app, "forget", session=session, keys=count)
+        return count
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

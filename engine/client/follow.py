@@ -261,7 +261,7 @@ class Follower:
 
     async def _whole(self, m: Message) -> Message:
         """The message; a record of these runs with its body, which says what was used."""
-        if subjects.CLAIM_CHECK not in m.headers or m.headers.get(subjects.RUN) not in self.runs:
+        if payloads.is_whole(m.headers) or m.headers.get(subjects.RUN) not in self.runs:
             return m
         record = subjects.matches(self._records, m.subject)
         return (await payloads.checked_out(self.bus, self.app, m) if record else None) or m

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, TopologyError
-from dspex.bus.message import Event, Message, is_time
+from dspex.bus.message import Event, Message, in_session, is_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import audit, payloads
@@ -244,6 +244,7 @@ def _forged(sequence: int, why: str) -> RunError:
 async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
     event = letter.event
     headers = {subjects.RUN: event.origin.run} if event.origin.run.isprintable() else {}  # who published may have chosen it
+    headers |= in_session(event.origin.session)
     if data is not None:
         body, content_type = codecs.encode(data)
         event = event._replace(data=body, content_type=content_type, outputs=None)

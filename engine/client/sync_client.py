@@ -181,6 +181,15 @@ class Client:
         """Run their events again from where they failed: same event id, same run. How many."""
         return background.run(self._of.redrive(letters_))
 
+    def forget(self, *, session: str) -> int:
+        """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
+        it is still seen that they were. How many keys were deleted: 0 or 1.
+
+        Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
+        docs/security.md. Raises ConfigError (DX125) where the application seals nothing.
+        """
+        return background.run(self._of.forget(session=session))
+
     def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))

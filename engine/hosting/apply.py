@@ -3,6 +3,7 @@
     stream DSPEX_<app>            everything that commits write: logs, work, records, dead letters, and the sinks
     stream DSPEX_<app>_sources    sources that no other stream captures and that are nobody's sink (ADR-0008)
     stream DSPEX_<app>_requests   what calls journal while they run
+    stream DSPEX_<app>_keys       the keys that seal payloads, where the settings name one (ADR-0010)
     buckets, object store         see bus/subjects.py
 
 Whoever publishes to a source can fill its stream. That must not stop the commits, so sources have a stream of their own.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from dspex.bus import subjects
 from dspex.bus.errors import SubjectTaken, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
+from dspex.bus.serving import keyring
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
@@ -50,8 +52,9 @@ async def apply(
         replicas: of all streams and buckets. max_bytes: of the application stream, see StreamConfig.
         again: whether a version that was applied before, and then replaced, may be applied again.
 
-    Raises: SubjectTaken, TopologyError, BusError.
+    Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
     """
+    await _seal(bus, app, replicas)
     bucket = await bus.bucket(subjects.bucket(app), replicas=replicas)
     known = await manifest.read(bucket)
     layout = _Layout(bus, app, graphs, known)
@@ -75,6 +78,18 @@ async def apply(
     await _make_sources(bus, app, streams, after)
     changes = {name: _change(known.get(name), new) for name, new in written.items()}
     return Applied(written, changes, _change(before and set(before.subjects), set(after.subjects)))
+
+
+async def _seal(bus: Bus, app: str, replicas: int) -> None:
+    """Make the stream of keys, where the bus seals. Raises ConfigError for a key that is not the one, or where there is none
+    though the application's payloads are sealed: what was sealed could not be read, and the rest would be stored in clear text.
+    """
+    if bus.sealing is not None:
+        await bus.sealing.verify()  # the variable, before anything is made
+        await bus.ensure_stream(keyring.stream(app, replicas))
+        await bus.sealing.verify()
+    else:
+        await keyring.need_none(bus, app)
 
 
 class _Layout:

@@ -28,10 +28,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DecodeError, DspexError
-from dspex.bus.message import Message
+from dspex.bus.errors import DspexError
 from dspex.bus.port import Bus, StreamInfo
-from dspex.bus.records import Letter, StoredAt
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
 from dspex.engine.log import redriven
@@ -189,14 +187,6 @@ async def _pointed_at(bus: Bus, own: StreamInfo, sources: StreamInfo, pattern: s
     """The first event of a source that dead letters, or redriven events, refer to instead of holding it."""
     first = NONE
     async for page in pages(bus, own.name, [pattern], start=start):
-        found = [at for m in page if (at := redriven.points_at(m) or _stored(m)) is not None]
+        found = [at for m in page if (at := redriven.points_at(m)) is not None]
         first = min([first, *(at.sequence for at in found if at.stream == sources.name)])
     return first
-
-
-def _stored(letter: Message) -> StoredAt | None:
-    """Where the event of a dead letter is stored, if not in it."""
-    try:
-        return Letter.unpack(letter.data).stored
-    except DecodeError:  # it is none
-        return None

@@ -123,12 +123,16 @@ class Committer:
             await asyncio.sleep(0.1)
 
     async def _drafts(self, taken: list[_Taken]) -> list[NewMessage]:
-        """The messages of a commit. Large payloads are stored before the commit that names them, or touched again.
+        """The messages of a commit, sealed where the bus seals. Large payloads are stored before the commit that names them, or
+        touched again.
 
         The log itself is never checked in.
         """
         most, drafts = payloads.inline(self.bus, self.above), [m for one in taken for m in one.messages]
         logs = {subject for one in taken for subject in one.partition.log.address[1:]}
+        if self.bus.sealing is not None:
+            most = -1
+            await self.bus.sealing.prepare(draft for draft in drafts if draft.subject not in logs)
         for index, draft in enumerate(drafts):
             if len(draft.data) > most and draft.subject not in logs:
                 drafts[index] = await payloads.checked_in(self.bus, self.app, draft, self.above)

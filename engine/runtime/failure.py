@@ -42,7 +42,7 @@ from dspex.bus.errors import (
     WorkerLost,
     is_seconds,
 )
-from dspex.bus.message import INHERITED
+from dspex.bus.message import INHERITED, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import Letter, NodeEvent, StoredAt
 from dspex.bus.settings.duration import seconds
@@ -188,9 +188,13 @@ def letter(
         headers=dict(headers or {}),
         stored=stored if gone else None,
     )
+    whole, body = _fitting(whole, 3 * a.limit, stored)
     own = {subjects.EVENT_ID: event.origin.id, subjects.RUN: event.origin.run}
     own = {name: value[:INHERITED] for name, value in own.items() if value.isprintable()}  # who published may have chosen it
-    return NewMessage(subjects.dead(a.app, a.topology, whole.node), _fitting(whole, 3 * a.limit, stored), own)
+    own |= in_session(event.origin.session)
+    if whole.stored is not None:
+        own[subjects.STORED] = f"{whole.stored.stream}:{whole.stored.sequence}"
+    return NewMessage(subjects.dead(a.app, a.topology, whole.node), body, own)
 
 
 def _text(text: str) -> str:
@@ -201,8 +205,8 @@ def _text(text: str) -> str:
     return _MEMORY.sub("0x…", text.encode(errors="replace").decode())
 
 
-def _fitting(letter: Letter, limit: int, stored: StoredAt | None) -> bytes:
-    """The letter as bytes that one object can hold.
+def _fitting(letter: Letter, limit: int, stored: StoredAt | None) -> tuple[Letter, bytes]:
+    """The letter, and its bytes, as one object can hold them.
 
     Where it is too large, it leaves out first what is stored elsewhere, then what a redrive can do without: a letter that
     the server refuses would stop its partition for good.
@@ -219,5 +223,6 @@ def _fitting(letter: Letter, limit: int, stored: StoredAt | None) -> bytes:
         letter = replace(letter, event=letter.event._replace(outputs=None))
         body = letter.pack()
     if len(body) > limit:  # the data came with a redrive, whose letter still holds it
-        body = replace(letter, event=letter.event._replace(data=b"")).pack()
-    return body
+        letter = replace(letter, event=letter.event._replace(data=b""))
+        body = letter.pack()
+    return letter, body

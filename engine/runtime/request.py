@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.errors import InvalidInput, OutputTooLarge
-from dspex.bus.message import INHERITED, derived_id
+from dspex.bus.message import INHERITED, derived_id, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
 from dspex.bus.subjects import CAUSE, RECORD, RUN
@@ -87,7 +87,10 @@ def request(
     )
     band = subjects.band(call.priority)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
-    message = NewMessage(subject, body.pack(), {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id})
+    headers = {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id}
+    if event.origin.session is not None:
+        headers |= in_session(event.origin.session)
+    message = NewMessage(subject, body.pack(), headers)
     digest = blake2b(packed, digest_size=DIGEST, salt=a.nonce.encode()[:SALT]).digest()
     row = row._replace(digest=digest, work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))

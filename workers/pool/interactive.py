@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed, WorkerLost
-from dspex.bus.message import Message
+from dspex.bus.message import Message, in_session
 from dspex.bus.port import NewMessage, Subscription
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
@@ -128,16 +128,17 @@ class Interactive:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:
                 stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
-                await self._reply(message, stopped)
+                await self._reply(message, stopped, work.session)
                 raise
-        await self._reply(message, record)
+        await self._reply(message, record, work.session)
         await pool.records.store(record, work)
 
-    async def _reply(self, message: Message, record: CallRecord) -> None:
+    async def _reply(self, message: Message, record: CallRecord, session: str | None = None) -> None:
         """Send the result; one that no message holds by its hash."""
         pool = self._pool
-        draft = NewMessage(message.reply, pool.records.sized(record), {subjects.KIND: RESULT})
-        draft = await payloads.checked_in(pool.bus, pool.config.app, draft, pool.bus.max_payload)
+        headers = {subjects.KIND: RESULT, **in_session(session)}
+        draft = NewMessage(message.reply, pool.records.sized(record), headers)
+        draft = await payloads.sent(pool.bus, pool.config.app, draft)
         await pool.bus.send(draft.subject, draft.data, headers=draft.headers)
 
 

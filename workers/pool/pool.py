@@ -16,6 +16,7 @@ from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.keyring import need_none
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.signatures import keys_of
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
@@ -77,6 +78,7 @@ class Pool:
     async def start(self) -> None:
         """Start the children and begin to take work. Raises ConfigError, BusError."""
         check_keys(self.config)
+        await (self.bus.sealing.verify() if self.bus.sealing is not None else need_none(self.bus, self.config.app))
         profile = self.config.default_profile()
         if profile is not None and profile.local:
             await asyncio.to_thread(weights.require, profile.model)  # before processes are started in vain

@@ -18,6 +18,7 @@ from dspex.bus.local import probe
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
+from dspex.bus.serving.keyring import need_none
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import status
@@ -82,7 +83,7 @@ async def _server(settings: Settings, server: Found, enough: Rights | None, role
         found.append(_payload(bus))
         found += await _account(bus)
         found += [await _permissions(bus, server, enough, role)] if enough else []
-        found.append(await _clock(settings, bus, server))
+        found += [await _clock(settings, bus, server), await _sealed(settings, bus)]
         found += await _application(settings, bus)
     finally:
         await bus.close()
@@ -178,6 +179,18 @@ async def _clock(settings: Settings, bus: Bus, server: Found) -> Diagnosis:
     good = abs(skew) <= MOST_SKEW + (after - before)
     fix = None if good else "synchronise the clocks (NTP): logs and ids of this machine have its own time"
     return Diagnosis("clock", good, f"the server's clock is {skew:+.2f} s from ours", fix)
+
+
+async def _sealed(settings: Settings, bus: Bus) -> Diagnosis:
+    """Whether this process can read and write the payloads of the application."""
+    try:
+        if bus.sealing is not None:
+            await bus.sealing.verify()
+            return Diagnosis("payloads", True, f"sealed, with the key in {settings.engine.encrypt_key_env}")
+        await need_none(bus, settings.app)
+        return Diagnosis("payloads", True, "in clear text (engine.encrypt_key_env seals them)")
+    except DspexError as e:
+        return _fault("payloads", e)
 
 
 async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:

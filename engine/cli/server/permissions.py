@@ -89,7 +89,9 @@ def rights_of(
     else:
         about += sinks
         streams += [node.source.stream for graph in graphs for node in graph.sources if node.source.stream]
-    return rights(role.value, t.settings().app, user=user, pools=pools, about=about, streams=streams)
+    s = t.settings()
+    sealed = s.engine.encrypt_key_env is not None
+    return rights(role.value, s.app, user=user, pools=pools, about=about, streams=streams, sealed=sealed)
 
 
 def _check(role: RoleName, pools: Sequence[str], about: Sequence[str], streams: Sequence[str]) -> None:

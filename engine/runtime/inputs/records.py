@@ -60,7 +60,7 @@ class RecordsInput(Input):
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         what: Answered | None = None
-        if subjects.CLAIM_CHECK in message.headers:
+        if not payloads.is_whole(message.headers):
             return None
         if (found := _of_an_open_call(p, message)) is not None:
             event = _its_event(*found, message)
@@ -86,9 +86,7 @@ async def answered(bus: Bus, app: str, p: Partition, message: Message) -> Answer
     with the request knows, and the event is the one that the call was made for. What does not fit is compared with the request.
     Raises Unreachable while it is not known where that lies.
     """
-    whole: Message | None = message
-    if subjects.CLAIM_CHECK in message.headers:
-        whole = await payloads.checked_out(bus, app, message)
+    whole = await payloads.checked_out(bus, app, message)
     if whole is None:
         return await _without_payload(bus, app, p, message)
     found = _of_an_open_call(p, whole)

@@ -65,6 +65,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.control.lightweight": {"caller", "operator"},
     "dspex.shop.control.gpu": {"operator"},
     "dspex.bank.log.triage.s1.0": set(),
+    "dspex.shop.key.0": OWNERS,
     f"$KV.DSPEX_{APP}.manifest.triage.1": OWNERS,
     f"$KV.DSPEX_{APP}_sessions.a": OWNERS,
     "$KV.DSPEX_bank.manifest.triage.1": set(),
@@ -75,6 +76,9 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "$JS.API.STREAM.LIST": set(),
     f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader"},
     f"$JS.API.STREAM.INFO.{KV}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.STREAM.INFO.{S}_keys": {*OWNERS, "worker"},
+    f"$JS.API.STREAM.MSG.GET.{S}_keys": OWNERS,
+    f"$JS.API.STREAM.MSG.DELETE.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker"},
     f"$JS.API.STREAM.MSG.GET.{KV}": {*OWNERS, "caller", "worker"},
     f"$JS.API.STREAM.MSG.GET.{OBJ}": {*OWNERS, "worker"},
@@ -182,13 +186,21 @@ async def test_every_role_may_what_it_needs_and_nothing_else(project: Project, t
     assert wrong == []
 
 
+KEY = "0123456789abcdef" * 4
+
+
 def _as(project: Project, url: str, role: str) -> dict[str, str]:
-    """The environment of a process of a role."""
-    return {"NATS_URL": url, "NATS_USER": role, "NATS_PASSWORD": "p", "DSPEX_SERVER__INBOX_PREFIX": f"_INBOX_{role}"}
+    """The environment of a process of a role. Callers need no key for sealed payloads, all others have it."""
+    key = {"SEAL": KEY} if role != "caller" else {}
+    return key | {"NATS_URL": url, "NATS_USER": role, "NATS_PASSWORD": "p", "DSPEX_SERVER__INBOX_PREFIX": f"_INBOX_{role}"}
 
 
 @pytest.mark.asyncio
-async def test_every_role_runs_its_verbs_with_these_rights(project: Project, tmp_path: Path) -> None:
+async def test_every_role_runs_its_verbs_with_these_rights_and_payloads_that_are_sealed(
+    project: Project, tmp_path: Path
+) -> None:
+    settings = project.folder / "dspex.toml"
+    settings.write_text(f'{settings.read_text()}engine.encrypt_key_env = "SEAL"\n')
     async with AsyncExitStack() as stack:
         made = LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project))
         url = (await stack.enter_async_context(made)).url
@@ -210,7 +222,7 @@ def _run_all(project: Project, url: str) -> str:
         one.until('"ready"')
         pool.until('"pool ready"')
         for text in ("where is my card", "standin:nonsense"):  # the second ends as a dead letter
-            done = run("publisher", "publish", "shop.in", f"text={text}")
+            done = run("publisher", "publish", "shop.in", f"text={text}", "--session", "ann")
             assert done.code == 0, done.err
         seen = run("reader", "--json", "watch", "shop.out", "--start", "all", "--count", "1")
         assert (seen.code, [o["subject"] for o in seen.objects()]) == (0, ["shop.out"]), seen.err
@@ -230,6 +242,8 @@ def _run_all(project: Project, url: str) -> str:
         letters = run("operator", "--json", "dlq", "ls").objects()
         assert len(letters) == 1
         assert run("operator", "dlq", "redrive", str(letters[0]["sequence"])).code == 0
+        forgot = run("operator", "--json", "runs", "forget", "--session", "ann", "--yes")
+        assert (forgot.code, forgot.objects()) == (0, [{"session": "ann", "keys": 1}]), forgot.err
         assert (one.end(), pool.end()) == (0, 0), one.errors() + pool.errors()
         return one.errors() + pool.errors()
 

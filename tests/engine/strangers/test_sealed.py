@@ -1,0 +1,344 @@
+"""Sealed payloads: who reads the server reads none of them, and a session whose key is deleted is forgotten.
+
+On a real server. Each part has a connection of its own, with the key or without.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from waiting import until
+
+from dspex.bus import nats, subjects
+from dspex.bus.errors import ConfigError, DataError, NotAllowed, StreamFull
+from dspex.bus.local.server import LocalServer
+from dspex.bus.message import Message
+from dspex.bus.nats import NatsBus
+from dspex.bus.port import Delivery, NewMessage
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import keyring, payloads
+from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.engine.client.client import Client
+from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.host import Host
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.compile import compile_stage
+from dspex.operators.topology import Topology
+
+POOL = "lightweight"
+KEYS: Mapping[str, str] = {"KEY": secrets.token_hex(32), "OLD": secrets.token_hex(32)}
+CARD, LARGE = "4929-1111-2222-3333", "x" * 500
+
+
+class Sealed:
+    """An application whose payloads are sealed: an engine and a worker with the key, and clients."""
+
+    def __init__(self, url: str, app: str, stack: AsyncExitStack) -> None:
+        self._url, self.app, self._stack = url, app, stack
+
+    async def bus(self, named: str | None = "KEY") -> NatsBus:
+        """A connection with a key, or without."""
+        bus = await nats.connect(self._url)
+        self._stack.push_async_callback(bus.close)
+        if named is not None:
+            bus.sealing = Keyring(bus, self.app, named, KEYS)
+        return bus
+
+    async def client(self, named: str | None = "KEY") -> Client:
+        return Client(bus=await self.bus(named), app=self.app)
+
+    def topology(self) -> Topology:
+        topology = Topology("asking")
+        source = topology.source(f"{self.app}.in")
+        source.filter("len(text) < 900", name="short").predict("text -> answer", name="ask", retry={"attempts": 1}).sink(
+            f"{self.app}.out"
+        )
+        return topology
+
+    async def engine(self) -> Host:
+        host = Host(await self.bus(), self.app, [self.topology().graph], engine="a", claim_check_above=400)
+        await host.start()
+        self._stack.push_async_callback(host.drain)
+        return host
+
+    async def worker(self) -> WorkLoop:
+        """Answers with what it was asked; `fail` in the text makes it fail."""
+        bus, failures = await self.bus(), list[BaseException]()
+
+        async def answer(request: CallRequest) -> CallRecord:
+            to, text = request.record, request.inputs["text"]
+            assert to is not None
+            names = (request.call, request.try_number, request.attempt, request.topology, request.node, to.number, to.event)
+            if "fail" in text:
+                return CallRecord(*names, error={"type": "ProgramError", "message": f"cannot: {text}"})
+            return CallRecord(*names, {"answer": text})
+
+        def accept(request: CallRequest, delivery: Delivery) -> Job:
+            return partial(answer, request)
+
+        records = RecordStore(bus, self.app, POOL, 400)
+        worker = WorkLoop(bus, self.app, POOL, accept, free=lambda: 9, failed=failures.append, records=records)
+        worker.start()
+        self._stack.push_async_callback(worker.drain, 10.0)
+        return worker
+
+
+@pytest_asyncio.fixture
+async def app(nats_url: str, unique: str) -> AsyncIterator[Sealed]:
+    async with AsyncExitStack() as stack:
+        yield Sealed(nats_url, unique, stack)
+
+
+async def everything(bus: NatsBus, app: str) -> list[Message]:
+    """What is stored for an application, as it lies there."""
+    names = [subjects.stream(app), subjects.sources(app), subjects.keys(app), f"OBJ_{subjects.objects(app)}"]
+    infos = [info for name in names if (info := await bus.stream(name)) is not None]
+    return [m for info in infos for m in await bus.scan(info.name, [">"], start=1, stop=info.last)]
+
+
+async def of(client: Client, pattern: str) -> list[Any]:
+    """The data of the events on a subject, as a client with the key sees them."""
+    info = await client.bus.stream(subjects.stream(client.app))
+    stored = await client.bus.scan(info.name, [pattern], start=1, stop=info.last) if info is not None else []
+    whole = [await payloads.checked_out(client.bus, client.app, m) for m in stored]
+    return [m.data for m in whole if m is not None]
+
+
+async def letters(client: Client) -> list[Any]:
+    return [letter async for letter in client.dead_letters("*")]
+
+
+async def count(what: Callable[[], Awaitable[list[Any]]], number: int) -> bool:
+    return len(await what()) == number
+
+
+@pytest.mark.asyncio
+async def test_nothing_that_is_stored_tells_what_was_said(app: Sealed) -> None:
+    await app.engine()
+    client = await app.client()
+    texts = [CARD, f"{CARD} {LARGE}", f"{CARD} fail", f"{CARD} fail {LARGE}", f"{CARD} {LARGE}{LARGE}"]
+    for number, text in enumerate(texts):
+        await client.publish(f"{app.app}.in", {"text": text}, session=f"s{number}" if number % 2 else None)
+    plain = await app.bus(None)
+    work = partial(of, client, subjects.work_pattern(app.app, POOL))
+    await until(partial(count, work, 4))  # still there: the request holds the event twice
+    await app.worker()
+    await until(partial(count, partial(letters, client), 2))
+    await until(partial(count, partial(of, client, f"{app.app}.out"), 2))
+    stored = await everything(plain, app.app)
+    subjects_seen = {m.subject.split(".")[2] for m in stored if m.subject.startswith("dspex.")}
+    assert {"record", "dead", "log", "key"} <= subjects_seen
+    assert any(m.subject.startswith("$O.") for m in stored)
+    for session in ("s1", "s3"):  # each kind of message with the key of its session
+        mine = [m for m in stored if m.headers.get(subjects.SESSION) == session]
+        assert {m.headers.get(subjects.SEALED) for m in mine} == {f"v1 {keyring.name_of(session)}"}
+        assert sum(".record." in m.subject for m in mine) == 1
+    for message in stored:
+        assert CARD.encode() not in message.data, message.subject
+        assert not any(CARD in value for value in message.headers.values())
+    assert sorted((d.event.data["text"], d.message) for d in await letters(client)) == sorted(
+        (text, f"cannot: {text}") for text in texts if "fail" in text
+    )
+    assert all(CARD.encode() in data for data in await of(client, f"{app.app}.out"))
+
+
+@pytest.mark.asyncio
+async def test_a_session_whose_key_is_deleted_is_forgotten_and_no_other(app: Sealed) -> None:
+    await app.engine()
+    await app.worker()
+    client = await app.client()
+    for text, session in (("fail ann", "ann"), ("fail bob", "bob"), ("fail nobody", None), (f"fail {LARGE}", "ann")):
+        await client.publish(f"{app.app}.in", {"text": text}, session=session)
+    await until(partial(count, partial(letters, client), 4))
+    assert await (await app.client(None)).forget(session="ann") == 1  # it needs no key
+    assert await client.forget(session="ann") == 0
+    later = await app.client()
+    found = await letters(later)
+    assert sorted(d.event.data["text"] for d in found if not d.unreadable) == ["fail bob", "fail nobody"]
+    assert [(d.code, d.node) for d in found if d.unreadable] == [("DX511", "ask")] * 2
+    with pytest.raises(DataError, match="its session was forgotten"):
+        await later.redrive([d for d in found if d.unreadable])
+    assert await later.redrive([d for d in found if not d.unreadable]) == 2
+    # The session may come again, and has another key.
+    await later.publish(f"{app.app}.in", {"text": "fail again"}, session="ann")
+
+    async def said() -> list[str]:
+        return sorted(d.event.data["text"] for d in await letters(later) if not d.unreadable)
+
+    await until(partial(_is, said, ["fail again", "fail bob", "fail nobody"]))
+
+
+async def _is(found: Callable[[], Awaitable[Any]], wanted: object) -> bool:
+    return bool(await found() == wanted)
+
+
+@pytest.mark.asyncio
+async def test_an_open_call_of_a_forgotten_session_ends_and_its_neighbours_go_on(app: Sealed) -> None:
+    engine, client = await app.engine(), await app.client()
+    for session in ("ann", "bob"):
+        await client.publish(f"{app.app}.in", {"text": f"of {session}"}, session=session)
+    await until(partial(count, partial(of, client, subjects.work_pattern(app.app, POOL)), 2))
+    await client.forget(session="ann")
+    await engine.drain()
+    await app.engine()
+    await app.worker()  # has never seen the key
+    later = await app.client()
+    out = f"{app.app}.out"
+    await until(partial(count, partial(of, later, out), 1))
+    await until(partial(count, partial(letters, later), 1))
+    assert b"of bob" in (await of(later, out))[0]
+    assert [(d.code, d.node) for d in await letters(later)] == [("DX509", "ask")]
+
+
+@pytest.mark.asyncio
+async def test_a_replay_gives_what_was_sealed(app: Sealed) -> None:
+    engine = await app.engine()
+    await app.worker()
+    client = await app.client()
+    for text in ("a", "fail", LARGE):
+        await client.publish(f"{app.app}.in", {"text": text}, session=text[:1])
+    await until(partial(count, partial(letters, client), 1))
+    await until(partial(count, partial(of, client, f"{app.app}.out"), 2))
+    await engine.drain()
+    graph = app.topology().graph
+    stage = compile_stage(graph, graph.sources[0], "s1")
+    replay = Replay(client.bus, app.app, stage, subjects.sources(app.app), 0, 1, payloads.most(client.bus))
+    assert [difference async for difference in replay.differences()] == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "in clear text"])
+async def test_what_only_looks_sealed_stops_nobody(app: Sealed, sealed: bool) -> None:
+    client = await app.client("KEY" if sealed else None)
+    host = Host(client.bus, app.app, [app.topology().graph], engine="a")
+    await host.start()
+    await client.publish(f"{app.app}.in", {"text": "fail first"}, session="ann")
+    plain, name = await app.bus(None), keyring.name_of("ann")
+    made = [
+        f"v1 {name}",
+        f"v1 {keyring.name_of('nobody')}",
+        f"v2 {name}",
+        "",
+        "v1 ",
+        f"v1 {name}.>",
+        "é" * 40,
+        "v1 *",
+        "v1 " + "f" * 9,
+    ]
+    for label in made:
+        for body in (b"", b"short", b"x" * 100):
+            await plain.publish(NewMessage(f"{app.app}.in", body, {subjects.SEALED: label}))
+    await plain.publish(NewMessage(f"{app.app}.in", b'{"text": "in clear text"}'))
+    await until(partial(count, partial(letters, client), 3 * len(made)))
+    assert {d.code for d in await letters(client)} == {"DX511"}
+    await until(partial(count, partial(of, client, subjects.work_pattern(app.app, POOL)), 2))
+    await host.drain()
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_somebody_else_put_there_stops_nobody(app: Sealed) -> None:
+    """Who may add keys and has none of ours: the payloads of that session are sealed with the application's own key."""
+    client, plain = await app.client(), await app.bus(None)
+    await app.engine()
+    await app.worker()
+    await plain.publish(NewMessage(subjects.key(app.app, keyring.name_of("ann")), b"x" * 60))
+    await client.publish(f"{app.app}.in", {"text": CARD}, session="ann")
+    await until(partial(count, partial(of, client, f"{app.app}.out"), 1))
+    assert not any(CARD.encode() in m.data for m in await everything(plain, app.app))
+
+
+@pytest.mark.asyncio
+async def test_nobody_can_replace_a_key(app: Sealed) -> None:
+    client = await app.client()
+    await app.engine()
+    await client.publish(f"{app.app}.in", {"text": "a"}, session="ann")
+    plain, subject = await app.bus(None), subjects.key(app.app, keyring.name_of("ann"))
+    before = await plain.last(subjects.keys(app.app), subject)
+    with pytest.raises(StreamFull):
+        await plain.publish(NewMessage(subject, b"mine"))
+    assert await plain.last(subjects.keys(app.app), subject) == before
+
+
+@pytest.mark.asyncio
+async def test_who_has_another_key_or_none_is_refused_before_anything_is_stored(app: Sealed) -> None:
+    await app.engine()
+    before = len(await everything(await app.bus(), app.app))
+    graphs = [app.topology().graph]
+    for named, why in (
+        ("OLD", "sealed with another key"),
+        (None, "no key is named"),
+        ("NONE", "NONE, named by encrypt_key_env"),
+    ):
+        with pytest.raises(ConfigError, match=why) as e:
+            await apply(await app.bus(named), app.app, graphs)
+        assert e.value.code == ("DX112" if named == "NONE" else "DX124")
+        assert KEYS["KEY"] not in str(e.value)
+    assert len(await everything(await app.bus(), app.app)) == before
+    client = await app.client()
+    await client.publish(f"{app.app}.in", {"text": "fail"}, session="ann")
+    await app.worker()
+    await until(partial(count, partial(letters, client), 1))
+    with pytest.raises(NotAllowed, match="this process has no key"):
+        await letters(await app.client(None))
+
+
+@pytest.mark.asyncio
+async def test_while_the_key_changes_both_open(app: Sealed) -> None:
+    old = await app.client("OLD")
+    await apply(old.bus, app.app, [app.topology().graph])
+    await old.publish(f"{app.app}.in", {"text": "old"}, session="ann")
+    new = await app.client("KEY,OLD")
+    await apply(new.bus, app.app, [app.topology().graph])
+    await new.publish(f"{app.app}.in", {"text": "new"}, session="bob")
+    await new.publish(f"{app.app}.in", {"text": "newer"}, session="ann")
+
+    async def read(client: Client) -> list[bytes]:
+        found = await client.bus.scan(subjects.sources(app.app), [f"{app.app}.in"], start=1, stop=9)
+        whole = [await payloads.checked_out(client.bus, app.app, m) for m in found]
+        return [m.data for m in whole if m is not None]
+
+    assert [b"new" in data or b"old" in data for data in await read(await app.client("KEY,OLD"))] == [True] * 3
+    assert len(await read(await app.client("KEY"))) == 1  # what the new key alone opens
+    assert len(await read(await app.client("OLD"))) == 2
+
+
+@pytest.mark.asyncio
+async def test_the_same_message_is_sealed_alike_by_everybody_and_another_one_is_not(app: Sealed) -> None:
+    one, two = await app.client(), await app.client()
+    await apply(one.bus, app.app, [app.topology().graph])
+    draft = NewMessage("a", b"body", {subjects.SESSION: "ann"})
+    assert one.bus.sealing is not None
+    assert two.bus.sealing is not None
+    made = [await sealing.sealed(draft) for sealing in (one.bus.sealing, two.bus.sealing)]
+    assert made[0] == made[1]
+    others = [draft._replace(data=b"bodz"), draft._replace(data=b""), draft._replace(headers={subjects.SESSION: "bob"})]
+    bodies = {made[0].data[:12], *[(await one.bus.sealing.sealed(other)).data[:12] for other in others]}
+    assert len(bodies) == 4
+
+
+@pytest.mark.asyncio
+async def test_a_deleted_key_is_not_on_the_disk_any_more(tmp_path: Path, unique: str) -> None:
+    async with LocalServer(tmp_path / "js", port=None) as server, AsyncExitStack() as stack:
+        app = Sealed(server.url, unique, stack)
+        client = await app.client()
+        await apply(client.bus, unique, [app.topology().graph])
+        await client.publish(f"{unique}.in", {"text": CARD}, session="ann")
+        key = await client.bus.last(subjects.keys(unique), subjects.key(unique, keyring.name_of("ann")))
+        assert key is not None
+
+        def on_the_disk(text: bytes) -> bool:
+            return any(text in file.read_bytes() for file in (tmp_path / "js").rglob("*") if file.is_file())
+
+        await until(lambda: on_the_disk(key.data))
+        assert not on_the_disk(CARD.encode())
+        await client.forget(session="ann")
+        await until(lambda: not on_the_disk(key.data))
