@@ -46,9 +46,10 @@ EVENTS: list[Any] = [
 HEADERS = (
     *(subjects.EVENT_ID, subjects.MESSAGE_ID, subjects.RUN, subjects.CAUSE, subjects.KEY, subjects.SESSION, subjects.TIME),
     *(subjects.CLAIM_CHECK, subjects.STORED, subjects.RECORD, subjects.LETTER, subjects.FALLBACK, subjects.CONTENT_TYPE),
-    *(subjects.TRACEPARENT, subjects.KIND, "x-own"),
+    *(subjects.TRACEPARENT, subjects.KIND, subjects.SEALED, "x-own"),
 )
 Take = Callable[[Case], object]
+KEPT: list[Any] = []  # what is made once, until `close`
 _labs: list[Lab] = []
 
 
@@ -60,7 +61,8 @@ def lab(*topologies: Topology) -> Lab:
 
 def close() -> None:
     """End what was started here."""
-    engine.cache_clear()
+    for kept in KEPT:
+        kept.cache_clear()
     while _labs:
         _labs.pop().close()
 
@@ -138,6 +140,9 @@ def _read_again(output: NewMessage) -> object:
 @cache
 def engine() -> Engine:
     return Engine()
+
+
+KEPT.append(engine)
 
 
 # -- inputs of a stage ----------------------------------------------------------------------------------------------

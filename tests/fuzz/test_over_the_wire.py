@@ -34,6 +34,7 @@ sinks: { out: { from: label }, in.order: { from: ordered } }
 """
 SETTINGS = """
 topologies = ["fuzz.yaml"]
+engine.encrypt_key_env = "SEAL"
 lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
 """
 LOG, KEYS = subjects.log(APP, TOPOLOGY, "s1", 0), f"$KV.{subjects.bucket(APP)}."
@@ -55,6 +56,7 @@ SENT_TO = {
     "manifest": [KEYS + subjects.manifest_key("strange", 1)],
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
+    "key": [subjects.key(APP, f"{n:032x}") for n in range(200)],  # a subject takes one
     "torn key": [KEYS + subjects.torn_key(TOPOLOGY)],
 }
 ON_THE_BUS = [entry.name for entry in ENTRIES.values() if entry.subject]
@@ -83,7 +85,7 @@ class Application:
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Application]:
     with stand_in() as url:
-        project = Project(tmp_path_factory.mktemp("fuzz"), APP, SETTINGS.format(url=url), NATS_URL=nats_url)
+        project = Project(tmp_path_factory.mktemp("fuzz"), APP, SETTINGS.format(url=url), NATS_URL=nats_url, SEAL="k" * 64)
         project.write("fuzz.yaml", PIPELINE)
         project.input = "in"
         with project.start("--json", "run") as process:
