@@ -166,7 +166,8 @@ class StandIn:
             await asyncio.sleep(delay)
         if kind.isdigit():
             headers = {"Retry-After": value} if value else {}
-            error = {"error": {"message": f"the stand-in was asked for {kind}", "type": "standin", "code": kind}}
+            said = f"the stand-in was asked for {kind} with {self.last_key}"  # as some servers do it
+            error = {"error": {"message": said, "type": "standin", "code": kind}}
             return int(kind), json.dumps(error).encode(), headers
         if kind == "garbage":
             return 200, b"<html>this is no answer</html>", {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable
+from functools import reduce
 
 import structlog
 
 from dspex.bus.errors import Cancelled, ConfigError, DspexError, LMUnavailable, ProgramError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs
 from dspex.bus.serving.call_spec import CallSpec
-from dspex.workers.answer import Answer, error_map
+from dspex.operators.native.lm.provider_errors import without_key
+from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
 from dspex.workers.answerers.lazy_dspy import LazyDspy
@@ -20,6 +22,7 @@ from dspex.workers.answerers.refs import bounded
 from dspex.workers.config import PoolConfig
 
 _NONE = CallSpec("", "", "")  # of a call whose spec cannot be read
+_SHORTEST = 8  # characters of a key; a server that needs none is given a word instead: x, none, EMPTY
 
 
 class Router:
@@ -63,13 +66,20 @@ class Router:
             return attempt.answer(error=error_map(_cancelled(work.node, given_up())))
         except BaseException as error:  # noqa: BLE001  a user's program may raise anything
             failure = as_error(error, work.node, attempt.spec.target)
-            shown = bounded("".join(traceback.format_exception(error))) if isinstance(failure, ProgramError) else ""
-            return attempt.answer(error=error_map(failure, shown))
+            raised = "".join(traceback.format_exception(error)) if isinstance(failure, ProgramError) else ""
+            return attempt.answer(error=self._told(error_map(failure, bounded(self._without_keys(raised)))))
 
     async def close(self) -> None:
         """Close what is open."""
         for answerer in self._answerers:
             await answerer.close()
+
+    def _told(self, error: ErrorMap) -> ErrorMap:
+        return {name: self._without_keys(said) if isinstance(said, str) else said for name, said in error.items()}
+
+    def _without_keys(self, text: str) -> str:
+        """What is said of a call without the keys of the pool: a model's server may repeat what it was sent."""
+        return reduce(without_key, (key for key in self._pool.keys.values() if len(key) >= _SHORTEST), text)
 
     async def _first_available(self, attempt: Attempt) -> Outputs:
         """The outputs, with the first profile whose model can be reached."""
@@ -83,7 +93,8 @@ class Router:
             try:
                 return await self._ask(attempt, name)
             except LMUnavailable as error:
-                structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=error.message[:200])
+                said = self._without_keys(error.message)[:200]
+                structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=said)
         return await self._ask(attempt, last)
 
     async def _ask(self, attempt: Attempt, lm: str) -> Outputs:

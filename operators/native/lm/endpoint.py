@@ -15,7 +15,7 @@ import orjson
 
 from dspex.bus.errors import CallError, CallTimeout, ConfigError, LMUnavailable
 from dspex.operators.native.lm.completion import Completion, Pieces, read, too_large
-from dspex.operators.native.lm.provider_errors import of_status, short
+from dspex.operators.native.lm.provider_errors import of_status, short, without_key
 
 if TYPE_CHECKING:
     import aiohttp
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CONNECT_WITHIN = 10.0  # seconds to open a connection; a slower server counts as unavailable
 _STREAMED = b'{"stream":true,"stream_options":{"include_usage":true},'
-_GUESSABLE = 3  # characters of a key that may be shown: "sk-"
 _LARGE = 1 << 20  # bytes: aiohttp sends a body of this size in parts only if it is given as a file
 
 
@@ -157,10 +156,7 @@ class Endpoint:
         return self._without_key(LMUnavailable(short(f"{self.where} cannot be reached: {str(error) or type(error).__name__}")))
 
     def _without_key(self, error: CallError) -> CallError:
-        """The error without the key, which a server may repeat in its message, and without the start of a key that was cut."""
-        key = self._key or ""
-        for cut in [key, *(f"{key[:n]}…" for n in range(len(key) - 1, _GUESSABLE, -1))] if key else ():
-            error.message = error.message.replace(cut, "…")
+        error.message = without_key(error.message, self._key or "")
         error.args = (error.message,)
         return error
 

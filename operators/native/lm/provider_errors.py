@@ -13,6 +13,7 @@ import orjson
 from dspex.bus.errors import CallError, CallTimeout, LMRefused, LMUnavailable, RateLimited
 
 _SHOWN = 600  # characters of a server's text in a message
+_GUESSABLE = 3  # characters of a key that may be shown: "sk-"
 LONGEST_WAIT = 3600.0  # seconds: a server may send any number, and a call must not wait for ever
 
 # Codes and types that are more precise than the status: a used-up quota comes with 429 too, and a retry does not help.
@@ -48,6 +49,13 @@ def of_body(error: object, where: str) -> CallError:
 def short(text: str) -> str:
     """A server's text, cut to the length that a message may have."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def without_key(text: str, key: str) -> str:
+    """The text without the key, which a server may repeat in what it says, and without the start of a key that was cut."""
+    for cut in [key, *(f"{key[:n]}…" for n in range(len(key) - 1, _GUESSABLE, -1))] if key else ():
+        text = text.replace(cut, "…")
+    return text
 
 
 def excerpt(body: bytes) -> str:
