@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,10 @@ SettingPath: TypeAlias = tuple[str, ...]
 _PREFIX = "DSPEX_"
 # Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
 _NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON"}
+# scheme://user:password@, https://token@, or a DSN of words
+_LOGIN = re.compile(
+    r"://[^/?#\s]*:[^/?#\s]*@|https?://[^/?#\s]+@|(^|[\s;&?])(password|passwd|pwd)\s*=\s*[^\s;&]", re.IGNORECASE
+)
 WITH_URL = ("NATS_URL", "DSPEX_SERVER__URL")
 """Variables whose URL may have a login in it."""
 _NATS = {
@@ -141,7 +146,9 @@ def _without_password(layer: Layer) -> None:
 def _urls(text: str) -> list[SplitResult]:
     """The parts of the comma-separated URLs. Raises ConfigError (DX105), which does not show them: they may have a password."""
     try:
-        return [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
+        parts = [urlsplit(u if "://" in u else f"nats://{u}") for u in (part.strip() for part in text.split(","))]
+        _ = [part.port for part in parts]  # of a password with a comma the beginning would be the port of the first
+        return parts
     except ValueError:
         fix = "write nats://host:4222; special characters of a password as %XX"
         raise ConfigError("the URL of the server is none", code="DX105", node="server.url", fix=fix) from None
@@ -160,12 +167,10 @@ def login_of(url: str, origin: str) -> tuple[str, str | None] | None:
 
 
 def has_login(text: str) -> bool:
-    """Whether a text is a URL, or some, with a password; or with a token, as web services take one."""
-    try:
-        parts = [urlsplit(part.strip()) for part in text.split(",") if "://" in part]
-        return any(p.password is not None or (p.username and p.scheme in ("http", "https")) for p in parts)
-    except ValueError:  # no URL
-        return False
+    """Whether a text has a login in it: URLs with a password; a URL of a web service with a token; a DSN that says
+    `password=`. A password may have any characters, also some that make the URL none.
+    """
+    return bool(_LOGIN.search(text))
 
 
 def schemes_of(url: str) -> list[str]:

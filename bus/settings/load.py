@@ -18,7 +18,7 @@ from dspex.bus.settings import files, layers, not_built
 from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
 
-_SECRET = re.compile(r"(.*_)?(api_?key|key|password|passwd|secret|token)", re.IGNORECASE)
+_SECRET = re.compile(r"(.*[_-])?(api_?key|key|password|passwd|secret|token|authorization)", re.IGNORECASE)
 _SHOWN = 300  # characters of a wrong value
 _LITERAL_FIX = {
     "lm": 'name the variable that has it instead: key_env = "OPENAI_API_KEY"',

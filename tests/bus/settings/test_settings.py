@@ -249,6 +249,14 @@ def test_an_unknown_profile_is_named_with_the_nearest(folder: Path) -> None:
         ('[pools.a.env]\nDATABASE = "postgres://u:sk-SECRET@db/x"\n', "pools.a.env.DATABASE"),
         ('[pools.a.env]\nDSN = "https://sk-SECRET@sentry.example/1"\n', "pools.a.env.DSN"),
         ('[pools.a.env]\nOPENAI_API_KEY = "sk-SECRET"\n', "pools.a.env.OPENAI_API_KEY"),
+        ('[pools.a.env]\nDATABASE = "postgres://u:a,sk-SECRET@db/x"\n', "pools.a.env.DATABASE"),
+        ('[pools.a.env]\nDATABASE = "host=db user=u password=sk-SECRET"\n', "pools.a.env.DATABASE"),
+        ('[lm.main]\nmodel = "a/b"\nbase_url = "https://u:sk-SECRET[x@h/v1"\n', "lm.main.base_url"),
+        (
+            '[lm.main]\nmodel = "a/b"\nparams.extra_headers.Authorization = "Bearer sk-SECRET"\n',
+            "lm.main.params.extra_headers.Authorization",
+        ),
+        ('[lm.main]\nmodel = "a/b"\nparams.extra_headers.X-Api-Key = "sk-SECRET"\n', "lm.main.params.extra_headers.X-Api-Key"),
     ],
 )
 def test_a_secret_in_the_file_is_refused_and_not_repeated(folder: Path, text: str, key: str) -> None:

@@ -38,7 +38,16 @@ def test_a_variable_of_strange_json_is_refused_as_a_wrong_setting(
 
 
 @pytest.mark.parametrize("variable", ["NATS_URL", "DSPEX_SERVER__URL"])
-@pytest.mark.parametrize("url", ["nats://user:pa]ss-word@host", "nats://[::1", "nats://u:ss-word@ho\uff03st"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://user:pa]ss-word@host",
+        "nats://[::1",
+        "nats://u:ss-word@ho\uff03st",
+        "nats://u:ss-word,x@h",
+        "nats://u:ss-word#x@h",
+    ],
+)
 def test_a_url_that_is_none_is_refused_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
 ) -> None:
