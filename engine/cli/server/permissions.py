@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -127,13 +128,17 @@ def _config(user: str, found: Rights) -> list[str]:
 
 
 def _list(name: str, patterns: Sequence[str]) -> list[str]:
-    return [f"    {name}: [", *(f"      {json.dumps(pattern)}" for pattern in patterns), "    ]"]
+    # the server's configuration knows no escapes of characters that are not ASCII
+    return [f"    {name}: [", *(f"      {json.dumps(pattern, ensure_ascii=False)}" for pattern in patterns), "    ]"]
 
 
 def _nsc(user: str, found: Rights) -> list[str]:
-    publish, subscribe = (",".join(patterns) for patterns in (found.publish, found.subscribe))
+    """A line for a shell. Raises ConfigError for a subject that nsc would take for several."""
+    for pattern in [pattern for pattern in found.publish if not {",", '"'}.isdisjoint(pattern)]:
+        raise ConfigError(f"nsc takes no subject with a comma or quotes: {pattern}", code="DX105", fix="leave out --nsc")
+    publish, subscribe = (shlex.quote(",".join(patterns)) for patterns in (found.publish, found.subscribe))
     answers = f" --allow-pub-response={_ANSWERS} --response-ttl={_WITHIN}" if found.answers else ""
     return [
         f"# its processes have the setting server.inbox_prefix = {json.dumps(found.inbox_prefix)}",
-        f"nsc add user --name '{user}' --allow-pub '{publish}' --allow-sub '{subscribe}'{answers}",
+        f"nsc add user --name '{user}' --allow-pub {publish} --allow-sub {subscribe}{answers}",
     ]

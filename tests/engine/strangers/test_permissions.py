@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
+import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_bench import CLASSIFY, Done, Project, stand_in
 
+from dspex.bus.local.launch import find_binary
 from dspex.bus.local.server import LocalServer
 
 APP = "shop"
@@ -276,6 +279,24 @@ def test_doctor_does_not_leave_out_the_check_of_a_role_that_it_was_asked_for(tmp
     asked = project.here("--json", "doctor", "--role", "engine")
     assert (asked.code, asked.error()["code"]) == (3, "DX221")
     assert project.here("--json", "doctor").objects()  # all that can be checked is
+
+
+def test_the_server_reads_subjects_of_any_letters(tmp_path: Path) -> None:
+    project = Project(tmp_path, APP)
+    for role, subject in {"publisher": "größe.in", "engine": 'a"b\\x41.out'}.items():
+        user = project.here("server", "permissions", "--role", role, "--subject", subject).out
+        user = re.sub(r"\$[A-Z_]+_PASSWORD", "p", user)
+        (tmp_path / "nats.conf").write_text(f"authorization {{ users: [\n{user}\n] }}")
+        checked = subprocess.run([find_binary(), "-t", "-c", tmp_path / "nats.conf"], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_a_subject_is_one_to_nsc_and_no_command_to_a_shell(tmp_path: Path) -> None:
+    project = Project(tmp_path, APP)
+    args = ["server", "permissions", "--role", "publisher", "--nsc", "--subject"]
+    (_, command) = project.here(*args, "a';touch${IFS}x;'").out.splitlines()
+    assert shlex.split(command)[5:7] == ["--allow-pub", "$SYS.REQ.USER.INFO,a';touch${IFS}x;',dspex.shop.audit.publish"]
+    assert "no subject with a comma" in project.here("--json", *args, "a,dspex.shop.log.>").error()["message"]
 
 
 def test_nsc_and_json_say_the_same(tmp_path: Path) -> None:
