@@ -68,7 +68,10 @@ def _traceback(out: TextIO, error: ExcInfo) -> None:
 
 def _printable(logger: object, name: str, entry: EventDict) -> EventDict:
     """What is logged of others' texts; what is written as JSON has its control characters written out anyhow."""
-    return {key: printable(value, lines=key in _OF_LINES) if isinstance(value, str) else value for key, value in entry.items()}
+    return {
+        printable(key): printable(value, lines=key in _OF_LINES) if isinstance(value, str) else value
+        for key, value in entry.items()
+    }
 
 
 def _as_json() -> list[Processor]:

@@ -18,3 +18,8 @@ def printable(text: str, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return _CONTROL.sub(lambda c: c[0] if lines and c[0] in _BREAKS else c[0].encode("unicode_escape").decode(), text)
+
+
+def printable_json(text: str) -> str:
+    """A line of JSON with the control characters escaped that JSON allows in a text: DEL, C1, and what turns it around."""
+    return text if text.isprintable() else _CONTROL.sub(lambda c: f"\\u{ord(c[0]):04x}", text)

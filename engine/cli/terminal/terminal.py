@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 import orjson
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
-from dspex.engine.cli.terminal.printable import printable
+from dspex.engine.cli.terminal.printable import printable, printable_json
 from dspex.engine.cli.terminal.progress import Bar, Lines, NoBar, rich_bar
 
 if TYPE_CHECKING:
@@ -176,9 +176,10 @@ def to_json(data: object) -> str:
     """One line of JSON; times as RFC 3339, whatever else is unknown as text. What is nested too deep to be written is cut."""
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
     try:
-        return orjson.dumps(data, default=str, option=options).decode()
+        text = orjson.dumps(data, default=str, option=options).decode()
     except TypeError:  # whoever publishes can nest what is read deeper than it can be written
-        return orjson.dumps(_cut(data, _DEEPEST), default=str, option=options).decode()
+        text = orjson.dumps(_cut(data, _DEEPEST), default=str, option=options).decode()
+    return printable_json(text)
 
 
 def _cut(data: object, levels: int) -> object:

@@ -114,7 +114,7 @@ def test_what_others_wrote_moves_no_cursor_and_adds_no_line(capsys: pytest.Captu
     t.note(evil)
     out, err = capsys.readouterr()
     first, second, _, row = out.splitlines()
-    assert [first, second, row.rstrip(), err] == [written_out] * 2 + [written_out + r'  {"k":"\x9b2J"}', written_out + "\n"]
+    assert [first, second, row.rstrip(), err] == [written_out] * 2 + [written_out + r'  {"k":"\u009b2J"}', written_out + "\n"]
     Terminal(verbosity=1).error(DspexError(evil, node=evil, fix=evil))
     t.problem(Problem("DX203", "error", evil, None, None, None, evil, evil))
     for text in capsys.readouterr():
@@ -127,14 +127,19 @@ def test_text_of_several_lines_in_any_script_is_printed_as_it_is(capsys: pytest.
 
 
 def test_with_json_control_characters_are_those_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal(json=True).emit({"run": "\x1b[2J\n"}, "not printed")
-    assert json.loads(capsys.readouterr().out) == {"v": 1, "run": "\x1b[2J\n"}
+    evil = "\x1b[2J\n\x9b31m\x7f\u2028\u202eüb"
+    Terminal(json=True).emit({"run": evil}, "not printed")
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"v": 1, "run": evil}
+    assert out.rstrip("\n").isprintable()
+    assert "üb" in out
 
 
 def test_logs_for_people_move_no_cursor() -> None:
-    evil = 'structlog.get_logger("dspex").warning("e\\x1b[2Jv", run="a\\x1b]0;t\\x07\\nb")\n'
+    evil = 'structlog.get_logger("dspex").warning("e\\x1b[2Jv", run="a\\x1b]0;t\\x07\\nb", **{"\\x1b[2Jkey": 1})\n'
     assert r"e\x1b[2Jv" in (text := on_a_terminal(LOG + evil))
     assert r"a\x1b]0;t\x07\nb" in text
+    assert r"\x1b[2Jkey" in text
 
 
 def test_a_traceback_in_the_logs_for_people_moves_no_cursor_and_shows_no_data() -> None:
