@@ -29,6 +29,7 @@ NO_CONSUMER: Final = 10014
 NAME_IN_USE: Final = 10058
 NO_PEERS: Final = 10005  # of a cluster: no server has room for a replica
 IN_PROGRESS: Final = 10164  # another write to the subject is being decided (clustered): ask again
+ID_IN_PROCESS: Final = 10158  # another write with the same message id is being decided (clustered): ask again
 TOO_MANY_BATCHES: Final = 10210  # 50 staged on the stream or 1000 on the server
 
 NO_LEADER: Final = {10008, 10009, 10074}  # what a node answers that sees no leader or no quorum

@@ -10,7 +10,15 @@ from typing import Any, Final, TypeVar
 from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import IN_PROGRESS, NO_LEADER, TOO_MANY_BATCHES, answer_of, refused, what_a_server_says
+from dspex.bus.nats.failures import (
+    ID_IN_PROCESS,
+    IN_PROGRESS,
+    NO_LEADER,
+    TOO_MANY_BATCHES,
+    answer_of,
+    refused,
+    what_a_server_says,
+)
 from dspex.bus.nats.pending import PendingRequest, RawReply
 from dspex.bus.port import COMMIT_LIMIT, Ack, NewMessage
 
@@ -92,7 +100,7 @@ async def _written(
 ) -> dict[str, Any]:
     """Send what `render(reply)` gives until the server decides about it; the acknowledgement.
 
-    Two refusals mean "ask again": nothing was stored, and the reason passes by itself.
+    Three refusals mean "ask again": nothing was stored by this try, and the reason passes by itself.
     """
     clock = asyncio.get_running_loop().time
     end, pause = clock() + timeout, _FIRST_PAUSE
@@ -102,7 +110,7 @@ async def _written(
         if error is None:
             return answer
         number = error.get("err_code")
-        if number not in (IN_PROGRESS, TOO_MANY_BATCHES):
+        if number not in (IN_PROGRESS, ID_IN_PROCESS, TOO_MANY_BATCHES):
             raise refused(error, drafts[-1].subject)
         if clock() + 2 * pause >= end:  # another try would have no time for its answer, and end as unsettled
             raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(

@@ -10,7 +10,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DataError, DecodeError, NotAllowed, OutputTooLarge
+from dspex.bus.errors import BusError, DataError, DecodeError, NotStored, OutputTooLarge, PayloadTooLarge
 from dspex.bus.message import INHERITED, in_session
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
@@ -53,7 +53,8 @@ class RecordStore:
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
         """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.
 
-        Tries again for as long as the bus may still take it; after a missing permission too, which somebody can give.
+        Tries again for as long as the bus may still take it: also after a missing permission, which somebody can give, and after
+        what a server says that nobody here knows. An answer was paid for, and its call is not run again.
         """
         self.pending += 1
         try:
@@ -89,7 +90,7 @@ class RecordStore:
                 continue
             except BusError as error:
                 log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
-                if not error.retryable and not isinstance(error, NotAllowed):
+                if isinstance(error, (NotStored, PayloadTooLarge)):
                     raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)

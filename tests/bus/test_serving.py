@@ -163,8 +163,9 @@ class _Refusing(MemoryBus):
         (None, {"a": 1 << 70}, False),
         (NotAllowed("a permission is missing"), {"a": 1}, True),
         (Unreachable("no leader"), {"a": 1}, True),
+        (BusError("the server says something new"), {"a": 1}, True),
     ],
-    ids=["not stored", "too large", "not to be packed", "not allowed", "unreachable"],
+    ids=["not stored", "too large", "not to be packed", "not allowed", "unreachable", "unknown"],
 )
 def test_an_answer_that_cannot_be_stored_is_paid_once(why: BusError | None, outputs: dict[str, int], kept: bool) -> None:
     loop, server, taken = VirtualLoop(), MemoryServer(), list[str]()

@@ -251,13 +251,20 @@ async def test_the_reply_of_a_subscriber_is_not_taken_for_the_answer(server: Any
 
 
 @asynccontextmanager
-async def new_leader(behind: int) -> AsyncIterator[str]:
-    """URL of a server of a cluster that answers no write, and has no stream for the first `behind` questions for one."""
+async def new_leader(behind: int, deciding: int = -1) -> AsyncIterator[str]:
+    """URL of a server of a cluster that has no stream for the first `behind` questions for one. It answers no write; but where
+    `deciding` says so, it tells the first ones that one with their id is being decided, and stores the next.
+    """
     asked, ended = 0, asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
+        nonlocal asked, deciding
         inboxes: dict[str, str] = {}
+
+        def answer(reply: str, said: object) -> None:
+            text = json.dumps(said)
+            writer.write(f"MSG {reply} {inboxes[reply.rpartition('.')[0]]} {len(text)}\r\n{text}\r\n".encode())
+
         greeting = {"version": "2.15.1", "headers": True, "max_payload": 1 << 20, "jetstream": True, "cluster": "tests"}
         writer.write(f"INFO {json.dumps(greeting)}\r\n".encode())
         while line := await reader.readline():
@@ -268,8 +275,12 @@ async def new_leader(behind: int) -> AsyncIterator[str]:
                     inboxes[subject.rpartition(".")[0]] = sid
                 case ["PUB", "$JS.API.STREAM.NAMES", reply, _]:
                     asked += 1
-                    answer = json.dumps({"streams": ["S"] if asked > behind else None})
-                    writer.write(f"MSG {reply} {inboxes[reply.rpartition('.')[0]]} {len(answer)}\r\n{answer}\r\n".encode())
+                    answer(reply, {"streams": ["S"] if asked > behind else None})
+                case ["HPUB", _, reply, _, size] if deciding >= 0:
+                    await reader.readexactly(int(size) + 2)
+                    error = {"code": 400, "err_code": 10158, "description": "duplicate message id is in process"}
+                    answer(reply, {"error": error} if deciding else {"stream": "S", "seq": 7})
+                    deciding -= 1
         writer.close()
         ended.set()
 
@@ -295,6 +306,21 @@ async def test_that_no_stream_captures_a_subject_is_said_only_when_a_cluster_say
             assert await bus.stream_of("s.a") == (None if behind == 99 else "S")
         finally:
             await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_a_write_whose_id_is_being_decided_is_asked_again_until_that_is_known() -> None:
+    """So a cluster answers who sends a message again, whose first answer was lost."""
+    draft = NewMessage("s.a", b"", {"Nats-Msg-Id": "one"})
+    async with new_leader(0, deciding=3) as url:
+        bus = await connect(url)
+        assert (await bus.publish(draft)).sequence == 7
+        await bus.close()
+    async with new_leader(0, deciding=10**9) as url:
+        bus = await connect(url)
+        with pytest.raises(Unsettled):
+            await bus.publish(draft, timeout=0.4)
+        await bus.close()
 
 
 @pytest.mark.asyncio
