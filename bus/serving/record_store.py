@@ -53,8 +53,8 @@ class RecordStore:
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
         """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.
 
-        Tries again for as long as the bus may still take it: also after a missing permission, which somebody can give, and after
-        what a server says that nobody here knows. An answer was paid for, and its call is not run again.
+        Tries again for as long as the bus may still take it: also after a missing permission, which somebody can give, and
+        after what a server says that nobody here knows. An answer was paid for, and its call is not run again.
         """
         self.pending += 1
         try:
