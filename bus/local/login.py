@@ -22,9 +22,21 @@ def file_of(home: Path) -> Path:
     return home / "password"
 
 
+def check_folder(home: Path) -> None:
+    """Raise ConfigError (DX123) where others could have put what lies in `home`: another password, or another server."""
+    found = home.stat()
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        raise ConfigError(
+            f"others can write to the folder of the local server: {home}",
+            code="DX123",
+            fix=f"take it for yourself (chown, chmod 700 {home}), or name another one: server.local.store",
+        )
+
+
 def make(home: Path) -> str:
     """The password of the server in `home`; made where there is none. Raises ConfigError as `read`."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_folder(home)
     new = home / f"password.{secrets.token_hex(8)}"
     with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(32))
@@ -41,6 +53,7 @@ def read(home: Path) -> str:
     """The password. Raises ConfigError (DX123) where it cannot be read, or others can read it."""
     file = file_of(home)
     try:
+        check_folder(home)
         with file.open() as opened:
             found, password = os.fstat(opened.fileno()), opened.read().strip()
     except OSError as e:

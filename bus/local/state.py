@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.local.login import check_folder
 
 HOME = ".dspex"
 STOP_TIMEOUT = 20.0  # seconds
 
 
 def running(home: Path) -> Mapping[str, Any] | None:
-    """What `server.json` says (url, pid, version, store, detached), if that server is alive: it holds its lock."""
+    """What `server.json` says (url, pid, version, store, detached), if that server is alive: it holds its lock.
+
+    Raises ConfigError (DX123) where others could have written it.
+    """
     try:
         state: dict[str, Any] = json.loads(_state_file(home).read_text())
         file = _lock_file(Path(state["store"])).open()
@@ -34,6 +38,7 @@ def running(home: Path) -> Mapping[str, Any] | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
+            check_folder(home)
             return state
     return None
 

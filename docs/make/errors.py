@@ -65,8 +65,8 @@ MORE = {
     ),
     "DX121": ("There is no such log level.", 'e.g. `telemetry.log = "info,dspex.engine=debug"`'),
     "DX123": (
-        "The password of the local server cannot be read, or others can read it.",
-        "work as the user whose server it is; or stop it, remove the file, and start it again",
+        "The password of the local server cannot be read, or others can read it, or write to its folder.",
+        "work as the user whose server it is; or stop it, remove the file, and start it again; `chmod 700` of the folder",
     ),
     "DX124": (
         "The payloads of the application are sealed, and this process has no key, or another one than they were sealed with.",

@@ -12,6 +12,7 @@ import pytest
 from dspex.bus.errors import ConfigError, NotAllowed
 from dspex.bus.local import login
 from dspex.bus.local.open import connect, local_server, open_bus, server_of
+from dspex.bus.local.state import stop_running
 from dspex.bus.nats import connect as connect_as
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import LocalServerSettings, ServerSettings
@@ -64,6 +65,33 @@ async def test_a_password_that_others_could_read_or_write_is_refused(settings: S
                 pass
         assert (caught.value.code, "rm " in str(caught.value.fix)) == ("DX123", True)
     with pytest.raises(ConfigError, match="others"):
+        local_server(settings, -1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("mode", [0o777, 0o720, 0o702, "of another"])
+async def test_a_folder_that_others_can_write_to_is_not_used(
+    settings: Settings, mode: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would have put a server, a configuration or a link to another file of ours there."""
+    home = settings.store.parent
+
+    def spoil() -> None:
+        if isinstance(mode, int):
+            home.chmod(mode)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+
+    async with local_server(settings, -1):
+        spoil()
+        for start in (False, True):
+            with pytest.raises(ConfigError, match="others can write to the folder") as caught:
+                async with server_of(settings, start=start):
+                    pass
+            assert caught.value.code == "DX123"
+        with pytest.raises(ConfigError, match="others can write to the folder"):
+            await stop_running(home)
+    with pytest.raises(ConfigError, match="others can write to the folder"):
         local_server(settings, -1)
 
 
