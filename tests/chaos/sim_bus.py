@@ -54,10 +54,10 @@ class Bus(MemoryBus):
             await self.thawed.wait()
         return sequence
 
-    async def delete(self, stream: str, sequence: int) -> None:
+    async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
         if self.forgets and self.random.random() < self.forgets:
             raise Unreachable("the process was cut off (a fault of the test)")
-        await super().delete(stream, sequence)
+        await super().delete(stream, sequence, erase=erase)
 
     async def _die(self) -> None:
         self.thawed.clear()

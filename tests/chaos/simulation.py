@@ -29,6 +29,7 @@ import structlog
 import workload
 from oracle import Ledger, Report, Violation, judge
 from sim_bus import Bus, insist
+from sim_sealed import Seals
 from sim_source import APP, GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
@@ -87,6 +88,7 @@ class Simulation:
     skewed: bool | None = None
     redriven: bool | None = None
     above: int | None = None
+    sealed: bool | None = None
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -115,6 +117,8 @@ class Simulation:
         self.hosts: dict[int, Host] = {}
         self.repaired = False  # the model
         self._decide()
+        self.seals = Seals(self.server, on=bool(self.sealed))
+        self.seals.seal(self.bus)
         if self.foreign:
             self.server.ensure_stream(StreamConfig(STREAM, [SOURCE]))
         tasks = [
@@ -156,6 +160,7 @@ class Simulation:
         self.foreign = bool(self.fate) or chance.random() < 0.3  # a stream of somebody else
         above = chance.choice([payloads.ABOVE, payloads.ABOVE, 200])
         self.above = above if self.above is None else self.above
+        self.sealed = chance.random() < 0.25 if self.sealed is None else self.sealed
         self.applied = asyncio.Event()  # set when the operator runs another version of the topology
 
     def apply(self, on_gap: OnGap) -> None:
@@ -164,8 +169,7 @@ class Simulation:
         self.applied.set()
 
     @property
-    def stopped(self) -> list[str]:
-        """Why stages do not read their source now."""
+    def stopped(self) -> list[str]:  # why stages do not read their source now
         return [r.stopped for host in self.hosts.values() for r in host.runners if r.stopped]
 
     async def until(self, true: Callable[[], bool], patience: float | None = None) -> None:
@@ -175,12 +179,10 @@ class Simulation:
         while not true() and loop.time() < end and len(self.failures) < 20:
             await asyncio.sleep(0.5)
 
-    def _set_clock(self) -> None:
-        """The stream has another leader, whose clock is not that of the one before."""
+    def _set_clock(self) -> None:  # the stream has another leader, whose clock is not that of the one before
         self.server._epoch += self.random.uniform(-40.0, 40.0)
 
-    async def _finish(self) -> None:
-        """Until nothing is missing, then long enough for whatever would come too much."""
+    async def _finish(self) -> None:  # until nothing is missing, then long enough for whatever would come too much
         await self.until(lambda: not self.ledger.missing)
         await asyncio.sleep(60.0)
 
@@ -190,6 +192,7 @@ class Simulation:
         self.events = [workload.repaired(e) if e.dead == "classify" else e for e in self.events]
         self.ledger = Ledger(APP, [e for e in self.events if e.late])
         bus = Bus(self.server, self.random, forgets=0.3)
+        self.seals.seal(bus)
         while True:
             try:
                 found = [letter async for letter in letters.listing(bus, APP, node="classify")]
@@ -204,7 +207,8 @@ class Simulation:
         report.violations += self.failures
         report.violations += [v async for v in self._replayed()]
         calls = sum(1 for n in self.model_calls.values() if n > 1)
-        report.numbers |= {"seed": self.seed, "virtual seconds": round(took), "repeated model calls": calls, **self.done}
+        own = {"seed": self.seed, "virtual seconds": round(took), "repeated model calls": calls, "sealed": self.seals.read}
+        report.numbers |= own | self.done
         report.again = self.command
         return report
 
@@ -246,10 +250,10 @@ class Simulation:
     def whole(self, message: Message) -> Message:
         """The message with its body, which may be stored beside it."""
         name = message.headers.get(subjects.CLAIM_CHECK)
-        if name is None:
-            return message
-        self.done["bodies stored apart"] += 1
-        return message._replace(data=self.server.objects[subjects.objects(APP)][name][0])
+        if name is not None:
+            self.done["bodies stored apart"] += 1
+            message = message._replace(data=self.server.objects[subjects.objects(APP)][name][0])
+        return self.seals.opened(message)
 
     def _fates(self) -> list[float]:
         """Seconds of life before each death."""
@@ -261,6 +265,7 @@ class Simulation:
         for life in numbers():
             fate = fates[life] if life < len(fates) else PATIENCE
             bus = Bus(self.server, self.random, deadly=self.deadly if fate != PATIENCE else 0.0, slow=self.slow or 0.0)
+            self.seals.seal(bus)
             if self.skewed and fate != PATIENCE:
                 bus.skew = self.random.uniform(-25.0, 25.0)
                 asyncio.get_running_loop().call_later(self.random.uniform(0.0, fate), setattr, bus, "skew", -bus.skew)
@@ -322,6 +327,7 @@ class Simulation:
         for life in numbers():
             fate = fates[life] if life < len(fates) else 10 * PATIENCE
             bus = Bus(self.server, self.random)
+            self.seals.seal(bus)
             records = RecordStore(bus, APP, POOL, self.above or 0)
             work = WorkLoop(bus, APP, POOL, self._accept, free=lambda: self.slots, failed=self._worker_failed, records=records)
             work.start()
