@@ -10,7 +10,7 @@ Every metric takes `actual` (the answer) first and `expected` (the reference, or
 float. Of several references the best counts. The numbers are those of DSPy's metrics for the same texts.
 
 Raises:
-    InvalidInput: a value is no text, or there is no reference.
+    InvalidInput: a value is no text, there is no reference, or so many for so long an answer that it would take seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ __all__ = [
     "token_sort",
 ]
 
-_FUZZY_WORK = 10**10  # the product of two lengths; more would take longer than a second
+_FUZZY_WORK = 10**10  # the product of two lengths, of all pairs together; more would take longer than a second
+_WORK = 5 * 10**7  # the length of the answer times the number of references; more would take longer than a second
+_PASSAGE_WORK = 10**9  # the length of the passages times the number of answers; as above
 
 
 def normalize_text(text: str) -> str:
@@ -63,7 +65,9 @@ def exact_match(actual: str, expected: str | Sequence[str], *, frac: float = 1.0
         return float(f1(actual, expected) >= frac)
     if type(actual) is str and type(expected) is str:
         return float(same_words(actual, expected))
-    return float(any(same_words(actual, reference) for reference in references_of("exact_match", actual, expected)))
+    references = references_of("exact_match", actual, expected)
+    _check_work("exact_match", len(actual) * len(references), _WORK)
+    return float(any(same_words(actual, reference) for reference in references))
 
 
 def f1(actual: str, expected: str | Sequence[str]) -> float:
@@ -101,14 +105,16 @@ def passage_match(actual: str | Sequence[str], expected: str | Sequence[str]) ->
         expected: one answer, or several; an answer without words is in every passage, no answer is in none.
     """
     answers = [passage(text) for text in texts_of("passage_match", "expected", expected)]
-    found = (passage(text) for text in texts_of("passage_match", "actual", actual))
+    texts = texts_of("passage_match", "actual", actual)
+    _check_work("passage_match", sum(map(len, texts)) * len(answers), _PASSAGE_WORK)
+    found = (passage(text) for text in texts)
     return float(any(answer in text for text in found for answer in answers))
 
 
 def fuzzy(actual: str, expected: str | Sequence[str]) -> float:
     """How similar the normalized texts are, letter by letter: rapidfuzz's `ratio` over 100. 1.0 for two empty texts.
 
-    The time grows with the product of the two lengths; a pair with a product over 10,000,000,000 is InvalidInput.
+    The time grows with the product of the two lengths; pairs with products over 10,000,000,000 together are InvalidInput.
     """
     return _alike("ratio", "fuzzy", actual, expected)
 
@@ -185,8 +191,16 @@ def _best(score: Callable[[list[str], list[str]], float], metric: str, actual: o
     if type(actual) is str and type(expected) is str:
         return score(*words_of_both(actual, expected))
     references = references_of(metric, actual, expected)
-    ours = text_of(metric, "actual", actual)
-    return max(score(*words_of_both(ours, reference)) for reference in references)
+    text = text_of(metric, "actual", actual)
+    _check_work(metric, len(text) * len(references), _WORK)
+    ours = words(text)
+    return max(score(ours, words(reference)) for reference in references)
+
+
+def _check_work(metric: str, work: int, most: int) -> None:
+    """Raise InvalidInput for what would take long: whoever publishes chooses the texts, and how many there are."""
+    if work > most:
+        raise InvalidInput(f"{metric}: that is too much to compare: {work:,} steps, of which {most:,} are allowed")
 
 
 def _alike(scorer: str, metric: str, actual: object, expected: object) -> float:
@@ -196,6 +210,6 @@ def _alike(scorer: str, metric: str, actual: object, expected: object) -> float:
     references = references_of(metric, actual, expected)
     ours = normalize_text(text_of(metric, "actual", actual))
     theirs = [normalize_text(reference) for reference in references]
-    if len(ours) * max(map(len, theirs)) > _FUZZY_WORK:
+    if len(ours) * sum(map(len, theirs)) > _FUZZY_WORK:
         raise InvalidInput(f"{metric}: the texts are too long to compare letter by letter", fix="use f1 for long texts")
     return float(max(ratio(ours, text) for text in theirs)) / 100

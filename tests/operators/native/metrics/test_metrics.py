@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -232,6 +233,21 @@ def test_texts_too_long_to_compare_by_letters_are_refused(metric: str) -> None:
     with pytest.raises(InvalidInput, match="too long"):
         metrics.METRICS[metric](long, long)
     assert metrics.METRICS[metric](long, "word") <= 1.0
+
+
+@pytest.mark.parametrize("metric", OF_TEXTS)
+def test_as_many_references_as_an_event_holds_do_not_stop_an_engine(metric: str) -> None:
+    """A publisher chooses both: with a long answer each of so many references would take milliseconds."""
+    started = time.process_time()
+    for actual, expected in (
+        ("word " * 80_000, ["b"] * 150_000),
+        ("ab" * 120_000, ["ba" * 9_000] * 30),
+        ("x y", ["b c"] * 50_000),
+    ):
+        with suppress(InvalidInput):
+            assert metrics.METRICS[metric](actual, expected) < 1.0
+    assert time.process_time() - started < 10
+    assert metrics.METRICS[metric]("a long answer " * 50, ["short", "a long answer " * 50] * 100) == 1.0
 
 
 def test_metrics_import_no_large_library() -> None:
