@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus.errors import DataError, ExpressionError
 from dspex.engine.graph.context import Context
-from dspex.operators.native.suggestions import nearest
+from dspex.operators.native.suggestions import listed, nearest
 from dspex.operators.typing.shape import is_record, record_of
 
 ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -135,7 +135,7 @@ def explain(source: str, data: object, error: Exception) -> DataError:
 
 
 def _missing(source: str, data: Mapping[str, object], name: str) -> ExpressionError:
-    have = ", ".join(sorted(map(str, data))) or "none"
+    have = listed([str(name) for name in data]) or "none"
     near = nearest(name, map(str, data))
     return ExpressionError(
         f'"{source}": the data has no field {name!r}; it has: {have}',

@@ -12,6 +12,7 @@ from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.signature import Signature
+from dspex.operators.native.suggestions import listed
 from dspex.operators.native.templates.template import Template
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Types
@@ -53,7 +54,7 @@ def _messages(signature: Signature, adapter: Adapter) -> Fill:
     def fill(data: object, ctx: Context) -> object:
         record = record_of(data)
         if missing := [n for n in needed if n not in record]:  # DSPy would send the request without it
-            has = ", ".join(record) or "nothing"
+            has = listed(record) or "nothing"
             raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
         return signature.messages(record, adapter=adapter)
 

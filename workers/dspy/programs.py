@@ -20,6 +20,7 @@ from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramErr
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
+from dspex.operators.native.suggestions import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig
@@ -179,7 +180,7 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> dic
     wanted = signature.input_fields
     optional = [n for n, info in wanted.items() if not info.is_required() or type(None) in get_args(info.annotation)]
     if missing := [n for n in wanted if n not in given and n not in optional]:
-        has = ", ".join(given) or "nothing"
+        has = listed(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
     inputs: dict[str, Any] = {}
     for name, info in signature.input_fields.items():
@@ -206,7 +207,7 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Ou
         raise ProgramError(f"{spec.target} returned {type(result).__name__}; expected the fields {', '.join(names)}")
     if missing := [n for n in names if n not in result]:
         kind = ProgramError if spec.kind == "program" else InvalidOutput
-        raise kind(f"{spec.target} returned no {', '.join(missing)}; it has: {', '.join(map(str, result))}")
+        raise kind(f"{spec.target} returned no {', '.join(missing)}; it has: {listed([str(name) for name in result])}")
     try:
         return {n: plain(n, result[n]) for n in names}
     except InvalidOutput as error:

@@ -22,7 +22,7 @@ from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, model_name, own_server, why_not_native
 from dspex.operators.native.lm.openai_models import json_mode
 from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.suggestions import listed, problem
 
 _JSON_OBJECT = {"type": "json_object"}
 
@@ -180,7 +180,7 @@ class Predict:
 
     def _missing(self, inputs: Mapping[str, object]) -> InvalidInput:
         missing = [n for n in self._needed if n not in inputs]
-        has = ", ".join(inputs) or "nothing"
+        has = listed(inputs) or "nothing"
         return InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
 
     def read(self, text: str) -> Values:
