@@ -274,6 +274,8 @@ def test_a_misspelt_option_of_a_source_is_refused():
     ("options", "message"),
     [
         ({"partitions": 0}, "partitions cannot be 0"),
+        ({"partitions": -5}, "partitions cannot be -5"),
+        ({"partitions": 100_000_000}, "partitions cannot be 100000000"),
         ({"partitions": True}, "partitions cannot be True"),
         ({"on_gap": "wait"}, "on_gap cannot be 'wait'"),
         ({"start": "yesterday"}, "start cannot be 'yesterday'"),

@@ -232,6 +232,13 @@ def test_all_problems_of_a_yaml_file_are_reported_at_once(folder):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "-5", "1e300"])
+def test_a_retention_that_is_no_time_is_refused(folder, value):
+    text = f"dspex: 1\ntopology: t\nretention: {value}\nsources: {{ in: {{}} }}\nsinks: {{ out: {{ from: in }} }}\n"
+    (found,) = load(folder, text).check()
+    assert (found.code, found.message.startswith("retention cannot be")) == ("DX205", True)
+
+
 BOMB = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 
