@@ -59,7 +59,8 @@ async def main(args: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, partial(say, "goes on"))
     telemetry.subscribe(Listener())
     say("began")
-    async with Engine(topology, settings=Settings.load(server__url=args.url, app=args.app), pools="none") as engine:
+    settings = Settings.load(server__url=args.url, app=args.app, engine__encrypt_key_env="SEAL" if args.sealed else None)
+    async with Engine(topology, settings=settings, pools="none") as engine:
         await until_stopped(engine, stopped)
 
 
@@ -68,6 +69,7 @@ if __name__ == "__main__":
     for name in ("--url", "--app", "--stream", "--subject"):
         parser.add_argument(name, required=True)
     parser.add_argument("--partitions", type=positive, default=1)
+    parser.add_argument("--sealed", action="store_true", help="with the key in the variable SEAL")
     errors = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=errors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(main(parser.parse_args()))

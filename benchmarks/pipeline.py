@@ -5,6 +5,7 @@ All in one run, on one server, over the same preloaded events (220 bytes of JSON
 * throughput: events a second, beside the peers (peers.py).
 * cpu: the engine's CPU time for an event, beside that of the bus alone (beside_bus.py).
 * processes: two engine processes on a source of 4 partitions, beside one (running.py).
+* sealed: the same engine with payloads that are sealed, of 1,000 sessions, beside payloads in clear text (running.py).
 * start, idle: seconds until the first commit; CPU and requests of an engine with nothing to do (starts.py).
 
     python benchmarks/pipeline.py --events 60000 --rounds 3 [--parts throughput,cpu] [--json]
@@ -35,7 +36,7 @@ from peers import PEERS, preload
 from dspex.bus.local.launch import free_port
 from dspex.bus.local.server import LocalServer
 
-PARTS = ("throughput", "cpu", "processes", "start", "idle")
+PARTS = ("throughput", "cpu", "processes", "sealed", "start", "idle")
 GOAL = 1.5  # times the CPU of the bus alone, at most
 
 
@@ -49,6 +50,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "throughput": lambda: throughput(server.url, args),
                 "cpu": lambda: cpu(server.url, args),
                 "processes": lambda: processes(server.url, args),
+                "sealed": lambda: sealed(server.url, args),
                 "start": lambda: start(server.url, args),
                 "idle": lambda: idle(server.url, f"http://127.0.0.1:{monitor}", args),
             }
@@ -99,6 +101,19 @@ async def processes(url: str, args: argparse.Namespace) -> dict[str, list[float]
     return rates
 
 
+async def sealed(url: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Events a second with sealed payloads and without. What comes first changes with every round."""
+    rates: dict[str, list[float]] = {"in clear text": [], "sealed": []}
+    for number in range(args.rounds):
+        for is_sealed in (False, True) if number % 2 else (True, False):
+            done = await running.race(url, args.events, processes=1, partitions=1, sealed=is_sealed)
+            await running.forget(url, done.app)
+            name = "sealed" if is_sealed else "in clear text"
+            rates[name].append(args.events / done.seconds)
+            _said(name, f"{rates[name][-1]:>10,.0f} /s, {1e6 * done.cpu / args.events:.1f} µs of CPU an event")
+    return rates
+
+
 async def start(url: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds to the first commit, by the kind of log, from the start of the process and of the engine."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -137,6 +152,8 @@ def ratios(middle: Mapping[str, Any]) -> dict[str, Any]:
         found["throughput"] = {peer: rates["dspex"] / rate for peer, rate in rates.items()}
     if "cpu" in middle:
         found["cpu"] = middle["cpu"]["engine"] / middle["cpu"]["bus"]
+    if "sealed" in middle:
+        found["sealed"] = middle["sealed"]["sealed"] / middle["sealed"]["in clear text"]
     if "processes" in middle:
         found["processes"] = middle["processes"]["2"] / middle["processes"]["1"]
     return found
@@ -156,6 +173,9 @@ def tables(middle: Mapping[str, Any], beside: Mapping[str, Any], args: argparse.
     if found := middle.get("processes"):
         lines += ["", f"{'4 partitions':<26}{'events/s':>12}{'beside one':>12}"]
         lines += [f"{n + ' engine process(es)':<26}{found[n]:>12,.0f}{found[n] / found['1']:>11.2f}x" for n in ("1", "2")]
+    if found := middle.get("sealed"):
+        lines += ["", f"{'payloads':<26}{'events/s':>12}{'beside clear':>13}"]
+        lines += [f"{name:<26}{rate:>12,.0f}{rate / found['in clear text']:>12.2f}x" for name, rate in found.items()]
     if found := middle.get("start"):
         lines += ["", f"{'start to first commit':<34}{'of process':>12}{'of engine':>12}"]
         lines += [f"{kind:<34}{cost['process']:>10.2f} s{cost['engine']:>10.2f} s" for kind, cost in found.items()]

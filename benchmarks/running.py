@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -19,8 +20,13 @@ from peers import event
 
 from dspex.bus import subjects
 from dspex.bus.message import new_id
+from dspex.bus.nats import connect
+from dspex.bus.port import NewMessage
+from dspex.bus.serving.keyring import Keyring
 
 TOPOLOGY, STREAM, SUBJECT = "bench", "BENCH_RUN", "bench.run"
+KEY = {"SEAL": "a key of the benchmark, and of nothing else"}
+BATCH = 500  # events of one atomic batch
 LONGEST = 300.0  # seconds that anything here may take
 
 
@@ -68,12 +74,16 @@ class Running:
 
 
 @asynccontextmanager
-async def engine(url: str, app: str, stream: str, subject: str, partitions: int = 1) -> AsyncIterator[Running]:
+async def engine(
+    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False
+) -> AsyncIterator[Running]:
     """An engine from its start to its drain."""
     script = Path(__file__).with_name("one_engine.py")
     where = ["--url", url, "--app", app, "--stream", stream, "--subject", subject, "--partitions", str(partitions)]
-    spawned = time.monotonic()
-    process = await asyncio.create_subprocess_exec(sys.executable, str(script), *where, stdout=asyncio.subprocess.PIPE)
+    more, spawned = ["--sealed"] if sealed else [], time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *where, *more, stdout=asyncio.subprocess.PIPE, env={**os.environ, **KEY}
+    )
     running = Running(process, spawned)
     listening = asyncio.create_task(running.listen())
     try:
@@ -110,17 +120,23 @@ class Race:
     cpu: float
 
 
-async def race(url: str, events: int, *, processes: int, partitions: int) -> Race:
-    """Let engines take as many events, from a stream that fills while they stand still: no start is in it, and no publisher."""
+async def race(url: str, events: int, *, processes: int, partitions: int, sealed: bool | None = None) -> Race:
+    """Let engines take as many events, from a stream that fills while they stand still: no start is in it, and no publisher.
+
+    `sealed`: the events are of 1,000 sessions, and their payloads are sealed, or in clear text. None: they are of no session.
+    """
     app = new_app()
     await empty(url)
     async with AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions)) for _ in range(processes)]
+        engines = [
+            await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions, bool(sealed)))
+            for _ in range(processes)
+        ]
         await shared(engines, partitions)
         for one in engines:
             one.process.send_signal(signal.SIGSTOP)
         try:
-            await fill(url, events)
+            await (fill(url, events) if sealed is None else fill_sessions(url, app, events, sealed=sealed))
         finally:
             heard = [len(one.said) for one in engines]
             for one in engines:
@@ -157,7 +173,7 @@ async def empty(url: str, stream: str = STREAM, subject: str = SUBJECT) -> None:
         await js.delete_stream(stream)
     except nats.js.errors.NotFoundError:
         pass
-    await js.add_stream(name=stream, subjects=[subject], allow_direct=True)
+    await js.add_stream(name=stream, subjects=[subject], allow_direct=True, allow_atomic=True)
     await nc.close()
 
 
@@ -174,6 +190,24 @@ async def fill(url: str, count: int, stream: str = STREAM, subject: str = SUBJEC
     while (await js.stream_info(stream)).state.messages < wanted:
         await asyncio.sleep(0.02)
     await nc.close()
+
+
+async def fill_sessions(url: str, app: str, count: int, *, sealed: bool) -> None:
+    """The same events, of 1,000 sessions; sealed, if that is wanted."""
+    bus = await connect(url)
+    keyring = Keyring(bus, app, "SEAL", KEY)
+    for start in range(0, count, BATCH):
+        drafts = [_in_session(i) for i in range(start, min(start + BATCH, count))]
+        if sealed:
+            await keyring.prepare(drafts)
+            drafts = [await keyring.sealed(draft) for draft in drafts]
+        await bus.commit(drafts)
+    await bus.close()
+
+
+def _in_session(i: int) -> NewMessage:
+    key = f"c{i % 1000:04}"
+    return NewMessage(SUBJECT, event(i), {subjects.MESSAGE_ID: new_id(), subjects.KEY: key, subjects.SESSION: key})
 
 
 async def forget(url: str, app: str) -> None:

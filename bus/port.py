@@ -218,6 +218,10 @@ class Sealing(Protocol):
         """The message as it was; None where nobody can read it any more."""
         ...
 
+    async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
+        """The same messages, those opened that can be: what it takes is asked for together, and the rest is left as it is."""
+        ...
+
 
 class Bus(Protocol):
     """One connection to a bus. All methods may raise `Unreachable`; those that write, `NotAllowed` and `PayloadTooLarge`.

@@ -19,7 +19,8 @@ import hmac
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -90,9 +91,15 @@ class Keyring:
             )
 
     async def prepare(self, messages: Iterable[NewMessage]) -> None:
-        """Ask for the keys of these together."""
-        missing = {name for m in messages if not self._fresh(name := name_of((m.headers or {}).get(subjects.SESSION, "")))}
-        await asyncio.gather(*map(self._made, missing))
+        """Ask for the keys of these together, and make those that are missing."""
+        names = {name_of((m.headers or {}).get(subjects.SESSION, "")) for m in messages}
+        await self._fetch(names)
+        await asyncio.gather(*(self._made(name) for name in names if not self._fresh(name)))
+
+    async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
+        """The same messages, those opened whose keys a replica has: `opened` asks the leader about the rest, one by one."""
+        await self._fetch({m.headers[subjects.SEALED].removeprefix(_VERSION) for m in messages if subjects.SEALED in m.headers})
+        return [self._opened_at_once(m) or m if subjects.SEALED in m.headers else m for m in messages]
 
     async def sealed(self, message: NewMessage) -> NewMessage:
         """The message with a body that only who has the key can read, under the key of its session. Raises BusError."""
@@ -112,25 +119,38 @@ class Keyring:
 
     async def opened(self, message: Message) -> Message | None:
         """The message with its own body; None where its key was deleted, or it is not what the key sealed. Raises BusError."""
-        label = message.headers[subjects.SEALED]
-        name = label.removeprefix(_VERSION)
-        body = None
-        if _NAME.fullmatch(name):  # whoever may publish can write what they like
-            if (known := self._fresh(name)) is not None:
-                body = _opened(known, message.data, label)
-            if body is None and (found := await self._found(name)) is not None:  # forgotten meanwhile, and with a new key
-                body = _opened(found, message.data, label)
-        if body is None:
+        whole = self._opened_at_once(message)
+        name = message.headers[subjects.SEALED].removeprefix(_VERSION)
+        if whole is None and _NAME.fullmatch(name):  # whoever may publish can write what they like
+            await self._found(name)  # it is not at hand; or its session was forgotten meanwhile, and has a new key
+            whole = self._opened_at_once(message)
+        if whole is None:
             where = {"subject": message.subject, "sequence": message.sequence, "key": name[:32]}
             _log.error("a sealed payload cannot be opened: its session was forgotten, or nobody with a key sealed it", **where)
+        return whole
+
+    def _opened_at_once(self, message: Message) -> Message | None:
+        """The message with its own body, if the key is at hand, and is the one."""
+        label, data = message.headers[subjects.SEALED], message.data
+        key = self._fresh(label.removeprefix(_VERSION))
+        body = _decrypted(key.cipher, data, label.encode()) if key is not None else None
+        if body is None:
             return None
-        rest = {header: value for header, value in message.headers.items() if header != subjects.SEALED}
-        return message._replace(data=body, headers=rest)
+        return message._replace(data=body, headers={h: v for h, v in message.headers.items() if h != subjects.SEALED})
 
     def _fresh(self, name: str) -> _Key | None:
         """A key that is at hand, and not for too long."""
         key = self._at_hand.get(name)
         return key if key is not None and key.until > time.monotonic() else None
+
+    async def _fetch(self, names: Iterable[str]) -> None:
+        """Ask any replica for the keys that are not at hand: what it has is right, and what it has not the leader may have."""
+        missing = [subjects.key(self._app, name) for name in names if _NAME.fullmatch(name) and not self._fresh(name)]
+        if len(missing) > 1:
+            with suppress(NotStored):  # there is no such stream
+                found = await self._bus.multi_last(subjects.keys(self._app), missing)
+                for subject, message in found.items():
+                    self._unwrapped(subject.rpartition(".")[2], message.data)
 
     async def _found(self, name: str) -> _Key | None:
         """A key as the leader has it: a replica that is behind would have what was sealed just now for lost."""
@@ -223,10 +243,6 @@ async def forget(bus: Bus, app: str, session: str) -> int:
         return 0
     await bus.delete(name, message.sequence, erase=True)
     return 1
-
-
-def _opened(key: _Key, data: bytes, label: str) -> bytes | None:
-    return _decrypted(key.cipher, data, label.encode())
 
 
 def _decrypted(cipher: AESGCM, data: bytes, label: bytes) -> bytes | None:

@@ -186,7 +186,11 @@ async def _sealed(settings: Settings, bus: Bus) -> Diagnosis:
     try:
         if bus.sealing is not None:
             await bus.sealing.verify()
-            return Diagnosis("payloads", True, f"sealed, with the key in {settings.engine.encrypt_key_env}")
+            if await bus.has("stream", name := subjects.keys(settings.app)):
+                return Diagnosis("payloads", True, f"sealed, with the key in {settings.engine.encrypt_key_env}")
+            before = not await manifest.of_application(bus, settings.app)
+            fix = None if before else "apply again: dspex apply; what was sealed with keys that are gone, nobody can read"
+            return Diagnosis("payloads", before, f"the stream {name} is not there, and is made when a topology is applied", fix)
         await need_none(bus, settings.app)
         return Diagnosis("payloads", True, "in clear text (engine.encrypt_key_env seals them)")
     except DspexError as e:

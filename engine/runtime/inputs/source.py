@@ -10,7 +10,7 @@ from typing import ClassVar
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, SourceGap, Unreachable
 from dspex.bus.message import SEQUENCE, Message, cause_of, event_time, partition_of, place_form
-from dspex.bus.port import Bus, Reader
+from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
 from dspex.engine.log.rows import Place, Position
@@ -61,7 +61,7 @@ class SourceInput(Input):
         # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
         time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
         reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)
-        return _WhileThereIsRoom(reader, self.room)
+        return _WhileThereIsRoom(reader, self.room, self._bus.sealing)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.missing = False
@@ -114,7 +114,8 @@ class SourceInput(Input):
             return [arrival]
         whole = await payloads.checked_out(self._bus, self._app, message)
         place, position = Place("source", message.sequence), Position(message.sequence, -1, self.created, message.time)
-        return [Arrival(place, position, clock, self.event(whole or message), message.headers, None, whole is None)]
+        found = whole or message  # its headers go into a letter: the same whether the reader has opened it or not
+        return [Arrival(place, position, clock, self.event(found), found.headers, None, whole is None)]
 
     def event(self, m: Message) -> NodeEvent:
         """The event that a message of the source holds."""
@@ -144,15 +145,17 @@ class SourceInput(Input):
 
 
 class _WhileThereIsRoom:
-    """Reads a source, and waits while the application's stream is nearly full."""
+    """Reads a source, and waits while the application's stream is nearly full. It opens what it can of sealed events, so that a
+    key is not asked for after another.
+    """
 
-    def __init__(self, reader: Reader, room: asyncio.Event) -> None:
-        self._reader, self._room = reader, room
+    def __init__(self, reader: Reader, room: asyncio.Event, sealing: Sealing | None) -> None:
+        self._reader, self._room, self._sealing = reader, room, sealing
 
     async def read(self, limit: int) -> list[Message]:
         messages = await self._reader.read(limit)
         await self._room.wait()
-        return messages
+        return messages if self._sealing is None else await self._sealing.opened_early(messages)
 
     async def close(self) -> None:
         await self._reader.close()

@@ -21,6 +21,8 @@ from dspex.bus.port import StreamConfig
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import TLSSettings
 from dspex.engine.cli.server.doctor import Diagnosis, checks
+from dspex.engine.hosting.apply import apply
+from dspex.operators.topology import Topology
 
 
 @pytest.fixture
@@ -132,3 +134,28 @@ async def test_a_machine_whose_clock_is_far_from_the_servers_is_told_so(folder: 
     assert not clock["ok"]
     assert "the server's clock is +60" in clock["message"]
     assert "NTP" in clock["fix"]
+
+
+@pytest.mark.asyncio
+async def test_whether_payloads_are_sealed_and_can_be_opened_is_said(
+    nats_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def seen(named: str | None) -> Diagnosis:
+        s = Settings.load(server__url=nats_url, app=unique, engine__encrypt_key_env=named)
+        return {check.name: check for check in await checks(s)}["payloads"]
+
+    monkeypatch.setenv("SEAL", "k" * 64)
+    monkeypatch.setenv("OTHER", "o" * 64)
+    topology = Topology("t")
+    topology.source(f"{unique}.in").sink(f"{unique}.out")
+    assert ((await seen(None)).ok, "in clear text" in (await seen(None)).message) == (True, True)
+    assert (await seen("SEAL")).ok  # nothing is applied yet
+    settings = Settings.load(server__url=nats_url, app=unique, engine__encrypt_key_env="SEAL")
+    async with open_bus(settings, name="test") as bus:
+        await apply(bus, unique, [topology.graph])
+        assert await seen("SEAL") == Diagnosis("payloads", True, "sealed, with the key in SEAL")
+        assert not (await seen(None)).ok
+        assert not (await seen("OTHER")).ok
+        await bus.remove("stream", subjects.keys(unique))
+    gone = await seen("SEAL")
+    assert (gone.ok, gone.fix is not None and "apply again" in gone.fix) == (False, True)

@@ -206,7 +206,9 @@ async def test_a_replay_gives_what_was_sealed(app: Sealed) -> None:
     client = await app.client()
     for text in ("a", "fail", LARGE):
         await client.publish(f"{app.app}.in", {"text": text}, session=text[:1])
-    await until(partial(count, partial(letters, client), 1))
+    garbage = NewMessage(f"{app.app}.in", b"no JSON", {subjects.SESSION: "a", "own": "header"})
+    await client.bus.publish(await payloads.checked_in(client.bus, app.app, garbage))
+    await until(partial(count, partial(letters, client), 2))
     await until(partial(count, partial(of, client, f"{app.app}.out"), 2))
     await engine.drain()
     graph = app.topology().graph
