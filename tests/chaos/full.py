@@ -46,6 +46,9 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "server killed": Scenario(f"{ALL} --target server --kills 10 --seed 3", "SIGKILL of the NATS server, ten times"),
     "all killed": Scenario(f"{ALL} --target all --kills 10 --seed 4", "each of them ten times in one run"),
+    "sealed": Scenario(
+        "--events 2000 --sealed --big 1 --target all --kills 6 --seed 24", "payloads sealed, and each of them killed six times"
+    ),
     "taken over": Scenario(
         f"{ALL} --target take-over --kills 5 --seed 5",
         "an engine frozen until it was taken over, then thawed: it commits nothing more, and says why",

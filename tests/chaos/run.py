@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -36,6 +37,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.port import Reader
+from dspex.bus.serving import payloads
 
 BANKING = Path(__file__).parents[2].parent / "shared" / "data" / "banking77" / "test.csv"
 QUIET = 2.0  # seconds without a new message after which nothing more will come
@@ -74,12 +76,12 @@ class Run:
         return World(
             folder, lm, o.engines, o.pools, 1 if o.model else o.size, "wire" in faults or o.round_trip > 0,
             o.foreign or "source" in faults, o.partitions, "skip" if "source" in faults else "stop",
-            3 if "leader" in faults else 1, o.heartbeat, "clock" in faults, o.disk,
+            3 if "leader" in faults else 1, o.heartbeat, "clock" in faults, o.disk, o.sealed,
         )  # fmt: skip
 
     async def _run(self) -> Report:
         self.ledger, random = Ledger(APP, self.events), Random(self.o.seed)
-        self.publisher = Publisher(self.bus, self.events, self.o.pace)
+        self.publisher = Publisher(self.bus, APP, self.events, self.o.pace)
         self.world.watched(self.ledger, self.publisher)
         self.wanted, began = self.ledger.missing, time.monotonic()
         late, tasks = list[Violation](), list[asyncio.Task[None]]()
@@ -125,7 +127,7 @@ class Run:
 
     async def _hear(self, m: Message) -> None:
         if m.subject in SINKS:
-            self.heard.append(m)
+            self.heard.append(await self._whole(m))
         if m.subject == "chaos.big":
             self.world.bursting.set()
 
@@ -134,7 +136,7 @@ class Run:
         reader: Reader = await self._reader([*SINKS, subjects.dead_pattern(APP)], "ledger")
         while True:
             for message in await reader.read(1000):
-                self.ledger.take(message)
+                self.ledger.take(await self._whole(message))
             self.world.over = not self.ledger.missing
 
     async def _reader(self, filters: list[str], name: str) -> Reader:
@@ -205,7 +207,13 @@ class Run:
         reader, found = await self._reader(list(info.subjects if info else ()), "judge"), list[Message]()
         while last and (not found or found[-1].sequence < last):
             found += await reader.read(5000)
-        return found
+        return [await self._whole(message) for message in found]
+
+    async def _whole(self, message: Message) -> Message:
+        """The message with its body. It waits for a server that is away: nobody has deleted a key."""
+        if payloads.is_whole(message.headers):
+            return message
+        return await insist(partial(payloads.required, self.bus, APP, message))
 
 
 def planned(o: argparse.Namespace) -> Run:
@@ -242,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--round-trip", type=float, default=0.0, help="seconds that each answer of the server takes longer")
     p.add_argument("--heartbeat", type=float, default=0.2, help="of engines, in seconds")
     p.add_argument("--disk", type=int, default=0, help="megabytes of the disk of the server's store")
+    p.add_argument("--sealed", action="store_true", help="payloads are sealed, with a session for each key")
     p.add_argument("--json", action="store_true")
     return p
 

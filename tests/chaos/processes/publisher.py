@@ -11,6 +11,7 @@ from workload import SOURCE, Given
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.serving import payloads
 
 LANES = 64  # publishes in flight
 
@@ -25,8 +26,8 @@ class Publisher:
         stored: event → when it was stored, seconds since the epoch.
     """
 
-    def __init__(self, bus: Bus, events: Sequence[Given], pace: float = 0.0) -> None:
-        self._bus, self._events, self._pace = bus, events, pace
+    def __init__(self, bus: Bus, app: str, events: Sequence[Given], pace: float = 0.0) -> None:
+        self._bus, self._app, self._events, self._pace = bus, app, events, pace
         self._room = asyncio.Semaphore(LANES)
         self.stored: dict[str, float] = {}
 
@@ -39,7 +40,10 @@ class Publisher:
     async def _lane(self, events: Sequence[Given]) -> None:
         for event in events:
             body = codecs.encode(event.data)[0] if event.raw is None else event.raw
-            draft = NewMessage(SOURCE, body, {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key})
+            headers = {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key}
+            if self._bus.sealing is not None:
+                headers[subjects.SESSION] = f"session of {event.key}"
+            draft = NewMessage(SOURCE, body, headers)
             while event.id not in self.stored:
                 async with self._room:
                     await self._try(event.id, draft)
@@ -47,7 +51,7 @@ class Publisher:
 
     async def _try(self, id: str, draft: NewMessage) -> None:
         try:
-            await self._bus.publish(draft, timeout=2.0)
+            await self._bus.publish(await payloads.checked_in(self._bus, self._app, draft), timeout=2.0)
         except BusError as e:
             if not e.retryable:
                 raise

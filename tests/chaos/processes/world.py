@@ -28,6 +28,7 @@ from dspex.bus import nats, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
+from dspex.bus.serving.keyring import Keyring
 from processes.clocks import Clocks
 from processes.disk import SmallDisk
 from processes.process import Process, last_words
@@ -36,6 +37,7 @@ from processes.publisher import Publisher
 T = TypeVar("T")
 HERE = Path(__file__).parents[1]
 APP, POOL, EVENTS = "chaos", "lightweight", "EVENTS"
+KEY = {"SEAL": "a key of the chaos runs, and of nothing else"}
 
 SETTINGS = """\
 app = "{app}"
@@ -59,6 +61,7 @@ class World:
     partitions, on_gap: of the topology.
     replicas: 3 is a cluster of three servers. heartbeat: of engines, in seconds.
     clocks: give each of them a clock of its own. disk: megabytes of a file system of its own for the server's store.
+    sealed: payloads are sealed.
     """
 
     folder: Path
@@ -74,6 +77,7 @@ class World:
     heartbeat: float = 0.2
     clocks: bool = False
     disk: int = 0
+    sealed: bool = False
     done: Counter[str] = field(default_factory=Counter)  # faults, by name
     problems: list[str] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
@@ -102,6 +106,8 @@ class World:
             self.url = self.server.url
         self.bus = await insist(lambda: nats.connect(self.url, name="oracle"))
         self._stack.push_async_callback(self.bus.close)
+        if self.sealed:
+            self.bus.sealing = Keyring(self.bus, APP, "SEAL", KEY)
         if self.foreign:
             await self.make_source()
         self.cutter = WireCutter(self.url.partition(",")[0])
@@ -128,7 +134,7 @@ class World:
             app=APP, here=HERE, url=self.cutter.url if self.wire else self.url, replicas=self.replicas,
             heartbeat=self.heartbeat, lm=self.lm, pool=POOL, size=self.size,
         )  # fmt: skip
-        (self.folder / "dspex.toml").write_text(text)
+        (self.folder / "dspex.toml").write_text(text + ('engine.encrypt_key_env = "SEAL"\n' if self.sealed else ""))
 
     def add_engine(self) -> None:
         """Another engine."""
@@ -140,6 +146,7 @@ class World:
         env = {
             **os.environ,
             "OPENAI_API_KEY": "stand-in",
+            **KEY,
             "CHAOS_TOPOLOGY": f"{self.partitions} {self.on_gap}",
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             **(self.clock.of(name) if self.clock else {}),
