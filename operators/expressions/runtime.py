@@ -134,9 +134,9 @@ def explain(source: str, data: object, error: Exception) -> DataError:
     return ExpressionError(f'"{source}": {what or type(error).__name__}')
 
 
-def _missing(source: str, data: Mapping[str, object], name: str) -> ExpressionError:
+def _missing(source: str, data: Mapping[str, object], name: object) -> ExpressionError:
     have = listed([str(name) for name in data]) or "none"
-    near = nearest(name, map(str, data))
+    near = nearest(str(name), map(str, data))
     return ExpressionError(
         f'"{source}": the data has no field {name!r}; it has: {have}',
         fix=f"did you mean {near!r}?" if near else None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import client_entries
 import engine_entries
 import file_entries
+import operator_entries
 import sealed_entries
 import wire_entries
 import worker_entries
 from engine_entries import close as close
 
-ROOMS = (wire_entries, engine_entries, client_entries, worker_entries, file_entries, sealed_entries)
+ROOMS = (wire_entries, engine_entries, client_entries, worker_entries, file_entries, operator_entries, sealed_entries)
 ENTRIES = {entry.name: entry for room in ROOMS for entry in room.ENTRIES}

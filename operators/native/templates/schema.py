@@ -65,10 +65,16 @@ class Schema:
                 what = "the data does not fit the schema; there is too much of it to say where"
                 raise InvalidInput(what, fix="check its parts, or a sample, to see what is wrong")
             # Not iter_errors: it keeps a copy of data and schema for each error, which can exhaust the memory.
-            errors = self._compiled.evaluate(data).errors()
+            errors = self._errors(data)
             listed = list(dict.fromkeys(_described(e) for e in errors[: 10 * MAX_ERRORS]))[:MAX_ERRORS]
             more = [f"and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
             raise InvalidInput(f"the data does not fit the schema: {'; '.join([*listed, *more])}")
+
+    def _errors(self, data: object) -> list[EvaluationErrorEntry]:
+        try:
+            return self._compiled.evaluate(data).errors()
+        except ValueError as e:  # it goes less deep into the data than the check whether it fits
+            raise InvalidInput(f"the data does not fit the schema, and is too deep to say where: {e}") from e
 
     def _fits(self, data: object) -> bool:
         if self._deepest is not None and not _shallow(data, self._deepest):

@@ -167,6 +167,11 @@ def test_an_expression_that_would_use_unbounded_memory_is_refused(text, data):
         expressions.compile(text)(data)
 
 
+def test_a_position_in_a_record_is_a_field_that_it_has_not():
+    with pytest.raises(ExpressionError, match="no field 0; it has: a"):
+        expressions.compile("tags[0]")({"tags": {"a": 1}})
+
+
 def test_a_missing_field_among_as_many_as_an_event_holds_is_named_at_once_and_in_few_words():
     data = {f"urgenc{number}": number for number in range(70_000)} | {"x" * 100_000: 1}
     begin = time.process_time()

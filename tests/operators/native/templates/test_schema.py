@@ -287,6 +287,14 @@ def test_much_data_under_a_large_schema_is_refused_without_a_list_of_errors():
     schema.check(["x" * 50] * 100_000)
 
 
+def test_data_that_is_nested_deeper_than_errors_are_found_in_is_refused_all_the_same():
+    deep = 1
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(InvalidInput, match="does not fit the schema"):
+        Schema({"type": "object", "required": ["a"]}).check({"b": deep})
+
+
 def test_an_untrusted_schema_takes_bounded_time_and_opens_nothing():
     done = subprocess.run(
         [sys.executable, "-c", _UNTRUSTED], input=json.dumps(BOMBS), capture_output=True, text=True, timeout=50
