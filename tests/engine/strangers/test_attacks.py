@@ -70,6 +70,12 @@ class Application:
         (one,) = self.project.here("--json", "status").objects()[-1]["pools"]
         return one["ready"], one["restarts"]
 
+    def letters(self) -> list[Any]:
+        """The dead letters that there are."""
+        done = self.project.here("--json", "dlq", "ls")
+        assert done.code == 0, done.err
+        return done.objects()
+
     def is_well(self) -> None:
         """An event arrives by both topologies, and a call is answered."""
         text = f"good {next(self.numbers)}"
@@ -201,26 +207,32 @@ def test_no_header_of_a_message_erases_others_or_comes_again(
     application.is_well()
 
 
-def test_an_event_under_a_made_up_id_takes_no_redrive_away(application: Application, nats_url: str) -> None:
-    """Message ids are one space in a stream, and who publishes chooses them."""
-    ls = ["--json", "dlq", "ls"]
-    assert asyncio.run(published(nats_url, f"{application.app}.in", {"text": "standin:400x1 once"})) > 0
-    (letter,) = eventually(lambda: application.project.here(*ls).objects())
-    for sequence in range(letter["sequence"], letter["sequence"] + 3):
-        decoy = {"Nats-Msg-Id": f"redrive:{sequence}"}
-        asyncio.run(published(nats_url, f"{application.app}.in", {"text": "decoy"}, decoy))
-        asyncio.run(published(nats_url, f"{application.app}.alpha", {"text": "decoy"}, decoy))
+@pytest.mark.parametrize("how", ["ids of events", "a mark of its redrive"])
+def test_nothing_that_is_made_up_takes_a_redrive_away(application: Application, nats_url: str, how: str) -> None:
+    """Message ids are one space in a stream, and who publishes chooses them; so it was with the marks of what was redriven."""
+    app, word = application.app, how.replace(" ", "")
+    asyncio.run(published(nats_url, f"{app}.in", {"text": f"standin:400x1 {word}"}))
+    (letter,) = eventually(application.letters)
+    sequence, topology = letter["sequence"], letter["topology"]
+    if how == "ids of events":
+        for near in range(sequence, sequence + 3):
+            for subject in (f"{app}.in", f"{app}.alpha"):
+                asyncio.run(published(nats_url, subject, {"text": "decoy"}, {"Nats-Msg-Id": f"redrive:{near}"}))
+    else:
+        asyncio.run(published(nats_url, subjects.redriven(app), {"letter": sequence}))
+        frame = subjects.edge(app, topology, "s1", 0)
+        asyncio.run(published(nats_url, frame, {}, {subjects.LETTER: str(sequence)}))
 
     async def again() -> Any:
         async with connected(nats_url) as client:
-            outputs = await client.subscribe(f"{application.app}.{letter['topology']}")
+            outputs = await client.subscribe(f"{app}.{topology}")
             await client.flush()
-            done = await asyncio.to_thread(application.project.here, "dlq", "redrive", str(letter["sequence"]))
+            done = await asyncio.to_thread(application.project.here, "dlq", "redrive", str(sequence))
             assert done.code == 0, done.err
-            return json.loads((await until(outputs, b"once")).data)
+            return json.loads((await until(outputs, word.encode())).data)
 
-    assert asyncio.run(again())["reply"] == "reply of standin:400x1 once"
-    assert application.project.here(*ls).objects() == []
+    assert asyncio.run(again())["reply"] == f"reply of standin:400x1 {word}"
+    assert application.letters() == []
 
 
 async def published(url: str, subject: str, data: dict[str, Any], headers: dict[str, str] | None = None) -> int:
@@ -245,24 +257,43 @@ def test_events_of_one_id_and_nodes_of_one_name_have_an_answer_each(
     asyncio.run(attack())
 
 
-def test_a_small_event_takes_little_memory_whatever_it_says_of_itself(application: Application, nats_url: str) -> None:
-    column = pyarrow.array(numpy.zeros(2_000_000))
-    sink = pyarrow.BufferOutputStream()
-    table = pyarrow.table({f"c{n}": column for n in range(20)})
-    with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    bomb, process = sink.getvalue().to_pybytes(), psutil.Process(application.run.process.pid)
-    assert len(bomb) < 500_000 < table.nbytes
-    before = process.memory_info()
+def table(columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None) -> bytes:
+    """A table as a publisher may write it: compressed."""
+    made, sink = pyarrow.table(columns).replace_schema_metadata(metadata), pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, made.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(made)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def letters_of(application: Application, url: str, data: bytes) -> list[str]:
+    """Publish a table; the sequences of the dead letters that both topologies make of it."""
 
     async def attack() -> None:
-        async with connected(nats_url) as client:
+        async with connected(url) as client:
             headers = {subjects.CONTENT_TYPE: codecs.ARROW}
-            await client.jetstream().publish(f"{application.app}.in", bomb, headers=headers)
+            await client.jetstream().publish(f"{application.app}.in", data, headers=headers)
 
     asyncio.run(attack())
-    eventually(lambda: len(application.project.here("--json", "dlq", "ls").objects()) == 2)
-    assert most_memory(process) < before.rss + table.nbytes / 4
+    found = eventually(lambda: len(rows := application.letters()) == 2 and rows)
+    return [str(row["sequence"]) for row in found]
+
+
+def test_a_small_event_takes_little_memory_whatever_it_says_of_itself(application: Application, nats_url: str) -> None:
+    column = pyarrow.array(numpy.zeros(2_000_000))
+    bomb, process = table({f"c{n}": column for n in range(20)}), psutil.Process(application.run.process.pid)
+    assert len(bomb) < 500_000
+    before = process.memory_info()
+    letters_of(application, nats_url, bomb)
+    assert most_memory(process) < before.rss + 20 * column.nbytes / 4
+    assert application.project.here("dlq", "drop", "--all").code == 0
+    application.is_well()
+
+
+def test_an_event_nested_without_end_breaks_no_verb_about_letters(application: Application, nats_url: str) -> None:
+    deep = table({"data": [1.0]}, {b"dspex.dtype": b"<f8", b"dspex.shape": b"[" * 200_000})
+    for sequence in letters_of(application, nats_url, deep):
+        shown = application.project.here("dlq", "show", sequence)
+        assert shown.code == 0, shown.err
     assert application.project.here("dlq", "drop", "--all").code == 0
     application.is_well()
 
