@@ -7,6 +7,7 @@ server's word.
 from __future__ import annotations
 
 import getpass
+import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def whoami() -> str:
 
 async def leave(bus: Bus, app: str, verb: str, /, **what: Any) -> None:  # topologies may have these names, too
     """Leave an entry. Where that is not possible it is logged, and nothing is raised: what it tells of has happened."""
-    body = orjson.dumps({"who": whoami(), "what": what})
+    # what came from the shell may hold bytes that are no text: they must not turn what has happened into an error
+    body = json.dumps({"who": whoami(), "what": what}, ensure_ascii=False).encode(errors="replace")
     try:
         await bus.publish(NewMessage(subjects.audit(app, verb), body))
     except NotStored as e:  # before the first topology is applied there is no stream for it

@@ -64,6 +64,14 @@ async def test_what_others_write_there_is_shown_and_moves_no_cursor(native: Proj
     assert len(await asyncio.to_thread(entries, native, "--who", "?")) == 5
 
 
+def test_a_user_whose_name_is_no_text_publishes_once_and_is_told_so(native: Project) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOGNAME", "\udcff\x1b[2J")
+        done = native.here("--json", "publish", native.input, "text=hello")
+    assert (done.code, done.err) == (0, "")
+    assert entries(native)[-1]["who"] == f"?\x1b[2J@{socket.gethostname()}"
+
+
 @pytest.mark.asyncio
 async def test_without_an_applied_topology_a_publish_still_succeeds(tmp_path, unique: str, nats_url: str) -> None:
     bus = await nats.connect(nats_url)
