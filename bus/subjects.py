@@ -270,6 +270,9 @@ def redriven(app: str) -> str:
     return f"{prefix(app)}.audit.redriven"
 
 
+AD_HOC: Final = "adhoc"  # stands for the topology in the subjects of calls of none, so none can have this name
+
+
 def call(app: str, pool: str, topology: str, operator: str) -> str:
     """Interactive calls of a deployed node (core NATS)."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
@@ -277,7 +280,7 @@ def call(app: str, pool: str, topology: str, operator: str) -> str:
 
 def ad_hoc_call(app: str, pool: str, kind: str) -> str:
     """Interactive calls of what is deployed nowhere, by the kind of operator; so permissions can tell callers apart."""
-    return f"{prefix(app)}.call.{token(pool, 'pool')}.adhoc.{kind}"
+    return f"{prefix(app)}.call.{token(pool, 'pool')}.{AD_HOC}.{kind}"
 
 
 def call_pattern(app: str, pool: str) -> str:

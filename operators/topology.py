@@ -9,6 +9,7 @@ from typing import Self, cast
 
 from typing_extensions import Unpack
 
+from dspex.bus import subjects
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import TOPOLOGY_METHODS, Planned
@@ -76,6 +77,9 @@ class Topology(Planned, names=TOPOLOGY_METHODS):
         if not isinstance(name, str) or not NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
             fix = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
             self._plan.report(None, "DX202", f"{name!r} is not a name for a topology", fix)
+        if name == subjects.AD_HOC:  # who may call a node of it could run anything of that kind
+            why = f"{name!r} is not a name for a topology: calls of what is in none have it"
+            self._plan.report(None, "DX202", why, "give it another name")
         with self._plan.collecting(None):
             self._retention = float(in_seconds("retention", retention))
         with self._plan.collecting(None):

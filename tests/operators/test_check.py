@@ -370,6 +370,12 @@ def test_an_argument_that_cannot_mean_anything_is_a_problem(build: Any, code: st
     assert [(p.code, p.message) for p in t.check()] == [(code, message)]
 
 
+def test_the_name_of_calls_that_are_of_no_topology_is_a_problem() -> None:
+    t = Topology("adhoc")
+    t.source("in").predict("question -> answer", name="predict").sink("out")
+    assert [(p.code, p.fix) for p in t.check()] == [("DX202", "give it another name")]
+
+
 def test_a_name_that_is_no_text_is_a_problem() -> None:
     t = Topology(3)  # type: ignore[arg-type]
     t.source("in").sink("out")
