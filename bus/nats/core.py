@@ -13,6 +13,7 @@ from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.tasks import Tasks
 
+TURN: Final = 0.01  # seconds for which messages are handled before everything else gets its turn
 MOST_WAITING: Final = 65_536  # messages that a slow handler may leave waiting; more are dropped, and reported
 
 
@@ -80,9 +81,14 @@ class NatsSubscription:
         self._begin()
 
     async def _handle(self) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + TURN
         while not self._closed or self._waiting:
             if self._waiting:
                 await self._handler(self._waiting.popleft())
+                if clock() > end:  # a handler that waits for nothing would keep the process from its signs of life
+                    await asyncio.sleep(0)
+                    end = clock() + TURN
             else:
                 self._arrived.clear()
                 await self._arrived.wait()

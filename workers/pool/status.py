@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -16,6 +17,8 @@ from dspex.workers.pool.supervisor import resident
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
+
+FRESH = 0.1  # seconds for which an answer is as good as a new one
 
 
 class Summary(TypedDict):
@@ -36,6 +39,7 @@ class PoolStatus:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._started = time.time()
+        self._said = (-FRESH, b"")
 
     async def subscribe(self) -> Subscription:
         """Answer from now on, until the subscription is closed."""
@@ -48,7 +52,14 @@ class PoolStatus:
         except (ValueError, AttributeError):
             return
         if kind == "status" and subjects.is_inbox(message.reply):
-            await self._pool.bus.send(message.reply, orjson.dumps(self.full()))
+            await self._pool.bus.send(message.reply, self._answer())
+
+    def _answer(self) -> bytes:
+        """What was said a moment ago, or anew: it takes a millisecond, and anybody who may ask can ask without end."""
+        now = asyncio.get_running_loop().time()
+        if now - self._said[0] >= FRESH:
+            self._said = now, orjson.dumps(self.full())
+        return self._said[1]
 
     def summary(self) -> Summary:
         """A few words about a ready pool."""

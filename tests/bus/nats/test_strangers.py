@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -129,3 +130,31 @@ async def test_with_an_inbox_prefix_of_its_own_a_user_may_hear_nothing_of_others
     for subject in ("_INBOX.>", f"_INBOX.{other._connection.id}.>", "s.>"):
         with pytest.raises(NotAllowed):
             await bus.subscribe(subject, asyncio.Queue[Message]().put)
+
+
+@pytest.mark.asyncio
+async def test_a_flood_of_messages_lets_everything_else_have_its_turn(opened: Open, nats_url: str, unique: str) -> None:
+    """Where a handler waits for nothing, a process that answers would give no sign of life until it has answered all."""
+    bus, stranger = await opened(nats_url), await opened(nats_url)
+    done, handled, turns = asyncio.Event(), 0, 0
+
+    async def handle(message: Message) -> None:
+        nonlocal handled
+        end, handled = time.perf_counter() + 0.001, handled + 1
+        while time.perf_counter() < end:
+            pass
+        if handled == 1000:
+            done.set()
+
+    async def live() -> None:
+        nonlocal turns
+        while not done.is_set():
+            await asyncio.sleep(0)
+            turns += handled > 0
+
+    await bus.subscribe(unique, handle)
+    for _ in range(1000):
+        await stranger.send(unique, b"")
+    async with asyncio.timeout(60):
+        await live()
+    assert turns > 20
