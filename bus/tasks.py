@@ -14,11 +14,33 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final, TypeVar
 
+from dspex.bus.errors import Unreachable
+
 T = TypeVar("T")
 
+PATIENCE: Final = 30.0  # seconds that a process which starts waits for its server
 CANCEL_AGAIN: Final = 10.0  # seconds until a task that still runs is cancelled once more; longer than any clean-up takes
 
 _running: set[asyncio.Task[Any]] = set()  # the strong references that the loop does not keep
+
+
+async def patiently(do: Callable[[], Awaitable[T]], waiting: Callable[[str], None]) -> T:
+    """What `do` gives, tried again for `PATIENCE` seconds while the bus is not reachable: a cluster that has just begun answers
+    nobody until it has a leader, and who starts with it need not end for that.
+
+    `waiting`: told why, once. Raises what `do` raises, Unreachable the last time.
+    """
+    clock, said = asyncio.get_running_loop().time, ""
+    end = clock() + PATIENCE
+    while True:
+        try:
+            return await do()
+        except Unreachable as e:
+            if clock() >= end:
+                raise
+            if not said:
+                waiting(said := e.message)
+        await asyncio.sleep(1.0)
 
 
 class Tasks:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.serving.signatures import Keys
 from dspex.bus.serving.work_consumers import WorkConsumers
-from dspex.bus.tasks import Tasks, first
+from dspex.bus.tasks import Tasks, first, patiently
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
@@ -99,7 +100,8 @@ class Host:
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Apply, and begin to run what falls to this engine."""
-        applied = await apply(self.bus, self.app, self.graphs, replicas=self.replicas, max_bytes=self.max_bytes)
+        make = partial(apply, self.bus, self.app, self.graphs, replicas=self.replicas, max_bytes=self.max_bytes)
+        applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
         self.applied, self.stream_applied = applied.changes, applied.stream
         await self.clock.ask()
         bucket = await self.bus.bucket(subjects.bucket(self.app))

@@ -20,7 +20,7 @@ from dspex.bus.serving.keyring import need_none
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.signatures import keys_of
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
-from dspex.bus.tasks import Tasks
+from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
@@ -78,7 +78,9 @@ class Pool:
     async def start(self) -> None:
         """Start the children and begin to take work. Raises ConfigError, BusError."""
         check_keys(self.config)
-        await (self.bus.sealing.verify() if self.bus.sealing is not None else need_none(self.bus, self.config.app))
+        sealing, app = self.bus.sealing, self.config.app
+        verify = sealing.verify if sealing is not None else partial(need_none, self.bus, app)
+        await patiently(verify, lambda why: log.warning("waiting for the server", pool=self.config.name, why=why))
         profile = self.config.default_profile()
         if profile is not None and profile.local:
             await asyncio.to_thread(weights.require, profile.model)  # before processes are started in vain

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from collections.abc import Callable
 
-from dspex.bus.errors import TopologyError
+import pytest
+from engine_lab import Lab
+
+from dspex.bus.errors import TopologyError, Unreachable
+from dspex.bus.memory.server import Faults
 from dspex.bus.settings.model import Settings
 from dspex.engine.hosting.engine import Engine
+from dspex.operators.topology import Topology
 
 
 def test_an_engine_refuses_what_is_no_topology() -> None:
     with pytest.raises(TopologyError, match="3 is int, not a Topology") as caught:
         Engine(3, settings=Settings(app="test"))  # type: ignore[arg-type]
     assert caught.value.code == "DX221"
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(20.0, True), (60.0, False)], ids=["a while", "too long"])
+def test_an_engine_that_starts_with_its_cluster_waits_until_that_has_a_leader(
+    lab: Callable[..., Lab], seconds: float, starts: bool
+) -> None:
+    topology = Topology("t")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.server.luck.faults = Faults(disconnect=1.0)  # nothing answers
+
+    async def begin() -> None:
+        asyncio.get_running_loop().call_later(seconds, setattr, one.server.luck, "faults", Faults())
+
+    one.run(begin())
+    if starts:
+        one.start()
+        one.publish("in", {"a": 1})
+        one.advance(1)
+        assert one.outputs("out") == [{"a": 1}]
+    else:
+        with pytest.raises(Unreachable):
+            one.start()
