@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import timedelta
 from typing import TypeAlias
@@ -11,9 +10,11 @@ from dspex.bus.errors import ConfigError
 
 Duration: TypeAlias = str | float | int | timedelta
 
+LONGEST = 36_500 * 86400.0  # a hundred years; a server counts nanoseconds in 64 bits
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
+MOST = 1 << 63  # bytes
 _SIZES = {"b": 1, "kb": 10**3, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 
 
@@ -30,18 +31,19 @@ def seconds(value: Duration) -> float:
         result = sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
     else:
         raise ConfigError(f"{value!r} is not a duration", code="DX102", fix='write "10s", "1m", "1h30m", "7d" or seconds')
-    if not 0 <= result < math.inf:  # NaN fails both comparisons
-        raise ConfigError(f"{value!r} is negative or endless", code="DX102", fix="a duration is zero or more seconds")
+    if not 0 <= result <= LONGEST:  # NaN fails both comparisons
+        fix = "a duration is zero seconds or more, and at most 36500d"
+        raise ConfigError(f"{value!r} is negative, or no time that anybody waits", code="DX102", fix=fix)
     return result
 
 
 def size(value: str | int) -> int:
     """A size in bytes: `"256KiB"`, `"1GB"` or a number. Raises ConfigError (DX103)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST:
         return value
     if isinstance(value, str) and (m := _SIZE.fullmatch(value.strip())):
         found = float(m[1]) * _SIZES[(m[2] or "B").lower()]
-        if found < math.inf:
+        if found < MOST:
             return int(found)
     raise ConfigError(f"{value!r} is not a size", code="DX103", fix='write "512MiB", "1GB" or a number of bytes')
 
