@@ -22,10 +22,11 @@ _KEEP: Final = ("STREAM.CREATE.{}", "STREAM.UPDATE.{}", "STREAM.PURGE.{}", "STRE
 
 @dataclass(frozen=True)
 class Have:
-    """What the server lets a connection do: what is allowed, without what is denied of it."""
+    """What the server lets a connection do: what is allowed, without what is denied of it. `answers`: as in Rights."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    answers: bool = False
 
     @staticmethod
     def read(answer: Mapping[str, Any]) -> Have | None:
@@ -35,7 +36,8 @@ class Have:
             return None
         permissions = found.get("permissions") or {}
         allowed = [(permissions.get(kind) or {}).get("allow") or [">"] for kind in ("publish", "subscribe")]
-        return Have(*(tuple(str(pattern) for pattern in patterns) for patterns in allowed))
+        publish, subscribe = (tuple(str(pattern) for pattern in patterns) for patterns in allowed)
+        return Have(publish, subscribe, bool(permissions.get("responses")))
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Rights:
     def beyond(self, have: Have) -> list[str]:
         """What a user has that is not among these: patterns, each with what may be done there."""
         more = [f"publish {p}" for p in have.publish if not any(covers(right, p) for right in self.publish)]
+        more += ["answer whoever asks, wherever that goes (allow_responses)"] if have.answers and not self.answers else []
         return more + [f"subscribe {p}" for p in have.subscribe if not any(covers(right, p) for right in self.subscribe)]
 
 

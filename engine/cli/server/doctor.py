@@ -7,13 +7,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, ConfigError, DspexError
+from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed
 from dspex.bus.local import probe
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
@@ -81,13 +81,25 @@ async def _server(settings: Settings, server: Found, enough: Rights | None, role
     bus = await connect(settings, server, name="dspex doctor")
     try:
         found.append(_payload(bus))
-        found += await _account(bus)
+        found += await _visible("jetstream", role, _account(bus))
         found += [await _permissions(bus, server, enough, role)] if enough else []
-        found += [await _clock(settings, bus, server), await _sealed(settings, bus)]
-        found += await _application(settings, bus)
+        found += await _visible("clock", role, _clock(settings, bus, server))
+        found += await _visible("payloads", role, _sealed(settings, bus)) if role != "caller" else []  # which needs no key
+        found += await _visible("application", role, _application(settings, bus))
     finally:
         await bus.close()
     return found
+
+
+async def _visible(name: str, role: str | None, check: Awaitable[Diagnosis | list[Diagnosis]]) -> list[Diagnosis]:
+    """What a check says; where a role has no right to look, that. Raises NotAllowed for a role that has it."""
+    try:
+        found = await check
+    except NotAllowed:
+        if role in (None, "engine", "operator"):
+            raise
+        found = Diagnosis(name, True, f"not visible with the rights of a {role}")
+    return found if isinstance(found, list) else [found]
 
 
 def _server_to_start(settings: Settings) -> list[Diagnosis]:
@@ -193,6 +205,8 @@ async def _sealed(settings: Settings, bus: Bus) -> Diagnosis:
             return Diagnosis("payloads", before, f"the stream {name} is not there, and is made when a topology is applied", fix)
         await need_none(bus, settings.app)
         return Diagnosis("payloads", True, "in clear text (engine.encrypt_key_env seals them)")
+    except NotAllowed:
+        raise
     except DspexError as e:
         return _fault("payloads", e)
 

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_bench import CLASSIFY, Done, Project, stand_in
@@ -237,8 +238,8 @@ def _run_all(project: Project, url: str) -> str:
         for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["apply"]):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
-        checked = {o["check"]: o for o in run("operator", "--json", "doctor").objects()}
-        assert checked["permissions"]["message"] == "no more than an operator needs"
+        for role in ROLES:
+            assert checked(project, url, role, role)["message"] == f"no more than {role} needs"
         wide = project.dspex("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)
         (fault,) = [o for o in wide.objects() if o["check"] == "permissions"]
         assert (wide.code, fault["ok"], "publish >" in fault["message"]) == (1, False, True)
@@ -272,6 +273,32 @@ def test_a_publisher_of_what_is_a_sink_is_warned_of(project: Project) -> None:
     bad = project.here("server", "permissions", "--role", "publisher", "--subject", "shop.>")
     assert (good.code, good.err, bad.code) == (0, "", 0)
     assert "shop.> is a sink" in bad.err
+
+
+@pytest.mark.asyncio
+async def test_doctor_names_the_right_to_answer_wherever_who_asks_says(tmp_path: Path) -> None:
+    """With it and a friend who asks, a user may publish anything."""
+    project = Project(tmp_path, APP)
+    user = permissions(project, "caller")
+    more = user.replace("  permissions: {", "  permissions: { allow_responses: true", 1).replace(
+        'user: "caller"', 'user: "more"'
+    )
+    users = f"{user}\n{more}\n{{ user: all, password: p }}"
+    config = f"accounts {{ A {{ jetstream: enabled, users: [\n{users}\n] }} }}\nno_auth_user: all\n"
+    async with LocalServer(tmp_path / "server" / "js", port=None, extra_config=config) as server:
+        found = {name: await asyncio.to_thread(checked, project, server.url, "caller", name) for name in ("caller", "more")}
+    assert (found["caller"]["ok"], found["more"]["ok"]) == (True, False)
+    assert found["more"]["message"].endswith("than caller needs: answer whoever asks, wherever that goes (allow_responses)")
+
+
+def checked(project: Project, url: str, role: str, user: str) -> dict[str, Any]:
+    """What doctor says of the permissions of a user."""
+    login = {**_as(project, url, role), "NATS_USER": user}
+    done = project.dspex("--json", "doctor", "--role", role, *OPTIONS[role], **login)
+    (found,) = [o for o in done.objects() if o["check"] == "permissions"]
+    faults = [o for o in done.objects() if not o["ok"] and o["check"] != "permissions" and not o["check"].startswith("lm.")]
+    assert faults == []
+    return found
 
 
 def test_doctor_does_not_leave_out_the_check_of_a_role_that_it_was_asked_for(tmp_path: Path) -> None:
