@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -67,7 +68,8 @@ def _print_state(t: Terminal, word: str) -> None:
         raise typer.Exit(1)
     data = {"running": True, "url": state["url"], "pid": state["pid"], "version": state["version"], "store": state["store"]}
     text = f"{state['url']}  {word}, pid {state['pid']}, nats-server {state['version']}, data in {state['store']}"
-    how = f'nats --server {state["url"]} --user {login.USER} --password "$(cat {login.file_of(home)})"'
+    # in the environment, which nobody else can read: the arguments of a process are for all users of the machine to see
+    how = f'NATS_USER={login.USER} NATS_PASSWORD="$(cat {shlex.quote(str(login.file_of(home)))})" nats --server {state["url"]}'
     t.emit({**data, "user": login.USER, "password_file": str(login.file_of(home))}, text, f"other tools log in: {how}")
 
 

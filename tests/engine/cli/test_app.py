@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cli_bench import in_this_process as dspex
 from cli_bench import kept_logging, objects
 
 from dspex import __main__ as cli
+from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
 from dspex.engine.cli import app
 
@@ -46,6 +48,13 @@ def test_a_server_is_started_once_found_and_stopped(folder: Path) -> None:
         again = dspex("server", "start")
         assert (again.code, "already running" in again.out) == (0, True)
         assert dspex("--json", "server", "status").objects() == [state]
+        nats = folder / "nats"
+        nats.write_text('#!/bin/sh\necho "$NATS_USER:$NATS_PASSWORD $*"\n')
+        nats.chmod(0o755)
+        (told,) = [line for line in again.out.splitlines() if "log in: " in line]
+        path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+        said = subprocess.run(["sh", "-c", told.partition("log in: ")[2]], capture_output=True, text=True, env=path).stdout
+        assert said == f"dspex:{login.read(folder / '.dspex')} --server {state['url']}\n"  # no argument is a secret
     finally:
         stop = dspex("server", "stop")
     assert (stop.code, stop.out) == (0, "stopped\n")
