@@ -183,13 +183,6 @@ class Objects(Protocol):
         """The bytes; None where there are none. Raises `DataError` where what is stored has another hash."""
         ...
 
-    async def led_for(self) -> float:
-        """Seconds for which the server that answers has led the store; infinite where no other one could.
-
-        One that has just become the leader may not show yet what was put just before.
-        """
-        ...
-
     async def listing(self) -> dict[str, float]:
         """When each object was put last, in seconds since the epoch, by its name."""
         ...
@@ -220,6 +213,10 @@ class Sealing(Protocol):
 
     async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
         """The same messages, those opened that can be: what it takes is asked for together, and the rest is left as it is."""
+        ...
+
+    async def forget(self, session: str) -> int:
+        """Make what belongs to a session unreadable for good; how many keys it had."""
         ...
 
 
@@ -398,6 +395,13 @@ class Bus(Protocol):
 
     async def has(self, kind: Kept, name: str) -> bool:
         """Whether there is a stream, bucket or object store of this name. Makes none."""
+        ...
+
+    async def led_for(self, kind: Kept, name: str) -> float:
+        """Seconds for which the server that answers has led it; infinite where no other one could, and where it is not there.
+
+        One that has just become the leader may not show yet what was put just before.
+        """
         ...
 
     async def remove(self, kind: Kept, name: str) -> bool:

@@ -85,7 +85,7 @@ def rights(
         "engine": _engine(app, about, streams),
         "operator": _operator(app, about, streams),
         "worker": (right for pool in pools for right in _worker(app, pool)),
-        "publisher": iter([*about, subjects.audit(app, "publish")]),
+        "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
         "caller": _caller(app, pools),
         "reader": _reader(app, prefix, about),
     }
@@ -109,6 +109,11 @@ def _kept(app: str) -> list[str]:
 def _values(app: str) -> Iterator[str]:
     yield from (f"$KV.{name}.>" for name in subjects.buckets(app))
     yield f"$O.{subjects.objects(app)}.>"
+
+
+def _seals(app: str) -> str:
+    """Who may look here knows whether it needs a key."""
+    return f"$JS.API.STREAM.INFO.{subjects.keys(app)}"
 
 
 def _sealed(app: str, role: UserRole) -> Iterator[str]:
@@ -152,12 +157,13 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
-    yield f"$JS.API.STREAM.INFO.{subjects.keys(app)}"  # whether it needs a key
+    yield _seals(app)
 
 
 def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
     yield subjects.audit(app, "call")
+    yield _seals(app)
     yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # which nodes there are
     for pool in pools:
         yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))

@@ -288,6 +288,10 @@ class MemoryBus:
         await self.trip()
         return name in self.server.kept(kind)
 
+    async def led_for(self, kind: Kept, name: str) -> float:
+        await self.trip()
+        return self.server.now - self.server.led_since
+
     async def remove(self, kind: Kept, name: str) -> bool:
         await self.trip()
         return self.server.remove(kind, name)

@@ -215,10 +215,6 @@ class MemoryObjects:
             raise DataError(f"object {name} is damaged: its bytes have another hash")
         return data
 
-    async def led_for(self) -> float:
-        await self._bus.trip()
-        return self._bus.server.now - self._bus.server.led_since
-
     async def listing(self) -> dict[str, float]:
         await self._bus.trip()
         return {name: put for name, (_, put) in self._objects.items()}

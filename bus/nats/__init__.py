@@ -179,5 +179,8 @@ class NatsBus:
     async def has(self, kind: Kept, name: str) -> bool:
         return await streams.info(self._connection, _KEPT_IN[kind] + name) is not None
 
+    async def led_for(self, kind: Kept, name: str) -> float:
+        return await streams.led_for(self._connection, _KEPT_IN[kind] + name)
+
     async def remove(self, kind: Kept, name: str) -> bool:
         return await streams.remove(self._connection, _KEPT_IN[kind] + name)

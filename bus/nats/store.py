@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +13,6 @@ from dspex.bus.errors import DataError, Fenced, NotAllowed
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 
 _CHUNK: Final = 512 * 1024
@@ -186,14 +184,6 @@ class NatsObjects:
         if hashlib.sha256(data).hexdigest() != name:
             raise DataError(f"object {name} is damaged: its bytes have another hash", fix="look at the server's disk")
         return data
-
-    async def led_for(self) -> float:
-        info = await self._connection.api(f"STREAM.INFO.{self._stream}", None)
-        with what_a_server_says():
-            if info["config"]["num_replicas"] == 1:
-                return math.inf
-            since = (info.get("cluster") or {}).get("leader_since")  # absent while there is no leader
-            return stored.timestamp(info["ts"]) - stored.timestamp(since) if since else 0.0
 
     async def listing(self) -> dict[str, float]:
         info = await streams.info(self._connection, self._stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -49,6 +50,16 @@ async def info(connection: Connection, name: str) -> StreamInfo | None:
     """`Bus.stream`."""
     found = await surely(connection, lambda: _info(connection, name))
     return None if found is None else _described(found)
+
+
+async def led_for(connection: Connection, name: str) -> float:
+    """`Bus.led_for`."""
+    found = await surely(connection, lambda: _info(connection, name))
+    if found is None or found["config"]["num_replicas"] == 1:
+        return math.inf
+    with what_a_server_says():
+        since = (found.get("cluster") or {}).get("leader_since")  # absent while there is no leader
+        return timestamp(found["ts"]) - timestamp(since) if since else 0.0
 
 
 async def make(connection: Connection, config: Mapping[str, object]) -> None:

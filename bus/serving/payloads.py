@@ -10,7 +10,6 @@ Log entries and snapshots are never checked in: whoever takes over needs nothing
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -23,13 +22,11 @@ from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.records import CallRequest, RecordTo
 from dspex.bus.serving.keyring import SETTING
+from dspex.bus.serving.new_leader import shown
 
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives
 ROOM: Final = 4096  # bytes of a message kept for headers
-NEW: Final = 10.0  # seconds for which the leader of the object store may not show what was put just before it became that
-PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks for it
-
 RECORD_WORDS: Final = 6  # of a record's message id: topology, stage, partition, number, try, nonce
 MOST_DIGITS: Final = 19  # of a number in it: anybody may have written one
 NAME: Final = re.compile(r"[0-9a-f]{64}")
@@ -66,9 +63,12 @@ async def checked_in(bus: Bus, app: str, message: NewMessage, above: int = ABOVE
 
 async def sent(bus: Bus, app: str, message: NewMessage) -> NewMessage:
     """The message as it can be sent to somebody who waits for it: nothing is stored but a body that no message holds."""
-    return (
-        message if len(message.data) <= inline(bus, bus.max_payload) else await checked_in(bus, app, message, bus.max_payload)
-    )
+    return await checked_in(bus, app, message, bus.max_payload) if must_be_stored(bus, message) else message
+
+
+def must_be_stored(bus: Bus, message: NewMessage) -> bool:
+    """Whether no message holds the body."""
+    return len(message.data) > inline(bus, bus.max_payload)
 
 
 async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
@@ -97,8 +97,9 @@ async def _fetched(bus: Bus, app: str, message: Message) -> Message | None:
     if not NAME.fullmatch(name):  # whoever may publish can write what they like
         _log.error("a claim check names no payload", **where)
         return None
+    objects = await bus.objects(subjects.objects(app))
     try:
-        data = await _stored(bus, app, name)
+        data = await shown(bus, "objects", subjects.objects(app), lambda: objects.get(name))
     except DataError as e:
         _log.error("a payload cannot be read", **where, why=e.message)
         return None
@@ -106,22 +107,6 @@ async def _fetched(bus: Bus, app: str, message: Message) -> Message | None:
         _log.error("a payload is stored nowhere any more", **where)
         return None
     return message._replace(data=data)
-
-
-async def _stored(bus: Bus, app: str, name: str) -> bytes | None:
-    """A payload. What was put just now may not be shown by a server that has just become the leader: that one is asked again.
-
-    Any other is believed at once: whoever may publish can name payloads that never were, and who waited for them would stand
-    still for as long as somebody sends such messages.
-    """
-    objects = await bus.objects(subjects.objects(app))
-    for pause in (*PAUSES, 0.0):
-        if (data := await objects.get(name)) is not None:
-            return data
-        if await objects.led_for() > NEW:
-            return None
-        await asyncio.sleep(pause)
-    return None
 
 
 def named_in_headers(app: str, message: Message) -> CallRequest:

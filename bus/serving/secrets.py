@@ -26,4 +26,4 @@ def secrets_of(named: str | None, node: str, setting: str, environ: Mapping[str,
                 fix=f"export {name}=…   (make one: openssl rand -hex 32)",
                 node=node,
             )
-    return tuple(environ[name].encode() for name in names)
+    return tuple(environ[name].encode(errors="surrogateescape") for name in names)  # it may be any bytes

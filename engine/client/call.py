@@ -21,6 +21,7 @@ from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keyring import may_store
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.status.pools import pool_row
 from dspex.engine.client.status.rows import PoolRow
@@ -142,6 +143,8 @@ class _Asking:
         pause, draft = 0.05, NewMessage(subject, self.request.pack(), headers)
         if (size := len(draft.data)) > (most := payloads.most(self.bus)):
             raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
+        if payloads.must_be_stored(self.bus, draft):
+            await may_store(self.bus, self.app)
         draft = await payloads.sent(self.bus, self.app, draft)
         while True:
             await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox)

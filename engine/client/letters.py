@@ -13,6 +13,7 @@ from dspex.bus.message import Event, Message, in_session, is_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import audit, payloads
+from dspex.bus.serving.keyring import may_store
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
@@ -206,6 +207,7 @@ async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter
         dead = _letter(letter)
         await _check_places(redrives.bus, redrives.app, dead, message.sequence)
         whole = await _frame(redrives.bus, dead, changed(read(letter)))
+        await may_store(redrives.bus, redrives.app)
         return await payloads.checked_in(redrives.bus, redrives.app, whole)
 
     return await redrives.once(sequence, frame)

@@ -11,6 +11,7 @@ from dspex.bus.errors import ConfigError, InvalidInput, NotStored, PayloadTooLar
 from dspex.bus.message import INHERITED
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keyring import may_store
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
@@ -18,8 +19,8 @@ from dspex.engine.graph import manifest
 async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE) -> Run:
     """Store an event of a source; the run that it begins.
 
-    `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject; NotStored,
-    PayloadTooLarge.
+    `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject, and (DX124) where the
+    application's payloads are sealed, and there is no key here; NotStored, PayloadTooLarge.
     """
     subject = message.subject
     if not subjects.is_subject(subject):
@@ -27,6 +28,7 @@ async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads
     if (size := len(message.data)) > (most := payloads.most(bus)):
         text = f"{size:,} bytes for {subject}, and one payload may have {most:,}"
         raise PayloadTooLarge(text, node="publish", fix="store it elsewhere, and publish where it is")
+    await may_store(bus, app)
     try:
         ack = await bus.publish(await payloads.checked_in(bus, app, message, above))
     except NotStored as e:

@@ -13,9 +13,11 @@ from dspex.bus import codecs, subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import keyring, payloads
+from dspex.bus.serving.ciphers import Wrapping
 from dspex.bus.serving.keyring import Keyring
 
 SECRET = {"SEAL": "k" * 64}
+ANN = Wrapping.of(SECRET["SEAL"].encode()).name_of("ann")
 
 
 class Sealing:
@@ -42,7 +44,7 @@ class Sealing:
 
     async def put(self, value: bytes) -> None:
         """Put what somebody added in place of the key of a session."""
-        subject = subjects.key(APP, keyring.name_of("ann"))
+        subject = subjects.key(APP, ANN)
         if (last := await self.bus.last(subjects.keys(APP), subject)) is not None:
             await self.bus.delete(subjects.keys(APP), last.sequence)
         await self.bus.publish(NewMessage(subject, value))
@@ -63,7 +65,7 @@ def _take_sealed() -> Take:
 def _keys() -> list[Case]:
     one = sealing()
     one.sealed(1, b"{}")
-    key = one.run(one.bus.last(subjects.keys(APP), subjects.key(APP, keyring.name_of("ann"))))
+    key = one.run(one.bus.last(subjects.keys(APP), subjects.key(APP, ANN)))
     assert key is not None
     return [Case(key.data)]
 

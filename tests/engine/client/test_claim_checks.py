@@ -17,6 +17,7 @@ from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.serving import payloads
+from dspex.bus.serving.new_leader import NEW, PAUSES
 from dspex.engine.client import letters, watch
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.compile import compile_stage
@@ -356,7 +357,7 @@ def test_made_up_payloads_hold_up_the_others_only_for_as_long_as_a_leader_is_new
     one.run(new_leader(one))
     made_up(one)
     one.publish("in", {"text": "a"})
-    one.advance(payloads.NEW + max(payloads.PAUSES))
+    one.advance(NEW + max(PAUSES))
     assert [o["text"] for o in one.outputs("out")] == ["a!"]
 
 

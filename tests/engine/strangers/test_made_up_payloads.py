@@ -37,4 +37,5 @@ async def test_events_that_name_payloads_that_never_were_hold_up_nobody(bus: Nat
 
 @pytest.mark.asyncio
 async def test_the_only_server_of_an_object_store_shows_all_that_was_put(bus: NatsBus, unique: str) -> None:
-    assert await (await bus.objects(unique)).led_for() == math.inf
+    await bus.objects(unique)
+    assert await bus.led_for("objects", unique) == math.inf

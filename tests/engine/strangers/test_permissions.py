@@ -80,7 +80,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "$JS.API.STREAM.LIST": set(),
     f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader"},
     f"$JS.API.STREAM.INFO.{KV}": {*OWNERS, "caller", "worker"},
-    f"$JS.API.STREAM.INFO.{S}_keys": {*OWNERS, "worker"},
+    f"$JS.API.STREAM.INFO.{S}_keys": {*OWNERS, "worker", "publisher", "caller"},
     f"$JS.API.STREAM.MSG.GET.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.DELETE.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker"},
@@ -322,7 +322,8 @@ def test_a_subject_is_one_to_nsc_and_no_command_to_a_shell(tmp_path: Path) -> No
     project = Project(tmp_path, APP)
     args = ["server", "permissions", "--role", "publisher", "--nsc", "--subject"]
     (_, command) = project.here(*args, "a';touch${IFS}x;'").out.splitlines()
-    assert shlex.split(command)[5:7] == ["--allow-pub", "$SYS.REQ.USER.INFO,a';touch${IFS}x;',dspex.shop.audit.publish"]
+    allowed = ["$SYS.REQ.USER.INFO", "a';touch${IFS}x;'", "dspex.shop.audit.publish", "$JS.API.STREAM.INFO.DSPEX_shop_keys"]
+    assert shlex.split(command)[5:7] == ["--allow-pub", ",".join(allowed)]
     assert "no subject with a comma" in project.here("--json", *args, "a,dspex.shop.log.>").error()["message"]
 
 
