@@ -49,6 +49,20 @@ def token(name: str, what: str = "name") -> str:
     return name
 
 
+# Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
+_KINDS: Final = frozenset({"sources", "requests", "keys", "sessions", "limits", "cache", "payloads"})
+
+
+@lru_cache(256)
+def application(app: str) -> str:
+    """`app`, if it can be the name of an application; ConfigError (DX101) otherwise."""
+    other, _, kind = token(app, "app").rpartition("_")
+    if other and kind in _KINDS:
+        what = f"app {app!r} would have the {kind} of an application {other!r} for its own"
+        raise ConfigError(what, code="DX101", fix=f"use a name that does not end with _{kind}")
+    return app
+
+
 INBOX: Final = "_INBOX"  # how the subjects begin on which answers and deliveries come
 
 
@@ -120,7 +134,7 @@ def is_stream_name(text: str) -> bool:
 
 def stream(app: str) -> str:
     """The application stream."""
-    return f"DSPEX_{token(app, 'app')}"
+    return f"DSPEX_{application(app)}"
 
 
 def sources(app: str) -> str:
@@ -145,7 +159,7 @@ def key(app: str, name: str) -> str:
 
 def bucket(app: str) -> str:
     """The key-value bucket: manifests, and who is alive."""
-    return f"DSPEX_{token(app, 'app')}"
+    return f"DSPEX_{application(app)}"
 
 
 def buckets(app: str) -> list[str]:
@@ -155,7 +169,7 @@ def buckets(app: str) -> list[str]:
 
 def objects(app: str) -> str:
     """The object store of payloads too large for an event, by content hash."""
-    return f"DSPEX_{token(app, 'app')}_payloads"
+    return f"DSPEX_{application(app)}_payloads"
 
 
 def own_subjects(app: str) -> list[str]:
@@ -183,7 +197,7 @@ def work_consumer(pool: str, band: int) -> str:
 
 # -- subjects ----------------------------------------------------------------------------------------------------
 def prefix(app: str) -> str:
-    return f"dspex.{token(app, 'app')}"
+    return f"dspex.{application(app)}"
 
 
 def log(app: str, topology: str, stage: str, partition: int | str) -> str:

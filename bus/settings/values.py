@@ -66,7 +66,7 @@ def without_effect(name: str, why: str) -> PydanticCustomError:
 
 def _app(value: object) -> str:
     try:
-        return subjects.token(str(value), "app")
+        return subjects.application(str(value))
     except ConfigError as e:
         raise custom_error(e) from None
 

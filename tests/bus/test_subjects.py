@@ -113,6 +113,21 @@ def test_the_subjects_of_two_applications_never_meet() -> None:
     assert len({subjects.stream("a"), subjects.stream("b"), subjects.objects("a"), subjects.bucket("b") + "x"}) == 4
 
 
+def test_no_application_has_what_is_anothers() -> None:
+    def kept(app: str) -> list[str]:
+        streams = [subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.keys(app)]
+        return [*streams, *(f"KV_{name}" for name in subjects.buckets(app)), f"OBJ_{subjects.objects(app)}"]
+
+    endings = {name.rpartition("_")[2] for name in kept("shop")} - {"shop"}
+    assert len(endings) == 7
+    for ending in endings:
+        with pytest.raises(ConfigError, match="of an application 'shop' for its own") as caught:
+            kept(f"shop_{ending}")
+        assert caught.value.code == "DX101"
+        assert set(kept(f"shop-{ending}")).isdisjoint(kept("shop"))
+        assert kept(ending)  # of no other application
+
+
 def test_workers_of_a_pool_get_the_work_of_that_pool_only() -> None:
     mine = subjects.work("shop", "gpu", "t", "draft")
     assert matches(subjects.work_pattern("shop", "gpu"), mine)
