@@ -211,6 +211,10 @@ class Sealing(Protocol):
         """The message as it was; None where nobody can read it any more."""
         ...
 
+    async def at_hand(self, messages: Sequence[Message]) -> None:
+        """Ask together for what it takes to open these, and not one after another."""
+        ...
+
     async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
         """The same messages, those opened that can be: what it takes is asked for together, and the rest is left as it is."""
         ...

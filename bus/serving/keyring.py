@@ -104,9 +104,13 @@ class Keyring:
         await self._fetch(names)
         await asyncio.gather(*(self._made(name) for name in names if not self._fresh(name)))
 
-    async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
-        """The same messages, those opened whose keys a replica has: `opened` asks the leader about the rest, one by one."""
+    async def at_hand(self, messages: Sequence[Message]) -> None:
+        """Ask for the keys of these together, of a replica: `opened` asks the leader about the rest, one by one."""
         await self._fetch({name for m in messages if subjects.SEALED in m.headers and (name := self._key_of(m))})
+
+    async def opened_early(self, messages: Sequence[Message]) -> list[Message]:
+        """The same messages, those opened whose keys a replica has."""
+        await self.at_hand(messages)
         return [self._opened_at_once(m) or m if subjects.SEALED in m.headers else m for m in messages]
 
     async def sealed(self, message: NewMessage) -> NewMessage:

@@ -152,6 +152,8 @@ async def listing(
     They are read in pages, so a caller who keeps none of them needs little memory however many there are.
     """
     async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
+        if bus.sealing is not None:
+            await bus.sealing.at_hand(page)
         for message in page:
             found = await _shown(bus, app, message)
             if node in (None, found.node) and reason in (None, found.reason, found.code):

@@ -120,7 +120,8 @@ class Partition:
             if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
                 self._say(note, arrival, failure if note == "dead_letter" else None)
         if failure is not None:
-            _log.warning("dead letter", node=failure.node, why=failure.error.message[:500])
+            sealed = self.log.bus.sealing is not None  # what is logged is stored, too, and may quote the event
+            _log.warning("dead letter", node=failure.node, why=failure.error.code if sealed else failure.error.message[:500])
         if changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that

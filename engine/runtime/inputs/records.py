@@ -15,7 +15,7 @@ from dspex.bus.codecs.checking import checker
 from dspex.bus.codecs.msgpack import unpacked
 from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.message import Message
-from dspex.bus.port import Bus, Reader
+from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored
@@ -39,7 +39,8 @@ class RecordsInput(Input):
         self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+        reader = await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+        return _WithKeys(reader, self._bus.sealing) if self._bus.sealing is not None else reader
 
     def _subject(self, p: Partition) -> str:
         return subjects.record(self._app, "*", self._topology, self._stage, p.index)
@@ -71,6 +72,18 @@ class RecordsInput(Input):
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         return [arrival_of(message, clock, await answered(self._bus, self._app, p, message))]
+
+
+class _WithKeys:
+    """Reads records, and asks together for the keys of all that it has read: their calls may have taken long."""
+
+    def __init__(self, reader: Reader, sealing: Sealing) -> None:
+        self._reader, self._sealing, self.close = reader, sealing, reader.close
+
+    async def read(self, limit: int) -> list[Message]:
+        messages = await self._reader.read(limit)
+        await self._sealing.at_hand(messages)
+        return messages
 
 
 def arrival_of(message: Message, clock: float, what: Answered | None) -> Arrival:

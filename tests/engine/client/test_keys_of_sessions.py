@@ -12,18 +12,21 @@ from functools import partial
 import pytest
 import pytest_asyncio
 from engine_lab import APP, Lab
-from sealed_app import CARD, KEYS, Sealed, count, everything, letters, name_of, of
+from sealed_app import CARD, KEYS, POOL, Sealed, count, everything, letters, name_of, of
 from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, NotAllowed
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.store import MemoryStream
+from dspex.bus.message import Message
+from dspex.bus.nats import NatsBus
 from dspex.bus.port import Kept, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keyring import Keyring
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
 
@@ -183,6 +186,39 @@ async def test_what_a_client_may_store_in_clear_text_is_asked_once_for_a_connect
     for _ in range(3):
         await Client(bus=bus, app=app.app).publish(f"{app.app}.in", {"text": "a"})
     assert asked == [subjects.keys(app.app)]
+
+
+@pytest.mark.asyncio
+async def test_the_keys_of_many_sessions_are_asked_for_together(app: Sealed) -> None:
+    """When an engine reads records of calls that have taken long, and when letters are listed."""
+    engine, client = await app.engine(), await app.client()
+    for number in range(40):
+        await client.publish(f"{app.app}.in", {"text": "fail" if number % 2 else "a"}, session=f"s{number}")
+    await until(partial(count, partial(of, client, subjects.work_pattern(app.app, POOL)), 40))
+    await engine.drain()
+    await app.worker()
+    records = partial(of, await app.client(), subjects.record(app.app, POOL, "*", "*", "*"))
+    await until(partial(count, records, 40))
+    asked, bus, later = list[str](), await app.bus(), await app.client()
+    count_asked(bus, asked)
+    count_asked(later.bus, asked)
+    host = Host(bus, app.app, [app.topology().graph], engine="b", claim_check_above=400)
+    await host.start()
+    await until(partial(count, partial(letters, client), 20))
+    await letters(later)
+    assert asked.count(subjects.keys(app.app)) < 10
+    await host.drain()
+
+
+def count_asked(bus: NatsBus, asked: list[str]) -> None:
+    """Note the stream of each message that the leader is asked for."""
+    last = bus.last
+
+    async def counted(stream: str, subject: str) -> Message | None:
+        asked.append(stream)
+        return await last(stream, subject)
+
+    bus.last = counted  # type: ignore[method-assign]
 
 
 def test_a_key_that_a_new_leader_does_not_show_yet_is_waited_for(lab: Callable[..., Lab]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from sealed_app import CARD, KEYS, LARGE, POOL, Sealed, count, everything, is_now, letters, name_of, of
+from structlog.testing import capture_logs
 from waiting import until
 
 from dspex.bus import subjects
@@ -61,6 +62,18 @@ async def test_nothing_that_is_stored_tells_what_was_said(app: Sealed) -> None:
         (text, f"cannot: {text}") for text in texts if "fail" in text
     )
     assert all(CARD.encode() in data for data in await of(client, f"{app.app}.out"))
+
+
+@pytest.mark.asyncio
+async def test_what_an_engine_logs_of_sealed_events_quotes_none(app: Sealed) -> None:
+    with capture_logs() as logged:
+        await app.engine()
+        await app.worker()
+        client = await app.client()
+        await client.publish(f"{app.app}.in", {"text": f"{CARD} fail"})
+        await until(partial(count, partial(letters, client), 1))
+    assert [(line["node"], line["why"]) for line in logged if line["event"] == "dead letter"] == [("ask", "DX608")]
+    assert CARD not in str(logged)
 
 
 @pytest.mark.asyncio
