@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+MOST_ONCE = 1024  # bytes of a message, headers too, in a stream that takes one of each subject
 PAGE_MESSAGES = 500
 PAGE_BYTES = 16 << 20  # of one page, about
 OLDEST_SERVER = (2, 12)  # the first nats-server with atomic batches
@@ -51,6 +52,7 @@ class StreamConfig:
         max_age: seconds after which messages expire; 0: never.
         max_consumers: -1 for what the server allows.
         once: each subject takes one message, and another one only when that was deleted: nobody who may write can replace it.
+            Of MOST_ONCE bytes at most: nor can they fill the disk with a few.
     """
 
     name: str

@@ -12,7 +12,7 @@ from dspex.bus.nats.consumer import NANOSECONDS
 from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal, what_a_server_says
 from dspex.bus.nats.stored import timestamp
 from dspex.bus.nats.writer import stream_of, surely
-from dspex.bus.port import StreamConfig, StreamInfo
+from dspex.bus.port import MOST_ONCE, StreamConfig, StreamInfo
 from dspex.bus.subjects import matches
 
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
@@ -153,7 +153,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "allow_atomic": True,
         "allow_direct": True,
         "metadata": {_OWN: "stream"},
-        **({"max_msgs_per_subject": 1, "discard_new_per_subject": True} if config.once else {}),
+        **({"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max_msg_size": MOST_ONCE} if config.once else {}),
     }
 
 

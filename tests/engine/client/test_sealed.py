@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from waiting import until
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError, DataError, NotAllowed, StreamFull
+from dspex.bus.errors import BusError, ConfigError, DataError, NotAllowed, StreamFull
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import payloads
@@ -188,6 +188,8 @@ async def test_nobody_can_replace_a_key(app: Sealed) -> None:
     before = await plain.last(subjects.keys(app.app), subject)
     with pytest.raises(StreamFull):
         await plain.publish(NewMessage(subject, b"mine"))
+    with pytest.raises(BusError, match="message size exceeds maximum allowed"):
+        await plain.publish(NewMessage(subjects.key(app.app, "f" * 32), b"x" * 2000))
     assert await plain.last(subjects.keys(app.app), subject) == before
 
 
