@@ -50,7 +50,7 @@ def token(name: str, what: str = "name") -> str:
 
 
 # Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
-_KINDS: Final = frozenset({"sources", "requests", "keys", "sessions", "limits", "cache", "payloads"})
+_KINDS: Final = frozenset({"sources", "requests", "keys", "told", "sessions", "limits", "cache", "payloads"})
 
 
 @lru_cache(256)
@@ -145,6 +145,14 @@ def sources(app: str) -> str:
 def requests(app: str) -> str:
     """The stream in which calls journal their model and tool requests while they run."""
     return f"{stream(app)}_requests"
+
+
+def told(app: str) -> str:
+    """The stream with what publishers and callers say of themselves that they did.
+
+    It is not the application's: who may write there can fill it, and have so many batches begun that no commit could begin.
+    """
+    return f"{stream(app)}_told"
 
 
 def keys(app: str) -> str:
@@ -274,9 +282,17 @@ def of_topology(app: str, topology: str) -> list[str]:
     return [f"{prefix(app)}.{rest}" for rest in (*kinds, f"work.*.*.{topology}.>", f"record.*.{topology}.>")]
 
 
+TOLD: Final = ("publish", "call")  # verbs of users who have no other right to write to the application's stream
+
+
 def audit(app: str, verb: str) -> str:
-    """What somebody changed with a verb; `*` for all."""
-    return f"{prefix(app)}.audit.{verb}"
+    """What somebody changed with a verb; `*` for all but those of TOLD."""
+    return f"{prefix(app)}.{'told' if verb in TOLD else 'audit'}.{verb}"
+
+
+def told_pattern(app: str) -> str:
+    """What somebody did with the verbs of TOLD."""
+    return f"{prefix(app)}.told.*"
 
 
 def redriven(app: str) -> str:

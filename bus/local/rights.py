@@ -102,8 +102,8 @@ def _api(patterns: Sequence[str], stream: str) -> Iterator[str]:
 def _kept(app: str) -> list[str]:
     """The streams of an application, also those that hold its buckets and its objects."""
     buckets = [f"KV_{name}" for name in subjects.buckets(app)]
-    streams = [subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.keys(app)]
-    return [*streams, *buckets, f"OBJ_{subjects.objects(app)}"]
+    others = [subjects.sources(app), subjects.requests(app), subjects.told(app), subjects.keys(app)]
+    return [subjects.stream(app), *others, *buckets, f"OBJ_{subjects.objects(app)}"]
 
 
 def _values(app: str) -> Iterator[str]:
@@ -141,7 +141,7 @@ def _operator(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterato
     yield from _engine(app, sinks, streams)
     for name in _kept(app):
         yield from _api(("STREAM.DELETE.{}",), name)
-    yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "control"))
+    yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))
 
 
 def _worker(app: str, pool: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ class AuditEntry:
     """One change.
 
     Attributes:
-        sequence: of the entry in the application's stream. time: when it was stored.
+        sequence: of the entry in its stream. time: when it was stored.
         verb: publish, call, redrive, drop, forget, apply, delete. who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """

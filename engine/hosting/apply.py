@@ -3,6 +3,7 @@
     stream DSPEX_<app>            everything that commits write: logs, work, records, dead letters, and the sinks
     stream DSPEX_<app>_sources    sources that no other stream captures and that are nobody's sink (ADR-0008)
     stream DSPEX_<app>_requests   what calls journal while they run
+    stream DSPEX_<app>_told       what publishers and callers say that they did, for the audit
     stream DSPEX_<app>_keys       the keys that seal payloads, where the settings name one (ADR-0010)
     buckets, object store         see bus/subjects.py
 
@@ -75,7 +76,7 @@ async def apply(
         starts = {name: await first_position(bus, own[name], source) for name, source in new.items()}
         written[graph.name] = await manifest.write(bucket, graph, own, starts, again=again)
     # Last, so that what can be published is read, and a client finds out by whom.
-    await _make_sources(bus, app, streams, after)
+    await _make_streams_of_others(bus, app, streams, after)
     changes = {name: _change(known.get(name), new) for name, new in written.items()}
     return Applied(written, changes, _change(before and set(before.subjects), set(after.subjects)))
 
@@ -154,11 +155,14 @@ async def _make_streams(
     return await bus.ensure_stream(config)
 
 
-async def _make_sources(bus: Bus, app: str, streams: Mapping[str, str], own: StreamInfo) -> None:
+async def _make_streams_of_others(bus: Bus, app: str, streams: Mapping[str, str], own: StreamInfo) -> None:
+    """Make the streams that publishers and callers write to. Of what the application's stream leaves they have their parts."""
+    part = (lambda of: own.max_bytes // of) if own.max_bytes > 0 else lambda of: -1
+    told = StreamConfig(subjects.told(app), [subjects.told_pattern(app)], own.replicas, max_bytes=part(100))
+    await bus.ensure_stream(told)
     name = subjects.sources(app)
     if captured := [subject for subject, stream in streams.items() if stream == name]:
-        room = own.max_bytes // 5 if own.max_bytes > 0 else -1  # what 80 % have left is 20 %
-        await bus.ensure_stream(StreamConfig(name, _without_overlap(captured), own.replicas, max_bytes=room))
+        await bus.ensure_stream(StreamConfig(name, _without_overlap(captured), own.replicas, max_bytes=part(5)))
 
 
 async def _make_stores(bus: Bus, app: str, replicas: int) -> None:

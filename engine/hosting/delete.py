@@ -82,6 +82,7 @@ async def _everything(bus: Bus, app: str) -> list[str]:
     removed: list[tuple[Kept, str]] = [
         ("stream", subjects.sources(app)),
         ("stream", subjects.requests(app)),
+        ("stream", subjects.told(app)),
         ("stream", subjects.keys(app)),
         ("stream", subjects.stream(app)),
         ("objects", subjects.objects(app)),

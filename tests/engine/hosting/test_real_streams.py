@@ -56,12 +56,13 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     await apply(bus, unique, [reading(f"{unique}.in", f"{unique}.out").graph], max_bytes=1 << 20)
     infos = {i.config.name: i.config for i in await js.streams_info() if i.config.name and unique in i.config.name}
     app = subjects.stream(unique)
-    kinds = [app, f"{app}_sources", f"{app}_requests", f"OBJ_{app}_payloads"]
+    kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_told", f"OBJ_{app}_payloads"]
     kinds += [f"KV_{app}{kind}" for kind in ("", "_sessions", "_limits", "_cache")]
     assert set(infos) == set(kinds)
     assert not any(c.allow_rollup_hdrs or c.allow_msg_ttl or c.allow_msg_schedules for c in infos.values())
     assert (infos[app].max_consumers, infos[app].max_bytes) == (4000, 1 << 20)
     assert infos[f"{app}_sources"].max_bytes == (1 << 20) // 5
+    assert infos[f"{app}_told"].max_bytes == (1 << 20) // 100
     assert infos[f"{app}_requests"].max_age == 86400.0
 
 

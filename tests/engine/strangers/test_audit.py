@@ -53,6 +53,18 @@ async def test_a_run_that_applies_says_so(native: Project, nats_url: str) -> Non
 
 
 @pytest.mark.asyncio
+async def test_what_publishers_and_callers_say_lies_in_a_stream_of_its_own(native: Project, nats_url: str) -> None:
+    bus = await nats.connect(nats_url)
+    verbs = ("publish", "call", "apply", "drop")
+    streams = [await bus.stream_of(subjects.audit(native.u, verb)) for verb in verbs]
+    await bus.close()
+    own = subjects.stream(native.u)
+    assert streams == [subjects.told(native.u), subjects.told(native.u), own, own]
+    times = [str(e["time"]) for e in await asyncio.to_thread(entries, native)]
+    assert times == sorted(times)
+
+
+@pytest.mark.asyncio
 async def test_what_others_write_there_is_shown_and_moves_no_cursor(native: Project, nats_url: str) -> None:
     bus: Bus = await nats.connect(nats_url)
     said = json.dumps({"who": "\x1b[2J", "what": {"\x1b]52": "\x1b[2J"}}).encode()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cli_bench import CLASSIFY, Done, Project, stand_in
 
+from dspex.bus import subjects
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.server import LocalServer
 
@@ -57,8 +58,9 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.audit.redriven": {"operator"},
     "dspex.shop.audit.drop": {"operator"},
     "dspex.shop.audit.apply": OWNERS,
-    "dspex.shop.audit.publish": {"publisher", "operator"},
-    "dspex.shop.audit.call": {"caller", "operator"},
+    "dspex.shop.audit.publish": {"operator"},
+    "dspex.shop.told.publish": {"publisher", "operator"},
+    "dspex.shop.told.call": {"caller", "operator"},
     "dspex.shop.record.lightweight.triage.s1.0": {"worker"},
     "dspex.shop.record.lightweight": {"worker"},
     "dspex.shop.record.gpu.triage.s1.0": set(),
@@ -268,6 +270,14 @@ def test_what_a_role_lacks_or_does_not_take_is_said(tmp_path: Path, args: list[s
     assert (done.code, why in done.error()["message"]) == (2, True)
 
 
+@pytest.mark.parametrize("role", ["publisher", "caller", "reader"])
+def test_who_has_nothing_to_commit_writes_nothing_into_the_stream_of_the_commits(tmp_path: Path, role: str) -> None:
+    """A server lets fifty batches be begun on a stream: who begins them all, again and again, lets nobody commit."""
+    project = Project(tmp_path, APP)
+    (found,) = project.here("--json", "server", "permissions", "--role", role, *OPTIONS[role]).objects()
+    assert [(p, own) for p in found["publish"] for own in subjects.own_subjects(APP) if subjects.overlap(p, own)] == []
+
+
 def test_a_publisher_of_what_is_a_sink_is_warned_of(project: Project) -> None:
     good = project.here("server", "permissions", "--role", "publisher", "--subject", "shop.in")
     bad = project.here("server", "permissions", "--role", "publisher", "--subject", "shop.>")
@@ -322,7 +332,7 @@ def test_a_subject_is_one_to_nsc_and_no_command_to_a_shell(tmp_path: Path) -> No
     project = Project(tmp_path, APP)
     args = ["server", "permissions", "--role", "publisher", "--nsc", "--subject"]
     (_, command) = project.here(*args, "a';touch${IFS}x;'").out.splitlines()
-    allowed = ["$SYS.REQ.USER.INFO", "a';touch${IFS}x;'", "dspex.shop.audit.publish", "$JS.API.STREAM.INFO.DSPEX_shop_keys"]
+    allowed = ["$SYS.REQ.USER.INFO", "a';touch${IFS}x;'", "dspex.shop.told.publish", "$JS.API.STREAM.INFO.DSPEX_shop_keys"]
     assert shlex.split(command)[5:7] == ["--allow-pub", ",".join(allowed)]
     assert "no subject with a comma" in project.here("--json", *args, "a,dspex.shop.log.>").error()["message"]
 
