@@ -44,6 +44,7 @@ _CONFIG = """\
 # written by dspex at each start
 server_name: {name}
 listen: "127.0.0.1:{port}"
+ports_file_dir: {ports}
 jetstream {{
   store_dir: {store}
   sync_interval: {sync}
@@ -91,6 +92,7 @@ def configuration(
         name=f"dspex-{socket.gethostname()}",
         port=port,
         store=json.dumps(str(store)),
+        ports=json.dumps(str(store.parent)),
         sync=json.dumps(sync),
         limits=f"  max_file_store: {max_file}\n" if max_file is not None else "",
         login=f"authorization {{ user: {json.dumps(user)}, password: {json.dumps(password)} }}\n" if user else "",
@@ -130,6 +132,15 @@ def detached(command: list[str], log: Path, lock: IO[str]) -> tuple[subprocess.P
             pass_fds=(lock.fileno(),), cwd="/", env=_environment(),
         )  # fmt: skip
     return process, process.pid
+
+
+def listens(store: Path, pid: int) -> bool:
+    """Whether the server itself has the port: it says so beside its store. Another process may have been first there."""
+    file = store.with_name(f"nats-server_{pid}.ports")
+    if file.exists():
+        file.chmod(0o600)
+        return True
+    return False
 
 
 def free_port(wanted: int | None) -> int:

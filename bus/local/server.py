@@ -156,6 +156,8 @@ class LocalServer:
             self.store, port, sync_interval=self._sync, max_file=self._max_file, login=self._login, extra=self._extra
         )
         self._config.write_text(text)
+        for left in self.store.parent.glob("nats-server_*.ports"):  # by a server that was killed
+            left.unlink()
         if self._port is None:
             self.log.unlink(missing_ok=True)
             self.log.touch(mode=0o600)
@@ -170,6 +172,9 @@ class LocalServer:
         end = time.monotonic() + READY_TIMEOUT
         why = "no answer"
         while process.poll() is None and time.monotonic() < end:
+            if not launch.listens(self.store, self.pid):  # who else listens there would be told the password
+                await asyncio.sleep(0.02)
+                continue
             try:
                 found = await probe.ask("127.0.0.1", port, user=user, password=password, timeout=1.0)
             except (OSError, TimeoutError, EOFError, ValueError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dspex.bus.errors import ConfigError, NotAllowed
-from dspex.bus.local import login
+from dspex.bus.local import launch, login
 from dspex.bus.local.open import connect, local_server, open_bus, server_of
 from dspex.bus.local.state import stop_running
 from dspex.bus.nats import connect as connect_as
@@ -93,6 +94,27 @@ async def test_a_folder_that_others_can_write_to_is_not_used(
             await stop_running(home)
     with pytest.raises(ConfigError, match="others can write to the folder"):
         local_server(settings, -1)
+
+
+@pytest.mark.asyncio
+async def test_who_was_first_to_listen_on_the_port_is_not_told_the_password(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = list[bytes]()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"version":"2.15.1"}\r\n')
+        heard.append(await reader.read(1000))
+        writer.close()
+
+    stranger = await asyncio.start_server(listen, "127.0.0.1", 0)
+    taken, free_port = stranger.sockets[0].getsockname()[1], launch.free_port
+    ports = iter([taken])
+    monkeypatch.setattr(launch, "free_port", lambda wanted: next(ports, None) or free_port(None))
+    async with local_server(settings, -1) as server:
+        assert not server.url.endswith(f":{taken}")
+    stranger.close()
+    assert heard == []
 
 
 def test_processes_that_begin_at_once_agree_on_one_password(tmp_path: Path) -> None:
