@@ -53,6 +53,7 @@ class StreamConfig:
         max_consumers: -1 for what the server allows.
         once: each subject takes one message, and another one only when that was deleted: nobody who may write can replace it.
             Of MOST_ONCE bytes at most: nor can they fill the disk with a few.
+        note: what whoever looks at the stream reads there. One that is there keeps its own, unless that is `instead_of`.
     """
 
     name: str
@@ -64,6 +65,8 @@ class StreamConfig:
     max_age: float = 0.0
     max_consumers: int = -1
     once: bool = False
+    note: str = ""
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class StreamInfo:
         retention: "limits"; or "workqueue" or "interest", which remove messages that somebody has read.
         max_bytes: -1 for no limit.
         now: what the clock of its leader said, in seconds since the epoch.
+        note: see StreamConfig.
     """
 
     name: str
@@ -90,6 +94,7 @@ class StreamInfo:
     retention: str = "limits"
     max_bytes: int = -1
     now: float = field(default=0.0, compare=False)
+    note: str = ""
 
 
 class Reader(Protocol):
@@ -201,6 +206,10 @@ class Sealing(Protocol):
         """Raise ConfigError where there is no key, or another one than what is stored was sealed with."""
         ...
 
+    async def establish(self, replicas: int) -> None:
+        """Make what it needs on the server. Raises as `verify`."""
+        ...
+
     async def prepare(self, messages: Iterable[NewMessage]) -> None:
         """Have at hand what it takes to seal these, so that it is asked for together and not one after another."""
         ...
@@ -251,7 +260,7 @@ class Bus(Protocol):
 
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
-        """Create the stream, or add the subjects that it lacks and switch rollup off. Removes no message.
+        """Create the stream, or add the subjects that it lacks, change its note and switch rollup off. Removes no message.
 
         Raises `SubjectTaken`, `BusError` DX412 (message TTL or schedules are on, which no server
         switches off again).

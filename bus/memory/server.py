@@ -85,6 +85,8 @@ class MemoryServer:
         if config.max_bytes is not None:
             stream.config = replace(stream.config, max_bytes=config.max_bytes)
         stream.subjects = kept + new
+        if config.note and stream.note == config.instead_of:
+            stream.note = config.note
         return stream
 
     def remove(self, kind: Kept, name: str) -> bool:

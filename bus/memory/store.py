@@ -60,8 +60,7 @@ class MemoryStream:
 
     def __init__(self, config: StreamConfig, created: float) -> None:
         self.config = config
-        self.subjects = list(config.subjects)
-        self.created = created
+        self.subjects, self.note, self.created = list(config.subjects), config.note, created
         self.first, self.last, self.bytes = 0, 0, 0
         self.messages: dict[int, Message] = {}
         self.consumers: dict[str, MemoryConsumer] = {}
@@ -83,6 +82,7 @@ class MemoryStream:
             replicas=self.config.replicas,
             now=now,
             max_bytes=-1 if self.config.max_bytes is None else self.config.max_bytes,
+            note=self.note,
         )
 
     # -- write

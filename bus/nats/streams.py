@@ -16,6 +16,7 @@ from dspex.bus.port import MOST_ONCE, StreamConfig, StreamInfo
 from dspex.bus.subjects import matches
 
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
+_NOTE: Final = "dspex.note"
 _MOST: Final = 20 << 30  # bytes; where the search for the largest stream begins: 16 GiB, so that applications share a server
 _LEAST: Final = 1 << 20
 _SHARE: Final = 0.8  # of what could be reserved
@@ -40,6 +41,8 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
         changes["max_bytes"] = config.max_bytes
     if found["config"]["max_age"] and config.max_age * NANOSECONDS > found["config"]["max_age"]:
         changes["max_age"] = int(config.max_age * NANOSECONDS)
+    if config.note and _noted(found["config"]) == config.instead_of:
+        changes["metadata"] = {**(found["config"].get("metadata") or {}), _NOTE: config.note}
     try:
         return _described(await _updated(connection, found, changes))
     except SubjectTaken as e:
@@ -152,7 +155,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "duplicate_window": int(config.duplicate_window * NANOSECONDS),
         "allow_atomic": True,
         "allow_direct": True,
-        "metadata": {_OWN: "stream"},
+        "metadata": {_OWN: "stream", **({_NOTE: config.note} if config.note else {})},
         **({"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max_msg_size": MOST_ONCE} if config.once else {}),
     }
 
@@ -173,7 +176,12 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
         now=timestamp(answer["ts"]),
         retention=config["retention"],
         max_bytes=config["max_bytes"],
+        note=_noted(config),
     )
+
+
+def _noted(config: Mapping[str, Any]) -> str:
+    return str((config.get("metadata") or {}).get(_NOTE, ""))
 
 
 def covers(wide: str, narrow: str) -> bool:

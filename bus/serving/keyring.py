@@ -8,7 +8,9 @@ key from the environment (`engine.encrypt_key_env`). That stream takes one messa
 replace one, which would destroy all that it has sealed. To forget a session is to delete its key.
 
 The one from the environment names the keys, too. So nobody without it can put something in the place of a key to come; and a
-new one seals with keys of its own, so that the old one is done with once all that those of old have sealed is past.
+new one seals with keys of its own, so that the old one is done with once all that those of old have sealed is past. Which one
+seals now is noted at the stream, by engines: everybody goes by that, and who has not that one neither seals nor gives up
+anything.
 
 The nonce is derived from key and body: the same message sealed again, by another process or after a crash, gives the same
 bytes, so that its payload is stored once and a second write can be told from another message. GCM breaks where one nonce serves
@@ -18,6 +20,7 @@ two bodies; of 96 bits of an HMAC that is to be expected after 2^48 bodies of on
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import weakref
@@ -37,72 +40,76 @@ from dspex.bus.serving.secrets import secrets_of
 
 SETTING: Final = "engine.encrypt_key_env"
 LIFE: Final = 60.0  # seconds for which a process goes on with a key that somebody may have deleted meanwhile
+JUST_NOW: Final = 0.2  # seconds for which it believes that it has the key of the application, before it gives up a message
 MOST_KEYS: Final = 10_000  # that a process keeps at hand
 _VERSION: Final = "v1 "
-_FIRST: Final = "0" * 32  # name of the key that was made first, and seals nothing: who can open it is one of the application
 _IN_CLEAR_TEXT: Final = weakref.WeakKeyDictionary[Bus, set[str]]()  # connection → applications that seal nothing
 _log = structlog.get_logger("dspex.bus")
 
 
-def stream(app: str, replicas: int = 1) -> StreamConfig:
-    """The stream of an application's keys."""
-    return StreamConfig(subjects.keys(app), [subjects.key(app, "*")], replicas, once=True)
+def stream(app: str, replicas: int = 1, note: str = "", instead_of: str = "") -> StreamConfig:
+    """The stream of an application's keys. `note`: the name of the key that seals what belongs to no session."""
+    return StreamConfig(subjects.keys(app), [subjects.key(app, "*")], replicas, once=True, note=note, instead_of=instead_of)
 
 
 class Keyring:
     """Seals and opens with the keys of an application: `Bus.sealing`.
 
     Args:
-        named: what the setting says, variables with a comma between them: the first one's key seals the keys of new sessions,
-            all of them open.
+        named: what the setting says, variables with a comma between them: all of them open, and the first one's key seals from
+            when an engine starts with it.
     """
 
     def __init__(self, bus: Bus, app: str, named: str, environ: Mapping[str, str] = os.environ) -> None:
         self._bus, self._app, self._named, self._environ = bus, app, named, environ
         self._wrapping: list[Wrapping] = []
         self._at_hand: dict[str, SessionKey] = {}
-        self._verified = False
-
-    def name_of(self, session: str) -> str:
-        """The name of the key that seals what belongs to a session; "" for what belongs to none."""
-        return self._wrapped_with()[0].name_of(session)
+        self._seals: Wrapping | None = None  # the one that seals now, as the stream says
+        self._verified = -math.inf  # when that was, on the monotonic clock
 
     async def verify(self) -> None:
         """Raise ConfigError (DX112) where a variable is not set; (DX124) where the application's keys were sealed with another
         key. (DX105) where the package is missing.
         """
-        own = [wrapping.name_of("") for wrapping in self._wrapped_with()]
-        if not await self._bus.has("stream", subjects.keys(self._app)):
+        known = {wrapping.name_of(""): wrapping for wrapping in reversed(self._wrapped_with())}
+        info = await self._bus.stream(subjects.keys(self._app))
+        if info is None or not info.note:
             return
-        known = [name for name in own if await self._looked(name) is not None]
-        if not known and await self._made(_FIRST) is None and not [name for name in own if await self._found(name)]:
+        if info.note not in known:
             raise ConfigError(
                 f"the payloads of {self._app} are sealed with another key than the one in {self._named}",
                 code="DX124",
-                fix=f"name the variable with the old key, too: {SETTING} = 'NEW,OLD'",
+                fix=f"name the variable with that one, too: {SETTING} = 'NEW,OLD'",
                 node=SETTING,
             )
-        if own[0] not in known:
-            await self._made(own[0])  # from now on it is a key of the application without the old one
-        self._verified = True
+        self._seals, self._verified = known[info.note], time.monotonic()
 
-    async def _ready(self) -> None:
-        """Raise NotAllowed where this process has another key than the application: nobody else could open what it seals, and
-        what it cannot open is not lost.
+    async def establish(self, replicas: int) -> None:
+        """Make the stream of keys; from now on the first key seals. Raises as `verify`."""
+        await self.verify()
+        first = self._wrapped_with()[0].name_of("")
+        before = self._seals.name_of("") if self._seals is not None else ""  # nobody else's is replaced
+        await self._bus.ensure_stream(stream(self._app, replicas, first, before))
+        await self.verify()
+
+    async def _sealing_with(self, within: float = LIFE) -> Wrapping:
+        """The key from the environment that seals now, or did `within` these seconds. Raises NotAllowed where this process has
+        it not: nobody else could open what it seals, and what it cannot open is not lost.
         """
-        if not self._verified:
-            self._wrapped_with()
+        wrappings = self._wrapped_with()
+        if time.monotonic() - self._verified > within:
             try:
                 await self.verify()
             except ConfigError as e:
                 raise NotAllowed(e.message, fix=e.fix) from e
+        return self._seals or wrappings[0]
 
     async def prepare(self, messages: Iterable[NewMessage]) -> None:
         """Ask for the keys of these together, and make those that are missing."""
-        await self._ready()
-        names = {self.name_of((m.headers or {}).get(subjects.SESSION, "")) for m in messages}
+        seals = await self._sealing_with()
+        names = {seals.name_of((m.headers or {}).get(subjects.SESSION, "")) for m in messages}
         await self._fetch(names)
-        await asyncio.gather(*(self._made(name) for name in names if not self._fresh(name)))
+        await asyncio.gather(*(self._made(seals, name) for name in names if not self._fresh(name)))
 
     async def at_hand(self, messages: Sequence[Message]) -> None:
         """Ask for the keys of these together, of a replica: `opened` asks the leader about the rest, one by one."""
@@ -115,14 +122,13 @@ class Keyring:
 
     async def sealed(self, message: NewMessage) -> NewMessage:
         """The message with a body that only who has the key can read, under the key of its session. Raises BusError."""
-        await self._ready()
-        headers, data = message.headers or {}, message.data
-        name = self.name_of(headers.get(subjects.SESSION, ""))
-        key = self._fresh(name) or await self._made(name)
+        seals, headers, data = await self._sealing_with(), message.headers or {}, message.data
+        name = seals.name_of(headers.get(subjects.SESSION, ""))
+        key = self._fresh(name) or await self._made(seals, name)
         if key is None:  # who may add keys put something in the place of one that was deleted: see `forget`
             _log.error("the key of a session cannot be used: its payloads are sealed with that of the application", key=name)
-            name = self.name_of("")
-            key = self._fresh(name) or await self._made(name)
+            name = seals.name_of("")
+            key = self._fresh(name) or await self._made(seals, name)
         if key is None:
             raise Unreachable("the key of the application cannot be opened any more", fix=f"see {SETTING}")
         label = _VERSION + name
@@ -134,7 +140,7 @@ class Keyring:
         """
         whole, name = self._opened_at_once(message), self._key_of(message)
         if whole is None:
-            await self._ready()
+            await self._sealing_with(LIFE if name else JUST_NOW)
         if whole is None and name:
             await self._found(name)  # it is not at hand; or its session was forgotten meanwhile, and has a new key
             whole = self._opened_at_once(message)
@@ -144,10 +150,8 @@ class Keyring:
         return whole
 
     async def forget(self, session: str) -> int:
-        """Delete the keys of a session: one for each key from the environment that is named. How many could be opened; what was
-        put in the place of one is deleted, too, and logged: it may have kept what belongs to the session from being sealed so.
-        """
-        await self._ready()
+        """Delete the keys of a session, and what was put in the place of one; how many could be opened."""
+        await self._sealing_with()
         count = 0
         for one in [wrapping.name_of(session) for wrapping in self._wrapped_with()]:
             if (message := await self._stored(one)) is not None:
@@ -157,7 +161,7 @@ class Keyring:
         return count
 
     def _key_of(self, message: Message) -> str:
-        """The name of the key that a message says it is sealed with; "" for one that is not the session's, nor the one of what
+        """The name of the key that a message says it is sealed with; "" for one that is neither its session's nor that of what
         belongs to none. Whoever may publish can write what they like: under another session it would outlive its own.
         """
         name, session = message.headers[subjects.SEALED].removeprefix(_VERSION), message.headers.get(subjects.SESSION, "")
@@ -189,30 +193,27 @@ class Keyring:
                 for subject, message in found.items():
                     self._unwrapped(subject.rpartition(".")[2], message.data)
 
-    async def _looked(self, name: str) -> Message | None:
-        """A key as the leader has it now."""
-        try:
-            return await self._bus.last(subjects.keys(self._app), subjects.key(self._app, name))
-        except NotStored:  # there is no such stream
-            return None
-
     async def _stored(self, name: str) -> Message | None:
         """A key as it is stored; None where there is none. A replica that is behind would have what was sealed just now for
         lost, and so would one that leads since a moment ago.
         """
-        return await shown(self._bus, "stream", subjects.keys(self._app), lambda: self._looked(name))
+        keys, subject = subjects.keys(self._app), subjects.key(self._app, name)
+        try:
+            return await shown(self._bus, "stream", keys, lambda: self._bus.last(keys, subject))
+        except NotStored:  # there is no such stream
+            return None
 
     async def _found(self, name: str) -> SessionKey | None:
         message = await self._stored(name)
         self._at_hand.pop(name, None)
         return self._unwrapped(name, message.data) if message is not None else None
 
-    async def _made(self, name: str) -> SessionKey | None:
+    async def _made(self, seals: Wrapping, name: str) -> SessionKey | None:
         """A key, drawn where there is none; None where what is there is none of ours."""
         subject = subjects.key(self._app, name)
         while True:
             key = os.urandom(KEY)
-            draft = NewMessage(subject, self._wrapped_with()[0].wrapped(key, self._label(name)), expect=0)
+            draft = NewMessage(subject, seals.wrapped(key, self._label(name)), expect=0)
             try:
                 if (message := await self._bus.last(subjects.keys(self._app), subject)) is not None:
                     self._at_hand.pop(name, None)
@@ -279,9 +280,8 @@ async def need_none(bus: Bus, app: str) -> None:
 
 
 async def forget(bus: Bus, app: str, session: str) -> int:
-    """Delete the key of a session, and its bytes on the server's disk: nobody can read any more what it has sealed. How many:
-    one for each key from the environment that was in use. Processes that have used one lately can go on with it for `LIFE`
-    seconds.
+    """Delete the keys of a session, and their bytes on the server's disk: nobody can read any more what they have sealed. How
+    many. Processes that have used one lately can go on with it for `LIFE` seconds.
 
     Raises ConfigError: DX125 where the application seals nothing, so that there is nothing that could be forgotten; DX124 where
     this process has no key; DX105 for no session: what belongs to none cannot be forgotten apart.

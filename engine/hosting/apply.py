@@ -86,9 +86,7 @@ async def _seal(bus: Bus, app: str, replicas: int) -> None:
     though the application's payloads are sealed: what was sealed could not be read, and the rest would be stored in clear text.
     """
     if bus.sealing is not None:
-        await bus.sealing.verify()  # the variable, before anything is made
-        await bus.ensure_stream(keyring.stream(app, replicas))
-        await bus.sealing.verify()
+        await bus.sealing.establish(replicas)
     else:
         await keyring.need_none(bus, app)
 

@@ -9,7 +9,7 @@ from bus_bench import Buses, put, stored, stream
 from waiting import until
 
 from dspex.bus.errors import Fenced, StreamFull, SubjectTaken
-from dspex.bus.port import Bus, Kept, NewMessage
+from dspex.bus.port import Bus, Kept, NewMessage, StreamConfig
 
 KINDS: tuple[Kept, ...] = ("stream", "bucket", "objects")
 
@@ -130,3 +130,15 @@ async def test_a_subject_of_a_stream_that_takes_each_once_gets_another_message_o
     await bus.delete(unique, first, erase=True)
     await bus.publish(NewMessage(f"{unique}.a", b"5", expect=0))
     assert await stored(bus, unique) == ["2", "5"]
+
+
+@pytest.mark.asyncio
+async def test_a_note_of_a_stream_gives_way_only_to_one_that_knows_it(bus: Bus, unique: str) -> None:
+    def noted(note: str, instead_of: str = "") -> StreamConfig:
+        return StreamConfig(unique, [f"{unique}.a"], note=note, instead_of=instead_of)
+
+    told = [await bus.ensure_stream(config) for config in (noted(""), noted("a"), noted("b"), noted("c", "x"), noted("d", "a"))]
+    assert [info.note for info in told] == ["", "a", "a", "a", "d"]
+    found = await bus.stream(unique)
+    assert found is not None
+    assert (found.note, found.own) == ("d", True)

@@ -5,9 +5,11 @@ On a real server, as in test_sealed.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -22,7 +24,7 @@ from dspex.bus.memory.store import MemoryStream
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import Kept, NewMessage
-from dspex.bus.serving import payloads
+from dspex.bus.serving import keyring, payloads
 from dspex.bus.serving.keyring import Keyring
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
@@ -89,15 +91,34 @@ async def test_who_has_another_key_publishes_nothing_and_spoils_no_session(app: 
 
 
 @pytest.mark.asyncio
-async def test_the_old_key_is_done_with_once_the_new_one_was_named_first(app: Sealed) -> None:
+async def test_the_old_key_is_done_with_once_an_engine_has_started_with_the_new_one(app: Sealed) -> None:
+    for named in ("OLD", "KEY,OLD", "KEY", "THIRD,KEY", "THIRD"):
+        await applied(app, named)
+    for named in ("FOURTH", "OLD", "KEY", "FOURTH,KEY"):
+        with pytest.raises(ConfigError, match="sealed with another key"):
+            await applied(app, named)
+
+
+@pytest.mark.asyncio
+async def test_while_the_key_changes_nothing_is_lost_by_who_has_only_one(app: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which processes get the new key: they seal with the one that engines have, or are refused."""
     await applied(app, "OLD")
-    await applied(app, "OLD,KEY")  # so that everybody can open what the new one seals
+    old, early, late = [await app.client(named) for named in ("OLD", "KEY,OLD", "OLD,KEY")]
+    for client in (old, early, late):
+        await client.publish(f"{app.app}.in", {"text": "fail"})  # all with the old one
+    engine = await app.engine("OLD")
+    await app.worker("OLD,KEY")
+    await until(partial(count, partial(letters, old), 3))
     await applied(app, "KEY,OLD")
-    await applied(app, "KEY")
-    await applied(app, "THIRD,KEY")  # and again
-    await applied(app, "THIRD")
-    with pytest.raises(ConfigError, match="sealed with another key"):
-        await applied(app, "FOURTH")
+    monkeypatch.setattr(keyring, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + keyring.LIFE))  # a minute later
+    for client in (early, late):
+        await client.publish(f"{app.app}.in", {"text": "fail"})  # with the new one: the engine of before has it not
+    with pytest.raises(NotAllowed, match="sealed with another key than the one in OLD"):
+        await old.publish(f"{app.app}.in", {"text": "fail"})
+    await engine.kill()
+    await app.engine("KEY,OLD")
+    await until(partial(count, partial(letters, early), 5))
+    assert await texts(early) == ["fail"] * 5
 
 
 @pytest.mark.asyncio
@@ -108,7 +129,7 @@ async def test_a_session_that_goes_on_while_the_key_changes_is_forgotten_whole(a
     await both.publish(f"{app.app}.in", {"text": "new"}, session="ann")
     assert len(await of(both, f"{app.app}.in", subjects.sources(app.app))) == 2
     assert await both.forget(session="ann") == 2
-    for named in ("KEY,OLD", "OLD", "KEY"):
+    for named in ("KEY,OLD", "KEY"):
         assert await of(await app.client(named), f"{app.app}.in", subjects.sources(app.app)) == []
 
 
