@@ -6,7 +6,7 @@ On a real server. Each part has a connection of its own, with the key or without
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +90,9 @@ async def test_a_session_whose_key_is_deleted_is_forgotten_and_no_other(app: Sea
     found = await letters(later)
     assert sorted(d.event.data["text"] for d in found if not d.unreadable) == ["fail bob", "fail nobody"]
     assert [(d.code, d.node) for d in found if d.unreadable] == [("DX511", "ask")] * 2
+    async with aclosing(later.watch(f"{app.app}.in", start="all")) as events:
+        seen = [(await anext(events)).data for _ in range(4)]
+    assert seen == [b"", {"text": "fail bob"}, {"text": "fail nobody"}, b""]
     with pytest.raises(DataError, match="its session was forgotten"):
         await later.redrive([d for d in found if d.unreadable])
     assert await later.redrive([d for d in found if not d.unreadable]) == 2
