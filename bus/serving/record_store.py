@@ -46,9 +46,11 @@ class RecordStore:
             good = subjects.is_subject(to.subject) and len(to.subject) <= subjects.MOST_NAME
             if not good or not subjects.matches(where, to.subject):
                 raise DecodeError(f"its record would go to {to.subject[:200]!r}, and not to {where}")
-        for text in (request.call, request.run, to.id if to is not None else ""):
+        for text in (request.call, request.run, request.session or "", to.id if to is not None else ""):
             if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
-                raise DecodeError("the id of its call, run or record is longer than a header may be, or has a line break")
+                raise DecodeError("an id of its call, run, session or record has a line break, or is too long for a header")
+                    "the id of its call, run, session or record is longer than a header may be, or has a line break"
+                )
 
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
         """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.

@@ -351,7 +351,7 @@ def test_a_request_cannot_have_its_record_stored_where_its_pool_stores_none(lab:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "x" * 5000], ids=["a line break", "long"])
-@pytest.mark.parametrize("where", ["id", "call", "run"])
+@pytest.mark.parametrize("where", ["id", "call", "run", "session"])
 def test_a_request_with_what_can_be_no_header_of_its_record_is_refused_once(lab: Lab, where: str, text: str) -> None:
     odd = request()
     odd = replace(odd, record=RecordTo(RECORDS, text, 5, b"")) if where == "id" else replace(odd, **{where: text})
