@@ -49,8 +49,6 @@ class RecordStore:
         for text in (request.call, request.run, request.session or "", to.id if to is not None else ""):
             if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
                 raise DecodeError("an id of its call, run, session or record has a line break, or is too long for a header")
-                    "the id of its call, run, session or record is longer than a header may be, or has a line break"
-                )
 
     async def store(self, record: CallRecord, request: CallRequest) -> bool:
         """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.
