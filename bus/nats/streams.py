@@ -17,6 +17,7 @@ from dspex.bus.subjects import matches
 
 _OWN: Final = "dspex"  # metadata key of a stream that dspex made
 _NOTE: Final = "dspex.note"
+_ONCE: Final = {"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max_msg_size": MOST_ONCE, "discard": "new"}
 _MOST: Final = 20 << 30  # bytes; where the search for the largest stream begins: 16 GiB, so that applications share a server
 _LEAST: Final = 1 << 20
 _SHARE: Final = 0.8  # of what could be reserved
@@ -41,6 +42,8 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
         changes["max_bytes"] = config.max_bytes
     if found["config"]["max_age"] and config.max_age * NANOSECONDS > found["config"]["max_age"]:
         changes["max_age"] = int(config.max_age * NANOSECONDS)
+    if config.once:  # also of one that somebody else has made
+        changes |= {key: value for key, value in _ONCE.items() if found["config"].get(key) != value}
     if config.note and _noted(found["config"]) == config.instead_of:
         changes["metadata"] = {**(found["config"].get("metadata") or {}), _NOTE: config.note}
     try:
@@ -156,7 +159,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "allow_atomic": True,
         "allow_direct": True,
         "metadata": {_OWN: "stream", **({_NOTE: config.note} if config.note else {})},
-        **({"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max_msg_size": MOST_ONCE} if config.once else {}),
+        **(_ONCE if config.once else {}),
     }
 
 

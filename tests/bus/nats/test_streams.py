@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from nats.js import JetStreamContext
 
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage, StreamConfig
 
@@ -97,3 +97,14 @@ async def test_a_stream_without_a_size_gets_most_of_what_the_server_lets_it_rese
     assert 0.6 * free < first.max_bytes <= 0.8 * free
     second = await bus.ensure_stream(StreamConfig("B", ["b"], max_bytes=None))
     assert 0 < second.max_bytes <= 0.8 * (free - first.max_bytes)
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_others_made_takes_each_subject_once_too(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
+    await js.add_stream(name=unique, subjects=[f"{unique}.*"])
+    await bus.ensure_stream(StreamConfig(unique, [f"{unique}.*"], once=True))
+    await bus.publish(NewMessage(f"{unique}.a", b"first"))
+    with pytest.raises(StreamFull):
+        await bus.publish(NewMessage(f"{unique}.a", b"second"))
+    with pytest.raises(BusError, match="message size"):
+        await bus.publish(NewMessage(f"{unique}.b", b"x" * 2000))
