@@ -43,7 +43,7 @@ LIFE: Final = 60.0  # seconds for which a process goes on with a key that somebo
 JUST_NOW: Final = 0.2  # seconds for which it believes that it has the key of the application, before it gives up a message
 MOST_KEYS: Final = 10_000  # that a process keeps at hand
 _VERSION: Final = "v1 "
-_IN_CLEAR_TEXT: Final = weakref.WeakKeyDictionary[Bus, set[str]]()  # connection → applications that seal nothing
+_IN_CLEAR_TEXT: Final = weakref.WeakKeyDictionary[Bus, dict[str, float]]()  # application → when it was seen to seal nothing
 _log = structlog.get_logger("dspex.bus")
 
 
@@ -256,16 +256,16 @@ class Keyring:
 
 
 async def may_store(bus: Bus, app: str) -> None:
-    """Raise ConfigError (DX124) where a client would store in clear text what others seal. It asks once for a connection."""
-    known = _IN_CLEAR_TEXT.setdefault(bus, set())
-    if bus.sealing is None and app not in known:
+    """Raise ConfigError (DX124) where a client would store in clear text what others seal. It asks once a minute."""
+    known = _IN_CLEAR_TEXT.setdefault(bus, {})
+    if bus.sealing is None and time.monotonic() - known.get(app, -math.inf) > LIFE:
         try:
             await need_none(bus, app)
         except BusError as e:
             if e.retryable:
                 raise
             _log.debug("it is not known whether payloads are sealed", app=app, why=e.message)  # it may not look
-        known.add(app)
+        known[app] = time.monotonic()
 
 
 async def need_none(bus: Bus, app: str) -> None:

@@ -193,7 +193,9 @@ async def test_a_key_may_be_any_bytes(app: Sealed) -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_a_client_may_store_in_clear_text_is_asked_once_for_a_connection(app: Sealed) -> None:
+async def test_what_a_client_may_store_in_clear_text_is_asked_once_a_minute(
+    app: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bus = await app.bus(None)
     await apply(bus, app.app, [app.topology().graph])
     asked = list[str]()
@@ -207,6 +209,10 @@ async def test_what_a_client_may_store_in_clear_text_is_asked_once_for_a_connect
     for _ in range(3):
         await Client(bus=bus, app=app.app).publish(f"{app.app}.in", {"text": "a"})
     assert asked == [subjects.keys(app.app)]
+    await applied(app, "KEY")
+    monkeypatch.setattr(keyring, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + keyring.LIFE))  # a minute later
+    with pytest.raises(ConfigError, match="no key is named here"):
+        await Client(bus=bus, app=app.app).publish(f"{app.app}.in", {"text": "a"})
 
 
 @pytest.mark.asyncio
