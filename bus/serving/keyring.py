@@ -23,7 +23,6 @@ import asyncio
 import math
 import os
 import time
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -31,19 +30,18 @@ from typing import Final
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, ConfigError, Fenced, NotAllowed, NotStored, Unreachable
+from dspex.bus.errors import ConfigError, Fenced, NotAllowed, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage, StreamConfig
 from dspex.bus.serving.ciphers import KEY, SessionKey, Wrapping, unwrapped
+from dspex.bus.serving.clear_text import SETTING, need_none
 from dspex.bus.serving.new_leader import shown
 from dspex.bus.serving.secrets import secrets_of
 
-SETTING: Final = "engine.encrypt_key_env"
 LIFE: Final = 60.0  # seconds for which a process goes on with a key that somebody may have deleted meanwhile
 JUST_NOW: Final = 0.2  # seconds for which it believes that it has the key of the application, before it gives up a message
 MOST_KEYS: Final = 10_000  # that a process keeps at hand
 _VERSION: Final = "v1 "
-_IN_CLEAR_TEXT: Final = weakref.WeakKeyDictionary[Bus, dict[str, float]]()  # application → when it was seen to seal nothing
 _log = structlog.get_logger("dspex.bus")
 
 
@@ -253,30 +251,6 @@ class Keyring:
                 text = f"{SETTING} needs a package that is not installed: cryptography"
                 raise ConfigError(text, code="DX105", fix="pip install 'dspex[encrypt]'", node=SETTING) from e
         return self._wrapping
-
-
-async def may_store(bus: Bus, app: str) -> None:
-    """Raise ConfigError (DX124) where a client would store in clear text what others seal. It asks once a minute."""
-    known = _IN_CLEAR_TEXT.setdefault(bus, {})
-    if bus.sealing is None and time.monotonic() - known.get(app, -math.inf) > LIFE:
-        try:
-            await need_none(bus, app)
-        except BusError as e:
-            if e.retryable:
-                raise
-            _log.debug("it is not known whether payloads are sealed", app=app, why=e.message)  # it may not look
-        known[app] = time.monotonic()
-
-
-async def need_none(bus: Bus, app: str) -> None:
-    """Raise ConfigError (DX124) where the payloads of an application are sealed: this process has no key."""
-    if await bus.has("stream", subjects.keys(app)):
-        raise ConfigError(
-            f"the payloads of {app} are sealed, and no key is named here",
-            code="DX124",
-            fix=f'name the variable that has it: {SETTING} = "NAME"',
-            node=SETTING,
-        )
 
 
 async def forget(bus: Bus, app: str, session: str) -> int:

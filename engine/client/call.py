@@ -21,7 +21,7 @@ from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
-from dspex.bus.serving.keyring import may_store
+from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.status.pools import pool_row
 from dspex.engine.client.status.rows import PoolRow

@@ -13,7 +13,7 @@ from dspex.bus.message import Event, Message, in_session, is_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import audit, payloads
-from dspex.bus.serving.keyring import may_store
+from dspex.bus.serving.clear_text import may_store
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives

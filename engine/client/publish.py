@@ -11,7 +11,7 @@ from dspex.bus.errors import ConfigError, InvalidInput, NotStored, PayloadTooLar
 from dspex.bus.message import INHERITED
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import payloads
-from dspex.bus.serving.keyring import may_store
+from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 

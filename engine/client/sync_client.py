@@ -183,10 +183,11 @@ class Client:
 
     def forget(self, *, session: str) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
-        it is still seen that they were. How many keys were deleted: 0 or 1.
+        it is still seen that they were. How many keys were deleted: one, or one for each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
-        docs/security.md. Raises ConfigError (DX125) where the application seals nothing.
+        docs/security.md. Raises ConfigError: DX125 where the application seals nothing; DX124 where there is no key here, or
+        another one; DX105 for an empty id.
         """
         return background.run(self._of.forget(session=session))
 

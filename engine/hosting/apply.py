@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dspex.bus import subjects
 from dspex.bus.errors import SubjectTaken, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
-from dspex.bus.serving import keyring
+from dspex.bus.serving import clear_text
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
@@ -88,7 +88,7 @@ async def _seal(bus: Bus, app: str, replicas: int) -> None:
     if bus.sealing is not None:
         await bus.sealing.establish(replicas)
     else:
-        await keyring.need_none(bus, app)
+        await clear_text.need_none(bus, app)
 
 
 class _Layout:

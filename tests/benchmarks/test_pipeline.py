@@ -35,10 +35,11 @@ def test_every_part_gives_figures_for_all_that_it_compares(tmp_path: Path) -> No
         "throughput": ["limit", "dspex"],
         "cpu": ["engine", "bus"],
         "processes": ["1", "2"],
+        "sealed": ["in clear text", "sealed"],
         "start": ["empty log", "snapshot and 20 entries"],
         "idle": ["4", "64"],
     }
-    assert set(found["ratios"]) == {"throughput", "cpu", "processes"}
+    assert set(found["ratios"]) == {"throughput", "cpu", "processes", "sealed"}
     assert all(cost["engine"] < cost["process"] for cost in middle["start"].values())
     assert all(cost["requests"] > 0 for cost in middle["idle"].values())
     assert middle["cpu"]["bus"] < middle["cpu"]["engine"]

@@ -18,7 +18,7 @@ from dspex.bus.local import probe
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
-from dspex.bus.serving.keyring import need_none
+from dspex.bus.serving.clear_text import need_none
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import status

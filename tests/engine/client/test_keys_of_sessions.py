@@ -5,6 +5,7 @@ On a real server, as in test_sealed.py.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -17,14 +18,14 @@ from engine_lab import APP, Lab
 from sealed_app import CARD, KEYS, POOL, Sealed, count, everything, letters, name_of, of
 from waiting import until
 
-from dspex.bus import subjects
+from dspex.bus import codecs, nats, subjects
 from dspex.bus.errors import ConfigError, NotAllowed
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.store import MemoryStream
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import Kept, NewMessage
-from dspex.bus.serving import keyring, payloads
+from dspex.bus.serving import clear_text, keyring, payloads
 from dspex.bus.serving.keyring import Keyring
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
@@ -210,7 +211,9 @@ async def test_what_a_client_may_store_in_clear_text_is_asked_once_a_minute(
         await Client(bus=bus, app=app.app).publish(f"{app.app}.in", {"text": "a"})
     assert asked == [subjects.keys(app.app)]
     await applied(app, "KEY")
-    monkeypatch.setattr(keyring, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + keyring.LIFE))  # a minute later
+    monkeypatch.setattr(
+        clear_text, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clear_text.AGAIN)
+    )  # a minute later
     with pytest.raises(ConfigError, match="no key is named here"):
         await Client(bus=bus, app=app.app).publish(f"{app.app}.in", {"text": "a"})
 
@@ -277,3 +280,20 @@ def test_a_key_that_a_new_leader_does_not_show_yet_is_waited_for(lab: Callable[.
 
 async def now(one: Lab) -> float:
     return one.server.now
+
+
+@pytest.mark.asyncio
+async def test_events_that_are_published_at_once_are_stored_in_that_order(nats_url: str, unique: str) -> None:
+    """The first ones ask whether payloads are sealed, and the next ones wait for their turn."""
+    for _ in range(5):
+        bus = await nats.connect(nats_url)
+        client, before = Client(bus=bus, app=unique), 0
+        topology = Topology("asking")
+        topology.source(f"{unique}.in").sink(f"{unique}.out")
+        await apply(bus, unique, [topology.graph])
+        if (info := await bus.stream(subjects.sources(unique))) is not None:
+            before = info.last
+        await asyncio.gather(*(client.publish(f"{unique}.in", {"n": n}) for n in range(200)))
+        stored = await bus.scan(subjects.sources(unique), [f"{unique}.in"], start=before + 1, stop=before + 200)
+        assert [m.data for m in stored] == [codecs.json_bytes({"n": n}) for n in range(200)]
+        await bus.close()

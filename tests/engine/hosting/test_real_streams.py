@@ -54,7 +54,10 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     bus: NatsBus, js: JetStreamContext, unique: str
 ) -> None:
     await apply(bus, unique, [reading(f"{unique}.in", f"{unique}.out").graph], max_bytes=1 << 20)
-    infos = {i.config.name: i.config for i in await js.streams_info() if i.config.name and unique in i.config.name}
+    there = list(await js.streams_info())
+    while page := await js.streams_info(offset=len(there)):  # a server tells of 256 at a time, and other tests have some, too
+        there += page
+    infos = {i.config.name: i.config for i in there if i.config.name and unique in i.config.name}
     app = subjects.stream(unique)
     kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_told", f"OBJ_{app}_payloads"]
     kinds += [f"KV_{app}{kind}" for kind in ("", "_sessions", "_limits", "_cache")]
