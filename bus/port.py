@@ -200,7 +200,13 @@ class Objects(Protocol):
 
 
 class Sealing(Protocol):
-    """Makes of messages what only who has the key can read, and back again. See bus/serving/keyring.py."""
+    """Makes of messages what only who has the key can read, and back again. See bus/serving/keyring.py.
+
+    Attributes:
+        app: the application whose payloads it seals.
+    """
+
+    app: str
 
     async def verify(self) -> None:
         """Raise ConfigError where there is no key, or another one than what is stored was sealed with."""

@@ -59,7 +59,7 @@ class Keyring:
     """
 
     def __init__(self, bus: Bus, app: str, named: str, environ: Mapping[str, str] = os.environ) -> None:
-        self._bus, self._app, self._named, self._environ = bus, app, named, environ
+        self._bus, self.app, self._named, self._environ = bus, app, named, environ
         self._wrapping: list[Wrapping] = []
         self._at_hand: dict[str, SessionKey] = {}
         self._seals: Wrapping | None = None  # the one that seals now, as the stream says
@@ -70,12 +70,12 @@ class Keyring:
         key. (DX105) where the package is missing.
         """
         known = {wrapping.name_of(""): wrapping for wrapping in reversed(self._wrapped_with())}
-        info = await self._bus.stream(subjects.keys(self._app))
+        info = await self._bus.stream(subjects.keys(self.app))
         if info is None or not info.note:
             return
         if info.note not in known:
             raise ConfigError(
-                f"the payloads of {self._app} are sealed with another key than the one in {self._named}",
+                f"the payloads of {self.app} are sealed with another key than the one in {self._named}",
                 code="DX124",
                 fix=f"name the variable with that one, too: {SETTING} = 'NEW,OLD'",
                 node=SETTING,
@@ -87,7 +87,7 @@ class Keyring:
         await self.verify()
         first = self._wrapped_with()[0].name_of("")
         before = self._seals.name_of("") if self._seals is not None else ""  # nobody else's is replaced
-        await self._bus.ensure_stream(stream(self._app, replicas, first, before))
+        await self._bus.ensure_stream(stream(self.app, replicas, first, before))
         await self.verify()
 
     async def _sealing_with(self, within: float = LIFE) -> Wrapping:
@@ -154,7 +154,7 @@ class Keyring:
         for one in [wrapping.name_of(session) for wrapping in self._wrapped_with()]:
             if (message := await self._stored(one)) is not None:
                 count += self._unwrapped(one, message.data) is not None
-                await self._bus.delete(subjects.keys(self._app), message.sequence, erase=True)
+                await self._bus.delete(subjects.keys(self.app), message.sequence, erase=True)
             self._at_hand.pop(one, None)
         return count
 
@@ -184,10 +184,10 @@ class Keyring:
 
     async def _fetch(self, names: Iterable[str]) -> None:
         """Ask any replica for the keys that are not at hand: what it has is right, and what it has not the leader may have."""
-        missing = [subjects.key(self._app, name) for name in names if not self._fresh(name)]
+        missing = [subjects.key(self.app, name) for name in names if not self._fresh(name)]
         if len(missing) > 1:
             with suppress(NotStored):  # there is no such stream
-                found = await self._bus.multi_last(subjects.keys(self._app), missing)
+                found = await self._bus.multi_last(subjects.keys(self.app), missing)
                 for subject, message in found.items():
                     self._unwrapped(subject.rpartition(".")[2], message.data)
 
@@ -195,7 +195,7 @@ class Keyring:
         """A key as it is stored; None where there is none. A replica that is behind would have what was sealed just now for
         lost, and so would one that leads since a moment ago.
         """
-        keys, subject = subjects.keys(self._app), subjects.key(self._app, name)
+        keys, subject = subjects.keys(self.app), subjects.key(self.app, name)
         try:
             return await shown(self._bus, "stream", keys, lambda: self._bus.last(keys, subject))
         except NotStored:  # there is no such stream
@@ -208,12 +208,12 @@ class Keyring:
 
     async def _made(self, seals: Wrapping, name: str) -> SessionKey | None:
         """A key, drawn where there is none; None where what is there is none of ours."""
-        subject = subjects.key(self._app, name)
+        subject = subjects.key(self.app, name)
         while True:
             key = os.urandom(KEY)
             draft = NewMessage(subject, seals.wrapped(key, self._label(name)), expect=0)
             try:
-                if (message := await self._bus.last(subjects.keys(self._app), subject)) is not None:
+                if (message := await self._bus.last(subjects.keys(self.app), subject)) is not None:
                     self._at_hand.pop(name, None)
                     return self._unwrapped(name, message.data)
                 await self._bus.publish(draft)
@@ -221,7 +221,7 @@ class Keyring:
             except Fenced:
                 continue  # somebody else was quicker
             except NotStored as e:
-                why = f"the keys of {self._app} have no stream yet"
+                why = f"the keys of {self.app} have no stream yet"
                 raise Unreachable(why, fix=f"start an engine that has {SETTING}, or apply: dspex apply") from e
 
     def _unwrapped(self, name: str, data: bytes) -> SessionKey | None:
@@ -239,7 +239,7 @@ class Keyring:
 
     def _label(self, name: str) -> bytes:
         """What a key is bound to: put under another name, or into another application, it opens nothing."""
-        return f"{_VERSION}{self._app}/{name}".encode()
+        return f"{_VERSION}{self.app}/{name}".encode()
 
     def _wrapped_with(self) -> list[Wrapping]:
         """What opens the keys; the first one seals new ones. Read when it is needed: most verbs do without."""

@@ -59,6 +59,9 @@ class Client:
                 raise ConfigError("a client needs settings, or a bus and an app", fix="dspex.connect()")
             app = settings.app
         self.app: str = app
+        if bus is not None and bus.sealing is not None and bus.sealing.app != app:  # nobody in `app` could open what it seals
+            why = f"this connection seals for application {bus.sealing.app}, and the client is one of {app}"
+            raise ConfigError(why, code="DX124", fix="give it a connection of its own")
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -185,6 +185,13 @@ async def test_nothing_of_one_session_can_be_put_into_another(app: Sealed) -> No
 
 
 @pytest.mark.asyncio
+async def test_a_connection_that_seals_for_one_application_serves_no_other(app: Sealed) -> None:
+    with pytest.raises(ConfigError, match="seals for application") as e:
+        Client(bus=await app.bus(), app="other")
+    assert e.value.code == "DX124"
+
+
+@pytest.mark.asyncio
 async def test_a_key_may_be_any_bytes(app: Sealed) -> None:
     bus = await app.bus(None)
     bus.sealing = Keyring(bus, app.app, "RAW", {"RAW": "\udcff" * 32})  # as Python reads what is no UTF-8
