@@ -218,7 +218,7 @@ def _run_all(project: Project, url: str) -> str:
     """Run every verb; what engine and worker told."""
 
     def run(role: str, *args: str) -> Done:
-        return project.dspex(*args, **_as(project, url, role))
+        return project.here(*args, **_as(project, url, role))
 
     engine, worker = _as(project, url, "engine"), _as(project, url, "worker")
     with (

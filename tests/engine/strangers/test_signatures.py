@@ -267,9 +267,9 @@ def test_an_engine_and_its_pool_sign_with_the_key_and_show_it_nowhere(nats_url: 
         key = {"POOL_KEY": "5ec2e7" * 10}
         with project.start("--json", "run", **key) as run:
             run.until('"pool ready"')
-            assert project.dspex("publish", project.input, "text=where is my card", "--wait").code == 0
-            shown = project.dspex("config", "show", **key).out + project.dspex("--json", "config", "show", **key).out
-            (said,) = project.dspex("--json", "status").objects()
+            assert project.here("publish", project.input, "text=where is my card", "--wait").code == 0
+            shown = project.here("config", "show", **key).out + project.here("--json", "config", "show", **key).out
+            (said,) = project.here("--json", "status").objects()
             assert [s["unsigned"] for s in said["stages"]] == [0]
             assert run.end() == 0
             told = shown + run.errors() + "".join(run.lines)

@@ -147,7 +147,7 @@ def writes_frames(text: str) -> dict[str, Any]:
 
 def prints_lines(text: str) -> dict[str, Any]:
     """Print the lines of `text`, and then more than a pipe holds."""
-    sys.stdout.write(f"{text}\n" + "and so on\n" * 20_000)
+    sys.stdout.write(f"{text}\n" + f"{'and so on ' * 100}\n" * 200)
     sys.stdout.flush()
     return {"reply": "printed"}
 
