@@ -128,7 +128,8 @@ class Keyring:
             name = seals.name_of("")
             key = self._fresh(name) or await self._made(seals, name)
         if key is None:
-            raise Unreachable("the key of the application cannot be opened any more", fix=f"see {SETTING}")
+            what, there = "the key of the application cannot be opened any more", subjects.key(self.app, name)
+            raise Unreachable(what, fix=f"remove what somebody put at {there} in {subjects.keys(self.app)}")
         label = _VERSION + name
         return message._replace(data=key.sealed(data, label.encode()), headers={**headers, subjects.SEALED: label})
 

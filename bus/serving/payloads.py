@@ -85,7 +85,7 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
     if bus.sealing is not None:
         return await bus.sealing.opened(message)
     if await bus.has("stream", subjects.keys(app)):
-        raise NotAllowed(f"the payloads of {app} are sealed, and this process has no key", fix=f"set {SETTING}")
+        raise NotAllowed(f"the payloads of {app} are sealed, and this process has no key", fix=f'set {SETTING} = "NAME"')
     _log.error("a sealed payload in an application that seals none", subject=message.subject, sequence=message.sequence)
     return None
 
