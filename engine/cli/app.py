@@ -3,22 +3,71 @@
 The top of the house: it may import every room, and no room imports it.
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli import audit, demo, not_built, run, runs, status
-from dspex.engine.cli.events import call, dlq, publish, watch
-from dspex.engine.cli.server import permissions, server
-from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.terminal import Terminal, where_raised
-from dspex.engine.cli.topology import apply, check, delete, init
-from dspex.engine.cli.workers import bench, worker
+
+
+class _Noun(NamedTuple):
+    """A word that verbs stand behind: `dspex dlq ls`."""
+
+    about: str
+    verbs: tuple[str, ...]
+
+
+# What help lists, in its order: heading → word → the function of the verb, as a module below engine/cli and a name in it. The
+# module is imported when the verb is used: what `dspex run` needs would cost every other verb a third of a second.
+_VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
+    "Topologies": {
+        "init": "topology.init:init",
+        "check": "topology.check:check",
+        "show": "topology.check:show",
+        "apply": "topology.apply:apply",
+        "delete": "topology.delete:delete",
+    },
+    "Processes": {
+        "run": "run:run",
+        "worker": "workers.worker:worker",
+        "demo": "demo:demo",
+    },
+    "Events and calls": {
+        "publish": "events.publish:publish",
+        "call": "events.call:call",
+        "watch": "events.watch:watch",
+        "runs": _Noun("Runs: what source events caused.", ("runs:forget",)),
+        "dlq": _Noun(
+            "Dead letters: events that could not be processed.",
+            ("events.dlq:ls", "events.dlq:show", "events.dlq:redrive", "events.dlq:drop"),
+        ),
+    },
+    "What is going on": {
+        "status": "status:status",
+        "doctor": "server.server:doctor",
+        "audit": _Noun("Who changed what.", ("audit:ls",)),
+    },
+    "This machine": {
+        "config": _Noun("The settings.", ("server.server:show",)),
+        "server": _Noun(
+            "The local nats-server, and permissions on one of yours.",
+            ("server.server:start", "server.server:stop", "server.server:status", "server.permissions:permissions"),
+        ),
+        "model": _Noun(
+            "Language models that run on this machine.", ("workers.worker:install", "workers.worker:ls", "workers.worker:rm")
+        ),
+        "bench": _Noun("What dspex costs on this machine.", ("workers.bench:native",)),
+    },
+}
 
 _WITH_VALUE = ("--config", "--server", "--creds", "--context", "--color")
 _ALONE = ("--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--no-progress")
@@ -58,6 +107,8 @@ def _run(args: list[str], terminal: Terminal) -> int:
 
 def _usage_error(error: Any) -> ConfigError:
     """What click says about the command line, as an error of ours."""
+    from dspex.engine.cli import not_built
+
     context, text = getattr(error, "ctx", None), str(error.format_message())
     path = str(context.command_path) if context else "dspex"
     return not_built.refusal(path, text, getattr(error, "option_name", None)) or ConfigError(
@@ -90,12 +141,12 @@ def globals_first(args: list[str]) -> list[str]:
 
 def assemble(terminal: Terminal) -> typer.Typer:
     """The command line as a typer app; what it prints goes to `terminal`."""
-    app = typer.Typer(
+    app = _app(
         name="dspex",
+        cls=_Verbs,
         help="DSPy programs on streams of events, exactly once, replayable.",
         context_settings={"help_option_names": ["-h", "--help"]},
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        add_completion=True,
     )
 
     @app.callback(invoke_without_command=True)
@@ -125,45 +176,64 @@ def assemble(terminal: Terminal) -> typer.Typer:
         terminal.flags = {"server__url": server, "server__creds": creds, "server__context": nats_context}
         context.obj = terminal
 
-    _add_verbs(app)
     return app
 
 
 def _apply(terminal: Terminal, json: bool, quiet: bool, verbose: int, color: Any, no_progress: bool) -> None:
     terminal.json, terminal.quiet, terminal.verbosity = json, quiet, verbose
     terminal.color, terminal.bars = color, not no_progress
+    from dspex.engine.cli.terminal import log
+
     log.configure(verbosity=verbose, quiet=quiet)
 
 
-def _add_verbs(app: typer.Typer) -> None:
-    """All verbs, in the order in which help lists them."""
-    app.command("init")(init.init)
-    app.command("check")(check.check)
-    app.command("show")(check.show)
-    app.command("run")(run.run)
-    app.command("apply")(apply.apply)
-    app.command("delete")(delete.delete)
-    app.command("worker")(worker.worker)
-    app.command("publish", cls=publish.WithWait)(publish.publish)
-    app.command("call")(call.call)
-    app.command("watch")(watch.watch)
-    app.command("status")(status.status)
-    _group(app, "dlq", "Dead letters: events that could not be processed.", dlq.ls, dlq.show, dlq.redrive, dlq.drop)
-    _group(app, "runs", "Runs: what source events caused.", runs.forget)
-    about = "The local nats-server, and permissions on one of yours."
-    _group(app, "server", about, server.start, server.stop, server.status, permissions.permissions)
-    _group(app, "audit", "Who changed what.", audit.ls)
-    _group(app, "config", "The settings.", server.show)
-    _group(app, "model", "Language models that run on this machine.", worker.install, worker.ls, worker.rm)
-    _group(app, "bench", "What dspex costs on this machine.", bench.native)
-    app.command("doctor")(server.doctor)
-    app.command("demo")(demo.demo)
+class _Group(TyperGroup):
+    """Help that cuts nothing off: typer gives each verb one line, and what is cut helps nobody."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        self.list_verbs("Commands", self.list_commands(ctx), ctx, formatter)
+
+    def list_verbs(self, heading: str, words: Iterable[str], ctx: Any, formatter: Any) -> None:
+        """One part of the help: what these words do."""
+        with formatter.section(heading):
+            commands = [(word, self.get_command(ctx, word)) for word in words]
+            formatter.write_dl([(word, command.get_short_help_str(10_000)) for word, command in commands if command])
 
 
-def _group(app: typer.Typer, name: str, about: str, *verbs: Callable[..., Any]) -> None:
-    """A noun with its verbs: `dspex dlq ls`."""
-    group = typer.Typer(help=about, no_args_is_help=True)
+class _Verbs(_Group):
+    """All verbs, by heading. Only what is asked for is imported."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        words: Any = dict.fromkeys(word for words in _VERBS.values() for word in words)
+        self.commands = words  # what typer lists, and suggests to who mistypes one
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for words in _VERBS.values():
+            if (found := words.get(cmd_name)) is not None:
+                return _noun(cmd_name, found) if isinstance(found, _Noun) else _command(_app(), found)
+        return None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for heading, words in _VERBS.items():
+            self.list_verbs(heading, words, ctx, formatter)
+
+
+def _app(*, add_completion: bool = False, **options: Any) -> typer.Typer:
+    return typer.Typer(add_completion=add_completion, pretty_exceptions_enable=False, rich_markup_mode=None, **options)
+
+
+def _command(app: typer.Typer, where: str) -> Any:
+    """The command of a verb, alone in `app` or as another one of it."""
+    module, _, name = where.partition(":")
+    found = import_module(f"dspex.engine.cli.{module}")
+    app.command(name, cls=getattr(found, "COMMAND", None))(getattr(found, name))
+    return typer.main.get_command(app)
+
+
+def _noun(name: str, noun: _Noun) -> Any:
+    group = _app(name=name, cls=_Group, help=noun.about, no_args_is_help=True)
     group.callback()(lambda: None)  # without it, a group of one verb would be that verb
-    for verb in verbs:
-        group.command(verb.__name__)(verb)
-    app.add_typer(group, name=name)
+    for verb in noun.verbs:
+        made = _command(group, verb)
+    return made

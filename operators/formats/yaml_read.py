@@ -22,6 +22,8 @@ MAX_EVENTS = 50_000  # values, and begins and ends of maps and lists
 MAX_DIGITS = 40
 _BITS = 64
 _SHOWN = 20  # problems of one file
+# libyaml's, which PyYAML's packages have: what is nested deep takes PyYAML's own a time that grows with its square.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Mapped(dict[str, Any]):
@@ -45,7 +47,7 @@ def read(text: str, file: str) -> Mapped:
         found = list(islice(_refused(text), _SHOWN))
         if found:
             raise _error(file, found)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         what = (mark.line + 1 if mark else 1, f"this is not YAML: {e.problem or e.context}", "correct the syntax")
@@ -73,7 +75,7 @@ def _error(file: str, found: list[LineProblem]) -> TopologyError:
 def _refused(text: str) -> Iterator[LineProblem]:
     """What is refused, from the stream of events: before anything is built that could be large."""
     depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if count > MAX_EVENTS:
             yield line, f"this has more values than a topology may have ({MAX_EVENTS:,})", "split it up"

@@ -44,6 +44,9 @@ class WithWait(TyperCommand):
         return super().parse_args(ctx, given)
 
 
+COMMAND = WithWait
+
+
 def publish(
     context: typer.Context,
     subject: Annotated[str, typer.Argument(metavar="SUBJECT")],
