@@ -406,8 +406,12 @@ class Bus(Protocol):
         ...
 
     # -- keys and objects
-    async def bucket(self, name: str, *, replicas: int = 1) -> Bucket:
-        """The bucket, made if missing; `replicas` is for that. Nothing in it expires. Raises `BusError` DX412."""
+    async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> Bucket:
+        """The bucket, made if missing; `replicas` is for that. Nothing in it expires. Raises `BusError` DX412.
+
+        once: each key takes one value, and another one only when that was deleted: nobody who may write can replace it. One
+        that is there becomes so, and stays so whoever opens it.
+        """
         ...
 
     async def objects(self, name: str, *, replicas: int = 1) -> Objects:

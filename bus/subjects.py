@@ -50,7 +50,7 @@ def token(name: str, what: str = "name") -> str:
 
 
 # Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
-_KINDS: Final = frozenset({"sources", "requests", "keys", "told", "sessions", "limits", "cache", "payloads"})
+_KINDS: Final = frozenset({"sources", "requests", "keys", "told", "applied", "sessions", "limits", "cache", "payloads"})
 
 
 @lru_cache(256)
@@ -166,13 +166,18 @@ def key(app: str, name: str) -> str:
 
 
 def bucket(app: str) -> str:
-    """The key-value bucket: manifests, and who is alive."""
+    """The key-value bucket: who is alive, and what is being worked on."""
     return f"DSPEX_{application(app)}"
 
 
+def applied(app: str) -> str:
+    """The key-value bucket of the manifests. Each of its keys takes one value."""
+    return f"{bucket(app)}_applied"
+
+
 def buckets(app: str) -> list[str]:
-    """All key-value buckets of an application: its own, then those of sessions, limits and cached records."""
-    return [bucket(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
+    """All key-value buckets of an application: its own, then those of manifests, sessions, limits and cached records."""
+    return [bucket(app), applied(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
 
 
 def objects(app: str) -> str:

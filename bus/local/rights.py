@@ -153,7 +153,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
         yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         yield f"$JS.ACK.{stream}.{consumer}.>"
     yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), stream)  # whether a record that is there is its own
-    yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), f"KV_{subjects.bucket(app)}")  # what deployed nodes run
+    yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # what deployed nodes run
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
@@ -164,7 +164,7 @@ def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
     yield subjects.audit(app, "call")
     yield _seals(app)
-    yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # which nodes there are
+    yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which nodes there are
     for pool in pools:
         yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
 

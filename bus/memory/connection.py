@@ -276,9 +276,9 @@ class MemoryBus:
         return f"_INBOX.memory.{self.server.number()}"
 
     # -- keys and objects
-    async def bucket(self, name: str, *, replicas: int = 1) -> MemoryBucket:
+    async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> MemoryBucket:
         await self.trip()
-        return MemoryBucket(self, name)
+        return MemoryBucket(self, name, once)
 
     async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
         await self.trip()

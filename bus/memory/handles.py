@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Unreachable
+from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, StreamFull, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
 from dspex.bus.subjects import matches
@@ -155,9 +155,11 @@ class MemorySubscription:
 class MemoryBucket:
     """Small values under keys."""
 
-    def __init__(self, bus: MemoryBus, name: str) -> None:
+    def __init__(self, bus: MemoryBus, name: str, once: bool) -> None:
         self._bus, self._name = bus, name
         bus.server.buckets.setdefault(name, {})
+        if once:
+            bus.server.once.add(name)
 
     @property
     def _values(self) -> dict[str, tuple[bytes, int]]:
@@ -178,6 +180,8 @@ class MemoryBucket:
         latest = self._values.get(key, (b"", 0))[1]
         if revision is not None and revision != latest:
             raise Fenced(f"the revision of {key} is {latest}, not {revision}")
+        if latest and self._name in self._bus.server.once:
+            raise StreamFull(f"bucket {self._name} holds one value of each key")
         new = self._bus.server.number()
         self._values[key] = (value, new)
         return new

@@ -44,6 +44,7 @@ class MemoryServer:
         self.streams: dict[str, MemoryStream] = {}
         self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
+        self.once: set[str] = set()  # buckets whose keys take one value each
         self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
         self.led_since = 0.0  # when its server of today became the leader; tests set it
@@ -91,6 +92,8 @@ class MemoryServer:
 
     def remove(self, kind: Kept, name: str) -> bool:
         """Delete what is kept under a name; whether it was there."""
+        if kind == "bucket":
+            self.once.discard(name)
         return self.kept(kind).pop(name, None) is not None
 
     def kept(self, kind: Kept) -> dict[str, Any]:

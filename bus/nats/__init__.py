@@ -170,8 +170,8 @@ class NatsBus:
         return self._connection.inbox()
 
     # -- keys and objects
-    async def bucket(self, name: str, *, replicas: int = 1) -> NatsBucket:
-        return await NatsBucket(self._connection, name).ensure(replicas)
+    async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> NatsBucket:
+        return await NatsBucket(self._connection, name).ensure(replicas, once)
 
     async def objects(self, name: str, *, replicas: int = 1) -> NatsObjects:
         return await NatsObjects(self._connection, name).ensure(replicas)

@@ -38,8 +38,9 @@ class NatsBucket:
     def _subject(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"
 
-    async def ensure(self, replicas: int) -> NatsBucket:
+    async def ensure(self, replicas: int, once: bool) -> NatsBucket:
         """Make the bucket if it is missing. Not as the usual clients do: with rollup, who may write may also remove."""
+        strict = {"discard_new_per_subject": True} if once else {}
         config = {
             "name": self._stream,
             "subjects": [self._subject(">")],
@@ -48,8 +49,9 @@ class NatsBucket:
             "discard": "new",
             "deny_delete": True,
             "allow_direct": True,
+            **strict,
         }
-        await streams.make(self._connection, config)
+        await streams.make(self._connection, config, strict)
         return self
 
     async def get(self, key: str) -> tuple[bytes, int] | None:

@@ -68,10 +68,11 @@ async def led_for(connection: Connection, name: str) -> float:
         return timestamp(found["ts"]) - timestamp(since) if since else 0.0
 
 
-async def make(connection: Connection, config: Mapping[str, object]) -> None:
+async def make(connection: Connection, config: Mapping[str, object], always: Mapping[str, object] | None = None) -> None:
     """Make sure that there is a stream of this name without rollup, message TTL and schedules.
 
-    One that is there keeps its configuration otherwise, and to find it needs no more than the right to look at it.
+    One that is there keeps its configuration otherwise, but for `always`, and to find it needs no more than the right to look
+    at it.
     """
     found = await _info(connection, str(config["name"]))
     if found is None:
@@ -81,7 +82,8 @@ async def make(connection: Connection, config: Mapping[str, object]) -> None:
             if e.number != NAME_IN_USE:
                 raise
     else:
-        await _updated(connection, found, {})
+        changes = {key: value for key, value in (always or {}).items() if found["config"].get(key) != value}
+        await _updated(connection, found, changes)
 
 
 async def remove(connection: Connection, name: str) -> bool:

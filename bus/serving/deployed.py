@@ -77,20 +77,29 @@ class Deployed:
 
     async def _read(self, topology: str) -> dict[str, CallSpec]:
         """The specs of a topology's nodes of this pool, by node. Empty where it is not applied."""
-        name = subjects.bucket(self._app)
+        name = subjects.applied(self._app)
         if self._bucket is None:
             if not await self._bus.has("bucket", name):
                 return {}
             self._bucket = await self._bus.bucket(name)
-        stored = await self._bucket.latest(subjects.manifest_prefix(topology))
-        return self._specs(topology, stored) if stored is not None else {}
+        prefix = subjects.manifest_prefix(topology)
+        stored = await self._bucket.latest(prefix)
+        if stored is None:
+            return {}
+        if (specs := self._specs(stored)) is not None:
+            return specs
+        # Nothing replaces a manifest, but anything may have been put under the key of one to come.
+        keys = sorted((await self._bucket.items(prefix)).items(), key=lambda item: -item[1][1])
+        for _, (value, _) in keys:
+            if (specs := self._specs(value)) is not None:
+                return specs
+        self._seldom.error("no manifest of a topology can be read: nobody can call its nodes", topology=topology)
+        return {}
 
-    def _specs(self, topology: str, stored: bytes) -> dict[str, CallSpec]:
+    def _specs(self, stored: bytes) -> dict[str, CallSpec] | None:
+        """The specs that a manifest has; None for what is no manifest."""
         try:
             calls: dict[str, _Call] = checker(_Manifest).validate_json(stored, strict=True)["calls"]
             return {node: CallSpec.read(call["spec"]) for node, call in calls.items() if call["pool"] == self._pool}
-        except (ValueError, DecodeError) as error:
-            _log.error(
-                "a manifest cannot be read: nobody can call the topology's nodes", topology=topology, why=str(error)[:200]
-            )
-            return {}
+        except (ValueError, DecodeError):
+            return None

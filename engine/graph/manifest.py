@@ -1,8 +1,9 @@
 """The manifest of a topology: what was applied, and what must never change by accident.
 
 It fixes the id of each stage by its source and the number of its partitions, so that logs and records find their owner
-whatever else changes. Each version is a key of its own, written if nobody wrote it before, and all are kept: a claim names
-its version, and an older engine refuses.
+whatever else changes. Each version is a key of its own, and all are kept: a claim names its version, and an older engine
+refuses. The bucket takes one value of a key. The server's own answers go wherever who asks says, and no permission limits
+that; so a publisher can have one put under a key to come, where it is passed over, but under none that is there.
 """
 
 from __future__ import annotations
@@ -78,20 +79,25 @@ class Manifest:
 
 
 class _Versions(NamedTuple):
-    """The manifests of one topology: those that engines wrote, the latest last, and the keys of the others, with the reason."""
+    """The manifests of one topology.
+
+    known: those that engines wrote, the latest last. strange: keys of what reads like one and no engine wrote, with the reason.
+    taken: keys of what is none at all, with the reason; such a version there will never be.
+    """
 
     known: list[Manifest]
     strange: dict[str, str]
+    taken: dict[str, str]
 
 
 def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
     """Versions are counted without a hole: what lies behind one, no engine wrote. `items`: key → value."""
-    found = _Versions([], {})
+    found = _Versions([], {}, {})
     for key, value in sorted(items.items(), key=lambda item: (len(item[0]), item[0])):
         try:
             made = Manifest.unpack(value)
         except DecodeError as e:
-            found.strange[key] = e.message
+            found.taken[key] = e.message
             continue
         before = subjects.manifest_key(topology, made.version - 1)
         if key != subjects.manifest_key(topology, made.version):
@@ -113,7 +119,7 @@ async def _all(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str,
         if not before or key in wanted:
             items.setdefault(subjects.manifest_of(key), {})[key] = value
     found = {topology: _versions(topology, values) for topology, values in items.items()}
-    for key, why in [strange for versions in found.values() for strange in versions.strange.items()]:
+    for key, why in [other for versions in found.values() for other in (*versions.strange.items(), *versions.taken.items())]:
         _log.error("a manifest is passed over", key=key, why=why)
     return found
 
@@ -123,7 +129,7 @@ def _refused(strange: Mapping[str, str]) -> TopologyError:
     return TopologyError(
         f"the manifest under the key {key} is none that an engine wrote: {why}",
         code="DX411",
-        fix="restore the application's bucket from a backup; or, if nobody applied that version, delete this key of the bucket",
+        fix="restore the bucket of the manifests from a backup; or, if nobody applied that version, delete this key of it",
     )
 
 
@@ -135,7 +141,8 @@ async def read(bucket: Bucket, *, whole: bool = False) -> dict[str, Manifest]:
 async def history(bucket: Bucket, topology: str = "", *, whole: bool = False, before: int = 0) -> dict[str, list[Manifest]]:
     """All versions of the manifests of one topology, or of all, the latest last. `before`: only those before that version.
 
-    What no engine can have written is left out; with `whole`, TopologyError (DX411) is raised, which names it.
+    What no engine can have written is left out. With `whole`, TopologyError (DX411) is raised where it reads like a manifest:
+    the version before it may be lost.
     """
     found = await _all(bucket, topology, before)
     for versions in found.values():
@@ -146,17 +153,17 @@ async def history(bucket: Bucket, topology: str = "", *, whole: bool = False, be
 
 async def topologies(bus: Bus, app: str) -> set[str]:
     """The topologies of `app`, also those whose manifest is damaged: what removes something must not take them for gone."""
-    if not await bus.has("bucket", subjects.bucket(app)):
+    if not await bus.has("bucket", subjects.applied(app)):
         return set()
-    bucket = await bus.bucket(subjects.bucket(app))
+    bucket = await bus.bucket(subjects.applied(app))
     return {topology for key in await bucket.items(subjects.manifest_prefix()) if (topology := subjects.manifest_of(key))}
 
 
 async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
     """The manifests of all topologies of `app`. Makes no bucket: who only looks leaves no traces."""
-    if not await bus.has("bucket", subjects.bucket(app)):
+    if not await bus.has("bucket", subjects.applied(app)):
         return {}
-    return await read(await bus.bucket(subjects.bucket(app)))
+    return await read(await bus.bucket(subjects.applied(app)))
 
 
 async def write(
@@ -170,7 +177,7 @@ async def write(
         again: whether a version that was applied before, and then replaced, may be applied again.
     """
     while True:
-        versions, strange = (await _all(bucket, graph.name)).get(graph.name, _Versions([], {}))
+        versions, strange, taken = (await _all(bucket, graph.name)).get(graph.name, _Versions([], {}, {}))
         before = versions[-1] if versions else None
         if strange and (before is None or before.digest != graph.digest):
             # A version may be lost. Who runs what was applied last can go on, as its logs say what it is.
@@ -182,6 +189,8 @@ async def write(
             return after
         if strange:
             raise _refused(strange)
+        while subjects.manifest_key(graph.name, after.version) in taken:
+            after = replace(after, version=after.version + 1)
         try:
             await bucket.put(subjects.manifest_key(graph.name, after.version), after.pack(), revision=0)
         except Fenced:

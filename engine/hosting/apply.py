@@ -56,7 +56,7 @@ async def apply(
     Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
     """
     await _seal(bus, app, replicas)
-    bucket = await bus.bucket(subjects.bucket(app), replicas=replicas)
+    bucket = await bus.bucket(subjects.applied(app), replicas=replicas, once=True)
     known = await manifest.read(bucket)
     layout = _Layout(bus, app, graphs, known)
     for graph in graphs:

@@ -43,10 +43,10 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     if topology not in known:
         there = ", ".join(sorted(known)) or "none"
         raise TopologyError(f"{app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
-    bucket = await bus.bucket(subjects.bucket(app))
     stream = subjects.stream(app)
     info = await bus.stream(stream)
-    if running := await _running(bucket, topology, info.now if info is not None else 0.0):
+    alive = await bus.bucket(subjects.bucket(app))
+    if running := await _running(alive, topology, info.now if info is not None else 0.0):
         why = f"{topology} is run by {', '.join(running)}"
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
     await audit.leave(bus, app, "delete", topology=topology)  # before: with the last topology goes the audit, too
@@ -57,9 +57,10 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
         messages = await bus.count(stream, patterns)
         for pattern in patterns:
             await bus.purge(stream, pattern, below=info.last + 1)
-    keys = sorted(await bucket.items(subjects.manifest_prefix(topology)))
+    applied = await bus.bucket(subjects.applied(app))
+    keys = sorted(await applied.items(subjects.manifest_prefix(topology)))
     for key in keys:
-        await bucket.delete(key)
+        await applied.delete(key)
     return Deleted(topology, False, keys, messages)
 
 

@@ -104,8 +104,8 @@ class Host:
         applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
         self.applied, self.stream_applied = applied.changes, applied.stream
         await self.clock.ask()
-        bucket = await self.bus.bucket(subjects.bucket(self.app))
-        self.membership = Membership(bucket, self.engine, self.heartbeat, self.clock, self.describe)
+        alive, manifests = await self.bus.bucket(subjects.bucket(self.app)), await self.bus.bucket(subjects.applied(self.app))
+        self.membership = Membership(alive, manifests, self.engine, self.heartbeat, self.clock, self.describe)
         await self.consumers.look()
         services = Services(
             bus=self.bus,

@@ -87,6 +87,7 @@ class Membership:
     """
 
     bucket: Bucket
+    manifests: Bucket
     engine: str
     heartbeat: float
     clock: ServerClock
@@ -191,7 +192,7 @@ class Membership:
 
     async def _is_applied(self, topology: str, version: int) -> bool:
         if (topology, version) not in self._applied:
-            if await self.bucket.get(subjects.manifest_key(topology, version)) is None:
+            if await self.manifests.get(subjects.manifest_key(topology, version)) is None:
                 return False
             self._applied.add((topology, version))
         return True

@@ -38,7 +38,7 @@ async def dropped(bus: Bus, app: str, topology: str, applied: manifest.Manifest)
     names = applied.stages.keys() - applied.streams.keys()
     if not names:
         return []
-    bucket = await bus.bucket(subjects.bucket(app))
+    bucket = await bus.bucket(subjects.applied(app))
     versions = await manifest.history(bucket, topology, whole=True, before=applied.version)
     latest_with = {name: m for m in versions.get(topology, ()) for name in m.streams if name in names}
     return [

@@ -71,7 +71,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
     while True:
         await asyncio.sleep(EVERY)
         try:
-            bucket = await bus.bucket(subjects.bucket(app))
+            bucket = await bus.bucket(subjects.applied(app))
             for topology in (owned := mine()):
                 await sweep(bus, app, topology, await manifests(bucket, whole=True), records=records, now=clock())
             applied = await manifests(bucket, whole=True)

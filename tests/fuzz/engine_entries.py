@@ -279,7 +279,8 @@ def _take_rows() -> Take:
 
 # -- keys of the bucket ---------------------------------------------------------------------------------------------
 async def _stored(key: str) -> bytes:
-    found = await (await engine().bus.bucket(subjects.bucket(APP))).get(key)
+    bucket = subjects.applied(APP) if key == _manifest() else subjects.bucket(APP)
+    found = await (await engine().bus.bucket(bucket)).get(key)
     assert found is not None
     return found[0]
 
@@ -305,7 +306,7 @@ def _take_heartbeat() -> Take:
     async def once(value: bytes) -> object:
         bucket = await e.bus.bucket(subjects.bucket(APP))
         await bucket.put(key, value)
-        mine = Membership(bucket, "mine", 1.0, e.host.clock, dict)
+        mine = Membership(bucket, await e.bus.bucket(subjects.applied(APP)), "mine", 1.0, e.host.clock, dict)
         mine.add(TOPOLOGY, 1, e.stage, 64, _Runner())
         await mine.once()
         return len(mine.listed)

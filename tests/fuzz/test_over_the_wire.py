@@ -53,7 +53,7 @@ SENT_TO = {
     "dead": [subjects.dead(APP, TOPOLOGY, "label")],
     "redriven": [subjects.redriven(APP)],
     "audit": [subjects.audit(APP, verb) for verb in ("publish", "strange")],
-    "manifest": [KEYS + subjects.manifest_key("strange", 1)],
+    "manifest": [f"$KV.{subjects.applied(APP)}.{subjects.manifest_key('strange', n)}" for n in range(1, 9)],  # a key takes one
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
     "key": [subjects.key(APP, f"{n:032x}") for n in range(200)],  # a subject takes one
@@ -108,7 +108,7 @@ async def _send(url: str, entry: Entry, corpus: Iterable[Case]) -> None:
             reply = client.new_inbox() if asked and ".work." not in to else ""
             await client.publish(to, case.data, headers=case.headers or None, reply=reply)
         for subject in SENT_TO[entry.subject] if entry.subject in ("manifest", "heartbeat") else ():
-            await client.publish(subject, b"", headers={"KV-Operation": "DEL"})
+            await client.jetstream().purge_stream(f"KV_{subject.split('.')[1]}", subject=subject)
         await client.flush()
     finally:
         await client.close()

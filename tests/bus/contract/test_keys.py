@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from bus_bench import Buses
 
-from dspex.bus.errors import Fenced
+from dspex.bus.errors import Fenced, StreamFull
 from dspex.bus.port import Bus
 
 
@@ -45,6 +45,25 @@ async def test_of_two_that_create_a_key_at_once_one_succeeds(buses: Buses, uniqu
         *[b.put("k", b"%d" % n, revision=0) for n, b in enumerate(buckets * 5)], return_exceptions=True
     )
     assert Counter(type(r) for r in results) == {int: 1, Fenced: 9}
+
+
+@pytest.mark.asyncio
+async def test_a_key_of_a_bucket_that_takes_one_value_of_each_gets_another_only_when_that_was_deleted(
+    buses: Buses, unique: str
+) -> None:
+    before = await buses[1].bucket(unique)
+    await before.put("old", b"1")
+    bucket, again = await buses[0].bucket(unique, once=True), await buses[1].bucket(unique)
+    first = await bucket.put("k", b"1", revision=0)
+    for other in (before, bucket, again):
+        for key in ("k", "old"):
+            with pytest.raises(StreamFull):
+                await other.put(key, b"x")
+        with pytest.raises((StreamFull, Fenced)):
+            await other.put("k", b"x", revision=first)
+    assert await again.items() == {"k": (b"1", first), "old": (b"1", first - 1)}
+    await bucket.delete("k")
+    assert await again.put("k", b"2") > first
 
 
 @pytest.mark.asyncio

@@ -143,7 +143,7 @@ def test_an_old_version_that_starts_again_is_refused_and_may_be_applied_on_purpo
     assert one.run(apply(one.client.bus, APP, [old.graph], again=True)).manifests["changing"].version == 3
 
     async def versions() -> list[int]:
-        return [m.version for m in (await history(await one.client.bus.bucket(subjects.bucket(APP))))["changing"]]
+        return [m.version for m in (await history(await one.client.bus.bucket(subjects.applied(APP))))["changing"]]
 
     assert one.run(versions()) == [1, 2, 3]
 

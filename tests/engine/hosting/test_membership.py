@@ -75,7 +75,7 @@ def test_an_idle_partition_costs_no_message_and_no_key(lab: MakeLab) -> None:
     before = len(one.messages(">"))
     one.advance(600)
     assert len(one.messages(">")) == before
-    assert set(keys(one)) == {"engine.a", "manifest.spread.1", "torn.spread"}  # one for all partitions
+    assert set(keys(one)) == {"engine.a", "torn.spread"}  # one for all partitions
 
 
 def test_topologies_of_one_partition_are_shared_among_engines(lab: MakeLab) -> None:

@@ -32,10 +32,9 @@ def topology(name: str) -> Topology:
     return made
 
 
-async def spoil(bus: Bus, name: str) -> None:
-    bucket = await bus.bucket(subjects.bucket(name))
-    for key in (subjects.member_key("engine", "x"), subjects.manifest_key("other", 1)):
-        await bucket.put(key, b"\xffgarbage")
+async def spoil(bus: Bus, name: str, version: int) -> None:
+    await (await bus.bucket(subjects.bucket(name))).put(subjects.member_key("engine", "x"), b"\xffgarbage")
+    await (await bus.bucket(subjects.applied(name))).put(subjects.manifest_key("other", version), b"\xffgarbage")
     for data in GARBAGE:
         await bus.publish(NewMessage(subjects.log(name, "echo", "s1", 0), data))
 
@@ -64,7 +63,7 @@ async def test_an_engine_passes_over_garbage_while_it_runs_and_when_it_starts(na
         for n in range(begin, begin + 10):
             await client.publish(f"{unique}.in", {"n": n})
         await arrived(begin + 10)
-        await spoil(bus, unique)
+        await spoil(bus, unique, begin + 1)
         for n in range(begin + 10, begin + 20):
             await client.publish(f"{unique}.in", {"n": n})
         await arrived(begin + 20)
@@ -72,7 +71,7 @@ async def test_an_engine_passes_over_garbage_while_it_runs_and_when_it_starts(na
         assert host.runners[0].counters["unreadable"] > 0
         assert [row["topology"] for row in (await client.status())["stages"]] == ["echo"]
         await host.drain()
-        await spoil(bus, unique)
+        await spoil(bus, unique, begin + 2)
     await bus.close()
 
 

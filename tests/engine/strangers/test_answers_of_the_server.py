@@ -7,14 +7,19 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nats
 import pytest
 import pytest_asyncio
+from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.engine.graph import manifest
+from dspex.engine.hosting.host import Host
+from dspex.operators.topology import Topology
 
 PAGE = Path(__file__).parents[3] / "docs" / "security.md"
 APP, SOURCE = "shop", "shop.messages"
@@ -58,12 +63,43 @@ async def raw(url: str, *lines: str) -> list[bytes]:
 @pytest.mark.asyncio
 async def test_an_acknowledgement_does_not_leave_the_account_of_a_publisher(url: str, engine: NatsBus) -> None:
     log = subjects.log(APP, "triage", "s1", 0)
-    bucket = await engine.bucket(subjects.bucket(APP))
-    said = await raw(url, *[f"PUB {SOURCE} {to} 2\r\n{{}}" for to in (log, f"$KV.{subjects.bucket(APP)}.manifest.triage.1")])
+    bucket = await engine.bucket(subjects.applied(APP))
+    said = await raw(url, *[f"PUB {SOURCE} {to} 2\r\n{{}}" for to in (log, f"$KV.{subjects.applied(APP)}.manifest.triage.1")])
     assert not [word for word in said if word.startswith(b"-ERR")]
     mark = await engine.publish(NewMessage(log, b"the first message of the log"))
     info = await engine.stream(subjects.sources(APP))
     assert (info and info.last, mark.sequence, await bucket.items()) == (2, 1, {})
+
+
+@pytest.mark.asyncio
+async def test_an_acknowledgement_replaces_no_manifest_and_keeps_no_engine_from_starting(nats_url: str, unique: str) -> None:
+    def topology(*fields: str) -> Topology:
+        made = Topology("triage")
+        made.source(f"{unique}.in").set(dict.fromkeys(fields, "1")).sink(f"{unique}.out")
+        return made
+
+    async def starts(topology: Topology) -> int:
+        host = Host(bus, unique, [topology.graph], engine="engine")
+        await host.start()
+        await host.drain()
+        return (await manifest.of_application(bus, unique))["triage"].version
+
+    bus = await connect(nats_url)
+    client = await nats.connect(nats_url)
+    assert await starts(topology("a")) == 1
+    for version in (1, 2):
+        key = f"$KV.{subjects.applied(unique)}.{subjects.manifest_key('triage', version)}"
+        await client.publish(f"{unique}.in", b"{}", reply=key)
+    await client.flush()
+
+    async def arrived() -> bool:
+        items = await (await bus.bucket(subjects.applied(unique))).items()
+        return b'"seq"' in items.get(subjects.manifest_key("triage", 2), (b"", 0))[0]
+
+    await until(arrived)
+    assert [await starts(topology("a")), await starts(topology("a", "b")), await starts(topology("a", "b"))] == [1, 3, 3]
+    await client.close()
+    await bus.close()
 
 
 @pytest.mark.asyncio

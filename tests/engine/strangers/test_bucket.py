@@ -11,7 +11,7 @@ from engine_lab import APP, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import StreamFull, TopologyError
 from dspex.engine.graph import manifest
 from dspex.operators.topology import Topology
 
@@ -26,7 +26,8 @@ def echo(**options: Any) -> Topology:
 
 def put(one: Lab, key: str, value: bytes) -> None:
     async def go() -> None:
-        await (await one.client.bus.bucket(subjects.bucket(APP))).put(key, value)
+        name = subjects.applied(APP) if key.startswith(subjects.manifest_prefix()) else subjects.bucket(APP)
+        await (await one.client.bus.bucket(name)).put(key, value)
 
     one.run(go())
 
@@ -155,6 +156,26 @@ def test_a_forged_manifest_takes_no_stage_and_its_state_away(lab: MakeLab, stage
     put(one, subjects.manifest_key("echo", 2), forged(one, 2, stages=stages))
     one.start("b")
     assert (applied(one).version, applied(one).stages) == (1, {"in": ("s1", 8)})
+
+
+@pytest.mark.parametrize("garbage", [b'{"stream": "DSPEX_lab_sources", "seq": 1}', b"", b"{}"])
+def test_no_answer_of_the_server_under_keys_to_come_keeps_a_version_from_being_applied(lab: MakeLab, garbage: bytes) -> None:
+    one = lab(echo())
+    for version in (1, 2, 4, 5):
+        put(one, subjects.manifest_key("echo", version), garbage)
+    one.start()
+    assert applied(one).version == 3
+    one.drain()
+    one.start("b", echo(timeout="9s"))
+    assert applied(one).version == 6
+    one.drain("b")
+    with pytest.raises(StreamFull):
+        put(one, subjects.manifest_key("echo", 6), garbage)
+    one.start("c", echo(timeout="9s"))
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(5)
+    assert len(one.outputs("out")) == 1
 
 
 def test_no_other_version_is_applied_beside_a_forged_manifest_and_the_error_names_its_key(lab: MakeLab) -> None:

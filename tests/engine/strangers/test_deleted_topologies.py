@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dspex.bus import subjects
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import StreamFull, TopologyError
 from dspex.bus.nats import NatsBus
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.delete import delete
@@ -29,19 +29,21 @@ async def test_deleting_one_topology_leaves_another_whose_manifest_somebody_spoi
     bus: NatsBus, unique: str, garbage: bytes
 ) -> None:
     await applied(bus, unique, "kept", "deleted")
-    bucket = await bus.bucket(subjects.bucket(unique))
-    await bucket.put(subjects.manifest_key("kept", 1), garbage)
+    bucket = await bus.bucket(subjects.applied(unique))
+    with pytest.raises(StreamFull):
+        await bucket.put(subjects.manifest_key("kept", 1), garbage)
+    await bucket.put(subjects.manifest_key("kept", 2), garbage)
     gone = await delete(bus, unique, "deleted")
     assert not gone.whole
     assert await bus.stream(subjects.stream(unique)) is not None
-    assert list(await bucket.items(subjects.manifest_prefix())) == [subjects.manifest_key("kept", 1)]
+    assert list(await bucket.items(subjects.manifest_prefix())) == [subjects.manifest_key("kept", n) for n in (1, 2)]
 
 
 @pytest.mark.asyncio
 async def test_a_topology_whose_manifest_somebody_spoiled_can_be_deleted(bus: NatsBus, unique: str) -> None:
     await applied(bus, unique, "spoiled")
-    bucket = await bus.bucket(subjects.bucket(unique))
-    await bucket.put(subjects.manifest_key("spoiled", 1), b"\xffgarbage")
+    bucket = await bus.bucket(subjects.applied(unique))
+    await bucket.put(subjects.manifest_key("spoiled", 2), b"\xffgarbage")
     assert (await delete(bus, unique, "spoiled")).whole
 
 

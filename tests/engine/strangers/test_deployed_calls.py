@@ -122,7 +122,7 @@ async def test_a_pool_answers_to_inboxes_and_never_to_what_a_caller_may_not_writ
     others = [
         subjects.log(u, "triage", "s1", 0),
         f"{u}.out",
-        f"$KV.{subjects.bucket(u)}.{subjects.manifest_key('triage', 9)}",
+        f"$KV.{subjects.applied(u)}.{subjects.manifest_key('triage', 9)}",
         f"$JS.API.STREAM.DELETE.{subjects.requests(u)}",
     ]
     for subject in others:
@@ -151,7 +151,7 @@ class Lab:
         topology.source("in").predict(signature, name="ask", **{"pool": "p", **options}).sink("out")
 
         async def go() -> None:
-            await manifest.write(await self.bus.bucket(subjects.bucket("lab")), topology.graph, {"in": "S"}, {"in": 0})
+            await manifest.write(await self.bus.bucket(subjects.applied("lab")), topology.graph, {"in": "S"}, {"in": 0})
 
         self.loop.run(go())
         return next(iter(topology.graph.calls)).call.spec
@@ -202,7 +202,7 @@ def test_a_spec_of_an_older_manifest_that_lacks_what_came_since_is_compared_with
     old = {"calls": {"ask": {"pool": "p", "spec": {"kind": "predict", "target": spec.target, "signature": spec.signature}}}}
 
     async def go() -> None:
-        await (await lab.bus.bucket(subjects.bucket("lab"))).put(subjects.manifest_key("asking", 2), json.dumps(old).encode())
+        await (await lab.bus.bucket(subjects.applied("lab"))).put(subjects.manifest_key("asking", 2), json.dumps(old).encode())
 
     lab.loop.run(go())
     assert lab.refused(CallSpec.read(old["calls"]["ask"]["spec"])) == ""
@@ -210,14 +210,18 @@ def test_a_spec_of_an_older_manifest_that_lacks_what_came_since_is_compared_with
 
 
 @pytest.mark.parametrize("garbage", [b"", b"{}", b"null", b'{"calls": {"ask": {"pool": "p", "spec": {"kind": 1}}}}'])
-def test_what_is_no_manifest_lets_nobody_call_and_raises_nothing_else(lab: Lab, garbage: bytes) -> None:
-    spec = lab.apply("text -> answer")
+def test_what_is_no_manifest_under_the_key_of_one_to_come_keeps_nobody_from_calling(lab: Lab, garbage: bytes) -> None:
+    async def put(version: int) -> None:
+        await (await lab.bus.bucket(subjects.applied("lab"))).put(subjects.manifest_key("asking", version), garbage)
 
-    async def go() -> None:
-        await (await lab.bus.bucket(subjects.bucket("lab"))).put(subjects.manifest_key("asking", 2), garbage)
-
-    lab.loop.run(go())
-    assert "no node" in lab.refused(spec)
+    lab.loop.run(put(1))
+    assert "no node" in lab.refused(CallSpec("predict", "text -> answer", "text -> answer"))
+    first = lab.apply("text -> answer")
+    lab.loop.run(put(3))
+    assert lab.refused(first) == ""
+    second = lab.apply("text -> answer, why")
+    assert lab.refused(second) == ""
+    assert lab.refused(first) != ""
 
 
 def test_while_the_server_cannot_be_asked_what_was_known_a_moment_ago_holds(lab: Lab) -> None:
@@ -232,14 +236,16 @@ def test_while_the_server_cannot_be_asked_what_was_known_a_moment_ago_holds(lab:
 
 @pytest.mark.asyncio
 async def test_a_worker_that_may_not_read_manifests_refuses_and_says_what_it_lacks(tmp_path: Path, unique: str) -> None:
-    user = f'{{ user: w, password: p, permissions: {{ publish: {{ deny: "$JS.API.STREAM.INFO.KV_DSPEX_{unique}" }} }} }}'
+    user = (
+        f'{{ user: w, password: p, permissions: {{ publish: {{ deny: "$JS.API.STREAM.INFO.KV_DSPEX_{unique}_applied" }} }} }}'
+    )
     users = f"accounts {{ A {{ jetstream: enabled, users: [{user}, {{ user: all, password: p }}] }} }}\nno_auth_user: all\n"
     async with LocalServer(tmp_path / "js", port=None, extra_config=users) as server:
         bus = await connect(server.url, user="w", password="p")
         deployed = Deployed(bus, unique, "p")
         with capture_logs() as logs:
             for _ in range(2):
-                with pytest.raises(NotAllowed, match=f"STREAM.INFO.KV_DSPEX_{unique}"):
+                with pytest.raises(NotAllowed, match=f"STREAM.INFO.KV_DSPEX_{unique}_applied"):
                     await deployed.check(request(CallSpec("predict", "a -> b", "a -> b"), "asking", "ask"))
         await bus.close()
     assert [e["event"] for e in logs if e["log_level"] == "error"] == ["cannot read what deployed nodes run"]

@@ -44,6 +44,7 @@ lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
 
 # What a user of each role may publish: the subject, and the roles that may. Everybody else is denied.
 S, KV, OBJ = f"DSPEX_{APP}", f"KV_DSPEX_{APP}", f"OBJ_DSPEX_{APP}_payloads"
+APPLIED = f"{KV}_applied"
 OWNERS = {"engine", "operator"}
 PUBLISHED: Mapping[str, Collection[str]] = {
     "shop.in": {"publisher"},
@@ -72,27 +73,35 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.control.gpu": {"operator"},
     "dspex.bank.log.triage.s1.0": set(),
     "dspex.shop.key.0": OWNERS,
-    f"$KV.DSPEX_{APP}.manifest.triage.1": OWNERS,
+    f"$KV.DSPEX_{APP}.engine.a": OWNERS,
+    f"$KV.DSPEX_{APP}_applied.manifest.triage.1": OWNERS,
     f"$KV.DSPEX_{APP}_sessions.a": OWNERS,
-    "$KV.DSPEX_bank.manifest.triage.1": set(),
+    "$KV.DSPEX_bank_applied.manifest.triage.1": set(),
     f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
     f"$O.DSPEX_{APP}_payloads.M.0": {*OWNERS, "worker"},
     "$JS.API.INFO": {*OWNERS, "worker", "caller", "reader"},
     "$JS.API.STREAM.NAMES": {*OWNERS, "reader"},
     "$JS.API.STREAM.LIST": set(),
     f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader"},
-    f"$JS.API.STREAM.INFO.{KV}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.STREAM.INFO.{KV}": OWNERS,
+    f"$JS.API.STREAM.INFO.{APPLIED}": {*OWNERS, "caller", "worker"},
     f"$JS.API.STREAM.INFO.{S}_keys": {*OWNERS, "worker", "publisher", "caller"},
     f"$JS.API.STREAM.MSG.GET.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.DELETE.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker"},
-    f"$JS.API.STREAM.MSG.GET.{KV}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.STREAM.MSG.GET.{KV}": OWNERS,
+    f"$JS.API.STREAM.MSG.GET.{APPLIED}": {*OWNERS, "caller", "worker"},
     f"$JS.API.STREAM.MSG.GET.{OBJ}": {*OWNERS, "worker"},
     f"$JS.API.DIRECT.GET.{S}": OWNERS,
     f"$JS.API.DIRECT.GET.{S}.shop.out": OWNERS,
-    f"$JS.API.DIRECT.GET.{KV}": {*OWNERS, "caller"},
-    **{f"$JS.API.STREAM.{verb}.{of}": OWNERS for verb in ("CREATE", "UPDATE", "PURGE", "MSG.DELETE") for of in (S, KV, OBJ)},
-    **{f"$JS.API.STREAM.DELETE.{name}": {"operator"} for name in (S, KV, OBJ, f"{S}_sources")},
+    f"$JS.API.DIRECT.GET.{KV}": OWNERS,
+    f"$JS.API.DIRECT.GET.{APPLIED}": {*OWNERS, "caller", "worker"},
+    **{
+        f"$JS.API.STREAM.{verb}.{of}": OWNERS
+        for verb in ("CREATE", "UPDATE", "PURGE", "MSG.DELETE")
+        for of in (S, KV, APPLIED, OBJ)
+    },
+    **{f"$JS.API.STREAM.DELETE.{name}": {"operator"} for name in (S, KV, APPLIED, OBJ, f"{S}_sources")},
     "$JS.API.STREAM.CREATE.mine": set(),
     "$JS.API.STREAM.INFO.DSPEX_bank": set(),
     f"$JS.API.STREAM.SNAPSHOT.{S}": set(),
