@@ -17,7 +17,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.settings.layers import Layer, SettingPath, flatten
 
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
-_TABLE = re.compile(r"\s*\[([^\[\]]+)\]")
+_TABLE = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?$")
 _LONG_TEXT = re.compile(r'"""(?:.|\n)*?"""|' + r"'''(?:.|\n)*?'''")
 
 
@@ -37,15 +37,16 @@ def file_layer(path: Path) -> Layer:
     shown = _relative(path)
     try:
         text = path.read_text(encoding="utf-8")
-        data: dict[str, Any] = tomllib.loads(text)
+        whole: dict[str, Any] = tomllib.loads(text)
     except OSError as e:
         raise ConfigError(f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config") from e
     except (ValueError, RecursionError) as e:  # those of tomllib are ValueErrors, and so is that of a number of 4300 digits
         raise ConfigError(f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names") from e
     table: SettingPath = ("tool", "dspex") if path.name == "pyproject.toml" else ()
+    data = whole
     for name in table:
         data = data.get(name, {})
-    lines = {key[len(table) :]: line for key, line in _lines(text).items() if key[: len(table)] == table}
+    lines = {key[len(table) :]: line for key, line in _lines(text, whole).items() if key[: len(table)] == table}
     layer = Layer()
     for key, value in flatten(data):
         if key:
@@ -57,21 +58,38 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _lines(text: str) -> dict[SettingPath, int]:
+def _lines(text: str, data: Mapping[str, Any]) -> dict[SettingPath, int]:
+    """Where the tables and keys of `data` stand in its text. What only looks like one, in a list of several lines, is none."""
     found: dict[SettingPath, int] = {}
     table: SettingPath = ()
     short = _LONG_TEXT.sub(lambda m: "\n" * m[0].count("\n"), text)
     for number, line in enumerate(short.splitlines(), 1):
         if match := _TABLE.match(line):
-            table = _parsed_key(f"[{match[1]}]")
-            found.setdefault(table, number)
+            path = _parsed_key(f"[{match[1]}]")
+            table = path if _is_in(data, path) else table
         elif match := _KEY.match(line):
-            found.setdefault((*table, *_parsed_key(f"{match[1]} = 0")), number)
+            path = (*table, *_parsed_key(f"{match[1]} = 0"))
+        else:
+            continue
+        if _is_in(data, path):
+            found.setdefault(path, number)
     return found
 
 
 def _parsed_key(text: str) -> SettingPath:
-    return next(flatten(tomllib.loads(text)))[0]
+    """Empty where it is no key."""
+    try:
+        return next(flatten(tomllib.loads(text)))[0]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return ()
+
+
+def _is_in(data: Any, path: SettingPath) -> bool:
+    for name in path:
+        if not isinstance(data, Mapping) or name not in data:
+            return False
+        data = data[name]
+    return bool(path)
 
 
 def _line_of(key: SettingPath, lines: Mapping[SettingPath, int]) -> int:

@@ -355,6 +355,13 @@ def test_a_name_in_a_multi_line_text_moves_no_line_number(folder: Path) -> None:
     assert problems()["pools.a.size"][:2] == ("DX105", "dspex.toml:5")
 
 
+@pytest.mark.parametrize("inner", ["[0, 0],", '["lm"],', '"lm = 1",', '["x"]  # ]', "[{ lm = 1 }],"])
+def test_a_list_of_several_lines_moves_no_line_number_and_is_no_error(folder: Path, inner: str) -> None:
+    text = f'[pools.a]\nprograms = [\n{inner}\n]\nsize = 0.5\n[lm]\na = {{ model = "x/a" }}\n'
+    (folder / "dspex.toml").write_text(text)
+    assert problems()["pools.a.size"][:2] == ("DX105", "dspex.toml:5")
+
+
 @pytest.mark.parametrize(
     "given",
     [{"pools": {"x": {"cpu": 1}}}, {"telemetry": {"redact": []}}, {"pools": {"lightweight": {"lm": "nope"}}}, {"engine": 3}],
