@@ -211,7 +211,7 @@ class _Verbs(_Group):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for words in _VERBS.values():
             if (found := words.get(cmd_name)) is not None:
-                return _noun(cmd_name, found) if isinstance(found, _Noun) else _command(_app(), found)
+                return _noun(cmd_name, found) if isinstance(found, _Noun) else typer.main.get_command(_with(_app(), found))
         return None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -223,17 +223,17 @@ def _app(*, add_completion: bool = False, **options: Any) -> typer.Typer:
     return typer.Typer(add_completion=add_completion, pretty_exceptions_enable=False, rich_markup_mode=None, **options)
 
 
-def _command(app: typer.Typer, where: str) -> Any:
-    """The command of a verb, alone in `app` or as another one of it."""
+def _with(app: typer.Typer, where: str) -> typer.Typer:
+    """`app` with one more verb."""
     module, _, name = where.partition(":")
-    found = import_module(f"dspex.engine.cli.{module}")
+    found = import_module(f"{__package__}.{module}")
     app.command(name, cls=getattr(found, "COMMAND", None))(getattr(found, name))
-    return typer.main.get_command(app)
+    return app
 
 
 def _noun(name: str, noun: _Noun) -> Any:
     group = _app(name=name, cls=_Group, help=noun.about, no_args_is_help=True)
     group.callback()(lambda: None)  # without it, a group of one verb would be that verb
     for verb in noun.verbs:
-        made = _command(group, verb)
-    return made
+        _with(group, verb)
+    return typer.main.get_command(group)

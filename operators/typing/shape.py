@@ -159,6 +159,8 @@ def _validate_function(tp: Any) -> Validator:
     from pydantic.errors import PydanticSchemaGenerationError
 
     try:
+        if isinstance(tp, dict | str):  # pydantic believes a mapping to be a schema of its own, and a text to be a name to come
+            raise PydanticUserError("a value is no type", code=None)
         return TypeAdapter(modern(tp)).validate_python
     except (PydanticUserError, PydanticSchemaGenerationError) as e:
         raise TopologyError(

@@ -181,7 +181,7 @@ def test_the_commands_are_verbs_with_options_that_exist(name: str) -> None:
     program, verb, *rest = SERVICES[name]["command"]
     app = typer.main.get_command(cli.assemble(Terminal()))
     assert program == "dspex"
-    command = app.commands[verb]  # type: ignore[attr-defined]
+    command = app.get_command(None, verb)  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in rest if word.startswith("-")} <= known
     pools = tomllib.loads((DEPLOY / "dspex.toml").read_text())["pools"]

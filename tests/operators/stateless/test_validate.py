@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from dspex.bus.errors import InvalidInput, TopologyError
 from dspex.operators.stateless import validate
+from dspex.operators.topology import Topology
 
 
 class Model(BaseModel):
@@ -141,3 +142,10 @@ def test_a_type_that_cannot_be_checked_is_refused_at_build():
 
     with pytest.raises(TopologyError, match="cannot be checked against Plain"):
         validate.build(Plain)
+
+
+@pytest.mark.parametrize("into", [{"": {}}, {"type": "object"}, {}, "Model", 5, [dict]], ids=str)
+def test_a_value_is_no_type_to_make_of_outputs(into):
+    topology = Topology("wrong")
+    topology.source("in").predict("a -> b", name="ask", into=into).sink("out")
+    assert [p.code for p in topology.check()] == ["DX226"]
