@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
-from dspex.bus.settings.model import Settings
-from dspex.bus.settings.tables import LMProfile
 from dspex.operators.native.adapters import ADAPTERS, Adapter
+
+if TYPE_CHECKING:  # a child process gets what was resolved: it need not know what settings are
+    from dspex.bus.settings.model import Settings
+    from dspex.bus.settings.tables import LMProfile
 
 LOCAL = "local/"  # prefix of models that run on this machine
 LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
