@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Session, Chunk, StateContext, Windowed, WindowedStream, gather, enrich and asgi of the design come later.
 _HOMES = {
     "Client": "engine.client.client",
     "Context": "engine.graph.context",
@@ -111,7 +110,10 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         value = import_module(f"{__name__}.{name}")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from dspex.bus.settings.not_built import NAMES
+
+        said = "is not built in this version" if name in NAMES else f"is no name of {__name__}"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it {said}")
     globals()[name] = value
     return value
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from dspex.bus import subjects
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import TOPOLOGY_METHODS, Planned
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
@@ -47,7 +47,7 @@ def _names(value: object) -> Sequence[str]:
     return cast("Sequence[str]", found)
 
 
-class Topology(Planned, names=TOPOLOGY_METHODS):
+class Topology(Planned, names=METHODS["Topology"]):
     """A named graph of operators. Grows until it is frozen; then it is read-only.
 
     Args:

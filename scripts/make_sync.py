@@ -53,7 +53,7 @@ def _class(name: str, tree: ast.Module) -> str:
     methods = [n for n in found.body if isinstance(n, Method)]
     entered = any(m.name == "__aenter__" for m in methods)
     parts = [
-        f"class {name}:",
+        f"class {name}({', '.join(map(ast.unparse, [*found.bases, *found.keywords]))}):",
         _doc(found),
         f"    def __init__(self, of: _{name.lower()}.{name}) -> None:\n        self._of = of",
         *(_attribute(*a) for a in _attributes(methods)),

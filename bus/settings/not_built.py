@@ -20,7 +20,22 @@ OPERATORS = (
     *("dedupe", "enrich", "gather", "debounce", "approve"),
 )
 """Methods of `Stream`, and operators in YAML."""
-TOPOLOGY_METHODS = ("cron", "to_asyncapi")
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "Topology": ("cron", "to_asyncapi"),
+    "Client": (
+        *("stream", "submit", "session", "sessions", "batch", "runs", "state", "replay", "fork", "diff", "describe"),
+        *("put_program", "scale", "approvals", "decide", "score", "evaluate"),
+    ),
+    "Run": ("result", "steps", "cancel", "export"),
+    "Driver": ("state", "replay"),
+    "CallContext": ("now", "random", "uuid", "idempotency_key"),
+}
+"""Methods and attributes of other classes."""
+NAMES = (
+    *("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStream", "asgi", "enrich", "gather"),
+    *("register_codec", "tool"),
+)
+"""What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "source": ("codec", "idle", "hold"),
@@ -32,7 +47,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}
 """Values of call options that are a choice of words."""
 
 _LEAVE_OUT = "leave it out"
-_SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
+SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "http": _LEAVE_OUT,
     "calls": _LEAVE_OUT,
     "budgets": _LEAVE_OUT,
@@ -79,7 +94,7 @@ VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
 
 def fix_of(setting: str) -> str | None:
     """What to do about a setting that is not built; None where `setting`, a dotted key, is no such setting."""
-    return next((fix for pattern, fix in _SETTINGS.items() if fnmatchcase(setting, pattern)), None)
+    return next((fix for pattern, fix in SETTINGS.items() if fnmatchcase(setting, pattern)), None)
 
 
 class Planned:

@@ -12,6 +12,7 @@ from dspex.bus.message import Event, Message, run_of, to_event
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client.follow import Follower, Progress, RunInfo
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -21,7 +22,7 @@ FULL_ID = 36  # characters; what is shorter is the end of one
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
-class Run:
+class Run(Planned, names=METHODS["Run"]):
     """Everything that one source event caused.
 
     Attributes:

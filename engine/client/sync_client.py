@@ -12,6 +12,7 @@ from dspex.bus.codecs import Codec
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
@@ -25,7 +26,7 @@ from dspex.engine.graph.manifest import Manifest
 V = TypeVar("V", default=dict[str, Any])
 
 
-class Run:
+class Run(Planned, names=METHODS["Run"]):
     """Everything that one source event caused.
 
     Attributes:
@@ -74,7 +75,7 @@ class Run:
         return repr(self._of)
 
 
-class Client:
+class Client(Planned, names=METHODS["Client"]):
     """A connection to an application. All methods may raise `BusError`s."""
 
     def __init__(self, of: _client.Client) -> None:

@@ -25,6 +25,7 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
@@ -54,7 +55,7 @@ async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await asyncio.sleep(AGAIN)
 
 
-class Driver:
+class Driver(Planned, names=METHODS["Driver"]):
     """Runs topologies for a test.
 
     Args:

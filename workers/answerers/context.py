@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from dspex.bus.settings.not_built import METHODS, Planned
+
 
 @dataclass(frozen=True)
-class CallContext:
+class CallContext(Planned, names=METHODS["CallContext"]):
     """The call that is running here.
 
     Attributes:
