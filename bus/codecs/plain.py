@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from dspex.bus.codecs import arrow
+from dspex.bus.codecs import arrow, media
 from dspex.bus.errors import InvalidInput
 
 OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_PASSTHROUGH_DATACLASS  # natively it would write cached properties too
@@ -32,7 +32,7 @@ _INTEGERS = range(-(1 << 63), 1 << 64)
 def simpler(value: Any) -> object:
     """`value` one step nearer to plain data. Raises TypeError where there is no such step."""
     if hasattr(type(value), "model_dump"):  # pydantic; importing it to find out would cost every process 50 ms
-        return value.model_dump()
+        return media.model_step(value)
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

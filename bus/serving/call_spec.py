@@ -43,6 +43,7 @@ class CallSpec:
         state: name of a stored compiled program; None for none.
         fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
             dspex that do not know it; descriptions and defaults of class forms are then left out.
+        types: of the signature, the user's own: their names, kinds and JSON Schemas. Absent: there are none.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
     """
 
@@ -58,6 +59,11 @@ class CallSpec:
     state: str | None = None
     route: str = "worker"
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    types: Mapping[str, object] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, object]:
+        """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def read(cls, raw: Mapping[str, object]) -> Self:

@@ -100,7 +100,10 @@ MORE = {
     "DX208": ("An expression cannot be compiled.", "the message gives the column"),
     "DX209": ("A type in a signature is not known.", "`Literal[…]`, or `Signature(…, types={…})`"),
     "DX210": ("A signature cannot be read.", 'write `"inputs -> outputs"`'),
-    "DX211": ("A worker cannot know a type of the signature.", "builtin types or `Literal[…]`; name the type in `into=`"),
+    "DX211": (
+        "A type of the signature cannot travel to a worker: it has no JSON Schema, is code, or takes more than 64 KiB.",
+        "a pydantic model, an enum, a dataclass or a TypedDict; a tool is named in `react(tools=[…])`",
+    ),
     "DX212": ("`into=` and the signature contradict each other.", "the message shows both types"),
     "DX213": ("The nodes of a YAML file form a cycle.", "make the loop visible: a sink in one topology, a source in another"),
     "DX214": ("Nothing uses what comes out of a node.", "end it in a sink, or remove it"),

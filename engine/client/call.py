@@ -106,7 +106,7 @@ async def ask(
         attempt=1,
         topology=what.topology,
         node=what.node,
-        spec=asdict(what.spec),
+        spec=what.spec.plain(),
         inputs=inputs,
         run=id,
         session=session,

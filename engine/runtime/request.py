@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeAlias
 
@@ -75,7 +75,7 @@ def request(
         attempt=event.attempts + row.attempts,
         topology=a.topology,
         node=row.node,
-        spec=asdict(call.spec),
+        spec=call.spec.plain(),
         inputs=inputs,
         run=event.origin.run,
         session=event.origin.session,

@@ -43,6 +43,8 @@ def _refuse_local(graph: Graph) -> None:
     if found:
         what = "; ".join(f"{name} uses {local}" for name, local in found)
         fix = "define it at the top level of a module, so that a ref can name it"
+        if "->" in found[0][1]:  # a signature
+            fix = "write this node's YAML yourself, with types of yours in `types:`; descriptions and defaults stay in Python"
         raise TopologyError(f"cannot be written as YAML: {what}", code="DX223", fix=fix, node=found[0][0])
 
 

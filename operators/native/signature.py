@@ -12,13 +12,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
-from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
+from dspex.bus.errors import InvalidInput, InvalidOutput
 from dspex.operators.native import adapters
 from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.fields import field_schemas, forms, plain
 from dspex.operators.native.fields.checks import Check
 from dspex.operators.native.fields.edits import SignatureFields
-from dspex.operators.native.fields.fields import NOTHING, Annotation, JsonSchema, Role, Side, Values
+from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, JsonSchema, Role, Side, Values
 from dspex.operators.native.fields.fields import Field as Field
 from dspex.operators.native.fields.grammar import parse
 from dspex.operators.native.fields.tokens import shown
@@ -27,6 +27,8 @@ from dspex.operators.native.suggestions import problem
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
+
+    from dspex.operators.native.user_types.described import Described
 
 T = TypeVar("T")
 
@@ -73,11 +75,18 @@ class Signature(SignatureFields):
 
     @classmethod
     def from_plain(cls, given: Mapping[str, object], /, *, types: Mapping[str, Annotation] = NOTHING) -> Self:
-        """The signature that `plain()` wrote. Unknown keys are ignored. Raises TopologyError."""
+        """The signature that `plain()` wrote. Unknown keys are ignored. Raises TopologyError.
+
+        `types` come before those that it describes.
+        """
         spec, instructions, fields = given.get("signature"), given.get("instructions", ""), given.get("fields") or {}
         if not (isinstance(spec, str) and isinstance(instructions, str) and isinstance(fields, Mapping)):
             message = "a plain signature has the texts signature and instructions, and fields by name"
             raise problem("DX210", message, "send what Signature.plain() gives")
+        if described := given.get("types"):
+            from dspex.operators.native.user_types.stand_in import stand_ins
+
+            types = {**stand_ins(cast("Values", described)), **types}
         made = cls(spec, instructions=instructions, types=types)
         if not fields:
             return made
@@ -90,14 +99,24 @@ class Signature(SignatureFields):
         """The signature as plain data for another process.
 
         `signature` and `instructions` are texts; `fields` has, by name, what the text does not carry: description, default,
-        limits, prefix, and whether the field is required.
+        limits, prefix, and whether the field is required; `types` describes the user's own types, where there are any.
+        Raises TopologyError (DX211) for a type that cannot travel.
         """
-        try:
-            read = Signature(str(self)).fields
-        except TopologyError:  # a type that only this process knows
-            read = tuple(Field(f.name, f.role, f.type, typed=f.typed) for f in self.fields)
+        described = self.described
+        text = str(self)
+        if described.plain:
+            text = " -> ".join(", ".join(map(described.text, self._side(s).values())) for s in _SIDES)
+        read = Signature(text, types=described.known).fields
         fields = {f.name: more for f, r in zip(self.fields, read, strict=True) if (more := plain.plain_of(f, r))}
-        return {"signature": str(self), "instructions": self.instructions, "fields": fields}
+        types = {"types": described.plain} if described.plain else {}
+        return {"signature": text, "instructions": self.instructions, "fields": fields, **types}
+
+    @cached_property
+    def described(self) -> Described:
+        """The user's own types, as another process learns of them. Raises TopologyError (DX211) for one that cannot travel."""
+        from dspex.operators.native.user_types.described import Described
+
+        return Described(self.fields)
 
     # -- fields and text ----------------------------------------------------------------------------------------------
     def _side(self, side: Side) -> Mapping[str, Field]:
@@ -122,19 +141,16 @@ class Signature(SignatureFields):
     @cached_property
     def digest(self) -> str:
         """12 hex digits over fields, types, descriptions, defaults and instructions."""
+        from dspex.operators.native.user_types.described import digest_of
+
         described = [[f.text, f.role, f.description, *plain.beyond(f)] for f in self.fields]
-        return hashlib.sha256(json.dumps([described, self.instructions]).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([described, self.instructions, *digest_of(self)]).encode()).hexdigest()[:12]
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Signature) and self.digest == other.digest)
 
     def __hash__(self) -> int:
         return hash(self.digest)
-
-    @cached_property
-    def foreign_types(self) -> list[str]:
-        """Types that only this process knows: no text can carry them to a worker."""
-        return sorted({n for f in self.fields for n in plain.unreadable(f)})
 
     # -- data ------------------------------------------------------------------------------------------------------
     def check_inputs(self, data: Mapping[str, object]) -> Values:
@@ -151,6 +167,15 @@ class Signature(SignatureFields):
         A missing output becomes its default, or None where it may be None, as in DSPy.
         """
         return self.output_check(data)
+
+    def sent_inputs(self, data: Mapping[str, object]) -> Values:
+        """The inputs as a prompt shows them, which is as DSPy does: checked, and then as they were given. Raises InvalidInput.
+
+        A missing input is its default. One that may be None, or whose default a function makes, is left out.
+        """
+        self._check_inputs(data)
+        defaults = {n: f.default for n, f in self.inputs.items() if f.default is not MISSING and not f.factory}
+        return {n: data[n] if n in data else defaults[n] for n in self.inputs if n in data or n in defaults}
 
     @cached_property
     def _check_inputs(self) -> Check:

@@ -22,15 +22,18 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
+from dspex.operators.native.fields.checks import FAILURES
 from dspex.operators.native.fields.types import fields_of
+from dspex.operators.native.prompts.values import plain_input
 from dspex.operators.native.signature import Signature
+from dspex.operators.native.user_types.described import refuse_what_cannot_travel
 from dspex.operators.parameters import Arguments
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
 from dspex.operators.problems import all_of, problem
 from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
 from dspex.operators.typing.names import T_co, V
-from dspex.operators.typing.refs import resolve
+from dspex.operators.typing.refs import Local, resolve
 from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
 from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing_inputs
 
@@ -76,9 +79,12 @@ class Spec(Generic[T_co]):
 
     def plain(self) -> dict[str, object]:
         """The spec as a node's options: the operator's key with its main argument, then the rest."""
-        data: dict[str, object] = {self.kind: self.target}
+        text = str(self.signature)
+        if self.signature.described.plain:  # the text alone does not say what its types are
+            text = Local(f"<{text}>, types {self.signature.digest}")
+        data: dict[str, object] = {self.kind: self.target if self.kind == "program" else text}
         if self.kind == "program":
-            data["signature"] = str(self.signature)
+            data["signature"] = text
         if self.kind == "react":
             data |= {"tools": list(self.tools), "max_iters": self.max_iters}
         extra = {"instructions": self.signature.instructions, "state": self.state}
@@ -125,7 +131,7 @@ class Spec(Generic[T_co]):
                 route=o["route"],
             ),
             pool=o["pool"],
-            inputs=_inputs(self.signature, o.get("inputs", {})),
+            inputs=_inputs(self.kind, self.signature, o.get("inputs", {})),
             accept=_accept(self),
             timeout=float(o["timeout"]),
             deadline=float(o["deadline"]),
@@ -137,8 +143,11 @@ class Spec(Generic[T_co]):
         )
 
 
-def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
-    """data → inputs by name, checked, as plain data. Raises InvalidInput, ExpressionError."""
+def _inputs(kind: str, signature: Signature, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
+    """data → inputs by name, checked, as plain data. Raises InvalidInput, ExpressionError.
+
+    A program gets values of the signature's types; a prompt shows what was given.
+    """
     read = {name: expressions.compile(text).function for name, text in mapped.items()}
     by_name = [n for n in signature.inputs if n not in read]
 
@@ -146,18 +155,11 @@ def _inputs(signature: Signature, mapped: Mapping[str, str]) -> Callable[[object
         record = record_of(data)
         found = {n: record[n] for n in by_name if n in record}
         found.update({n: value(record) for n, value in read.items()})
-        return {n: _wire(v) for n, v in signature.check_inputs(found).items()}
+        if kind == "program":
+            return {n: plain_input(n, v, for_code=True) for n, v in signature.check_inputs(found).items()}
+        return {n: plain_input(n, v) for n, v in signature.sent_inputs(found).items()}
 
     return inputs
-
-
-def _wire(value: object) -> object:
-    """A value that MessagePack takes: models and dates inside become what JSON makes of them."""
-    if value is None or isinstance(value, (str, int, float, bytes)):
-        return value
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)
 
 
 def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
@@ -169,7 +171,7 @@ def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
     def accept(data: object, outputs: Outputs) -> object:
         try:
             values = validate(outputs)
-        except ValueError:
+        except (ValueError, *FAILURES):
             values = check(outputs)  # says what is wrong
         if len(values) < count:
             values = check(outputs)
@@ -192,27 +194,22 @@ def _fallback(value: object) -> Callable[[object], Outputs] | None:
 def consistent(spec: Spec[V]) -> Spec[V]:
     """The spec, or one TopologyError with every way in which its parts contradict each other."""
     errors: list[TopologyError] = []
-    foreign = spec.signature.foreign_types
-    if foreign:
-        errors.append(
-            problem(
-                "DX211",
-                f'the worker cannot know the type {", ".join(foreign)} of "{spec.signature}"',
-                "write it as Literal[...] or builtin types, and name the type in into=",
-            )
-        )
+    try:
+        refuse_what_cannot_travel(spec.signature)
+    except TopologyError as e:
+        errors.append(e)
     for name in spec.options.get("inputs", {}):
         if name not in spec.signature.inputs:
             wanted = ", ".join(spec.signature.inputs)
             errors.append(problem("DX207", f"inputs= maps {name!r}, which is no input of the signature", f"inputs: {wanted}"))
-    if spec.options.get("route") == "native" and not foreign:
+    if spec.options.get("route") == "native" and not errors:
         errors += _uncovered(spec)
     timeout, deadline = spec.options.get("timeout", 0), spec.options.get("deadline", DEFAULTS["deadline"])
     if timeout > deadline:
         message = f"timeout, {timeout:g} s, is longer than deadline, {deadline:g} s, which ends all attempts"
         errors.append(problem("DX205", message, "lower timeout, or raise deadline"))
     constant = spec.options.get("fallback")
-    if isinstance(constant, Mapping) and not foreign:
+    if isinstance(constant, Mapping) and not errors:
         try:
             spec.signature.check_outputs(cast("Outputs", constant))
         except InvalidOutput as e:

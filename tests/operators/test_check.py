@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal
 
 import pytest
@@ -129,9 +130,13 @@ def test_an_unknown_type_in_a_signature_is_refused():
     assert found.fix == 'Signature("text -> intent: Intent", types={"Intent": Intent}), or Literal[...] in place'
 
 
-def test_a_signature_with_a_type_that_workers_do_not_know_is_refused():
-    signature = Signature("text -> m: Message", types={"Message": Message})
-    assert "cannot know the type Message" in only(lambda t, s: s.predict(signature, name="p").sink("out"), "DX211").message
+class Corner(Enum):
+    LEFT = (0, 0)
+
+
+def test_a_signature_with_a_type_that_cannot_travel_is_refused():
+    signature = Signature("text -> m: Corner", types={"Corner": Corner})
+    assert "Corner.LEFT is a tuple" in only(lambda t, s: s.predict(signature, name="p").sink("out"), "DX211").message
 
 
 def test_an_into_type_that_contradicts_the_signature_is_refused():

@@ -149,7 +149,7 @@ class StandIn:
     async def _complete(self, request: dict[str, Any]) -> tuple[int, bytes, dict[str, str]] | None:
         if self.bodies is not None:
             self.bodies.append(request)
-        messages = [(m["role"], _text(m["content"])) for m in request["messages"]]
+        messages = [(m["role"], text_of(m["content"])) for m in request["messages"]]
         system = next((t for r, t in messages if r in ("system", "developer")), "")
         user = messages[-1][1]
         sections = dict((_ELEMENT if "[[ ## " not in system else _SECTION).findall(user))
@@ -186,7 +186,7 @@ class StandIn:
         return kind, value or ""
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 

@@ -14,9 +14,11 @@ from functools import lru_cache
 import structlog
 
 from dspex.bus.codecs.checking import checked as typed
+from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
+from dspex.operators.native.prompts.values import to_jsonable
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
@@ -94,8 +96,14 @@ def spec_of(work: CallRequest) -> CallSpec:
 
 def signature_of(spec: CallSpec) -> str:
     """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
-    plain = {"signature": spec.signature or spec.target, "instructions": spec.instructions, "fields": spec.fields}
-    return json.dumps(plain, sort_keys=True, default=str)
+    plain: dict[str, object] = {
+        "signature": spec.signature or spec.target,
+        "instructions": spec.instructions,
+        "fields": spec.fields,
+    }
+    if spec.types:
+        plain["types"] = spec.types
+    return json.dumps(plain, default=str)  # not sorted: a model sees the properties of a type in the order of the type
 
 
 def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
@@ -109,6 +117,8 @@ def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
         signature = _signature(signature_of(spec))
     except TopologyError:
         return work  # the answerer says what is wrong with it
+    if spec.kind != "program":
+        return replace(work, inputs=signature.sent_inputs(work.inputs))
     found = signature.check_inputs(work.inputs)
     return replace(work, inputs={n: plain(n, v) for n, v in found.items() if v is not None or n in work.inputs})
 
@@ -121,7 +131,7 @@ def _signature(plain: str) -> Signature:
 def program_name(spec: CallSpec) -> str:
     """`predict#…`: the kind, and a digest of what the program is made from. The same for every answerer."""
     made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
-    text = json.dumps([*made_from, *([spec.fields] if spec.fields else [])], default=str)
+    text = json.dumps([*made_from, *(more for more in (spec.fields, spec.types) if more)], default=str)
     return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -146,11 +156,9 @@ def plain(name: str, value: object) -> object:
     """An output as JSON-able data. Raises InvalidOutput for what cannot be that: bytes that are no text, an Ellipsis."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    from pydantic_core import to_jsonable_python  # here: few calls need it, and it is slow to import
-
     try:
-        return to_jsonable_python(value)
-    except ValueError as error:
+        return to_jsonable(unmarked(value))
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidOutput(f"{name} cannot be written as JSON: {short(str(error))}") from error
 
 

@@ -8,14 +8,16 @@ import hashlib
 import importlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, get_args
 
 import dspy
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
+from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
@@ -23,8 +25,9 @@ from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.suggestions import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs
-from dspex.workers.config import PoolConfig
+from dspex.workers.config import PoolConfig, adapter_of
 from dspex.workers.dspy import signature as signatures
+from dspex.workers.dspy import values
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
 
@@ -44,6 +47,9 @@ class Programs:
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, tuple[Any, str]] = {}
+        warnings.filterwarnings(
+            "ignore", 'Field name "(schema|prediction)" in .* shadows an attribute'
+        )  # they may be called so
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
     def scan(self) -> tuple[list[str], dict[str, str]]:
@@ -63,9 +69,12 @@ class Programs:
         Raises errors of our tree for those of DSPy, and whatever the user's program raises.
         """
         spec, work, name = attempt.spec, attempt.work, attempt.lm
-        signature = self._signature(spec)
+        profile = self._models.profile(name) if name else None
+        signature = self._signature(spec, adapter_of(profile, spec.adapter))
         inputs = _inputs(signature, work.inputs)
         program, attempt.program = self._program(spec, signature)
+        if spec.kind == "program":
+            inputs = values.as_annotated(program, inputs, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         try:
             with (
@@ -81,7 +90,6 @@ class Programs:
                 try:
                     result = await self._call(program, inputs)
                 finally:
-                    profile = self._models.profile(name) if name else None
                     attempt.spend(*_tokens(tracker.get_total_tokens()), profile)
         except dspy.utils.exceptions.DSPyError as error:
             raise to_error(error, work.node, spec.target) from error
@@ -104,9 +112,12 @@ class Programs:
             raise
 
     # -- specs -----------------------------------------------------------------------------------------------------
-    def _signature(self, spec: CallSpec) -> type[dspy.Signature]:
-        key = signature_of(spec)
-        return _kept(self._signatures, key, lambda: signatures.to_dspy(signatures.read(json.loads(key))))
+    def _signature(self, spec: CallSpec, adapter: str) -> type[dspy.Signature]:
+        plain = signature_of(spec)
+        made = _kept(self._signatures, plain, lambda: signatures.to_dspy(signatures.read(json.loads(plain))))
+        if spec.types and spec.kind != "program" and adapter != "chat":
+            signatures.refuse_large(made)
+        return made
 
     def _program(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program, made once, and its name."""
@@ -182,14 +193,16 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> dic
     if missing := [n for n in wanted if n not in given and n not in optional]:
         has = listed(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
-    inputs: dict[str, Any] = {}
-    for name, info in signature.input_fields.items():
-        if name in given:
-            signatures.check_text(given[name], name)
-            kind: Any = info.annotation
-            own = inspect.isclass(kind) and issubclass(kind, (dspy.Type, dspy.History))
-            inputs[name] = TypeAdapter(kind).validate_python(given[name]) if own else given[name]
-    return inputs
+    return values.Filler(signature).inputs(given)
+
+
+def _examples_out(value: Any) -> Any:
+    """A value with the fields of DSPy's examples and predictions in their places. Their own `toDict` makes texts of images."""
+    if isinstance(value, dspy.Example):
+        return {name: _examples_out(inner) for name, inner in value.items()}
+    if isinstance(value, dict):
+        return {name: _examples_out(inner) for name, inner in value.items()}
+    return [_examples_out(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Outputs:
@@ -198,9 +211,10 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Ou
     if spec.kind in _REASONED and "reasoning" not in names:
         names.insert(0, "reasoning")
     if isinstance(result, BaseModel):
-        result = result.model_dump(mode="json")
+        plainly = unmarked(result)
+        result = result.model_dump(mode="json") if plainly is result else plainly
     elif isinstance(result, dspy.Example):  # a Prediction is one
-        result = result.toDict()
+        result = _examples_out(result)
     elif not isinstance(result, Mapping) and len(names) == 1:
         result = {names[0]: result}
     if not isinstance(result, Mapping):

@@ -6,6 +6,7 @@ that came over the wire would be code. The engine checks it too, but a worker do
 
 from __future__ import annotations
 
+import copy
 import typing
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
@@ -14,25 +15,41 @@ from typing import Any
 import dspy
 import pydantic
 
+from dspex.bus.codecs.media import MARKER
 from dspex.bus.errors import InvalidInput, ProgramError, TopologyError
 from dspex.operators.native.fields.fields import MISSING, Field
 from dspex.operators.native.signature import Signature
+from dspex.operators.native.user_types import unfolded
+from dspex.operators.native.user_types.described import CODE, leaves
 
 _OWN = ("Image", "Audio", "File", "History", "Tool", "ToolCalls", "Code", "Reasoning")
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (date, datetime, time, timedelta)},
     **{f"dspy.{name}": getattr(dspy, name) for name in _OWN if hasattr(dspy, name)},
 }
-_MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
 
 
 def read(plain: Mapping[str, Any]) -> Signature:
     """The signature that `Signature.plain` wrote, with DSPy's own types in it. Raises ProgramError, InvalidInput (a marker)."""
     check_text(dict(plain), "signature")
     try:
-        return Signature.from_plain(plain, types=_TYPES)
+        return Signature.from_plain(plain, types={**_TYPES, **_codes(plain)})
     except TopologyError as error:
         raise ProgramError(f"signature {plain['signature']!r}: {error.message}", fix=error.fix) from error
+
+
+def _codes(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The types `dspy.Code["java"]` among the described ones. Whoever reads the description says what is wrong with it."""
+    classes = (plain.get("types") or {}).get("classes")
+    found = classes.items() if isinstance(classes, Mapping) else ()
+    languages = {n: known.get("language") for n, known in found if isinstance(known, Mapping) and known.get("kind") == CODE}
+    code: Any = dspy.Code
+    return {name: code[language] for name, language in languages.items() if isinstance(language, str)}
+
+
+def own_type(name: str) -> Any:
+    """DSPy's class of this name; None where a signature may not name it."""
+    return _TYPES.get(f"dspy.{name}")
 
 
 def to_dspy(signature: Signature) -> type[dspy.Signature]:
@@ -58,6 +75,9 @@ def _info(field: Field) -> Any:
     said: dict[str, Any] = {} if field.default is MISSING else {"default": field.default}
     if field.description:
         said["desc"] = field.description
+    if field.factory:
+        default = said.pop("default")
+        said["default_factory"] = lambda: copy.deepcopy(default)
     info: Any
     if field.role == "output":
         info = dspy.OutputField(**said)
@@ -68,11 +88,22 @@ def _info(field: Field) -> Any:
     return info
 
 
+def refuse_large(signature: type[dspy.Signature]) -> None:
+    """Raise ProgramError for an output whose type grows too large where its references are written out."""
+    for name, info in signature.output_fields.items():
+        hint: Any = info.annotation
+        if any(leaves(hint)):
+            try:
+                unfolded.refuse_large(pydantic.TypeAdapter(hint).json_schema(), name)
+            except TopologyError as error:
+                raise ProgramError(error.message, fix=error.fix) from error
+
+
 def check_text(value: Any, name: str) -> None:
     """Raise InvalidInput if a text holds DSPy's marker, which DSPy expands into content of another kind (an image, a file)."""
     if isinstance(value, str):
-        if _MARKER in value:
-            raise InvalidInput(f"{name}: the text holds DSPy's marker {_MARKER}, which would become content of its own")
+        if MARKER in value:
+            raise InvalidInput(f"{name}: the text holds DSPy's marker {MARKER}, which would become content of its own")
     elif isinstance(value, dict):
         for key, item in value.items():
             check_text(key, name)  # DSPy expands a marker there too

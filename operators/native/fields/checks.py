@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NotRequired, cast
 
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DspexError, InvalidOutput
 from dspex.operators.native.fields.fields import MISSING, Annotation, Field, Values
 from dspex.operators.native.fields.types import explain
 from dspex.operators.native.suggestions import problem
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LONG = 2_000  # characters of the list of problems in an error
 _LISTS = ("list", "tuple", "set", "frozenset")
+# What validators of the user's and DSPy's own types raise for data beside ValueError, which pydantic takes for itself.
+FAILURES = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 # The keys under which a schema of pydantic's core holds other schemas.
 _SCHEMAS = frozenset((
     "schema", "items_schema", "keys_schema", "values_schema", "definitions", "lax_schema", "strict_schema", "python_schema",
@@ -46,16 +48,30 @@ class Check:
         self._what, self._error, self._invalid = what, error, ValidationError
         self.names = [f.name for f in given]
         self._fills = {f.name: None if f.default is MISSING else f.default for f in given}
-        self.validate: Callable[[object], Values] = validator(adapter(given, untyped_is_any=untyped_is_any))
+        self.validate: Callable[..., Values] = validator(adapter(given, untyped_is_any=untyped_is_any))
 
     def __call__(self, data: Mapping[str, object]) -> Values:
         try:
             found = self.validate(data)
         except self._invalid as e:
-            raise self._error(f"{self._what}: {explain(e)[:_LONG]}") from e
+            renamed = self._by_name(data)
+            if renamed is None:
+                raise self._error(f"{self._what}: {explain(e)[:_LONG]}") from e
+            found = renamed
+        except FAILURES as e:
+            raise self._error(f"{self._what}: {type(e).__name__}: {str(e)[:_LONG]}") from e
         if len(found) == len(self.names):
             return found
         return {n: found[n] if n in found else copy.deepcopy(self._fills[n]) for n in self.names}
+
+    def _by_name(self, data: Mapping[str, object]) -> Values | None:
+        """The outputs whose fields have their names in place of their aliases, as the XML adapter asks a model for them."""
+        if self._error is not InvalidOutput:
+            return None
+        try:
+            return self.validate(data, by_name=True)
+        except (self._invalid, *FAILURES):
+            return None
 
 
 def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> TypeAdapter[Values]:
@@ -78,7 +94,7 @@ def adapter(fields: Iterable[Field], *, untyped_is_any: bool = False) -> TypeAda
         raise problem("DX210", f"the fields {', '.join(hints)} cannot be checked: {e}", "use types that pydantic knows") from e
 
 
-def validator(adapter: TypeAdapter[Any]) -> Callable[[object], Any]:
+def validator(adapter: TypeAdapter[Any]) -> Callable[..., Any]:
     """The validation of a pydantic adapter, except that a list fails at its first wrong item.
 
     Pydantic makes an object for every wrong item: a short text with 300,000 of them took 300 MB. It has no such setting for

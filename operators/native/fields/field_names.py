@@ -17,10 +17,10 @@ MAX_PATTERNS = 16
 # DSPy's signature classes are pydantic models and its predictors take keyword arguments: fields of these names hide
 # methods (`copy`, `json`) or are arguments of another meaning (`config`), in most cases without an error.
 SHADOWING = frozenset((
-    "self", "cls", "copy", "json", "dict", "schema", "schema_json", "construct", "validate", "parse_obj", "parse_raw",
+    "self", "cls", "copy", "json", "dict", "schema_json", "construct", "validate", "parse_obj", "parse_raw",
     "parse_file", "from_orm", "update_forward_refs", "fields", "signature", "input_fields", "output_fields", "instructions",
     "with_instructions", "append_instructions", "with_updated_fields", "append", "prepend", "insert", "delete", "equals",
-    "dump_state", "load_state", "config", "demos", "lm", "new_signature", "prediction",
+    "dump_state", "load_state", "config", "demos", "lm", "new_signature",
 ))  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class Field:
         typed: False where the text gave no type.
         default: the value of a missing field; MISSING for none.
         limits: the constraints as a prompt describes them; "" for none. DSPy describes those of class forms only.
+        factory: whether a function makes the default, so that no prompt and no request shows it, as in DSPy.
         own_prefix: the prefix that a class form gave; "" for the one that DSPy derives from the name.
     """
 
@@ -67,6 +68,7 @@ class Field:
     default: object = field(default=MISSING, repr=False)
     limits: str = ""
     own_prefix: str = field(default="", repr=False)
+    factory: bool = field(default=False, repr=False)
 
     @property
     def text(self) -> str:

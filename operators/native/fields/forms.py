@@ -7,7 +7,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NotRequired, cast
+from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import typing_extensions
 
@@ -58,7 +58,8 @@ def fields_of(tp: type, role: Role) -> Iterator[Field]:
         hint = unmarked(hints.get(name, annotation))
         default = defaults.get(name, MISSING)
         field = _annotated(name, role, hint) if get_origin(hint) is typing.Annotated else _plain(name, role, hint)
-        yield dataclasses.replace(field, required=field.required and name in required, default=default)
+        made = dataclasses.is_dataclass(tp) and any(f.name == name and _by_factory(f) for f in dataclasses.fields(tp))
+        yield dataclasses.replace(field, required=field.required and name in required, default=default, factory=made)
 
 
 def _plain(name: str, role: Role, annotation: Annotation) -> Field:
@@ -76,11 +77,15 @@ def _dataclass_defaults(tp: Annotation) -> dict[str, object]:
         return {}
     found: dict[str, object] = {}
     for f in dataclasses.fields(tp):
-        if f.default_factory is not dataclasses.MISSING:
+        if _by_factory(f):
             found[f.name] = _same_each_time(f.name, f.default_factory)
         elif f.default is not dataclasses.MISSING:
             found[f.name] = f.default
     return found
+
+
+def _by_factory(field: dataclasses.Field[Any]) -> bool:
+    return field.default_factory is not dataclasses.MISSING
 
 
 def from_info(name: str, info: FieldInfo, role: Role) -> Field:
@@ -107,6 +112,7 @@ def from_info(name: str, info: FieldInfo, role: Role) -> Field:
         annotation,
         typed=not extra.get("IS_TYPE_UNDEFINED", False),
         default=MISSING if required else _default(name, info),
+        factory=getattr(info, "default_factory", None) is not None,
         limits=str(extra.get("constraints") or "") if extra.get("__dspy_field_type") else described(constraints),
     )
     return field if prefix in ("", field.prefix) else dataclasses.replace(field, own_prefix=prefix)

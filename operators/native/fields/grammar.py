@@ -55,12 +55,12 @@ def parse_type(text: str, types: Mapping[str, Annotation]) -> Annotation:
     return _Side(text, text, 0, types).whole_type()
 
 
-def parse_field(name: str, role: Role, text: str) -> Field:
+def parse_field(name: str, role: Role, text: str, types: Mapping[str, Annotation] = NOTHING) -> Field:
     """One field by the text of its type. Raises TopologyError (DX209, DX210)."""
     if len(text) > tokens.MAX_TEXT or "->" in text:
         raise problem("DX210", f"{tokens.shown(text)!r} is not a type", "types are names, X | Y, and X[...]")
     tokens.refuse_odd(text)
-    return _Side(text, text, 0, NOTHING).only_field(name, role)
+    return _Side(text, text, 0, types).only_field(name, role)
 
 
 class _Side(TypeReader):

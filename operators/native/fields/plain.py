@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import cast
 
-from dspex.bus.errors import TopologyError
 from dspex.operators.native.fields.checks import typed_default
 from dspex.operators.native.fields.fields import MISSING, Field, Values
-from dspex.operators.native.fields.grammar import parse_field
-from dspex.operators.native.fields.types import foreign, takes_none
+from dspex.operators.native.fields.types import takes_none
 from dspex.operators.native.suggestions import problem
 
 
@@ -22,6 +20,7 @@ def plain_of(field: Field, read: Field) -> Values:
         ("limits", field.limits, read.limits),
         ("prefix", field.own_prefix, read.own_prefix),
         ("required", field.required, read.required),
+        ("factory", field.factory, read.factory),
     ):
         if mine != theirs:
             found[key] = mine
@@ -42,6 +41,7 @@ def with_plain(field: Field, given: object) -> Field:
         limits=str(found.get("limits", field.limits)),
         own_prefix=str(found.get("prefix", field.own_prefix)),
         required=bool(found.get("required", field.required and default is MISSING)),
+        factory=bool(found.get("factory", field.factory)),
         default=default,
     )
 
@@ -60,14 +60,3 @@ def beyond(field: Field) -> list[str]:
     default = "" if usual else repr(field.default)
     optional = not field.required and not takes_none(field.annotation)
     return [field.limits, default, str(optional)] if field.limits or default or optional else []
-
-
-def unreadable(field: Field) -> Iterator[str]:
-    """The types of a field that no text can carry to another process."""
-    names = list(foreign(field.annotation))
-    yield from names
-    if not names and field.typed:
-        try:
-            parse_field(field.name, field.role, field.type)
-        except TopologyError:
-            yield field.type

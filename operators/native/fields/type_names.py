@@ -23,7 +23,7 @@ _LATE = {"uuid.UUID": ("uuid", "UUID"), "decimal.Decimal": ("decimal", "Decimal"
 _DSPY = ("Image", "Audio", "File", "History", "Tool", "ToolCalls", "Code", "Reasoning")
 
 
-def _of_dspy(name: str) -> type:
+def dspys(name: str) -> type:
     """A class that stands for DSPy's class of this name where DSPy is not loaded. It accepts any value: a worker checks it."""
 
     def any_value(cls: type, source: object, handler: object) -> object:
@@ -40,7 +40,7 @@ NAMES: Mapping[str, Annotation] = {
     **{n: getattr(typing, n) for n in _TYPING},
     **{f"typing.{n}": getattr(typing, n) for n in _TYPING},
     **{f"datetime.{n}": getattr(datetime, n) for n in _DATETIME},
-    **{f"dspy.{n}": _of_dspy(n) for n in _DSPY},
+    **{f"dspy.{n}": dspys(n) for n in _DSPY},
 }
 KNOWN: tuple[str, ...] = (*NAMES, *_LATE)
 FORMS = frozenset(getattr(typing, n) for n in _FORMS)

@@ -10,7 +10,7 @@ import collections.abc
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import typing_extensions
@@ -21,6 +21,7 @@ from dspex.operators.native.fields.type_names import TUPLES, is_known, text_name
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_NO_NAMES: Mapping[int, str] = {}
 # Classes whose names in `typing` differ from their own.
 _ALIASES: dict[Annotation, str] = {collections.deque: "Deque", collections.abc.Set: "AbstractSet"}
 _MANY = 1000  # problems; of more than these, an error states only the number
@@ -81,24 +82,26 @@ def hints_of(thing: Annotation, *, include_extras: bool = False) -> dict[str, An
         return {}
 
 
-def type_text(tp: Annotation) -> str:
-    """A type as users write it: `Triaged`, `list[int]`, `Literal['a', 'b']`, `str | None`."""
+def type_text(tp: Annotation, names: Mapping[int, str] = _NO_NAMES) -> str:
+    """A type as users write it: `Triaged`, `list[int]`, `Literal['a', 'b']`, `str | None`. `names`: other names, by id."""
     if tp is None:
         return "None"
+    if id(tp) in names:
+        return names[id(tp)]
     origin, args = get_origin(tp), get_args(tp)
     if origin is typing.Annotated:
-        return type_text(args[0])
+        return type_text(args[0], names)
     if origin in _MARKS:
-        return type_text(args[0])
+        return type_text(args[0], names)
     if origin is typing.Literal:
         return f"Literal[{', '.join(constant_text(a) for a in args)}]"
     if origin in (typing.Union, types.UnionType):
-        texts = ["None" if a is type(None) else type_text(a) for a in args]
+        texts = ["None" if a is type(None) else type_text(a, names) for a in args]
         return " | ".join(dict.fromkeys(texts))  # `Tuple[int]` and `tuple[int]` are written alike
     if origin is tuple and not args and tp not in TUPLES:
         return "tuple[()]"
     if origin is not None and args:
-        inner = ", ".join("..." if a is Ellipsis else type_text(a) for a in args)
+        inner = ", ".join("..." if a is Ellipsis else type_text(a, names) for a in args)
         return f"{_bare_name(origin)}[{inner}]"
     return _bare_name(tp)
 

@@ -6,7 +6,6 @@ outputs. All other calls go to DSPy.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import urlsplit
@@ -18,8 +17,6 @@ from dspex.operators.native.signature import Signature
 _KINDS = ("predict", "chain_of_thought")
 REASONING = "reasoning"
 OPENAI, LOCAL = "openai/", "local/"
-
-_DSPY_TYPE = re.compile(r"\bdspy\.")
 
 
 def why_not_native(
@@ -47,7 +44,7 @@ def why_not_native_signature(kind: str, signature: Signature) -> str | None:
     if kind == "chain_of_thought" and any(f.name == REASONING for f in signature.fields):
         return f"the signature has a field {REASONING} of its own, which chain_of_thought adds"
     for field in signature.fields:
-        if _DSPY_TYPE.search(field.type) or not has_a_known_form(field):
+        if not has_a_known_form(field):
             return f"{field.name}: {field.type} is a type of DSPy's own"
     return None
 

@@ -172,6 +172,10 @@ class Predict:
         for name in self._needed:
             if name not in inputs:
                 raise self._missing(inputs)
+        predicted = inputs.get("prediction")
+        if isinstance(predicted, dict) and predicted.get("type") == "content":
+            message = "prediction: DSPy takes a value with type: content for a parameter of the model"
+            raise InvalidInput(message, fix='call it with route="worker", or give text')
         messages = adapters.messages(self.signature, inputs, adapter=self._adapter, demos=self._demos, version=self._version)
         try:
             return b'{"messages":' + orjson.dumps(messages) + self._end

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from dspex.operators.native.fields.fields import MISSING, JsonSchema, Values, get_origin
+from dspex.operators.native.user_types.unfolded import refuse_large
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -29,6 +30,7 @@ def _make(signature: Signature) -> JsonSchema:
         return dict(_JSON_MODE)
     try:
         schema = _schema(signature)
+        refuse_large(schema, ", ".join(signature.outputs))
         _require_all(schema)
         strict = _strict(schema, schema)
     except (ValueError, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
@@ -41,7 +43,9 @@ def _make(signature: Signature) -> JsonSchema:
 def _schema(signature: Signature) -> JsonSchema:
     from pydantic import ConfigDict, create_model
 
-    fields: Values = {f.name: (f.annotation, ... if f.default is MISSING else f.default) for f in signature.outputs.values()}
+    fields: Values = {
+        f.name: (f.annotation, ... if f.default is MISSING or f.factory else f.default) for f in signature.outputs.values()
+    }
     return create_model(_NAME, __config__=ConfigDict(extra="forbid"), **fields).model_json_schema()
 
 

@@ -137,7 +137,7 @@ def refuse_unknown_forms(signature: Signature) -> None:
     """Raise TopologyError (DX205) for fields that only DSPy itself can format."""
     for field in signature.fields:
         if not has_a_known_form(field):
-            raise problem("DX205", f"{field.name}: {field.type} is a type of DSPy's own", 'call it with route="dspy"')
+            raise problem("DX205", f"{field.name}: {field.type} is a type of DSPy's own", 'let DSPy answer: route="worker"')
 
 
 def _descriptions(signature: Signature, version: Version) -> str:

@@ -37,7 +37,7 @@ class JsonPrompt(ChatPrompt):
         values = {name: demo.get(name, MISSING) for name, *_ in self._outputs}
         quote = encode_basestring if self.version.letters else encode_basestring_ascii
         try:
-            plain = all(type(v) in _WRITTEN_AS_THEY_ARE for v in values.values())
+            plain = all(type(v) in _WRITTEN_AS_THEY_ARE and not (type(v) is float and not isfinite(v)) for v in values.values())
             return _indented(values if plain else jsonable(values, self.version), quote)
         except (ValueError, RecursionError) as e:
             raise InvalidInput(f"an example's {', '.join(values)} cannot be shown to a model: {e}") from e

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
+from dspex.bus.codecs.media import MARKER, unmarked
 from dspex.bus.errors import InvalidInput
 from dspex.operators.native.fields.fields import Annotation, Field
 from dspex.operators.native.fields.types import declared_fields
@@ -16,7 +17,6 @@ from dspex.operators.native.prompts.versions import NEWEST, Version
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"  # DSPy puts an image or a file between this and an end marker
 PLAIN = frozenset({int, float, bool, type(None)})  # types of which DSPy shows str()
 to_json: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -85,6 +85,28 @@ def _adapter(kind: Annotation) -> TypeAdapter[Any] | None:
         return None
 
 
+def plain_input(name: str, value: object, *, for_code: bool = False) -> object:
+    """An input as data that any codec takes, and of which a prompt shows what it would show of the value itself.
+
+    `for_code`: a value without a form of its own is an error, and not its text. Raises InvalidInput; for a tool of DSPy's too.
+    """
+    if value is None or isinstance(value, (str, int, float, bytes)):
+        return value
+    try:
+        return to_jsonable(unmarked(value), by_alias=False) if for_code else jsonable(unmarked(value))
+    except TypeError as e:
+        raise InvalidInput(f"{name}: {e}, which no worker gets", fix="name tools in react(tools=[…])") from e
+    except ValueError as e:
+        raise InvalidInput(f"{name} cannot be sent to a program: {e}", fix="make it plain data") from e
+
+
+def to_jsonable(value: object, *, by_alias: bool = True) -> object:
+    """The value as JSON data, by pydantic's rules for what is in it. Raises ValueError for what has no such form."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, by_alias=by_alias)
+
+
 def refuse_marker(content: str) -> str:
     """The content of a user's message, unchanged. Raises InvalidInput if it has the marker for images and files in it."""
     if MARKER in content:
@@ -94,17 +116,19 @@ def refuse_marker(content: str) -> str:
 
 def has_a_known_form(field: Field) -> bool:
     """Whether dspex can format values of this field: True unless its type is one of DSPy's own, or contains one."""
-    return not any(c.__module__.partition(".")[0] == "dspy" for c in _classes(field.annotation, set()))
+    return not any(
+        c.__module__.partition(".")[0] == "dspy" or vars(c).get("__holds_dspy__") for c in classes_of(field.annotation, set())
+    )
 
 
-def _classes(annotation: Annotation, seen: set[int]) -> Iterator[type]:
+def classes_of(annotation: Annotation, seen: set[int]) -> Iterator[type]:
     """All classes in a type: its arguments, their bases, and the types of their fields."""
     if id(annotation) in seen:
         return
     seen.add(id(annotation))
     for inner in typing.get_args(annotation):
-        yield from _classes(inner, seen)
+        yield from classes_of(inner, seen)
     if isinstance(annotation, type):
         yield from annotation.__mro__
         for inner in (declared_fields(annotation) or {}).values():
-            yield from _classes(inner, seen)
+            yield from classes_of(inner, seen)

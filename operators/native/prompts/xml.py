@@ -15,6 +15,7 @@ from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPromp
 from dspex.operators.native.prompts.values import format_value, jsonable
 from dspex.operators.native.prompts.versions import Version
 from dspex.operators.native.suggestions import problem
+from dspex.operators.native.user_types.unfolded import refuse_large
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature
@@ -99,6 +100,7 @@ def _xml(value: object, tag: str, attributes: str = "") -> Iterator[str]:
 def _outline(field: Field) -> str:
     """The elements that make up a value of the field's type, with `...` in place of their content."""
     schema = json_schema(field, by_alias=False)
+    refuse_large(schema, field.name)
     return _schema_outline(field.name, schema, schema.get("$defs", {}), frozenset())
 
 

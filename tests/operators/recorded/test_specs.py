@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from typing import Literal
+from enum import Enum
+from typing import Literal, TypeVar
 
 import pytest
 from pydantic import BaseModel, Field
 
 from dspex.bus.errors import ExpressionError, InvalidInput, InvalidOutput, TopologyError
 from dspex.engine.graph.nodes import Retry
+from dspex.operators.native.signature import Signature
 from dspex.operators.recorded.calls import chain_of_thought, predict, program, react
+from dspex.operators.topology import Topology
 
 
 class Message(BaseModel):
@@ -208,9 +211,33 @@ def test_a_program_that_no_worker_could_import_is_refused():
     assert program(Message, "a -> b").target == f"{__name__}:Message"
 
 
-def test_a_type_that_a_worker_cannot_know_is_refused():
-    from dspex.operators.native.signature import Signature
+def test_a_type_of_the_users_travels_with_its_json_schema():
+    spec = predict(Signature("a -> b: list[Message]", types={"Message": Message}))
+    known = spec.to_call().spec.types
+    assert spec.to_call().spec.signature == "a -> b: list[Message]"
+    assert known["classes"]["Message"]["kind"] == "model"
+    assert known["definitions"]["T0"]["schema"] == Message.model_json_schema()
+    t = Topology("small")
+    t.source("in").call(spec, name="p").sink("out")
+    with pytest.raises(TopologyError, match="cannot be written as YAML: p uses <a -> b") as e:
+        t.to_yaml()
+    assert "`types:`" in e.value.fix
 
-    with pytest.raises(TopologyError, match="the worker cannot know the type Message") as e:
-        predict(Signature("a -> b: Message", types={"Message": Message}))
+
+class Coordinates(Enum):
+    CENTER = (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tp", "why"),
+    [
+        (Coordinates, "Coordinates.CENTER is a tuple, which no model can write"),
+        (TypeVar("T"), "T is not a type yet"),
+        (Literal[Coordinates.CENTER], "no signature can write the type"),
+    ],
+)
+def test_a_type_that_cannot_travel_to_a_worker_is_refused(tp, why):
+    with pytest.raises(TopologyError) as e:
+        predict(Signature("a -> b").with_updated_fields("b", type=tp))
     assert e.value.code == "DX211"
+    assert why in e.value.message

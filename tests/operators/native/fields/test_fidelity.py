@@ -317,7 +317,7 @@ def test_types_keep_the_order_in_which_they_are_written_whatever_was_read_before
 
 def test_types_of_dspy_are_known_by_name(dspy):
     for name in OWN:
-        assert Signature(f"a -> b: {name}").foreign_types == []
+        assert Signature(f"a -> b: {name}").described.plain == {}
         assert as_signature(ask(dspy, f"a -> b: list[{name}]")).outputs["b"].type == f"list[{name}]"
 
 

@@ -125,7 +125,7 @@ def test_a_default_factory_that_gives_different_values_is_refused():
         Signature.of(In, In)
 
 
-def test_types_that_no_text_can_carry_are_listed():
+def test_a_type_that_no_text_can_carry_is_refused_for_a_worker():
     class Color(Enum):
         RED = "red"
 
@@ -137,9 +137,10 @@ def test_types_that_no_text_can_carry_are_listed():
     class Out(BaseModel):
         a: str
 
-    s = Signature.of(In, Out)
-    assert len(s.foreign_types) == 2
-    assert all("Color" in t or "datetime.date(" in t for t in s.foreign_types)
+    for bad in ("color", "when"):
+        with pytest.raises(TopologyError, match=f"{bad}: no signature can write the type") as e:
+            Signature.of(In, Out).delete("when" if bad == "color" else "color").plain()
+        assert e.value.code == "DX211"
 
 
 def test_a_dspy_signature_class_becomes_a_signature_with_all_its_attributes(dspy):
@@ -161,7 +162,7 @@ def test_a_dspy_signature_class_becomes_a_signature_with_all_its_attributes(dspy
     assert [f.default for f in s.fields] == [MISSING, "en", MISSING, MISSING, [], MISSING]
     assert s.outputs["stars"].limits == "greater than or equal to: 1, less than or equal to: 5"
     assert str(s).endswith("why: str | None, tags: list[str], photo: dspy.Image | None")
-    assert s.foreign_types == []
+    assert s.described.plain == {}
     assert as_signature(dspy.Signature("a -> b")) == Signature("a -> b: str")
 
 

@@ -44,15 +44,15 @@ def test_the_text_is_canonical_and_so_is_the_digest():
 def test_the_text_of_a_signature_has_the_meaning_of_given_type_names():
     s = Signature("a -> b: Intent, c: list[Intent]", types={"Intent": Literal["x", "y"]})
     assert str(s) == "a -> b: Literal['x', 'y'], c: list[Literal['x', 'y']]"
-    assert s.foreign_types == []
+    assert s.described.plain == {}
 
 
-def test_types_that_only_this_process_knows_are_listed():
+def test_types_that_only_this_process_knows_are_described():
     class Color(Enum):
         RED = "red"
 
     s = Signature("a -> b: list[Color] | None", types={"Color": Color})
-    assert s.foreign_types == ["Color"]
+    assert s.described.known == {"Color": Color}
     assert s.check_outputs({"b": ["red"]}) == {"b": [Color.RED]}
 
 
@@ -75,7 +75,7 @@ def test_types_that_only_this_process_knows_are_listed():
         ("a -> b=5", "DX210", "DSPy drops silently", "commas"),
         ("copy -> b", "DX210", "the name 'copy' has a meaning of its own", "another name"),
         ("a -> json", "DX210", "the name 'json' has a meaning of its own", "another name"),
-        ("a -> schema", "DX210", "the name 'schema'", "another name"),
+        ("a -> copy", "DX210", "the name 'copy'", "another name"),
         ("config -> b", "DX210", "the name 'config'", "another name"),
         ("model_x -> b", "DX210", "the name 'model_x'", "another name"),
         ("_a -> b", "DX210", "cannot be a field", "another name"),

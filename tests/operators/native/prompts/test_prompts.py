@@ -266,7 +266,7 @@ def test_prompts_with_types_of_dspy_are_left_to_dspy(dspy):
         for adapter in ADAPTERS:
             with pytest.raises(TopologyError, match="DSPy's own") as e:
                 s.messages({"a": 1}, adapter=adapter)
-            assert e.value.fix == 'call it with route="dspy"'
+            assert e.value.fix == 'let DSPy answer: route="worker"'
     assert all(has_a_known_form(f) for f in Signature("a: Person -> b: list[Node]", types=corpus.TYPES).fields)
 
 
