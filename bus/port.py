@@ -14,9 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 
 COMMIT_LIMIT = 1000  # messages in one atomic batch (ADR-50, nats-server 2.12)
+WINDOW = 500  # messages that `publish_all` has in flight; a server refuses more than 10,000 that wait on one stream
+WINDOW_BYTES = 4 << 20
 MOST_ONCE = 1024  # bytes of a message, headers too, in a stream that takes one of each subject
 PAGE_MESSAGES = 500
 PAGE_BYTES = 16 << 20  # of one page, about
@@ -284,6 +287,14 @@ class Bus(Protocol):
         """Store one message. A `Nats-Msg-Id` seen within the stream's window gives `duplicate=True`.
 
         Raises: `NotStored`, `Fenced` (expect), `StreamFull`, `Unsettled` (no answer).
+        """
+        ...
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        """Store each message by itself, all in flight at once and in this order; what `publish` would give for each, or raise.
+
+        Raises for all of them, before anything is sent, where one could not be sent at all: PayloadTooLarge, DataError; and
+        `Unreachable` without a connection. Keep to WINDOW messages of WINDOW_BYTES together.
         """
         ...
 

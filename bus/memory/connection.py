@@ -8,16 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dspex.bus.errors import (
-    BusError,
-    DataError,
-    DspexError,
-    NotStored,
-    PayloadTooLarge,
-    Saturated,
-    Unreachable,
-    Unsettled,
-)
+from dspex.bus.errors import BusError, DataError, DspexError, NotStored, PayloadTooLarge, Saturated, Unreachable, Unsettled
 from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
@@ -120,6 +111,18 @@ class MemoryBus:
     async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
         self._check(draft)
         return await self._write(lambda: self.server.publish(draft))
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        for draft in drafts:
+            self._check(draft)
+        await self.trip()
+        outcomes: list[Ack | BusError] = []
+        for draft in drafts:
+            try:
+                outcomes.append(await self.publish(draft))
+            except BusError as e:
+                outcomes.append(e)
+        return outcomes
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         if not 0 < len(drafts) <= COMMIT_LIMIT:

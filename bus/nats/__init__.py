@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from dspex.bus import subjects
+from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
@@ -90,6 +91,9 @@ class NatsBus:
     # -- write
     async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
         return await writer.publish(self._connection, draft, timeout)
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        return await writer.publish_all(self._connection, drafts, timeout)
 
     async def commit(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> int:
         return await writer.commit(self._connection, drafts, timeout)

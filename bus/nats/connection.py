@@ -261,9 +261,9 @@ class Connection:
             del self._pending[token.encode()]
 
     def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
-        pending = self._pending.get(subject.rpartition(b".")[2])
-        if pending is not None:
-            pending.take(data, head)
+        token, _, place = subject.rpartition(b".")[2].partition(b"-")
+        if (pending := self._pending.get(token)) is not None:
+            pending.take(data, head, place)
 
     async def ask(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+import orjson
 from nats import errors as nats
 
 from dspex.bus.errors import (
@@ -118,10 +118,10 @@ def _is_error(found: object) -> bool:
 def answer_of(data: bytes) -> dict[str, Any]:
     """What the server answers, as JSON. Raises Unreachable for what it cannot have said: others may publish to our inbox."""
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
         found = None
-    if not isinstance(found, dict) or not _is_error(found.get("error", {})):
+    if not isinstance(found, dict) or ("error" in found and not _is_error(found["error"])):
         raise Unreachable("what came as an answer is none of the server's")
     return found
 

@@ -41,15 +41,17 @@ class WireSubscription:
 class PendingRequest:
     """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it."""
 
-    __slots__ = ("answers", "done", "final", "reply", "subjects")
+    __slots__ = ("answers", "done", "final", "place", "reply", "subjects")
 
     def __init__(self, subjects: Collection[str], reply: str, final: Callable[[bytes, bytes], bool]) -> None:
         self.subjects, self.reply, self.final = subjects, reply, final
         self.answers: list[RawReply] = []
+        self.place = b""  # which of several messages the last one answers: what stood behind "-" where it came
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def take(self, data: bytes, head: bytes) -> None:
+    def take(self, data: bytes, head: bytes, place: bytes = b"") -> None:
         self.answers.append((data, head))
+        self.place = place
         if self.final(data, head) and not self.done.done():
             self.done.set_result(None)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from dspex.bus.errors import BusError, NotStored, StreamFull, Unreachable, Unsettled
+from dspex.bus.errors import BusError, NotAllowed, NotStored, StreamFull, Unreachable, Unsettled
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.failures import (
@@ -26,6 +26,7 @@ _FIRST_PAUSE: Final = 0.005  # seconds before the same write is asked again
 _LONGEST_PAUSE: Final = 0.25
 _LAST_WORDS: Final = 0.25  # seconds at the end of a timeout
 _AGAIN: Final = 0.5  # seconds before a cluster is asked again whether there is something
+_IN_DOUBT: Final = (IN_PROGRESS, ID_IN_PROCESS)
 T = TypeVar("T")
 
 
@@ -110,7 +111,7 @@ async def _written(
         if error is None:
             return answer
         number = error.get("err_code")
-        if number not in (IN_PROGRESS, ID_IN_PROCESS, TOO_MANY_BATCHES):
+        if number not in (*_IN_DOUBT, TOO_MANY_BATCHES):
             raise refused(error, drafts[-1].subject)
         if clock() + 2 * pause >= end:  # another try would have no time for its answer, and end as unsettled
             raise (StreamFull if number == TOO_MANY_BATCHES else Unsettled)(
@@ -170,3 +171,75 @@ async def _need_stream(connection: Connection, subject: str, timeout: float) -> 
         return  # cannot tell: the caller says what it knows
     if stream is None:
         raise NotStored(f"no stream captures {subject}")
+
+
+# -- many in flight ----------------------------------------------------------------------------------------------------
+async def publish_all(connection: Connection, drafts: Sequence[NewMessage], timeout: float) -> list[Ack | BusError]:
+    """`Bus.publish_all`.
+
+    An atomic batch would be as fast, but one duplicate id in it and the server refuses all of it. Each message has an address
+    of its own for its answer, since a cluster answers a duplicate at once, and the others when they are replicated.
+    """
+    waiting = {b"%d" % i: i for i in range(len(drafts))}
+    answers: list[RawReply | None] = [None] * len(drafts)
+
+    def all_answered(data: bytes, head: bytes) -> bool:
+        if q.place in waiting and _settles(data, head):  # others may publish to our inbox, too
+            answers[waiting.pop(q.place)] = data, head
+        return not waiting
+
+    with connection.pending_request({d.subject for d in drafts}, all_answered) as q:
+        parts = [_rendered(connection, draft, f"{q.reply}-{i}") for i, draft in enumerate(drafts)]
+        if not parts:
+            return []
+        connection.put(b"".join(parts))
+        try:
+            await q.settled(timeout)
+            unanswered: BusError = Unsettled("no answer")
+        except TimeoutError:
+            connection.isolation.suspect()
+            unanswered = Unsettled(f"no answer from the server in {timeout:.3g} s")
+        except NotAllowed as e:
+            unanswered = e
+        except Unreachable as e:
+            unanswered = Unsettled(e.message)
+    found = [_result(answer, draft) if answer else unanswered for answer, draft in zip(answers, drafts)]
+    return await _asked_again(connection, drafts, found, timeout) if None in found else cast(list[Ack | BusError], found)
+
+
+def _rendered(connection: Connection, draft: NewMessage, reply: str) -> bytes:
+    more = "" if draft.expect is None else protocol.expectation(draft)
+    return protocol.message(draft.subject, draft.data, draft.headers, reply=reply, more=more, limit=connection.max_payload)
+
+
+def _result(answer: RawReply, draft: NewMessage) -> Ack | BusError | None:
+    """What an answer says; None where nothing was stored, and the same message is to be sent again."""
+    data, head = answer
+    if head and protocol.headers(head).get("Status") == "503":
+        return None
+    try:
+        said = answer_of(data)
+    except Unreachable as e:
+        return Unsettled(e.message)
+    error, stream, sequence = said.get("error"), said.get("stream"), said.get("seq")
+    if error is not None:
+        return None if error.get("err_code") in _IN_DOUBT else refused(error, draft.subject)
+    if not (isinstance(stream, str) and isinstance(sequence, int)):
+        return Unsettled("what came as an answer to a write is none of the server's")
+    return Ack(stream, sequence, bool(said.get("duplicate")))
+
+
+async def _asked_again(
+    connection: Connection, drafts: Sequence[NewMessage], found: Sequence[Ack | BusError | None], timeout: float
+) -> list[Ack | BusError]:
+    """The same, with those sent again, one by one, that the server did not decide about. The first to fail says it of all."""
+    result: list[Ack | BusError] = []
+    failure: BusError | None = None
+    for draft, one in zip(drafts, found, strict=True):
+        if one is None and failure is None:
+            try:
+                one = await publish(connection, draft, timeout)
+            except BusError as e:
+                one = failure = e
+        result.append(one or failure or Unsettled("no answer"))
+    return result

@@ -27,6 +27,7 @@ async def test_a_closed_connection_does_nothing_more(connect: Connect, unique: s
     attempts: list[Callable[[], Awaitable[object]]] = [
         lambda: waiting,
         lambda: bus.publish(NewMessage(f"{unique}.a", b"")),
+        lambda: bus.publish_all([NewMessage(f"{unique}.a", b"")]),
         lambda: bus.commit([NewMessage(f"{unique}.a", b""), NewMessage(f"{unique}.a", b"")]),
         lambda: bus.stream(unique),
         lambda: bus.get(unique, 1),

@@ -6,7 +6,7 @@ import pytest
 from bus_bench import PATIENCE, Buses, put, soon, stored, stream
 
 from dspex.bus.errors import DataError, DspexError, Fenced, NotStored, PayloadTooLarge, StreamFull
-from dspex.bus.port import Bus, NewMessage
+from dspex.bus.port import WINDOW, Ack, Bus, NewMessage
 from dspex.bus.subjects import MESSAGE_ID
 
 
@@ -142,3 +142,47 @@ async def test_an_invalid_subject_is_refused_and_the_connection_lives_on(bus: Bu
         with pytest.raises(DspexError):
             await soon(attempt)
     await put(bus, f"{unique}.a", "fine")
+
+
+@pytest.mark.asyncio
+async def test_many_messages_in_flight_are_stored_in_their_order_and_each_says_where(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    drafts = [NewMessage(f"{unique}.a", str(i).encode(), {MESSAGE_ID: f"id{i}"}) for i in range(WINDOW)]
+    outcomes = await soon(bus.publish_all(drafts))
+    assert outcomes == [Ack(unique, i + 1) for i in range(WINDOW)]
+    assert await stored(bus, unique) == [str(i) for i in range(WINDOW)]
+    assert await bus.publish_all([]) == []
+
+
+@pytest.mark.asyncio
+async def test_of_many_messages_each_is_stored_or_refused_by_itself(bus: Bus, unique: str) -> None:
+    """An atomic batch with one duplicate in it is refused whole."""
+    await stream(bus, unique, max_messages=4)
+    await bus.publish(NewMessage(f"{unique}.a", b"0", {MESSAGE_ID: "known"}))
+    drafts = [
+        NewMessage(f"{unique}.a", b"1", {MESSAGE_ID: "new"}),
+        NewMessage(f"{unique}.a", b"2", {MESSAGE_ID: "known"}),
+        NewMessage(f"{unique}.b", b"3", expect=7),
+        NewMessage(f"{unique}.nobody.hears", b"4"),
+        *(NewMessage(f"{unique}.a", b"%d" % i) for i in range(5, 8)),
+    ]
+    outcomes = await soon(bus.publish_all(drafts))
+    assert outcomes[:2] == [Ack(unique, 2), Ack(unique, 1, duplicate=True)]
+    assert isinstance(outcomes[2], Fenced)
+    assert outcomes[3:5] == [Ack(unique, 3), Ack(unique, 4)]
+    assert [type(e) for e in outcomes[5:]] == [StreamFull, StreamFull]
+    assert await stored(bus, unique) == ["0", "1", "4", "5"]
+
+
+@pytest.mark.asyncio
+async def test_of_many_messages_that_no_stream_takes_each_says_so(bus: Bus, unique: str) -> None:
+    outcomes = await soon(bus.publish_all([NewMessage(f"{unique}.nobody", b"")] * 3))
+    assert [type(e) for e in outcomes] == [NotStored] * 3
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_sent_of_many_messages_where_one_is_too_large(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    with pytest.raises(PayloadTooLarge):
+        await bus.publish_all([NewMessage(f"{unique}.a", b"x"), NewMessage(f"{unique}.a", bytes(bus.max_payload + 1))])
+    assert await stored(bus, unique) == []
