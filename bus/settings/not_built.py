@@ -80,7 +80,6 @@ VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
     "apply": frozenset({"--backfill"}),
     "run": frozenset({"--reload", "--http", "--metrics", "--profile", "--processes"}),
-    "publish": frozenset({"--format", "--encoding"}),
     "call": frozenset({"--stream", "--detach"}),
     "status": frozenset({"--routes"}),
     "dlq redrive": frozenset({"--time", "--rate"}),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import ConfigError, InvalidInput, NotStored, PayloadTooLarge
+from dspex.bus.errors import BusError, ConfigError, DecodeError, InvalidInput, NotStored, PayloadTooLarge
 from dspex.bus.message import INHERITED
-from dspex.bus.port import Bus, NewMessage
+from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.run import AT, Run
@@ -22,26 +22,64 @@ async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads
     `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject, and (DX124) where the
     application's payloads are sealed, and there is no key here; NotStored, PayloadTooLarge.
     """
-    subject = message.subject
-    if not subjects.is_subject(subject):
-        raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="tokens joined by dots, without wildcards")
-    if (size := len(message.data)) > (most := payloads.most(bus)):
-        text = f"{size:,} bytes for {subject}, and one payload may have {most:,}"
+    (draft,) = await ready(bus, app, [message], above)
+    try:
+        ack = await bus.publish(draft)
+    except NotStored as e:
+        raise await _suggested(bus, app, message.subject, e) from None
+    return run_at(bus, app, message.subject, ack)
+
+
+async def ready(bus: Bus, app: str, messages: Sequence[NewMessage], above: int = payloads.ABOVE) -> list[NewMessage]:
+    """Events as they are stored: sealed where that is wanted, and what is large put beside them. Raises as `publish`."""
+    for subject in {message.subject for message in messages}:
+        if not subjects.is_subject(subject):
+            raise ConfigError(f"{subject!r} is not a subject", code="DX105", fix="tokens joined by dots, without wildcards")
+    most, small = payloads.most(bus), payloads.inline(bus, above)
+    largest = max(messages, key=lambda message: len(message.data))
+    if (size := len(largest.data)) > most:
+        text = f"{size:,} bytes for {largest.subject}, and one payload may have {most:,}"
         raise PayloadTooLarge(text, node="publish", fix="store it elsewhere, and publish where it is")
     await may_store(bus, app)
-    try:
-        ack = await bus.publish(await payloads.checked_in(bus, app, message, above))
-    except NotStored as e:
-        raise await _suggested(bus, app, subject, e) from None
+    if bus.sealing is None and size <= small:
+        return list(messages)
+    if bus.sealing is not None and len(messages) > 1:
+        await bus.sealing.prepare(messages)
+    return [await payloads.checked_in(bus, app, message, above) for message in messages]
+
+
+def run_at(bus: Bus, app: str, subject: str, ack: Ack) -> Run:
+    """The run of an event that was stored."""
     return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate)
+
+
+async def is_stored_at(bus: Bus, app: str, message: NewMessage, ack: Ack) -> bool | None:
+    """Whether the event stored at a place has this subject and this data; None where that cannot be seen."""
+    try:
+        stored = await bus.get(ack.stream, ack.sequence)
+        whole = await payloads.checked_out(bus, app, stored) if stored is not None else None
+    except BusError:
+        return None
+    if whole is None:
+        return None
+    if whole.subject != message.subject:
+        return False
+    kinds = [(m.headers or {}).get(subjects.CONTENT_TYPE) for m in (whole, message)]
+    try:
+        return whole.data == message.data or codecs.decode(whole.data, kinds[0]) == codecs.decode(message.data, kinds[1])
+    except DecodeError:
+        return False
 
 
 async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStored:
     applied = await manifest.of_application(bus, app)
     known = {source: topology for topology, m in applied.items() for source in m.streams}
+    readers = sorted({topology for source, topology in known.items() if subjects.matches(source, subject)})
     close = difflib.get_close_matches(subject, known, n=1)
     fix = "apply a topology that reads it: dspex run"
-    if close:
+    if readers:
+        fix = f"{', '.join(readers)} reads it, and the stream is gone that stored it: apply it again, dspex apply"
+    elif close:
         fix = f"did you mean {close[0]} (source of {known[close[0]]})?  or {fix}"
     return NotStored(f"nothing stores {subject!r}, so the event would be lost", code=e.code, fix=fix, node="publish")
 

@@ -7,27 +7,30 @@ import concurrent.futures
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from dspex.bus.errors import BusError, ConfigError, DataError, DspexError, PayloadTooLarge, StreamFull
+from dspex.bus.errors import ConfigError, DspexError
 from dspex.engine.cli.terminal.client import client, count, short
-from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.cli.events.rows import Row, RowSource
+    from dspex.engine.cli.events.rows import Ready, RowSource
+    from dspex.engine.cli.events.sending import Sending
+    from dspex.engine.cli.events.tables.row import Row
+    from dspex.engine.cli.events.tables.table import RowFile
     from dspex.engine.client.client import Client
     from dspex.engine.client.run import Run
 
-IN_FLIGHT = 256  # events that wait for their acknowledgement
-SAME_ROW_FOR = 30.0  # seconds that a row is tried again while the server is away
-MOST_FAULTS = 20  # bad rows that are printed one by one
+KEPT = 64 << 20  # bytes of rows that are kept between the check and the sending
+OF_A_ROW = 1000  # bytes that a row takes beside its data
+AT_ONCE = 500  # rows that are read before any of them is sent
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d))+")
 
 
@@ -51,30 +54,42 @@ def publish(
     context: typer.Context,
     subject: Annotated[str, typer.Argument(metavar="SUBJECT")],
     data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="k=v, k:=json, @file, - (JSON lines).")] = None,
-    file: Annotated[str | None, typer.Option("--file", "-f", help="Rows: .csv .jsonl .json .parquet .arrow")] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", metavar="FILE", help="A file of rows; - is stdin.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="csv|tsv|jsonl|json|parquet|arrow; else it is seen.")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Of text; by default it is seen.")] = None,
+    types: Annotated[list[str] | None, typer.Option("--types", metavar="'F: T, …'", help="Of CSV cells.")] = None,
     rate: Annotated[str | None, typer.Option("--rate", metavar="N/s", help="Not faster than that.")] = None,
-    id: Annotated[str | None, typer.Option("--id", help="Of the event; the same id twice is one event.")] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Keeps order, and spreads over partitions.")] = None,
+    id: Annotated[str | None, typer.Option("--id", help="The same id twice is one event. Of rows: a field.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Keeps order, spreads over partitions. Of rows: a field.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session it belongs to.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="K=V", help="May be repeated.")] = None,
     wait: Annotated[str | None, typer.Option("--wait", metavar="[DUR]", help="Until the runs are done.")] = None,
 ) -> None:
     """Publish events to SUBJECT: one from DATA, or many from a file or stdin.
 
-    A row of a file always gets the same event id, so publishing the file again stores nothing twice, as long as the
-    stream remembers the ids: two minutes in streams that dspex makes.
+    A file is read as a whole before any of its rows is published: where one of them cannot be, none is. The id of a row comes
+    from what the file holds and from where the row stands in it, so publishing the file again stores nothing twice, as long as
+    the stream remembers the ids: two minutes in streams that dspex makes.
     """
     from dspex.bus.settings.duration import seconds
-    from dspex.engine.cli.events.rows import RowSource
+    from dspex.engine.cli.events.rows import EventOptions, RowSource
+    from dspex.engine.cli.events.tables.table import HowToRead
+    from dspex.engine.cli.events.tables.typed import readers
 
-    t, source = terminal(context), RowSource(tuple(data or ()), file)
+    if wait == "":
+        _need_data(data or ())
+    how = HowToRead(format, encoding, readers(types or ()))
+    source = RowSource(tuple(data or ()), file, how, EventOptions(subject, id, key, session, _headers(header or [])))
     source.check()
-    if id is not None and source.many:
-        raise ConfigError("one id is for one event", fix="leave --id out: rows of a file have ids of their own")
-    given = {"id": id, "key": key, "session": session, "headers": _headers(header or [])}
-    verb = _Publish(t, subject, source, _per_second(rate), {k: v for k, v in given.items() if v})
-    limit = seconds(wait) if wait else None
-    t.run(verb.main(wait is not None, limit))
+    t = terminal(context)
+    t.run(_Publish(t, source, _per_second(rate), wait is not None, seconds(wait) if wait else None).main())
+
+
+def _need_data(words: Sequence[str]) -> None:
+    """Raise ConfigError (DX120) for what was surely meant to be how long `--wait` waits."""
+    if wrong := next((w for w in words if re.fullmatch(r"[\w.+-]+", w) and w != "-"), None):
+        why = f"{wrong!r} is neither data nor a duration for --wait"
+        raise ConfigError(why, code="DX120", fix="--wait 30s, --wait 5m, or --wait alone; data is field=text")
 
 
 def _headers(given: Sequence[str]) -> dict[str, str]:
@@ -93,137 +108,192 @@ def _per_second(rate: str | None) -> float | None:
     return float(match[1]) / {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]
 
 
+@dataclass
+class _Checked:
+    """What is known of a file that was read once.
+
+    Attributes:
+        total: how many rows it has.
+        ids: the first row of each id, where the rows say their own.
+        kept: all rows, where they are few: they need not be read again.
+    """
+
+    total: int | None = None
+    ids: dict[str, str] = field(default_factory=dict)
+    kept: list[Ready] | None = None
+
+
 class _Publish:
-    """One use of the verb. Rows go out in their order, up to IN_FLIGHT before the first is acknowledged."""
+    """One use of the verb."""
 
-    def __init__(self, t: Terminal, subject: str, source: RowSource, rate: float | None, options: Mapping[str, Any]) -> None:
-        self.t, self.subject, self.source, self.rate = t, subject, source, rate
-        self.options = dict(options)
-        self.runs: list[Run] = []
-        self.duplicates = self.faults = 0
-        self.fatal: DspexError | None = None
-        self.wait = False
+    def __init__(self, t: Terminal, source: RowSource, rate: float | None, wait: bool, limit: float | None) -> None:
+        self.t, self.source, self.rate, self.wait, self.limit = t, source, rate, wait, limit
+        self.above = t.settings().engine.claim_check_above
+        self.began = time.monotonic()
 
-    async def main(self, wait: bool, limit: float | None) -> None:
-        from dspex.bus.serving import audit
+    async def main(self) -> None:
+        if not self.source.many:
+            await self._one(self.source.one())
+            return
+        with ExitStack() as stack:
+            if self.source.live:
+                await self._many(None, _Checked())
+                return
+            table = self.source.opened(stack)
+            if table.remark:
+                self.t.note(table.remark)
+            await self._many(table, self._checked(table))
 
-        self.wait = wait
-        total, began = self.source.total(), time.monotonic()
+    async def _one(self, ready: Ready) -> None:
+        from dspex.bus.port import Ack
+        from dspex.engine.cli.events.sending import other_event, publish_surely, receipt
+
         async with client(self.t, "publish", start=True) as c:
-            try:
-                if self.source.many:
-                    with self.t.progress("publish", total) as bar:
-                        await self._all(c, bar)
-                else:
-                    await self._all(c, None)
-            finally:  # also when interrupted: the figures say where to go on
-                self._print(time.monotonic() - began)
-                if self.runs:
-                    await audit.leave(c.bus, c.app, "publish", subject=self.subject, events=len(self.runs))
-            if self.fatal:
-                raise self.fatal
-            failed = await self._results(c, limit, began) if wait and self.runs else 0
-        if self.faults or failed:
+            run = await publish_surely(c, ready.message, self.above)
+            await self._leave(c, 1)
+            again = ""
+            if run.duplicate:
+                if other := await other_event(c, ready, Ack(run.stream, run.sequence)):
+                    raise other
+                again = "  a duplicate: an event with this id was stored before"
+            if not self.wait:
+                text = f"run {short(run.id)}  stored in {run.stream} as {run.sequence}{again}"
+                self.t.emit(receipt(run), text)
+            elif again:
+                self.t.note(f"{run.stream} has it as {run.sequence},{again}".replace(",  ", ": "))
+            failed = await self._results(c, [run]) if self.wait else 0
+        if failed:
             raise typer.Exit(1)
 
-    async def _results(self, c: Client, limit: float | None, began: float) -> int:
+    async def _many(self, table: RowFile | None, checked: _Checked) -> None:
+        from dspex.engine.cli.events.sending import Sending
+
+        self.began = time.monotonic()
+        async with client(self.t, "publish", start=True) as c:
+            sending = Sending(self.t, c, self.above, self.rate, keep=self.wait, ids=checked.ids)
+            try:
+                with self.t.progress("publish", checked.total) as bar:
+                    await sending.send(self._batches(table, checked.kept), bar)
+            finally:  # also when interrupted: the figures say where to go on
+                self._print(sending)
+                if sending.stored:
+                    await self._leave(c, sending.stored)
+            if sending.fatal:
+                raise _stopped(sending, table)
+            failed = await self._results(c, sending.runs) if sending.runs else 0
+        if sending.faults or failed:
+            raise typer.Exit(1)
+
+    async def _leave(self, c: Client, events: int) -> None:
+        from dspex.bus.serving import audit
+
+        await audit.leave(c.bus, c.app, "publish", subject=self.source.options.subject, events=events)
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+    def _checked(self, table: RowFile) -> _Checked:
+        """Read the file before any of it is published. Raises ConfigError where a row cannot be published: then none is."""
+        from dspex.engine.cli.events.tables.row import Row
+
+        found, faults, bodies, size = _Checked(0), list[DspexError](), dict[str, int](), 0
+        kept: list[Ready] | None = []
+        for one in self.source.ready(table.rows(), table.digest):
+            found.total = (found.total or 0) + 1
+            if isinstance(one, DspexError):
+                faults.append(one)
+                continue
+            size += len(one.message.data) + OF_A_ROW
+            if kept is not None:
+                kept.append(one)
+                kept = kept if size <= KEPT else None
+            if self.source.options.id is not None:
+                body = hash(one.message.data)
+                if bodies.setdefault(one.id, body) != body:
+                    why = f"it has the id {one.id!r} of {found.ids[one.id]}, and other data"
+                    faults.append(Row(one.where, 0, None, why).error())
+                found.ids.setdefault(one.id, one.where)
+        if faults:
+            raise self._refusal(table, faults, found.total or 0)
+        found.kept = kept
+        return found
+
+    def _refusal(self, table: RowFile, faults: Sequence[DspexError], total: int) -> ConfigError:
+        from dspex.engine.cli.events.sending import MOST_SHOWN
+
+        first, nothing = faults[0], "nothing of the file was published"
+        if len(faults) == 1:
+            return ConfigError(f"{first.message}; {nothing}", code=first.code, node=first.node, fix=first.fix)
+        for fault in faults[:MOST_SHOWN]:
+            self.t.error(fault)
+        why = f"{len(faults):,} of {total:,} rows cannot be published, and {nothing}"
+        return ConfigError(why, code=first.code, node=table.name, fix="correct these rows, and publish the file again")
+
+    async def _batches(self, table: RowFile | None, kept: Iterable[Ready] | None) -> AsyncIterator[list[Ready | DspexError]]:
+        """Rows as events, as many at once as there are now."""
+        if table is not None:
+            ready = iter(kept) if kept is not None else self.source.ready(table.rows(), table.digest)
+            while some := list(islice(ready, AT_ONCE)):
+                yield some
+            return
+        async for rows in _as_they_come(self.source.lines()):
+            yield list(self.source.ready(rows, None))
+
+    # -- what became of them --------------------------------------------------------------------------------------
+    async def _results(self, c: Client, runs: Sequence[Run]) -> int:
         from dspex.engine.cli.events.results import print_results
 
+        last = runs[-1]
+        stored = f"the event is stored in {last.stream} as {last.sequence}, and its run goes on"
+        if len(runs) > 1:
+            stored = f"{len(runs):,} events are stored, the last in {last.stream} as {last.sequence}, and their runs go on"
         try:
-            return await print_results(self.t, c, self.runs, limit, began)
+            return await print_results(self.t, c, runs, self.limit, self.began)
         except DspexError as e:  # to publish is one thing, and to read what comes of it is another
-            last = self.runs[-1]
-            stored = f"stored in {last.stream} as {last.sequence}"
-            what = (
-                f"the event is {stored}, and runs" if len(self.runs) == 1 else f"{len(self.runs):,} events are stored, and run"
-            )
-            e.fix = f"{what}: do not publish again; {e.fix}"
+            e.fix = f"{stored}: do not publish again; {e.fix}"
+            raise
+        except asyncio.CancelledError:  # ^C
+            self.t.note(f"{stored}: run {last.id}" if len(runs) == 1 else stored)
             raise
 
-    # -- publishing -----------------------------------------------------------------------------------------------
-    async def _all(self, c: Client, bar: Bar | None) -> None:
-        room, began, sent = asyncio.Semaphore(IN_FLIGHT), time.monotonic(), 0
-        async with asyncio.TaskGroup() as tasks:
-            async for row in self._rows():
-                if self.rate and (early := began + sent / self.rate - time.monotonic()) > 0:
-                    await asyncio.sleep(early)
-                await room.acquire()
-                if self.fatal:
-                    break
-                task = tasks.create_task(self._one(c, row, bar))
-                task.add_done_callback(lambda _: room.release())
-                sent += 1
-                if sent == 1:
-                    await task  # an error for a subject that nothing stores appears once, not 256 times
-
-    async def _rows(self) -> AsyncIterator[Row]:
-        if not self.source.live:
-            for row in self.source.rows():
-                yield row
+    def _print(self, sending: Sending) -> None:
+        if self.t.json:
             return
-        rows: asyncio.Queue[Row | None] = asyncio.Queue(IN_FLIGHT)
-        loop = asyncio.get_running_loop()
+        took = time.monotonic() - self.began
+        new = sending.stored - sending.duplicates
+        bad = f", {count(sending.faults, 'bad row')}" if sending.faults else ""
+        again, rate = count(sending.duplicates, "duplicate"), sending.stored / max(took, 1e-3)
+        subject = self.source.options.subject
+        self.t.line(f"{new:,} published to {subject}, {again}{bad}, in {took:.1f} s ({rate:,.0f}/s)")
 
-        def pump() -> None:
-            # the loop may have ended before a line arrives
-            with suppress(concurrent.futures.CancelledError, RuntimeError):
-                for row in (*self.source.rows(), None):
-                    asyncio.run_coroutine_threadsafe(rows.put(row), loop).result()
 
-        threading.Thread(target=pump, name="stdin", daemon=True).start()
-        while (next_row := await rows.get()) is not None:
-            yield next_row
+def _stopped(sending: Sending, table: RowFile | None) -> DspexError:
+    """Why the rest was not sent, and what is to be done about the rest."""
+    assert sending.fatal is not None
+    e = sending.fatal
+    if sending.stored and table is not None:
+        e.fix = f"{sending.stored:,} rows are stored, and the same file stores the others, if it is soon: {e.fix}"
+    return e
 
-    async def _one(self, c: Client, row: Row, bar: Bar | None) -> None:
-        try:
-            if row.fault:
-                raise row.error()
-            run = await self._stored(c, row)
-        except DspexError as e:
-            self._failed(row, e)
+
+async def _as_they_come(lines: Iterable[Row]) -> AsyncIterator[list[Row]]:
+    """Rows of a source that may let us wait, those together that are there at once."""
+    rows: asyncio.Queue[Row | None] = asyncio.Queue(AT_ONCE)
+    loop = asyncio.get_running_loop()
+
+    def all_lines() -> Iterator[Row | None]:
+        yield from lines
+        yield None
+
+    def pump() -> None:
+        # the loop may have ended before a line arrives
+        with suppress(concurrent.futures.CancelledError, RuntimeError):
+            for row in all_lines():
+                asyncio.run_coroutine_threadsafe(rows.put(row), loop).result()
+
+    threading.Thread(target=pump, name="stdin", daemon=True).start()
+    while (row := await rows.get()) is not None:
+        some = [row]
+        while not rows.empty() and (row := rows.get_nowait()) is not None:
+            some.append(row)
+        yield some
+        if row is None:
             return
-        self.runs.append(run)
-        self.duplicates += run.duplicate
-        if bar:
-            bar.advance(1, count(self.duplicates, "duplicate") if self.duplicates else "")
-        if not self.wait:
-            data = {"run": run.id, "subject": run.subject, "stream": run.stream, "seq": run.sequence}
-            again = "  a duplicate: it was stored before" if run.duplicate else ""
-            text = [] if self.source.many else [f"run {short(run.id)}  stored in {run.stream} as {run.sequence}{again}"]
-            self.t.emit(data | {"duplicate": run.duplicate}, *text)
-
-    async def _stored(self, c: Client, row: Row) -> Run:
-        """Store the row, and wait for a server that is away for a moment: with its id it is safe to send it again."""
-        from dspex.bus.message import new_id
-
-        file = Path(self.source.file).name if self.source.file else None
-        id = self.options.get("id") or (row.id(self.subject, file) if file else new_id())
-        options: dict[str, Any] = {**self.options, "id": id}
-        end, pause = time.monotonic() + SAME_ROW_FOR, 0.1
-        while True:
-            try:
-                return await c.publish(self.subject, row.data, **options)
-            except BusError as e:
-                if not e.retryable or isinstance(e, StreamFull) or time.monotonic() > end:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2.0, pause * 2)
-
-    def _failed(self, row: Row, e: DspexError) -> None:
-        if not self.source.many or not isinstance(e, DataError | PayloadTooLarge):
-            self.fatal = self.fatal or e
-            return
-        self.faults += 1
-        if self.faults <= MOST_FAULTS:
-            e.node = row.where
-            self.t.error(e)
-        elif self.faults == MOST_FAULTS + 1:
-            self.t.note("more bad rows follow; only their number is printed")
-
-    def _print(self, took: float) -> None:
-        if not self.source.many or self.t.json:
-            return
-        new = len(self.runs) - self.duplicates
-        bad = f", {count(self.faults, 'bad row')}" if self.faults else ""
-        again, rate = count(self.duplicates, "duplicate"), len(self.runs) / max(took, 1e-3)
-        self.t.line(f"{new:,} published to {self.subject}, {again}{bad}, in {took:.1f} s ({rate:,.0f}/s)")

@@ -1,53 +1,48 @@
-"""Rows of a file or of stdin as events to publish: CSV, JSON lines, JSON, Parquet, Arrow.
-
-A row that cannot be read is a problem of that row alone: it is reported with its line, and the others go on.
-"""
+"""What `dspex publish` is given, as events that are ready to be published: one datum, a file of rows, or lines of stdin."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-import orjson
-
-from dspex.bus import codecs
-from dspex.bus.errors import ConfigError, DataError
-from dspex.bus.message import derived_id
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import ConfigError, DataError, DspexError, PayloadTooLarge
+from dspex.bus.message import new_id
+from dspex.bus.port import NewMessage
+from dspex.bus.serving import payloads
+from dspex.engine.cli.events.tables.json_rows import lines
+from dspex.engine.cli.events.tables.row import CODE, MEND, Row
+from dspex.engine.cli.events.tables.table import HowToRead, RowFile, opened
+from dspex.engine.cli.events.tables.typed import need_column
 from dspex.engine.cli.terminal import arguments
+from dspex.engine.client import publish as publishing
 
-CELL = 1 << 27  # characters of one cell of a CSV file, over which it is surely not one
+_TOO_LARGE: Final = "store it elsewhere, and publish where it is"
+
+
+class Ready(NamedTuple):
+    """The message that an event is, and where its data came from: "test.csv:17"; "" for what the command line says itself."""
+
+    where: str
+    message: NewMessage
+
+    @property
+    def id(self) -> str:
+        return (self.message.headers or {})[subjects.MESSAGE_ID]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One datum. `where`: "test.csv:17"; `number`: from 1; `fault`: why it cannot be published, None where it can."""
+class EventOptions:
+    """What the command line says of all events. `id` and `key` of rows are names of fields."""
 
-    where: str
-    number: int
-    data: object
-    fault: str | None = None
-
-    def id(self, subject: str, file: str) -> str:
-        """The id of its event: the same whenever the same row of the same file goes to the same subject."""
-        digest = hashlib.sha256(codecs.json_bytes(self.data)).hexdigest()
-        return derived_id(f"{subject}/{file}", digest, self.number)
-
-    def laid_under(self, fields: Mapping[str, object]) -> Row:
-        """The row with the fields of the command line on top."""
-        if not fields or self.fault:
-            return self
-        if not isinstance(self.data, dict):
-            return Row(self.where, self.number, None, "fields can be added to objects only")
-        return Row(self.where, self.number, {**self.data, **fields})
-
-    def error(self, why: str | None = None) -> DataError:
-        """The error that says what is wrong with the row."""
-        return DataError(why or str(self.fault), code="DX120", node=self.where, fix="correct the row and publish it again")
+    subject: str
+    id: str | None = None
+    key: str | None = None
+    session: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,8 @@ class RowSource:
 
     data: Sequence[str]
     file: str | None
+    how: HowToRead
+    options: EventOptions
 
     @property
     def live(self) -> bool:
@@ -67,31 +64,103 @@ class RowSource:
         return self.live or self.file is not None
 
     def check(self) -> None:
-        """Raises ConfigError (DX120) where nothing is to be published, two things are, or a field is none."""
+        """Raises ConfigError (DX120) where nothing is to be published, two things are, or what is given is no data."""
         if not self.data and self.file is None:
-            raise ConfigError("there is no data", code="DX120", fix="field=text, field:=json, @file.json, -, or -f rows.csv")
+            raise ConfigError("there is no data", code=CODE, fix="field=text, field:=json, @file.json, -, or -f rows.csv")
         if self.file is not None and any(d == "-" or d.startswith("@") for d in self.data):
-            raise ConfigError("the rows come from one place", code="DX120", fix="-f FILE, - or @file, and only one of them")
+            raise ConfigError("the rows come from one place", code=CODE, fix="-f FILE, - or @file, and only one of them")
+        if self.file is None and self.how != HowToRead():
+            raise ConfigError("--format, --encoding and --types are for files", code=CODE, fix="-f FILE, or -f - for stdin")
         if self.many:
             self._fields()
 
-    def rows(self) -> Iterator[Row]:
-        """The rows. Raises ConfigError (DX120) where they cannot be read as a whole."""
-        if not self.many:
-            (datum,) = arguments.records(self.data, os.devnull)  # type: ignore[arg-type]
-            yield Row("", 1, datum)
-            return
-        fields = self._fields()
-        rows = lines(_stdin(), "stdin") if self.file is None else of_file(self.file)
-        yield from (row.laid_under(fields) for row in rows)
+    def datum(self) -> object:
+        """The one datum that is given."""
+        (found,) = arguments.records(self.data, os.devnull)  # type: ignore[arg-type]
+        return found
+
+    def one(self) -> Ready:
+        """The one event. Raises ConfigError (DX120), and what encoding raises."""
+        o, (body, content_type) = self.options, codecs.encode(self.datum())
+        headers = publishing.headers_of(o.id or new_id(), o.key, o.session, None, o.headers, content_type)
+        return Ready("", NewMessage(o.subject, body, headers))
+
+    def opened(self, stack: ExitStack) -> RowFile:
+        """The file. Raises ConfigError (DX120) where it cannot be read as a whole, or lacks a column that is asked for."""
+        assert self.file is not None
+        table = opened(self.file, self.how, stack)
+        if table.columns is not None:
+            known = [*table.columns, *self._fields()]
+            for option, column in (("--key", self.options.key), ("--id", self.options.id)):
+                if column is not None:
+                    need_column(column, known, option, table.name)
+        return table
+
+    def ready(self, rows: Iterable[Row], digest: str | None) -> Iterator[Ready | DspexError]:
+        """Each row as an event, or what is wrong with it. `digest`: of the file; None for lines that come now and then."""
+        make = self._maker(digest)
+        for row in rows:
+            try:
+                yield make(row)
+            except PayloadTooLarge as e:
+                e.node = row.where
+                yield e
+            except DataError as e:
+                yield e if e.code == CODE else row.failed(e.message.removeprefix("data."), MEND).error()
+
+    def lines(self) -> Iterator[Row]:
+        """The lines of stdin, as they come."""
+        return lines(_stdin(), "stdin")
 
     def _fields(self) -> dict[str, object]:
         """Fields that are laid over each row."""
         return arguments.pairs([d for d in self.data if d != "-"])
 
-    def total(self) -> int | None:
-        """How many rows there are, as far as that can be known."""
-        return None if self.live else sum(1 for _ in self.rows())
+    def _maker(self, digest: str | None) -> Callable[[Row], Ready]:
+        """What makes an event of a row. It raises DataError and PayloadTooLarge, of that row."""
+        o, fields = self.options, self._fields()
+        file = f"{o.subject} {digest}".encode()
+        given = publishing.headers_of(None, None, o.session, None, o.headers, codecs.JSON)
+
+        def make(row: Row) -> Ready:
+            if row.fault is not None:
+                raise row.error()
+            data = _laid_under(row, fields) if fields else row.data
+            body, kind = codecs.encode(data)
+            if len(body) > payloads.MOST:
+                raise PayloadTooLarge(f"{len(body):,} bytes, and one event may have {payloads.MOST:,}", fix=_TOO_LARGE)
+            if o.id is not None:
+                id = _value(row, data, o.id, "--id")
+            else:
+                id = new_id() if digest is None else row.id(file, body)
+            if o.key is None and kind == codecs.JSON:
+                return Ready(row.where, NewMessage(o.subject, body, {**given, subjects.MESSAGE_ID: id}))
+            key = None if o.key is None else _value(row, data, o.key, "--key")
+            headers = publishing.headers_of(id, key, o.session, None, o.headers, kind)
+            return Ready(row.where, NewMessage(o.subject, body, headers))
+
+        return make
+
+
+def _laid_under(row: Row, fields: Mapping[str, object]) -> object:
+    """The data of a row with the fields of the command line on top."""
+    if not isinstance(row.data, dict):
+        raise row.failed("fields can be added to objects only").error()
+    return {**row.data, **fields}
+
+
+def _value(row: Row, data: object, name: str, option: str) -> str:
+    """The value of a field as a key or an id: text, or what has one form as text."""
+    if not isinstance(data, dict) or name not in data:
+        raise row.failed(f"it has no field {name!r} for {option}", f"add it to the row, or leave {option} out").error()
+    value = data[name]
+    if isinstance(value, float | list | dict) or value is None or value == "":
+        shown = "empty" if value in ("", None) else f"a {type(value).__name__}"
+        raise row.failed(f"{name} is {shown}, and {option} takes text or a whole number", MEND).error()
+    text = value if isinstance(value, str) else codecs.json_bytes(value).decode().strip('"')
+    if any(c in text for c in "\r\n\0"):
+        raise row.failed(f"{name} has a line break, which {option} cannot take", MEND).error()
+    return text
 
 
 def _stdin() -> Iterator[bytes]:
@@ -105,109 +174,3 @@ def _stdin() -> Iterator[bytes]:
             yield from more[:-1]
             begun = [more[-1]]
     yield b"".join(begun)
-
-
-def lines(stream: Iterable[bytes], name: str) -> Iterator[Row]:
-    """JSON lines."""
-    number = 0
-    for line, text in enumerate(stream, 1):
-        if not text.strip():
-            continue
-        number += 1
-        try:
-            yield Row(f"{name}:{line}", number, orjson.loads(text))
-        except orjson.JSONDecodeError as e:
-            yield Row(f"{name}:{line}", number, None, f"not JSON: {e}")
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(CELL)
-    # bytes that are not UTF-8 become lone surrogates, which the codec refuses row by row
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if len(set(header)) != len(header) or "" in header:
-            raise _unreadable(path, f"its header has an empty name, or one twice: {', '.join(header)}")
-        for number, cells in enumerate(filter(None, reader), 1):
-            where = f"{path.name}:{reader.line_num}"
-            if len(cells) == len(header):
-                yield Row(where, number, dict(zip(header, cells)))
-            else:
-                yield Row(where, number, None, f"{len(cells)} cells, and the header has {len(header)}")
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        yield from lines(file, path.name)
-
-
-def _json(path: Path) -> Iterator[Row]:
-    try:
-        found = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as e:
-        raise _unreadable(path, f"not JSON: {e}") from e
-    for i, datum in enumerate(found if isinstance(found, list) else [found]):
-        yield Row(f"{path.name}[{i}]", i + 1, datum)
-
-
-def _table(read: Callable[[Any, BinaryIO], Iterator[Any]]) -> Callable[[Path], Iterator[Row]]:
-    """A reader of a columnar file, whose `read` gives record batches."""
-
-    def rows(path: Path) -> Iterator[Row]:
-        try:
-            import pyarrow as pa
-        except ImportError as e:
-            raise ConfigError("Parquet and Arrow files need pyarrow", code="DX120", fix="pip install 'dspex[arrow]'") from e
-        try:
-            with path.open("rb") as file:
-                data = (datum for batch in read(pa, file) for datum in batch.to_pylist())
-                yield from (Row(f"{path.name}:{i}", i, datum) for i, datum in enumerate(data, 1))
-        except pa.ArrowException as e:
-            raise _unreadable(path, str(e)) from e
-
-    return rows
-
-
-def _parquet(pa: Any, file: BinaryIO) -> Iterator[Any]:
-    import pyarrow.parquet
-
-    yield from pyarrow.parquet.ParquetFile(file).iter_batches()
-
-
-def _arrow(pa: Any, file: BinaryIO) -> Iterator[Any]:
-    """Batches of the file format, which begins with its name, or of the stream format."""
-    is_file = file.read(6) == b"ARROW1"
-    file.seek(0)
-    if is_file:
-        reader = pa.ipc.open_file(file)
-        yield from map(reader.get_batch, range(reader.num_record_batches))
-    else:
-        yield from pa.ipc.open_stream(file)
-
-
-_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _csv,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json,
-    ".parquet": _table(_parquet),
-    ".arrow": _table(_arrow),
-    ".feather": _table(_arrow),
-}
-
-
-def of_file(name: str) -> Iterator[Row]:
-    """The rows of a file, by the end of its name. Raises ConfigError (DX120) where it cannot be read as a whole."""
-    path = Path(name)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        fix = f"name a file that ends in one of {', '.join(_READERS)}; or use - for JSON lines on stdin"
-        raise ConfigError(f"{name} does not end in the name of a format", code="DX120", fix=fix)
-    try:
-        yield from reader(path)
-    except (OSError, csv.Error) as e:
-        raise _unreadable(path, getattr(e, "strerror", None) or str(e)) from e
-
-
-def _unreadable(path: Path, why: str) -> ConfigError:
-    return ConfigError(f"cannot read {path}: {why}", code="DX120", fix="correct the path, or the file")

@@ -1,33 +1,38 @@
-"""Data on the command line: `k=v` text, `k:=json`, `@file`, `-` for JSON lines on stdin."""
+"""Data on the command line: `k=v` text, `k:=json`, `{"k": "v"}`, `@file`, `-` for JSON lines on stdin."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TextIO
 
-import orjson
-
 from dspex.bus.errors import ConfigError
+from dspex.engine.cli.events.tables.content import opened
+from dspex.engine.cli.events.tables.exact import exact_json
+from dspex.engine.cli.events.tables.text import as_utf8
 
+_WHOLE = ("@", "{", "[")  # how a whole datum begins: of a file, or as it is
 _PAIR = re.compile(r"([^=:\s]+)(:?=)(.*)", re.DOTALL)
-_FIX = "write field=text, field:=json, @file.json, or - for JSON lines on stdin"
+_FIX = "write field=text, field:=json, JSON in quotes, @file.json, or - for JSON lines on stdin"
 
 
 def records(arguments: Sequence[str], stdin: TextIO) -> Iterator[object]:
     """The data that the arguments describe: one datum, or with `-` one a line of `stdin`, read as they are needed.
 
-    Fields given beside `-` or `@file` are laid over each datum. Raises ConfigError (DX120).
+    Fields given beside them are laid over each datum. Raises ConfigError (DX120).
     """
-    fields = dict(_pair(a) for a in arguments if a != "-" and not a.startswith("@"))
-    files = [a[1:] for a in arguments if a.startswith("@")]
+    whole = [a for a in arguments if a.startswith(_WHOLE)]
+    fields = pairs([a for a in arguments if a != "-" and a not in whole])
     if "-" in arguments:
+        if whole:
+            raise ConfigError("the data come from one place", code="DX120", fix="-, @file or JSON, and only one of them")
         for number, line in enumerate(stdin, 1):
-            if line.strip():
-                yield _laid_over(_json(line, f"line {number} of stdin"), fields)
+            text = line.removeprefix("\ufeff") if number == 1 else line
+            if text.strip():
+                yield _laid_over(_json(text, f"line {number} of stdin"), fields)
         return
-    data = [_json(_read(file), file) for file in files]
+    data = [_json(_read(a[1:]), a[1:]) if a.startswith("@") else _json(a, _shown(a)) for a in whole]
     datum = data.pop(0) if data else {}
     for more in (*data, fields):
         datum = _laid_over(datum, more)
@@ -46,18 +51,25 @@ def _pair(argument: str) -> tuple[str, object]:
     return name, text if sign == "=" else _json(text, argument)
 
 
-def _json(text: str, where: str) -> object:
+def _json(text: str | bytes, where: str) -> object:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as e:
-        raise ConfigError(f"{where} is not JSON: {e}", code="DX120", fix=_FIX) from e
+        return exact_json(text)
+    except ValueError as e:
+        said = str(e)
+        told = f"{where} is {said}" if said.startswith("not JSON") else f"{where}: {said}"
+        raise ConfigError(told, code="DX120", fix=_FIX) from e
 
 
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"cannot read {file}: {e}", code="DX120", fix="correct the path after @") from e
+def _shown(argument: str) -> str:
+    return repr(argument if len(argument) <= 40 else f"{argument[:40]}…")
+
+
+def _read(file: str) -> bytes:
+    """The text of a file, in UTF-8, whatever encoding it has. Raises ConfigError (DX120)."""
+    with ExitStack() as stack:
+        found, _ = as_utf8(file, opened(file, stack), None, stack)
+        found.seek(0)
+        return found.read()
 
 
 def _laid_over(datum: object, fields: object) -> object:

@@ -6,16 +6,12 @@ import asyncio
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from cli_bench import Project
 
 from dspex.bus import nats
-from dspex.bus.errors import ConfigError
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
-from dspex.engine.cli.events import rows as cli_rows
 
 RECEIPT = ["run", "subject", "stream", "seq", "duplicate"]
 
@@ -69,7 +65,7 @@ async def test_who_may_not_read_what_comes_of_an_event_hears_that_it_is_stored(t
         info = await bus.stream("ORDERS")
         await bus.close()
     assert (done.code, info.last if info else 0) == (4, 1)
-    assert "stored in ORDERS as 1, and runs: do not publish again" in done.err
+    assert "stored in ORDERS as 1, and its run goes on: do not publish again" in done.err
 
 
 def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) -> None:
@@ -86,13 +82,17 @@ def test_a_file_published_twice_is_stored_once(native: Project, tmp_path: Path) 
     assert "publish  1000/1000" in again.err
 
 
-def test_a_bad_row_is_reported_with_its_line_and_the_others_are_published(native: Project, tmp_path: Path) -> None:
+def test_a_file_with_bad_rows_is_refused_and_none_of_it_is_published(native: Project, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_bytes(b"text,n\nfirst,1\ntoo,many,cells\n\xff\xff\xff,3\n\nlast,4\n")
+    file.write_text("text,n\nfirst,1\ntoo,many,cells\n\nfew\nlast,4\n")
     found = native.here("publish", native.input, "-f", str(file))
-    assert (found.code, found.out.split(" in ")[0]) == (1, f"2 published to {native.input}, 0 duplicates, 2 bad rows,")
+    assert (found.code, found.out) == (2, "")
     assert "error[DX120] rows.csv:3: 3 cells, and the header has 2\n  fix: " in found.err
-    assert "rows.csv:4: " in found.err
+    assert "error[DX120] rows.csv:5: 1 cell, and the header has 2\n  fix: " in found.err
+    assert "rows.csv: 2 of 4 rows cannot be published, and nothing of the file was published\n" in found.err
+    file.write_text("text,n\nfirst,1\ntoo many,2\nfew,3\nlast,4\n")
+    mended = native.publish("-f", str(file))
+    assert [o["data"]["text"] for r in mended.objects() for o in r["outputs"]] == ["first", "too many", "few", "last"]
 
 
 def test_lines_of_stdin_are_published_unchanged(native: Project) -> None:
@@ -123,59 +123,25 @@ def test_publishing_to_a_subject_that_no_stream_stores_is_refused_with_a_suggest
     ("args", "why"),
     [
         ([], "there is no data"),
-        (["-f", "rows.csv", "--id", "x"], "one id is for one event"),
         (["-f", "rows.csv", "-"], "the rows come from one place"),
         (["-f", "none.csv"], "cannot read none.csv: No such file"),
-        (["-f", "rows.xls"], "does not end in the name of a format"),
+        (["-f", "."], "cannot read .: Is a directory"),
+        (["-f", "rows.csv", "--format", "excel"], "there is no format 'excel'"),
+        (["-f", "rows.csv", "--encoding", "klingon"], "there is no encoding 'klingon'"),
+        (["-f", "rows.csv", "--types", "n: number"], "'n: number' names no type"),
+        (["a=b", "--format", "csv"], "are for files"),
+        (['{"a": 1'], "is not JSON"),
         (["text"], "'text' is not data"),
         (["-", "text"], "'text' is not data"),
         (["a=b", "--header", "x"], "'x' is no header"),
         (["a=b", "--header", "Nats-Msg-Id=x"], "header 'Nats-Msg-Id' is set by dspex"),
         (["a=b", "--rate", "fast"], "'fast' is not a rate"),
         (["a=b", "--wait=soon"], "'soon' is not a duration"),
+        (["a=b", "--wait", "soon"], "'soon' is neither data nor a duration"),
+        (["a=b", "--wait", "5"], "'5' is neither data nor a duration"),
     ],
 )
 def test_wrong_arguments_of_publish_are_refused_and_publish_nothing(native: Project, args: list[str], why: str) -> None:
     refused = native.here("publish", native.input, *args)
     assert (refused.code, refused.out, why in refused.err) == (2, "", True), refused.err
     assert "\n  fix: " in refused.err
-
-
-def test_rows_of_a_file_are_the_same_in_every_format(tmp_path: Path) -> None:
-    rows = [{"text": "a", "n": 1}, {"text": "ü,\n", "n": None}]
-    table = pa.Table.from_pylist(rows)
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pa.OSFile(str(tmp_path / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    for name in ("a.jsonl", "a.json", "a.parquet", "a.arrow", "s.arrow"):
-        assert [r.data for r in cli_rows.of_file(str(tmp_path / name))] == rows, name
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "why"),
-    [
-        ("a.json", b"[1,", "not JSON"),
-        ("a.csv", b"a,a\n1,2\n", "one twice"),
-        ("a.parquet", b"no parquet", "a.parquet"),
-        ("a.arrow", b"ARROW1 but not really", "a.arrow"),
-    ],
-)
-def test_a_data_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=why) as caught:
-        list(cli_rows.of_file(str(tmp_path / name)))
-    assert caught.value.code == "DX120"
-
-
-def test_the_id_of_a_row_depends_on_its_place_its_content_and_where_it_is_published(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"a":1}\n{"a":1}\n')
-    one, two = cli_rows.of_file(str(tmp_path / "a.jsonl"))
-    (tmp_path / "a.jsonl").write_text('{"a":2}\n')
-    (changed,) = cli_rows.of_file(str(tmp_path / "a.jsonl"))
-    ids = {one.id("s", "a"), two.id("s", "a"), one.id("t", "a"), one.id("s", "b"), changed.id("s", "a")}
-    assert len(ids) == 5
-    assert one.id("s", "a") == one.id("s", "a")

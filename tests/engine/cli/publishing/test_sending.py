@@ -1,0 +1,85 @@
+"""Many rows in flight, on the bus in memory, which loses answers on purpose."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from dspex.bus.errors import DspexError, StreamFull
+from dspex.bus.memory.server import Faults, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.port import StreamConfig
+from dspex.bus.serving.payloads import ABOVE
+from dspex.engine.cli.events.rows import EventOptions, Ready, RowSource
+from dspex.engine.cli.events.sending import Sending
+from dspex.engine.cli.events.tables.row import Row
+from dspex.engine.cli.events.tables.table import HowToRead
+from dspex.engine.cli.terminal.progress import NoBar
+from dspex.engine.cli.terminal.terminal import Terminal
+from dspex.engine.client.client import Client
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    virtual = VirtualLoop()
+    yield virtual
+    virtual.close()
+
+
+class Sent:
+    """What became of some rows, sent over a bus with faults."""
+
+    def __init__(self, loop: VirtualLoop, rows: list[Row], faults: Faults, *, seed: int = 0, **config: int) -> None:
+        self.server = MemoryServer(seed=seed)
+        self.sending: Sending
+        out, self.err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(self.err):
+            loop.run(self._main(rows, faults, config), advance=True)
+        self.data = [m.data for m in self.server.streams["S"].messages.values()]
+
+    async def _main(self, rows: list[Row], faults: Faults, config: dict[str, int]) -> None:
+        bus = self.server.connect()
+        await bus.ensure_stream(StreamConfig("S", ["s.>"], **config))
+        self.server.luck.faults = faults
+        source = RowSource((), "rows.csv", HowToRead(), EventOptions("s.a"))
+
+        async def batches() -> AsyncIterator[list[Ready | DspexError]]:
+            yield list(source.ready(rows, "digest"))
+
+        self.sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={})
+        await self.sending.send(batches(), NoBar())
+        self.server.luck.faults = Faults()
+
+
+def rows(count: int, size: int = 0) -> list[Row]:
+    return [Row(f"rows.csv:{i + 2}", i + 1, {"n": i, "x": "x" * size}) for i in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_row_is_stored_once_though_answers_are_lost_and_the_server_is_away(loop: VirtualLoop, seed: int) -> None:
+    sent = Sent(loop, rows(1200), Faults(unsettled=0.1, disconnect=0.05), seed=seed)
+    assert sent.sending.fatal is None
+    assert sorted(sent.data) == sorted(b'{"n":%d,"x":""}' % i for i in range(1200))
+    assert (sent.sending.stored, sent.sending.faults) == (1200, 0)
+
+
+def test_what_was_sent_twice_by_one_command_is_no_duplicate(loop: VirtualLoop) -> None:
+    sent = Sent(loop, rows(600), Faults(unsettled=0.2), seed=3)
+    assert (sent.sending.stored, sent.sending.duplicates) == (600, 0)
+
+
+def test_a_full_stream_stops_the_file_and_says_how_much_is_stored(loop: VirtualLoop) -> None:
+    sent = Sent(loop, rows(700), Faults(), max_messages=30)
+    assert isinstance(sent.sending.fatal, StreamFull)
+    assert (sent.sending.stored, len(sent.data)) == (30, 30)
+
+
+def test_rows_of_any_size_keep_their_order(loop: VirtualLoop) -> None:
+    sizes = [0, 300_000, 10, 200_000, 1_500_000, 0, 0, 262_144]
+    given = [row for i, size in enumerate(sizes) for row in [Row(f"r:{i}", i, {"n": i, "x": "x" * size})]]
+    sent = Sent(loop, given, Faults())
+    assert sent.sending.stored == len(sizes)
+    assert [len(data) > 0 for data in sent.data] == [size < 262_000 for size in sizes]  # what is large lies in the object store
