@@ -60,8 +60,10 @@ MORE = {
     "DX115": ("Another nats-server runs on the same store.", "use that one, or stop it: `dspex server stop`"),
     "DX116": ("There is no such adapter.", "chat, json or xml"),
     "DX120": (
-        "The data given to `publish` or `call` cannot be read.",
-        "`field=text`, `field:=json`, `@file` or `-`",
+        "The data given to `publish` or `call` cannot be read: no such file, not the format, a line or a value that would not "
+        "be taken exactly, a field that is not there. Of a file with such a row nothing is published. Or the id of an event is "
+        "that of another one.",
+        "`field=text`, `field:=json`, JSON in quotes, `@file` or `-`; correct the line that is named; give it an id of its own",
     ),
     "DX121": ("There is no such log level.", 'e.g. `telemetry.log = "info,dspex.engine=debug"`'),
     "DX123": (
