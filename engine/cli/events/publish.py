@@ -151,6 +151,7 @@ class _Publish:
         async with client(self.t, "publish", start=True) as c:
             run = await publish_surely(c, ready.message, self.above)
             await self._leave(c, 1)
+            run.duplicate = run.duplicate and self.source.options.id is not None  # another id is of this command alone
             again = ""
             if run.duplicate:
                 if other := await other_event(c, ready, Ack(run.stream, run.sequence)):

@@ -8,9 +8,7 @@ from contextlib import ExitStack
 from typing import TextIO
 
 from dspex.bus.errors import ConfigError
-from dspex.engine.cli.events.tables.content import opened
 from dspex.engine.cli.events.tables.exact import exact_json
-from dspex.engine.cli.events.tables.text import as_utf8
 
 _WHOLE = ("@", "{", "[")  # how a whole datum begins: of a file, or as it is
 _PAIR = re.compile(r"([^=:\s]+)(:?=)(.*)", re.DOTALL)
@@ -47,6 +45,10 @@ def pairs(arguments: Sequence[str]) -> dict[str, object]:
 def _pair(argument: str) -> tuple[str, object]:
     if not (match := _PAIR.fullmatch(argument)):
         raise ConfigError(f"{argument!r} is not data", code="DX120", fix=_FIX)
+    if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):  # bytes that the shell handed on
+        raise ConfigError(
+            f"{_shown(argument)} is not text in UTF-8", code="DX120", fix="put it into a file: -f FILE --encoding …"
+        )
     name, sign, text = match.groups()
     return name, text if sign == "=" else _json(text, argument)
 
@@ -66,6 +68,9 @@ def _shown(argument: str) -> str:
 
 def _read(file: str) -> bytes:
     """The text of a file, in UTF-8, whatever encoding it has. Raises ConfigError (DX120)."""
+    from dspex.engine.cli.events.tables.content import opened
+    from dspex.engine.cli.events.tables.text import as_utf8
+
     with ExitStack() as stack:
         found, _ = as_utf8(file, opened(file, stack), None, stack)
         found.seek(0)

@@ -25,6 +25,18 @@ def test_name_value_arguments_are_text_or_json() -> None:
     assert read() == [{}]
 
 
+def test_json_in_quotes_is_a_datum_as_it_is() -> None:
+    assert read('{"a": "x=y", "b": [1]}') == [{"a": "x=y", "b": [1]}]
+    assert read('{"a": 1, "b": 2}', "b=3") == [{"a": 1, "b": "3"}]
+    assert read('["a=b"]') == [["a=b"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_data_file_may_have_any_encoding_that_can_be_seen(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text('{"a": "Grüße"}\n', encoding=encoding)
+    assert read(f"@{tmp_path}/a.json") == [{"a": "Grüße"}]
+
+
 def test_a_data_file_is_one_datum_and_named_fields_override_it(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
     (tmp_path / "list.json").write_text("[]")
@@ -51,6 +63,11 @@ def test_stdin_is_read_as_it_comes() -> None:
         (["novalue"], "'novalue' is not data"),
         (["a:=x"], "a:=x is not JSON"),
         (["@/no/such/file"], "cannot read /no/such/file"),
+        (["a=\udcff"], "is not text in UTF-8"),
+        (["a:=123456789012345678901"], "has more than 64 bits"),
+        (['{"a": 1, "a": 2}'], "the key 'a' comes twice"),
+        (['{"a": 1'], "is not JSON"),
+        (["-", '{"a": 1}'], "the data come from one place"),
         (["-", "a=1"], "to a JSON object only"),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any, Final
 
 from dspex.engine.cli.events.tables.cells import fault_of, values
-from dspex.engine.cli.events.tables.row import Row, unreadable
+from dspex.engine.cli.events.tables.row import Row, needs_pyarrow, unreadable
 
 AT_ONCE: Final = 1024  # rows that are made into Python's values together
 STREAM: Final = b"\xff\xff\xff\xff"  # how an Arrow stream begins
@@ -22,7 +22,7 @@ class Columnar:
         try:
             schema, _ = self._opened()
         except ImportError as e:
-            raise unreadable(name, "Parquet and Arrow files need pyarrow", "pip install 'dspex[arrow]'") from e
+            raise needs_pyarrow(name, "Parquet and Arrow") from e
         except _FAULTS as e:
             raise unreadable(name, _short(e), "make sure that the file is whole, and not encrypted") from e
         self.columns = tuple(schema.names)

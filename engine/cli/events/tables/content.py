@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
-from dspex.engine.cli.events.tables.row import unreadable
+from dspex.engine.cli.events.tables.row import needs_pyarrow, unreadable
 
 IN_MEMORY: Final = 64 << 20  # bytes of an unpacked file; what is larger lies on the disk
 CHUNK: Final = 1 << 20
@@ -51,8 +51,9 @@ def opened(name: str, stack: ExitStack) -> IO[bytes]:
 
     Raises ConfigError (DX120) where it cannot be read, or is known to be no file of rows.
     """
+    path, name = name, "stdin" if name == "-" else name
     try:
-        file: IO[bytes] = os.fdopen(os.dup(0), "rb") if name == "-" else Path(name).open("rb")  # noqa: SIM115 - the stack closes it
+        file: IO[bytes] = os.fdopen(os.dup(0), "rb") if path == "-" else Path(path).open("rb")  # noqa: SIM115 - the stack closes it
         file = _whole(stack.enter_context(file), stack)
     except OSError as e:
         raise unreadable(name, e.strerror or str(e), "correct the path; one file of rows is named, and no folder") from e
@@ -100,7 +101,7 @@ def _unpacked(name: str, file: IO[bytes], unpack: Callable[[IO[bytes]], Any], st
             while chunk := packed.read(CHUNK):
                 kept.write(chunk)
     except ImportError as e:
-        raise unreadable(name, "zstd needs pyarrow here", "unpack it: zstd -d; or pip install 'dspex[arrow]'") from e
+        raise needs_pyarrow(name, "what zstd has packed") from e
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as e:
         raise unreadable(name, f"it is packed, and broken: {e}", "fetch the whole file again") from e
     head = beginning(kept)

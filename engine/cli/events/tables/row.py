@@ -46,3 +46,8 @@ class Row(NamedTuple):
 def unreadable(name: str, why: str, fix: str = MEND) -> ConfigError:
     """The error of a file that cannot be read at all."""
     return ConfigError(f"cannot read {name}: {why}", code=CODE, fix=fix)
+
+
+def needs_pyarrow(name: str, what: str) -> ConfigError:
+    """The error of a file that cannot be read with what is installed."""
+    return ConfigError(f"cannot read {name}: {what} needs pyarrow", code="DX105", fix="pip install 'dspex[arrow]'")

@@ -91,6 +91,15 @@ def test_key_and_id_of_rows_are_fields_of_theirs(shop: Project) -> None:
     assert len(stored(shop)) == 3
 
 
+def test_a_file_that_is_too_large_to_be_kept_is_read_again(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspex.engine.cli.events.publish.KEPT", 2000)
+    (shop.folder / "rows.csv").write_text("text,n\n" + "".join(f'"row, {i}",{i}\n' for i in range(700)))
+    assert [r["duplicate"] for r in receipts(shop, "-f", "rows.csv")] == [False] * 700
+    assert [e["data"] for e in stored(shop)] == [{"text": f"row, {i}", "n": str(i)} for i in range(700)]
+    monkeypatch.undo()
+    assert publish(shop, "-f", "rows.csv").out.startswith(f"0 published to {shop.input}, 700 duplicates")
+
+
 def test_two_rows_of_a_file_that_differ_and_have_one_id_are_refused(shop: Project) -> None:
     (shop.folder / "rows.csv").write_text(ROWS + "1,eve,other\n")
     refused = publish(shop, "-f", "rows.csv", "--id", "id")

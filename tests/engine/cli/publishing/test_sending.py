@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from dspex.bus.errors import DspexError, StreamFull
-from dspex.bus.memory.server import Faults, MemoryServer
+from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
 from dspex.bus.serving.payloads import ABOVE
@@ -83,3 +83,25 @@ def test_rows_of_any_size_keep_their_order(loop: VirtualLoop) -> None:
     sent = Sent(loop, given, Faults())
     assert sent.sending.stored == len(sizes)
     assert [len(data) > 0 for data in sent.data] == [size < 262_000 for size in sizes]  # what is large lies in the object store
+
+
+def test_an_event_costs_a_client_one_question_to_the_server(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Awaited one by one, that is what publishing takes."""
+    asked: list[str] = []
+    trip = MemoryBus.trip
+
+    async def counted(bus: MemoryBus) -> None:
+        asked.append("")
+        await trip(bus)
+
+    async def main() -> int:
+        bus = MemoryServer().connect()
+        await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+        client = Client(bus=bus, app="a")
+        await client.publish("s.a", {"n": 0})  # the first also asks whether the application seals
+        monkeypatch.setattr(MemoryBus, "trip", counted)
+        for n in range(10):
+            await client.publish("s.a", {"n": n})
+        return len(asked)
+
+    assert loop.run(main(), advance=True) == 10
