@@ -174,7 +174,7 @@ class _Publish:
             sending = Sending(self.t, c, self.above, self.rate, keep=self.wait, ids=checked.ids)
             try:
                 with self.t.progress("publish", checked.total) as bar:
-                    await sending.send(self._batches(table, checked.kept), bar)
+                    await sending.send(self._batches(table, checked.kept), bar, live=table is None)
             finally:  # also when interrupted: the figures say where to go on
                 self._print(sending)
                 if sending.stored:

@@ -51,8 +51,8 @@ class Sending:
         self._first: int | None = None  # sequence of what this command stored first
         self._bar: Bar | None = None
 
-    async def send(self, batches: AsyncIterator[list[Ready | DspexError]], bar: Bar) -> None:
-        """Send all rows, or as many as can be sent: `fatal` then says why."""
+    async def send(self, batches: AsyncIterator[list[Ready | DspexError]], bar: Bar, *, live: bool = False) -> None:
+        """Send all rows, or as many as can be sent: `fatal` then says why. `live`: the next batch may come much later."""
         self._bar = bar
         began, sent, flying = time.monotonic(), 0, _Flying()
         async with asyncio.TaskGroup() as tasks:
@@ -69,6 +69,8 @@ class Sending:
                         await self._landed(flying)
                     if self.fatal:
                         break
+                while live and flying:
+                    await self._landed(flying)
                 if self.fatal:
                     break
             while flying:
@@ -109,7 +111,7 @@ class Sending:
         except DspexError as e:
             self._refused(ready, e)
             return
-        await self._stored([(ready, Ack(run.stream, run.sequence, run.duplicate))])
+        await self._stored([(ready, self._seen(Ack(run.stream, run.sequence, run.duplicate), resent=False))])
 
     async def _drafts(self, window: Sequence[Ready]) -> list[NewMessage] | DspexError:
         try:
@@ -170,7 +172,7 @@ class Sending:
         stored, rows = list[tuple[Ready, Ack]](), list[Ready]()
         for ready, outcome in zip(window, outcomes, strict=True):
             if isinstance(outcome, Ack):
-                stored.append((ready, self._seen(outcome, resent)))
+                stored.append((ready, self._seen(outcome, resent=resent)))
             elif again and passes(outcome):
                 rows.append(ready)
             else:
@@ -178,7 +180,7 @@ class Sending:
         await self._stored(stored)
         return rows
 
-    def _seen(self, ack: Ack, resent: bool) -> Ack:
+    def _seen(self, ack: Ack, *, resent: bool) -> Ack:
         """What was sent more than once is no duplicate of what this command stored."""
         if not ack.duplicate:
             self._first = ack.sequence if self._first is None else self._first

@@ -46,7 +46,7 @@ class Columnar:
 
     def _rows(self, batch: Any, before: int) -> Iterator[Row]:
         try:
-            columns = [values(column) for column in batch.columns]
+            columns = [_valid(column) for column in batch.columns]
         except _FAULTS:
             columns = []
         if not columns:  # one by one, to tell the row that cannot be read from the others
@@ -60,7 +60,7 @@ class Columnar:
         where, data = f"{self.name}:{number}", dict[str, object]()
         for name, column in zip(self.columns, batch.columns):
             try:
-                data[name] = values(column)[0]
+                data[name] = _valid(column)[0]
             except _FAULTS as e:
                 return Row(where, number, None, f"{name}: {_short(e)}")
         return Row(where, number, data)
@@ -82,6 +82,12 @@ class Columnar:
             return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
         stream = pa.ipc.open_stream(self._file)
         return stream.schema, iter(stream)
+
+
+def _valid(column: Any) -> list[Any]:
+    """The cells. pyarrow takes the places of texts and lists as the file says them, and would read other memory."""
+    column.validate(full=True)
+    return values(column)
 
 
 def _short(e: BaseException) -> str:

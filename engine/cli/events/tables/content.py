@@ -117,7 +117,7 @@ def _refuse_foreign(name: str, file: IO[bytes], head: bytes) -> None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         try:
             inside = zipfile.ZipFile(file).namelist()
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # broken, or of a later version
             inside = []
         if any(entry.startswith("xl/") for entry in inside):
             raise unreadable(name, "it is an Excel workbook", _CSV)

@@ -77,6 +77,26 @@ def test_a_full_stream_stops_the_file_and_says_how_much_is_stored(loop: VirtualL
     assert (sent.sending.stored, len(sent.data)) == (30, 30)
 
 
+def test_rows_that_come_now_and_then_are_told_before_the_next_ones_come(loop: VirtualLoop) -> None:
+    told: list[int] = []
+
+    async def main() -> None:
+        bus = MemoryServer().connect()
+        await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+        source = RowSource(("-",), None, HowToRead(), EventOptions("s.a"))
+        sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={})
+
+        async def batches() -> AsyncIterator[list[Ready | DspexError]]:
+            for number in (1, 2, 3):
+                yield list(source.ready(rows(number), None))
+                told.append(sending.stored)
+
+        await sending.send(batches(), NoBar(), live=True)
+
+    loop.run(main(), advance=True)
+    assert told == [1, 3, 6]
+
+
 def test_rows_of_any_size_keep_their_order(loop: VirtualLoop) -> None:
     sizes = [0, 300_000, 10, 200_000, 1_500_000, 0, 0, 262_144]
     given = [row for i, size in enumerate(sizes) for row in [Row(f"r:{i}", i, {"n": i, "x": "x" * size})]]
