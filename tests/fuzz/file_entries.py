@@ -13,6 +13,8 @@ from fuzzing import Entry
 from mutations import Case
 
 from dspex.bus.settings.model import Settings
+from dspex.engine.cli.events.rows import EventOptions, RowSource
+from dspex.engine.cli.events.tables.table import HowToRead
 from dspex.operators.formats import yaml_dump, yaml_load
 from dspex.operators.topology import Topology
 
@@ -67,6 +69,13 @@ DSPEX_LM__MAIN={"model": "openai/x", "params": {"temperature": 0.5}}
 DSPEX_ENGINE__HEARTBEAT=1s
 DSPEX_TELEMETRY__LOG=info,dspex.engine=debug
 """
+ROWS = [
+    b'text,n\n"say ""hi"", twice",1\n6\'2",2\n',
+    b"name;price\r\ntea;1,50\r\n",
+    b'\xef\xbb\xbf{"a": [1, null], "b": "c:d"}\n\n{"a": 18446744073709551615}\n',
+    "n\ttext\n1\tGrüße\n".encode("utf-16"),
+    "n,text\n1,déjà vu\n".encode("latin-1"),
+]
 URLS = [b"nats://host:4222", b"nats://u:p@a:4222,tls://b", b"nats://[::1]:4222", b"token@host", b"host"]
 
 
@@ -141,10 +150,25 @@ def _take_url() -> Take:
     return take
 
 
+def _take_rows() -> Take:
+    """Rows of a text whose format its content tells."""
+    file = _folder() / "rows"
+    source = RowSource((), str(file), HowToRead(), EventOptions("orders.new"))
+
+    def take(case: Case) -> object:
+        file.write_bytes(case.data)
+        with ExitStack() as stack:
+            table = source.opened(stack)
+            return [str(one) for one in source.ready(table.rows(), table.digest)]
+
+    return take
+
+
 ENTRIES = [
     Entry("topology", _topologies, _take_topology, "text", slice=15),
     Entry("settings", lambda: [Case(SETTINGS.encode())], lambda: _take_settings("dspex.toml"), "text", slice=50),
     Entry("project", lambda: [Case(b"[tool.dspex]\napp = 'x'\n")], lambda: _take_settings("pyproject.toml"), "text", slice=70),
     Entry("variables", lambda: [Case(VARIABLES.encode())], _take_variables, "text", slice=70),
+    Entry("rows", lambda: [*map(Case, ROWS)], _take_rows, "bytes", slice=50),
     Entry("url", lambda: [*map(Case, URLS)], _take_url, "bytes", slice=100, refused=("", "ConfigError")),
 ]

@@ -10,7 +10,7 @@ from dspex.engine.cli.events.tables.row import Row, needs_pyarrow, unreadable
 
 AT_ONCE: Final = 1024  # rows that are made into Python's values together
 STREAM: Final = b"\xff\xff\xff\xff"  # how an Arrow stream begins
-_FAULTS: Final = (OSError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, RecursionError)
+_FAULTS: Final = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 """What pyarrow raises: its own exceptions are made from these."""
 
 
