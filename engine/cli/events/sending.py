@@ -1,7 +1,8 @@
 """Rows on their way to the server: many in flight, each stored once, and what became of each.
 
 Rows go out in their order. Where the server is away for a moment, all that is not acknowledged is sent again, in that order and
-with the same ids, so that what was stored without our hearing of it is not stored twice.
+with the same ids, so that what was stored without our hearing of it is not stored twice. Only a cluster that changes its leader
+while rows are in flight may store later ones and not those before, which then come behind them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Sending:
                 for window in self._windows(self._told(batch), alone=not sent):
                     if self._rate and (early := began + sent / self._rate - time.monotonic()) > 0:
                         await asyncio.sleep(early)
+                    while flying and flying[0][1].done():  # what has to be sent again goes before this
+                        await self._landed(flying)
                     if not sent:
                         await self._alone(window[0])  # an error for a subject that nothing stores appears once
                     else:
