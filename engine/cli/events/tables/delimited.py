@@ -81,7 +81,8 @@ class Delimited:
                 yield Row(f"{name}:{blank}", number, None, "a blank line between rows of one column", fix)
             blank = 0
             if len(cells) != width:
-                yield Row(where, number, None, f"{count(len(cells), 'cell')}, and the header has {width}")
+                more = ", over several lines: is a quote not closed?" if any("\n" in cell for cell in cells) else ""
+                yield Row(where, number, None, f"{count(len(cells), 'cell')}, and the header has {width}{more}")
             elif types:
                 yield _typed(Row(where, number, dict(zip(columns, cells))), types)
             else:

@@ -7,6 +7,7 @@ it cannot be read at all. `remark`: what was guessed. Behind `?` stands an optio
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,11 @@ def test_each_row_of_a_file_is_an_event_or_an_error_says_which_is_not(name: str,
     assert len({r.id for r in ready[0]}) == len(ready[0])
     if "rows" in expected:
         assert [json.loads(r.message.data) for r in ready[0]] == expected["rows"]
+
+
+@pytest.mark.parametrize("path", ["columns/plain.parquet", "arrow/stream.arrow", "packed/rows.csv.zst"])
+def test_a_file_that_needs_a_package_that_is_not_installed_names_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with ExitStack() as stack, pytest.raises(ConfigError, match="needs pyarrow") as caught:
+        source_of(CORPUS / path, "").opened(stack)
+    assert (caught.value.code, caught.value.fix) == ("DX105", "pip install 'dspex[arrow]'")
