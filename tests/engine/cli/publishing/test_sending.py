@@ -15,6 +15,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
+from dspex.bus.serving.keyring import Keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.engine.cli.events.rows import EventOptions, Ready, RowSource
 from dspex.engine.cli.events.sending import Sending
@@ -151,3 +152,28 @@ async def test_a_server_that_is_started_anew_in_the_midst_of_a_file_has_each_row
         await bus.close()
     assert (sending.fatal, sending.faults, sending.stored) == (None, 0, 3000)
     assert [m.data for m in found] == [b'{"n":%d,"x":""}' % i for i in range(3000)]
+
+
+def test_rows_of_an_application_that_seals_are_sealed_and_the_same_row_again_is_a_duplicate(loop: VirtualLoop) -> None:
+    server = MemoryServer()
+
+    async def main() -> list[int]:
+        bus = server.connect()
+        await bus.ensure_stream(StreamConfig("S", ["s.>"]))
+        keyring = Keyring(bus, "a", "KEY", {"KEY": "k" * 64})
+        await keyring.establish(1)
+        bus.sealing = keyring
+        source = RowSource((), "rows.csv", HowToRead(), EventOptions("s.a", id="n"))
+        ready = list(source.ready([*rows(600), *rows(1)], "digest"))
+
+        async def batches() -> AsyncIterator[list[Ready | DspexError]]:
+            yield list(ready)
+
+        sending = Sending(Terminal(quiet=True), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={"0": "rows.csv:2"})
+        await sending.send(batches(), NoBar())
+        return [sending.stored, sending.duplicates, sending.faults]
+
+    assert loop.run(main(), advance=True) == [601, 1, 0]
+    stored = server.streams["S"].messages.values()
+    assert len(stored) == 600
+    assert not any(b'"x"' in m.data for m in stored)
