@@ -18,6 +18,7 @@ from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
 
+_LONGEST: Final = 200  # characters that a message shows of a name in a letter
 REFUSED: Final = (DataError, RunError, TopologyError)
 """What a letter that cannot be redriven raises."""
 
@@ -227,17 +228,23 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
     counts = dict(applied.stages.values()) if applied is not None else {}
     known = stage not in counts or index in map(str, range(counts[stage]))
     if not known or letter.redrive != subjects.edge(app, letter.topology, stage, index):
-        raise _forged(sequence, f"its event goes on at {letter.redrive!r}, where no partition of {letter.topology} reads")
+        raise _forged(sequence, f"its event goes on at {_cut(letter.redrive)!r}, where no partition of its topology reads")
     streams = {subjects.stream(app), *(applied.streams.values() if applied is not None else ())}
     if letter.stored is not None and letter.stored.stream not in streams:
-        raise _forged(sequence, f"its event lies in {letter.stored.stream!r}, which {letter.topology} does not read")
+        raise _forged(sequence, f"its event lies in {_cut(letter.stored.stream)!r}, which its topology does not read")
     if applied is None or stage not in {applied.stages[source][0] for source in applied.streams}:
         raise TopologyError(
-            f"{letter.topology} has no stage {stage} any more, where the event of this letter of {letter.node} goes on",
+            f"{_cut(letter.topology)} has no stage {_cut(stage)} any more, where the event of this letter of {_cut(letter.node)} "
+            "goes on",
             code="DX232",
             node=letter.node,
             fix="bring its source back, or drop the letter: dspex dlq drop",
         )
+
+
+def _cut(name: str) -> str:
+    """What a letter says, which may be of any length, as a message shows it."""
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
 
 
 def _forged(sequence: int, why: str) -> RunError:
@@ -254,7 +261,7 @@ async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
         event = event._replace(data=body, content_type=content_type, outputs=None)
     elif letter.stored:
         if await bus.get(letter.stored.stream, letter.stored.sequence) is None:
-            raise RunError(f"the event of this letter is not in {letter.stored.stream} any more", run=event.origin.run)
+            raise RunError(f"the event of this letter is not in {_cut(letter.stored.stream)} any more", run=event.origin.run)
         headers[subjects.STORED] = f"{letter.stored.stream}:{letter.stored.sequence}"
     return NewMessage(letter.redrive, pack_frame([event]), headers)
 

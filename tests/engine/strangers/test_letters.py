@@ -126,6 +126,8 @@ FORGED = {
     "all partitions": letter(subjects.edge(APP, "repaired", "s1", "*")),
     "what is stored in another stream": letter(stored=StoredAt("KV_" + APP, 1)),
     "what is stored in no stream": letter(stored=StoredAt("a.b c\r\n", 1)),
+    "a subject without end": letter("x" * 9000),
+    "a stream without end": letter(stored=StoredAt("x" * 9000, 1)),
 }
 
 
@@ -138,6 +140,7 @@ def test_a_letter_is_redriven_to_a_partition_of_its_topology_or_not_at_all(lab: 
     with pytest.raises(RunError) as e:
         one.run(one.client.redrive([strange]))
     assert e.value.code == "DX624"
+    assert len(e.value.message) < 500
     assert len(one.messages(">")) == before
     with pytest.raises(DspexError):
         one.run(one.client.redrive([strange, mine]))
