@@ -234,8 +234,8 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
         raise _forged(sequence, f"its event lies in {_cut(letter.stored.stream)!r}, which its topology does not read")
     if applied is None or stage not in {applied.stages[source][0] for source in applied.streams}:
         raise TopologyError(
-            f"{_cut(letter.topology)} has no stage {_cut(stage)} any more, where the event of this letter of {_cut(letter.node)} "
-            "goes on",
+            f"{_cut(letter.topology)} has no stage {_cut(stage)} any more, where the event of this letter of "
+            f"{_cut(letter.node)} goes on",
             code="DX232",
             node=letter.node,
             fix="bring its source back, or drop the letter: dspex dlq drop",
