@@ -193,11 +193,19 @@ class CallRequest(_Packed):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and money of one call, or of many together. `cost` in USD; None where the price is not known."""
+    """Tokens and money of one call, or of many together.
+
+    Attributes:
+        cost: in USD; None where the price is not known.
+        cached_tokens: those of the input that the provider had in its cache.
+        finish: the server's word for why the model stopped, of the last reply: "stop", "length"; "" where it has none.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None
+    cached_tokens: int = 0
+    finish: str = ""
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
@@ -207,7 +215,11 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         costs = [c for c in (self.cost, other.cost) if c is not None]
         return Usage(
-            self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens, sum(costs) if costs else None
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            sum(costs) if costs else None,
+            self.cached_tokens + other.cached_tokens,
+            other.finish or self.finish,
         )
 
 

@@ -123,7 +123,7 @@ class RecordStore:
         size = len(data) - len(record.event)
         if size <= most:
             return data
-        too_large = f"{record.node}: the answer has {size:,} bytes, and one payload may have {most:,}"
+        too_large = f"the answer has {size:,} bytes, and one payload may have {most:,}"
         error = record.error or OutputTooLarge(too_large, node=record.node).as_dict()
         short = {**error, "message": str(error["message"])[:200], "traceback": ""}
         return replace(record, outputs=None, error=short).pack()

@@ -12,7 +12,7 @@ from dspex.engine.graph.nodes import CallNode
 from dspex.engine.log.rows import OpenCall, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note
-from dspex.engine.runtime.failure import Failure, decide, excerpt, letter, operator_gone, refusal
+from dspex.engine.runtime.failure import Failure, decide, excerpt, letter, operator_gone, refusal, told_to_wait
 from dspex.engine.runtime.request import Output, request
 
 if TYPE_CHECKING:
@@ -100,14 +100,15 @@ class Settlement:
     def failed(self, asked: Asked, failure: Failure, *, expired: bool = False) -> Effects:
         """Say what becomes of a call whose execution failed, or whose deadline has passed."""
         row, call = asked.row, asked.known[0].call
-        verdict = decide(failure.error, row, call, 0.0 if expired else row.deadline - asked.arrival.clock)
+        left = 0.0 if expired else row.deadline - asked.arrival.clock
+        verdict = decide(failure.error, row, call, left)
         if verdict.what == "retry" and verdict.row is not None:
             return self._retry(asked, verdict.row, verdict.after)
         if verdict.what == "fallback":
             return self.hold(asked) if call.order == "key" and asked.must_wait() else self._fall_back(asked, failure)
         if verdict.what == "skip":
             return self._close(asked, ())
-        return self._dead(asked, failure)
+        return self._dead(asked, told_to_wait(failure, left))
 
     def _retry(self, asked: Asked, row: OpenCall, after: float) -> Effects:
         if not after:

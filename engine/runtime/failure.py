@@ -40,6 +40,7 @@ from dspex.bus.errors import (
     Saturated,
     TopologyError,
     WorkerLost,
+    from_dict,
     is_seconds,
 )
 from dspex.bus.message import INHERITED, in_session
@@ -128,6 +129,20 @@ def decide(error: DspexError, row: OpenCall, call: Call, left: float) -> Verdict
     if isinstance(error, CallError) and call.fallback is not None:
         return Verdict("fallback")
     return Verdict("skip" if call.on_error == "skip" else "dead")
+
+
+def told_to_wait(failure: Failure, left: float) -> Failure:
+    """The failure of a call that ends here because its server asks to wait beyond the call's deadline: that says so.
+
+    `left`: seconds until the deadline.
+    """
+    error, wait = failure.error, failure.error.retry_after or 0.0
+    if not error.retryable or left <= 0 or wait < left:
+        return failure
+    why = f"it asks to wait {wait:,.0f} s, and the deadline of the call is in {left:,.0f} s"
+    fix = f"raise deadline= of {failure.node} above the wait, or redrive later: dspex dlq redrive"
+    told = from_dict({**error.as_dict(), "message": f"{error.message}: {why}", "fix": fix})
+    return Failure(told, failure.node, failure.traceback)
 
 
 def _again(error: DspexError, row: OpenCall, call: Call) -> Verdict | None:

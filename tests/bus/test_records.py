@@ -213,6 +213,8 @@ def test_usage_adds_up_and_an_unknown_price_does_not_hide_a_known_one() -> None:
     assert Usage(1, 2) + Usage(10, 20, 0.25) == Usage(11, 22, 0.25)
     assert Usage(1, 2) + Usage(10, 20) == Usage(11, 22, None)
     assert sum([Usage(1, 1, 1.0)] * 3, Usage()) == Usage(3, 3, 3.0)
+    assert Usage(1, 1, None, 5, "length") + Usage(1, 1, None, 2, "stop") == Usage(2, 2, None, 7, "stop"), "the last reply's"
+    assert Usage(finish="length") + Usage() == Usage(finish="length")
 
 
 def test_an_error_about_a_value_under_a_long_key_does_not_repeat_the_key() -> None:

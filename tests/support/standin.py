@@ -14,6 +14,8 @@ Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by P
     standin:nonsense  text that no adapter can parse      standin:garbage  a body that is no JSON
     standin:slow=0.5  answer after half a second          standin:hang     never      standin:drop  close the connection
     standin:cut  (in pieces only) close the connection in the middle
+    standin:length  standin:content_filter  half of the answer, with that finish_reason
+    standin:refusal  no content, and a message.refusal
 
 GET /stats: requests, answers by kind, distinct texts, texts asked more than once, most requests at a time.
 """
@@ -173,7 +175,9 @@ class StandIn:
             return 200, b"<html>this is no answer</html>", {}
         content = "I would rather talk about the weather." if kind == "nonsense" else _content(system, user, text)
         content = self.replies.get(text, content)
-        done = _completion(request.get("model", ""), content, system + user)
+        if kind in ("length", "content_filter"):
+            content = content[: len(content) // 2]
+        done = _completion(request.get("model", ""), content, system + user, kind)
         return (200, _pieces(content, done, cut=kind == "cut"), _EVENTS) if request.get("stream") else (200, done, {})
 
     def _fault(self, text: str) -> tuple[str, str]:
@@ -200,32 +204,39 @@ def _content(system: str, user: str, text: str) -> str:
     return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
 
-def _completion(model: str, content: str, prompt: str) -> bytes:
+def _completion(model: str, content: str, prompt: str, kind: str = "ok") -> bytes:
     tokens = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(content) // 4}
+    said: dict[str, Any] = {"content": content} if kind != "refusal" else {"content": None, "refusal": REFUSAL}
+    end = kind if kind in ("length", "content_filter") else "stop"
     return json.dumps(
         {
             "id": "standin",
             "object": "chat.completion",
             "created": 0,
             "model": model,
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+            "choices": [{"index": 0, "finish_reason": end, "message": {"role": "assistant", **said}}],
             "usage": {**tokens, "total_tokens": sum(tokens.values())},
         }
     ).encode()
 
 
+REFUSAL = "I am sorry, I cannot help with that."
 _EVENTS = {"Content-Type": "text/event-stream"}
 
 
 def _pieces(content: str, done: bytes, *, cut: bool) -> bytes:
     """An answer as server-sent events, seven characters at a time, and its usage last. `cut`: only the first half."""
     head = {"id": "standin", "object": "chat.completion.chunk", "model": json.loads(done)["model"]}
-    texts = [content[i : i + 7] for i in range(0, len(content), 7)]
+    refused = "refusal" in json.loads(done)["choices"][0]["message"]
+    texts = [] if refused else [content[i : i + 7] for i in range(0, len(content), 7)]
     events: list[Any] = [{**head, "choices": [{"index": 0, "delta": {"content": t}}]} for t in texts]
     if cut:
         events = events[: len(events) // 2]
     else:
-        events.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        (choice,) = json.loads(done)["choices"]
+        said = choice["message"].get("refusal")
+        delta, end = {"refusal": said} if said else {}, choice["finish_reason"]
+        events.append({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]})
         events.append({**head, "choices": [], "usage": json.loads(done)["usage"]})
     lines = [f"data: {json.dumps(e)}\n\n" for e in events]
     return "".join([*lines, "" if cut else "data: [DONE]\n\n"]).encode()

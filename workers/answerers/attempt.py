@@ -54,11 +54,11 @@ class Attempt:
     refusals: list[str] = field(default_factory=list[str])
     started: float = field(default_factory=time.time)
 
-    def spend(self, read: int, written: int, profile: Profile | None) -> None:
+    def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
-        price = profile.price if profile else {}
-        cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6 if price else None
-        used = Usage(read, written, cost)
+        if price := profile.price if profile else {}:
+            read, written = used.input_tokens, used.output_tokens
+            used = replace(used, cost=(read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6)
         self.usage = self.usage + used if self.usage else used
 
     def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:
@@ -167,7 +167,7 @@ def as_error(error: BaseException, node: str, target: str) -> DspexError:
     if isinstance(error, DspexError) and hasattr(error, "message"):  # a subclass may not call our constructor
         return error
     if isinstance(error, MemoryError):  # a neighbour may have it all: the call is tried again, by itself
-        return WorkerLost(f"{node}: its worker may not have more memory (pools.*.memory)", node=node)
+        return WorkerLost("its worker may not have more memory (pools.*.memory)", node=node)
     said = str(traceback.TracebackException(type(error), error, None))  # str(error) may raise, and this does not
     return ProgramError(f"{target} raised {type(error).__name__}: {short(said)}", node=node)
 

@@ -39,21 +39,17 @@ class Native:
         return made if isinstance(made, str) else None
 
     async def ask(self, attempt: Attempt) -> Outputs:
-        """The outputs. Raises the error that fits what the model's server did, or what is wrong with its answer.
-
-        A durable call leaves a second try to the engine, which counts and records it; behind an interactive call there is
-        nobody who would try again.
-        """
+        """The outputs. Raises the error that fits what the model's server did, or what is wrong with its answer."""
         predict = self._predict_of(attempt)
         assert isinstance(predict, Predict), "only called where refuses() gave None"
         attempt.program = program_name(attempt.spec)
         profile, work = self._pool.profile(attempt.lm), attempt.work
-        attempt.spend(0, 0, profile)  # known to be nothing, should no answer come
+        attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
 
         def spent(usage: Usage) -> None:
-            attempt.spend(usage.input_tokens, usage.output_tokens, profile)
+            attempt.spend(usage, profile)
 
-        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=work.record is None, spent=spent)
+        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=False, spent=spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}
 
     def _predict_of(self, attempt: Attempt) -> Predict | str:

@@ -9,7 +9,7 @@ from functools import reduce
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, LMUnavailable, ProgramError, WorkerLost
+from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidOutput, LMUnavailable, ProgramError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.provider_errors import without_key
@@ -103,14 +103,26 @@ class Router:
         for answerer in self._answerers:
             if (why := answerer.refuses(attempt)) is None:
                 attempt.route, attempt.dspy_version = answerer.route, answerer.dspy_version
-                return await answerer.ask(attempt)
+                return await _asked(answerer, attempt)
             attempt.refusals.append(why)
         node = attempt.work.node
         raise ProgramError(
-            f'{node}: route="native" cannot be: {attempt.refusals[0]}',
+            f'route="native" cannot be: {attempt.refusals[0]}',
             fix='route="auto" lets DSPy answer what native calls do not cover',
             node=node,
         )
+
+
+async def _asked(answerer: Answerer, attempt: Attempt) -> Outputs:
+    """The outputs. An unfit reply to an interactive call is asked for once more, because nobody behind it would do that; a
+    durable call leaves it to the engine, which counts and records it.
+    """
+    try:
+        return await answerer.ask(attempt)
+    except InvalidOutput:
+        if attempt.work.record is not None:
+            raise
+    return await answerer.ask(attempt)
 
 
 def _cancelled(node: str, given_up: bool) -> DspexError:
@@ -118,5 +130,5 @@ def _cancelled(node: str, given_up: bool) -> DspexError:
     or the process ends. That may pass, and is retried.
     """
     if given_up:
-        return Cancelled(f"{node}: the call was cancelled", node=node)
-    return WorkerLost(f"{node}: a cancellation that nobody asked for ended the call", node=node)
+        return Cancelled("the call was cancelled", node=node)
+    return WorkerLost("a cancellation that nobody asked for ended the call", node=node)

@@ -64,6 +64,6 @@ class Runner:
 
 def _sendable(done: DoneFrame, node: str, why: str) -> DoneFrame:
     """The same end of a call without what MessagePack cannot hold: an int of more than 64 bits, a lone surrogate."""
-    error = done.answer.error or error_map(InvalidOutput(f"{node}: the answer cannot be sent: {why}", node=node))
+    error = done.answer.error or error_map(InvalidOutput(f"the answer cannot be sent: {why}", node=node))
     texts = {k: v.encode(errors="replace").decode() for k, v in error.items() if isinstance(v, str)}
     return replace(done, answer=replace(done.answer, outputs=None, error={**error, **texts}))

@@ -9,7 +9,7 @@ from dspy.utils import exceptions as dspy_errors
 
 from dspex.bus import errors
 from dspex.bus.errors import DspexError, ProgramError
-from dspex.operators.native.lm.provider_errors import wait
+from dspex.operators.native.lm.provider_errors import NOT_NOW, asks_to_wait, wait
 from dspex.workers.answerers.attempt import as_error, short
 
 TABLE: Mapping[type[BaseException], type[DspexError]] = {
@@ -43,13 +43,17 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
     if isinstance(error, DspexError):
         return error
     cls = next((TABLE[c] for c in type(error).__mro__ if c in TABLE), ProgramError)
-    if type(error) is dspy_errors.LMProviderError and not 400 <= (getattr(error, "status", None) or 0) < 500:
+    status = getattr(error, "status", None) or 0
+    if type(error) is dspy_errors.LMProviderError and not 400 <= status < 500:
         cls = errors.LMUnavailable  # the response is not one of its API: a proxy's page, or a body that was cut off
+    if type(error) in (dspy_errors.LMProviderError, dspy_errors.LMInvalidRequestError) and status in NOT_NOW:
+        cls = errors.LMUnavailable
     retry_after = getattr(error, "retry_after", None)
     if cls is errors.InvalidOutput:
-        return errors.InvalidOutput(f"{node}: {_unparsed(error)}", node=node)
+        return errors.InvalidOutput(_unparsed(error), node=node)
     if issubclass(cls, errors.CallError) and cls is not ProgramError:
-        return cls(f"{node}: {short(str(error))}", node=node, retry_after=_seconds(retry_after))
+        after = _seconds(retry_after)
+        return cls(short(str(error)) + asks_to_wait(after), node=node, retry_after=after)
     return as_error(error, node, target)
 
 

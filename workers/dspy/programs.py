@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, get_args
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import Outputs
+from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.suggestions import listed
@@ -90,7 +91,8 @@ class Programs:
                 try:
                     result = await self._call(program, inputs)
                 finally:
-                    attempt.spend(*_tokens(tracker.get_total_tokens()), profile)
+                    end = lm.ends[-1] if lm and lm.ends else ""
+                    attempt.spend(replace(_tokens(tracker.get_total_tokens()), finish=end), profile)
         except dspy.utils.exceptions.DSPyError as error:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
@@ -228,8 +230,9 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Ou
         raise (ProgramError(error.message) if spec.kind == "program" else error) from error
 
 
-def _tokens(found: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+def _tokens(found: Mapping[str, Mapping[str, Any]]) -> Usage:
     """Tokens read and written, over all models that a program called."""
     read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
     written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
-    return min(read, MOST_TOKENS), min(written, MOST_TOKENS)
+    cached = sum(int((t.get("prompt_tokens_details") or {}).get("cached_tokens") or 0) for t in found.values())
+    return Usage(min(read, MOST_TOKENS), min(written, MOST_TOKENS), cached_tokens=min(cached, MOST_TOKENS))

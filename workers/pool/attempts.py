@@ -59,7 +59,7 @@ class Attempts:
         until = asyncio.get_running_loop().time() + work.left - age
         try:
             if delivered > DELIVERIES:
-                raise WorkerLost(f"{work.node}: {delivered - 1} pools took this call and none came back", node=work.node)
+                raise WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node)
             _check_deadline(work, until)
             child = await reservation.child()
             started = time.time()
@@ -87,7 +87,7 @@ class Attempts:
         await self._give_up(child, number, future)
         if future.exception() is None and future.result().outputs is not None:
             return future.result()  # the result arrived while the call was being cancelled: keep it
-        raise CallTimeout(f"{work.node}: no answer within {limit:.1f} s", node=work.node)
+        raise CallTimeout(f"no answer within {limit:.1f} s", node=work.node)
 
     async def _give_up(self, child: Child, number: int, future: asyncio.Future[Answer]) -> None:
         """Ask the child to stop the call; kill it if it does not react, which ends its other calls in WorkerLost."""
@@ -104,4 +104,4 @@ class Attempts:
 
 def _check_deadline(work: CallRequest, until: float) -> None:
     if asyncio.get_running_loop().time() >= until:
-        raise CallTimeout(f"{work.node}: its deadline passed before a worker was free", node=work.node)
+        raise CallTimeout("its deadline passed before a worker was free", node=work.node)

@@ -127,7 +127,7 @@ class Interactive:
             try:
                 record = await pool.attempts.run(work, message.data, reservation)
             except asyncio.CancelledError:
-                stopped = pool.attempts.failed(work, WorkerLost(f"{work.node}: the pool was stopped", node=work.node))
+                stopped = pool.attempts.failed(work, WorkerLost("the pool was stopped", node=work.node))
                 await self._reply(message, stopped, work.session)
                 raise
         await self._reply(message, record, work.session)

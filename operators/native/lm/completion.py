@@ -10,11 +10,13 @@ import orjson
 
 from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.bus.records import Usage
+from dspex.operators.native.lm.finish import incomplete
 from dspex.operators.native.lm.provider_errors import excerpt, of_body, word
 
 Object: TypeAlias = Mapping[str, object]  # a JSON object that a server sent
 
 MOST_TOKENS = (1 << 53) - 1  # counted for an answer: a server may send any number, and a record's numbers have 64 bits
+_LONGEST_FINISH = 40  # characters of a finish reason: a word, and every record has it
 _NO_USAGE = Usage()
 
 
@@ -24,14 +26,18 @@ class Completion:
 
     Attributes:
         text: "" where there is none (a refusal, a call of a tool).
-        usage: tokens; the cost is not known here.
-        model: the server's name of it. finish: why it stopped ("stop", "length", …), "" where the server does not tell.
+        usage: tokens, and why the model stopped ("stop", "length", …); the cost is not known here.
+        model: the server's name of it. refusal: what it said in place of an answer; "" for nothing.
     """
 
     text: str
     usage: Usage = _NO_USAGE
     model: str = ""
-    finish: str = ""
+    refusal: str = ""
+
+    def incomplete(self) -> CallError | None:
+        """The error where this is not a whole answer."""
+        return incomplete(self.usage.finish, self.text, self.refusal, self.usage.output_tokens)
 
 
 def read(body: bytes, where: str) -> Completion:
@@ -44,8 +50,9 @@ def read(body: bytes, where: str) -> Completion:
         raise _no_completion(body, where)
     answer = cast("Object", data)
     choice = _choice(answer, body, where)
-    usage = _usage(answer.get("usage"))
-    return Completion(_content(choice.get("message")), usage, word(answer.get("model")), word(choice.get("finish_reason")))
+    message = choice.get("message")
+    usage = _usage(answer.get("usage"), _finish(choice))
+    return Completion(_content(message), usage, word(answer.get("model")), _refusal(message))
 
 
 def _no_completion(body: bytes, where: str) -> CallError:
@@ -75,16 +82,25 @@ def _content(message: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _usage(data: object) -> Usage:
-    if not isinstance(data, dict):
-        return _NO_USAGE
-    counts = cast("Object", data)
-    return Usage(_tokens(counts.get("prompt_tokens")), _tokens(counts.get("completion_tokens")))
+def _refusal(message: object) -> str:
+    return word(cast("Object", message).get("refusal")) if isinstance(message, dict) else ""
+
+
+def _finish(choice: Object) -> str:
+    return word(choice.get("finish_reason"))[:_LONGEST_FINISH]
+
+
+def _usage(data: object, finish: str) -> Usage:
+    counts = cast("Object", data) if isinstance(data, dict) else {}
+    details = counts.get("prompt_tokens_details")
+    cached = _tokens(cast("Object", details).get("cached_tokens")) if isinstance(details, dict) else 0
+    read, written = _tokens(counts.get("prompt_tokens")), _tokens(counts.get("completion_tokens"))
+    return Usage(read, written, cached_tokens=cached, finish=finish)
 
 
 def _tokens(value: object) -> int:
     """A number of tokens; 0 for any other value: the answer is worth more than its count."""
-    return min(value, MOST_TOKENS) if isinstance(value, int) and value >= 0 else 0
+    return min(value, MOST_TOKENS) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 class Pieces:
@@ -95,7 +111,9 @@ class Pieces:
         self._rest: list[bytes] = []  # the parts of a line whose end has not come; joined only once, because there may be many
         self._texts: list[str] = []
         self._size = 0
-        self._usage, self._model, self._finish = _NO_USAGE, "", ""
+        self._usage: object = None
+        self._model, self._finish = "", ""
+        self._refusals: list[str] = []
         self.done = False  # whether the server sent [DONE]
 
     def feed(self, data: bytes) -> Iterator[str]:
@@ -125,9 +143,10 @@ class Pieces:
         event = cast("Object", found)
         choice = _choice(event, data, self._where)
         self._model = word(event.get("model")) or self._model
-        self._finish = word(choice.get("finish_reason")) or self._finish
-        if event.get("usage"):
-            self._usage = _usage(event["usage"])
+        self._finish = _finish(choice) or self._finish
+        self._usage = event.get("usage") or self._usage
+        if said := _refusal(choice.get("delta")):
+            self._refusals.append(said)
         if text := _content(choice.get("delta")):
             self._texts.append(text)
             yield text
@@ -139,7 +158,8 @@ class Pieces:
         """The whole answer. Raises LMUnavailable where the server broke off."""
         if not self.done and not self._finish:
             raise LMUnavailable(f"{self._where} broke off in the middle of its answer")
-        return Completion("".join(self._texts), self._usage, self._model, self._finish)
+        usage = _usage(self._usage, self._finish)
+        return Completion("".join(self._texts), usage, self._model, "".join(self._refusals))
 
 
 def too_large(where: str, limit: int) -> InvalidOutput:

@@ -115,7 +115,7 @@ class Predict:
     async def __call__(self, /, **inputs: object) -> Prediction:
         """The prediction. After a reply that cannot be read, the request is sent once more.
 
-        Raises InvalidInput: an input is missing or cannot be sent. InvalidOutput: the second reply does not fit either.
+        Raises InvalidInput: an input is missing or cannot be sent. InvalidOutput: the second reply too is cut or does not fit.
         RateLimited, LMRefused, LMUnavailable, CallTimeout: from the endpoint.
         """
         return await self.ask(inputs)
@@ -139,13 +139,13 @@ class Predict:
         answer = await self._endpoint.complete(body, timeout)
         spent(answer.usage)
         try:
-            return Prediction(self.read(answer.text), answer.usage, answer.text, 1, answer.model)
+            return Prediction(self.outputs(answer), answer.usage, answer.text, 1, answer.model)
         except InvalidOutput:
             if not retry:
                 raise
         again = await self._endpoint.complete(body, timeout)
         spent(again.usage)
-        return Prediction(self.read(again.text), answer.usage + again.usage, again.text, 2, again.model)
+        return Prediction(self.outputs(again), answer.usage + again.usage, again.text, 2, again.model)
 
     async def stream(self, /, **inputs: object) -> AsyncIterator[Piece | Prediction]:
         """Pieces of the outputs as they arrive, and last the prediction. Closing the iterator closes the request.
@@ -165,7 +165,7 @@ class Predict:
                 yield Piece(name, text)
         for name, text in splitter.finish():
             yield Piece(name, text)
-        yield Prediction(self.read(answer.text), answer.usage, answer.text, 1, answer.model)
+        yield Prediction(self.outputs(answer), answer.usage, answer.text, 1, answer.model)
 
     def body(self, inputs: Mapping[str, object]) -> bytes:
         """The request as JSON. Raises InvalidInput: an input is missing, or has a lone surrogate in it."""
@@ -187,11 +187,15 @@ class Predict:
         has = listed(inputs) or "nothing"
         return InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
 
-    def read(self, text: str) -> Values:
-        """The outputs in a reply. Raises InvalidOutput for a reply that does not fit the signature or a constraint."""
-        if not text:
-            raise InvalidOutput("the model's reply is empty")
-        return self.signature.parse(text, adapter=self._adapter)
+    def outputs(self, answer: Completion) -> Values:
+        """The outputs in an answer.
+
+        Raises InvalidOutput for a reply that was cut, that is empty, or that does not fit the signature or a constraint;
+        LMRefused where the model, or a filter of its provider, refused to answer.
+        """
+        if (error := answer.incomplete()) is not None:
+            raise error
+        return self.signature.parse(answer.text, adapter=self._adapter)
 
 
 class ChainOfThought(Predict):

@@ -14,6 +14,7 @@ from dspex.bus.errors import CallError, CallTimeout, LMRefused, LMUnavailable, R
 
 _SHOWN = 600  # characters of a server's text in a message
 _GUESSABLE = 3  # characters of a key that may be shown: "sk-"
+NOT_NOW = (409, 425)  # a conflict with another request, and "too early": the same request may pass in a while
 LONGEST_WAIT = 3600.0  # seconds: a server may send any number, and a call must not wait for ever
 
 # Codes and types that are more precise than the status: a used-up quota comes with 429 too, and a retry does not help.
@@ -32,7 +33,8 @@ def of_status(status: int, body: bytes, headers: Mapping[str, str], where: str) 
     """The error for an answer whose status is not 200. `where`: the server's name in the message."""
     message, codes = _message_and_codes(body)
     text = short(f"{where} answered {status}: {message}" if message else f"{where} answered {status}")
-    return _class(status, codes)(text, retry_after=_retry_after(headers))
+    after = _retry_after(headers)
+    return _class(status, codes)(text + asks_to_wait(after), retry_after=after)
 
 
 def of_body(error: object, where: str) -> CallError:
@@ -44,6 +46,11 @@ def of_body(error: object, where: str) -> CallError:
     if codes & _LATE_RATE:
         return RateLimited(text)
     return LMRefused(text) if codes & _LATE_REFUSED else LMUnavailable(text)
+
+
+def asks_to_wait(after: float | None) -> str:
+    """The end of a message that says how long a server asks to wait; "" where it does not."""
+    return f"; it asks to wait {after:,.0f} s" if after else ""
 
 
 def short(text: str) -> str:
@@ -81,6 +88,8 @@ def _class(status: int, codes: set[str]) -> type[CallError]:
         return RateLimited
     if status in (408, 504):
         return CallTimeout
+    if status in NOT_NOW:
+        return LMUnavailable
     return LMRefused if 400 <= status < 500 else LMUnavailable
 
 

@@ -207,6 +207,9 @@ def test_an_attempt_that_could_not_begin_before_the_deadline_ends_the_call_with_
         d.publish("in", {"text": "a"})
         (letter,) = d.dead_letters()
         assert letter.reason == "RateLimited"
+        assert letter.message == "come back tomorrow: it asks to wait 86,400 s, and the deadline of the call is in 20 s"
+        assert "raise deadline= of ask" in letter.fix
+        assert d.events("out") == []
 
 
 def test_results_come_as_they_finish_where_order_does_not_matter() -> None:

@@ -285,6 +285,23 @@ async def test_fields_come_in_pieces_and_last_comes_the_prediction(adapter: Any)
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fault", "raised"), [("length", InvalidOutput), ("content_filter", LMRefused), ("refusal", LMRefused)]
+)
+async def test_a_stream_that_is_cut_or_refused_ends_in_the_error_that_a_whole_reply_has(
+    fault: str, raised: type[CallError]
+) -> None:
+    async with StandIn() as model, Endpoint(model.url) as endpoint:
+        predict = Predict("text -> reply, note: str | None", endpoint, model=MODEL)
+        with pytest.raises(raised) as streamed:
+            _ = [p async for p in predict.stream(text=f"standin:{fault}")]
+        with pytest.raises(raised) as whole:
+            await predict(text=f"standin:{fault}")
+        told = [str(e.value).split(" after ")[0] for e in (streamed, whole)]
+        assert told[0] == told[1]
+
+
+@pytest.mark.asyncio
 async def test_predict_does_not_repeat_a_streamed_request_with_an_unreadable_reply() -> None:
     async with StandIn() as model, Endpoint(model.url) as endpoint:
         with pytest.raises(InvalidOutput):
