@@ -160,6 +160,14 @@ def run_of(stream: str, created: float, message: Message) -> str:
     return message.headers.get(subjects.RUN) or place_id(stream, created, message)
 
 
+def content_type(headers: Mapping[str, str]) -> str | None:
+    """The content type that a message names. Other clients write the header in lower case, as HTTP/2 does."""
+    found = headers.get(subjects.CONTENT_TYPE)
+    if found is None and headers:
+        found = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
+    return found
+
+
 def in_session(session: str | None) -> dict[str, str]:
     """The header of what belongs to a session; none where no header can hold its id, which a publisher chose."""
     fits = session is not None and len(session) <= INHERITED and {"\r", "\n"}.isdisjoint(session)

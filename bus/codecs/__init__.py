@@ -24,6 +24,9 @@ MSGPACK: Final = "application/msgpack"
 ARROW: Final = "application/vnd.apache.arrow.stream"
 
 
+_ALIASES = {"text/json": JSON, "application/x-msgpack": MSGPACK, "application/vnd.msgpack": MSGPACK}
+
+
 class _Known(NamedTuple):
     media_type: str
     encode: Callable[[Any], bytes]
@@ -116,6 +119,16 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
+def read_as(name: str) -> str:
+    """The content type whose codec reads a media type: `application/vnd.shop.order+json` is JSON (RFC 6839).
+
+    A CloudEvent is not: its data is a part of it.
+    """
+    if name in _known or name.startswith("application/cloudevents"):
+        return name
+    return JSON if name.endswith("+json") else _ALIASES.get(name, name)
+
+
 def decode(data: bytes, content_type: str | None = None) -> Any:
     """The data in bytes of that content type; JSON where it is None or empty. Parameters (`; charset=…`) are ignored.
 
@@ -123,7 +136,7 @@ def decode(data: bytes, content_type: str | None = None) -> Any:
     """
     if not content_type or content_type == JSON:
         return load_json(data)
-    name = media_type(content_type)
+    name = read_as(media_type(content_type))
     codec = _known.get(name)
     if codec is None:
         raise DecodeError(

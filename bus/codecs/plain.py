@@ -26,7 +26,7 @@ from dspex.bus.errors import InvalidInput
 
 OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_PASSTHROUGH_DATACLASS  # natively it would write cached properties too
 EXCERPT = 30  # bytes or characters of broken data that an error shows
-_INTEGERS = range(-(1 << 63), 1 << 64)
+INTEGERS = range(-(1 << 63), 1 << 64)
 
 
 def simpler(value: Any) -> object:
@@ -105,7 +105,7 @@ def _plain(value: Any, path: str, binary: bool) -> object:
     if kind is str:
         return _text(value, path)
     if kind is int:
-        if value not in _INTEGERS:
+        if value not in INTEGERS:
             raise InvalidInput(
                 f"{path} is an int of {value.bit_length()} bits: an integer has 64 at most", fix="write it as text"
             )
@@ -151,11 +151,12 @@ def _text(value: str, path: str) -> str:
     return value
 
 
-def checked(data: object, binary: bool) -> object:
+def checked(data: object, binary: bool, name: str = "data") -> object:
+    """The data as plain data, in which everything can be encoded. Raises InvalidInput naming the place of what cannot."""
     try:
-        return _plain(data, "data", binary)
+        return _plain(data, name, binary)
     except RecursionError as e:
-        raise InvalidInput("data is nested too deeply, or contains itself", fix="make it flatter") from e
+        raise InvalidInput(f"{name} is nested too deeply, or contains itself", fix="make it flatter") from e
 
 
 def finite(value: Any) -> bool:

@@ -25,6 +25,7 @@ NEW_CONSUMER: Final = "$JS.API.CONSUMER.CREATE."  # behind it come stream, name 
 OUR_BATCH: Final = "dspex"
 """How the ids of our batches begin."""
 _OUR_BATCH_LINE: Final = f"\r\nNats-Batch-Id: {OUR_BATCH}".encode()
+_FIRST_COUNTS: Final = ("nats-", "dspex-", "content-type", "traceparent")
 _FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT)
 Headers = Mapping[str, str]
 NO_HEADERS: Final[Headers] = {}
@@ -144,6 +145,8 @@ def headers(block: bytes) -> Headers:
         found = dict([line.split(": ", 1) for line in lines[1:-2]])
     except ValueError:  # a client that writes "name:value"
         found = {name: value.removeprefix(" ") for name, _, value in (line.partition(":") for line in lines[1:-2])}
+    if len(found) < len(lines) - 3:
+        found = _with_repeated(lines[1:-2])
     if "Nats-Batch-Id" in found or EXPECT in found:
         for name in _FOR_THE_SERVER:
             found.pop(name, None)
@@ -151,6 +154,22 @@ def headers(block: bytes) -> Headers:
         found["Status"], _, description = lines[0][9:].partition(" ")
         if description:
             found["Description"] = description
+    return found
+
+
+def _with_repeated(lines: Sequence[str]) -> dict[str, str]:
+    """Headers of which some come several times: their values, joined by ", " as in HTTP, so that none is lost.
+
+    Of those that dspex and the server read only the first counts, as the server has it.
+    """
+    found: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name not in found:
+            found[name] = value
+        elif not name.lower().startswith(_FIRST_COUNTS):
+            found[name] = f"{found[name]}, {value}"
     return found
 
 

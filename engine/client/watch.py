@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
-from dspex.bus.message import Event, Message, to_event
+from dspex.bus.message import Event, Message, content_type, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
@@ -93,6 +93,6 @@ def _read(message: Message, node: str | None) -> Event[Any]:
         record = CallRecord.unpack(message.data)
         return to_event(message, dict(record.outputs) if record.outputs is not None else {"error": record.error})
     try:
-        return to_event(message, codecs.decode(message.data, message.headers.get(subjects.CONTENT_TYPE)))
+        return to_event(message, codecs.decode(message.data, content_type(message.headers)))
     except DecodeError:
         return to_event(message, message.data)

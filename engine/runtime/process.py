@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orjson import dumps, loads
 
 from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
-from dspex.bus.codecs.json import simpler_json
+from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS, simpler_json
 from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import DspexError, RetryLater, from_dict
 from dspex.bus.message import INHERITED, id_seed
@@ -226,9 +226,11 @@ def _read(event: NodeEvent) -> Any:
     """The data of an event. Raises DecodeError."""
     if event.content_type == JSON:
         try:
-            return loads(event.data)
+            found = loads(event.data)
+            if event.data[EVERY].translate(ZEROS).find(LONG_RUN) < 0:  # as load_json: no integer of it may be rounded
+                return found
         except ValueError:
-            pass  # decode says where it is wrong, and why
+            ...  # decode says where it is wrong, and why
     return decode(event.data, event.content_type)
 
 
@@ -240,9 +242,7 @@ def source_step(source: Source, after: Handler) -> Handler:
     def step(event: NodeEvent, walk: Any) -> None:
         if event.content_type != JSON or not plain:
             source.media(event.content_type)
-        data = _read(event)
-        if accept:
-            data = accept(data)
+        data = accept(_read(event)) if accept else _read(event)
         if time:
             walk.origin = walk.origin._replace(time=time(data).timestamp())
         after(data, walk)

@@ -152,7 +152,8 @@ def _media(subject: str, accept: Sequence[str] | None, codec: str) -> Callable[[
 
     def check(content_type: str) -> None:
         name = codecs.media_type(content_type)
-        if name not in accept if accept is not None else name == codecs.ARROW and not columnar:
+        kind = codecs.read_as(name)
+        if not {name, kind} & set(accept) if accept is not None else kind == codecs.ARROW and not columnar:
             fix = f'publish another, or let the source take it: source("{subject}", accept=[…, "{name}"])'
             raise DecodeError(f"source {subject} takes no content type {name!r}", fix=fix)
 

@@ -15,6 +15,7 @@ import structlog
 
 from dspex.bus.codecs.checking import checked as typed
 from dspex.bus.codecs.media import unmarked
+from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
@@ -120,7 +121,7 @@ def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
     if spec.kind != "program":
         return replace(work, inputs=signature.sent_inputs(work.inputs))
     found = signature.check_inputs(work.inputs)
-    return replace(work, inputs={n: plain(n, v) for n, v in found.items() if v is not None or n in work.inputs})
+    return replace(work, inputs={n: _shown_input(n, v) for n, v in found.items() if v is not None or n in work.inputs})
 
 
 @lru_cache(maxsize=256)
@@ -153,13 +154,39 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
 
 
 def plain(name: str, value: object) -> object:
-    """An output as JSON-able data. Raises InvalidOutput for what cannot be that: bytes that are no text, an Ellipsis."""
+    """An output as plain data, as in an event: a time has a zone, a timedelta is seconds. Bytes become text.
+
+    Raises InvalidOutput for what cannot be that: bytes that are no text, half a character, a longer integer, an Ellipsis.
+    """
+    if value is None or type(value) in (float, bool):
+        return value
+    try:
+        return _texts(name, plain_data(value, binary=True, name=name))
+    except InvalidInput as error:
+        raise InvalidOutput(short(error.message), fix=error.fix) from error
+
+
+def _texts(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _texts(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_texts(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidOutput(f"{name} is bytes that are no text: {error.reason}") from None
+    return value
+
+
+def _shown_input(name: str, value: object) -> object:
+    """An input as a prompt shows it."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     try:
         return to_jsonable(unmarked(value))
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidOutput(f"{name} cannot be written as JSON: {short(str(error))}") from error
+        raise InvalidInput(f"{name} cannot be written as JSON: {short(str(error))}") from error
 
 
 def as_error(error: BaseException, node: str, target: str) -> DspexError:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import orjson
 import typer
 
-from dspex.bus.errors import ConfigError, DspexError, RunError
+from dspex.bus.codecs.json import json_bytes, load_json
+from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunError
 from dspex.engine.cli.terminal.client import client, count, short
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
@@ -267,8 +268,9 @@ def _changed(d: DeadLetter, edit: bool, fields: dict[str, Any]) -> Any:
 
 def _json(d: DeadLetter) -> str:
     try:
+        json_bytes(d.event.data)  # orjson writes null for NaN
         return orjson.dumps(d.event.data, option=orjson.OPT_INDENT_2).decode()
-    except TypeError as e:  # a table, or what is nested deeper than it can be written
+    except (TypeError, InvalidInput) as e:  # a table, or what is nested deeper than it can be written
         message = f"dead letter {d.sequence}: its data cannot be edited as JSON: {e}"
         raise ConfigError(message, code="DX120", fix="redrive it as it is, or drop it") from e
 
@@ -291,6 +293,6 @@ def _edited(d: DeadLetter) -> Any:
     if after == before and not raw:
         return None
     try:
-        return orjson.loads(after)
-    except orjson.JSONDecodeError as e:
-        raise ConfigError(f"what was saved is not JSON: {e}: nothing was redriven", code="DX120", fix="edit it again") from e
+        return load_json(after.encode())
+    except (DecodeError, UnicodeEncodeError) as e:
+        raise ConfigError(f"what was saved: {e}: nothing was redriven", code="DX120", fix="edit it again") from e

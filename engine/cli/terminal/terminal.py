@@ -6,6 +6,7 @@ The only place in dspex that writes to the terminal. `rich` is imported when a t
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import traceback
@@ -173,21 +174,28 @@ def terminal(context: typer.Context) -> Terminal:
 
 
 def to_json(data: object) -> str:
-    """One line of JSON; times as RFC 3339, whatever else is unknown as text. What is nested too deep to be written is cut."""
+    """One line of JSON; times as RFC 3339, whatever else is unknown as text. What is nested too deep to be written is cut.
+
+    Numbers that JSON has not are the texts "NaN", "Infinity" and "-Infinity".
+    """
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
     try:
         text = orjson.dumps(data, default=str, option=options).decode()
     except TypeError:  # whoever publishes can nest what is read deeper than it can be written
-        text = orjson.dumps(_cut(data, _DEEPEST), default=str, option=options).decode()
+        text = ""
+    if not text or "null" in text:  # which is written for a number, too
+        text = orjson.dumps(_writable(data, _DEEPEST), default=str, option=options).decode()
     return printable_json(text)
 
 
-def _cut(data: object, levels: int) -> object:
+def _writable(data: object, levels: int) -> object:
     if isinstance(data, dict):
-        return {key: _cut(value, levels - 1) for key, value in data.items()} if levels else "…"
+        return {key: _writable(value, levels - 1) for key, value in data.items()} if levels else "…"
     if isinstance(data, list | tuple):
-        return [_cut(value, levels - 1) for value in data] if levels else "…"
-    return data
+        return [_writable(value, levels - 1) for value in data] if levels else "…"
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    return data if not isinstance(data, int) or -(1 << 63) <= data < 1 << 64 else str(data)
 
 
 def error_lines(error: DspexError, *, colored: bool = False) -> list[str]:

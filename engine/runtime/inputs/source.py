@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, SourceGap, Unreachable
-from dspex.bus.message import SEQUENCE, Message, cause_of, event_time, partition_of, place_form
+from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, partition_of, place_form
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
@@ -141,7 +141,7 @@ class SourceInput(Input):
             trace=h.get(subjects.TRACEPARENT),
             headers=own or None,
         )
-        return NodeEvent(node, origin, h.get(subjects.CONTENT_TYPE) or codecs.JSON, data)
+        return NodeEvent(node, origin, content_type(h) or codecs.JSON, data)
 
 
 class _WhileThereIsRoom:

@@ -21,6 +21,7 @@ EVENTS: Mapping[str, bytes] = {
     codecs.MSGPACK: msgpack.packb({"n": 2}),
     codecs.ARROW: TABLE,
     "Application/JSON; charset=utf-8": b'{"n":4}',
+    "application/vnd.shop.order+json; v=2": b'{"n":5}',
 }
 
 
@@ -59,5 +60,31 @@ def test_a_source_of_a_topology_of_tables_takes_them(lab: MakeLab, codec: str) -
 
 @pytest.mark.parametrize("accept", [[codecs.ARROW], [codecs.MSGPACK, codecs.ARROW], [codecs.JSON]])
 def test_a_source_takes_what_it_says_and_nothing_else(lab: MakeLab, accept: list[str]) -> None:
-    taken = [name for name in EVENTS if codecs.media_type(name) in accept]
+    taken = [name for name in EVENTS if codecs.read_as(codecs.media_type(name)) in accept]
     assert _taken(lab(_reading("json", accept=accept))) == taken
+
+
+def test_a_source_may_take_one_kind_of_json_and_no_other(lab: MakeLab) -> None:
+    name = "application/vnd.shop.order+json"
+    assert _taken(lab(_reading("json", accept=[name]))) == [f"{name}; v=2"]
+
+
+@pytest.mark.parametrize("name", ["content-type", "CONTENT-TYPE", "Content-type"])
+def test_the_content_type_is_read_whatever_the_case_of_its_header(lab: MakeLab, name: str) -> None:
+    topology = Topology("reading")
+    topology.source("in").sink("out")
+    one = lab(topology)
+    one.start()
+    one.store(NewMessage("in", EVENTS[codecs.MSGPACK], {name: codecs.MSGPACK}))
+    one.advance(1)
+    assert one.outputs("out") == [{"n": 2}]
+
+
+def test_a_cloud_event_is_no_plain_json(lab: MakeLab) -> None:
+    one = lab(_reading("json"))
+    one.start()
+    one.store(
+        NewMessage("in", b'{"specversion":"1.0","data":{"n":1}}', {subjects.CONTENT_TYPE: "application/cloudevents+json"})
+    )
+    one.advance(1)
+    assert [letter.reason for letter in one.letters()] == ["DecodeError"]

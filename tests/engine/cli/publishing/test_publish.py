@@ -38,7 +38,7 @@ def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native
     assert list(run) == [*RECEIPT, "status", "outputs", "calls", "usage"]
     assert run["outputs"] == [{"subject": native.output, "data": {"text": "hello", "size": 5}}]
     assert (run["status"], run["calls"]) == ("done", 0)
-    assert run["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost": None}
+    assert run["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost": None, "cached_tokens": 0, "finish": ""}
     bad = native.here("publish", native.input, "text=x", "--wait", "15s")
     assert bad.code == 1
     assert "failed in" in bad.out
@@ -93,6 +93,18 @@ def test_a_file_with_bad_rows_is_refused_and_none_of_it_is_published(native: Pro
     file.write_text("text,n\nfirst,1\ntoo many,2\nfew,3\nlast,4\n")
     mended = native.publish("-f", str(file))
     assert [o["data"]["text"] for r in mended.objects() for o in r["outputs"]] == ["first", "too many", "few", "last"]
+
+
+def test_a_row_with_an_integer_that_would_be_rounded_is_a_bad_row(native: Project, tmp_path: Path) -> None:
+    for name, text in (
+        ("r.jsonl", '{"text":"a"}\n{"text":"b","n":123456789012345678901}\n'),
+        ("r.json", '{"n":1e3,"m":-99999999999999999999}'),
+    ):
+        (tmp_path / name).write_text(text)
+        found = native.here("publish", native.input, "-f", str(tmp_path / name))
+        assert found.code, name
+        assert "has more than 64 bits" in found.err
+        assert ("r.jsonl:2: the integer 123456789012345678901" if name == "r.jsonl" else "-99999999999999999999") in found.err
 
 
 def test_lines_of_stdin_are_published_unchanged(native: Project) -> None:
