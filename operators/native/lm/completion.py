@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -43,8 +44,8 @@ class Completion:
 def read(body: bytes, where: str) -> Completion:
     """The completion in the body of an answer. Raises LMUnavailable for another body, and the error that the body holds."""
     try:
-        data = orjson.loads(body)
-    except ValueError:
+        data = _json(body)
+    except (ValueError, RecursionError):
         raise LMUnavailable(f"{where} answered with something that is not JSON: {excerpt(body)!r}") from None
     if not isinstance(data, dict):
         raise _no_completion(body, where)
@@ -53,6 +54,17 @@ def read(body: bytes, where: str) -> Completion:
     message = choice.get("message")
     usage = _usage(answer.get("usage"), _finish(choice))
     return Completion(_content(message), usage, word(answer.get("model")), _refusal(message))
+
+
+def _json(body: bytes) -> object:
+    """What a server sent. Raises ValueError, RecursionError.
+
+    What orjson refuses is read as DSPy's client reads it, by Python: a byte order mark, half of a surrogate pair.
+    """
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return json.loads(body)
 
 
 def _no_completion(body: bytes, where: str) -> CallError:
@@ -135,8 +147,8 @@ class Pieces:
             self.done = True
             return
         try:
-            found = orjson.loads(data)
-        except ValueError:
+            found = _json(data)
+        except (ValueError, RecursionError):
             raise self._broken(data) from None
         if not isinstance(found, dict):
             raise self._broken(data)

@@ -6,9 +6,12 @@ server says of its end tells it from an answer, and it is asked before the reply
 
 from __future__ import annotations
 
+import re
+
 from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.operators.native.lm.provider_errors import short
 
+_HALF = re.compile("[\ud800-\udfff]")
 # In lower case, of OpenAI, Anthropic, Gemini, Mistral, Azure, Zhipu, OpenRouter and vLLM.
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
 _REFUSED = frozenset(
@@ -36,6 +39,8 @@ def incomplete(finish: str, text: str, refusal: str = "", tokens: int = 0) -> Ca
             f"the reply of the model was cut{after} ({word}). It begins: {_beginning(text)!r}",
             fix="let it write more (max_tokens in params of the profile, or in config= of the call), or ask for less",
         )
+    if not text.isascii() and _HALF.search(text):
+        return InvalidOutput("the reply of the model holds half of a surrogate pair, which is no Unicode character")
     if reason in _BROKEN:
         return LMUnavailable(f"the server of the model broke off ({word})")
     if not text:

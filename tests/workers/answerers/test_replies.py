@@ -139,6 +139,40 @@ async def test_a_reply_that_stays_unfit_ends_an_interactive_call_after_two_and_a
         assert (error(answer)["type"], shared_model.texts[text]) == ("InvalidOutput", asked)
 
 
+# -- bytes and characters --------------------------------------------------------------------------------------------
+HALF = "\ud800"
+TEXTS = {
+    "bom": ("json", '\ufeff{"a": "hi"}'),
+    "bom in a value": ("chat", "[[ ## a ## ]]\n\ufeffhi\n\n[[ ## completed ## ]]"),
+    "chat": ("chat", f"[[ ## a ## ]]\nhi {HALF}\n\n[[ ## completed ## ]]"),
+    "json": ("json", f'{{"a": "hi {HALF}"}}'),
+    "escaped": ("json", '{"a": "hi \\ud800"}'),
+    "a pair": ("json", '{"a": "hi \\ud83d\\ude00"}'),
+    "xml": ("xml", f"<a>hi {HALF}</a>"),
+    "nul": ("chat", "[[ ## a ## ]]\nhi\x00\n\n[[ ## completed ## ]]"),
+}
+
+
+@module
+@pytest.mark.parametrize("case", TEXTS)
+async def test_strange_characters_in_a_reply_are_answered_alike_on_both_routes(
+    router: Router, shared_model: Any, case: str
+) -> None:
+    adapter, said = TEXTS[case]
+    shared_model.replies = {f"strange {case}": said}
+    try:
+        answers = [
+            await ask(router, work(f"strange {case}", spec=predict("text -> a", route=route, adapter=adapter)))
+            for route in ROUTES
+        ]
+    finally:
+        shared_model.replies = {}
+    native, dspy = [(a.outputs, a.error and (a.error["type"], a.error["message"])) for a in answers]
+    assert native == dspy
+    assert (native[0] is None) == (case in ("chat", "json", "escaped", "xml"))
+    assert native[1] is None or native[1][0] == "InvalidOutput"
+
+
 # -- errors ----------------------------------------------------------------------------------------------------------
 @module
 @both_routes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -61,3 +62,14 @@ def test_tokens_that_the_provider_had_in_its_cache_are_counted() -> None:
     assert read(json.dumps(answer).encode(), "s").usage == Usage(90, 5, cached_tokens=64, finish="stop")
     answer["usage"]["prompt_tokens_details"] = [7]
     assert read(json.dumps(answer).encode(), "s").usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("encoded", [lambda b: b"\xef\xbb\xbf" + b, lambda b: b.decode().encode("utf-16"), lambda b: b])
+def test_a_body_is_read_with_a_byte_order_mark_and_in_utf_16(encoded: Callable[[bytes], bytes]) -> None:
+    assert read(encoded(body("stop", "grüß dich")), "s").text == "grüß dich"
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xfe", b"[" * 100_000, b"{", b"\xef\xbb\xbf", b"null", b'"a"'])
+def test_a_body_that_is_no_completion_is_an_outage(junk: bytes) -> None:
+    with pytest.raises(LMUnavailable):
+        read(junk, "s")
