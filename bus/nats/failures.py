@@ -32,6 +32,12 @@ IN_PROGRESS: Final = 10164  # another write to the subject is being decided (clu
 ID_IN_PROCESS: Final = 10158  # another write with the same message id is being decided (clustered): ask again
 TOO_MANY_BATCHES: Final = 10210  # 50 staged on the stream or 1000 on the server
 
+NO_LIMIT: Final = 10113  # the account wants every stream to say how large it may become
+OVER_LIMIT: Final = 10122  # and this one would be larger than a stream of the account may be
+_MOST_REACHED: Final = {
+    10026: "raise max_consumers of the stream and of the account, or remove consumers that nobody uses any more",
+    10027: "raise max_streams of the account: an application has eleven streams",
+}
 NO_LEADER: Final = {10008, 10009, 10074}  # what a node answers that sees no leader or no quorum
 
 _CODES: Final[Mapping[int, type[BusError]]] = {
@@ -104,7 +110,7 @@ def refused(error: Mapping[str, Any], what: str) -> BusError:
     code, text = error.get("err_code", 0), f"{what}: {error.get('description', error)}"
     if code in _NO_JETSTREAM:
         return BusError(text, fix=JETSTREAM_OFF)
-    return ServerRefusal(text, code) if code not in _CODES else _CODES[code](f"{text} ({code})")
+    return ServerRefusal(text, code, _MOST_REACHED.get(code)) if code not in _CODES else _CODES[code](f"{text} ({code})")
 
 
 def _is_error(found: object) -> bool:
@@ -138,6 +144,6 @@ def what_a_server_says() -> Generator[None, None, None]:
 class ServerRefusal(BusError):
     """The server refused for a reason that has no class of its own; `number` is its err_code."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(f"{message} ({number})" if number else message)
+    def __init__(self, message: str, number: int, fix: str | None = None) -> None:
+        super().__init__(f"{message} ({number})" if number else message, fix=fix)
         self.number = number

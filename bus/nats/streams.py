@@ -9,7 +9,7 @@ from typing import Any, Final
 from dspex.bus.errors import BusError, StreamFull, SubjectTaken
 from dspex.bus.nats.connection import Connection
 from dspex.bus.nats.consumer import NANOSECONDS
-from dspex.bus.nats.failures import NAME_IN_USE, NO_PEERS, NO_STREAM, ServerRefusal, what_a_server_says
+from dspex.bus.nats.failures import NAME_IN_USE, NO_LIMIT, NO_PEERS, NO_STREAM, OVER_LIMIT, ServerRefusal, what_a_server_says
 from dspex.bus.nats.stored import timestamp
 from dspex.bus.nats.writer import stream_of, surely
 from dspex.bus.port import MOST_ONCE, StreamConfig, StreamInfo
@@ -21,6 +21,11 @@ _ONCE: Final = {"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max
 _MOST: Final = 20 << 30  # bytes; where the search for the largest stream begins: 16 GiB, so that applications share a server
 _LEAST: Final = 1 << 20
 _SHARE: Final = 0.8  # of what could be reserved
+_SHARES: Final = {
+    "KV_": 0.01,
+    "OBJ_": 0.1,
+    "": 0.05,
+}  # of the other streams, where the account wants a limit of each: by prefix
 _NEVER: Final = {"allow_msg_ttl": "message TTL", "allow_msg_schedules": "message schedules"}
 
 
@@ -47,6 +52,12 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
     if config.note and _noted(found["config"]) == config.instead_of:
         changes["metadata"] = {**(found["config"].get("metadata") or {}), _NOTE: config.note}
     try:
+        try:
+            return _described(await _updated(connection, found, changes))
+        except ServerRefusal as e:
+            if e.number != NO_LIMIT:
+                raise
+        del changes["max_bytes"]  # the account wants one: it keeps what it was made with
         return _described(await _updated(connection, found, changes))
     except SubjectTaken as e:
         raise await _taken(connection, config) from e
@@ -77,7 +88,7 @@ async def make(connection: Connection, config: Mapping[str, object], always: Map
     found = await _info(connection, str(config["name"]))
     if found is None:
         try:
-            await connection.api(f"STREAM.CREATE.{config['name']}", config)
+            await _limited(connection, config)
         except ServerRefusal as e:
             if e.number != NAME_IN_USE:
                 raise
@@ -113,20 +124,36 @@ async def _created(connection: Connection, config: StreamConfig) -> dict[str, An
 
     Only that works everywhere: an account need not have a limit of its own, and no client may ask how large the disk is.
     """
-    what, name = _request(config), f"STREAM.CREATE.{config.name}"
+    what = _request(config)
     if config.max_bytes is not None:
-        return await connection.api(name, {**what, "max_bytes": config.max_bytes})
-    size = _MOST
+        return await _limited(connection, {**what, "max_bytes": config.max_bytes})
+    return await _with_share(connection, what, _SHARE)
+
+
+async def _limited(connection: Connection, config: Mapping[str, object]) -> dict[str, Any]:
+    """Create a stream as it is described; with a limit where it has none and the account wants one of each."""
+    try:
+        return await connection.api(f"STREAM.CREATE.{config['name']}", config)
+    except ServerRefusal as e:
+        if e.number != NO_LIMIT:
+            raise
+    share = next((share for prefix, share in _SHARES.items() if str(config["name"]).startswith(prefix)), 0.0)
+    return await _with_share(connection, config, share)
+
+
+async def _with_share(connection: Connection, config: Mapping[str, object], share: float) -> dict[str, Any]:
+    """Create a stream with this share of the largest `max_bytes` that the server would take."""
+    size, name = _MOST, config["name"]
     while True:
         try:
-            made = await connection.api(name, {**what, "max_bytes": size})
+            made = await connection.api(f"STREAM.CREATE.{name}", {**config, "max_bytes": size})
         except (StreamFull, ServerRefusal) as e:
-            if size <= _LEAST or (isinstance(e, ServerRefusal) and e.number != NO_PEERS):
+            if size <= _LEAST or (isinstance(e, ServerRefusal) and e.number not in (NO_PEERS, OVER_LIMIT)):
                 raise
             size = size * 4 // 5
         else:
-            share = int(size * _SHARE)
-            return await connection.api(f"STREAM.UPDATE.{config.name}", {**made["config"], "max_bytes": share})
+            limited = {**made["config"], "max_bytes": max(int(size * share), _LEAST)}
+            return await connection.api(f"STREAM.UPDATE.{name}", limited)
 
 
 async def _updated(connection: Connection, found: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DataError, DecodeError, NotStored, OutputTooLarge, PayloadTooLarge
+from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, NotStored, OutputTooLarge, PayloadTooLarge
 from dspex.bus.message import INHERITED, in_session
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.signatures import Keys, is_signed, signed
 
@@ -36,6 +37,7 @@ class RecordStore:
     def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE, keys: Keys = ()) -> None:
         self.bus, self.app, self.pool, self.above, self._keys = bus, app, pool, above, keys
         self.pending = self.collisions = self.lost = 0
+        self._seldom = Seldom(log)
 
     def check(self, request: CallRequest) -> None:
         """Raise DecodeError where no record can be stored as the request says, or would be stored where this pool's records
@@ -60,12 +62,22 @@ class RecordStore:
         try:
             await self._store(self._message(record, request), request)
             return True
-        except (BusError, DataError) as error:
-            self.lost += 1
-            log.error("a record cannot be stored", pool=self.pool, call=request.call, why=error.message)
+        except NotStored as error:
+            if request.record is not None:
+                return self._lost(request, error)
+            # Nothing has been applied, and nobody asked for a record. Said now and then, not at each call.
+            why = "the application has no stream, because nothing was applied"
+            self._seldom.warning("interactive calls are answered, and not recorded", pool=self.pool, why=why, fix="dspex apply")
             return False
+        except (BusError, DataError) as error:
+            return self._lost(request, error)
         finally:
             self.pending -= 1
+
+    def _lost(self, request: CallRequest, error: DspexError) -> bool:
+        self.lost += 1
+        log.error("a record cannot be stored", pool=self.pool, call=request.call, why=error.message)
+        return False
 
     def _message(self, record: CallRecord, request: CallRequest) -> NewMessage:
         to = request.record
@@ -89,9 +101,9 @@ class RecordStore:
                 message = self._under_fresh_id(message, ack, request)
                 continue
             except BusError as error:
-                log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
                 if isinstance(error, (NotStored, PayloadTooLarge)):
                     raise
+                log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 

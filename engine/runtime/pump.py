@@ -20,6 +20,7 @@ from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
+SHORTEST, LONGEST = 0.5, 30.0  # seconds until it reads again after an error
 CHUNK = 256  # messages taken before the loop gets a turn: about 4 ms
 
 
@@ -51,6 +52,12 @@ class Pump:
         self._passed: dict[int, int] = {}  # partition that catches up → last sequence that the shared reader passed over
         self.before: dict[int, tuple[int, float]] = {}  # and what was read last before the first: sequence and time
         self._joined = asyncio.Event()
+        self._pause = SHORTEST
+
+    def pause(self) -> float:
+        """Seconds until it is to read again after an error: longer each time, until it could read."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST)
+        return pause
 
     def catches_up(self, p: Partition) -> bool:
         """Whether a partition has a reader of its own now."""
@@ -88,6 +95,7 @@ class Pump:
     async def _shared(self, mine: Sequence[Partition], after: int, lanes: Tasks) -> None:
         input, partitions, passed = self.input, self._partitions, self._passed
         reader = await input.open(mine, after, self._name)
+        self._pause = SHORTEST
         try:
             while True:
                 messages = await reader.read(CHUNK)

@@ -163,12 +163,12 @@ class StageRunner:
         try:
             await pump.run()
         except DspexError as e:
+            self.stopped = None if e.retryable else e.message
             if e.retryable or (isinstance(e, BusError) and not isinstance(e, (NotAllowed, SourceGap))):
                 self._seldom.warning("reading again soon", input=name, why=e.message)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(pump.pause())
                 self._orders.put_nowait(_Order("restart"))
                 return
-            self.stopped = e.message
             telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
             _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
 

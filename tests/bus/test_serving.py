@@ -20,6 +20,7 @@ from dspex.bus.port import Ack, BusEvents, Delivery, NewMessage, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest, RecordTo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.serving.work_loop import OPEN_AGAIN, Job, WorkLoop
 
@@ -373,3 +374,16 @@ def test_the_age_of_work_counts_from_when_it_was_stored_by_the_servers_clock(lab
     lab.put(WORK, request(2).pack())
     lab.loop.advance(1.0)
     assert lab.ages[1] == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.asyncio
+async def test_interactive_calls_without_an_applied_topology_are_said_once_and_are_no_fault() -> None:
+    store = RecordStore(MemoryServer().connect(), "lab", "lightweight")
+    asked = replace(request(), record=None)
+    with capture_logs() as logs:
+        for _ in range(5):
+            assert not await store.store(CallRecord("call", 1, 1, "t", "n", outputs={"a": 1}), asked)
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("interactive calls are answered, and not recorded", "warning")
+    ]
+    assert store.lost == 0

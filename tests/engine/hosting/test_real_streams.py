@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.js import JetStreamContext
+from structlog.testing import capture_logs
 from waiting import until
 
-from dspex.bus import subjects
-from dspex.bus.errors import TopologyError
+from dspex.bus import nats, subjects
+from dspex.bus.errors import BusError, TopologyError
+from dspex.bus.local.server import LocalServer
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage
 from dspex.engine.hosting.apply import apply
@@ -60,7 +65,7 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     infos = {i.config.name: i.config for i in there if i.config.name and unique in i.config.name}
     app = subjects.stream(unique)
     kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_told", f"OBJ_{app}_payloads"]
-    kinds += [f"KV_{app}{kind}" for kind in ("", "_sessions", "_limits", "_cache")]
+    kinds += [f"KV_{app}{kind}" for kind in ("", "_applied", "_sessions", "_limits", "_cache")]
     assert set(infos) == set(kinds)
     assert not any(c.allow_rollup_hdrs or c.allow_msg_ttl or c.allow_msg_schedules for c in infos.values())
     assert (infos[app].max_consumers, infos[app].max_bytes) == (4000, 1 << 20)
@@ -147,3 +152,63 @@ async def test_a_stream_whose_unread_events_were_all_purged_while_no_engine_ran_
             await until(lambda: "trimmed" in (host.runners[0].stopped or ""))
     finally:
         await host.kill()
+
+
+ACCOUNTS = """
+accounts {
+  A { jetstream: { max_mem: 1G, max_file: 600M, max_bytes_required: true }, users: [ { user: a, password: p } ] }
+  B { jetstream: { max_mem: 1G, max_file: 600M, max_consumers: 3 }, users: [ { user: b, password: p } ] }
+  C { jetstream: { max_mem: 1G, max_file: 600M, max_streams: 2 }, users: [ { user: c, password: p } ] }
+  D { jetstream: enabled, users: [ { user: d, password: p } ] }
+}
+no_auth_user: d
+"""
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[NatsBus]:
+    bus = await nats.connect(url)
+    yield bus
+    await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_an_application_gets_along_with_the_limits_of_an_account_or_says_which_to_raise(tmp_path: Path) -> None:
+    graph = reading("in", "out").graph
+    async with LocalServer(tmp_path / "js", port=None, extra_config=ACCOUNTS) as server:
+        url = server.url.removeprefix("nats://").rpartition("@")[2]
+        async with connected(f"nats://a:p@{url}") as bus:
+            for _ in range(2):  # what is there keeps its limit
+                await apply(bus, "shop", [graph], max_bytes=None)
+            await bus.objects(subjects.objects("shop"))
+            await bus.publish(NewMessage("in", b"{}"))
+            found = [await bus.stream(name) for name in (subjects.stream("shop"), subjects.requests("shop"))]
+            assert all(info is not None and info.max_bytes > 0 for info in found)
+        for user, limit in (("b", "max_consumers"), ("c", "max_streams")):
+            async with connected(f"nats://{user}:p@{url}") as bus:
+                with pytest.raises(BusError) as e:
+                    await apply(bus, "shop", [graph], max_bytes=None)
+                assert e.value.fix.startswith(f"raise {limit} of the")
+
+
+@pytest.mark.asyncio
+async def test_a_source_whose_stream_takes_no_more_consumers_is_said_and_read_once_it_does(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:
+    await js.add_stream(name=unique, subjects=[f"{unique}.in"], max_consumers=1)
+    await js.add_consumer(unique, durable_name="theirs")
+    topology = reading(f"{unique}.in", f"{unique}.out")
+    with capture_logs() as said:
+        host = Host(bus, unique, [topology.graph], engine="e")
+        await host.start()
+        try:
+            (stage,) = host.runners
+            await until(lambda: stage.stopped is not None)
+            assert "maximum consumers limit reached" in (stage.stopped or "")
+            await js.delete_consumer(unique, "theirs")
+            await bus.publish(NewMessage(f"{unique}.in", b"{}"))
+            await until(lambda: stage.counters["event"] == 1)
+            assert stage.stopped is None
+        finally:
+            await host.kill()
+    assert len([line for line in said if line["event"] == "reading again soon"]) < 5
