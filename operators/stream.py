@@ -24,7 +24,7 @@ from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink
 from dspex.operators.stateless.parse import ParseAs
 from dspex.operators.stateless.render import Syntax
-from dspex.operators.typing.names import Adapter, Codec, K_co, Name, OnError, T_co, V
+from dspex.operators.typing.names import Adapter, Codec, Extra, K_co, Name, OnError, T_co, V
 from dspex.operators.typing.names import Record as Record
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
@@ -171,7 +171,12 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
 
     @declared
     def validate(
-        self, schema: type[V] | Mapping[str, Any], *, on_error: OnError = "dead_letter", name: Name = None
+        self,
+        schema: type[V] | Mapping[str, Any],
+        *,
+        extra: Extra | None = None,
+        on_error: OnError = "dead_letter",
+        name: Name = None,
     ) -> Stream[V, K_co]:
         """Check the data against a type, which also types it, or against a JSON Schema (2020-12)."""
         raise NotImplementedError

@@ -32,7 +32,7 @@ INTEGERS = range(-(1 << 63), 1 << 64)
 def simpler(value: Any) -> object:
     """`value` one step nearer to plain data. Raises TypeError where there is no such step."""
     if hasattr(type(value), "model_dump"):  # pydantic; importing it to find out would cost every process 50 ms
-        return media.model_step(value)
+        return _whole(value, media.model_step(value)) if KEEPS_MORE else media.model_step(value)
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -53,6 +53,22 @@ def simpler(value: Any) -> object:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     return _base(value)
+
+
+KEEPS_MORE: set[object] = set()
+"""Types with whose values fields are kept that they do not name: pydantic leaves those out again when it writes a model."""
+
+
+def _whole(value: Any, dumped: Any) -> Any:
+    """What pydantic wrote of a value, with the fields that its types do not name."""
+    if isinstance(dumped, dict) and hasattr(type(value), "model_dump"):
+        named = {name: _whole(value.__dict__[name], item) for name, item in dumped.items() if name in value.__dict__}
+        return {**dumped, **named, **(value.__pydantic_extra__ or {})}
+    if isinstance(dumped, (list, tuple)) and isinstance(value, (list, tuple)) and len(dumped) == len(value):
+        return [_whole(v, d) for v, d in zip(value, dumped)]
+    if isinstance(dumped, dict) and isinstance(value, dict) and dumped.keys() == value.keys():
+        return {key: _whole(value[key], item) for key, item in dumped.items()}
+    return dumped
 
 
 def _base(value: Any) -> object:

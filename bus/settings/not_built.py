@@ -40,7 +40,6 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "source": ("codec", "idle", "hold"),
     "sink": ("stream", "cloudevents"),
-    "validate": ("extra",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
 CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dspex.bus.codecs.plain import KEEPS_MORE
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.context import Build, Context, Handler
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter, TypeParameter
 from dspex.operators.parameters.values import mapping
-from dspex.operators.typing.names import OnError
-from dspex.operators.typing.shape import is_record, record_of, shape_of, validator
+from dspex.operators.problems import problem
+from dspex.operators.typing.names import Extra, OnError
+from dspex.operators.typing.shape import Shape, is_record, record_of, shape_of, validator
+
+_PYDANTIC = {"drop": "ignore", "keep": "allow", "refuse": "forbid", None: None}
 
 
-def build(schema: object, on_error: OnError = "dead_letter") -> Build:
+def build(schema: object, on_error: OnError = "dead_letter", extra: Extra | None = None) -> Build:
     """The step hands on the typed value (of a type), or the data as it is (of a JSON Schema)."""
     json_schema = mapping(schema)
-    accept = validator(schema) if json_schema is None else schema_validator(json_schema)
+    if extra is not None:
+        _check_extra(schema, extra)
+    if extra == "keep":
+        KEEPS_MORE.add(schema)
+    accept = validator(schema, extra=_PYDANTIC[extra]) if json_schema is None else schema_validator(json_schema)
 
     def make(outlets: Sequence[Handler]) -> Handler:
         (out,) = outlets
@@ -38,6 +47,24 @@ def build(schema: object, on_error: OnError = "dead_letter") -> Build:
     return make
 
 
+def _check_extra(schema: object, extra: Extra) -> None:
+    """Raise TopologyError (DX205) where the option would do nothing, or lose what it says it keeps."""
+    if mapping(schema) is not None:
+        raise problem(
+            "DX205", f"extra={extra!r} is for a type, and this is a JSON Schema", "say additionalProperties in the schema"
+        )
+    if isinstance(schema, type) and schema.__module__ == "builtins":
+        raise problem("DX205", f"extra={extra!r} is for a type with fields, and {schema.__name__} has none", "leave it out")
+    if extra == "keep" and dataclasses.is_dataclass(schema):
+        fix = "take a pydantic model or a TypedDict"
+        raise problem("DX205", "a dataclass has no room for fields that it does not name", fix)
+
+
+def _shape(o: Mapping[str, Any]) -> Shape:
+    shape = shape_of(o["validate"])
+    return Shape(shape.type) if o["extra"] == "keep" else shape  # it has more fields than the type names
+
+
 def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
     """A check against a JSON Schema (2020-12) that lists every error. Raises TopologyError (DX226) for a bad schema."""
     check = Schema(schema).check
@@ -52,7 +79,12 @@ def schema_validator(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
 OPERATOR = Operator(
     "validate",
     main=TypeParameter(),
-    options={"on_error": ChoiceParameter("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere")},
+    options={
+        "on_error": ChoiceParameter("dead_letter", of=OnError, doc="where data goes that does not fit; `skip`: nowhere"),
+        "extra": ChoiceParameter(
+            None, of=Extra, doc="fields that the type does not name, at every level; default: as the type says, else `drop`"
+        ),
+    },
     build=build,
-    shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else shape_of(o["validate"]),
+    shape=lambda shape, o: shape if isinstance(o["validate"], Mapping) else _shape(o),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -19,5 +19,8 @@ T_co = TypeVar("T_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=None)
 V = TypeVar("V", default=Record)
 """What `into=` names; a Record where it is left out."""
+
+Extra: TypeAlias = Literal["drop", "keep", "refuse"]
+"""What becomes of fields that a type does not name."""
 
 Name: TypeAlias = str | None

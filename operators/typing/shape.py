@@ -10,6 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, get_args, get_origin
 
 import typing_extensions
@@ -112,16 +113,17 @@ def record_of(data: Any) -> dict[str, Any]:
 Validator = Callable[[Any], Any]
 
 
-def validator(tp: object, error: type[DspexError] = InvalidInput) -> Validator:
+def validator(tp: object, error: type[DspexError] = InvalidInput, *, extra: str | None = None) -> Validator:
     """A function that checks data against a type and gives the typed value.
 
+    `extra`: what becomes of fields that the type does not name, in pydantic's words; None: what the type says.
     It raises `error` with every field that does not fit. Raises TopologyError (DX226) for a type that cannot be checked.
     """
     if tp is Any or tp is object:
         return lambda data: data
     if tp in (*_RECORDS, str, list, bool):
         return _instance_check(get_origin(tp) or tp, error)
-    return _pydantic_check(tp, error)
+    return _pydantic_check(tp, error, extra)
 
 
 def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
@@ -135,10 +137,12 @@ def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
     return check
 
 
-def _pydantic_check(tp: object, error: type[DspexError]) -> Validator:
+def _pydantic_check(tp: object, error: type[DspexError], extra: str | None) -> Validator:
     from pydantic import ValidationError
 
     validate, name = _validate_function(tp), type_text(tp)
+    if extra is not None:
+        validate = partial(validate, extra=extra)
     kind: Any = tp if isinstance(tp, type) and not typing_extensions.is_typeddict(tp) else ()
 
     def check(data: object) -> object:
@@ -152,9 +156,9 @@ def _pydantic_check(tp: object, error: type[DspexError]) -> Validator:
     return check
 
 
-def _validate_function(tp: Any) -> Validator:
+def _validate_function(tp: Any) -> Callable[..., Any]:
     if is_model(tp):
-        return typing.cast("Validator", tp.model_validate)
+        return typing.cast("Callable[..., Any]", tp.model_validate)
     from pydantic import PydanticUserError, TypeAdapter
     from pydantic.errors import PydanticSchemaGenerationError
 

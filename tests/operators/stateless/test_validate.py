@@ -9,7 +9,9 @@ import pytest
 import typing_extensions
 from pydantic import BaseModel, Field
 
+from dspex.bus.codecs import decode, json_bytes
 from dspex.bus.errors import InvalidInput, TopologyError
+from dspex.engine.testing.driver import Driver
 from dspex.operators.stateless import validate
 from dspex.operators.topology import Topology
 
@@ -149,3 +151,68 @@ def test_a_value_is_no_type_to_make_of_outputs(into):
     topology = Topology("wrong")
     topology.source("in").predict("a -> b", name="ask", into=into).sink("out")
     assert [p.code for p in topology.check()] == ["DX226"]
+
+
+class Inner(BaseModel):
+    a: int
+
+
+class Outer(BaseModel):
+    x: int
+    inner: Inner
+
+
+class Strict(BaseModel, extra="forbid"):
+    x: int
+
+
+MORE = {"x": 1, "inner": {"a": 2, "b": 3}, "y": 4}
+
+
+@pytest.mark.parametrize(
+    ("tp", "extra", "kept"),
+    [
+        (Outer, None, {"x": 1, "inner": {"a": 2}}),
+        (Outer, "drop", {"x": 1, "inner": {"a": 2}}),
+        (Outer, "keep", MORE),
+        (Strict, "drop", {"x": 1}),
+        (list[Outer], "keep", [MORE]),
+        (Typed, "keep", {"text": "a", **MORE}),
+        (Typed, "drop", {"text": "a"}),
+    ],
+)
+def test_fields_that_the_type_does_not_name_are_dropped_or_kept_at_every_level(run, tp, extra, kept):
+    data = [MORE] if tp == list[Outer] else {"text": "a", **MORE} if tp is Typed else MORE
+    (result,) = run(validate.build(tp, extra=extra), data)
+    assert decode(json_bytes(result)) == kept
+
+
+@pytest.mark.parametrize(("tp", "extra"), [(Outer, "refuse"), (Typed, "refuse"), (Data, "refuse"), (Strict, None)])
+def test_fields_that_the_type_does_not_name_are_refused_with_their_names(run, tp, extra):
+    with pytest.raises(InvalidInput, match="y: "):
+        run(validate.build(tp, extra=extra), {"text": "a", "n": 1, **MORE})
+
+
+@pytest.mark.parametrize(
+    ("tp", "extra", "why"),
+    [({"type": "object"}, "refuse", "additionalProperties"), (int, "drop", "leave it out"), (Data, "keep", "TypedDict")],
+)
+def test_an_extra_that_could_not_be_kept_or_would_do_nothing_is_refused(tp, extra, why):
+    with pytest.raises(TopologyError) as e:
+        validate.build(tp, extra=extra)
+    assert e.value.code == "DX205"
+    assert why in e.value.fix
+
+
+def test_a_field_that_is_kept_can_be_read_behind_it_and_one_that_is_dropped_cannot():
+    def topology(extra):
+        made = Topology("shop")
+        made.source("in").validate(Outer, extra=extra).filter("y == 4").sink("out")
+        return made
+
+    topology("keep").freeze()
+    with pytest.raises(TopologyError, match="y"):
+        topology("drop").freeze()
+    with Driver(topology("keep")) as d:
+        d.publish("in", MORE)
+        assert d.outputs("out") == [MORE]
