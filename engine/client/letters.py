@@ -238,7 +238,15 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
             f"{_cut(letter.node)} goes on",
             code="DX232",
             node=letter.node,
-            fix="bring its source back, or drop the letter: dspex dlq drop",
+            fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
+        )
+    node = applied.renamed.get(letter.event.node, letter.event.node)
+    if node not in applied.streams and node not in applied.calls:
+        raise TopologyError(
+            f"{letter.topology} has no operator {node} any more, where the event of this letter goes on",
+            code="DX232",
+            node=letter.node,
+            fix=f"bring it back, or drop the letter: dspex dlq drop {sequence}",
         )
 
 

@@ -7,11 +7,14 @@
 
 It runs the real engine on the in-memory bus, which keeps the same contract as NATS; only the workers are replaced, by the
 answers that the test gives. It has a thread and a loop of its own, so it also works inside a running event loop.
+
+`__tracebackhide__` keeps its frames out of pytest's tracebacks: what a person wants to see is the line of the test.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -53,6 +56,12 @@ async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
             if not e.retryable:
                 raise
         await asyncio.sleep(AGAIN)
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """The fix for a name that is none; "" where there is none at all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}" if known else ""
 
 
 class Driver(Planned, names=METHODS["Driver"]):
@@ -100,6 +109,7 @@ class Driver(Planned, names=METHODS["Driver"]):
         await self._bus.close()
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        __tracebackhide__ = True
         try:
             if kind is None:
                 self._check_end()
@@ -108,6 +118,7 @@ class Driver(Planned, names=METHODS["Driver"]):
             self._thread.shutdown()
 
     def _check_end(self) -> None:
+        __tracebackhide__ = True
         self._check()
         unseen = [] if self._letters_seen else self._in_thread(lambda: self._run(_insist(self._letters)))
         if unseen:
@@ -118,6 +129,7 @@ class Driver(Planned, names=METHODS["Driver"]):
             )
 
     def _in_thread(self, fn: Callable[[], T]) -> T:
+        __tracebackhide__ = True
         return self._thread.submit(fn).result()
 
     def _run(self, coroutine: Any) -> Any:
@@ -125,6 +137,8 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def _do(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine, again if the bus fails, then all that follows from it at this instant."""
+
+        __tracebackhide__ = True
 
         def go() -> T:
             result: T = self._run(_insist(make))
@@ -136,6 +150,7 @@ class Driver(Planned, names=METHODS["Driver"]):
         return result
 
     def _check(self) -> None:
+        __tracebackhide__ = True
         if self._host.failure is not None:
             raise self._host.failure
         if self._workers.problem is not None:
@@ -157,6 +172,7 @@ class Driver(Planned, names=METHODS["Driver"]):
 
         Raises NoAnswer where it reached a recorded node that has none.
         """
+        __tracebackhide__ = True
         self._published += 1
         id = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
         run = self._do(lambda: self._client.publish(subject, data, id=id, key=key, session=session, time=at))
@@ -164,25 +180,32 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
+        __tracebackhide__ = True
         self._workers.answer(self._known(node), outputs, seconds(after))
 
     def fail(self, node: str, error: Exception, *, times: int = 1) -> None:
         """The next `times` calls of `node` fail with `error`. A plain exception is a ProgramError, as in a worker."""
+        __tracebackhide__ = True
         self._workers.fail(self._known(node), error, times)
 
     def _known(self, node: str) -> str:
+        __tracebackhide__ = True
         names = [n.name for g in self._graphs for n in g.calls]
         if node not in names:
-            raise NoAnswer(f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", node=node)
+            fix = _meant(node, names) or "the topology calls nothing"
+            raise NoAnswer(f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", fix=fix)
         return node
 
     def advance(self, by: Duration) -> None:
         """Let time pass: retries, deadlines, heartbeats, redeliveries."""
+        __tracebackhide__ = True
         self._in_thread(lambda: self._loop.advance(seconds(by)))
         self._check()
 
     def crash(self, what: Literal["engine", "workers", "all"] = "engine") -> None:
         """Kill the engine, the workers or both, as SIGKILL would, and start them again."""
+
+        __tracebackhide__ = True
 
         def go() -> None:
             if what in ("engine", "all"):
@@ -199,18 +222,22 @@ class Driver(Planned, names=METHODS["Driver"]):
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:
         """The data of all events of a sink, in order. Raises NoAnswer for a subject of no sink or source."""
+        __tracebackhide__ = True
         return [e.data for e in self.events(subject)]
 
     def events(self, subject: str) -> list[Event[Any]]:
         """All events of a sink, in order. Raises NoAnswer for a subject that no sink or source of the topologies has."""
+        __tracebackhide__ = True
         self._of_topologies(subject)
         return [read_event(m) for m in self._do(lambda: self._stored(subject))]
 
     def _of_topologies(self, subject: str) -> None:
+        __tracebackhide__ = True
         sinks = [n.sink.pattern for g in self._graphs for n in g.sinks]
         known = [*sinks, *(n.source.subject for g in self._graphs for n in g.sources)]
         if not any(subjects.overlap(subject, k) for k in known):
-            raise NoAnswer(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}")
+            fix = _meant(subject, known) or "end the topology in a sink"
+            raise NoAnswer(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}", fix=fix)
 
     async def _stored(self, subject: str) -> list[Message]:
         bus = self._client.bus
@@ -221,6 +248,7 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def calls(self, node: str) -> list[Step]:
         """The records of a node's calls, in order of their completion. Raises NoAnswer where it is no recorded node."""
+        __tracebackhide__ = True
         known = self._known(node)
         return self._do(lambda: self._steps(known))
 
@@ -231,6 +259,7 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def dead_letters(self) -> list[DeadLetter]:
         """All dead letters. A test that never asks fails at its end if there are any."""
+        __tracebackhide__ = True
         self._letters_seen = True
         return self._do(self._letters)
 
@@ -239,6 +268,7 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def redrive(self) -> int:
         """Run the events of all dead letters again. How many."""
+        __tracebackhide__ = True
         return self._do(self._redrive)
 
     async def _redrive(self) -> int:

@@ -104,6 +104,8 @@ class _Side(TypeReader):
         spec = tokens.shown(self._spec)
         if token in ("*", "/", "="):
             self._fail(f'the signature "{spec}" uses *, / or a default, which DSPy drops silently', FIELDS)
+        if token == "-" and self._at:
+            self._check_word(self._at - 1)
         if token in (")", "]"):
             self._fail(f'the signature "{spec}" is not a list of fields: nothing is open here', FIELDS)
         wanted = "a name" if self._at == 0 or self._tokens[self._at - 1] == "," else "a comma, or the end of the fields"

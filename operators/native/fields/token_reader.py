@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NoReturn, TypeAlias
 
@@ -12,6 +13,8 @@ from dspex.operators.native.fields.tokens import FIELDS, broken
 Constant: TypeAlias = str | int | float | bool | None
 
 MAX_DEPTH = 50
+_SHOWN = 40  # characters of what cannot be a type
+_WORD = re.compile(r"[\w.-]+")
 TYPES = "types are names, X | Y, and X[...]"
 CONSTANTS: Mapping[str, bool | None] = {"True": True, "False": False, "None": None}
 
@@ -64,9 +67,28 @@ class TokenReader:
         return self._start + tokens.place(self._side, at)
 
     def _bad(self, fix: str, at: int | None = None) -> NoReturn:
-        place = self._place(self._at if at is None else at)
-        found = self._side[place - self._start :].split(",")[0][:40].strip() or "nothing"
+        found = self._until_comma(self._at if at is None else at) or "nothing"
         self._fail(f'the signature "{tokens.shown(self._spec)}": {found} cannot be a type', fix, at)
+
+    def _until_comma(self, at: int) -> str:
+        """The text from token `at` to the comma behind it that no bracket and no quotes are around."""
+        depth, end = 0, at
+        for end in range(at, len(self._tokens)):
+            token = self._tokens[end]
+            depth += (token in ("[", "(")) - (token in ("]", ")"))
+            if not token or depth < 0 or (token == "," and not depth):
+                break
+        found = self._side[tokens.place(self._side, at) : tokens.place(self._side, end)].strip()
+        return found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
+
+    def _check_word(self, at: int) -> None:
+        """Refuse a name that goes on with what no name may have: `My-Type`, of which `My` alone would be shown."""
+        place = tokens.place(self._side, at)
+        word = _WORD.match(self._side, place)
+        if word is not None and "-" in word[0].strip("-."):
+            spec, good = tokens.shown(self._spec), word[0].replace("-", "_")
+            what = f'the signature "{spec}": {tokens.shown(word[0])} is not a name'
+            self._fail(what, f"a name has letters, digits and _: {tokens.shown(good)}", at)
 
     def _fail(self, what: str, fix: str, at: int | None = None) -> NoReturn:
         raise broken(self._spec, self._place(self._at if at is None else at), what, fix)

@@ -93,6 +93,7 @@ class TypeReader(TokenReader):
         return known, name
 
     def _unknown(self, name: str, at: int) -> NoReturn:
+        self._check_word(at)
         near = nearest(name, [*self._types, *KNOWN], 0.8) if len(name) <= 50 else None  # `Intent` is not a misspelt `int`
         if near is None:  # `date` is datetime.date, `Image` is dspy.Image
             last = name.rpartition(".")[2].lower()

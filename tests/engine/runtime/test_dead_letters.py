@@ -323,3 +323,35 @@ def test_a_letter_of_a_source_that_was_renamed_is_redriven_where_it_went_on(lab:
     assert one.run(one.client.redrive(one.letters())) == 1
     one.advance(20)  # until the engine that was killed counts as dead
     assert one.outputs("out") == [{"length": 4}]
+
+
+@pytest.mark.parametrize("options", [{"drop": ["ask"]}, {"renamed_from": {"reply": "ask"}}], ids=["dropped", "renamed"])
+def test_a_letter_of_an_operator_that_was_dropped_is_kept_and_of_one_that_was_renamed_redriven(
+    lab: MakeLab, options: dict[str, Any]
+) -> None:
+    def version(name: str, **options: Any) -> Topology:
+        topology = Topology("asking", **options)
+        topology.source("in").predict("text -> answer", name=name).sink("out")
+        return topology
+
+    def refuse(inputs: dict[str, Any], request: Any) -> dict[str, Any]:
+        raise ProgramError("no")
+
+    one = lab(version("ask"))
+    one.start()
+    one.answers |= {"ask": refuse, "reply": lambda inputs, request: {"answer": "yes"}}
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(1)
+    one.kill()
+    one.start("b", version("reply", **options))
+    (letter,) = one.letters()
+    if "renamed_from" in options:
+        assert one.run(one.client.redrive([letter])) == 1
+        one.advance(30)
+        assert [o["answer"] for o in one.outputs("out")] == ["yes"]
+        return
+    with pytest.raises(TopologyError, match="has no operator ask any more") as caught:
+        one.run(one.client.redrive([letter]))
+    assert (caught.value.code, f"dspex dlq drop {letter.sequence}" in caught.value.fix) == ("DX232", True)
+    assert one.letters() == [letter]

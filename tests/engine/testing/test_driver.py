@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dspex.bus.errors import NoAnswer, TopologyError
+from dspex.bus.errors import NoAnswer, ProgramError, TopologyError
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -35,3 +35,39 @@ def test_the_driver_shows_the_events_of_sinks_and_of_sources() -> None:
 def test_the_driver_refuses_what_is_no_topology() -> None:
     with pytest.raises(TopologyError, match="3 is int, not a Topology"):
         Driver(3)  # type: ignore[arg-type]
+
+
+def _unanswered() -> None:
+    with Driver(asking()) as d:
+        d.publish("in", {"text": "hi"})
+
+
+def _unseen_letter() -> None:
+    with Driver(asking()) as d:
+        d.fail("ask", ProgramError("no"))
+        d.publish("in", {"text": "hi"})
+
+
+def _misspelt() -> None:
+    with Driver(asking()) as d:
+        d.outputs("misspelt")
+
+
+@pytest.mark.parametrize("test", [_unanswered, _unseen_letter, _misspelt])
+def test_what_pytest_shows_of_a_failure_ends_in_the_line_of_the_test(test: Any) -> None:
+    with pytest.raises((NoAnswer, AssertionError)) as caught:
+        test()
+    shown = [entry for entry in caught.traceback if not entry.ishidden(caught)]
+    assert {str(entry.path) for entry in shown} == {__file__}
+
+
+def test_the_driver_says_which_name_was_probably_meant() -> None:
+    with Driver(asking()) as d:
+        for look, near in (
+            (lambda: d.calls("aks"), "ask"),
+            (lambda: d.outputs("inn"), "in"),
+            (lambda: d.answer("asks", {}), "ask"),
+        ):
+            with pytest.raises(NoAnswer) as caught:
+                look()
+            assert caught.value.fix == f"did you mean {near}?"

@@ -192,3 +192,10 @@ async def test_no_message_of_an_ad_hoc_call_begins_with_a_colon(router: Router, 
 async def test_a_conflict_and_a_too_early_are_tried_again_later(router: Router, route: str, status: int) -> None:
     answer = await ask(router, work(f"standin:{status}", spec=predict(route=route)))
     assert (error(answer)["type"], error(answer)["retryable"]) == ("LMUnavailable", True)
+
+
+@module
+async def test_an_input_that_a_program_cannot_be_given_is_an_invalid_input(router: Router) -> None:
+    asked = program("pydantic_answer", signature="text: bytes -> reply")
+    answer = await ask(router, work(spec=asked, inputs={"text": b"\xff"}, record=None))
+    assert error(answer)["type"] == "InvalidInput"

@@ -241,3 +241,20 @@ def test_the_fields_of_a_signature_are_read_only():
 def test_a_field_with_an_unknown_role_is_refused():
     with pytest.raises(TopologyError, match="'out' is no role of a field"):
         Signature("a -> b").append("c", "out", "str")
+
+
+@pytest.mark.parametrize(
+    ("spec", "whole"),
+    [
+        ("text -> a: My-Type", "My-Type is not a name"),
+        ("text -> a: list[My-Type]", "My-Type is not a name"),
+        ("my-text -> a", "my-text is not a name"),
+        ("text -> a: 'x, y'", "'x, y' cannot be a type"),
+        ("text -> a: dict['a,b', int]", "'a,b' cannot be a type"),
+        ("text -> a: Mod.Klass", "unknown type 'Mod.Klass'"),
+    ],
+)
+def test_an_error_shows_the_whole_of_what_it_is_about(spec: str, whole: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        Signature(spec)
+    assert whole in caught.value.message
