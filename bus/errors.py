@@ -335,7 +335,7 @@ class RateLimited(CallError):
     """The model's provider asked for fewer requests."""
 
     code, retryable, _exit = "DX602", True, 5
-    fix = "wait for retry_after, or give the pool fewer slots"
+    fix = "wait as long as the message says, or give the pool fewer slots"
 
 
 class CallTimeout(CallError):
@@ -391,7 +391,7 @@ class BudgetExceeded(CallError):
     """The profile's cost limit is reached."""
 
     code, _exit = "DX610", 5
-    fix = "raise limits.cost of the profile, or wait for the next day"
+    fix = "wait until the limit is counted anew, or raise it"
 
 
 class Cancelled(CallError):
@@ -454,14 +454,14 @@ class ReplayError(DspexError):
     """About a replay."""
 
     code, _exit = "DX800", 6
-    fix = "replay with --mode hybrid to see what differs"
+    fix = "look at what differs between the recording and what runs now"
 
 
 class Divergence(ReplayError):
     """A replay reached a call that the recording does not have."""
 
     code = "DX801"
-    fix = "undo the change, or replay with --mode hybrid"
+    fix = "undo the change since the recording"
 
 
 class RecordingIncomplete(ReplayError):

@@ -63,9 +63,9 @@ def register_codec(
     """
     name = media_type.strip().lower()
     if name in _BUILT_IN:
-        raise ConfigError(f"{name} is built in", code="DX104", fix="register another content type for your own form")
+        raise ConfigError(f"{name} is built in", code="DX105", fix="register another content type for your own form")
     if name.count("/") != 1 or ";" in name or any(c.isspace() for c in name):
-        raise ConfigError(f"{media_type!r} is not a content type", code="DX104", fix="write type/subtype")
+        raise ConfigError(f"{media_type!r} is not a content type", code="DX105", fix="write type/subtype")
     _known[name] = _Known(name, encode, decode)
     _of_type.update(dict.fromkeys(types, _known[name]))
     PLAIN.difference_update([t for t in PLAIN if any(base in _of_type for base in t.__mro__)])
@@ -83,7 +83,7 @@ def encode(data: object, codec: Codec = "json") -> tuple[bytes, str]:
     if codec == "auto":
         codec = _choice(data)
     if codec not in _BY_NAME:
-        raise ConfigError(f"unknown codec {codec!r}", code="DX104", fix=f"use one of {', '.join(_BY_NAME)}, auto")
+        raise ConfigError(f"unknown codec {codec!r}", code="DX105", fix=f"use one of {', '.join(_BY_NAME)}, auto")
     chosen = _BY_NAME[codec]
     return chosen.encode(data), chosen.media_type
 

@@ -35,7 +35,7 @@ def _pyarrow() -> ModuleType:
     try:
         import pyarrow
     except ImportError as e:
-        raise ConfigError("Arrow needs the package pyarrow", code="DX105", fix=_INSTALL) from e
+        raise ConfigError("Arrow needs the package pyarrow", code="DX109", fix=_INSTALL) from e
     module: ModuleType = pyarrow
     return module
 
@@ -44,7 +44,7 @@ def _numpy() -> ModuleType:
     try:
         import numpy
     except ImportError as e:
-        raise ConfigError("arrays need the package numpy", code="DX105", fix=_INSTALL) from e
+        raise ConfigError("arrays need the package numpy", code="DX109", fix=_INSTALL) from e
     return numpy
 
 

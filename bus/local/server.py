@@ -192,7 +192,7 @@ class LocalServer:
             return False
         raise BusError(
             f"the local nats-server did not start ({why}); its last words:\n{words}",
-            code="DX411",
+            code="DX413",
             fix=f"correct what it complains about; its configuration is {self._config}",
         )
 

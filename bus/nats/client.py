@@ -55,12 +55,12 @@ class Options:
         for url in urls:
             _check_url(url)
         if not urls:
-            raise ConfigError("no server is named", code="DX104", fix="--server nats://host:4222")
+            raise ConfigError("no server is named", code="DX105", fix="--server nats://host:4222")
         for path in filter(None, (self.creds, self.nkey)):
             if not Path(path).is_file():
-                raise ConfigError(f"there is no credentials file {path}", code="DX104", fix="correct the path")
+                raise ConfigError(f"there is no credentials file {path}", code="DX105", fix="correct the path")
             if importlib.util.find_spec("nkeys") is None:
-                raise ConfigError("credentials files need the package nkeys", code="DX104", fix="pip install nkeys")
+                raise ConfigError("credentials files need the package nkeys", code="DX109", fix="pip install nkeys")
         return urls
 
 
@@ -71,7 +71,7 @@ def _check_url(url: str) -> None:
     except ValueError:  # a port that is no number
         good = False
     if not good:
-        raise ConfigError(f"{url!r} is not the URL of a NATS server", code="DX104", fix="nats://host:4222 or tls://…")
+        raise ConfigError(f"{url!r} is not the URL of a NATS server", code="DX105", fix="nats://host:4222 or tls://…")
 
 
 class WireClient(Client):

@@ -250,7 +250,7 @@ class Keyring:
                 self._wrapping = [Wrapping.of(secret) for secret in found]
             except ImportError as e:
                 text = f"{SETTING} needs a package that is not installed: cryptography"
-                raise ConfigError(text, code="DX105", fix="pip install 'dspex[encrypt]'", node=SETTING) from e
+                raise ConfigError(text, code="DX109", fix="pip install 'dspex[encrypt]'", node=SETTING) from e
         return self._wrapping
 
 

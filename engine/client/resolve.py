@@ -58,7 +58,7 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
     if "/" not in what:
         raise ConfigError(
             f"{what!r} is neither a signature nor a node",
-            code="DX106",
+            code="DX126",
             fix='"text -> lang", "topology/node", or dspex.program("pkg.module:Class", "a -> b") for a program',
         )
     topology, _, node = what.partition("/")

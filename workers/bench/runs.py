@@ -41,7 +41,7 @@ def require_dspy() -> None:
         import_module("dspex.workers.dspy.bench")  # only that room knows DSPy
     except ImportError as error:
         message = f"--against dspy: DSPy cannot be imported here: {error}"
-        raise ConfigError(message, code="DX105", fix="pip install 'dspex[dspy]'") from error
+        raise ConfigError(message, code="DX109", fix="pip install 'dspex[dspy]'") from error
 
 
 async def native(seconds: float, groups: Collection[str], *, against: bool) -> AsyncIterator[Measurement]:

@@ -78,7 +78,7 @@ async def _spec(c: Client, what: str, signature: str | None, pool: str | None, m
         spec, its_pool = CallSpec(kind="program", target=what, signature=signature), DEFAULT_POOL
     elif ":" in what and "->" not in what and "/" not in what:
         fix = f'dspex call {what} --signature "text -> reply" text=…'
-        raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX106", fix=fix)
+        raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX126", fix=fix)
     else:
         spec, its_pool, *_ = await c.resolve(what)
         if (pool or its_pool, replace(spec, **more)) == (its_pool, spec):

@@ -139,7 +139,7 @@ async def test_a_second_server_on_the_same_store_is_refused(store: Path) -> None
 async def test_a_server_that_does_not_start_says_why(store: Path) -> None:
     with pytest.raises(BusError, match="Parse error") as caught:
         await LocalServer(store, port=None, extra_config="nonsense {").start()
-    assert caught.value.code == "DX411"
+    assert caught.value.code == "DX413"
     async with LocalServer(store, port=None):  # and the store is free again
         pass
 

@@ -12,7 +12,7 @@ import pytest
 from engine_lab import STREAM, Lab
 from structlog.testing import capture_logs
 
-from dspex.bus import subjects
+from dspex.bus import subjects, telemetry
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import unpack_event
 from dspex.operators.topology import Topology
@@ -190,10 +190,14 @@ def test_a_source_that_was_trimmed_or_emptied_while_the_engine_was_away_stops_th
     one.drain()
     number(one, 4, 5, 6)
     trim(one, first_left)
+    codes: list[object] = []
+    done = telemetry.subscribe(lambda name, facts: codes.append(facts["code"]) if name == "stopped" else None)
     host = one.start()
     one.advance(20)
+    done()
     assert numbers(one) == [1, 2, 3]
     assert "trimmed" in (host.runners[0].stopped or "")
+    assert codes == ["DX410"]
 
 
 def test_a_gap_that_may_be_of_other_subjects_only_is_logged_and_never_stops(lab: MakeLab) -> None:

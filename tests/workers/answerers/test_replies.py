@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from pool_bench import config, program, work
 from standin import REFUSAL
+from waiting import until
 
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
@@ -192,6 +193,16 @@ async def test_no_message_of_an_ad_hoc_call_begins_with_a_colon(router: Router, 
 async def test_a_conflict_and_a_too_early_are_tried_again_later(router: Router, route: str, status: int) -> None:
     answer = await ask(router, work(f"standin:{status}", spec=predict(route=route)))
     assert (error(answer)["type"], error(answer)["retryable"]) == ("LMUnavailable", True)
+
+
+@module
+async def test_a_call_that_its_caller_gave_up_is_cancelled_and_not_tried_again(router: Router, shared_model: Any) -> None:
+    asked = work("standin:hang", spec=predict(route="native"))
+    running = asyncio.create_task(router.run(asked, None, print, lambda: True))
+    await until(lambda: shared_model.running == 1)
+    running.cancel()
+    answer = await running
+    assert (error(answer)["code"], error(answer)["retryable"]) == ("DX611", False)
 
 
 @module

@@ -93,7 +93,7 @@ def test_without_dspy_it_names_the_extra(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.delitem(sys.modules, "dspex.workers.dspy.bench", raising=False)  # another test may have imported it
     assert cli.main(["bench", "native", "--against", "dspy"]) == 2
     said = capsys.readouterr().err
-    assert "DX105" in said
+    assert "DX109" in said
     assert "pip install 'dspex[dspy]'" in said
 
 

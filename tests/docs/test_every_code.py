@@ -1,0 +1,362 @@
+"""Every error code has a real trigger, one meaning, and a fix that works when it is followed."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_bench import in_this_process
+from pydantic import BaseModel
+
+from dspex.bus import subjects
+from dspex.bus.errors import DspexError, Reject
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.serving import keyring
+from dspex.bus.settings.model import Settings
+from dspex.engine.cli.terminal.arguments import records
+from dspex.engine.testing.driver import Driver
+from dspex.operators.topology import Topology
+from dspex.workers.config import adapter_of
+from dspex.workers.models import weights
+
+ROOT = Path(__file__).parents[2]
+MAKE: dict[str, Any] = runpy.run_path(str(ROOT / "docs/make/errors.py"))
+ROWS = {row[0]: row for row in MAKE["rows"]()}
+NEVER = {c.code for c in MAKE["classes"]() if c.__name__ in MAKE["NOT_RAISED"]}
+
+# -- triggers that are tried here: (what is wrong, the same after following the fix) -----------------------------------
+SETTINGS = {
+    "DX102": ('engine.heartbeat = "soon"', 'engine.heartbeat = "10s"'),
+    "DX103": ('engine.claim_check_above = "much"', 'engine.claim_check_above = "512KiB"'),
+    "DX104": ('engin.heartbeat = "1s"', 'engine.heartbeat = "1s"'),
+    "DX105": ("pools.a.size = -1", "pools.a.size = 1"),
+    "DX106": ("app = ", 'app = "shop"'),
+    "DX107": ('server.context = "nowhere"', ""),
+    "DX108": ('http = { bind = ":8080" }', ""),
+    "DX110": ('lm.main = { model = "openai/x", api_key = "sk-1" }', 'lm.main = { model = "openai/x", key_env = "KEY" }'),
+    "DX111": ('pools.a.lm = "man"\nlm.main.model = "openai/x"', 'pools.a.lm = "main"\nlm.main.model = "openai/x"'),
+    "DX121": ('telemetry.log = "loud"', 'telemetry.log = "info,dspex.engine=debug"'),
+}
+
+
+class Order(BaseModel):
+    text: str
+    n: int = 0
+
+
+def same(data: Any) -> Any:
+    return data
+
+
+Grow = Callable[[Topology], object]
+LITERAL = "text -> a: Literal['x', 'y']"
+TOPOLOGIES: dict[str, tuple[Grow, Grow]] = {
+    "DX201": (
+        lambda t: t.source("in").map(same, name="a").map(same, name="a").sink("out"),
+        lambda t: t.source("in").map(same, name="a").map(same, name="b").sink("out"),
+    ),
+    "DX202": (
+        lambda t: t.source("in").map(same, name="A b").sink("out"),
+        lambda t: t.source("in").map(same, name="a_b").sink("out"),
+    ),
+    "DX204": (
+        lambda t: t.source("in").predict("text -> a", name="ask", pol="a").sink("out"),  # type: ignore[call-arg]
+        lambda t: t.source("in").predict("text -> a", name="ask", pool="a").sink("out"),
+    ),
+    "DX205": (
+        lambda t: t.source("in").validate(Order, on_error="stop").sink("out"),  # type: ignore[arg-type]
+        lambda t: t.source("in").validate(Order, on_error="skip").sink("out"),
+    ),
+    "DX207": (
+        lambda t: t.source("in", type=Order).predict("txt -> a", name="ask").sink("out"),
+        lambda t: t.source("in", type=Order).predict("txt -> a", name="ask", inputs={"txt": "text"}).sink("out"),
+    ),
+    "DX208": (lambda t: t.source("in").filter("n ===").sink("out"), lambda t: t.source("in").filter("n == 1").sink("out")),
+    "DX209": (
+        lambda t: t.source("in").predict("text -> a: Intent", name="ask").sink("out"),
+        lambda t: t.source("in").predict(LITERAL, name="ask").sink("out"),
+    ),
+    "DX210": (
+        lambda t: t.source("in").predict("text, a", name="ask").sink("out"),
+        lambda t: t.source("in").predict("text -> a", name="ask").sink("out"),
+    ),
+    "DX214": (lambda t: t.source("in").map(same, name="a"), lambda t: t.source("in").map(same, name="a").sink("out")),
+    "DX215": (
+        lambda t: [t.source(name).sink("out") for name in ("a", "b")],
+        lambda t: t.source("a").merge(t.source("b")).sink("out"),
+    ),
+    "DX216": (lambda t: t.source("in").sink("in"), lambda t: t.source("in").sink("out")),
+    "DX217": (lambda t: t.source("in").sink("out."), lambda t: t.source("in").sink("out.a")),
+    "DX218": (
+        lambda t: t.source("in").program(lambda text: text, "text -> a", name="ask").sink("out"),  # type: ignore[arg-type]
+        lambda t: t.source("in").program("programs:Draft", "text -> a", name="ask").sink("out"),
+    ),
+    "DX219": (
+        lambda t: t.source("in").map(lambda: 1, name="a").sink("out"),  # type: ignore[arg-type, misc]
+        lambda t: t.source("in").map(lambda data: data, name="a").sink("out"),
+    ),
+    "DX225": (
+        lambda t: t.source("in").render("Dear {customer", field="text").sink("out"),
+        lambda t: t.source("in").render("Dear {customer}", field="text").sink("out"),
+    ),
+    "DX226": (
+        lambda t: t.source("in").validate({"type": "nonsense"}).sink("out"),
+        lambda t: t.source("in").validate({"type": "object"}).sink("out"),
+    ),
+    "DX227": (
+        lambda t: t.source("in").merge(Topology("other").source("b")).sink("out"),
+        lambda t: t.source("in").merge(t.source("b")).sink("out"),
+    ),
+    "DX228": (lambda t: None, lambda t: t.source("in").sink("out")),
+    "DX229": (
+        lambda t: t.source("in", type=Order).sink("out", codec="arrow"),
+        lambda t: t.source("in", type=Order).sink("out", codec="auto"),
+    ),
+    "DX236": (
+        lambda t: t.source("in").program("p:Q", "text -> a", name="ask", route="native").sink("out"),
+        lambda t: t.source("in").program("p:Q", "text -> a", name="ask", route="worker").sink("out"),
+    ),
+    "DX237": (
+        lambda t: t.source("in").predict("text -> a", name="ask", cache="1h").sink("out"),  # type: ignore[call-arg]
+        lambda t: t.source("in").predict("text -> a", name="ask").sink("out"),
+    ),
+}
+
+YAML = "dspex: 1\ntopology: t\nsources: {{ in: {{}} }}\nnodes:\n  a: {{ {node} }}\nsinks: {{ out: {{ from: a }} }}\n"
+FILES = {
+    "DX206": (YAML.format(node='from: nowhere, filter: "n"'), YAML.format(node='from: in, filter: "n"')),
+    "DX213": (YAML.format(node='from: a, filter: "n"'), YAML.format(node='from: in, filter: "n"')),
+    "DX221": (YAML.format(node='from: in, map: "no.such:one"'), YAML.format(node='from: in, map: "json:dumps"')),
+    "DX222": (YAML.format(node='from: in, from: in, filter: "n"'), YAML.format(node='from: in, filter: "n"')),
+}
+
+
+def rejects(data: Any) -> Any:
+    if data["n"] < 0:
+        raise Reject("n is below 0")
+    return {"half": 1 / data["n"]}
+
+
+EVENTS: dict[str, tuple[Grow, Any, Any]] = {
+    "DX502": (lambda t: t.source("in").validate(Order).sink("out"), {"n": "many"}, {"text": "a", "n": 1}),
+    "DX503": (lambda t: t.source("in").filter("size > 1").sink("out"), {"n": 1}, {"size": 2}),
+    "DX505": (lambda t: t.source("in").map(rejects, name="halve").sink("out"), {"n": -1}, {"n": 1}),
+    "DX507": (lambda t: t.source("in").map(rejects, name="halve").sink("out"), {"n": 0}, {"n": 1}),
+}
+
+CALLS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "DX101": (lambda: subjects.application("my shop"), lambda: subjects.application("my-shop")),
+    "DX116": (lambda: adapter_of(None, "yaml"), lambda: adapter_of(None, "xml")),
+    "DX120": (
+        lambda: list(records(["text"], StringIO())),
+        lambda: list(records(["text=a"], StringIO())),
+    ),
+    "DX130": (lambda: weights.find("gpt-9"), lambda: weights.find(weights.CATALOG[0].alias)),
+    "DX224": (lambda: _frozen().source("more"), lambda: Topology("t").source("more")),
+    "DX901": (lambda: _asked(False), lambda: _asked(True)),
+}
+
+
+def _frozen() -> Topology:
+    topology = Topology("t")
+    topology.source("in").sink("out")
+    return topology.freeze()
+
+
+def _asked(answered: bool) -> None:
+    topology = Topology("t")
+    topology.source("in").predict("text -> a", name="ask").sink("out")
+    with Driver(topology) as d:
+        if answered:
+            d.answer("ask", {"a": "x"})
+        d.publish("in", {"text": "hi"})
+
+
+# -- triggers that other tests try: they need a server, a pool, another process, or the fault of a machine --------------
+ELSEWHERE = {
+    "DX100": "engine/cli/test_app.py::test_wrong_usage_exits_2_in_the_same_shape",
+    "DX109": "workers/bench/test_bench.py::test_without_dspy_it_names_the_extra",
+    "DX112": "bus/settings/test_settings.py::test_a_missing_password_variable_is_named",
+    "DX113": "workers/answerers/test_native.py::test_untrusted_signatures_and_inputs_are_refused_alike_on_both_routes",
+    "DX115": "bus/local/test_server.py::test_a_second_server_on_the_same_store_is_refused",
+    "DX122": "engine/cli/test_doctor.py::test_certificates_that_cannot_be_used_are_a_settings_error",
+    "DX123": "bus/local/test_login.py::test_a_password_that_others_could_read_or_write_is_refused",
+    "DX124": "engine/client/test_keys_of_sessions.py::test_who_has_no_key_stores_nothing_in_clear_text_where_others_seal",
+    "DX126": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
+    "DX131": "engine/cli/test_demo.py::test_without_the_model_the_demo_says_what_to_type",
+    "DX132": "workers/models/test_weights.py::test_weights_that_were_changed_on_the_disk_are_not_loaded",
+    "DX133": "bus/settings/test_settings.py::test_default_call_options_are_checked_as_those_of_an_operator_are",
+    "DX134": "workers/answerers/test_native.py::test_an_environment_without_dspy_serves_native_calls",
+    "DX135": "engine/cli/test_topology.py::test_a_topology_module_that_raises_is_reported_as_the_users_error",
+    "DX136": "engine/cli/test_dlq.py::test_all_letters_are_taken_only_when_all_are_asked_for",
+    "DX200": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
+    "DX211": "operators/recorded/test_specs.py::test_a_type_that_cannot_travel_to_a_worker_is_refused",
+    "DX212": "operators/stateless/test_parse.py::test_parse_types_its_result_by_into",
+    "DX223": "operators/formats/test_yaml.py::test_lambdas_and_local_types_cannot_be_written_and_are_named",
+    "DX232": "engine/graph/test_manifest.py::test_a_removed_source_is_refused_unless_it_is_declared",
+    "DX233": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
+    "DX234": "engine/graph/test_manifest.py::test_a_topology_with_another_number_of_partitions_than_applied_is_refused",
+    "DX235": "engine/cli/test_delete.py::test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams",
+    "DX238": "engine/cli/test_delete.py::test_a_version_that_was_replaced_can_be_applied_again_and_run",
+    "DX239": "engine/hosting/test_real_streams.py::test_a_source_whose_stream_removes_what_was_read_is_refused_with_the_reason",
+    "DX240": "engine/cli/test_delete.py::test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams",
+    "DX310": "operators/test_purity.py",
+    "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
+    "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
+    "DX400": "engine/runtime/test_streams.py::test_a_fallback_or_redriven_event_of_which_the_server_takes_nothing",
+    "DX401": "engine/cli/test_without_a_server.py::test_a_verb_that_looks_starts_no_server_and_says_how_to_start_one",
+    "DX402": "bus/nats/test_connection.py::test_a_server_that_is_too_old_is_refused",
+    "DX403": "engine/strangers/test_permissions.py::test_every_role_runs_its_verbs_with_these_rights",
+    "DX404": "engine/cli/publishing/test_publish.py::test_publishing_to_a_subject_that_no_stream_stores_is_refused",
+    "DX405": "engine/cli/publishing/test_publish.py::test_lines_of_stdin_are_published_unchanged",
+    "DX406": "engine/hosting/test_apply.py::test_a_new_sink_on_a_subject_that_the_stream_of_sources_holds_is_refused",
+    "DX407": "bus/contract/test_commit.py::test_a_commit_may_expect_on_several_subjects",
+    "DX408": "bus/memory/test_memory.py::test_a_claim_keeps_a_late_commit_from_landing",
+    "DX409": "bus/contract/test_publish.py::test_a_full_stream_refuses_and_drops_nothing",
+    "DX410": "engine/runtime/test_source.py",
+    "DX411": "engine/log/test_forged.py::test_a_log_without_its_first_claim_is_refused_and_not_begun_anew",
+    "DX412": "bus/nats/test_streams.py::test_what_has_message_ttl_or_schedules_is_refused_with_two_ways_out",
+    "DX413": "bus/local/test_server.py::test_a_server_that_does_not_start_says_why",
+    "DX500": "bus/contract/test_publish.py::test_a_header_cannot_smuggle_in_another",
+    "DX501": "engine/client/test_values.py::test_an_event_with_a_longer_integer_is_a_dead_letter_that_shows_it",
+    "DX506": "engine/runtime/test_large_events.py::test_an_answer_that_no_payload_may_be_is_an_error_that_says_so",
+    "DX509": "engine/client/test_claim_checks.py::test_a_call_whose_request_lost_its_payload_is_a_dead_letter_at_once",
+    "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
+    "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
+    "DX600": "engine/runtime/test_calls.py",
+    "DX601": "engine/cli/test_call.py",
+    "DX602": "operators/native/lm/test_endpoint.py",
+    "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
+    "DX604": "workers/answerers/test_replies.py::test_a_conflict_and_a_too_early_are_tried_again_later",
+    "DX606": "workers/pool/test_pool.py::test_all_calls_of_a_killed_child_end_in_worker_lost",
+    "DX607": "workers/answerers/test_replies.py::test_a_reply_that_was_cut_is_an_invalid_output_on_both_routes",
+    "DX608": "workers/dspy/test_programs.py::test_each_failure_of_a_program_has_its_class_and_the_worker_lives",
+    "DX609": "workers/answerers/test_replies.py::test_a_refusal_says_the_models_words_and_its_finish_reason",
+    "DX611": "workers/answerers/test_replies.py::test_a_call_that_its_caller_gave_up_is_cancelled_and_not_tried_again",
+    "DX620": "engine/runtime/test_dead_letters.py::test_only_a_dead_letter_that_was_listed_can_be_redriven",
+    "DX621": "engine/client/test_runs.py::test_a_run_with_a_dead_letter_has_failed",
+    "DX622": "engine/client/test_runs.py::test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one",
+    "DX623": "engine/cli/test_dlq.py::test_a_redriven_event_keeps_its_run_and_arrives_once",
+    "DX624": "engine/strangers/test_letters.py::test_a_letter_is_redriven_to_a_partition_of_its_topology_or_not_at_all",
+    "DX900": "engine/cli/test_app.py::test_a_bug_is_reported_without_a_traceback_and_with_one_on_v",
+}
+HERE = {"DX114", "DX125", "DX137"}  # tests of their own, below
+
+
+def told(error: DspexError, code: str) -> None:
+    """An error as a person gets it: the code, a message that begins like a sentence, one thing to do."""
+    found = {p.code: (p.message, p.fix) for p in getattr(error, "problems", ())} | {error.code: (error.message, error.fix)}
+    assert code in found, found
+    message, fix = found[code]
+    assert re.match(r"[\w'\"$*<({./]", message), message
+    assert fix
+    assert "bug in dspex" not in fix
+
+
+def test_every_code_that_can_be_raised_has_a_trigger() -> None:
+    tried = [*SETTINGS, *TOPOLOGIES, *FILES, *EVENTS, *CALLS, *ELSEWHERE, *HERE]
+    assert sorted(tried) == sorted(ROWS.keys() - NEVER)
+
+
+def test_the_triggers_that_other_tests_try_are_there() -> None:
+    for code, place in ELSEWHERE.items():
+        file, _, name = place.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert not name or f"def {name}" in text, place
+        assert code in text or ROWS[code][1].strip("`") in text, f"{place} says nothing of {code}"
+
+
+def test_a_code_has_one_meaning() -> None:
+    assert [code for code, _, when, _ in ROWS.values() if "; or" in when] == []
+
+
+@pytest.mark.parametrize("code", SETTINGS)
+@pytest.mark.usefixtures("no_settings")
+def test_a_mistake_in_the_settings_has_its_code_and_is_mended_by_its_fix(code: str, tmp_path: Path) -> None:
+    wrong, right = SETTINGS[code]
+    file = tmp_path / "dspex.toml"
+    file.write_text(wrong)
+    with pytest.raises(DspexError) as caught:
+        Settings.load(file)
+    told(caught.value, code)
+    file.write_text(right)
+    Settings.load(file)
+
+
+@pytest.mark.parametrize("code", TOPOLOGIES)
+def test_a_mistake_in_a_topology_has_its_code_and_is_mended_by_its_fix(code: str) -> None:
+    def grown(grow: Grow) -> None:
+        topology = Topology("t")
+        grow(topology)
+        topology.freeze()
+
+    wrong, right = TOPOLOGIES[code]
+    with pytest.raises(DspexError) as caught:
+        grown(wrong)
+    told(caught.value, code)
+    grown(right)
+
+
+@pytest.mark.parametrize("code", FILES)
+def test_a_mistake_in_yaml_has_its_code_and_is_mended_by_its_fix(code: str, tmp_path: Path) -> None:
+    wrong, right = FILES[code]
+    file = tmp_path / "t.yaml"
+    file.write_text(wrong)
+    with pytest.raises(DspexError) as caught:
+        Topology.load(file).freeze()
+    told(caught.value, code)
+    file.write_text(right)
+    Topology.load(file).freeze()
+
+
+@pytest.mark.parametrize("code", EVENTS)
+def test_an_event_that_cannot_be_processed_has_its_code_and_another_is(code: str) -> None:
+    grow, wrong, right = EVENTS[code]
+    topology = Topology("t")
+    grow(topology)
+    with Driver(topology) as d:
+        d.publish("in", wrong)
+        (letter,) = d.dead_letters()
+        assert letter.code == code
+        assert re.match(r"[\w'\"]", letter.message)
+        assert letter.fix
+        d.publish("in", right)
+        assert len(d.outputs("out")) == 1
+
+
+@pytest.mark.parametrize("code", CALLS)
+def test_a_wrong_argument_has_its_code_and_is_mended_by_its_fix(code: str) -> None:
+    wrong, right = CALLS[code]
+    with pytest.raises(DspexError) as caught:
+        wrong()
+    told(caught.value, code)
+    right()
+
+
+def test_without_a_nats_server_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dspex.bus.local import launch
+
+    monkeypatch.setattr(launch.os, "access", lambda *_: False)
+    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    with pytest.raises(DspexError) as caught:
+        launch.find_binary()
+    told(caught.value, "DX114")
+
+
+@pytest.mark.asyncio
+async def test_nothing_can_be_forgotten_where_nothing_is_sealed() -> None:
+    with pytest.raises(DspexError) as caught:
+        await keyring.forget(MemoryServer().connect(), "shop", "ann")
+    told(caught.value, "DX125")
+
+
+def test_a_project_is_not_written_over_another(tmp_path: Path) -> None:
+    assert in_this_process("init", str(tmp_path / "a")).code == 0
+    again = in_this_process("--json", "init", str(tmp_path / "a"))
+    assert (again.code, again.error()["code"]) == (2, "DX137")
+    assert in_this_process("init", str(tmp_path / "b")).code == 0
