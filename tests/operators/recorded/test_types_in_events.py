@@ -71,7 +71,7 @@ def test_yaml_names_types_of_the_users_by_ref(tmp_path: Path) -> None:
     file.write_text("""
 dspex: 1
 topology: small
-types: { Ticket: "shop:Ticket" }
+types: { Ticket: "tickets:Ticket" }
 sources: { in: {} }
 nodes: { ask: { from: in, predict: "text -> tickets: list[Ticket]" } }
 sinks: { out: { from: ask } }

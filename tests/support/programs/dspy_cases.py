@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Optional, Union
 
 import dspy
-import shop
+import tickets
 from pydantic import Field
-from shop import (
+from tickets import (
     Address,
     Box,
     Cat,
@@ -74,7 +74,8 @@ ANSWERS: list[tuple[Any, Any]] = [
     (Optional[list[Ticket]], [_TICKET]), (dict[str, list[Node]], {"a": [{"value": 1}]}),
     (list[Optional[Ticket]], [None, _TICKET]),
     (list[dict[str, Color]], [{"a": "red"}]), (Optional[Row], None), (Pair[Ticket], {"first": _TICKET, "second": _TICKET}),
-    (set[Level], [1]), (frozenset[Color], ["red"]), (list[Annotated[int, Field(gt=0)]], [3]), (shop.OtherTicket, {"price": 1}),
+    (set[Level], [1]), (frozenset[Color], ["red"]), (list[Annotated[int, Field(gt=0)]], [3]),
+    (tickets.OtherTicket, {"price": 1}),
 ]  # fmt: skip
 
 SHOWN: list[tuple[Any, Any]] = [
@@ -111,8 +112,8 @@ CASES = {
     **{f"shown-{i}": Case(inputs={"thing": known}) for i, known in enumerate(SHOWN)},
     **{f"media-{i}": Case(inputs={"thing": known}) for i, known in enumerate(MEDIA)},
     "two-tickets": Case(
-        {"a": (Ticket, TICKET), "b": (shop.OtherTicket, shop.OtherTicket(price=1))},
-        {"answer": (list[Ticket], [_TICKET]), "other": (Optional[shop.OtherTicket], {"price": 2})},
+        {"a": (Ticket, TICKET), "b": (tickets.OtherTicket, tickets.OtherTicket(price=1))},
+        {"answer": (list[Ticket], [_TICKET]), "other": (Optional[tickets.OtherTicket], {"price": 2})},
     ),
     "all": Case(
         {"thing": (dict[str, list[Ticket]], {"a": [TICKET]}), "photo": (Optional[dspy.Image], IMAGE)},

@@ -12,8 +12,8 @@ from typing import Any
 import dspy
 import pytest
 import pytest_asyncio
-import shop
 import standin
+import tickets
 from dspy_cases import ADDRESS, CASES, IMAGE, OTHER_IMAGE, Case
 from pool_bench import Bench, config, running, work
 
@@ -81,7 +81,7 @@ def nothing(x: int) -> str:
 async def lab() -> AsyncIterator[Lab]:
     async with standin.StandIn(bodies=[]) as model:
         profile = Profile("main", MODEL, base_url=model.url)
-        tools = ("shop:*", "shop:nothing")
+        tools = ("tickets:*", "tickets:nothing")
         async with running(config(model.url, profiles={"main": profile}, programs=tools, slots=4)) as bench:
             yield Lab(bench, model, dspy.LM(MODEL, api_base=model.url, api_key="none", cache=False, num_retries=0))
 
@@ -118,7 +118,7 @@ class Asked:
     def of(cls, name: str, kind: str, route: str, adapter: str) -> Asked:
         case, text = CASES[name], f"{name} {kind} {route} {adapter};"
         signature = case.signature()
-        tools = {"tools": ["shop:nothing"], "max_iters": 1} if kind == "react" else {}
+        tools = {"tools": ["tickets:nothing"], "max_iters": 1} if kind == "react" else {}
         spec = KINDS[kind](signature, route=route, adapter=adapter, **tools)
         data = {"text": text, **{n: v for n, (_, v) in case.inputs.items()}}
         return cls(case, kind, adapter, text, signature, data, spec.to_call())
@@ -161,18 +161,18 @@ async def test_a_workers_requests_and_results_are_those_of_plain_dspy(lab: Lab, 
 async def test_a_program_gets_objects_of_its_own_classes_and_asks_what_it_asks_in_plain_dspy(lab: Lab) -> None:
     ticket = {"title": "t", "level": 2, "at": "2026-01-02T03:04:05Z"}
     closes = Case(
-        {"ticket": (shop.Ticket, shop.Ticket(**ticket)), "where": (list[shop.Address], [ADDRESS])},
-        {"answer": (shop.Ticket, ticket), "boxes": (list[shop.Box[shop.Ticket]], [{"value": ticket}])},
+        {"ticket": (tickets.Ticket, tickets.Ticket(**ticket)), "where": (list[tickets.Address], [ADDRESS])},
+        {"answer": (tickets.Ticket, ticket), "boxes": (list[tickets.Box[tickets.Ticket]], [{"value": ticket}])},
     )
     looks = Case(
         {"photos": (list[dspy.Image], [IMAGE, OTHER_IMAGE]), "main": (dspy.Image | None, None)},
         {"answer": (str, "a"), "best": (dspy.Image, None), "all": (list[dspy.Image | None], None)},
     )
     events = [  # as JSON has them, and as objects
-        ("shop:Closes", closes, {"ticket": ticket, "where": [{"street": "Weg 1", "zipCode": "12345"}]}),
-        ("shop:Closes", closes, {n: v for n, (_, v) in closes.inputs.items()}),
-        ("shop:Looks", looks, {"photos": [{"url": IMAGE.url}, {"url": OTHER_IMAGE.url}]}),
-        ("shop:Looks", looks, {n: v for n, (_, v) in looks.inputs.items()}),
+        ("tickets:Closes", closes, {"ticket": ticket, "where": [{"street": "Weg 1", "zipCode": "12345"}]}),
+        ("tickets:Closes", closes, {n: v for n, (_, v) in closes.inputs.items()}),
+        ("tickets:Looks", looks, {"photos": [{"url": IMAGE.url}, {"url": OTHER_IMAGE.url}]}),
+        ("tickets:Looks", looks, {n: v for n, (_, v) in looks.inputs.items()}),
     ]
     text = "program program worker chat;"
     calls = [program(ref, case.signature()).to_call() for ref, case, _ in events]
@@ -182,13 +182,13 @@ async def test_a_program_gets_objects_of_its_own_classes_and_asks_what_it_asks_i
     records = await lab.bench.ask(*[work(spec=c.spec, inputs=i) for c, i in zip(calls, inputs, strict=True)])
     ours = lab.bodies()[text]
     with dspy.context(lm=lab.lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
-        await shop.Closes().acall(text=text, **{n: v for n, (_, v) in closes.inputs.items()})
-        await shop.Looks().acall(text=text, **{n: v for n, (_, v) in looks.inputs.items()})
+        await tickets.Closes().acall(text=text, **{n: v for n, (_, v) in closes.inputs.items()})
+        await tickets.Looks().acall(text=text, **{n: v for n, (_, v) in looks.inputs.items()})
     closed, looked = lab.bodies()[text]
     assert [sorted(map(str, ours)), len(ours)] == [sorted(map(str, [closed, closed, looked, looked])), 4]
     outputs = [call.accept({}, record.outputs) for call, record in zip(calls, records, strict=True)]
-    made = shop.Ticket(**ticket)
-    assert outputs[:2] == [{"answer": made, "boxes": [shop.Box[shop.Ticket](value=made)]}] * 2
+    made = tickets.Ticket(**ticket)
+    assert outputs[:2] == [{"answer": made, "boxes": [tickets.Box[tickets.Ticket](value=made)]}] * 2
     assert outputs[2:] == [{"answer": "a", "best": IMAGE, "all": [None, IMAGE, OTHER_IMAGE]}] * 2
     assert records[2].outputs is not None
     assert records[2].outputs["best"] == {"url": IMAGE.url}
@@ -199,6 +199,6 @@ async def test_data_that_an_annotation_of_a_program_does_not_take_is_an_invalid_
     signature = "text, ticket: T, where: list[T] -> answer, boxes"
     types = {"classes": {"T": {"kind": "other", "name": "T", "schema": {}}}}
     inputs = {"text": "t", "ticket": {"title": 5}, "where": []}
-    (record,) = await lab.bench.ask(work(spec=CallSpec("program", "shop:Closes", signature, types=types), inputs=inputs))
+    (record,) = await lab.bench.ask(work(spec=CallSpec("program", "tickets:Closes", signature, types=types), inputs=inputs))
     assert record.error is not None
     assert (record.error["type"], record.error["message"][:7]) == ("InvalidInput", "ticket:")

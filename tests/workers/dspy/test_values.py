@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 import dspy
 import msgpack
 import pytest
-import shop
+import tickets
 from dspy.adapters import json_adapter
 from dspy.signatures.signature import make_signature
 from dspy_cases import AUDIO, CASES, FILE, IMAGE, JAVA, OTHER_IMAGE, PNG, Case
@@ -44,7 +44,7 @@ def test_messages_with_values_of_every_type_are_those_of_plain_dspy(name: str) -
 
 
 @pytest.mark.parametrize(
-    "value", [IMAGE, [IMAGE, OTHER_IMAGE], {"a": AUDIO}, {"a": (FILE, 1)}, shop.Photo(image=IMAGE)], ids=repr
+    "value", [IMAGE, [IMAGE, OTHER_IMAGE], {"a": AUDIO}, {"a": (FILE, 1)}, tickets.Photo(image=IMAGE)], ids=repr
 )
 @pytest.mark.parametrize("encode", [json_bytes, msgpack_bytes])
 def test_objects_of_dspy_in_an_event_are_their_fields(value: Any, encode: Any) -> None:
@@ -53,8 +53,8 @@ def test_objects_of_dspy_in_an_event_are_their_fields(value: Any, encode: Any) -
 
 def test_an_image_in_an_event_or_an_output_is_its_address() -> None:
     photo = {"image": {"url": PNG}, "more": [], "caption": ""}
-    assert json.loads(json_bytes(shop.Photo(image=IMAGE))) == photo
-    assert plain("photo", shop.Photo(image=IMAGE)) == photo
+    assert json.loads(json_bytes(tickets.Photo(image=IMAGE))) == photo
+    assert plain("photo", tickets.Photo(image=IMAGE)) == photo
     assert plain("photos", [IMAGE, None, {"a": FILE}]) == [
         {"url": PNG}, None, {"a": {"file_data": "data:application/pdf;base64,JVBERg==", "filename": "ü.pdf"}}
     ]  # fmt: skip
@@ -80,8 +80,8 @@ def test_data_becomes_an_image_where_the_signature_says_so(kind: Any, value: Any
 def test_data_stays_data_where_no_type_of_dspy_is_named() -> None:
     assert given(dict, {"url": PNG}) == {"url": PNG}
     assert given(Union[dspy.Image, str], "text") == "text"
-    assert given(shop.Photo, {"image": {"url": PNG}, "caption": "c"}) == {"image": IMAGE, "caption": "c"}
-    assert given(list[shop.Photo], [{"image": {"url": PNG}, "more": [{"url": PNG}]}]) == [{"image": IMAGE, "more": [IMAGE]}]
+    assert given(tickets.Photo, {"image": {"url": PNG}, "caption": "c"}) == {"image": IMAGE, "caption": "c"}
+    assert given(list[tickets.Photo], [{"image": {"url": PNG}, "more": [{"url": PNG}]}]) == [{"image": IMAGE, "more": [IMAGE]}]
     history = given(dspy.History, {"messages": [{"answer": 1, "text": "t"}]})
     assert history == dspy.History(messages=[{"answer": 1, "text": "t"}])
 
@@ -123,7 +123,7 @@ def test_a_value_that_a_type_of_dspy_does_not_take_is_an_invalid_input(kind: Any
 
 def test_a_tool_is_refused_where_it_is_named_and_where_it_arrives() -> None:
     for text in ("tools: list[dspy.Tool] -> answer", "text -> tool: Optional[dspy.Tool]"):
-        for make in (lambda text=text: predict(text), lambda text=text: program("shop:Closes", text)):
+        for make in (lambda text=text: predict(text), lambda text=text: program("tickets:Closes", text)):
             with pytest.raises(TopologyError, match=r"a dspy\.Tool is code") as e:
                 make()
             assert e.value.code == "DX211"
@@ -178,7 +178,7 @@ def test_inputs_are_sent_as_they_were_given_with_the_defaults_that_dspy_fills_in
 
 
 def test_a_program_gets_typed_inputs_and_every_default() -> None:
-    sent = program("shop:Closes", as_signature(Asks)).to_call().inputs({"text": "t", "weight": "5"})
+    sent = program("tickets:Closes", as_signature(Asks)).to_call().inputs({"text": "t", "weight": "5"})
     assert sent == {"text": "t", "lang": "en", "hint": None, "tags": ["a"], "weight": 5.0}
 
 
