@@ -16,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dspex.bus.settings import environment
 
         environment.seal() if "worker" in args else environment.hide()
+    from dspex.engine.cli.terminal.imports import lean
+
+    lean("structlog", without=["rich"])
     from dspex.engine.cli.app import main
 
     return main(args)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli.terminal.terminal import Terminal, where_raised
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, where_raised
 
 
 class _Noun(NamedTuple):
@@ -28,7 +28,7 @@ class _Noun(NamedTuple):
 
 # What help lists, in its order: heading → word → the function of the verb, as a module below engine/cli and a name in it. The
 # module is imported when the verb is used: what `dspex run` needs would cost every other verb a third of a second.
-_VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
+VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
     "Topologies": {
         "init": "topology.init:init",
         "check": "topology.check:check",
@@ -205,17 +205,17 @@ class _Verbs(_Group):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        words: Any = dict.fromkeys(word for words in _VERBS.values() for word in words)
+        words: Any = dict.fromkeys(word for words in VERBS.values() for word in words)
         self.commands = words  # what typer lists, and suggests to who mistypes one
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        for words in _VERBS.values():
+        for words in VERBS.values():
             if (found := words.get(cmd_name)) is not None:
                 return _noun(cmd_name, found) if isinstance(found, _Noun) else typer.main.get_command(_with(_app(), found))
         return None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        for heading, words in _VERBS.items():
+        for heading, words in VERBS.items():
             self.list_verbs(heading, words, ctx, formatter)
 
 
@@ -232,8 +232,13 @@ def _with(app: typer.Typer, where: str) -> typer.Typer:
 
 
 def _noun(name: str, noun: _Noun) -> Any:
-    group = _app(name=name, cls=_Group, help=noun.about, no_args_is_help=True)
-    group.callback()(lambda: None)  # without it, a group of one verb would be that verb
+    group = _app(name=name, cls=_Group, help=noun.about)
+
+    @group.callback(invoke_without_command=True)  # without one, a group of one verb would be that verb
+    def alone(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            terminal(context).document(context.get_help())
+
     for verb in noun.verbs:
         _with(group, verb)
     return typer.main.get_command(group)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def call(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="WHAT", help='"text -> lang", topology/node, or pkg.module:Program.')],
-    data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="k=v, k:=json, @file, - (JSON lines).")] = None,
+    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help="k=v, k:=json, @file, - (JSON lines).")] = None,
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,

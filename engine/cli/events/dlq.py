@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 EDITOR = "vi"  # where neither VISUAL nor EDITOR is set, as POSIX has it
 
-Sequences = Annotated[list[int] | None, typer.Argument(metavar="[SEQ]...", help="As dlq ls shows them.")]
+Sequences = Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="As dlq ls shows them.")]
 TopologyOption = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
 NodeOption = Annotated[str | None, typer.Option("--node", help="Only those that failed at this operator.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only with this error: InvalidInput, DX502.")]

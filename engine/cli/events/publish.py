@@ -53,7 +53,7 @@ COMMAND = WithWait
 def publish(
     context: typer.Context,
     subject: Annotated[str, typer.Argument(metavar="SUBJECT")],
-    data: Annotated[list[str] | None, typer.Argument(metavar="[DATA]...", help="k=v, k:=json, @file, - (JSON lines).")] = None,
+    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help="k=v, k:=json, @file, - (JSON lines).")] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", metavar="FILE", help="A file of rows; - is stdin.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="csv|tsv|jsonl|json|parquet|arrow; else it is seen.")] = None,
     encoding: Annotated[str | None, typer.Option("--encoding", help="Of text; by default it is seen.")] = None,

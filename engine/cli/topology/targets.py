@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TARGET]...", help="module:attr or a YAML file; all topologies of dspex.toml by default."),
+    typer.Argument(metavar="TARGET", help="module:attr or a YAML file; all topologies of dspex.toml by default."),
 ]
 
 

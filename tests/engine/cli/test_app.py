@@ -17,6 +17,7 @@ from cli_bench import kept_logging, objects
 from dspex import __main__ as cli
 from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
+from dspex.bus.settings.not_built import VERBS
 from dspex.engine.cli import app
 
 
@@ -36,6 +37,44 @@ def test_help_lists_the_verbs_and_is_shown_where_no_verb_is_given(folder: Path, 
     assert capsys.readouterr().out == bare
     for verb in ("server", "doctor", "config"):
         assert f"\n  {verb} " in bare
+
+
+PATHS = [
+    [word] if isinstance(found, str) else [word, verb.rpartition(":")[2]]
+    for words in app.VERBS.values()
+    for word, found in words.items()
+    for verb in ([found] if isinstance(found, str) else found.verbs)
+]
+
+
+def test_help_groups_the_verbs_and_cuts_nothing_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    told = dspex("-h").out
+    assert all(f"\n{heading}:\n" in told for heading in app.VERBS)
+    assert all(f"\n  {path[0]} " in told for path in PATHS)
+    assert "..." not in told.partition("\n\n")[2]  # behind the usage
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_help_promises_no_verb_that_is_not_there(folder: Path, path: list[str]) -> None:
+    told = dspex(*path, "-h")
+    assert told.code == 0, told.err
+    assert told.out.startswith(f"Usage: dspex {' '.join(path)} ")
+    assert " ".join(path) not in VERBS
+    if len(path) == 2:
+        bare = dspex(path[0])
+        assert (bare.code, bare.err, f"\n  {path[1]} " in bare.out) == (0, "", True)
+
+
+def test_a_command_imports_only_what_it_needs(folder: Path) -> None:
+    """Each of these costs a command more than the command itself: 0.1 to 1 s of a core."""
+    code = "import sys; from dspex.__main__ import main; main(['status']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "dspex.engine.cli.status" in loaded
+    hosting = "dspex.engine.hosting.engine"
+    unwanted = {"rich", "pygments", "attr", "aiohttp", "nats", "dspy", "pyarrow", "psutil", hosting, "dspex.engine.cli.demo"}
+    assert unwanted & loaded == set()
 
 
 def test_a_server_is_started_once_found_and_stopped(folder: Path) -> None:
