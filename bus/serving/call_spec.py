@@ -65,6 +65,11 @@ class CallSpec:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """The code of users that a worker imports for it."""
+        return (self.target, *self.tools) if self.kind == "program" else tuple(self.tools)
+
     @classmethod
     def read(cls, raw: Mapping[str, object]) -> Self:
         """The spec of a request; keys of a newer version are left out. Raises DecodeError for what is none."""

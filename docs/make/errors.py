@@ -86,6 +86,10 @@ MORE = {
     "DX135": ("No topology is named, and the settings name none.", "name one, or set `topologies` in dspex.toml"),
     "DX136": ("A verb of `dspex dlq` would take every dead letter.", "name some, or say `--all`"),
     "DX137": ("`dspex init` would overwrite a file, or cannot write.", "name another folder"),
+    "DX138": (
+        "A topology uses a program or a tool that the allow-list of its pool does not take.",
+        'allow it: `pools.NAME.programs = ["module:*"]`',
+    ),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
     "DX204": ("There is no such option, or no such key in YAML.", "the message suggests the nearest"),

@@ -22,6 +22,7 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving.signatures import keys_of
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
+from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
@@ -140,7 +141,12 @@ class Engine:
                 node=unknown[0],
                 fix=f"add it to dspex.toml: pools.{unknown[0]} = {{}}",
             )
-        return used if self._wanted == "all" else wanted
+        started = used if self._wanted == "all" else wanted
+        for name, ref in [(c.pool, ref) for c in calls if c.pool in started for ref in c.spec.refs]:
+            if not allows(allowed := self.settings.pools[name].programs, ref):  # each call of it would fail, or fall back
+                message, fix = not_allowed(name, allowed, ref)
+                raise ConfigError(message, code="DX138", node=ref, fix=fix)
+        return started
 
     async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         await self.drain()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
 from dspex.bus.errors import ProgramError
+from dspex.bus.settings.refs import allows, not_allowed
 
 TRACEBACK_LIMIT = 8192  # bytes
 
@@ -44,13 +44,9 @@ class Refs:
     def load(self, ref: str) -> Any:
         """The object that `ref` names. Raises ProgramError (not allowed, not there), or whatever its module raises."""
         module, _, name = ref.partition(":")
-        if not any(_allows(pattern, ref) for pattern in self.allow):
-            listed = ", ".join(self.allow) or "empty"
-            raise ProgramError(
-                f"{ref} is not in the allow-list of pool {self.pool} ({listed})",
-                fix=f'allow it: pools.{self.pool}.programs = ["{module or "module"}:*"]',
-                node=ref,
-            )
+        if not allows(self.allow, ref):
+            why, fix = not_allowed(self.pool, self.allow, ref)
+            raise ProgramError(why, fix=fix, node=ref)
         if not all(part.isidentifier() for part in (*module.split("."), name)) or name.startswith("_"):
             raise ProgramError(f"{ref} does not name a public object of a module", fix="write module:Name", node=ref)
         found = importlib.import_module(module)
@@ -76,10 +72,4 @@ class Refs:
     def public(self, module: ModuleType, pattern: str) -> list[str]:
         """Refs of what a module defines and the pattern allows."""
         named = [name for name, value in vars(module).items() if not name.startswith("_") and self._defines(module, value)]
-        return sorted(ref for name in named if _allows(pattern, ref := f"{module.__name__}:{name}"))
-
-
-def _allows(pattern: str, ref: str) -> bool:
-    """Whether the pattern takes the ref, token by token: `pkg.*:*` takes no `pkg.sub.module:name`."""
-    want, have = (text.replace(":", ".:.").split(".") for text in (pattern, ref))
-    return pattern.count(":") == 1 and len(want) == len(have) and all(map(fnmatchcase, have, want))
+        return sorted(ref for name in named if allows([pattern], ref := f"{module.__name__}:{name}"))

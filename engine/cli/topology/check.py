@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import Problem, TopologyError
+from dspex.bus.settings.refs import allows, not_allowed
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call
 
 if TYPE_CHECKING:
+    from dspex.bus.settings.model import Settings
     from dspex.operators.topology import Topology
 
 
@@ -57,21 +60,30 @@ def _problems(t: Terminal, target: str) -> tuple[Topology | None, list[Problem]]
 
 
 def _unknown_to_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
-    """Pools and language models that the settings do not have."""
+    """Pools and language models that the settings do not have, and what a pool may not use."""
     settings = t.settings()
     for node in with_defaults(graph, settings.defaults.call.options()).calls:
         file, line = node.place or (None, None)
-        if node.call.pool not in settings.pools:
-            fix = f"add it to dspex.toml: pools.{node.call.pool} = {{}};  there are: {', '.join(settings.pools)}"
-            message = f"there is no pool {node.call.pool!r}"
-            yield Problem("DX133", "error", graph.name, node.name, file, line, message, fix)
-        for lm in node.call.spec.lm:
-            if lm not in settings.lm:
-                fix = f"one of: {', '.join(settings.lm)}; or add it to dspex.toml: lm.{lm} = {{ model = … }}"
-                yield Problem("DX111", "error", graph.name, node.name, file, line, f"there is no language model {lm!r}", fix)
-            elif node.call.pool in settings.pools and lm not in settings.lms_of(node.call.pool):
-                message, fix = f"pool {node.call.pool} may not use lm.{lm}", f'pools.{node.call.pool}.lms = ["{lm}"]'
-                yield Problem("DX113", "error", graph.name, node.name, file, line, message, fix)
+        for code, message, fix in _refused_by_pool(settings, node.call):
+            yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
+
+
+def _refused_by_pool(settings: Settings, call: Call) -> Iterator[tuple[str, str, str]]:
+    """Code, message and fix of what keeps the pool of a call from running it."""
+    name = call.pool
+    if name not in settings.pools:
+        fix = f"add it to dspex.toml: pools.{name} = {{}};  there are: {', '.join(settings.pools)}"
+        yield "DX133", f"there is no pool {name!r}", fix
+    for lm in call.spec.lm:
+        if lm not in settings.lm:
+            fix = f"one of: {', '.join(settings.lm)}; or add it to dspex.toml: lm.{lm} = {{ model = … }}"
+            yield "DX111", f"there is no language model {lm!r}", fix
+        elif name in settings.pools and lm not in settings.lms_of(name):
+            yield "DX113", f"pool {name} may not use lm.{lm}", f'pools.{name}.lms = ["{lm}"]'
+    if name in settings.pools:
+        allowed = settings.pools[name].programs
+        for ref in [ref for ref in call.spec.refs if not allows(allowed, ref)]:
+            yield "DX138", *not_allowed(name, allowed, ref)
 
 
 # -- show ----------------------------------------------------------------------------------------------------------

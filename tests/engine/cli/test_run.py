@@ -123,6 +123,7 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         (["run", "native.yaml", "copy.yaml"], 3, "DX201"),
         (["run", "--pools", "gpu"], 2, "DX133"),
         (["run", "--grace", "long"], 2, "DX102"),
+        (["run", "calling.yaml"], 2, "DX138"),
         (["--config", "empty.toml", "run"], 2, "DX135"),
         (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),
     ],
@@ -132,6 +133,8 @@ def test_a_topology_that_cannot_run_is_refused_with_the_code_of_its_kind(
 ) -> None:
     project.write("copy.yaml", NATIVE.format(u="copy" + project.u))
     project.write("raises.py", "1 / 0\n")
+    calling = TRIAGE.replace('predict: "{signature}"', 'program: "programs:Draft", signature: "text -> reply"')
+    project.write("calling.yaml", calling.format(u=project.u))
     project.write("empty.toml", "")
     found = project.here("--json", *args)
     assert (found.code, found.error()["code"]) == (code, error)

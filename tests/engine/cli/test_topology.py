@@ -110,6 +110,44 @@ def test_check_names_a_model_that_the_pool_of_a_call_may_not_use(dspex: Dspex, t
     assert dspex("check", "t.yaml").code == 0
 
 
+PROGRAMS = """
+dspex: 1
+topology: calling
+sources: { in.a: {} }
+nodes:
+  draft: { from: in.a, program: "programs:Draft", signature: "text -> reply", pool: writers, fallback: { reply: "canned" } }
+  find: { from: in.a, react: "text -> found", tools: ["tools.web:search"], pool: writers, fallback: { found: "nothing" } }
+sinks: { out.a: { from: draft }, out.b: { from: find } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ([], {"draft", "find"}),
+        (["programs:*"], {"find"}),
+        (["*:*"], {"find"}),  # a wildcard crosses no dot
+        (["programs:Drafts", "tools.web:search"], {"draft"}),
+        (["programs:Draft", "tools.*:*"], set()),
+    ],
+)
+def test_check_names_each_program_and_tool_that_no_pool_allows_though_a_fallback_would_hide_it(
+    dspex: Dspex, tmp_path: Path, allowed: list[str], refused: set[str]
+) -> None:
+    (tmp_path / "t.yaml").write_text(PROGRAMS)
+    (tmp_path / "dspex.toml").write_text(f"pools.writers = {{ programs = {allowed} }}\n")
+    found = dspex("--json", "check", "t.yaml")
+    problems: list[dict[str, Any]] = [json.loads(line) for line in found.out.splitlines()]
+    assert {p["node"] for p in problems} == refused
+    assert {p["code"] for p in problems} <= {"DX138"}
+    assert found.code == (3 if refused else 0)
+    if refused:  # what it says to do is enough
+        fixes = [p["fix"].removeprefix("allow it: ") for p in problems]
+        (tmp_path / "dspex.toml").write_text(fixes[-1] + "\n")
+        rest = dspex("--json", "check", "t.yaml").out.splitlines()
+        assert {json.loads(line)["node"] for line in rest} == {p["node"] for p in problems[:-1]}
+
+
 def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("[split.0, split.rest], merge: {}", "split.0, set: { x: n }"))
     mild, strict = dspex("check", "t.yaml"), dspex("check", "t.yaml", "--strict")
