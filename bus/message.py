@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time as _time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -88,6 +88,15 @@ def _uuid(head: str, tail: str) -> str:
     """A UUIDv7 (RFC 9562) of 12 hex digits `head`, the time in milliseconds, and 74 bits of `tail`."""
     variant = "89ab"[int(tail[3], 16) & 3]
     return f"{head[:8]}-{head[8:12]}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+
+
+def oldest_of(ids: Iterable[str]) -> float:
+    """When the first of these ids was made, in seconds since the epoch: UUIDv7 begin with that. 0.0 for none."""
+    first = min(ids, default="")
+    try:
+        return int(f"{first[:8]}{first[9:13]}", 16) / 1000
+    except ValueError:
+        return 0.0
 
 
 def new_id(now: float | None = None) -> str:

@@ -14,6 +14,7 @@ import structlog
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
+from dspex.bus.message import oldest_of
 from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
@@ -24,6 +25,7 @@ from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
+from dspex.engine.hosting.operators import Operators
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
@@ -89,6 +91,7 @@ class Host:
         self.membership: Membership | None = None
         calls = [n.call for g in self.graphs for n in g.calls]
         self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls], self._waiting)
+        self.operators = Operators(self.graphs, self.clock, lambda: bus.sealing is not None)
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
@@ -118,6 +121,7 @@ class Host:
             repair=TornCommits(self.bus, self.app, self.graphs),
             readers=asyncio.Semaphore(READERS),
             room=self.room,
+            tally=self.operators,
             most_arrivals=self._most[0],
             most_open_calls=self._most[1],
             limit=payloads.most(self.bus),
@@ -252,6 +256,7 @@ class Host:
             "health": self._of_membership or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
             "stages": [self._describe(r) for r in self.runners],
+            "operators": self.operators.report(),
             **process(),
         }
 
@@ -259,14 +264,14 @@ class Host:
     def _of_membership(self) -> str:
         return self.membership.replaced or self.membership.idle if self.membership else ""
 
-    @staticmethod
-    def _describe(r: StageRunner) -> dict[str, object]:
+    def _describe(self, r: StageRunner) -> dict[str, object]:
         return {
             "topology": r.topology,
             "stage": r.stage.id,
             "source": r.stage.source.name,
             "stopped": r.stopped or r.waits,
             "events": r.counters["event"],
+            "rate": self.operators.rate((r.topology, r.stage.id), r.counters["event"]),
             "records": r.counters["record"],
             "dropped": r.counters["dropped"],
             "retries": r.counters["retry"],
@@ -282,6 +287,7 @@ class Host:
                     "records": p.tables.position("records").sequence,
                     "open_calls": len(p.tables.calls.rows),
                     "calls": Counter(call.pool for call in p.tables.calls.rows.values()),
+                    "waits_since": oldest_of(call.id for call in p.tables.calls.rows.values()),
                 }
                 for p in r.partitions.values()
             ],

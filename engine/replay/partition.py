@@ -24,6 +24,7 @@ from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
+from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
@@ -101,8 +102,8 @@ class Replay:
         """Go on as the owner whose claim drew `nonce`."""
         self._nonce, a = nonce, replace(self._address, nonce=nonce)
         process = Process(self._stage, a, self._names, self._source_stream)
-        log, counters, alarm = CommitLog(self.bus, self.log, "replay", 0), Counter[str](), asyncio.Event()
-        self._p = Partition(a.partition, log, tables, process, _Nobody(), _not_committed, counters, alarm, (1, 1))
+        log, alarm = CommitLog(self.bus, self.log, "replay", 0), asyncio.Event()
+        self._p = Partition(a.partition, log, tables, process, _Nobody(), _not_committed, alarm, (1, 1))
 
     async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
         if not self._nonce:  # it begins in the middle of an owner's time
@@ -228,7 +229,7 @@ def _summary(messages: Sequence[NewMessage]) -> str:
 class _Nobody:
     """The owner of a partition that commits nothing."""
 
-    def landed(self, partition: Partition, /) -> None: ...
+    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
     def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 

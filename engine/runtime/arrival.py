@@ -91,6 +91,10 @@ class Effects(NamedTuple):
     failure: Failure | None = None
 
 
+Told: TypeAlias = tuple[What, Sequence[Note], Failure | None]
+"""What came of an arrival that was more than an event taken."""
+
+
 def about(what: What) -> tuple[str, str]:
     """Node and run that an arrival is about; "" where it does not say."""
     match what:

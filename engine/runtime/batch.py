@@ -9,7 +9,7 @@ from typing import Any
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot, packed
 from dspex.engine.log.rows import Place, Position
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note, Told
 from dspex.engine.runtime.request import Ask, Output
 
 MOST_PIECES = 31  # of what one log entry cannot hold
@@ -27,7 +27,7 @@ class Batch:
         asked: number of a call → index in `messages` of its request.
         size: bytes of the messages. changed: of the changes, about.
         entry: bytes of the log entry. snapshot: the one that it names.
-        notes: what happened, which counts once it is committed.
+        notes: what happened, which counts once it is committed; told: the same with what it happened to, but for the usual.
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
     """
 
@@ -37,6 +37,7 @@ class Batch:
     asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
     notes: list[Note] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
     place: Place | None = None
     moved: dict[str, Position] = field(default_factory=dict)
     size: int = 0

@@ -74,8 +74,8 @@ class Settlement:
         asked = Asked(arrival, tables, number, row, self._process.stage.calls.get(row.node), event, next)
         if event is None or asked.node is None or arrival.refused:
             return self.hopeless(asked)
-        if timer.kind in ("attempt", "again"):
-            return self._ask_again(asked, row)
+        if timer.kind in ("attempt", "again"):  # that of an attempt was noted when it failed
+            return self._ask_again(asked, row)._replace(notes=("retry",) if timer.kind == "again" else ())
         why = f"{row.node} had no answer within its deadline, after {row.attempts} attempt(s)"
         return self.failed(asked, Failure(CallTimeout(why, node=row.node), row.node), expired=True)
 

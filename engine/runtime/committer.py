@@ -91,8 +91,7 @@ class Committer:
     def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
         for partition, messages in reversed(taken):
-            partition.landed(last)
-            partition.owner.landed(partition)
+            partition.owner.landed(partition, partition.landed(last))
             last -= len(messages)
             if not partition.settled.is_set():
                 self.request_commit(partition)

@@ -8,7 +8,7 @@ pumps ask `takes` before they take the next arrival.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ _log = structlog.get_logger("dspex.engine")
 class Owner(Protocol):
     """What owns a partition: it hears how its commits end."""
 
-    def landed(self, partition: Partition, /) -> None: ...
+    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
     def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 
@@ -62,14 +62,13 @@ class Partition:
         process: Process,
         owner: Owner,
         request_commit: Callable[[Partition], None],
-        counters: Counter[str],
         alarm: asyncio.Event,
         most: tuple[int, int],
     ) -> None:
         self.index, self.log, self.tables, self.process, self.owner = index, log, tables, process, owner
         self._request_commit = request_commit
         self.most_arrivals, self.most_open = most
-        self._counters, self._alarm = counters, alarm
+        self._alarm = alarm
         self._most_changed = (MOST_PIECES - 1) * log.piece  # bytes; one arrival may have more rows than were left
         self.one_by_one = 0
         self.poison: dict[Place, str] = {}
@@ -132,7 +131,7 @@ class Partition:
         telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
-        outputs, changes, done, notes, _ = effects
+        outputs, changes, done, notes, failure = effects
         rest = outputs[done:] if done else outputs
         batch = self.batches[-1]
         if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not self._fits(rest):
@@ -146,6 +145,8 @@ class Partition:
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
         batch.notes += notes
+        if notes and notes[-1] != "event":
+            batch.told.append((arrival.what, notes, failure))
         self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
@@ -260,14 +261,13 @@ class Partition:
         """Arrivals that were taken in and are not known to be committed."""
         return (self.flying.arrivals if self.flying else 0) + sum(b.arrivals for b in self.batches)
 
-    def landed(self, sequence: int) -> None:
-        """The commit that was taken is stored; its entry has `sequence`."""
+    def landed(self, sequence: int) -> Batch:
+        """The commit that was taken, which is stored; its entry has `sequence`."""
         batch, self.flying = self.flying, None
         if batch is None:
             raise AssertionError("no commit is in flight")
         self.log.landed(sequence, batch.entry, batch.snapshot)
         self.committed += batch.arrivals
-        self._counters.update(batch.notes)
         self.durable.update(batch.moved)
         size, seconds = batch.size + batch.entry, monotonic() - self._taken
         said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
@@ -280,6 +280,7 @@ class Partition:
             self.copied, self._copy = (sequence, self._copy), None
         if len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages:
             self.settled.set()
+        return batch
 
     def _located(self, places: dict[int, int]) -> None:
         """Requests of calls lie at these sequences. Records may have come before it was known: their rows do not say it yet."""

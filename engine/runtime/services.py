@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import MOST
 from dspex.bus.serving.signatures import Keys
 from dspex.engine.log.torn_commits import TornCommits
+from dspex.engine.runtime.arrival import Told
 from dspex.engine.runtime.committer import Committer
 
 
@@ -19,6 +20,12 @@ class Revoked(Protocol):
     """Called when a partition is not this engine's any more: fenced, given up, or not to be claimed now."""
 
     def __call__(self, topology: str, stage: str, index: int) -> None: ...
+
+
+class Tally(Protocol):
+    """Counts what came of arrivals of a topology, for those who look."""
+
+    def __call__(self, topology: str, told: Sequence[Told], /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Services:
     limit: bytes of one payload.
     room: set while the application's stream has room for what sources bring: they wait for it.
     keys: pool → the keys that sign its records; see bus/serving/signatures.py.
+    tally: told what was committed, but for events that were only taken.
     behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
 
@@ -49,6 +57,7 @@ class Services:
     repair: TornCommits
     readers: asyncio.Semaphore
     room: asyncio.Event
+    tally: Tally
     most_arrivals: int = 500
     most_open_calls: int = 10_000
     limit: int = MOST

@@ -24,6 +24,7 @@ from dspex.engine.log.claims import is_ahead, take_over, waiting
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.tables import Tables
+from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
@@ -70,15 +71,13 @@ class StageRunner:
         self.stopped: str | None = None
         self.counters: Counter[str] = Counter()
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._names = stage.names
-        self._orders: asyncio.Queue[_Order] = asyncio.Queue()
+        self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
-        self._alarm = asyncio.Event()
-        check = SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
-        self.source = SourceInput(services.bus, services.app, stage, source_stream, count, check, services.room)
+        s, check = services, SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
+        self.source = SourceInput(s.bus, s.app, stage, source_stream, count, check, s.room)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
-        self._refusals, self._seldom = Refusals(), Seldom(_log)
+        self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
@@ -95,8 +94,10 @@ class StageRunner:
         return Pump(input, self.partitions, self.s.clock, self.s.readers, name)
 
     # -- what the committer says ----------------------------------------------------------------------------------------
-    def landed(self, p: Partition) -> None:
+    def landed(self, p: Partition, batch: Batch) -> None:
         """A commit of `p` is stored."""
+        self.counters.update(batch.notes)
+        self.s.tally(self.topology, batch.told)
         self._setbacks.pop(p.index, None)
         self._landed[p.index] = p.log.sequence
         if p.copied is not None and p.copied[0] == p.log.sequence and not p.revoked:  # else it is being stored already
@@ -105,10 +106,9 @@ class StageRunner:
     async def _snapshot(self, p: Partition, at: int, tables: Mapping[str, Any]) -> None:
         try:
             p.snapshot = await p.log.write_snapshot(at, tables)
+            telemetry.emit("snapshot", **p.where, bytes=p.snapshot.size, sequence=at)
         except BusError as e:
             _log.warning("no snapshot now: it is tried again later", partition=p.index, why=e.message)
-        else:
-            telemetry.emit("snapshot", **p.where, bytes=p.snapshot.size, sequence=at)
         p.copied = None
 
     def failed(self, p: Partition, error: DspexError) -> None:
@@ -253,7 +253,7 @@ class StageRunner:
         self.counters["unreadable"] += log.passed
         address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
         process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
-        p = Partition(index, log, tables, process, self, s.committer.request_commit, self.counters, self._alarm, most)
+        p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most)
         self._refusals.apply(p)
         self._compare(p)
         telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)

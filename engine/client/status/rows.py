@@ -13,6 +13,8 @@ class Status(TypedDict):
     server: ServerRow
     engines: list[EngineRow]
     stages: list[StageRow]
+    operators: list[OperatorRow]
+    letters: list[LetterRow]
     pools: list[PoolRow]
     lms: list[object]
     routes: list[object]
@@ -61,16 +63,41 @@ class EngineReport(_Engine):
     """What an engine writes about itself with every heartbeat."""
 
     stages: list[StageReport]
+    operators: NotRequired[list[OperatorReport]]  # an older engine does not report it
+
+
+class OperatorReport(TypedDict):
+    """One operator in one engine, since its start; see `OperatorRow`. An engine tells 100 of them."""
+
+    topology: str
+    node: str
+    events: int
+    calls: int
+    errors: int
+    retries: int
+    fallbacks: int
+    dead_letters: int
+    input_tokens: int
+    output_tokens: int
+    p50: float | None
+    cost: float | None
+    why: str
+    order: NotRequired[str]  # "key", where results are released in the order of keys
+    keyless: NotRequired[int]  # of these, events without a key, which keep one order together
 
 
 class StageReport(TypedDict):
-    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start."""
+    """One stage in one engine. `partitions`: those that it owns. The counts are since the engine's start.
+
+    `rate`: events a second over the last ten seconds.
+    """
 
     topology: str
     stage: str
     source: str
     stopped: str | None
     events: int
+    rate: NotRequired[float]  # an older engine does not report it
     retries: int
     fallbacks: NotRequired[int]  # an older engine does not report it
     unsigned: NotRequired[int]  # likewise
@@ -82,7 +109,8 @@ class PartitionReport(TypedDict):
     """A partition and how far its owner is.
 
     `epoch`: counts the claims of it. `source`: it has taken its events up to this sequence. `records`: sequence of the last
-    record that it has taken. `open_calls`: all of them; `calls`: by pool.
+    record that it has taken. `open_calls`: all of them; `calls`: by pool. `waits_since`: when the oldest event with an open
+    call was stored; 0 for none.
     """
 
     index: int
@@ -91,6 +119,7 @@ class PartitionReport(TypedDict):
     records: int
     open_calls: int
     calls: NotRequired[dict[str, int]]  # an older engine does not report it
+    waits_since: NotRequired[float]  # likewise
 
 
 class StageRow(TypedDict):
@@ -98,10 +127,12 @@ class StageRow(TypedDict):
 
     Attributes:
         lag: events of its source behind what all of its partitions have read.
-        oldest: seconds since the first of them was stored. Both are None where that cannot be told, `oldest` also for no lag.
+        oldest: seconds since the first event was stored that is not read, or whose call is open; None where none waits, or
+            where that cannot be told, as `lag` is.
         calls: those that are open, by pool. open_calls: all of them.
         unowned: partitions without an owner.
-        events, retries, fallbacks: since the engines that run it were started.
+        events, retries, fallbacks: since the engines that run it were started. rate: events a second, of late; None where
+            no engine tells it.
         unsigned: likewise, records that were passed over, because their signature was not right.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
@@ -120,12 +151,38 @@ class StageRow(TypedDict):
     partitions: int
     unowned: int
     events: int
+    rate: float | None
     retries: int
     fallbacks: int
     unsigned: int
     dead_letters: int
     stopped: str | None
     dropped: bool
+
+
+class OperatorRow(OperatorReport):
+    """What an operator did since the engines that run it were started.
+
+    Attributes:
+        pool: of its calls; None for one that makes none.
+        events: for which it has ended, with outputs, a fallback or a dead letter. calls: executions, of which `errors` failed.
+        p50: seconds that half of the last calls took at most. input_tokens, output_tokens, cost (USD, None: not known): of all.
+        why: why it fell back last.
+        dead_letters: that were made; those that wait are in `letters`.
+    """
+
+    pool: str | None
+
+
+class LetterRow(TypedDict):
+    """Dead letters that wait. `oldest`: seconds since the first of them was given up. None: too many to be told apart."""
+
+    topology: str | None
+    node: str | None
+    reason: str | None
+    code: str | None
+    count: int
+    oldest: float | None
 
 
 class PoolRow(TypedDict):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
+from dspex.bus.message import oldest_of
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status.rows import EngineReport, PartitionReport, StageReport, StageRow
 from dspex.engine.graph.manifest import Manifest
@@ -19,10 +20,14 @@ from dspex.engine.log.latest import look
 
 
 class _Reached(NamedTuple):
-    """How far a stage is. `read`: all of its partitions have taken what is theirs up to here. `calls`: open ones, by pool."""
+    """How far a stage is. `read`: all of its partitions have taken what is theirs up to here. `calls`: open ones, by pool.
+
+    `since`: when the oldest event with an open call was stored; 0 for none.
+    """
 
     read: int
     calls: Counter[str]
+    since: float = 0.0
 
 
 class _Unread(NamedTuple):
@@ -78,13 +83,14 @@ class Look:
             "source": source,
             "stream": stream or "",
             "lag": unread.lag,
-            "oldest": unread.oldest,
+            "oldest": max(self._age(reached.since), unread.oldest or 0.0) if reached.since else unread.oldest,
             "open_calls": sum(reached.calls.values()),
             "calls": dict(reached.calls),
             "owners": sorted({engine for engine, _ in owned.values()}),
             "partitions": count,
             "unowned": len(missing),
             "events": sum(s["events"] for _, s in mine),
+            "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
             "retries": sum(s["retries"] for _, s in mine),
             "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
@@ -96,13 +102,18 @@ class Look:
     async def _reached(self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport]) -> _Reached:
         """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
         read, calls = [p["source"] for p in owned], Counter[str]()
+        since = [p.get("waits_since", 0.0) for p in owned]
         for p in owned:
             calls.update(p.get("calls", {}))
         if missing and self.stream is not None:
             found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
             read += [tables.position("source").sequence for tables in found]
             calls.update(call.pool for tables in found for call in tables.calls.rows.values())
-        return _Reached(min(read, default=0), calls)
+            since += [oldest_of(call.id for call in tables.calls.rows.values()) for tables in found]
+        return _Reached(min(read, default=0), calls, min((at for at in since if at > 0), default=0.0))
+
+    def _age(self, at: float) -> float:
+        return round(max(0.0, self.stream.now - at), 1) if self.stream is not None else 0.0
 
     async def _unread(self, stream: str, source: str, after: int) -> _Unread:
         info = await self.bus.stream(stream)

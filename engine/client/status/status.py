@@ -16,6 +16,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bus, StreamInfo
+from dspex.engine.client.status.operators import is_sound, letter_rows, operator_rows
 from dspex.engine.client.status.pools import pool_rows
 from dspex.engine.client.status.rows import EngineReport, EngineRow, ServerRow, Status
 from dspex.engine.client.status.stages import Look
@@ -35,10 +36,13 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     engines = [(report, _row(report, now)) for report in reports]
     alive = [report for report, row in engines if row["alive"]]
     look = Look(bus, app, alive, info)
+    stages, letters = await asyncio.gather(look.stages(manifests), letter_rows(bus, app, info, manifests))
     return {
         "server": _server(bus, app, info),
         "engines": [row for report, row in engines if row["alive"] or not _is_gone(report, row)],
-        "stages": await look.stages(manifests),
+        "stages": stages,
+        "operators": operator_rows(alive, manifests),
+        "letters": letters,
         "pools": processes,
         "lms": [],
         "routes": [],
@@ -69,17 +73,20 @@ def _report(key: str, value: bytes) -> EngineReport | None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(EngineReport).validate_json(value)
+        report = TypeAdapter(EngineReport).validate_json(value)
+        if is_sound(report):
+            return report
+        why = "its figures are none"
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        _log.warning("what no engine wrote is left out", key=key, why=why)
-        return None
+    _log.warning("what no engine wrote is left out", key=key, why=why)
+    return None
 
 
 def _row(report: EngineReport, now: float) -> EngineRow:
     age = round(max(0.0, now - report["time"]), 1)
-    own = {key: value for key, value in report.items() if key != "stages"}
+    own = {key: value for key, value in report.items() if key not in ("stages", "operators")}
     return cast(
         "EngineRow",
         {**own, "age": age, "alive": not is_dead(report) and age < max(SILENT_AFTER, 5 * report.get("heartbeat", 0.0))},
