@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dspex.bus.errors import ConfigError
 
-_LOGGERS = ("dspex", "dspex.engine", "dspex.workers", "dspex.bus")  # of ours; those of libraries are not ours to list
+_LOGGERS = ("dspex", "dspex.engine", "dspex.workers", "dspex.programs", "dspex.bus")  # those of libraries are not ours
 LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
+import structlog
 import typer
 
 from dspex.bus import subjects
+from dspex.bus.errors import DspexError
+from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.terminal.client import count, shown
+from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
     from dspex.engine.client.status.rows import StageReport
     from dspex.engine.hosting.engine import Engine
 
-LINE_EVERY = 10.0  # seconds between status lines
+LINE_EVERY = 10.0  # seconds between two log lines about the same
+DRAW_EVERY = 2.0  # seconds between two looks at all that runs, on a terminal
 
 
 def run(
@@ -52,11 +58,17 @@ class _Run:
         self.t, self.grace = t, grace
         self.topologies = topologies
         self.engine: Engine = Engine(
-            *topologies, settings=t.settings(), pools=pools, start_server=start_server, on_ready=self._pool_ready
+            *topologies,
+            settings=t.settings(),
+            pools=pools,
+            start_server=start_server,
+            on_ready=self._pool_ready,
+            on_output=t.relay if t.people else None,  # else what is drawn in place would be torn
         )
         self.began = time.monotonic()
         self.ready_pools: list[Mapping[str, Any]] = []
         self.bar: Bar | None = None  # while the pools warm up
+        self._seldom = Seldom(structlog.get_logger("dspex.engine"))
 
     async def main(self) -> None:
         from dspex.engine.hosting.engine import stop_on_signals, until_stopped
@@ -67,8 +79,8 @@ class _Run:
             self._print_topologies()
             await self._note_changes()
             await self._warm_up(stopped)
-            lines = Tasks("dspex", lambda name, error: self.t.note(f"the status lines ended: {error!r}"))
-            lines.start(self._lines(), "lines")
+            lines = Tasks("dspex", lambda name, error: self.t.note(f"what runs is not shown any more: {error!r}"))
+            lines.start(self._watch(), "view")
             try:
                 await until_stopped(engine, stopped)
             finally:
@@ -146,23 +158,39 @@ class _Run:
             self.t.note(f"warning: pool {said['pool']}: {pattern} cannot be imported: {why}; calls of it become dead letters")
 
     # -- while it runs --------------------------------------------------------------------------------------------
-    async def _lines(self) -> None:
-        """A line about each stage now and then: for people on a terminal, as a log line elsewhere."""
-        import sys
+    async def _watch(self) -> None:
+        """Show what runs: in place on a terminal, as log lines elsewhere."""
+        with self.t.live() as draw:
+            if draw is not None:
+                await self._drawn(draw)
+            elif not sys.stderr.isatty() or self.t.json:
+                await self._logged()
 
-        import structlog
+    async def _drawn(self, draw: Draw) -> None:
+        from dspex.engine.cli.figures import blocks
+        from dspex.engine.client.client import Client
 
+        running = self.engine.running
+        async with Client(bus=running.bus, app=running.host.app) as c:
+            while True:
+                try:
+                    draw(blocks(await c.status(running.pools.names)))
+                except DspexError as e:  # what is drawn stays
+                    self._seldom.warning("cannot look now, trying again", why=e.message)
+                await asyncio.sleep(DRAW_EVERY)
+
+    async def _logged(self) -> None:
+        """A line about each stage and operator that did something since the last."""
         log, before = structlog.get_logger("dspex.engine"), self.engine.statistics()
-        people = sys.stderr.isatty() and not self.t.json
         while True:
             await asyncio.sleep(LINE_EVERY)
             now = self.engine.statistics()
-            for old, new in zip(before["stages"], now["stages"]):
-                figures = _figures(old, new)
-                if people:
-                    self.t.note(_line(figures))
-                else:
-                    log.info("stage", **figures)
+            for stage in now["stages"]:
+                old = next((s for s in before["stages"] if _same(s, stage, "stage")), None)
+                if old is None or _figures(old) != _figures(stage):
+                    log.info("stage", **_figures(stage), rate=stage["rate"])
+            for operator in [o for o in now["operators"] if o not in before["operators"]]:
+                log.info("operator", **operator)
             before = now
 
     # -- stop -----------------------------------------------------------------------------------------------------
@@ -192,35 +220,19 @@ def _server_words(settings: Settings, server: Found) -> str:
     return f"{started}, data in {store}, {lost}"
 
 
-class _Figures(TypedDict):
-    """What is said of a stage now and then. `rate`: events a second since the last time."""
-
-    topology: str
-    stage: str
-    events: int
-    rate: float
-    open_calls: int
-    partitions: int
-    dead_letters: int
-    stopped: str | None
+def _same(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+    return bool(a["topology"] == b["topology"] and a[name] == b[name])
 
 
-def _figures(old: StageReport, new: StageReport) -> _Figures:
+def _figures(stage: StageReport) -> dict[str, object]:
+    """What is logged of a stage when it has changed."""
     return {
-        "topology": new["topology"],
-        "stage": new["stage"],
-        "events": new["events"],
-        "rate": round((new["events"] - old["events"]) / LINE_EVERY, 1),
-        "open_calls": sum(p["open_calls"] for p in new["partitions"]),
-        "partitions": len(new["partitions"]),
-        "dead_letters": new["dead_letters"],
-        "stopped": new["stopped"],
+        "topology": stage["topology"],
+        "stage": stage["stage"],
+        "events": stage["events"],
+        "open_calls": sum(p["open_calls"] for p in stage["partitions"]),
+        "partitions": len(stage["partitions"]),
+        "dead_letters": stage["dead_letters"],
+        "fallbacks": stage.get("fallbacks", 0),
+        "stopped": stage["stopped"],
     }
-
-
-def _line(f: _Figures) -> str:
-    stopped = f"  STOPPED: {f['stopped']}" if f["stopped"] else ""
-    return (
-        f"{f['topology']}/{f['stage']}  {f['events']:,} events, {f['rate']:g}/s  {count(f['open_calls'], 'open call')}  "
-        f"{count(f['dead_letters'], 'dead letter')}{stopped}"
-    )

@@ -27,7 +27,7 @@ from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.hosting.host import Host
-from dspex.engine.hosting.pools import Pools
+from dspex.engine.hosting.pools import OnOutput, Pools
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -56,6 +56,7 @@ class Engine:
         settings: loaded as every dspex process loads them when left out.
         pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
         on_ready: called when a pool is ready, with its description as plain data.
+        on_output: called with each line that a pool logs; None: the pools write to stderr themselves.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Engine:
         pools: Literal["all", "none"] | Sequence[str] = "all",
         start_server: bool = True,
         on_ready: Callable[[dict[str, object]], None] = lambda said: None,
+        on_output: OnOutput = None,
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
@@ -73,7 +75,7 @@ class Engine:
         self._running: RunningEngine | None = None
         self._wanted = pools
         self._start_server = start_server
-        self._on_ready = on_ready
+        self._on_ready, self._on_output = on_ready, on_output
         self._stack = AsyncExitStack()
 
     @property
@@ -118,7 +120,7 @@ class Engine:
             # Who finds the local server by its store has its password, too.
             here = s.server if server.local else s.server.model_copy(update={"url": server.url})
             settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
-            return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready))
+            return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready, self._on_output))
         except BaseException:
             await host.kill()
             raise

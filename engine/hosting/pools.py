@@ -11,6 +11,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import orjson
 import structlog
@@ -21,20 +22,28 @@ from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import Tasks
 
 _log = structlog.get_logger("dspex.engine")
+OnOutput: TypeAlias = Callable[[str], None] | None
+"""Gets each line that a pool logs, for people; None: the pools write to our stderr themselves."""
+READ = 65536  # bytes of what a pool logs at a time
 BACK_OFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a dead pool is started again
 
 
 class PoolProcess:
     """One pool's parent process, kept running."""
 
-    def __init__(self, name: str, settings: Settings, on_ready: Callable[[dict[str, object]], None]) -> None:
+    def __init__(
+        self, name: str, settings: Settings, on_ready: Callable[[dict[str, object]], None], on_output: OnOutput = None
+    ) -> None:
         self.name = name
+        self.on_output = on_output
+        self._log_task: asyncio.Task[None] | None = None
         self.settings = settings
         self.on_ready = on_ready  # what the pool says about itself when it is ready
         self.ready = asyncio.Event()
         self.process: Process | None = None
         self.failure: DspexError | None = None  # why it does not run; None while it does
         self._tasks = Tasks("dspex.pool", self._keeper_failed)
+        self._relays = Tasks("dspex.pool.log", lambda _, error: _log.error("a pool's log is lost", pool=name, why=repr(error)))
         self._tasks.start(self._keep(), name)
 
     async def _keep(self) -> None:
@@ -51,16 +60,26 @@ class PoolProcess:
 
     async def _live(self) -> int:
         command = [sys.executable, "-m", "dspex", "--json", "--no-progress", "worker", self.name, "--with-parent"]
+        command += ["--relayed"] if self.on_output else []
         env, rest = environment.sealed({**os.environ, "DSPEX_SETTINGS_JSON": self.settings.to_json()})
         handed = () if rest is None else (rest,)
         # A session of its own: ^C goes to the engine alone, which drains the pool when it has drained itself.
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *command, stdin=PIPE, stdout=PIPE, cwd=self.settings.root, env=env, pass_fds=handed, start_new_session=True
+                *command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE if self.on_output else None,
+                cwd=self.settings.root,
+                env=env,
+                pass_fds=handed,
+                start_new_session=True,
             )
         finally:
             for descriptor in handed:
                 os.close(descriptor)
+        if self.process.stderr is not None and self.on_output is not None:
+            self._log_task = self._relays.start(relay(self.process.stderr, self.on_output), "log")
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             try:
@@ -86,6 +105,14 @@ class PoolProcess:
     async def stop(self, grace: float) -> None:
         """End its stdin, which drains it; kill it when `grace` seconds were not enough."""
         await self._tasks.stop()
+        try:
+            await self._end(grace)
+        finally:
+            if self._log_task is not None:
+                await asyncio.wait([self._log_task], timeout=1.0)  # until its last lines are read
+            await self._relays.stop()
+
+    async def _end(self, grace: float) -> None:
         p = self.process
         if p is None or p.returncode is not None:
             return
@@ -100,12 +127,32 @@ class PoolProcess:
             await p.wait()
 
 
+async def relay(stream: asyncio.StreamReader, on_output: Callable[[str], None]) -> None:
+    """Hand on what a pool logs, line by line; a line that is very long in parts."""
+    rest = b""
+    while part := await stream.read(READ):
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            on_output(line.decode(errors="replace"))
+        if len(rest) >= READ:
+            on_output(rest.decode(errors="replace"))
+            rest = b""
+    if rest:
+        on_output(rest.decode(errors="replace"))
+
+
 class Pools:
     """The pools that an engine started."""
 
-    def __init__(self, names: Sequence[str], settings: Settings, on_ready: Callable[[dict[str, object]], None]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        settings: Settings,
+        on_ready: Callable[[dict[str, object]], None],
+        on_output: OnOutput = None,
+    ) -> None:
         self.names = tuple(names)
-        self.processes = [PoolProcess(name, settings, on_ready) for name in names]
+        self.processes = [PoolProcess(name, settings, on_ready, on_output) for name in names]
 
     async def ready(self) -> None:
         """Wait until every pool is ready, or has failed for good."""

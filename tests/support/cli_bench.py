@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
+import re
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,6 +38,8 @@ needs_proc = pytest.mark.skipif(
     reason="Linux alone has /proc, and root may look everywhere unless setpriv gives that up",
 )
 STANDIN = HERE / "standin.py"
+_MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ERASES = re.compile(r"(?:\r?\x1b\[[12]K(?:\x1b\[1A)?)+")  # what was drawn goes, line by line
 CLASSIFY = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
 
 NATIVE = """
@@ -213,6 +222,61 @@ class Project:
     @staticmethod
     def _command(args: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "dspex", *args]
+
+
+class Seen:
+    """A command whose output is a terminal of 160 columns."""
+
+    def __init__(self, project: Project, *args: str) -> None:
+        self._master, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 160, 0, 0))
+        self.raw = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dspex", *args],
+            cwd=project.folder,
+            env={**project.env, "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+
+    def until(self, text: str, timeout: float = 60.0) -> list[str]:
+        """The lines that were drawn last, with `text` among them."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            screen = self.lines(_ERASES.split(self.raw)[-1])
+            if any(" ".join(text.split()) in " ".join(line.split()) for line in screen):
+                return screen
+            if not self._read():
+                break
+        raise AssertionError(f"{text!r} did not come: {self.lines()}")
+
+    def _read(self) -> bool:
+        """Read more; False at the end."""
+        if not select.select([self._master], [], [], 1.0)[0]:
+            return self.process.poll() is None
+        try:
+            self.raw += os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # how a terminal ends
+            return False
+        return True
+
+    def lines(self, raw: str | None = None) -> list[str]:
+        """All that was printed and drawn, as lines of text."""
+        return [line.rstrip() for line in _MOVES.sub("", self.raw if raw is None else raw).replace("\r", "\n").split("\n")]
+
+    def end(self, how: int = signal.SIGINT) -> int:
+        self.process.send_signal(how)
+        while self._read():
+            pass
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
 
 
 @contextmanager

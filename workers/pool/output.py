@@ -10,6 +10,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+programs: FilteringBoundLogger = structlog.get_logger("dspex.programs")  # what they print is shown where our own lines are not
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 # Fields that mean something to the log itself: with a program's values under these names it would fail.
@@ -28,7 +29,7 @@ async def forward(stream: asyncio.StreamReader, name: str, pool: str, pid: int) 
             level, event, fields = said
             getattr(log, level)(event, pid=pid, **fields)
         elif line.strip():
-            log.info("program output", pool=pool, pid=pid, stream=name, line=line.rstrip())
+            programs.info("program output", pool=pool, pid=pid, stream=name, line=line.rstrip())
 
 
 def _event(line: str) -> tuple[str, str, dict[str, Any]] | None:

@@ -44,7 +44,7 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     last = _for_people() if (sys.stderr.isatty() if people is None else people) else _as_json()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     root = logging.getLogger()
@@ -54,6 +54,17 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
         logging.getLogger(name).setLevel(level.upper())
     if quiet or verbosity:
         logging.getLogger(_OURS).setLevel(logging.ERROR if quiet else logging.DEBUG)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is when something is logged: while something is drawn there in place, that is not the file."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _for_people() -> list[Processor]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 import orjson
 
 from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+from dspex.engine.cli.terminal.live import Block, Draw, live, table_of
 from dspex.engine.cli.terminal.printable import printable, printable_json
 from dspex.engine.cli.terminal.progress import Bar, Lines, NoBar, rich_bar
 
@@ -47,6 +48,7 @@ class Terminal:
         bars: progress is shown.
         config: the settings file; None: the nearest.
         flags: settings given as options, by key.
+        people: who reads the log are people.
     """
 
     json: bool = False
@@ -56,6 +58,7 @@ class Terminal:
     bars: bool = True
     config: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
+    people: bool = field(default_factory=lambda: sys.stderr.isatty())
     _settings: Settings | None = None
 
     def settings(self) -> Settings:
@@ -67,9 +70,9 @@ class Terminal:
             handed = os.environ.get("DSPEX_SETTINGS_JSON")  # from the engine that started this pool
             self._settings = found = Settings.from_json(handed) if handed else Settings.load(self.config, **self.flags)
             chosen = found.origins().get("telemetry.log") != "default"
-            # people read what the verbs print; log lines would repeat it
-            level = found.telemetry.log if chosen or not sys.stderr.isatty() else "warning"
-            log.configure(level, verbosity=self.verbosity, quiet=self.quiet)
+            # people read what the verbs print; log lines would repeat it. What programs print is nowhere else.
+            level = "warning,dspex.programs=info" if self.people and not chosen else found.telemetry.log
+            log.configure(level, verbosity=self.verbosity, quiet=self.quiet, people=self.people)
         return self._settings
 
     def run(self, verb: Coroutine[Any, Any, T]) -> T:
@@ -112,22 +115,27 @@ class Terminal:
                 self.emit(row)
             return
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
-        for key, heading in columns.items():
-            table.add_column(heading, no_wrap=wrap not in (None, key))
-        for row in rows:
-            table.add_row(*(Text(_cell(row.get(key))) for key in columns))
+        table = table_of(Block(rows, columns), _cell, title=title, wrap=wrap)
         width = None if sys.stdout.isatty() else _UNLIMITED  # in a file or a pipe each row stays on one line
         Console(file=sys.stdout, no_color=not self.colored(sys.stdout), width=width).print(table)
+
+    def block(self, block: Block) -> None:
+        """A table of several, for people, and what is to be said below it."""
+        self.line("")
+        self.table(block.rows, block.columns)
+        for remark in block.remarks:
+            self.line(remark)
 
     # -- the rest
     def note(self, text: str) -> None:
         """A remark for people, on stderr."""
         if not self.quiet:
             _write(sys.stderr, printable(text))
+
+    def relay(self, line: str) -> None:
+        """A line that another process of ours logged for people, on stderr."""
+        _write(sys.stderr, line)
 
     def error(self, error: DspexError) -> None:
         """What went wrong and what to do, on stderr; with -v also where in the code."""
@@ -165,6 +173,15 @@ class Terminal:
             lines = Lines(label, total, lambda text: _write(sys.stderr, text))
             yield lines
             lines.end()
+
+    @contextmanager
+    def live(self) -> Generator[Draw | None, None, None]:
+        """Something that draws tables in place on stderr; None where that is no terminal, or nobody wants to see it."""
+        if self.json or self.quiet or not self.bars or not sys.stderr.isatty():
+            yield None
+        else:
+            with live(_cell, colored=self.colored(sys.stderr)) as draw:
+                yield draw
 
 
 def terminal(context: typer.Context) -> Terminal:

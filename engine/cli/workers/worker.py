@@ -22,9 +22,11 @@ def worker(
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Calls at once in each process.")] = None,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after a SIGTERM.")] = "30s",
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
+    relayed: Annotated[bool, typer.Option("--relayed", hidden=True, help="What starts it shows its log to people.")] = False,
 ) -> None:
     """Run worker processes for POOL until SIGTERM, which drains them."""
     t = terminal(context)
+    t.people = t.people or relayed
     if with_parent:
         _reporting_errors_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
     else:

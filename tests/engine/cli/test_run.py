@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cli_bench import NATIVE, NOT_ROOT, TRIAGE, Project, needs_proc, objects
+from cli_bench import NATIVE, NOT_ROOT, TRIAGE, Project, Seen, needs_proc, objects
 from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
@@ -48,6 +48,38 @@ def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> Non
         assert "started, data in .dspex/jetstream, sync_interval 2 m" in again.lines[0]
         assert again.end(signal.SIGINT) == 0
         assert "draining" in again.errors()
+
+
+def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) -> None:
+    seen = Seen(project, "run", "--pools", "none")
+    try:
+        seen.until("ready in")
+        for text in ("hello", "x", "y"):  # two are too short to be valid
+            assert project.here("publish", project.input, f"text={text}").code == 0
+        screen = seen.until("native/check  InvalidInput  DX502")
+        assert seen.end() == 0
+    finally:
+        seen.close()
+    lines = seen.lines()
+    assert [line for line in screen if line.startswith("native/s1  ")][-1].split()[:3] == ["native/s1", project.input, "3"]
+    assert any(line.split() == ["native/check", "2"] for line in screen)
+    letters = [line for line in lines if "dead letter  " in line]
+    assert len(letters) == 2
+    assert all(line.startswith("20") and "[warning" in line for line in letters)  # whole, and not behind something drawn
+    assert "draining: what runs is finished and committed; once more to stop at once" in lines
+    assert seen.raw.count("\x1b[?25l") == seen.raw.count("\x1b[?25h") == 1  # the cursor is there again
+
+
+def test_run_draws_nothing_where_nobody_wants_it(project: Project) -> None:
+    seen = Seen(project, "run", "--pools", "none", "--no-progress")
+    try:
+        seen.until("ready in")
+        assert project.here("publish", project.input, "text=x").code == 0
+        seen.until("dead letter  ")
+        assert seen.end() == 0
+    finally:
+        seen.close()
+    assert not any("native/s1" in line for line in seen.lines())
 
 
 def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:

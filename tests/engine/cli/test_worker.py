@@ -98,18 +98,22 @@ async def expect_gone(processes: list[psutil.Process]) -> None:
 @pytest.mark.measured_processes
 @pytest.mark.asyncio
 async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Bench, nats_url: str, tmp_path: Path) -> None:
-    worker = Worker(tmp_path, nats_url, "--size", "2", "--slots", "3")
+    worker = Worker(tmp_path, nats_url, "--size", "2", "--slots", "3", "--relayed")  # as `dspex run` on a terminal starts it
     try:
         ready = await asyncio.to_thread(worker.ready)
         assert (ready["event"], ready["pool"], ready["size"], ready["slots"]) == ("pool ready", POOL, 2, 3)
         assert "sample:echo" in ready["programs"]
-        records = await bench.ask(work(), work(spec=program("echo")))
+        records = await bench.ask(work(), work("hi", spec=program("prints")))
         assert [r.error for r in records] == [None, None]
         children = worker.children()
         assert len(children) == 2
         worker.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.process.wait, 60) == 0
         await expect_gone(children)
+        worker.log.seek(0)
+        logged = worker.log.read().splitlines()
+        assert len([line for line in logged if "printed by a program hi" in line]) == 1
+        assert not [line for line in logged if line.startswith("{")]
     finally:
         worker.end()
 

@@ -12,6 +12,7 @@ from dspex.bus.errors import TopologyError, Unreachable
 from dspex.bus.memory.server import Faults
 from dspex.bus.settings.model import Settings
 from dspex.engine.hosting.engine import Engine
+from dspex.engine.hosting.pools import READ, relay
 from dspex.operators.topology import Topology
 
 
@@ -42,3 +43,19 @@ def test_an_engine_that_starts_with_its_cluster_waits_until_that_has_a_leader(
     else:
         with pytest.raises(Unreachable):
             one.start()
+
+
+def test_what_a_pool_logs_is_handed_on_in_whole_lines_and_without_bound_only_in_parts() -> None:
+    told: list[str] = []
+
+    async def go() -> None:
+        stream = asyncio.StreamReader()
+        for part in (b"one\ntw", b"o\n", b"x" * (3 * READ), b"\nlast"):
+            stream.feed_data(part)
+        stream.feed_eof()
+        await relay(stream, told.append)
+
+    asyncio.run(go())
+    assert (told[:2], told[-1]) == (["one", "two"], "last")
+    assert "".join(told[2:-1]) == "x" * (3 * READ)
+    assert max(map(len, told)) < 2 * READ

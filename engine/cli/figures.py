@@ -1,0 +1,117 @@
+"""What `status` and `run` show of an application, as tables: stages, operators, letters that wait, pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from dspex.bus.settings.duration import human
+from dspex.engine.cli.terminal.client import count
+from dspex.engine.cli.terminal.live import Block
+
+if TYPE_CHECKING:
+    from dspex.engine.client.status.rows import LetterRow, OperatorRow, PoolRow, StageRow, Status
+
+
+def blocks(found: Status) -> list[Block]:
+    """All that there is to show of what runs."""
+    made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
+    return [block for block in made if block.rows]
+
+
+def _stages(stages: Sequence[StageRow]) -> Block:
+    rows = [
+        {
+            "stage": f"{s['topology']}/{s['stage']}",
+            "source": f"{s['source']} (dropped)" if s["dropped"] else s["source"],
+            "events": f"{s['events']:,}",
+            "rate": "" if s["rate"] is None else f"{s['rate']:g}/s",
+            "lag": "" if s["dropped"] else "?" if s["lag"] is None else f"{s['lag']:,}",
+            "oldest": _time(s["oldest"]),
+            "open": f"{s['open_calls']:,}",
+            "owner": _owner(s),
+        }
+        for s in stages
+    ]
+    columns = {"stage": "stage", "source": "source", "events": "events", "rate": "rate", "lag": "lag", "oldest": "oldest"}
+    return Block(rows, columns | {"open": "open calls", "owner": "owner"})
+
+
+def _owner(s: StageRow) -> str:
+    if s["stopped"]:
+        return f"STOPPED: {s['stopped']}"
+    if not s["owners"]:
+        return "no owner"
+    unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
+    return ", ".join(s["owners"]) + unowned
+
+
+def _operators(operators: Sequence[OperatorRow]) -> Block:
+    names = ("events", "calls", "errors", "retries", "fallbacks")
+    rows = [
+        {
+            "operator": f"{o['topology']}/{o['node']}",
+            **({name: f"{counts[name]:,}" for name in names} if o["pool"] else {}),
+            "p50": _time(o["p50"]),
+            "tokens": f"{tokens:,}" if (tokens := o["input_tokens"] + o["output_tokens"]) else "",
+            "cost": "" if o["cost"] is None else f"${o['cost']:.4f}",
+            "dead": f"{o['dead_letters']:,}" if o["dead_letters"] else "",
+        }
+        for o in operators
+        for counts in [cast("Mapping[str, int]", o)]
+    ]
+    columns = {"operator": "operator"} | {name: name for name in (*names, "p50", "tokens", "cost")}
+    return Block(rows, columns | {"dead": "given up"}, tuple(_remarks(operators)))
+
+
+def _remarks(operators: Sequence[OperatorRow]) -> Iterator[str]:
+    """What figures do not say."""
+    for o in operators:
+        name = f"{o['topology']}/{o['node']}"
+        if o["fallbacks"]:
+            often = f"{o['fallbacks']:,} of {count(o['events'], 'event')}"
+            yield f"{name} fell back for {often}, the last time because of {o['why'] or 'no reason given'}"
+        if o.get("order") == "key":
+            without = f": {n:,} of {o['events']:,} had none, and {KEYLESS}" if (n := o.get("keyless", 0)) else ""
+            yield f"{name} keeps results in the order of the events' keys{without}"
+
+
+KEYLESS = "those without one wait for each other (dspex publish --key gives one)"
+
+
+def _letters(letters: Sequence[LetterRow]) -> Block:
+    rows = [
+        {
+            "letters": f"{row['count']:,}",
+            "operator": f"{row['topology']}/{row['node']}" if row["topology"] else "more, of which the reasons were not read",
+            "reason": row["reason"] or "",
+            "code": row["code"] or "",
+            "oldest": _time(row["oldest"]),
+        }
+        for row in letters
+    ]
+    return Block(rows, {"letters": "dead letters", "operator": "of", "reason": "reason", "code": "code", "oldest": "oldest"})
+
+
+def _pools(pools: Sequence[PoolRow]) -> Block:
+    rows = [
+        {
+            "pool": p["pool"],
+            "id": p["id"] or "not running",
+            "ready": f"{p['ready']}/{p['size']}" if p["id"] else "",
+            "busy": f"{p['busy']}/{p['slots'] * p['ready']}" if p["id"] else "",
+            "restarts": p["restarts"] if p["id"] else None,
+            "served": p.get("served"),
+            "dspy": p.get("dspy_version"),
+            "state": "failed" if p.get("failed") else "draining" if p.get("draining") else "",
+        }
+        for p in pools
+    ]
+    columns = {"pool": "pool", "id": "id", "ready": "ready", "busy": "busy slots", "restarts": "restarts", "served": "served"}
+    return Block(rows, columns | {"dspy": "dspy", "state": ""})
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else human(seconds)

@@ -1,0 +1,60 @@
+"""A view that is drawn again in place, below everything else that is printed.
+
+What is logged or printed meanwhile appears above it, whole: rich hands what goes to stdout and stderr through itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from dspex.engine.cli.terminal.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+class Block(NamedTuple):
+    """A table and what is to be said below it. `columns`: key → heading."""
+
+    rows: Sequence[Mapping[str, object]]
+    columns: Mapping[str, str]
+    remarks: Sequence[str] = ()
+
+
+Draw = Callable[[Sequence[Block]], None]
+
+
+def table_of(block: Block, cell: Callable[[object], str], *, title: str = "", wrap: str | None = None) -> Table:
+    """The rows, drawn. `wrap`: the column that goes over several lines where the terminal is narrow; None: any."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+    for key, heading in block.columns.items():
+        table.add_column(heading, no_wrap=wrap not in (None, key))
+    for row in block.rows:
+        table.add_row(*(Text(cell(row.get(key))) for key in block.columns))
+    return table
+
+
+@contextmanager
+def live(cell: Callable[[object], str], *, colored: bool) -> Generator[Draw, None, None]:
+    """Draws on stderr, a terminal, what it is last given; it stays there at the end."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(file=sys.stderr, no_color=not colored)
+    with Live(console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()) as view:
+
+        def draw(blocks: Sequence[Block]) -> None:
+            parts: list[RenderableType] = []
+            for block in blocks:
+                parts += ["", table_of(block, cell), *(Text(printable(remark)) for remark in block.remarks)]
+            view.update(Group(*parts), refresh=True)
+
+        yield draw
