@@ -33,7 +33,7 @@ def _stages(stages: Sequence[StageRow]) -> Block:
         }
         for s in stages
     ]
-    columns = {"stage": "stage", "source": "source", "events": "events", "rate": "rate", "lag": "lag", "oldest": "oldest"}
+    columns = {"stage": "stage", "source": "source", "lag": "lag", "oldest": "oldest", "rate": "rate", "events": "events"}
     return Block(rows, columns | {"open": "open calls", "owner": "owner"})
 
 

@@ -177,7 +177,11 @@ class Client(Planned, names=METHODS["Client"]):
 
     # -- dead letters ---------------------------------------------------------------------------------------------
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:
-        """The dead letters stored now, oldest first; `"*"` for all topologies. `reason`: an error class or code."""
+        """The dead letters stored now, oldest first; `"*"` for all topologies.
+
+        Args:
+            node: "draft" or "topology/draft", by its name of today or an older one. reason: an error class or code.
+        """
         return letters.listing(self.bus, self.app, topology, node=node, reason=reason)
 
     async def redrive(self, letters_: Iterable[DeadLetter]) -> int:

@@ -14,6 +14,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, pack_frame
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
+from dspex.engine.client.names import names
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
@@ -148,16 +149,21 @@ def _unreadable(message: Message, why: DataError) -> DeadLetter:
 async def listing(
     bus: Bus, app: str, topology: str = "*", *, node: str | None = None, reason: str | None = None
 ) -> AsyncIterator[DeadLetter]:
-    """The dead letters that are stored now, oldest first. `reason`: name of an error class, or its code.
+    """The dead letters that are stored now, oldest first.
+
+    Args:
+        node: "draft" or "topology/draft", by its name of today or an older one. reason: name of an error class, or its code.
 
     They are read in pages, so a caller who keeps none of them needs little memory however many there are.
     """
+    manifests = await manifest.of_application(bus, app) if node is not None else {}
     async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
         if bus.sealing is not None:
             await bus.sealing.at_hand(page)
         for message in page:
             found = await _shown(bus, app, message)
-            if node in (None, found.node) and reason in (None, found.reason, found.code):
+            is_of = node is None or node in names(manifests, found.topology, found.node)
+            if is_of and reason in (None, found.reason, found.code):
                 yield found
 
 

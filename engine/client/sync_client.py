@@ -175,7 +175,11 @@ class Client(Planned, names=METHODS["Client"]):
         return background.run(self._of.outputs(ids))
 
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> Iterator[DeadLetter]:
-        """The dead letters stored now, oldest first; `"*"` for all topologies. `reason`: an error class or code."""
+        """The dead letters stored now, oldest first; `"*"` for all topologies.
+
+        Args:
+            node: "draft" or "topology/draft", by its name of today or an older one. reason: an error class or code.
+        """
         return background.each(self._of.dead_letters(topology, node=node, reason=reason))
 
     def redrive(self, letters_: Iterable[DeadLetter]) -> int:

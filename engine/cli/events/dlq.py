@@ -6,9 +6,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,7 +16,8 @@ import typer
 
 from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunError
-from dspex.engine.cli.terminal.client import client, count, short
+from dspex.engine.cli.events.selection import Selection
+from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
@@ -31,53 +30,11 @@ EDITOR = "vi"  # where neither VISUAL nor EDITOR is set, as POSIX has it
 
 Sequences = Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="As dlq ls shows them.")]
 TopologyOption = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
-NodeOption = Annotated[str | None, typer.Option("--node", help="Only those that failed at this operator.")]
+NodeOption = Annotated[str | None, typer.Option("--node", help="Only those of this operator: draft, support/draft.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only with this error: InvalidInput, DX502.")]
 SinceOption = Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which dead letters: those that every part of it takes."""
-
-    sequences: Sequence[int] = ()
-    topology: str | None = None
-    node: str | None = None
-    reason: str | None = None
-    since: str | None = None
-
-    def check(self, verb: str, everything: bool) -> None:
-        """Refuse to act on all letters by accident. Raises ConfigError (DX136)."""
-        if not everything and not any((self.sequences, self.topology, self.node, self.reason, self.since)):
-            fix = f"name some: dspex dlq {verb} SEQ, --node, --reason, --since, …; or say --all"
-            raise ConfigError(f"dlq {verb} without a selection would take every dead letter", code="DX136", fix=fix)
-
-    async def each(self, c: Client) -> AsyncIterator[DeadLetter]:
-        """The letters, oldest first, in pages. At the end: RunError (DX623) for a sequence that is none."""
-        from dspex.bus.settings.duration import seconds
-
-        after = datetime.now(UTC) - timedelta(seconds=seconds(self.since)) if self.since else None
-        missing = set(self.sequences)
-        async for d in self._listed(c):
-            if (self.node in (None, d.node) and self.reason in (None, d.reason, d.code)) and (after is None or d.time >= after):
-                missing.discard(d.sequence)
-                yield d
-        if missing:
-            text = ", ".join(map(str, sorted(missing)))
-            raise RunError(f"there is no such dead letter: {text}", code="DX623", fix="dspex dlq ls shows those there are")
-
-    async def _listed(self, c: Client) -> AsyncIterator[DeadLetter]:
-        from dspex.engine.client import letters
-
-        if not self.sequences:
-            async for d in c.dead_letters(self.topology or "*"):
-                yield d
-        for sequence in sorted(set(self.sequences)):
-            found = await letters.find(c.bus, c.app, sequence)
-            if found is not None and self.topology in (None, found.topology):
-                yield found
 
 
 def ls(
@@ -104,7 +61,7 @@ def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) 
 async def _shown(t: Terminal, c: Client, selection: Selection) -> int:
     """Print letters; how many. With --json as they are read: their data together may be larger than memory."""
     number, rows = 0, list[dict[str, object]]()
-    async for d in selection.each(c):
+    async for d in selection.each(t, c):
         number += 1
         if t.json:
             t.emit(d.as_dict())
@@ -123,7 +80,7 @@ def _row(d: DeadLetter) -> dict[str, object]:
         "node": f"{d.topology}/{d.node}",
         "reason": d.reason,
         "attempts": d.attempts,
-        "run": short(d.run),
+        "run": d.run,
         "message": d.message if len(d.message) <= 100 else f"{d.message[:99]}…",
     }
 
@@ -131,7 +88,7 @@ def _row(d: DeadLetter) -> dict[str, object]:
 def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar="SEQ")]) -> None:
     """Print one dead letter: the event, what was wrong, where, and what to do."""
     t = terminal(context)
-    d = _with_client(t, "dlq", lambda c: _only(c, sequence))
+    d = _with_client(t, "dlq", lambda c: _only(t, c, sequence))
     tries = f", {count(d.attempts, 'attempt')}" if d.attempts > 1 else ""
     lines = [
         f"dead letter {d.sequence}  {d.topology}/{d.node}  {d.time.isoformat(timespec='seconds')}{tries}",
@@ -146,8 +103,8 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
     t.emit(d.as_dict(traceback=True), *lines)
 
 
-async def _only(c: Client, sequence: int) -> DeadLetter:
-    (d,) = [d async for d in Selection((sequence,)).each(c)]
+async def _only(t: Terminal, c: Client, sequence: int) -> DeadLetter:
+    (d,) = [d async for d in Selection((sequence,)).each(t, c)]
     return d
 
 
@@ -193,7 +150,7 @@ async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fi
     from dspex.engine.log.redriven import Redrives
 
     found: dict[int, Any] = {}
-    async for d in selection.each(c):
+    async for d in selection.each(t, c):
         changed = None if d.unreadable else _changed(d, edit, fields)
         found[d.sequence] = changed if edit else None
     await letters.audited(c.bus, c.app, "redrive", list(found), changed=edit or bool(fields))
@@ -239,7 +196,7 @@ def drop(
     async def main(c: Client) -> int:
         if dry_run:
             return await _would(t, c, selection, "dropped")
-        found = [d.sequence async for d in selection.each(c)]
+        found = [d.sequence async for d in selection.each(t, c)]
         await letters.audited(c.bus, c.app, "drop", found)
         return await letters.drop(c.bus, c.app, found)
 

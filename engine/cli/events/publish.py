@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from dspex.bus.errors import ConfigError, DspexError
-from dspex.engine.cli.terminal.client import client, count, short
+from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Publish:
                     raise other
                 again = "  a duplicate: an event with this id was stored before"
             if not self.wait:
-                text = f"run {short(run.id)}  stored in {run.stream} as {run.sequence}{again}"
+                text = f"run {run.id}  stored in {run.stream} as {run.sequence}{again}"
                 self.t.emit(receipt(run), text)
             elif again:
                 self.t.note(f"{run.stream} has it as {run.sequence},{again}".replace(",  ", ": "))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.records import Usage
-from dspex.engine.cli.terminal.client import count, short, spent
+from dspex.engine.cli.terminal.client import count, spent
 from dspex.engine.cli.terminal.terminal import Terminal, to_json
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _object(run: Run, p: Progress, outputs: Sequence[Event[object]]) -> dict[str
 
 
 def _print_one(t: Terminal, p: Progress, outputs: Sequence[Event[object]], took: float) -> None:
-    t.line(f"run {short(p.id)}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
+    t.line(f"run {p.id}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
     for event in outputs:
         t.line(f"{event.subject}  {to_json(event.data)}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 import typer
 
 from dspex.bus.errors import ConfigError, ExpressionError
-from dspex.engine.cli.terminal.client import client, short
+from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
@@ -105,4 +105,4 @@ def _print_event(t: Terminal, event: Event[Any], names: list[str] | None) -> Non
     if names is not None and isinstance(data, dict):
         data = {name: data[name] for name in names if name in data}
     time = event.time.astimezone().strftime("%H:%M:%S")
-    t.emit(event.as_dict() | {"data": data}, f"{time}  {event.subject}  {short(event.run)}  {to_json(data)}")
+    t.emit(event.as_dict() | {"data": data}, f"{time}  {event.subject}  {event.run}  {to_json(data)}")

@@ -49,11 +49,6 @@ def shown(path: os.PathLike[str]) -> str:
     return os.fspath(path) if relative.startswith("..") else relative
 
 
-def short(run: str) -> str:
-    """`0198f3…9c1d2e77`: enough to know a run by."""
-    return f"{run[:6]}…{run[-8:]}" if len(run) > 16 else run
-
-
 def count(number: int, word: str) -> str:
     """`1 node`, `3,080 nodes`."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

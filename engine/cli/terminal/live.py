@@ -28,16 +28,28 @@ class Block(NamedTuple):
 Draw = Callable[[Sequence[Block]], None]
 
 
-def table_of(block: Block, cell: Callable[[object], str], *, title: str = "", wrap: str | None = None) -> Table:
-    """The rows, drawn. `wrap`: the column that goes over several lines where the terminal is narrow; None: any."""
+def table_of(
+    block: Block, cell: Callable[[object], str], *, title: str = "", wrap: str | None = None, whole: bool = False
+) -> Table:
+    """The rows, drawn.
+
+    Args:
+        wrap: the column that goes over several lines where the terminal is narrow; None: any.
+        whole: no word is cut, however narrow it is: an id that is cut cannot be used.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
-    for key, heading in block.columns.items():
-        table.add_column(heading, no_wrap=wrap not in (None, key))
-    for row in block.rows:
-        table.add_row(*(Text(cell(row.get(key))) for key in block.columns))
+    rows = [[cell(row.get(key)) for key in block.columns] for row in block.rows]
+    for (key, heading), *cells in zip(block.columns.items(), *rows):
+        wraps = wrap in (None, key)
+        words = [word for text in (heading, *cells) for word in (text.split() if wraps else [text])]
+        least = max(map(cell_len, words), default=0) if whole else None
+        table.add_column(heading, no_wrap=not wraps, min_width=least)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -116,9 +116,13 @@ class Terminal:
             return
         from rich.console import Console
 
-        table = table_of(Block(rows, columns), _cell, title=title, wrap=wrap)
-        width = None if sys.stdout.isatty() else _UNLIMITED  # in a file or a pipe each row stays on one line
-        Console(file=sys.stdout, no_color=not self.colored(sys.stdout), width=width).print(table)
+        table = table_of(Block(rows, columns), _cell, title=title, wrap=wrap, whole=True)
+        console = Console(file=sys.stdout, no_color=not self.colored(sys.stdout))
+        if sys.stdout.isatty():
+            console.width = max(console.width, sum((column.min_width or 0) + 2 for column in table.columns))
+        else:
+            console.width = _UNLIMITED  # in a file or a pipe each row stays on one line
+        console.print(table)
 
     def block(self, block: Block) -> None:
         """A table of several, for people, and what is to be said below it."""

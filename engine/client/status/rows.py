@@ -13,11 +13,11 @@ class Status(TypedDict):
     server: ServerRow
     engines: list[EngineRow]
     stages: list[StageRow]
-    operators: list[OperatorRow]
-    letters: list[LetterRow]
     pools: list[PoolRow]
     lms: list[object]
     routes: list[object]
+    operators: list[OperatorRow]
+    letters: list[LetterRow]
 
 
 class ServerRow(TypedDict):
@@ -151,13 +151,13 @@ class StageRow(TypedDict):
     partitions: int
     unowned: int
     events: int
-    rate: float | None
     retries: int
     fallbacks: int
     unsigned: int
     dead_letters: int
     stopped: str | None
     dropped: bool
+    rate: float | None
 
 
 class OperatorRow(OperatorReport):

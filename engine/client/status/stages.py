@@ -90,13 +90,13 @@ class Look:
             "partitions": count,
             "unowned": len(missing),
             "events": sum(s["events"] for _, s in mine),
-            "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
             "retries": sum(s["retries"] for _, s in mine),
             "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
             "dropped": stream is None,
+            "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
         }
 
     async def _reached(self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport]) -> _Reached:

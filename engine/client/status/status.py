@@ -41,11 +41,11 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
         "server": _server(bus, app, info),
         "engines": [row for report, row in engines if row["alive"] or not _is_gone(report, row)],
         "stages": stages,
-        "operators": operator_rows(alive, manifests),
-        "letters": letters,
         "pools": processes,
         "lms": [],
         "routes": [],
+        "operators": operator_rows(alive, manifests),
+        "letters": letters,
     }
 
 

@@ -52,8 +52,39 @@ def test_a_dead_letter_is_listed_and_shown_with_its_traceback(native: Project) -
     table = native.here("dlq", "ls", "--node", "check", "--reason", "InvalidInput", "--since", "1h").out.splitlines()
     assert table[0].split() == ["seq", "time", "node", "reason", "attempts", "run", "message"]
     assert [line for line in table if line.startswith(sequence)]
-    for nothing in (["--node", "count"], ["--since", "0s"]):
-        assert native.here("dlq", "ls", *nothing).out == ""
+    assert letter["run"] in native.here("dlq", "ls").out  # whole: a part of it finds nothing
+    for nothing in (["--node", "count"], ["--node", "native/count"], ["--since", "0s"], ["--reason", "CallTimeout"]):
+        found = native.here("dlq", "ls", *nothing)
+        assert (found.code, found.out, found.err) == (0, "", "no dead letters\n")
+
+
+def test_what_dlq_ls_prints_of_an_operator_selects_its_letters(native: Project) -> None:
+    (letter,) = fail(native, "x")
+    row = next(line for line in native.here("dlq", "ls").out.splitlines() if line.startswith(f"{letter['sequence']} "))
+    shown = next(word for word in row.split() if "/" in word)
+    assert shown == "native/check"
+    assert letter in native.here("--json", "dlq", "ls", "--node", shown).objects()
+    dropped = native.here("--json", "dlq", "drop", "--node", shown, str(letter["sequence"]))
+    assert dropped.objects() == [{"dropped": 1}]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "fix"),
+    [
+        (["--node", "chekc"], "DX235", "check"),
+        (["--node", "native/chekc"], "DX235", "native/check"),
+        (["--node", "other/check"], "DX235", "native/check"),
+        (["--topology", "nativ"], "DX235", "native"),
+        (["--reason", "InvalidInptu"], "DX105", "InvalidInput"),
+        (["--reason", "502"], "DX105", "DX502"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["ls", "redrive", "drop"])
+def test_a_name_that_nothing_has_is_an_error_and_names_what_there_is(
+    native: Project, verb: str, args: list[str], code: str, fix: str
+) -> None:
+    error = native.here("--json", "dlq", verb, *args).error()
+    assert (error["code"], fix in error["fix"]) == (code, True), error
 
 
 @pytest.mark.asyncio
@@ -189,7 +220,7 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
         return stage["lag"] == stage["unowned"] == 0 and said
 
     found = eventually(read)
-    assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes"]
+    assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes", "operators", "letters"]
     (engine,), (stage,) = found["engines"], found["stages"]
     assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
     assert list(stage) == [

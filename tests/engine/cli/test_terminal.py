@@ -45,9 +45,10 @@ PROBLEMS = TopologyError(
 
 
 def on_a_terminal(code: str, **env: str) -> str:
-    """What the code writes to stderr when that is a terminal."""
+    """What the code writes to stdout and stderr when they are a terminal."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm", **env})
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", **env})
     os.close(theirs)
     text = b""
     while True:
@@ -103,6 +104,20 @@ def test_results_are_printed_as_json_text_or_tables(capsys: pytest.CaptureFixtur
     assert objects[:3] == [{"v": 1, "a": 1}, {"v": 1, **rows[0]}, {"v": 1, **rows[1]}]
     assert list(objects[3]) == ["v", "code", "level", "topology", "node", "file", "line", "message", "fix"]
     assert err == "remark\nremark\n"
+
+
+TABLE = """
+from dspex.engine.cli.terminal.terminal import Terminal
+row = {"seq": 1, "node": "support-triage/classify", "run": "019b76da-aa58-7856-a3cc-200000000003", "message": "so bad " * 20}
+Terminal().table([row], {"seq": "seq", "node": "node", "run": "run", "message": "message"}, wrap="message")
+Terminal().table([row], {"seq": "seq", "node": "node", "run": "run", "message": "message"})
+"""
+
+
+def test_no_id_in_a_table_is_cut_on_a_narrow_terminal() -> None:
+    shown = on_a_terminal(TABLE, COLUMNS="60")
+    assert shown.count("019b76da-aa58-7856-a3cc-200000000003") == shown.count("support-triage/classify") == 2
+    assert "…" not in shown
 
 
 def test_what_others_wrote_moves_no_cursor_and_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
