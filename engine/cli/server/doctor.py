@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,10 +18,11 @@ from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
 from dspex.bus.serving.clear_text import need_none
 from dspex.bus.settings.model import Settings
+from dspex.engine.cli.server.diagnosis import Diagnosis, fault
+from dspex.engine.cli.server.models import models
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import status
 from dspex.engine.graph import manifest
-from dspex.workers.models import weights
 
 if TYPE_CHECKING:
     from dspex.bus.local.rights import Rights
@@ -39,38 +38,23 @@ print(json.dumps({"python": platform.python_version(), "dspy": version("dspy"), 
 """
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    message: str
-    fix: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The `--json` object."""
-        return {"check": self.name, "ok": self.ok, "message": self.message, "fix": self.fix}
-
-
-def _fault(name: str, error: DspexError) -> Diagnosis:
-    return Diagnosis(name, False, error.message, error.fix)
-
-
-async def checks(settings: Settings, enough: Rights | None = None, role: str | None = None) -> list[Diagnosis]:
+async def checks(
+    settings: Settings, enough: Rights | None = None, role: str | None = None, *, ask: bool = True
+) -> list[Diagnosis]:
     """All checks, in the order in which they are printed. None of them starts a server or writes a file.
 
     `enough`: the rights that the connection needs at most. `role`: whose they are, where somebody said so.
+    `ask`: send each language model one small call.
     """
     found: list[Diagnosis] = []
     try:
         async with server_of(settings) as server:
             found += await _server(settings, server, enough, role)
     except (BusError, ConfigError) as e:
-        found.append(_fault("server", e))
+        found.append(fault("server", e))
         if not settings.server.url:
             found += _server_to_start(settings)
-    found += _models(settings)
+    found += await models(settings, ask=ask)
     found += await _pools(settings)
     return found
 
@@ -107,7 +91,7 @@ def _server_to_start(settings: Settings) -> list[Diagnosis]:
     try:
         binary = Diagnosis("nats-server", True, f"dspex run starts {find_binary()}")
     except ConfigError as e:
-        binary = _fault("nats-server", e)
+        binary = fault("nats-server", e)
     return [binary, _sync(settings, True)]
 
 
@@ -208,7 +192,7 @@ async def _sealed(settings: Settings, bus: Bus) -> Diagnosis:
     except NotAllowed:
         raise
     except DspexError as e:
-        return _fault("payloads", e)
+        return fault("payloads", e)
 
 
 async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:
@@ -226,29 +210,7 @@ async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:
     return answer
 
 
-# -- models and pools ----------------------------------------------------------------------------------------------
-def _models(settings: Settings) -> list[Diagnosis]:
-    """Keys by the names of their variables only: no value of one is ever printed."""
-    found: list[Diagnosis] = []
-    for name, profile in settings.lm.items():
-        key = f"lm.{name}"
-        if profile.local:
-            try:
-                weights.require(profile.model)
-            except ConfigError as e:
-                found.append(_fault(key, e))
-            else:
-                found.append(Diagnosis(key, True, f"{profile.model} is installed"))
-        elif profile.key_env is None:
-            found.append(Diagnosis(key, True, f"{profile.model} needs no key"))
-        elif os.environ.get(profile.key_env):
-            found.append(Diagnosis(key, True, f"{profile.model}; {profile.key_env} is set"))
-        else:
-            message = f"{profile.model}; the variable {profile.key_env}, named by key_env, is not set"
-            found.append(Diagnosis(key, False, message, f"export {profile.key_env}"))
-    return found
-
-
+# -- pools ----------------------------------------------------------------------------------------------
 async def _pools(settings: Settings) -> list[Diagnosis]:
     pythons = {pool.python or sys.executable for pool in settings.pools.values()}
     answers = dict(zip(pythons, await asyncio.gather(*map(_interpreter, pythons)), strict=True))
@@ -262,7 +224,7 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Dia
     try:
         lm = settings.lm_of(name)
     except ConfigError as e:
-        return _fault(key, e)
+        return fault(key, e)
     versions = ", ".join(f"{package} {version or 'missing'}" for package, version in answer.items())
     needed = ("dspex", "dspy") if settings.pools[name].programs else ("dspex",)  # native calls need no DSPy
     missing = [package for package in needed if not answer[package]]

@@ -89,9 +89,14 @@ def doctor(
     role: Annotated[RoleName | None, typer.Option("--role", help="A fault where the connection may do more than that.")] = None,
     pool: Annotated[list[str] | None, typer.Option("--pool", help="Of that role: a pool.")] = None,
     subject: Annotated[list[str] | None, typer.Option("--subject", help="Of that role: a subject.")] = None,
+    no_ask: Annotated[bool, typer.Option("--no-ask", help="Send the language models no call.")] = False,
 ) -> None:
-    """Check server, settings, pools and models; exit 1 where something is wrong."""
+    """Check settings, topologies, server, models and pools; exit 1 where something is wrong.
+
+    Each language model that is not local is sent one call of a few tokens, which its provider may charge for.
+    """
     from dspex.engine.cli.server.doctor import checks
+    from dspex.engine.cli.server.written import written
 
     t = terminal(context)
     healthy = True
@@ -104,7 +109,7 @@ def doctor(
         if role is not None:
             raise
         enough = None
-    for check in t.run(checks(t.settings(), enough, role)):
+    for check in [*written(t), *t.run(checks(t.settings(), enough, role, ask=not no_ask))]:
         healthy = healthy and check.ok
         mark = "ok   " if check.ok else "FAULT"
         fix = [f"       fix: {check.fix}"] if check.fix and not check.ok else []

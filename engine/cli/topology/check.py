@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.refs import allows, not_allowed
+from dspex.engine.cli.figures import KEYLESS
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
@@ -37,18 +38,21 @@ def check(
 
 def _valid(t: Terminal, target: str, strict: bool) -> bool:
     """Print the problems of a target, or that it has none worth an error."""
-    topology, found = _problems(t, target)
+    topology, found = problems_of(t, target)
     for problem in found:
         t.problem(problem)
     if topology is None or any(strict or p.level == "error" for p in found):
         return False
     warnings = f", {count(len(found), 'warning')}" if found else ""
     t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
+    for node in with_defaults(topology.graph, t.settings().defaults.call.options()).calls:
+        if node.call.order == "key":  # whether events have one is known only when they come
+            t.line(f"   {node.name} keeps results in the order of the events' keys; {KEYLESS}")
     return True
 
 
-def _problems(t: Terminal, target: str) -> tuple[Topology | None, list[Problem]]:
-    """The topology, None where it cannot be loaded, and its problems."""
+def problems_of(t: Terminal, target: str) -> tuple[Topology | None, list[Problem]]:
+    """The topology, None where it cannot be loaded, and its problems, also with the settings."""
     try:
         topology = load_one(target)
     except TopologyError as e:

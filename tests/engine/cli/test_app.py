@@ -111,12 +111,15 @@ def test_doctor_reports_each_check_and_fails_on_a_fault(folder: Path, monkeypatc
         "[server.local]\nport = -1\n"
     )
     monkeypatch.setenv("A_KEY", "sk-secret")
-    found = dspex("doctor", "--json")
+    found = dspex("doctor", "--json", "--no-ask")
     assert found.code == 1, found.err
     assert "sk-secret" not in found.out + found.err
     checks = {str(one["check"]): one for one in found.objects()}
     assert {name for name, one in checks.items() if not one["ok"]} == {"server", "lm.main", "pools.b"}
     assert checks["lm.main"]["fix"] == "export NO_SUCH_KEY"
+    assert checks["lm.set"]["message"] == "openai/y; A_KEY is set; not asked"
+    assert checks["settings"]["message"] == f"from dspex.toml; app {folder.name}"
+    assert checks["topologies"]["message"].startswith("the settings name none")
     assert "dspy" in str(checks["pools.a"]["message"])
     assert {"nats-server", "sync_interval", "lm.set"} <= set(checks)
 

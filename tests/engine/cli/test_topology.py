@@ -148,6 +148,18 @@ def test_check_names_each_program_and_tool_that_no_pool_allows_though_a_fallback
         assert {json.loads(line)["node"] for line in rest} == {p["node"] for p in problems[:-1]}
 
 
+def test_check_says_what_the_order_of_keys_means_for_events_without_one(dspex: Dspex, tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: local, order: key"))
+    found = dspex("check", "--strict", "t.yaml")
+    head, note = found.out.splitlines()
+    assert (found.code, head) == (0, "ok good 6 nodes")
+    assert note.strip().startswith("ask keeps results in the order of the events' keys; those without one wait for each other")
+    assert dspex("check", "--json", "t.yaml").out == ""
+    (tmp_path / "dspex.toml").write_text('defaults.call.order = "key"\n')
+    (tmp_path / "t.yaml").write_text(GOOD)
+    assert "ask keeps results" in dspex("check", "t.yaml").out
+
+
 def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("[split.0, split.rest], merge: {}", "split.0, set: { x: n }"))
     mild, strict = dspex("check", "t.yaml"), dspex("check", "t.yaml", "--strict")

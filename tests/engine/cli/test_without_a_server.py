@@ -44,6 +44,7 @@ def test_the_doctor_reports_the_missing_server_and_what_can_be_checked_without_o
     assert found.code == 1
     assert (checks["server"]["ok"], "dspex server start" in checks["server"]["fix"]) == (False, True)
     assert checks["nats-server"]["message"].startswith("dspex run starts ")
+    assert checks["settings"]["message"].startswith("from dspex.toml; app ")
     assert {"sync_interval", "lm.local", "pools.lightweight"} <= set(checks)
     assert not (project.folder / ".dspex").exists()
 

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, InvalidOutput, ProgramError
 from dspex.bus.message import new_id
+from dspex.engine.cli.figures import blocks
 from dspex.engine.client.status import operators
 from dspex.engine.client.status.rows import OperatorRow, Status
 from dspex.engine.graph.nodes import Retry
@@ -133,6 +134,8 @@ def test_results_in_the_order_of_keys_are_shown_with_the_events_that_have_none(l
     one.publish("in", {"text": "good"}, key="k")
     one.publish("in", {"text": "good"})
     assert (row(one)["order"], row(one)["keyless"]) == ("key", 1)
+    (remark,) = [remark for block in blocks(status(one)) for remark in block.remarks]
+    assert remark.startswith("asking/ask keeps results in the order of the events' keys: 1 of 2 had none, and those")
     assert "order" not in row(started(lab, asking()))
 
 
