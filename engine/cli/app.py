@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
@@ -191,12 +192,8 @@ class _Group(TyperGroup):
     """Help that cuts nothing off: typer gives each verb one line, and what is cut helps nobody."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        self.list_verbs("Commands", self.list_commands(ctx), ctx, formatter)
-
-    def list_verbs(self, heading: str, words: Iterable[str], ctx: Any, formatter: Any) -> None:
-        """One part of the help: what these words do."""
-        with formatter.section(heading):
-            commands = [(word, self.get_command(ctx, word)) for word in words]
+        with formatter.section("Commands"):
+            commands = [(word, self.get_command(ctx, word)) for word in self.list_commands(ctx)]
             formatter.write_dl([(word, command.get_short_help_str(10_000)) for word, command in commands if command])
 
 
@@ -216,7 +213,18 @@ class _Verbs(_Group):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for heading, words in VERBS.items():
-            self.list_verbs(heading, words, ctx, formatter)
+            with formatter.section(heading):
+                formatter.write_dl([(word, _about(f) if isinstance(f, str) else f.about) for word, f in words.items()])
+
+
+def _about(where: str) -> str:
+    """The first sentence that a verb's function says of itself: read, since to import all verbs takes a second of a core."""
+    import ast
+
+    module, _, name = where.partition(":")
+    source = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    found = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return " ".join((ast.get_docstring(found) or "").split()).partition(". ")[0].rstrip(".") + "."
 
 
 def _app(*, add_completion: bool = False, **options: Any) -> typer.Typer:
