@@ -23,7 +23,7 @@ from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, U
 from dspex.bus.serving import payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
-from dspex.engine.client.status.pools import pool_row
+from dspex.engine.client.status.pools import pool_row, pool_rows
 from dspex.engine.client.status.rows import PoolRow
 
 T = TypeVar("T")
@@ -189,15 +189,19 @@ async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
 
 async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
     """What a pool says of itself; None for what no pool says. Raises Saturated where there is no worker to wait for."""
+    why = "has no worker"
     try:
-        answer = await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN)
-        return pool_row(answer)
+        row = pool_row(await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN))
+        if row is None or not row.get("draining"):
+            return row
+        rows = await pool_rows(bus, app, [pool])  # others of its processes may stay
+        if staying := [row for row in rows if row["id"] is not None and not row.get("draining")]:
+            return staying[0]
+        why = "has no worker that takes calls: its processes finish what they run, and end"
     except Saturated:
-        raise Saturated(
-            f"pool {pool} has no worker",
-            node=pool,
-            fix=f"start one: dspex worker {pool}   (or dspex run, which starts all pools)",
-        ) from None
+        pass
+    fix = f"start one: dspex worker {pool}   (or dspex run, which starts all pools)"
+    raise Saturated(f"pool {pool} {why}", node=pool, fix=fix)
 
 
 async def _result(frames: asyncio.Queue[Message]) -> Message:

@@ -91,6 +91,8 @@ async def _watch(
 ) -> None:
     seen = 0
     async with client(t, "watch") as c, aclosing(cast("Any", c.watch(what, start=start))) as events:
+        if "/" not in what and await c.bus.stream_of(what) is None:
+            t.note(f"nothing stores {what} now: what is published there is shown as it comes, and --start means nothing")
         async for event in cast("AsyncIterator[Event[Any]]", events):
             if test is not None and not test(event):
                 continue

@@ -70,7 +70,7 @@ def _partitions(s: StageRow) -> str:
 def _pools(found: Status) -> Iterator[Fault]:
     ready, calls = Counter[str](), Counter[str]()
     for p in found["pools"]:
-        ready[p["pool"]] += p["ready"]
+        ready[p["pool"]] += 0 if p.get("draining") else p["ready"]
     for s in found["stages"]:
         calls.update(s["calls"])
     for pool in sorted(pool for pool, number in calls.items() if number and not ready[pool]):
