@@ -60,7 +60,8 @@ class _Operator:
     def report(self) -> dict[str, object]:
         counts = ("events", "calls", "errors", "retries", "fallbacks", "dead_letters", "input_tokens", "output_tokens")
         p50 = round(median(self.times), 4) if self.times else None
-        return {name: getattr(self, name) for name in counts} | {"p50": p50, "cost": self.cost, "why": self.why}
+        found: dict[str, object] = {name: getattr(self, name) for name in counts}
+        return found | {"p50": p50, "cost": self.cost, "why": self.why}
 
 
 class Operators:
