@@ -174,7 +174,10 @@ class _Run:
         async with Client(bus=running.bus, app=running.host.app) as c:
             while True:
                 try:
-                    draw(blocks(await c.status(running.pools.names)))
+                    found = await c.status(running.pools.names)
+                    alive = running.pools.alive  # one that cannot be heard may run: an engine's user need not be allowed to ask
+                    found["pools"] = [p for p in found["pools"] if p["id"] is not None or p["pool"] not in alive]
+                    draw(blocks(found))
                 except DspexError as e:  # what is drawn stays
                     self._seldom.warning("cannot look now, trying again", why=e.message)
                 await asyncio.sleep(DRAW_EVERY)

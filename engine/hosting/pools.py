@@ -159,6 +159,11 @@ class Pools:
         await asyncio.gather(*(p.ready.wait() for p in self.processes))
 
     @property
+    def alive(self) -> set[str]:
+        """Those whose processes run."""
+        return {p.name for p in self.processes if p.process is not None and p.process.returncode is None}
+
+    @property
     def failures(self) -> list[DspexError]:
         """Why pools do not run; empty where all do."""
         return [p.failure for p in self.processes if p.failure]
