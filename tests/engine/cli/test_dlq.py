@@ -69,17 +69,16 @@ def test_what_dlq_ls_prints_of_an_operator_selects_its_letters(native: Project) 
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "fix"),
+    ("verb", "args", "code", "fix"),
     [
-        (["--node", "chekc"], "DX235", "check"),
-        (["--node", "native/chekc"], "DX235", "native/check"),
-        (["--node", "other/check"], "DX235", "native/check"),
-        (["--topology", "nativ"], "DX235", "native"),
-        (["--reason", "InvalidInptu"], "DX105", "InvalidInput"),
-        (["--reason", "502"], "DX105", "DX502"),
+        ("ls", ["--node", "chekc"], "DX235", "check"),
+        ("redrive", ["--node", "native/chekc"], "DX235", "native/check"),
+        ("drop", ["--node", "other/check"], "DX235", "native/check"),
+        ("ls", ["--topology", "nativ"], "DX235", "native"),
+        ("redrive", ["--reason", "InvalidInptu"], "DX105", "InvalidInput"),
+        ("drop", ["--reason", "502"], "DX105", "DX502"),
     ],
 )
-@pytest.mark.parametrize("verb", ["ls", "redrive", "drop"])
 def test_a_name_that_nothing_has_is_an_error_and_names_what_there_is(
     native: Project, verb: str, args: list[str], code: str, fix: str
 ) -> None:

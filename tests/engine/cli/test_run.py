@@ -71,18 +71,6 @@ def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) ->
     assert seen.raw.count("\x1b[?25l") == seen.raw.count("\x1b[?25h") == 1  # the cursor is there again
 
 
-def test_run_draws_nothing_where_nobody_wants_it(project: Project) -> None:
-    seen = Seen(project, "run", "--pools", "none", "--no-progress")
-    try:
-        seen.until("ready in")
-        assert project.here("publish", project.input, "text=x").code == 0
-        seen.until("dead letter  ")
-        assert seen.end() == 0
-    finally:
-        seen.close()
-    assert not any("native/s1" in line for line in seen.lines())
-
-
 def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none", "--grace", "20s") as run:
         run.until('"ready"')

@@ -213,6 +213,17 @@ def test_no_progress_is_printed_where_none_is_wanted(silent: Terminal, capsys: p
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("nobody", [Terminal(bars=False), Terminal(quiet=True), Terminal(json=True), Terminal()])
+def test_nothing_is_drawn_in_place_where_nobody_looks_or_wants_it(
+    nobody: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if nobody != Terminal():  # that one has no terminal
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with nobody.live() as draw:
+        assert draw is None
+    assert capsys.readouterr() == ("", "")
+
+
 def test_logs_are_json_lines_off_a_terminal_and_text_on_one() -> None:
     entries = [json.loads(line) for line in off_a_terminal(LOG).splitlines()]
     assert [(e["message"], e["level"], e["logger"]) for e in entries] == [
