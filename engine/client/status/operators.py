@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Final, cast
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, ConfigError
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client import letters
 from dspex.engine.client.status.rows import EngineReport, LetterRow, OperatorReport, OperatorRow
@@ -87,8 +87,8 @@ async def letter_rows(bus: Bus, app: str, info: StreamInfo | None, manifests: Ma
             oldest.setdefault(key, round(max(0.0, info.now - d.time.timestamp()), 1))
             if found.total() == LOOKED_AT:
                 break
-    except BusError:
-        pass  # who may not read letters may count them
+    except (BusError, ConfigError):
+        pass  # who may not read letters, or has no key for what is sealed, may count them
     return list(_letter_rows(found, oldest, count - found.total()))
 
 
