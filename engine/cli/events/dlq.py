@@ -15,7 +15,7 @@ import orjson
 import typer
 
 from dspex.bus.codecs.json import json_bytes, load_json
-from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunError
+from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput
 from dspex.engine.cli.events.selection import Selection
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json

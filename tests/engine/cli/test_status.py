@@ -101,7 +101,8 @@ def test_a_wiped_server_is_told_by_the_engine_by_status_and_by_doctor(project: P
     async def wipe(bus: Bus) -> None:
         for stream in (subjects.stream(app), subjects.sources(app)):
             await bus.remove("stream", stream)
-        await bus.remove("bucket", subjects.bucket(app))
+        for bucket in subjects.buckets(app):
+            await bus.remove("bucket", bucket)
 
     def doctor() -> dict[str, Any]:
         return {check["check"]: check for check in project.here("--json", "doctor").objects()}
