@@ -131,7 +131,7 @@ sinks: { out.a: { from: draft }, out.b: { from: find } }
         (["programs:Draft", "tools.*:*"], set()),
     ],
 )
-def test_check_names_each_program_and_tool_that_no_pool_allows_though_a_fallback_would_hide_it(
+def test_check_names_what_no_pool_allows_though_a_fallback_would_hide_it(
     dspex: Dspex, tmp_path: Path, allowed: list[str], refused: set[str]
 ) -> None:
     (tmp_path / "t.yaml").write_text(PROGRAMS)

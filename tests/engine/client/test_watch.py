@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from engine_lab import APP, Lab
+from waiting import until
 
 import dspex
 from dspex.bus import codecs, subjects
@@ -78,10 +79,12 @@ async def test_an_event_that_nothing_stores_has_the_time_at_which_it_came() -> N
     bus = MemoryServer().connect()
     async with Client(bus=bus, app=APP) as client, aclosing(cast("Any", client.watch("early.in"))) as events:
         first = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(0)
-        while not first.done():
+
+        async def heard() -> bool:  # who is not listening yet hears nothing
             await bus.send("early.in", b'{"n": 1}')
-            await asyncio.sleep(0.01)
+            return first.done()
+
+        await until(heard)
         event = await first
     assert datetime.now(UTC) - event.time < timedelta(minutes=1)
     assert (event.data, event.id, event.run, event.sequence) == ({"n": 1}, "", "", None)
