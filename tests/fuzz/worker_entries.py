@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -154,11 +154,9 @@ def _logged(people: bool, do: Callable[[], None]) -> str:
     handlers, level, before = list(root.handlers), root.level, structlog.get_config()
     try:
         log.configure(people=people)
-        handler = root.handlers[0]
-        assert isinstance(handler, logging.StreamHandler)
-        handler.setStream(out)
-        handler.handleError = _raise  # type: ignore[method-assign]
-        do()
+        root.handlers[0].handleError = _raise  # type: ignore[method-assign]
+        with redirect_stderr(out):
+            do()
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

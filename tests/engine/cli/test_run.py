@@ -56,7 +56,8 @@ def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) ->
         seen.until("ready in")
         for text in ("hello", "x", "y"):  # two are too short to be valid
             assert project.here("publish", project.input, f"text={text}").code == 0
-        screen = seen.until("native/check  InvalidInput  DX502")
+        seen.until("native/check  InvalidInput  DX502")
+        screen = seen.until(f"native/s1  {project.input}  0")  # while a state is told at length, names are cut
         assert seen.end() == 0
     finally:
         seen.close()

@@ -262,7 +262,8 @@ async def test_on_the_real_server_a_redrive_that_died_behind_its_write_writes_it
     topology = Topology("t")
     topology.source(f"{unique}.in").sink(f"{unique}.out")
     await apply(bus, unique, [topology.graph])
-    events = [NodeEvent("in", Origin(f"e{n}", "in", f"r{n}"), "application/json", b"%d" % n) for n in range(3)]
+    source = f"{unique}.in"
+    events = [NodeEvent(source, Origin(f"e{n}", source, f"r{n}"), "application/json", b"%d" % n) for n in range(3)]
     for event in events:
         letter = Letter("t", "check", event, out, {"type": "DataError", "message": "no"})
         await bus.publish(NewMessage(subjects.dead(unique, "t", "check"), letter.pack()))

@@ -161,7 +161,7 @@ async def test_a_program_that_is_not_allowed_or_cannot_be_imported_fails_with_a_
         assert record.error["type"] == "ProgramError"
     assert denied.error is not None
     assert "sample:E*" in denied.error["message"]
-    assert 'programs = ["os:*"]' in denied.error["fix"]
+    assert 'programs = ["sample:E*", "sample:echo", "sample_broken:*", "os:*"]' in denied.error["fix"]
     assert broken.error is not None
     assert "a_module_that_is_not_there" in broken.error["message"]
     assert absent.error is not None
