@@ -234,7 +234,8 @@ class Seen:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dspex", *args],
             cwd=project.folder,
-            env={**project.env, "TERM": "xterm"},
+            # where tests run in several processes, COLUMNS is set, which counts for more than the terminal's own
+            env={**{k: v for k, v in project.env.items() if k not in ("COLUMNS", "LINES")}, "TERM": "xterm"},
             stdin=subprocess.DEVNULL,
             stdout=terminal,
             stderr=terminal,
