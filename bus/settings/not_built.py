@@ -31,10 +31,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "CallContext": ("now", "random", "uuid", "idempotency_key"),
 }
 """Methods and attributes of other classes."""
-NAMES = (
-    *("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStream", "asgi", "enrich", "gather"),
-    *("register_codec", "tool"),
-)
+NAMES = ("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStream", "asgi", "enrich", "gather", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
