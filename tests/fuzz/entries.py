@@ -12,6 +12,4 @@ import worker_entries
 from engine_entries import close as close
 
 ROOMS = (wire_entries, engine_entries, client_entries, worker_entries, file_entries, operator_entries, sealed_entries)
-ALL = [entry for room in ROOMS for entry in room.ENTRIES]
-ENTRIES = {entry.name: entry for entry in ALL}
-assert len(ENTRIES) == len(ALL), "two entry points have one name, and one of them would not be tried"
+ENTRIES = {entry.name: entry for room in ROOMS for entry in room.ENTRIES}
