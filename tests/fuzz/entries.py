@@ -12,4 +12,6 @@ import worker_entries
 from engine_entries import close as close
 
 ROOMS = (wire_entries, engine_entries, client_entries, worker_entries, file_entries, operator_entries, sealed_entries)
-ENTRIES = {entry.name: entry for room in ROOMS for entry in room.ENTRIES}
+ALL = [entry for room in ROOMS for entry in room.ENTRIES]
+ENTRIES = {entry.name: entry for entry in ALL}
+assert len(ENTRIES) == len(ALL), "two entry points have one name, and one of them would not be tried"

@@ -169,6 +169,6 @@ ENTRIES = [
     Entry("settings", lambda: [Case(SETTINGS.encode())], lambda: _take_settings("dspex.toml"), "text", slice=50),
     Entry("project", lambda: [Case(b"[tool.dspex]\napp = 'x'\n")], lambda: _take_settings("pyproject.toml"), "text", slice=70),
     Entry("variables", lambda: [Case(VARIABLES.encode())], _take_variables, "text", slice=70),
-    Entry("rows", lambda: [*map(Case, ROWS)], _take_rows, "bytes", slice=50),
+    Entry("file of rows", lambda: [*map(Case, ROWS)], _take_rows, "bytes", slice=50),
     Entry("url", lambda: [*map(Case, URLS)], _take_url, "bytes", slice=100, refused=("", "ConfigError")),
 ]
