@@ -108,7 +108,7 @@ async def _send(url: str, entry: Entry, corpus: Iterable[Case]) -> None:
             reply = client.new_inbox() if asked and ".work." not in to else ""
             await client.publish(to, case.data, headers=case.headers or None, reply=reply)
         for subject in SENT_TO[entry.subject] if entry.subject in ("manifest", "heartbeat") else ():
-            await client.request(subject, b"")  # the server answers when it has stored or refused all before it: then it can purge
+            await client.request(subject, b"")  # answered once all before it is stored or refused; a purge could overtake it
             await client.jetstream().purge_stream(f"KV_{subject.split('.')[1]}", subject=subject)
         await client.flush()
     finally:
