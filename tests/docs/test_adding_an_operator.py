@@ -1,4 +1,4 @@
-"""docs/adding-an-operator.md: the file that it shows is all that a new operator needs. It is put where such files belong."""
+"""docs/guides/adding-an-operator.md: the file that it shows is all that a new operator needs; it lies where such files do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dspex.operators.registry import operators
 from dspex.operators.stream import Stream
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/adding-an-operator.md").read_text()
+PAGE = (ROOT / "docs/guides/adding-an-operator.md").read_text()
 YAML = """
 dspex: 1
 topology: t

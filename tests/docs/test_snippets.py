@@ -2,8 +2,9 @@
 
 A block is known by its fence. In one page all blocks share a folder and a name space, in order:
 
-    ```python          runs; if its first line is `# name.py` it is that file too. With `connect(` it needs an application:
-                       the one whose dspex.toml lies in the working directory is run, with a stand-in for its model
+    ```python          runs, and then each function `test_…` in it that takes nothing; if its first line is `# name.py` it is
+                       that file too. With `connect(` it needs an application: the one whose dspex.toml lies in the working
+                       directory is run, with a stand-in for its model
     ```toml / yaml     is that file, and loads as settings or as a topology
     ```console         every `$ command` exists, with these options
     ```console run     its commands are run, and print what the page shows
@@ -33,7 +34,8 @@ from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.operators import stateless
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])]
 BLOCK = re.compile(r"^```(\w+)[ ]*(\w*)\n(.*?)^```$", re.S | re.M)
 NAMED = re.compile(r"# ([\w.]+\.(?:py|yaml|toml))\n")
 OTHER_PROGRAMS = {"cd", "git", ".", "docker", "export", "grep", "deploy/make_secrets"}  # commands of others: not ours to check
@@ -152,12 +154,17 @@ def written(block: Block, name: str) -> Path:
 
 
 def run_python(block: Block, place: str, space: dict[str, Any]) -> None:
-    if "import dspy" in block.text:  # for workers only: a process of its own
+    tests = re.findall(r"^def (test_\w+)\(\)", block.text, re.M)
+    if "import dspy" in block.text:  # in a process of its own; one without tests is imported by those or by a worker
         name = Path(str(block.file)).stem
-        subprocess.run([sys.executable, "-c", f"import {name}"], check=True, timeout=60)
+        calls = "".join(f"; {name}.{test}()" for test in tests)
+        if tests:
+            subprocess.run([sys.executable, "-c", f"import {name}{calls}"], check=True, timeout=60)
         return
     linecache.cache[place] = (len(block.text), None, block.text.splitlines(keepends=True), place)
     exec(compile(block.text, place, "exec"), space)
+    for test in tests:
+        space[test]()
 
 
 # -- commands ------------------------------------------------------------------------------------------------------
@@ -206,8 +213,9 @@ def run_command(command: str, shown: str, place: str) -> None:
 
 
 def test_every_documentation_page_is_reached_from_the_index() -> None:
-    index = (ROOT / "docs/README.md").read_text()
-    assert {f.name for f in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    pages = {f.relative_to(DOCS).as_posix() for f in PAGES if f.is_relative_to(DOCS)}
+    linked = set(re.findall(r"\]\(((?:guides/)?[\w-]+\.md)\)", (DOCS / "README.md").read_text()))
+    assert pages - {"README.md"} == linked
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
