@@ -19,6 +19,7 @@ _CHUNK: Final = 512 * 1024
 _CHUNKS_A_PAGE: Final = 16
 _TIMEOUT: Final = 5.0
 _BIG_TIMEOUT: Final = 60.0  # an object of many chunks is one atomic batch
+_OF_MARKS: Final = frozenset({"KV-Operation", "Nats-Rollup", "Nats-TTL", "Nats-Marker-Reason"})  # of a key that was deleted
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ class NatsBucket:
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         message = await self._last(key)
-        return None if message is None or _is_removed(message) else (message.data, message.sequence)
+        value = _value(message) if message is not None else None
+        return None if message is None or value is None else (value, message.sequence)
 
     async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
         draft = NewMessage(self._subject(key), value, expect=revision)
         try:
             return (await writer.publish(self._connection, draft, _TIMEOUT)).sequence
         except Fenced:
-            if revision != 0 or (mark := await self._last(key)) is None or not _is_removed(mark):
+            if revision != 0 or (mark := await self._last(key)) is None or _value(mark) is not None:
                 raise
             # Another tool deleted the key and left its mark: for us there is no such key, so it may be created.
             return (await writer.publish(self._connection, draft._replace(expect=mark.sequence), _TIMEOUT)).sequence
@@ -80,7 +82,7 @@ class NatsBucket:
             info = await streams.info(self._connection, self._stream)
             messages = await stored.scan(self._connection, self._stream, wanted, 1, info.last if info else 0)
         start = len(self._subject(""))
-        return {m.subject[start:]: (m.data, m.sequence) for m in messages if not _is_removed(m)}
+        return {m.subject[start:]: (value, m.sequence) for m in messages if (value := _value(m)) is not None}
 
     async def latest(self, prefix: str) -> bytes | None:
         found = await self.get(f"{prefix}.*")
@@ -90,8 +92,16 @@ class NatsBucket:
         return await stored.message(self._connection, self._stream, {"last_by_subj": self._subject(key)})
 
 
-def _is_removed(message: Message) -> bool:
-    return message.headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in message.headers
+def _value(message: Message) -> bytes | None:
+    """What was put under a key; None where another tool deleted it.
+
+    Who puts writes no headers. A message that has some was stored elsewhere, and somebody had the server send it to the key: a
+    copy says where it is from, and an event has an id. That is no value: b"", which nothing takes for one.
+    """
+    if not message.headers:
+        return message.data
+    is_mark = message.headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in message.headers
+    return None if is_mark and message.headers.keys() <= _OF_MARKS else b""
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,7 @@ _PAGE_TIMEOUT: Final = 10.0
 _SUBJECTS: Final = 1024  # of one direct get; with more the server refuses
 _NOT_FOUND: Final = 10043
 _DELETE_FAILED: Final = 10057
-_DIRECT_HEADERS: Final = frozenset(
-    {
-        "Nats-Stream",
-        "Nats-Subject",
-        "Nats-Sequence",
-        "Nats-Time-Stamp",
-        "Nats-Num-Pending",
-        "Nats-Last-Sequence",
-        "Nats-UpTo-Sequence",
-    }
-)
+_ABOUT: Final = b"\r\nNats-Stream: "  # where what the server says of a message begins, in a direct get
 
 
 def timestamp(text: str) -> float:
@@ -205,7 +195,7 @@ async def _page(connection: Connection, stream: str, request: Mapping[str, objec
         raise Unreachable(f"direct get from {stream}: {status.get('Status')} {status.get('Description', '')}")
     with what_a_server_says():
         pending = int(status.get("Nats-Num-Pending") or 0)
-        return [_unwrapped(data, protocol.headers(head)) for data, head in answers[:-1]], pending
+        return [_unwrapped(data, head) for data, head in answers[:-1]], pending
 
 
 async def multi_last(connection: Connection, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
@@ -227,6 +217,9 @@ def _is_status(data: bytes, head: bytes) -> bool:
     return head.startswith(b"NATS/1.0 ")
 
 
-def _unwrapped(data: bytes, headers: protocol.Headers) -> Message:
-    own = {name: value for name, value in headers.items() if name not in _DIRECT_HEADERS}
-    return Message(headers["Nats-Subject"], data, own, int(headers["Nats-Sequence"]), timestamp(headers["Nats-Time-Stamp"]))
+def _unwrapped(data: bytes, head: bytes) -> Message:
+    """A message of a direct get. What the server says stands behind the headers that were stored, which may say the same."""
+    own, _, about = head.rpartition(_ABOUT)
+    said = protocol.headers(b"NATS/1.0" + _ABOUT + about)
+    headers = protocol.headers(own + b"\r\n\r\n")
+    return Message(said["Nats-Subject"], data, headers, int(said["Nats-Sequence"]), timestamp(said["Nats-Time-Stamp"]))

@@ -112,15 +112,17 @@ def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
 
 
 async def _all(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str, _Versions]:
-    """By topology. What no engine wrote is logged."""
+    """By topology. What no engine wrote is logged, in one line for each topology: anybody can have much of it put there."""
     items: dict[str, dict[str, bytes]] = {}
     wanted = {subjects.manifest_key(topology, number) for number in range(1, before)}
     for key, (value, _) in (await bucket.items(subjects.manifest_prefix(topology))).items():
         if not before or key in wanted:
             items.setdefault(subjects.manifest_of(key), {})[key] = value
     found = {topology: _versions(topology, values) for topology, values in items.items()}
-    for key, why in [other for versions in found.values() for other in (*versions.strange.items(), *versions.taken.items())]:
-        _log.error("a manifest is passed over", key=key, why=why)
+    for versions in found.values():
+        strangers = {**versions.strange, **versions.taken}
+        for key, why in list(strangers.items())[:1]:
+            _log.error("a manifest is passed over", key=key, why=why, others=len(strangers) - 1)
     return found
 
 

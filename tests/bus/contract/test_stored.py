@@ -184,3 +184,18 @@ async def test_the_last_messages_come_however_large_they_are(bus: Bus, unique: s
     for subject in wanted:
         await bus.publish(NewMessage(subject, bytes(1_000_000)))
     assert set(await bus.multi_last(unique, wanted)) == set(wanted)
+
+
+@pytest.mark.asyncio
+async def test_the_headers_of_a_message_do_not_say_where_it_lies(bus: Bus, unique: str) -> None:
+    """The server says that in headers of the same names: believed, who may publish here could hide the messages of others."""
+    await stream(bus, unique)
+    mine, theirs = f"{unique}.a", f"{unique}.b"
+    lies = {"Nats-Stream": "S", "Nats-Subject": mine, "Nats-Sequence": "-", "Nats-Time-Stamp": "-", "Nats-Num-Pending": "9"}
+    await bus.publish(NewMessage(mine, b"mine"))
+    await bus.publish(NewMessage(theirs, b"theirs", lies))
+    found = await bus.multi_last(unique, [mine, theirs])
+    assert [(m.subject, m.sequence, m.data, m.headers) for m in found.values()] == [
+        (mine, 1, b"mine", {}),
+        (theirs, 2, b"theirs", lies),
+    ]

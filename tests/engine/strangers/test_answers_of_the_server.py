@@ -103,6 +103,56 @@ async def test_an_acknowledgement_replaces_no_manifest_and_keeps_no_engine_from_
 
 
 @pytest.mark.asyncio
+async def test_what_the_server_is_told_to_send_under_a_key_is_no_manifest(nats_url: str, unique: str) -> None:
+    """A caller may read manifests, and a worker stores payloads with the headers that it likes: each can have one sent."""
+
+    def topology(timeout: str) -> Topology:
+        made = Topology("triage")
+        made.source(f"{unique}.in").predict("text -> answer", name="ask", timeout=timeout).sink(f"{unique}.out")
+        return made
+
+    async def starts(topology: Topology) -> dict[str, int]:
+        host = Host(bus, unique, [topology.graph], engine="engine")
+        await host.start()
+        await host.drain()
+        return {name: made.version for name, made in (await manifest.of_application(bus, unique)).items()}
+
+    bus = await connect(nats_url)
+    client = await nats.connect(nats_url)
+    assert await starts(topology("1s")) == {"triage": 1}
+    applied, objects = subjects.applied(unique), subjects.objects(unique)
+    first = f"$KV.{applied}.{subjects.manifest_key('triage', 1)}"
+    bucket = await bus.bucket(applied)
+    value, revision = (await bucket.items())["manifest.triage.1"]
+    await bus.objects(objects)
+    forged = value.replace(b'"timeout":1.0', b'"timeout":9.0')
+    assert forged != value
+    lies = {"Nats-Subject": first, "Nats-Sequence": "1", "Nats-Time-Stamp": "2020-01-01T00:00:00Z"}
+    payloads: dict[str, tuple[bytes, dict[str, str]]] = {  # by the key that it is sent to
+        "manifest.a.1": (forged, lies),  # in place of one that is there
+        "manifest.b.1": (forged, {"Nats-Sequence": "none"}),
+        "manifest.triage.2": (b"", {"KV-Operation": "DEL"}),  # as if the version to come had been deleted
+    }
+    for number, (key, (data, headers)) in enumerate(payloads.items()):
+        chunk = f"$O.{objects}.C.{number}"
+        await client.publish(chunk, data, headers=headers)
+        await client.publish(f"$JS.API.DIRECT.GET.OBJ_{objects}.{chunk}", reply=f"$KV.{applied}.{key}")
+    for key in ("manifest.another.1", "manifest.triage.3"):  # copies
+        await client.publish(f"$JS.API.DIRECT.GET.KV_{applied}.{first}", reply=f"$KV.{applied}.{key}")
+    await client.flush()
+
+    async def arrived() -> bool:
+        info = await bus.stream(f"KV_{applied}")
+        return info is not None and info.messages == 6
+
+    await until(arrived)
+    assert (await bucket.items())["manifest.triage.1"] == (value, revision)
+    assert [await starts(topology("1s")), await starts(topology("2s"))] == [{"triage": 1}, {"triage": 4}]
+    await client.close()
+    await bus.close()
+
+
+@pytest.mark.asyncio
 async def test_a_caller_of_another_account_is_answered(url: str, engine: NatsBus) -> None:
     asked = asyncio.Queue[Message]()
     await engine.subscribe(subjects.call_pattern(APP, "lightweight"), asked.put)
