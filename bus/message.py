@@ -18,6 +18,9 @@ from hashlib import blake2s
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dspex.bus import subjects
+from dspex.bus.codecs import cloud_events
+from dspex.bus.errors import DecodeError
+from dspex.bus.records import NodeEvent
 
 T = TypeVar("T")
 
@@ -175,6 +178,51 @@ def content_type(headers: Mapping[str, str]) -> str | None:
     if found is None and headers:
         found = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
     return found
+
+
+def plain(message: Message) -> Message:
+    """A message with its body as dspex would have sent it: of a CloudEvent the data, with its key, time and trace in headers
+    as the engine takes them (`opened`). Any other as it is. Raises DecodeError.
+    """
+    found = cloud_events.read(content_type(message.headers), message.headers, message.data)
+    if found is None:
+        return message
+    said = {subjects.KEY: found.attributes.get("subject"), subjects.TRACEPARENT: found.attributes.get("traceparent")}
+    headers = {name: value for name, value in said.items() if value is not None}
+    headers |= {n: v for n, v in cloud_events.without(message.headers).items() if n.lower() != "content-type"}
+    if found.time is not None:
+        headers[subjects.TIME] = cloud_events.rfc3339(found.time)
+    headers |= {**found.headers, subjects.CONTENT_TYPE: found.content_type}
+    return message._replace(headers=headers, data=found.data)
+
+
+def opened(event: NodeEvent) -> NodeEvent:
+    """An event of a source as it is meant: of a CloudEvent the data, with what its attributes say of key, time and trace.
+
+    Its other attributes become headers `ce-<name>`, in both content modes; but not `specversion`, so that what is opened is no
+    CloudEvent any more. Raises DecodeError.
+    """
+    o = event.origin
+    found = cloud_events.read(event.content_type, o.headers or {}, event.data)
+    if found is None:
+        return event
+    said = found.attributes
+    origin = o._replace(
+        key=said.get("subject") if o.key is None else o.key,
+        time=o.time if found.time is None else found.time,
+        trace=said.get("traceparent") if o.trace is None else o.trace,
+        headers={**cloud_events.without(o.headers or {}), **found.headers},
+    )
+    return event._replace(origin=origin, content_type=found.content_type, data=found.data)
+
+
+def opened_if_it_can_be(event: NodeEvent) -> NodeEvent:
+    """The same for people: where its attributes cannot be read, the event without them."""
+    try:
+        return opened(event)
+    except DecodeError:
+        headers = cloud_events.without(event.origin.headers or {})
+        return event._replace(origin=event.origin._replace(headers=headers))
 
 
 def in_session(session: str | None) -> dict[str, str]:

@@ -33,6 +33,7 @@ KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
+CLOUD_EVENT: Final = "ce-"  # how headers begin that hold attributes of a CloudEvent
 OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, SEALED, CONTENT_TYPE})
 
 FROM_SERVER: Final = "Nats-"  # how the headers begin that the server adds or reads

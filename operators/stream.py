@@ -12,6 +12,7 @@ from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import TypeIs, Unpack
 
+from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.context import Context
 from dspex.operators.native.signature import Signature
@@ -294,15 +295,24 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         finally:
             self._plan.prefix = outer
 
-    def sink(self, subject: str, *, codec: Codec | None = None, **not_built: Never) -> None:
+    def sink(
+        self,
+        subject: str,
+        *,
+        codec: Codec | None = None,
+        cloudevents: CloudEventMode | None = None,
+        **not_built: Never,
+    ) -> None:
         """Publish what comes here, exactly once.
 
         Args:
             subject: may hold fields: "replies.{intent}". One sink a subject; merge streams first.
             codec: how the data is encoded; default: the topology's.
-            not_built: any other option is a problem that `check` lists: `stream` and `cloudevents` are not built yet.
+            cloudevents: write each event as a CloudEvent 1.0, "structured" or "binary"; default: as dspex's own.
+            not_built: any other option is a problem that `check` lists: `stream` is not built yet.
         """
-        given = not_built if codec is None else {**not_built, "codec": codec}
+        options = {"codec": codec, "cloudevents": cloudevents}
+        given = not_built | {name: value for name, value in options.items() if value is not None}
         sink.add(self._plan, self._draft, self._outlet, self._shape, subject, given)
 
 

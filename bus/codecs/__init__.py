@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import orjson
 
-from dspex.bus.codecs import arrow
+from dspex.bus.codecs import arrow, cloud_events
 from dspex.bus.codecs.json import json_bytes as json_bytes
 from dspex.bus.codecs.json import load_json, simpler_json
 from dspex.bus.codecs.msgpack import load_msgpack
@@ -124,18 +124,21 @@ def read_as(name: str) -> str:
 
     A CloudEvent is not: its data is a part of it.
     """
-    if name in _known or name.startswith("application/cloudevents"):
+    if name in _known or cloud_events.is_structured(name):
         return name
     return JSON if name.endswith("+json") else _ALIASES.get(name, name)
 
 
 def decode(data: bytes, content_type: str | None = None) -> Any:
-    """The data in bytes of that content type; JSON where it is None or empty. Parameters (`; charset=…`) are ignored.
+    """The data in bytes of that content type; JSON where it is None or empty. Parameters (`; charset=…`) are ignored. Of a
+    CloudEvent in the JSON format it is what that has as its data.
 
     Raises DecodeError for bytes that are not what the type says, and for a type that is not known.
     """
     if not content_type or content_type == JSON:
         return load_json(data)
+    if (event := cloud_events.read(content_type, {}, data)) is not None:
+        return decode(event.data, event.content_type)
     name = read_as(media_type(content_type))
     codec = _known.get(name)
     if codec is None:

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, TopologyError
-from dspex.bus.message import Event, Message, in_session, is_time
+from dspex.bus.message import Event, Message, in_session, is_time, opened_if_it_can_be
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import Letter, pack_frame
+from dspex.bus.records import Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.names import names
@@ -72,11 +72,11 @@ class DeadLetter:
         return shown | ({"traceback": self.traceback} if traceback else {})
 
 
-def _data(letter: Letter) -> Any:
+def _data(event: NodeEvent) -> Any:
     try:
-        return codecs.decode(letter.event.data, letter.event.content_type)
+        return codecs.decode(event.data, event.content_type)
     except DecodeError:
-        return letter.event.data
+        return event.data
 
 
 def _time(seconds: float) -> datetime:
@@ -91,10 +91,9 @@ def _text(value: object) -> str:
 def read(message: Message) -> DeadLetter:
     """The dead letter that a message holds. Raises DecodeError."""
     letter = _letter(message)
-    o, at = letter.event.origin, _time(letter.event.origin.time)
-    event = Event(
-        o.id, o.subject, _data(letter), at, o.run, o.cause, o.key, o.session, dict(letter.headers), o.sequence or None
-    )
+    found = opened_if_it_can_be(letter.event)
+    o, at = found.origin, _time(found.origin.time)
+    event = Event(o.id, o.subject, _data(found), at, o.run, o.cause, o.key, o.session, dict(letter.headers), o.sequence or None)
     return DeadLetter(
         event=event,
         node=letter.node,
@@ -272,7 +271,7 @@ async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
     headers |= in_session(event.origin.session)
     if data is not None:
         body, content_type = codecs.encode(data)
-        event = event._replace(data=body, content_type=content_type, outputs=None)
+        event = opened_if_it_can_be(event)._replace(data=body, content_type=content_type, outputs=None)
     elif letter.stored:
         if await bus.get(letter.stored.stream, letter.stored.sequence) is None:
             raise RunError(f"the event of this letter is not in {_cut(letter.stored.stream)} any more", run=event.origin.run)

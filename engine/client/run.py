@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import Event, Message, content_type, run_of, to_event
+from dspex.bus.message import Event, Message, content_type, plain, run_of, to_event
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
@@ -162,4 +162,5 @@ async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: It
 
 def read_event(m: Message) -> Event[Any]:
     """A stored message with its body as a user sees it."""
+    m = plain(m)
     return to_event(m, codecs.decode(m.data, content_type(m.headers)))

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, TopologyError
-from dspex.bus.message import Event, Message, content_type, event_time, to_event
+from dspex.bus.message import Event, Message, content_type, event_time, plain, to_event
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, unpack_event
 from dspex.bus.serving import payloads
@@ -51,7 +51,7 @@ async def events(bus: Bus, app: str, what: str, start: WatchStart) -> AsyncItera
             for stored in await reader.read(100):
                 message = await _whole(bus, app, stored)
                 if node is None:
-                    yield to_event(message, _data(message), stream, created)
+                    yield to_event(*_read(message), stream, created)
                 elif (event := _result(message, node)) is not None:
                     yield event
     finally:
@@ -99,16 +99,18 @@ async def _whole(bus: Bus, app: str, message: Message) -> Message:
     return await payloads.checked_out(bus, app, message) or message._replace(data=b"")
 
 
-def _data(message: Message) -> Any:
+def _read(message: Message) -> tuple[Message, Any]:
+    """A message and its data; its bytes where that cannot be read. Of a CloudEvent the message that it stands for."""
     try:
-        return codecs.decode(message.data, content_type(message.headers))
+        message = plain(message)
+        return message, codecs.decode(message.data, content_type(message.headers))
     except DecodeError:
-        return message.data
+        return message, message.data
 
 
 def _unstored(message: Message) -> Event[Any]:
     """An event that nothing stores: it comes now, and has no place that an id could be made of."""
-    event = to_event(message._replace(time=time.time()), _data(message))
+    event = to_event(*_read(message._replace(time=time.time())))
     own = message.headers.get(subjects.EVENT_ID, "")
     return replace(event, id=own, run=message.headers.get(subjects.RUN, own))
 

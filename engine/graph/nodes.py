@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
+from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.records import OnError, Order
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build
@@ -99,13 +100,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Sink:
-    """Where events go. `subject` may hold `{field}`; then `address` fills it in. `pattern` is what the stream captures."""
+    """Where events go. `subject` may hold `{field}`; then `address` fills it in. `pattern` is what the stream captures.
+
+    `cloudevents`: the content mode of events that are written as CloudEvents; None: they are not.
+    """
 
     subject: str
     pattern: str
     address: Callable[[Any], str] | None = None
     stream: str | None = None
     codec: str = "json"
+    cloudevents: CloudEventMode | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

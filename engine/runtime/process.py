@@ -14,25 +14,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orjson import dumps, loads
+from orjson import loads
 
-from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
-from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS, simpler_json
-from dspex.bus.codecs.plain import OPTIONS, finite
+from dspex.bus.codecs import JSON, Codec, decode
+from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS
 from dspex.bus.errors import DspexError, RetryLater, from_dict
 from dspex.bus.message import INHERITED, id_seed
 from dspex.bus.port import NewMessage
-from dspex.bus.records import NodeEvent, StoredAt
+from dspex.bus.records import NodeEvent, Origin, StoredAt
 from dspex.bus.serving import payloads
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import EventContext, Handler
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
+from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, letter, operator_gone, raised, refusal, refused
-from dspex.engine.runtime.request import Address, Output, checked_subject, headers_too_long, open_call, too_large
+from dspex.engine.runtime.request import (
+    Address,
+    Output,
+    checked_subject,
+    cloud_event,
+    headers_too_long,
+    too_large,
+    written,
+)
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.compile import Stage
@@ -124,7 +131,7 @@ class Process:
     def fallback(self, call: Call, event: NodeEvent) -> Mapping[str, object] | Failure:
         """What stands in for the outputs of a call."""
         try:
-            return call.fallback(_read(event)) if call.fallback is not None else {}
+            return call.fallback(read(event)) if call.fallback is not None else {}
         except DspexError as e:
             return refused(e, event.node)
         except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
@@ -173,21 +180,24 @@ class Walk(EventContext):
 
     def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
-        o = event.origin
-        self.origin, self.clock, self.number, self.node = o, clock, number, event.node
-        id, _, run, _, key, session, _, _, trace, _, _ = o
-        if len(id) + len(run) + len(key or "") + len(session or "") + len(trace or "") > INHERITED:
-            raise headers_too_long(o)
+        self.clock, self.number, self.node = clock, number, event.node
+        self.inherit(event.origin)
         self.counts.clear()
         self.outputs, self._ids, self._event, self._random = [], 0, None, None
         entry(event, self)
         return self.outputs
 
+    def inherit(self, origin: Origin) -> None:
+        """What stands in its run as `origin` says is derived from now on. Raises InvalidInput where it is too long."""
+        self.origin = origin
+        id, _, run, _, key, session, _, _, trace, _, _ = origin
+        if len(id) + len(run) + len(key or "") + len(session or "") + len(trace or "") > INHERITED:
+            raise headers_too_long(origin)
+
     def emit(self, node: str, node_id: str, sink: Sink, codec: Codec, data: object) -> None:
         """Send `data` to a sink."""
+        to = checked_subject(sink, data) if sink.address else sink.subject
         body, content_type = written(data, codec)
-        if len(body) > self.address.limit:
-            raise too_large(node, len(body), self.address.limit)
         id, _, run, _, key, session, _, _, trace, _, fallback = self.origin
         self.counts[node] = ordinal = self.counts.get(node, -1) + 1
         h = id_seed(node_id, ordinal).copy()  # derived_id, written out: it is made for every event
@@ -204,25 +214,16 @@ class Walk(EventContext):
             headers[TRACEPARENT] = trace
         if fallback is not None:
             headers[FALLBACK] = fallback
-        if content_type != JSON:
+        if sink.cloudevents is not None:
+            body = cloud_event(self.address, sink, self.origin, to, headers, body, content_type)
+        elif content_type != JSON:
             headers[CONTENT_TYPE] = content_type
-        to = checked_subject(sink, data) if sink.address else sink.subject
+        if len(body) > self.address.limit:
+            raise too_large(node, len(body), self.address.limit)
         self.outputs.append(_new(NewMessage, (to, body, headers, None)))
 
 
-def written(data: object, codec: Codec) -> tuple[bytes, str]:
-    """The bytes of data, and their content type. Raises InvalidInput."""
-    if codec == "json" and type(data) in PLAIN:
-        try:
-            body = dumps(data, simpler_json, OPTIONS)
-        except TypeError:
-            return encode(data, codec)  # says what it is that cannot be written, or finds a way
-        if body.find(b"null") < 0 or finite(data):
-            return body, JSON
-    return encode(data, codec)
-
-
-def _read(event: NodeEvent) -> Any:
+def read(event: NodeEvent) -> Any:
     """The data of an event. Raises DecodeError."""
     if event.content_type == JSON:
         try:
@@ -232,69 +233,3 @@ def _read(event: NodeEvent) -> Any:
         except ValueError:
             ...  # decode says where it is wrong, and why
     return decode(event.data, event.content_type)
-
-
-# -- the steps of a walk: functions that compile.py links -------------------------------------------------------------------
-def source_step(source: Source, after: Handler) -> Handler:
-    """The step at which a source event enters the graph: from its bytes."""
-    accept, time, plain = source.accept, source.time, source.plain
-
-    def step(event: NodeEvent, walk: Any) -> None:
-        if event.content_type != JSON or not plain:
-            source.media(event.content_type)
-        data = accept(_read(event)) if accept else _read(event)
-        if time:
-            walk.origin = walk.origin._replace(time=time(data).timestamp())
-        after(data, walk)
-
-    return step
-
-
-def landing_step(node: CallNode, after: Handler) -> Handler:
-    """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
-    call = node.call
-
-    def step(event: NodeEvent, walk: Any) -> None:
-        data = _read(event)
-        if event.outputs is None:
-            open_call(walk, node, data, event.data, event.content_type, event.call, event.attempts)
-            return
-        data = call.accept(data, event.outputs)
-        before = walk.origin  # the call is the cause of all that comes after it
-        walk.origin = before._replace(id=event.call, cause=before.id)
-        after(data, walk)
-
-    return step
-
-
-def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
-    """The step that ends a walk in a sink."""
-    sink, name, how = node.sink, node.name, node.sink.codec or codec
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        walk.emit(name, node_id, sink, how, data)
-
-    return step
-
-
-def call_step(node: CallNode, codec: Any) -> Handler:
-    """The step that ends a walk in a call; its record begins another."""
-    name = node.name
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        open_call(walk, node, data, *written(data, codec), None, 0)
-
-    return step
-
-
-def native_step(node: NativeNode, inner: Handler) -> Handler:
-    """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
-    name = node.name
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        inner(data, walk)
-
-    return step

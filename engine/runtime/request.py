@@ -1,4 +1,4 @@
-"""The request for an execution of a call, with the rows that the call has from then on; and how a call is opened."""
+"""What a walk emits, as it is stored: events for sinks, and requests for executions of calls, with the rows that a call has."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+from orjson import dumps
 
 from dspex.bus import subjects
+from dspex.bus.codecs import JSON, PLAIN, Codec, cloud_events, encode
+from dspex.bus.codecs.json import simpler_json
+from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import INHERITED, derived_id, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
-from dspex.bus.subjects import CAUSE, RECORD, RUN
+from dspex.bus.subjects import CAUSE, EVENT_ID, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -120,6 +126,39 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         raise too_large(f"the inputs of {node.name}", size, address.limit)
     walk.outputs.append(asked)
     walk.number += 1
+
+
+def written(data: object, codec: Codec) -> tuple[bytes, str]:
+    """The bytes of data, and their content type. Raises InvalidInput."""
+    if codec == "json" and type(data) in PLAIN:
+        try:
+            body = dumps(data, simpler_json, OPTIONS)
+        except TypeError:
+            return encode(data, codec)  # says what it is that cannot be written, or finds a way
+        if body.find(b"null") < 0 or finite(data):
+            return body, JSON
+    return encode(data, codec)
+
+
+def cloud_event(
+    address: Address, sink: Sink, origin: Origin, to: str, headers: dict[str, str], body: bytes, content_type: str
+) -> bytes:
+    """The body of a sink's event as a CloudEvent. `headers`: of the event; those that say what it is are added."""
+    assert sink.cloudevents is not None
+    attributes = {
+        "id": headers[EVENT_ID],
+        "source": f"/dspex/{quote(address.topology)}/{quote(sink.subject)}",
+        "type": to,
+        "subject": origin.key or None,
+        "time": cloud_events.rfc3339(origin.time),
+        "correlationid": origin.run,
+        "causationid": origin.id,
+        "traceparent": origin.trace,
+    }
+    said = {name: value for name, value in attributes.items() if value is not None}
+    body, more = cloud_events.write(sink.cloudevents, said, body, content_type)
+    headers.update(more)
+    return body
 
 
 def too_large(node: str, size: int, most: int) -> OutputTooLarge:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dspex.bus import subjects
+from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.errors import InvalidInput
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Sink
@@ -20,7 +21,13 @@ from dspex.operators.typing.shape import UNKNOWN, Shape
 from dspex.operators.typing.stream_checks import missing_fields
 
 CODEC = ChoiceParameter("json", of=Codec, doc="how the data is encoded; default: the topology's")
-SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC})
+CLOUD_EVENTS = ChoiceParameter(
+    None,
+    of=CloudEventMode,
+    doc="write each event as a CloudEvent 1.0: `structured` is one JSON object with the data in it, which every reader of "
+    "CloudEvents on NATS knows; `binary` has the data as the body, and the attributes as headers `ce-…`",
+)
+SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC, "cloudevents": CLOUD_EVENTS})
 
 
 def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, given: Mapping[str, object]) -> None:
@@ -35,13 +42,13 @@ def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, gi
     for e in errors:
         plan.refuse(draft, e)
     with plan.collecting(draft):
-        draft.payload = make(subject, codec=o.get("codec", plan.codec), shape=shape)
+        draft.payload = make(subject, codec=o.get("codec", plan.codec), cloudevents=o.get("cloudevents"), shape=shape)
     for text in template.fields(subject):
         for e in missing_fields(text, shape):
             plan.refuse(draft, e)
 
 
-def make(subject: str, *, codec: str, shape: Shape = UNKNOWN) -> Sink:
+def make(subject: str, *, codec: str, cloudevents: CloudEventMode | None = None, shape: Shape = UNKNOWN) -> Sink:
     """The sink of a subject for data of this shape.
 
     Raises TopologyError: DX217 for a bad subject, DX229 for Arrow where records come.
@@ -57,7 +64,7 @@ def make(subject: str, *, codec: str, shape: Shape = UNKNOWN) -> Sink:
             "tokens with dots between them, no spaces, wildcards or control characters, no $ or _INBOX in front; "
             "fields in braces: replies.{intent}",
         )
-    return Sink(subject, pattern, _address(subject) if pattern != subject else None, codec=codec)
+    return Sink(subject, pattern, _address(subject) if pattern != subject else None, codec=codec, cloudevents=cloudevents)
 
 
 def pattern_of(subject: str) -> str:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
 from dspex.bus import codecs
+from dspex.bus.codecs.cloud_events import is_structured
 from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.bus.subjects import is_stream_name
@@ -71,6 +72,8 @@ class MediaTypesParameter(Parameter):
         names = list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else []
         if not names or not all(isinstance(n, str) and _MEDIA_TYPE.fullmatch(n) for n in names):
             raise wrong(name, value, f'content types: ["{codecs.JSON}", "{codecs.ARROW}"]')
+        if any(is_structured(str(n)) for n in names):
+            raise wrong(name, value, f'the content type of the data in a CloudEvent: ["{codecs.JSON}"]; any source takes those')
         return [str(n).lower() for n in names]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from engine_lab import APP, STREAM, Lab
@@ -17,6 +17,7 @@ from fuzzing import Bug, Entry
 from mutations import Case
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs import cloud_events
 from dspex.bus.errors import CallError, DataError, TopologyError, Unreachable
 from dspex.bus.local.processes import is_dead
 from dspex.bus.message import Message, to_event
@@ -164,6 +165,16 @@ def _source(content_type: str) -> Callable[[], list[Case]]:
         ]
 
     return seeds
+
+
+def _cloud_events() -> list[Case]:
+    attributes = {"id": "A-1", "source": "/s", "type": "t", "subject": "k é", "time": "2026-01-01T00:00:00Z", "x": "1"}
+    return [
+        Case(*cloud_events.write(mode, attributes, *codecs.encode(data, codec)))
+        for mode in get_args(cloud_events.CloudEventMode)
+        for codec in ("json", "msgpack")
+        for data in EVENTS[:2]
+    ]
 
 
 def _of_input(name: str, subject: Callable[[Engine], str]) -> Callable[[], Take]:
@@ -366,6 +377,7 @@ def _work() -> str:
 
 ENTRIES = [
     Entry("source json", _source(codecs.JSON), _of_input("source", lambda e: SOURCE), "json", HEADERS, "source"),
+    Entry("cloud event", _cloud_events, _of_input("source", lambda e: SOURCE), "json", HEADERS, "source"),
     Entry("source msgpack", _source(codecs.MSGPACK), _of_input("source", lambda e: SOURCE), headers=HEADERS, subject="source"),
     Entry("source arrow", _source(codecs.ARROW), _of_input("source", lambda e: SOURCE), "bytes", HEADERS, "source", slice=60),
     Entry("record", _records, _of_input("records", _record_subject), headers=HEADERS, subject="record", slice=200),

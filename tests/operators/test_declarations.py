@@ -76,7 +76,7 @@ def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
     assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX237", True)]
 
 
-@pytest.mark.parametrize("options", [{"stream": "KEPT"}, {"cloudevents": "binary"}])
+@pytest.mark.parametrize("options", [{"stream": "KEPT"}])
 def test_a_sink_option_that_is_not_built_is_refused(options: dict[str, str]) -> None:
     (found,) = problems(lambda s: s.sink("c.d", **options))
     assert (found[0], "is not built" in found[1]) == ("DX237", True)

@@ -78,13 +78,3 @@ def test_the_content_type_is_read_whatever_the_case_of_its_header(lab: MakeLab, 
     one.store(NewMessage("in", EVENTS[codecs.MSGPACK], {name: codecs.MSGPACK}))
     one.advance(1)
     assert one.outputs("out") == [{"n": 2}]
-
-
-def test_a_cloud_event_is_no_plain_json(lab: MakeLab) -> None:
-    one = lab(_reading("json"))
-    one.start()
-    one.store(
-        NewMessage("in", b'{"specversion":"1.0","data":{"n":1}}', {subjects.CONTENT_TYPE: "application/cloudevents+json"})
-    )
-    one.advance(1)
-    assert [letter.reason for letter in one.letters()] == ["DecodeError"]
