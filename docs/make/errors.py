@@ -233,8 +233,24 @@ This page is made from `bus/errors.py` by `docs/make/errors.py`: change it there
 An error that dspex raises on purpose is a `DspexError` with `code`, `message`, `fix`, `node`, `run`, `retryable` and
 `retry_after`. The command line shows the code, the place, what is wrong and one thing to do; a traceback only with `-v`:
 
-```text
-error[DX207] classify (triage.py:19): the signature wants input 'txt'; the stream has customer: str, text: str
+```python
+# mistaken.py
+from typing import TypedDict
+from dspex import Topology
+
+
+class Message(TypedDict):
+    customer: str
+    text: str
+
+
+topology = Topology("mistaken")
+topology.source("support.messages", Message).predict("txt -> intent", name="classify").sink("support.queue")
+```
+
+```console run
+$ dspex check mistaken:topology
+error[DX207] classify (mistaken.py:12): the signature wants input 'txt'; the stream has customer: str, text: str
   fix: write "text -> …", or map it: inputs={"txt": "text"}
 ```
 

@@ -1,13 +1,14 @@
-"""The README and docs/: Python runs, settings and topologies load, commands exist, and some give exactly what the page shows.
+"""The README and docs/: Python runs, settings and topologies load, commands exist, and give what the page shows.
 
 A block is known by its fence. In one page all blocks share a folder and a name space, in order:
 
-    ```python          runs, and then each function `test_…` in it that takes nothing; if its first line is `# name.py` it is
-                       that file too. With `connect(` it needs an application: the one whose dspex.toml lies in the working
-                       directory is run, with a stand-in for its model
-    ```toml / yaml     is that file, and loads as settings or as a topology
-    ```console         every `$ command` exists, with these options
-    ```console run     its commands are run, and print what the page shows
+    ```python            runs, and then each function `test_…` in it that takes nothing; if its first line is `# name.py` it is
+                         that file too. With `connect(` it needs an application: the one whose dspex.toml lies in the working
+                         directory is run, with a stand-in for its model
+    ```toml / yaml       is that file, and loads as settings or as a topology
+    ```csv name          is that file
+    ```console           every `$ command` exists, with these options
+    ```console run NAME  its commands are run (in the project NAME), and print what the page shows: see docs/make/outputs.py
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import json
 import linecache
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +36,12 @@ from dspex.operators import stateless
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])]
-BLOCK = re.compile(r"^```(\w+)[ ]*(\w*)\n(.*?)^```$", re.S | re.M)
-NAMED = re.compile(r"# ([\w.]+\.(?:py|yaml|toml))\n")
+MAKE: dict[str, Any] = runpy.run_path(str(DOCS / "make/outputs.py"))
+PAGES: list[Path] = MAKE["PAGES"]
+ANSWERS = {"intent": "card_arrival", "wish": "refund"}  # what the model of the pages says for these fields
 OTHER_PROGRAMS = {"cd", "git", ".", "docker", "export", "grep", "deploy/make_secrets"}  # commands of others: not ours to check
+PATIENCE = 30  # looks at what is as old as an engine's heartbeat
 ENVIRONMENT = re.compile(r"[A-Z_]+=\S*$")
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    mode: str
-    text: str
-    line: int
-
-    @property
-    def file(self) -> str | None:
-        found = NAMED.match(self.text)
-        return found[1] if found else None
-
-    @property
-    def commands(self) -> list[tuple[str, str]]:
-        """(command, what the page shows behind it)"""
-        parts = re.split(r"^\$ ", self.text, flags=re.M)
-        assert parts[0] == "", f"line {self.line}: a console block begins with a command"
-        return [(command, shown) for command, _, shown in (part.partition("\n") for part in parts[1:])]
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [Block(m[1], m[2], m[3], text[: m.start()].count("\n") + 1) for m in BLOCK.finditer(text)]
 
 
 @pytest.fixture
@@ -85,30 +62,45 @@ def folder(
 
 
 class Application:
-    """`dspex run` in the working directory, on a server of its own, with a stand-in for every model of the settings."""
+    """`dspex run` in the working directory, on a server of its own, with a stand-in for the model of the settings."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
         self._processes: list[subprocess.Popen[str]] = []
 
-    def start(self) -> None:
-        if self._processes:
-            return
-        url = json.loads(self._started(str(ROOT / "tests/support/standin.py")))["url"]
-        env = {"DSPEX_LM__MAIN__MODEL": "openai/stand-in", "DSPEX_LM__MAIN__BASE_URL": url, "DSPEX_SERVER__LOCAL__PORT": "-1"}
-        self._started("-m", "dspex", "run", "--json", until='"event":"ready"', env=env)
+    def model(self) -> None:
+        """Start the stand-in; from now on, commands use it, and servers take any port."""
+        if not self._processes:
+            said = self._started(str(ROOT / "tests/support/standin.py"), "--answers", json.dumps(ANSWERS))
+            env = {
+                "LM__MAIN__MODEL": "openai/stand-in",
+                "LM__MAIN__BASE_URL": json.loads(said)["url"],
+                "SERVER__LOCAL__PORT": "-1",
+            }
+            for name, value in env.items():
+                self._patch.setenv(f"DSPEX_{name}", value)
 
-    def _started(self, *command: str, until: str = "", env: dict[str, str] | None = None) -> str:
-        """Start it; the line that says it is ready."""
+    def run(self, words: list[str]) -> str:
+        """What it prints until it is ready."""
+        self.model()
+        return self._started("-m", "dspex", *words, until=MAKE["READY"])
+
+    @property
+    def runs(self) -> bool:
+        return len(self._processes) > 1
+
+    def _started(self, *command: str, until: str = "") -> str:
+        """Start it; the lines up to the one that says it is ready."""
         with open("started.log", "a") as log:
             pipe = subprocess.PIPE
-            process = subprocess.Popen(
-                [sys.executable, *command], stdin=pipe, stdout=pipe, stderr=log, text=True, env={**os.environ, **(env or {})}
-            )
+            process = subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, stderr=log, text=True)
         self._processes.append(process)
         assert process.stdout is not None
+        lines: list[str] = []
         for line in process.stdout:
+            lines.append(line)
             if until in line:
-                return line
+                return "".join(lines)
         raise AssertionError(f"{' '.join(command)} ended:\n{Path('started.log').read_text()}")
 
     def stop(self) -> None:
@@ -118,22 +110,38 @@ class Application:
 
 
 @pytest.fixture
-def application() -> Iterator[Application]:
-    found = Application()
+def application(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
+    found = Application(monkeypatch)
     yield found
     found.stop()
 
 
+@pytest.fixture
+def shell(folder: Path, application: Application) -> Iterator[Any]:
+    """What runs commands in this process."""
+    found = MAKE["Shell"](folder, in_process, application.run)
+    yield found
+    found.stop()
+
+
+def in_process(words: list[str]) -> str:
+    if words[0] == "server":  # what it starts outlives it
+        command = [sys.executable, "-m", "dspex", *words]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    done = in_this_process("--no-progress", *words)
+    return done.out + done.err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_the_code_of_a_documentation_page_does_what_the_page_says(page: Path, folder: Path, application: Application) -> None:
+def test_a_documentation_page_does_and_prints_what_it_says(page: Path, application: Application, shell: Any) -> None:
     space: dict[str, Any] = {"__name__": "page"}
-    for block in blocks(page):
+    for block in MAKE["blocks"](page):
         place = f"{page.name}:{block.line}"
         if block.file:
             Path(block.file).write_text(block.text)
         if block.language == "python":
-            if "connect(" in block.text:
-                application.start()
+            if "connect(" in block.text and not application.runs:
+                application.run(["run"])
             run_python(block, place, space)
         elif block.language == "toml":
             Settings.load(Path(block.file) if block.file else written(block, "settings.toml"))
@@ -142,18 +150,19 @@ def test_the_code_of_a_documentation_page_does_what_the_page_says(page: Path, fo
         elif block.language == "console":
             for command, shown in block.commands:
                 check_command(command, place)
-                if block.mode == "run":
-                    run_command(command, shown, place)
+                assert block.mode == "run" or not shown or page.parent.name == "benchmarks", f"{place}: made by what?"
+            if block.mode == "run":
+                run_commands(shell, block, application, place)
         else:
-            assert block.language in ("text", "mermaid", "json"), f"{place}: what is {block.language}?"
+            assert block.language in ("text", "mermaid", "csv"), f"{place}: what is {block.language}?"
 
 
-def written(block: Block, name: str) -> Path:
+def written(block: Any, name: str) -> Path:
     Path(name).write_text(block.text)
     return Path(name)
 
 
-def run_python(block: Block, place: str, space: dict[str, Any]) -> None:
+def run_python(block: Any, place: str, space: dict[str, Any]) -> None:
     tests = re.findall(r"^def (test_\w+)\(\)", block.text, re.M)
     if "import dspy" in block.text:  # in a process of its own; one without tests is imported by those or by a worker
         name = Path(str(block.file)).stem
@@ -200,16 +209,18 @@ def parse(arguments: list[str], place: str) -> None:
         raise AssertionError(f"{place}: dspex {' '.join(arguments)}: {e}") from e
 
 
-def run_command(command: str, shown: str, place: str) -> None:
-    """Run it, and hold what it prints against the page."""
-    words = shlex.split(command, comments=True)
-    if words[0] == "cd":
-        os.chdir(words[1])
-        return
-    assert words[0] == "dspex", f"{place}: {command}"
-    done = in_this_process(*words[1:])
-    printed = "\n".join(line.rstrip() for line in (done.out + done.err).splitlines())
-    assert printed == shown.rstrip("\n"), f"{place}: {command}"
+def run_commands(shell: Any, block: Any, application: Application, place: str) -> None:
+    """Run them, and hold what they print against the page."""
+    if block.project:
+        application.model()
+    with shell.within(block):
+        for command, shown in block.commands:
+            want, seen = MAKE["steady"](shown), ""
+            for _ in range(PATIENCE if command.startswith("dspex status") else 1):
+                seen = MAKE["steady"](shell.prints(command))
+                if seen == want:
+                    break
+            assert seen == want, f"{place}: {command}"
 
 
 def test_every_documentation_page_is_reached_from_the_index() -> None:

@@ -1,6 +1,6 @@
 """A stand-in for a language model's server: speaks the OpenAI chat API over real HTTP, answers by rule, fails on demand.
 
-    python tests/support/standin.py --port 0 [--latency 0.02]        prints {"url": "http://127.0.0.1:PORT/v1"}
+    python tests/support/standin.py --port 0 [--latency 0.02] [--answers JSON]       prints {"url": "http://127.0.0.1:PORT/v1"}
     async with StandIn() as server: server.url, server.stats()
 
 It answers in the format that DSPy's adapter asks for (`[[ ## field ## ]]`, JSON or XML), in pieces if asked to. The value of
@@ -89,6 +89,7 @@ class StandIn:
     kinds: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)  # by output field: what it says in place of the rule's answer
     replies: dict[str, str] = field(default_factory=dict)  # by text: what the model says instead of the rule's answer
     running: int = 0
     peak: int = 0
@@ -173,7 +174,7 @@ class StandIn:
             return int(kind), json.dumps(error).encode(), headers
         if kind == "garbage":
             return 200, b"<html>this is no answer</html>", {}
-        content = "I would rather talk about the weather." if kind == "nonsense" else _content(system, user, text)
+        content = "I would rather talk about the weather." if kind == "nonsense" else _content(system, user, text, self.answers)
         content = self.replies.get(text, content)
         if kind in ("length", "content_filter"):
             content = content[: len(content) // 2]
@@ -194,8 +195,8 @@ def text_of(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _content(system: str, user: str, text: str) -> str:
-    values = {name: answer(type_, name, text) for name, type_ in output_fields(system)}
+def _content(system: str, user: str, text: str, answers: dict[str, Any]) -> str:
+    values = {name: answers.get(name, answer(type_, name, text)) for name, type_ in output_fields(system)}
     if "Respond with a JSON object" in user:
         return json.dumps(values)
     if "[[ ## " not in system:
@@ -296,8 +297,8 @@ class _Connection(asyncio.Protocol):
             self._next()
 
 
-async def _main(port: int, latency: float) -> None:
-    async with StandIn(latency=latency, port=port) as server:
+async def _main(port: int, latency: float, answers: dict[str, Any]) -> None:
+    async with StandIn(latency, port, answers=answers) as server:
         sys.stdout.write(json.dumps({"url": server.url}) + "\n")
         sys.stdout.flush()
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # ends with whoever started it
@@ -307,5 +308,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="a stand-in for a language model's server")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--answers", type=json.loads, default={}, help="by output field, as JSON")
     arguments = parser.parse_args()
-    asyncio.run(_main(arguments.port, arguments.latency))
+    asyncio.run(_main(arguments.port, arguments.latency, arguments.answers))
