@@ -106,21 +106,27 @@ class NodeEvent(NamedTuple):
         return codecs.msgpack_bytes(self)
 
 
-def unpack_event(data: bytes) -> NodeEvent:
-    """The event that `NodeEvent.pack` wrote. Raises DecodeError."""
-    event: NodeEvent = checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK))
+def _sound(event: NodeEvent) -> NodeEvent:
+    """The event. Raises DecodeError where it is behind a call, and does not say which: what follows has its id."""
+    if event.outputs is not None and event.call is None:
+        raise DecodeError(f"an event at {event.node[:100]} with the outputs of a call, and without its id")
     return event
 
 
+def unpack_event(data: bytes) -> NodeEvent:
+    """The event that `NodeEvent.pack` wrote. Raises DecodeError."""
+    return _sound(checked(NodeEvent, "an event", codecs.decode(data, codecs.MSGPACK)))
+
+
 def pack_frame(events: Sequence[NodeEvent]) -> bytes:
-    """Events for one stage partition, as one message."""
-    return codecs.msgpack_bytes(events)
+    """Events for one stage partition, as one message. Raises DecodeError for one that no engine would take."""
+    return codecs.msgpack_bytes([_sound(event) for event in events])
 
 
 def unpack_frame(data: bytes) -> list[NodeEvent]:
     """The events that `pack_frame` wrote. Raises DecodeError."""
     events: list[NodeEvent] = checked(list[NodeEvent], "a frame", codecs.decode(data, codecs.MSGPACK))
-    return events
+    return [_sound(event) for event in events]
 
 
 class RecordTo(NamedTuple):

@@ -40,7 +40,7 @@ origins = st.builds(
 events = st.builds(
     NodeEvent, texts, origins, texts, st.binary(max_size=20), call=st.none() | texts, outputs=st.none() | maps,
     attempts=st.integers(0, 2**31),
-)  # fmt: skip
+).filter(lambda event: event.outputs is None or event.call is not None)  # fmt: skip
 targets = st.builds(RecordTo, texts, texts, st.integers(0, 2**53), st.binary(max_size=20))
 SPEC = {"kind": "predict", "target": "a -> b", "signature": "a -> b"}
 requests = st.builds(

@@ -104,6 +104,18 @@ def test_a_frame_of_no_time_or_endless_attempts_is_passed_over_and_makes_no_lett
     assert len(one.letters()) == 1
 
 
+def test_an_event_behind_a_call_that_it_does_not_name_is_passed_over_and_not_redriven(lab: MakeLab) -> None:
+    one = failed(lab)
+    event = NodeEvent("in", Origin("e", "in", "r"), "application/json", b'{"n": 1}', outputs={"label": "a"})
+    one.store(NewMessage(EDGE, codecs.msgpack_bytes([event])))
+    one.store(NewMessage(DEAD, replace(letter(), event=event).pack()))
+    forged = one.letters()[1:]
+    with pytest.raises(DecodeError, match="without its id"):
+        one.run(one.client.redrive(forged))
+    one.advance(1)
+    assert [d.sequence for d in one.letters()[1:]] == [d.sequence for d in forged]
+
+
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
 def test_an_event_of_any_year_that_there_is_can_be_redriven(lab: MakeLab, time: str) -> None:
     one = failed(lab)
