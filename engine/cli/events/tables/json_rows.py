@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from os import SEEK_END
 from typing import IO, Final
 
 import orjson
@@ -51,12 +52,12 @@ class JsonDocument:
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self.name = name
-        file.seek(0)
-        text = file.read(DOCUMENT + 1)
-        if len(text) > DOCUMENT:
+        size = file.seek(0, SEEK_END)
+        if size > DOCUMENT:
             raise unreadable(name, f"one JSON document of more than {DOCUMENT:,} bytes", _AS_LINES)
+        file.seek(0)
         try:
-            found = exact_json(text)
+            found = exact_json(file.read(size))  # a read of more would ask for all that memory first
         except ValueError as e:
             raise unreadable(name, str(e), "correct the file; one object a line is --format jsonl") from e
         self._data = found if isinstance(found, list) else [found]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+import tracemalloc
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_each_row_of_a_file_is_an_event_or_an_error_says_which_is_not(name: str,
     assert len({r.id for r in ready[0]}) == len(ready[0])
     if "rows" in expected:
         assert [json.loads(r.message.data) for r in ready[0]] == expected["rows"]
+
+
+def test_a_small_file_asks_for_little_memory() -> None:
+    """A read of so many bytes at most asks for all of them first, and where memory is limited there is none."""
+    tracemalloc.start()
+    try:
+        for name in {name.partition("?")[0] for name, _ in CASES}:
+            with ExitStack() as stack, suppress(ConfigError):
+                list(source_of(CORPUS / name, "").opened(stack).rows())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 @pytest.mark.parametrize("path", ["columns/plain.parquet", "arrow/stream.arrow", "packed/rows.csv.zst"])
