@@ -83,11 +83,11 @@ async def _refuse_unknown(t: Terminal, c: Client, topology: str | None, node: st
     if topology is node is None:
         return _refuse_reason(reason)
     manifests, graphs = await c.manifests(), _of_settings(t)
-    letters = [d async for d in c.dead_letters("*")]
-    topologies = {*manifests, *(g.name for g in graphs), *(d.topology for d in letters)}
+    failed = {(d.topology, d.node) async for d in c.dead_letters("*")}  # no letter is kept: each may hold megabytes
+    topologies = {*manifests, *(g.name for g in graphs), *(name for name, _ in failed)}
     if topology is not None and topology not in topologies:
         raise _none("topology", topology, topologies)
-    nodes = known(manifests) | {name for d in letters for name in names(manifests, d.topology, d.node)}
+    nodes = known(manifests) | {name for one in failed for name in names(manifests, *one)}
     nodes |= {name for g in graphs for n in g.nodes for name in (n, f"{g.name}/{n}")}
     if node is not None and node not in nodes:
         raise _none("operator", node, {name for name in nodes if "/" not in name} if "/" not in node else nodes)

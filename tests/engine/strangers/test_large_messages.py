@@ -11,10 +11,13 @@ import pytest
 from waiting import until
 
 from dspex.bus import subjects
+from dspex.bus.errors import TopologyError
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import PAGE_BYTES, NewMessage
 from dspex.bus.records import Letter, NodeEvent, Origin
 from dspex.bus.serving import payloads
+from dspex.engine.cli.events.selection import Selection
+from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.graph import manifest
@@ -80,4 +83,12 @@ async def test_dead_letters_are_listed_and_swept_in_bounded_memory(bus: NatsBus,
     with most_memory() as peak:
         assert len([d.sequence async for d in letters.listing(bus, unique)]) == count
         await housekeeping.sweep(bus, unique, "echo", applied, records=1.0, now=time.time())
+        with pytest.raises(TopologyError, match="there is no operator 'chekc'"):
+            await _looked_for(Client(bus=bus, app=unique), "chekc")
     assert peak() < 3 * PAGE_BYTES < count * size
+
+
+async def _looked_for(client: Client, node: str) -> None:
+    """What `dspex dlq ls --node` does."""
+    async for _ in Selection(node=node).each(Terminal(), client):
+        pass
