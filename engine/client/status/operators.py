@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
@@ -16,6 +17,7 @@ from dspex.engine.graph.manifest import Manifest
 
 MOST: Final = 100  # operators of one engine: it tells no more, so more are of somebody else
 LOOKED_AT: Final = 1000  # letters whose reasons are read: to read all would take long where very many wait
+SECONDS: Final = 2.0  # for which they are read: large ones lie in the object store, and each takes some round trips
 _WHY = 200  # characters
 _COUNTS = ("events", "calls", "errors", "retries", "fallbacks", "dead_letters", "input_tokens", "output_tokens")
 
@@ -73,19 +75,21 @@ def _median(found: Sequence[tuple[float, int]]) -> float | None:
 async def letter_rows(bus: Bus, app: str, info: StreamInfo | None, manifests: Mapping[str, Manifest]) -> list[LetterRow]:
     """The dead letters that wait, by operator and reason, under the name that the operator has now.
 
-    Of very many the reasons of the oldest are read; the rest is one row without node and reason.
+    Of very many, or very large ones, the reasons of the oldest are read; the rest is one row without node and reason.
     """
     if info is None or not (count := await bus.count(info.name, [subjects.dead_pattern(app)])):
         return []
     found = Counter[tuple[str, str, str, str]]()
     oldest: dict[tuple[str, str, str, str], float] = {}
+    now = asyncio.get_running_loop().time
+    until = now() + SECONDS
     try:
         async for d in letters.listing(bus, app):
             renamed = manifests[d.topology].renamed if d.topology in manifests else {}
             key = (d.topology, renamed.get(d.node, d.node), d.reason, d.code)
             found[key] += 1
             oldest.setdefault(key, round(max(0.0, info.now - d.time.timestamp()), 1))
-            if found.total() == LOOKED_AT:
+            if found.total() == LOOKED_AT or now() > until:
                 break
     except (BusError, ConfigError):
         pass  # who may not read letters, or has no key for what is sealed, may count them

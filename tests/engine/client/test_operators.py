@@ -154,8 +154,10 @@ def test_dead_letters_that_wait_are_told_by_operator_and_reason_under_the_name_o
     one.run(one.client.redrive([d for d in one.letters() if d.node == "check"]))
     one.run(one.client.bus.delete(subjects.stream(APP), one.letters()[0].sequence))
     assert [r["count"] for r in status(one)["letters"]][:1] == [2]
-    monkeypatch.setattr(operators, "LOOKED_AT", 1)
-    assert [(r["node"], r["count"]) for r in status(one)["letters"]][-1] == (None, sum(1 for _ in one.letters()) - 1)
+    for limit, value in (("LOOKED_AT", 1), ("SECONDS", -1.0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(operators, limit, value)
+            assert [(r["node"], r["count"]) for r in status(one)["letters"]][-1] == (None, sum(1 for _ in one.letters()) - 1)
 
 
 def test_a_stage_tells_how_many_events_a_second_it_takes_of_late(lab: MakeLab) -> None:
