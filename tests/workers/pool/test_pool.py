@@ -64,16 +64,16 @@ async def test_all_calls_of_a_killed_child_end_in_worker_lost(mortal: Bench) -> 
 
 @pytest.mark.asyncio
 async def test_a_pool_whose_children_die_too_often_fails_its_calls_and_recovers(model: Any) -> None:
-    async with running(config(model.url, restart_max=0, restart_within=4.0)) as bench:
-        await bench.ask(work(spec=program("dies")))
+    async with running(light(model.url, restart_max=0, restart_within=2.0)) as bench:
+        os.kill(children(bench)[0], signal.SIGKILL)
         await until(lambda: bench.pool.status.full()["failed"])
-        (refused,) = await bench.ask(work())
+        (refused,) = await bench.ask(native())
         assert bench.pool.status.full()["failed"], "it is refused while no child runs"
         assert refused.error is not None
-        assert (refused.error["type"], refused.error["retry_after"]) == ("WorkerLost", 4.0)
+        assert (refused.error["type"], refused.error["retry_after"]) == ("WorkerLost", 2.0)
         assert f"pool {POOL} failed" in refused.error["message"]
         await until(lambda: bench.pool.status.full()["ready"] == 1)
-        assert (await bench.ask(work()))[0].error is None
+        assert (await bench.ask(native()))[0].error is None
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -108,7 +108,7 @@ async def test_only_the_call_that_runs_alone_dies_with_its_process(mortal: Bench
 async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
     shared: Bench, name: str, kind: str
 ) -> None:
-    neighbour = work("standin:slow=0.5")
+    neighbour = work("standin:slow=0.3")
     failed, served = await shared.ask(work(spec=program(name)), neighbour)
     assert failed.error is not None
     assert failed.error["type"] == kind
@@ -118,7 +118,7 @@ async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighb
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(shared: Bench) -> None:
-    neighbour = work("standin:slow=0.5")
+    neighbour = work("standin:slow=0.3")
     mine, served = await shared.ask(work(spec=program("exits_beside")), neighbour)
     assert (mine.error, served.error) == (None, None)
     assert mine.outputs == {"reply": "hello"}
@@ -138,8 +138,8 @@ async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: 
 
 @pytest.mark.asyncio
 async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(model: Any) -> None:
-    async with running(config(model.url), ack_wait=1.5, sign_of_life=0.2) as bench:
-        await bench.put(work(spec=program("holds_the_gil"), timeout=3.5))
+    async with running(config(model.url), ack_wait=1.0, sign_of_life=0.1) as bench:
+        await bench.put(work(spec=program("holds_the_gil"), timeout=2.0))
         busy: set[int] = set()
         await until(lambda: busy.add(bench.pool.children.slots.busy) or bench.seen)
         assert max(busy) == 1, "work without signs of life is delivered a second time"
@@ -239,7 +239,7 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(model: Any) ->
         await first.put(quick, slow)
         await until(lambda: model.running == 2)
         pids = children(first)
-        await first.pool.drain(3.0)
+        await first.pool.drain(1.5)
         (done,) = await first.records(1)
         assert (done.call, done.error) == (quick.call, None)
         assert not any(psutil.pid_exists(p) for p in pids)
@@ -318,7 +318,7 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
     async with running(light(model.url, slots=1)) as bench:
         await until(lambda: bench.joined)
-        await bench.put(native("standin:slow=3"))
+        await bench.put(native("standin:slow=2"))
         await until(lambda: not bench.joined)
         with pytest.raises(Saturated):
             await bench.bus.request(native("x").called_on(APP, POOL), native("x").pack(), timeout=1)
