@@ -14,13 +14,14 @@ from pool_bench import APP, POOL, RECORDS, SIGNATURE, Bench, program, work
 from waiting import until
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import InvalidInput
+from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.records import RESULT, CallRecord, RecordTo
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.call import ask
 from dspex.engine.client.resolve import Resolved
+from dspex.workers import frames
 
 
 def spec(route: str = "worker", **options: Any) -> CallSpec:
@@ -152,18 +153,27 @@ def framed(body: bytes) -> str:
     return (struct.pack(">I", len(body)) + body).hex()
 
 
+NO_FRAMES = [
+    framed(b"nonsense"), framed(b""), framed(msgpack.packb([1])), framed(msgpack.packb({"id": 1})), "ffffffff" + "00" * 64,
+    framed(msgpack.packb({"type": "done", "id": [], "answer": {}})), framed(msgpack.packb({"type": ["done"]})),
+    framed(msgpack.packb({"type": "status", "id": 1, "text": 5})), framed(msgpack.packb({"type": "done", "id": 1})),
+    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": "x", "usage": None}})),
+    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": {"input_tokens": "many"}}})),
+    framed(msgpack.packb({"type": "hello", "found": 5})), framed(msgpack.packb({"type": "start", "parent": 1})),
+]  # fmt: skip
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("written", NO_FRAMES)
+async def test_what_is_no_frame_is_refused_by_who_reads_it(written: str) -> None:
+    stream = asyncio.StreamReader()
+    stream.feed_data(bytes.fromhex(written))
+    with pytest.raises(DecodeError):
+        await frames.read(stream)
+
+
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(
-    "written",
-    [
-        framed(b"nonsense"), framed(b""), framed(msgpack.packb([1])), framed(msgpack.packb({"id": 1})), "ffffffff" + "00" * 64,
-        framed(msgpack.packb({"type": "done", "id": [], "answer": {}})), framed(msgpack.packb({"type": ["done"]})),
-        framed(msgpack.packb({"type": "status", "id": 1, "text": 5})), framed(msgpack.packb({"type": "done", "id": 1})),
-        framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": "x", "usage": None}})),
-        framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": {"input_tokens": "many"}}})),
-        framed(msgpack.packb({"type": "hello", "found": 5})), framed(msgpack.packb({"type": "start", "parent": 1})),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("written", [NO_FRAMES[0], NO_FRAMES[4], NO_FRAMES[-3]], ids=["nonsense", "too large", "wrong type"])
 async def test_what_is_no_frame_ends_the_process_that_sent_it_and_the_pool_goes_on(mortal: Bench, written: str) -> None:
     process = await mortal.answering()
     (lost,) = await mortal.ask(work(spec=program("writes_frames"), text=written))

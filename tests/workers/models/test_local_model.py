@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator, Sequence
 
 import psutil
 import pytest
-from pool_bench import config, running, work
+import pytest_asyncio
+from pool_bench import Bench, config, running, work
 from waiting import until
 
 from dspex.bus.serving.call_spec import CallSpec
@@ -36,30 +38,35 @@ pytestmark = [
 LOCAL = {"main": Profile("main", "local/smollm2-135m")}
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize("route", ["native", "worker"])
-async def test_the_local_model_holds_to_a_signature_of_ten_intents(route: str) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def local() -> AsyncIterator[Bench]:
+    """A pool with the model, for all tests here: to load it and to read the first prompt takes seconds."""
+    async with running(config("", profiles=LOCAL)) as bench:
+        yield bench
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("route", "texts"), [("native", TEXTS), ("worker", TEXTS[:1])])  # the prompts of both are the same
+async def test_the_local_model_holds_to_a_signature_of_ten_intents(local: Bench, route: str, texts: Sequence[str]) -> None:
     spec = CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
-    async with running(config("", profiles=LOCAL)) as bench:
-        records = await bench.ask(*[work(t, spec=spec, timeout=40) for t in TEXTS], timeout=45)
-        assert [(r.error, r.route) for r in records] == [(None, route)] * len(TEXTS)
-        for record in records:
-            assert record.outputs is not None
-            assert record.outputs["intent"] in INTENTS
-            assert isinstance(record.outputs["urgency"], int)
-            assert record.usage["input_tokens"] > 50
-            assert record.usage["cost"] is None
+    records = await local.ask(*[work(t, spec=spec, timeout=60) for t in texts], timeout=65)
+    assert [(r.error, r.route) for r in records] == [(None, route)] * len(texts)
+    for record in records:
+        assert record.outputs is not None
+        assert record.outputs["intent"] in INTENTS
+        assert isinstance(record.outputs["urgency"], int)
+        assert record.usage["input_tokens"] > 50
+        assert record.usage["cost"] is None
 
 
-@pytest.mark.asyncio
-async def test_a_model_server_that_dies_is_started_again_and_none_is_left() -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_model_server_that_dies_is_started_again_and_none_is_left(local: Bench) -> None:
     spec = CallSpec("predict", "text -> kind: Literal['a', 'b']", "text -> kind: Literal['a', 'b']")
-    async with running(config("", profiles=LOCAL)) as bench:
-        (first,) = bench.pool.status.full()["model_servers"]
-        assert (await bench.ask(work(spec=spec, timeout=20), timeout=25))[0].error is None
-        os.kill(first, signal.SIGKILL)
-        await until(lambda: not bench.pool.status.full()["model_servers"])
-        (record,) = await bench.ask(work(spec=spec, timeout=20), timeout=25)
-        assert record.error is None
-        (second,) = bench.pool.status.full()["model_servers"]
+    (first,) = local.pool.status.full()["model_servers"]
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not local.pool.status.full()["model_servers"])
+    (record,) = await local.ask(work(spec=spec, timeout=40), timeout=45)
+    assert record.error is None
+    (second,) = local.pool.status.full()["model_servers"]
+    await local.pool.drain(1.0)
     assert not psutil.pid_exists(second)
