@@ -251,7 +251,7 @@ def _run_all(project: Project, url: str) -> str:
             assert done.code == 0, (verb, done.out, done.err)
         for role in ROLES:
             assert checked(project, url, role, role)["message"] == f"no more than {role} needs"
-        wide = project.dspex("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)
+        wide = project.here("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)
         (fault,) = [o for o in wide.objects() if o["check"] == "permissions"]
         assert (wide.code, fault["ok"], "publish >" in fault["message"]) == (1, False, True)
         letters = run("operator", "--json", "dlq", "ls").objects()
@@ -313,7 +313,7 @@ async def test_doctor_names_the_right_to_answer_wherever_who_asks_says(tmp_path:
 def checked(project: Project, url: str, role: str, user: str) -> dict[str, Any]:
     """What doctor says of the permissions of a user."""
     login = {**_as(project, url, role), "NATS_USER": user}
-    done = project.dspex("--json", "doctor", "--role", role, *OPTIONS[role], **login)
+    done = project.here("--json", "doctor", "--role", role, *OPTIONS[role], **login)
     (found,) = [o for o in done.objects() if o["check"] == "permissions"]
     faults = [o for o in done.objects() if not o["ok"] and o["check"] != "permissions" and not o["check"].startswith("lm.")]
     assert faults == []
