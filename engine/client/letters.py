@@ -248,7 +248,7 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
     node = applied.renamed.get(letter.event.node, letter.event.node)
     if node not in applied.streams and node not in applied.calls:
         raise TopologyError(
-            f"{letter.topology} has no operator {node} any more, where the event of this letter goes on",
+            f"{_cut(letter.topology)} has no operator {_cut(node)} any more, where the event of this letter goes on",
             code="DX232",
             node=letter.node,
             fix=f"bring it back, or drop the letter: dspex dlq drop {sequence}",

@@ -15,7 +15,7 @@ from engine_lab import APP, Lab
 from waiting import eventually
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DecodeError, DspexError, RunError
+from dspex.bus.errors import DecodeError, DspexError, RunError, TopologyError
 from dspex.bus.nats import connect
 from dspex.bus.port import NewMessage
 from dspex.bus.records import Letter, NodeEvent, Origin, StoredAt, pack_frame
@@ -125,6 +125,16 @@ def test_an_event_of_any_year_that_there_is_can_be_redriven(lab: MakeLab, time: 
     assert one.run(one.client.redrive([odd])) == 1
     one.advance(1)
     assert [d.event.data for d in one.letters()][1:] == [b"garbage"]
+
+
+def test_a_letter_of_an_operator_with_a_name_without_end_is_refused_with_its_begin(lab: MakeLab) -> None:
+    one = failed(lab)
+    forged = letter()
+    one.store(NewMessage(DEAD, replace(forged, event=forged.event._replace(node="x" * 9000)).pack()))
+    with pytest.raises(TopologyError) as caught:
+        one.run(one.client.redrive(one.letters()[1:]))
+    assert "has no operator xxx" in caught.value.message
+    assert len(caught.value.message) < 500
 
 
 FORGED = {
