@@ -33,6 +33,7 @@ VARIES = {
     r"\b[0-9a-f]{12}(?=  \d+/\d+)|(?<=-)[0-9a-f]{12}\b": "POOL",
     r"\b[\w-]+-\d+-[0-9a-f]{4}\b": "ENGINE",
     r"(?:\d+ \w{3} )?\d\d:\d\d:\d\d": "TIME",
+    r"\b\d[\d,.]*/s": "RATE",
     r"\b\d[\d,.]* ?(?:ms|s|m|h|d)\b(?: \d+ s)?(?! ago)": "SPAN",
     r"(SPAN +)\d+ *$": r"\1N",  # the tokens of a row of `status`
     r"\d+ s ago": "AGO",

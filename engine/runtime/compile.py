@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dspex.bus.codecs import JSON
 from dspex.bus.codecs.copied import copied
-from dspex.bus.message import opened
-from dspex.bus.records import NodeEvent
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
-from dspex.engine.runtime.process import read
-from dspex.engine.runtime.request import open_call, written
+from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
+from dspex.engine.runtime.request import open_call
 
 Names: TypeAlias = Mapping[str, str]
 
@@ -48,53 +45,6 @@ class Stage:
         return self.source.source
 
 
-# -- the steps of a walk ----------------------------------------------------------------------------------------------
-def source_step(source: Source, after: Handler) -> Handler:
-    """The step at which a source event enters the graph: from its bytes."""
-    accept, time, plain = source.accept, source.time, source.plain
-
-    def step(event: NodeEvent, walk: Any) -> None:
-        if event.content_type != JSON or event.origin.headers is not None:  # only then it may be a CloudEvent
-            event = opened(event)
-            walk.inherit(event.origin)
-        if event.content_type != JSON or not plain:
-            source.media(event.content_type)
-        data = accept(read(event)) if accept else read(event)
-        if time:
-            walk.origin = walk.origin._replace(time=time(data).timestamp())
-        after(data, walk)
-
-    return step
-
-
-def landing_step(node: CallNode, after: Handler) -> Handler:
-    """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
-    call = node.call
-
-    def step(event: NodeEvent, walk: Any) -> None:
-        data = read(event)
-        if event.outputs is None:
-            open_call(walk, node, data, event.data, event.content_type, event.call, event.attempts)
-            return
-        data = call.accept(data, event.outputs)
-        before = walk.origin  # the call is the cause of all that comes after it
-        walk.origin = before._replace(id=event.call, cause=before.id)
-        after(data, walk)
-
-    return step
-
-
-def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
-    """The step that ends a walk in a sink."""
-    sink, name, how = node.sink, node.name, node.sink.codec or codec
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        walk.emit(name, node_id, sink, how, data)
-
-    return step
-
-
 def call_step(node: CallNode, codec: Any) -> Handler:
     """The step that ends a walk in a call; its record begins another."""
     name = node.name
@@ -106,18 +56,6 @@ def call_step(node: CallNode, codec: Any) -> Handler:
     return step
 
 
-def native_step(node: NativeNode, inner: Handler) -> Handler:
-    """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
-    name = node.name
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        inner(data, walk)
-
-    return step
-
-
-# -- how they are linked ----------------------------------------------------------------------------------------------
 def _fan_out(branches: Sequence[tuple[Node, Handler]]) -> Handler:
     """One step that hands on to all branches, in graph order.
 

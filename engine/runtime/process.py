@@ -14,32 +14,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orjson import loads
+from orjson import dumps, loads
 
-from dspex.bus.codecs import JSON, Codec, decode
-from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS
+from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
+from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS, simpler_json
+from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import DspexError, RetryLater, from_dict
-from dspex.bus.message import INHERITED, id_seed
+from dspex.bus.message import INHERITED, id_seed, opened
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, StoredAt
 from dspex.bus.serving import payloads
 from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import EventContext, Handler
-from dspex.engine.graph.nodes import Call, CallNode, Sink
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
 from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, letter, operator_gone, raised, refusal, refused
-from dspex.engine.runtime.request import (
-    Address,
-    Output,
-    checked_subject,
-    cloud_event,
-    headers_too_long,
-    too_large,
-    written,
-)
+from dspex.engine.runtime.request import Address, Output, checked_subject, cloud_event, headers_too_long, open_call, too_large
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.compile import Stage
@@ -223,6 +216,18 @@ class Walk(EventContext):
         self.outputs.append(_new(NewMessage, (to, body, headers, None)))
 
 
+def written(data: object, codec: Codec) -> tuple[bytes, str]:
+    """The bytes of data, and their content type. Raises InvalidInput."""
+    if codec == "json" and type(data) in PLAIN:
+        try:
+            body = dumps(data, simpler_json, OPTIONS)
+        except TypeError:
+            return encode(data, codec)  # says what it is that cannot be written, or finds a way
+        if body.find(b"null") < 0 or finite(data):
+            return body, JSON
+    return encode(data, codec)
+
+
 def read(event: NodeEvent) -> Any:
     """The data of an event. Raises DecodeError."""
     if event.content_type == JSON:
@@ -233,3 +238,61 @@ def read(event: NodeEvent) -> Any:
         except ValueError:
             ...  # decode says where it is wrong, and why
     return decode(event.data, event.content_type)
+
+
+# -- the steps of a walk: functions that compile.py links -------------------------------------------------------------------
+def source_step(source: Source, after: Handler) -> Handler:
+    """The step at which a source event enters the graph: from its bytes."""
+    accept, time, plain = source.accept, source.time, source.plain
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        if event.content_type != JSON or event.origin.headers is not None:  # only then it may be a CloudEvent
+            event = opened(event)
+            walk.inherit(event.origin)
+        if event.content_type != JSON or not plain:
+            source.media(event.content_type)
+        data = accept(read(event)) if accept else read(event)
+        if time:
+            walk.origin = walk.origin._replace(time=time(data).timestamp())
+        after(data, walk)
+
+    return step
+
+
+def landing_step(node: CallNode, after: Handler) -> Handler:
+    """The step at which an event enters the graph at a call: behind it where it has its outputs, else the call is made."""
+    call = node.call
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        data = read(event)
+        if event.outputs is None:
+            open_call(walk, node, data, event.data, event.content_type, event.call, event.attempts)
+            return
+        data = call.accept(data, event.outputs)
+        before = walk.origin  # the call is the cause of all that comes after it
+        walk.origin = before._replace(id=event.call, cause=before.id)
+        after(data, walk)
+
+    return step
+
+
+def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
+    """The step that ends a walk in a sink."""
+    sink, name, how = node.sink, node.name, node.sink.codec or codec
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        walk.emit(name, node_id, sink, how, data)
+
+    return step
+
+
+def native_step(node: NativeNode, inner: Handler) -> Handler:
+    """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
+    name = node.name
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        inner(data, walk)
+
+    return step

@@ -8,12 +8,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from orjson import dumps
-
 from dspex.bus import subjects
-from dspex.bus.codecs import JSON, PLAIN, Codec, cloud_events, encode
-from dspex.bus.codecs.json import simpler_json
-from dspex.bus.codecs.plain import OPTIONS, finite
+from dspex.bus.codecs import cloud_events
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import INHERITED, derived_id, in_session
 from dspex.bus.port import NewMessage
@@ -126,18 +122,6 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         raise too_large(f"the inputs of {node.name}", size, address.limit)
     walk.outputs.append(asked)
     walk.number += 1
-
-
-def written(data: object, codec: Codec) -> tuple[bytes, str]:
-    """The bytes of data, and their content type. Raises InvalidInput."""
-    if codec == "json" and type(data) in PLAIN:
-        try:
-            body = dumps(data, simpler_json, OPTIONS)
-        except TypeError:
-            return encode(data, codec)  # says what it is that cannot be written, or finds a way
-        if body.find(b"null") < 0 or finite(data):
-            return body, JSON
-    return encode(data, codec)
 
 
 def cloud_event(

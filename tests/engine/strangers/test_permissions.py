@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cli_bench import CLASSIFY, Done, Project, stand_in
+from waiting import eventually
 
 from dspex.bus import subjects
 from dspex.bus.local.launch import find_binary
@@ -246,6 +247,8 @@ def _run_all(project: Project, url: str) -> str:
         for what in ("triage/classify", CLASSIFY):
             called = run("caller", "--json", "call", what, "text=hello")
             assert called.code == 0, called.err
+        # an engine says what it owns with its next heartbeat
+        assert eventually(lambda: run("operator", "status", "--health").code == 0)
         for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["apply"]):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
