@@ -165,6 +165,7 @@ def _metrics() -> list[Case]:
         ("f1", short, ""),
         ("f1", kilobyte, ", 1 KB"),
         ("hotpot_f1", short, ""),
+        ("precision", short, ""),
         ("passage_match", passages, ", 3 × 500 B"),
     ]
     cases = [Case(f"{name}{size}", "metrics", "metric", data, 4, options={"metric": name}) for name, data, size in singles]

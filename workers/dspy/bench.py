@@ -20,7 +20,12 @@ from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncOperation, Case,
 from dspex.workers.dspy.models import ADAPTERS
 
 _PROGRAMS: dict[str, Any] = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
-_METRICS: dict[str, Any] = {"exact_match": metrics.EM, "f1": metrics.F1, "hotpot_f1": metrics.HotPotF1}
+_METRICS: dict[str, Any] = {
+    "exact_match": metrics.EM,
+    "f1": metrics.F1,
+    "hotpot_f1": metrics.HotPotF1,
+    "precision": lambda actual, references: metrics.precision_score(actual, references[0]),  # it takes one
+}
 
 
 def build(case: Case) -> Operation:
