@@ -1,4 +1,4 @@
-"""Write into benchmarks/README.md what is less than ten times as fast as DSPy: `python docs/make/native_speed.py`, some minutes.
+"""Write into benchmarks/README.md what is less than ten times as fast as DSPy: `python docs/make/native_speed.py`. Minutes.
 
 The figures are those of `dspex bench native --against dspy` on this machine, and the reasons those of workers/bench/rows.py.
 """
@@ -47,8 +47,8 @@ def section(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str]) -> s
         [
             HEAD,
             "",
-            f"`python docs/make/native_speed.py` wrote this on {datetime.date.today():%Y-%m-%d}: {found}; two cores of a shared virtual",
-            "machine. Microseconds are the middle of all batches; of the processor's time, but for `predict`.",
+            f"`python docs/make/native_speed.py` wrote this on {datetime.date.today():%Y-%m-%d}: {found}; two cores of a",
+            "shared virtual machine. Microseconds are the middle of all batches; of the processor's time, but for `predict`.",
             "",
             "| operation | dspex, µs | DSPy, µs | ratio | why |",
             "|---|---|---|---|---|",

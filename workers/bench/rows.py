@@ -17,7 +17,7 @@ REASONS: dict[str, str] = {
     "parse chat, nested pydantic": "pydantic, which DSPy calls too, takes a quarter of it; the rest is spread over many steps",
     "parse chat, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
     "parse json, 1 str": "the way from Signature.parse to the parser takes longer than the parser",
-    "f1, 1 KB": "half of it is splitting both texts into words without articles; a third is counting those that repeat, in Python",
+    "f1, 1 KB": "half of it is splitting both texts into words without articles; a third is counting words, in Python",
     "exact_match, 1,000 rows": "half of it is what a batch costs beside its rows; then two calls of bytes.translate a row",
     "exact_match, 10,000 rows": "two calls of bytes.translate a row, from Python",
     "f1, 1,000 rows": "half of it is what a batch costs beside its rows: calls of pyarrow and numpy",
