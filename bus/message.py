@@ -11,6 +11,7 @@ import os
 import re
 import time as _time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -194,6 +195,18 @@ def plain(message: Message) -> Message:
         headers[subjects.TIME] = cloud_events.rfc3339(found.time)
     headers |= {**found.headers, subjects.CONTENT_TYPE: found.content_type}
     return message._replace(headers=headers, data=found.data)
+
+
+def spread_of(message: Message) -> str:
+    """What decides which partition of a source an event belongs to: its key, else its session, else its subject.
+
+    The key of a CloudEvent is an attribute. One that cannot be read becomes a dead letter, in any partition.
+    """
+    h = message.headers
+    if h and subjects.KEY not in h:
+        with suppress(DecodeError):
+            h = plain(message).headers
+    return h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject
 
 
 def opened(event: NodeEvent) -> NodeEvent:

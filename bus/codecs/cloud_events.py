@@ -155,7 +155,9 @@ def _time(text: str | None) -> float | None:
         return None
     try:
         if _TIME.fullmatch(text):
-            return datetime.fromisoformat(text.upper()).timestamp()
+            at = datetime.fromisoformat(text.upper()).timestamp()
+            datetime.fromtimestamp(at, tz=UTC)  # in UTC, and rounded, it may be in a year that no datetime has
+            return at
     except (ValueError, OverflowError):
         ...
     raise _broken(f"its time {text[:40]!r} is none of RFC 3339")

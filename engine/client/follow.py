@@ -17,7 +17,7 @@ import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
-from dspex.bus.message import Message, id_time, new_id, partition_of, run_of
+from dspex.bus.message import Message, id_time, new_id, partition_of, run_of, spread_of
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
 from dspex.bus.serving import payloads
@@ -168,8 +168,7 @@ class Follower:
             return
         run.started = True
         for topology, (stage, count) in readers:
-            spread = m.headers.get(subjects.KEY) or m.headers.get(subjects.SESSION) or m.subject
-            partition = partition_of(spread, count) if count > 1 else 0
+            partition = partition_of(spread_of(m), count) if count > 1 else 0
             run.topology = run.topology or topology
             self._wait_for(run.id, ((topology, stage, partition), "source"), m.sequence)
 

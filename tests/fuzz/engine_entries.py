@@ -20,7 +20,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.codecs import cloud_events
 from dspex.bus.errors import CallError, DataError, TopologyError, Unreachable
 from dspex.bus.local.processes import is_dead
-from dspex.bus.message import Message, to_event
+from dspex.bus.message import Message, spread_of, to_event
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.bus.serving.work_consumers import WorkConsumers
@@ -185,6 +185,7 @@ def _of_input(name: str, subject: Callable[[Engine], str]) -> Callable[[], Take]
         def take(case: Case) -> object:
             message = Message(where, case.data, case.headers, 10**6, NOW)
             e.input(name).owner(message)
+            spread_of(message)
             return e.walked(name, message)
 
         return take

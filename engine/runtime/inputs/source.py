@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DecodeError, SourceGap, Unreachable
-from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, partition_of, place_form, plain
+from dspex.bus.errors import BusError, SourceGap, Unreachable
+from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, partition_of, place_form, spread_of
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
@@ -95,13 +95,7 @@ class SourceInput(Input):
         return False
 
     def owner(self, message: Message) -> int:
-        if self._count == 1:
-            return 0
-        h = message.headers
-        if h and subjects.KEY not in h:
-            with suppress(DecodeError):  # it becomes a dead letter, in any partition
-                h = plain(message).headers
-        return partition_of(h.get(subjects.KEY) or h.get(subjects.SESSION) or message.subject, self._count)
+        return partition_of(spread_of(message), self._count) if self._count > 1 else 0
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         headers, sequence = message.headers, message.sequence

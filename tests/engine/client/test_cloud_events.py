@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cloudevents.core.bindings import http
 from cloudevents.core.formats.json import JSONFormat
-from engine_lab import APP, Lab
+from engine_lab import APP, SOURCES, Lab
 
 from dspex.bus import codecs, subjects
 from dspex.bus.message import partition_of
@@ -31,9 +31,9 @@ BINARY = NewMessage("in", b'{"n":1}', {f"Ce-{name}": value for name, value in AT
 BOTH = pytest.mark.parametrize("message", [STRUCTURED, BINARY], ids=["structured", "binary"])
 
 
-def _topology(**sink: Any) -> Topology:
+def _topology(partitions: int = 1, **sink: Any) -> Topology:
     topology = Topology("shop")
-    topology.source("in", accept=[codecs.JSON]).map(_seen, name="see").sink("out.{who}", **sink)
+    topology.source("in", accept=[codecs.JSON], partitions=partitions).map(_seen, name="see").sink("out.{who}", **sink)
     return topology
 
 
@@ -68,6 +68,19 @@ def test_events_of_one_key_are_in_one_partition(lab: MakeLab, message: NewMessag
     one.advance(1)
     taken = {m.subject.rpartition(".")[2] for m in one.messages(subjects.log(APP, "shop", "*", "*")) if b"source" in m.data}
     assert taken == {str(partition_of("ann", 8))}
+
+
+@BOTH
+def test_the_run_of_an_event_of_others_is_done_when_its_own_partition_has_taken_it(lab: MakeLab, message: NewMessage) -> None:
+    one = lab(_topology(8))
+    one.start()
+    one.drain()
+    one.store(message)
+    run = f"{SOURCES}@1"
+    assert one.run(one.client.run(run).info()).status == "running"
+    one.start("b")
+    one.advance(1)
+    assert one.run(one.client.run(run).info()).status == "done"
 
 
 @pytest.mark.parametrize("mode", ["structured", "binary"])
@@ -116,13 +129,15 @@ BROKEN: Mapping[str, NewMessage] = {
     "binary": BINARY._replace(headers={name: value for name, value in (BINARY.headers or {}).items() if name != "Ce-source"}),
     "batch": STRUCTURED._replace(headers={"Content-Type": "application/cloudevents-batch+json"}),
     "of another type": BINARY._replace(headers={**(BINARY.headers or {}), "ce-datacontenttype": codecs.MSGPACK}),
+    "of a year that there is not": BINARY._replace(headers={**(BINARY.headers or {}), "Ce-time": "9999-12-31T23:59:59-12:00"}),
     "with a key that is too long": BINARY._replace(headers={**(BINARY.headers or {}), "Ce-subject": "k" * 5000}),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_cloud_event_that_cannot_be_taken_is_a_dead_letter(lab: MakeLab, kind: str) -> None:
-    one = lab(_topology())
+@pytest.mark.parametrize("partitions", [1, 8])
+def test_a_cloud_event_that_cannot_be_taken_is_a_dead_letter(lab: MakeLab, kind: str, partitions: int) -> None:
+    one = lab(_topology(partitions))
     one.start()
     one.store(BROKEN[kind])
     one.advance(1)
