@@ -1,6 +1,7 @@
-"""Write into benchmarks/README.md what is less than ten times as fast as DSPy: `python docs/make/native_speed.py`. Minutes.
+"""Write into benchmarks/README.md what is less than ten times as fast as DSPy: `python docs/make/native_speed.py`.
 
-The figures are those of `dspex bench native --against dspy` on this machine, and the reasons those of workers/bench/rows.py.
+It takes some minutes. The figures are those of `dspex bench native --against dspy` on this machine, the reasons those of
+workers/bench/rows.py.
 """
 
 from __future__ import annotations
@@ -41,20 +42,23 @@ def section(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str]) -> s
         f"| {REASONS[row['operation']]} |"
         for row in slow
     ]
-    fast = "; ".join(row["operation"] for row in rows if row["ratio"] >= TEN)
+    fast = "\n".join(f"* {row['operation']}" for row in rows if row["ratio"] >= TEN)
     found = ", ".join(f"{name} {versions[name]}" for name in ("python", "dspy", "pydantic"))
     return "\n".join(
         [
             HEAD,
             "",
-            f"`python docs/make/native_speed.py` wrote this on {datetime.date.today():%Y-%m-%d}: {found}; two cores of a",
-            "shared virtual machine. Microseconds are the middle of all batches; of the processor's time, but for `predict`.",
+            f"`python docs/make/native_speed.py` wrote this on {datetime.date.today():%Y-%m-%d}: {found}.",
+            "Microseconds are the middle of all batches, of the processor's time but for `predict`; the machine is shared",
+            "and has two cores. Templates and schemas have no counterpart in DSPy.",
             "",
             "| operation | dspex, µs | DSPy, µs | ratio | why |",
             "|---|---|---|---|---|",
             *lines,
             "",
-            f"The other {len(rows) - len(slow)} of {len(rows)} operations are ten times as fast or more: {fast}.",
+            f"The other {len(rows) - len(slow)} of {len(rows)} operations are ten times as fast or more:",
+            "",
+            fast,
             "",
         ]
     )
