@@ -57,6 +57,8 @@ class StreamConfig:
         once: each subject takes one message, and another one only when that was deleted: nobody who may write can replace it.
             Of MOST_ONCE bytes at most: nor can they fill the disk with a few.
         note: what whoever looks at the stream reads there. One that is there keeps its own, unless that is `instead_of`.
+        copies: other streams, and the subjects of which it gets a copy of every message, in the other's order: also of those
+            that are stored there before. The server sees to it, at its own time.
     """
 
     name: str
@@ -70,6 +72,7 @@ class StreamConfig:
     once: bool = False
     note: str = ""
     instead_of: str = ""
+    copies: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class StreamInfo:
         retention: "limits"; or "workqueue" or "interest", which remove messages that somebody has read.
         max_bytes: -1 for no limit.
         now: what the clock of its leader said, in seconds since the epoch.
-        note: see StreamConfig.
+        note, copies: see StreamConfig.
     """
 
     name: str
@@ -98,6 +101,7 @@ class StreamInfo:
     max_bytes: int = -1
     now: float = field(default=0.0, compare=False)
     note: str = ""
+    copies: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -269,7 +273,8 @@ class Bus(Protocol):
 
     # -- streams
     async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
-        """Create the stream, or add the subjects that it lacks, change its note and switch rollup off. Removes no message.
+        """Create the stream, or add the subjects and copies that it lacks, change its note and switch rollup off. It removes no
+        message.
 
         Raises `SubjectTaken`, `BusError` DX412 (message TTL or schedules are on, which no server
         switches off again).

@@ -133,6 +133,10 @@ def is_stream_name(text: str) -> bool:
     return bool(re.fullmatch(r"[^\s.*>/\\\x00-\x1f\x7f]+", text))
 
 
+RESERVED: Final = ("DSPEX_", "KV_", "OBJ_")
+"""How names of streams begin that are an application's, a bucket's or an object store's."""
+
+
 def stream(app: str) -> str:
     """The application stream."""
     return f"DSPEX_{application(app)}"

@@ -301,7 +301,8 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         *,
         codec: Codec | None = None,
         cloudevents: CloudEventMode | None = None,
-        **not_built: Never,
+        stream: str | None = None,
+        **unknown: Never,
     ) -> None:
         """Publish what comes here, exactly once.
 
@@ -309,10 +310,11 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
             subject: may hold fields: "replies.{intent}". One sink a subject; merge streams first.
             codec: how the data is encoded; default: the topology's.
             cloudevents: write each event as a CloudEvent 1.0, "structured" or "binary"; default: as dspex's own.
-            not_built: any other option is a problem that `check` lists: `stream` is not built yet.
+            stream: a public stream of yours, which the server fills with a copy of every event.
+            unknown: any other option is a problem that `check` lists.
         """
-        options = {"codec": codec, "cloudevents": cloudevents}
-        given = not_built | {name: value for name, value in options.items() if value is not None}
+        options = {"codec": codec, "cloudevents": cloudevents, "stream": stream}
+        given = unknown | {name: value for name, value in options.items() if value is not None}
         sink.add(self._plan, self._draft, self._outlet, self._shape, subject, given)
 
 

@@ -69,6 +69,7 @@ def rights(
     pools: Sequence[str] = (),
     about: Sequence[str] = (),
     streams: Sequence[str] = (),
+    copies: Sequence[str] = (),
     sealed: bool = False,
 ) -> Rights:
     """The rights of a user.
@@ -78,12 +79,13 @@ def rights(
         pools: whose work it does (worker), or whom it may call (caller).
         about: subjects: of sinks (engine, reader), of sources (publisher).
         streams: that are read and are not the application's own, such as that of a source that others have made (engine).
+        copies: streams that are public copies of sinks (engine).
         sealed: whether the payloads are; who seals adds keys, and who opens reads them.
     """
     prefix = f"{subjects.INBOX}_{user}"
     publish: dict[UserRole, Iterator[str]] = {  # lazy: the others are never run
-        "engine": _engine(app, about, streams),
-        "operator": _operator(app, about, streams),
+        "engine": _engine(app, about, streams, copies),
+        "operator": _operator(app, about, streams, copies),
         "worker": (right for pool in pools for right in _worker(app, pool)),
         "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
         "caller": _caller(app, pools),
@@ -123,13 +125,15 @@ def _sealed(app: str, role: UserRole) -> Iterator[str]:
         yield subjects.key(app, "*")
 
 
-def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[str]:
+def _engine(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
     yield "$JS.API.STREAM.NAMES"  # whose stream a subject is
     for name in _kept(app):
         yield from _api((*_READ, *_KEEP), name)
     for name in streams:
         yield from _api(_READ, name)
+    for name in copies:
+        yield from _api(("STREAM.INFO.{}", "STREAM.CREATE.{}", "STREAM.UPDATE.{}"), name)
     yield from _values(app)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("log", "edge", "time", "work", "dead"))
     yield subjects.key(app, "*")
@@ -137,8 +141,8 @@ def _engine(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[
     yield from sinks
 
 
-def _operator(app: str, sinks: Sequence[str], streams: Sequence[str]) -> Iterator[str]:
-    yield from _engine(app, sinks, streams)
+def _operator(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequence[str]) -> Iterator[str]:
+    yield from _engine(app, sinks, streams, copies)
     for name in _kept(app):
         yield from _api(("STREAM.DELETE.{}",), name)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))

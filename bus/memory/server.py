@@ -18,8 +18,9 @@ from dspex.bus.errors import (
     SubjectTaken,
 )
 from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.faults import Faults, Luck
 from dspex.bus.memory.handles import MemorySubscription
-from dspex.bus.memory.store import Faults, Luck, MemoryStream
+from dspex.bus.memory.store import MemoryStream
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, BusEvents, Kept, NewMessage, StreamConfig
 
@@ -83,9 +84,12 @@ class MemoryServer:
             if config.name in self._made:
                 self._made[config.name].wake()  # its readers: it is another stream now
             self._made[config.name] = stream
+            stream.copied_to += [s for s in self.streams.values() if config.name in s.copies]
         if config.max_bytes is not None:
             stream.config = replace(stream.config, max_bytes=config.max_bytes)
         stream.subjects = kept + new
+        for name, patterns in config.copies.items():
+            stream.copy(name, patterns, self.streams.get(name))
         if config.note and stream.note == config.instead_of:
             stream.note = config.note
         return stream

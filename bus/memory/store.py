@@ -9,44 +9,12 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from random import Random
 
 from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
+from dspex.bus.memory.faults import Luck
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What goes wrong on purpose: rates from 0 to 1 for each operation, and the longest delay in seconds.
-
-    Attributes:
-        duplicate: work is delivered once more, though it may be settled: as if its ack were lost.
-        disconnect: a call raises Unreachable and does nothing.
-        delay: every call, and every delivery to a reader, comes up to this much later.
-        unsettled: a write raises Unsettled, and has landed, lands within `LATE` seconds, or never does.
-    """
-
-    duplicate: float = 0.0
-    disconnect: float = 0.0
-    delay: float = 0.0
-    unsettled: float = 0.0
-
-
-class Luck:
-    """Decides by the seed which fault happens when. Draws nothing for a fault that is off."""
-
-    def __init__(self, seed: int, faults: Faults) -> None:
-        self.random = Random(seed)
-        self.faults = faults
-
-    def hits(self, rate: float) -> bool:
-        return rate > 0 and self.random.random() < rate
-
-    def pause(self) -> float:
-        """Seconds until the next thing arrives."""
-        return self.random.uniform(0, self.faults.delay) if self.faults.delay else 0.0
 
 
 def size(draft: NewMessage) -> int:
@@ -61,6 +29,8 @@ class MemoryStream:
     def __init__(self, config: StreamConfig, created: float) -> None:
         self.config = config
         self.subjects, self.note, self.created = list(config.subjects), config.note, created
+        self.copies: dict[str, list[str]] = {}  # other streams, and the subjects that are copied from them
+        self.copied_to: list[MemoryStream] = []
         self.first, self.last, self.bytes = 0, 0, 0
         self.messages: dict[int, Message] = {}
         self.consumers: dict[str, MemoryConsumer] = {}
@@ -83,7 +53,22 @@ class MemoryStream:
             now=now,
             max_bytes=-1 if self.config.max_bytes is None else self.config.max_bytes,
             note=self.note,
+            copies={name: list(patterns) for name, patterns in self.copies.items()},
         )
+
+    def copy(self, name: str, patterns: Sequence[str], other: MemoryStream | None) -> None:
+        """Have a copy of all that is on these subjects of another stream, and of what will be."""
+        mine = self.copies.setdefault(name, [])
+        lacking = [pattern for pattern in patterns if pattern not in mine]
+        mine += lacking
+        if other is not None:
+            other.copied_to += [self] if self not in other.copied_to else []
+            for message in [m for m in other.messages.values() if any(matches(p, m.subject) for p in lacking)]:
+                self._copied(message)
+
+    def _copied(self, message: Message) -> None:
+        self._store(NewMessage(message.subject, message.data, message.headers), message.time)
+        self.wake()
 
     # -- write
     def publish(self, draft: NewMessage, now: float) -> Ack:
@@ -137,6 +122,9 @@ class MemoryStream:
         self.last += 1
         headers = dict(draft.headers or {})
         self.messages[self.last] = Message(draft.subject, draft.data, headers, self.last, now, in_batch=in_batch)
+        for other in self.copied_to:
+            if any(matches(pattern, draft.subject) for pattern in other.copies[self.config.name]):
+                other._copied(self.messages[self.last])
         self._of_subject.setdefault(draft.subject, {})[self.last] = None
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]

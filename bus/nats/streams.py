@@ -49,6 +49,8 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
         changes["max_age"] = int(config.max_age * NANOSECONDS)
     if config.once:  # also of one that somebody else has made
         changes |= {key: value for key, value in _ONCE.items() if found["config"].get(key) != value}
+    if lacking := _sources(config, _copied(found["config"])):
+        changes["sources"] = [*(found["config"].get("sources") or []), *lacking]
     if config.note and _noted(found["config"]) == config.instead_of:
         changes["metadata"] = {**(found["config"].get("metadata") or {}), _NOTE: config.note}
     try:
@@ -187,6 +189,7 @@ def _request(config: StreamConfig) -> dict[str, object]:
         "duplicate_window": int(config.duplicate_window * NANOSECONDS),
         "allow_atomic": True,
         "allow_direct": True,
+        "sources": _sources(config, {}),
         "metadata": {_OWN: "stream", **({_NOTE: config.note} if config.note else {})},
         **(_ONCE if config.once else {}),
     }
@@ -209,7 +212,24 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
         retention=config["retention"],
         max_bytes=config["max_bytes"],
         note=_noted(config),
+        copies=_copied(config),
     )
+
+
+def _sources(config: StreamConfig, have: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """What a stream lacks of its copies, as the server takes it."""
+    wanted = [(stream, pattern) for stream, patterns in config.copies.items() for pattern in patterns]
+    lacking = [(stream, pattern) for stream, pattern in wanted if pattern not in have.get(stream, ())]
+    return [{"name": stream, "filter_subject": pattern} for stream, pattern in lacking]
+
+
+def _copied(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The streams that a stream copies, with the subjects. One that changes subjects on the way copies nothing."""
+    copies: dict[str, list[str]] = {}
+    for source in config.get("sources") or []:
+        if not source.get("subject_transforms") and not source.get("external"):
+            copies.setdefault(source["name"], []).append(source.get("filter_subject") or ">")
+    return copies
 
 
 def _noted(config: Mapping[str, Any]) -> str:

@@ -36,7 +36,6 @@ NAMES = ("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStre
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "source": ("codec", "idle", "hold"),
-    "sink": ("stream",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
 CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}

@@ -143,6 +143,11 @@ MORE = {
         "read a stream with limits retention",
     ),
     "DX240": ("A topology is to be deleted that an engine runs.", "stop these engines first"),
+    "DX241": (
+        "The stream that a sink is to be copied into is one of others, has a part of that copy already, or is a copy of an "
+        "application that is gone.",
+        "another name; or what the message says",
+    ),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",

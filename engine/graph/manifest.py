@@ -36,7 +36,7 @@ class Manifest:
     streams: source subject → stream that it is read from.
     starts: source subject → sequence behind which its stage began, fixed when it was applied first.
     calls: recorded operator → {"spec", "pool", "timeout"}, so that a client can ask a deployed node.
-    sinks: subjects (patterns) of sinks.
+    sinks: subjects (patterns) of sinks. copies: of those that have a public copy, the stream that is it.
     retention: seconds that what is not needed any more is kept.
     renamed: old name → new name of nodes, since the first version: rows of the log and stored events keep old ones.
     """
@@ -50,6 +50,7 @@ class Manifest:
     starts: Mapping[str, int] = field(default_factory=dict)
     retention: float = 7 * 86400.0
     renamed: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         return orjson.dumps(self)
@@ -235,6 +236,7 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
         starts=begun,
         retention=graph.retention,
         renamed=_renamed(graph, before.renamed if before else {}),
+        copies={n.sink.pattern: n.sink.stream for n in graph.sinks if n.sink.stream is not None},
     )
     if before is not None and new != before:
         return replace(new, version=before.version + 1)

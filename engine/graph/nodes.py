@@ -102,6 +102,7 @@ class Source:
 class Sink:
     """Where events go. `subject` may hold `{field}`; then `address` fills it in. `pattern` is what the stream captures.
 
+    `stream`: a public one that gets a copy; None: there is none.
     `cloudevents`: the content mode of events that are written as CloudEvents; None: they are not.
     """
 

@@ -6,6 +6,7 @@
     stream DSPEX_<app>_told       what publishers and callers say that they did, for the audit
     stream DSPEX_<app>_keys       the keys that seal payloads, where the settings name one (ADR-0010)
     buckets, object store         see bus/subjects.py
+    streams of sink(stream=…)     public copies of sinks: see copies.py
 
 Whoever publishes to a source can fill its stream. That must not stop the commits, so sources have a stream of their own.
 """
@@ -24,6 +25,7 @@ from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Source
+from dspex.engine.hosting import copies
 from dspex.engine.log.positions import first_position
 
 CONSUMERS = 4000  # of the application stream: the server's own default is 1000
@@ -61,11 +63,13 @@ async def apply(
     layout = _Layout(bus, app, graphs, known)
     for graph in graphs:
         await layout.check_sinks(graph)
+    await copies.check(bus, app, graphs)
     streams = {s.subject: await layout.stream_of(s) for g in graphs for s in _sources(g)}
     for name in sorted(set(streams.values())):
         await _check_retention(bus, name, streams)
     before = await bus.stream(subjects.stream(app))
     after = await _make_streams(bus, app, graphs, streams, replicas, max_bytes)
+    await copies.make(bus, app, graphs, replicas)
     await _make_stores(bus, app, replicas)
     written: dict[str, Manifest] = {}
     for graph in graphs:

@@ -23,19 +23,22 @@ SILENT = 10.0  # seconds without a heartbeat, or five heartbeats if that is long
 class Deleted:
     """What was removed. `whole`: the application had no other topology, so its streams and stores are gone too.
 
-    `messages`: how many of the topology's own were removed, where the streams stay.
+    `messages`: how many of the topology's own were removed, where the streams stay. `kept`: public copies of its sinks, which
+    are the user's.
     """
 
     topology: str
     whole: bool
     removed: Sequence[str]
     messages: int = 0
+    kept: Sequence[str] = ()
 
 
 async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     """Remove a topology: its manifests, logs, work, records and dead letters; the streams, if it is the last one.
 
-    What it emitted to sinks stays as long as the stream does, and streams that dspex did not make are never touched.
+    What it emitted to sinks stays as long as the stream does. Streams that dspex did not make are never touched, nor are public
+    copies.
 
     Raises TopologyError where the application has no such topology, or an engine runs it.
     """
@@ -43,6 +46,8 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     if topology not in known:
         there = ", ".join(sorted(known)) or "none"
         raise TopologyError(f"{app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
+    last = (await manifest.of_application(bus, app)).get(topology)
+    kept = sorted(set(last.copies.values())) if last is not None else []
     stream = subjects.stream(app)
     info = await bus.stream(stream)
     alive = await bus.bucket(subjects.bucket(app))
@@ -51,7 +56,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
     await audit.leave(bus, app, "delete", topology=topology)  # before: with the last topology goes the audit, too
     if len(known) == 1:
-        return Deleted(topology, True, await _everything(bus, app))
+        return Deleted(topology, True, await _everything(bus, app), kept=kept)
     patterns, messages = subjects.of_topology(app, topology), 0
     if info is not None:
         messages = await bus.count(stream, patterns)
@@ -61,7 +66,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     keys = sorted(await applied.items(subjects.manifest_prefix(topology)))
     for key in keys:
         await applied.delete(key)
-    return Deleted(topology, False, keys, messages)
+    return Deleted(topology, False, keys, messages, kept)
 
 
 async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:

@@ -77,7 +77,7 @@ class _Loader(Document):
         section = self.section("sinks")
         for subject, value in section.items():
             with self.reading(section.at(subject), f"sink {subject}", subject):
-                o = self.options(value, ("from", *sink.SINK_OPTIONS), not_built.OPTIONS["sink"])
+                o = self.options(value, ("from", *sink.SINK_OPTIONS))
                 streams = self.inlets(value)
                 o.pop("from", None)
                 for stream in streams[:1]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.errors import InvalidInput
-from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
 from dspex.operators.parameters import ChoiceParameter, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.problems import problem, wrong
+from dspex.operators.stateless.source import StreamNameParameter
 from dspex.operators.typing.names import Codec
 from dspex.operators.typing.shape import UNKNOWN, Shape
 from dspex.operators.typing.stream_checks import missing_fields
@@ -27,12 +28,16 @@ CLOUD_EVENTS = ChoiceParameter(
     doc="write each event as a CloudEvent 1.0: `structured` is one JSON object with the data in it, which every reader of "
     "CloudEvents on NATS knows; `binary` has the data as the body, and the attributes as headers `ce-…`",
 )
-SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC, "cloudevents": CLOUD_EVENTS})
+STREAM = StreamNameParameter(
+    None,
+    doc="a stream of yours that gets a copy of every event; it is made if need be, and nothing of it is ever removed",
+)
+SINK_OPTIONS: Mapping[str, Parameter] = MappingProxyType({"codec": CODEC, "cloudevents": CLOUD_EVENTS, "stream": STREAM})
 
 
 def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, given: Mapping[str, object]) -> None:
     """Add a sink behind an outlet of a node, and note what is wrong with it."""
-    o, errors = checked(SINK_OPTIONS, given, has="a sink has", not_built=OPTIONS["sink"])
+    o, errors = checked(SINK_OPTIONS, given, has="a sink has")
     if not isinstance(subject, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         errors.append(wrong("sink", subject, 'the subject to publish to: "support.replies"'))
         subject = str(subject)
@@ -42,13 +47,14 @@ def add(plan: Plan, node: NodeDraft, outlet: int, shape: Shape, subject: str, gi
     for e in errors:
         plan.refuse(draft, e)
     with plan.collecting(draft):
-        draft.payload = make(subject, codec=o.get("codec", plan.codec), cloudevents=o.get("cloudevents"), shape=shape)
+        made = make(subject, codec=o.get("codec", plan.codec), shape=shape)
+        draft.payload = replace(made, cloudevents=o.get("cloudevents"), stream=_public(o.get("stream")))
     for text in template.fields(subject):
         for e in missing_fields(text, shape):
             plan.refuse(draft, e)
 
 
-def make(subject: str, *, codec: str, cloudevents: CloudEventMode | None = None, shape: Shape = UNKNOWN) -> Sink:
+def make(subject: str, *, codec: str, shape: Shape = UNKNOWN) -> Sink:
     """The sink of a subject for data of this shape.
 
     Raises TopologyError: DX217 for a bad subject, DX229 for Arrow where records come.
@@ -64,7 +70,14 @@ def make(subject: str, *, codec: str, cloudevents: CloudEventMode | None = None,
             "tokens with dots between them, no spaces, wildcards or control characters, no $ or _INBOX in front; "
             "fields in braces: replies.{intent}",
         )
-    return Sink(subject, pattern, _address(subject) if pattern != subject else None, codec=codec, cloudevents=cloudevents)
+    return Sink(subject, pattern, _address(subject) if pattern != subject else None, codec=codec)
+
+
+def _public(stream: str | None) -> str | None:
+    """The name of a copy. Raises TopologyError (DX205) for one that a server uses for what is no copy."""
+    if stream is not None and stream.startswith(subjects.RESERVED):
+        raise wrong("stream", stream, f"a name of your own, which does not begin with {', '.join(subjects.RESERVED)}")
+    return stream
 
 
 def pattern_of(subject: str) -> str:

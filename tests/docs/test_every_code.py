@@ -206,6 +206,7 @@ ELSEWHERE = {
     "DX238": "engine/cli/test_delete.py::test_a_version_that_was_replaced_can_be_applied_again_and_run",
     "DX239": "engine/hosting/test_real_streams.py::test_a_source_whose_stream_removes_what_was_read_is_refused_with_the_reason",
     "DX240": "engine/cli/test_delete.py::test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams",
+    "DX241": "engine/hosting/test_apply.py::test_a_copy_into_a_stream_of_others_is_refused_unless_they_copy_it_themselves",
     "DX310": "operators/test_purity.py",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",

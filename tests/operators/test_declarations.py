@@ -76,10 +76,10 @@ def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
     assert [(p.code, "is not built" in p.message) for p in topology.check()] == [("DX237", True)]
 
 
-@pytest.mark.parametrize("options", [{"stream": "KEPT"}])
-def test_a_sink_option_that_is_not_built_is_refused(options: dict[str, str]) -> None:
-    (found,) = problems(lambda s: s.sink("c.d", **options))
-    assert (found[0], "is not built" in found[1]) == ("DX237", True)
+@pytest.mark.parametrize("name", ["DSPEX_shop", "KV_a", "OBJ_a", "a.b", "", 7])
+def test_a_public_copy_has_a_name_that_is_nobody_elses(name: Any) -> None:
+    (found,) = problems(lambda s: s.sink("c.d", stream=name))
+    assert found[0] == "DX205"
 
 
 @pytest.mark.parametrize("operator", not_built.OPERATORS)
@@ -116,10 +116,10 @@ def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.yaml").write_text(
         "dspex: 1\ntopology: t\nsources: { a.b: { idle: 30s } }\n"
-        "nodes:\n  p: { from: a.b, predict: a -> b, cache: 1h }\nsinks: { c.d: { from: p, stream: S } }\n"
+        "nodes:\n  p: { from: a.b, predict: a -> b, cache: 1h }\nsinks: { c.d: { from: p } }\n"
     )
     found = [(p.line, p.node, "is not built" in p.message) for p in Topology.load("t.yaml").check()]
-    assert found == [(3, "a.b", True), (5, "p", True), (6, "c.d", True)]
+    assert found == [(3, "a.b", True), (5, "p", True)]
 
 
 @pytest.mark.parametrize(

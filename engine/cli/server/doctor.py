@@ -23,6 +23,7 @@ from dspex.engine.cli.server.models import models
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import status
 from dspex.engine.graph import manifest
+from dspex.engine.graph.manifest import Manifest
 
 if TYPE_CHECKING:
     from dspex.bus.local.rights import Rights
@@ -200,9 +201,22 @@ async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:
     applied = await manifest.of_application(bus, settings.app)
     found = faults(await status(bus, settings.app, applied))
     wrong = [Diagnosis(f.check, False, f.message, f.fix) for f in found if f.check in ("stream", "stage", "clock")]
+    wrong += [d for m in applied.values() for d in await _copies(bus, settings.app, m)]
     count = len(applied)
     good = f"{count} {'topology is' if count == 1 else 'topologies are'} applied" if count else "nothing is applied yet"
     return wrong or [Diagnosis("application", True, good)]
+
+
+async def _copies(bus: Bus, app: str, applied: Manifest) -> list[Diagnosis]:
+    """What is wrong with the public copies of a topology's sinks."""
+    found: list[Diagnosis] = []
+    for sink, name in applied.copies.items():
+        info = await bus.stream(name)
+        patterns = info.copies.get(subjects.stream(app), ()) if info is not None else ()
+        if not any(subjects.includes(pattern, sink) for pattern in patterns):
+            why = f"{name}, the copy of sink {sink}, is gone" if info is None else f"{name} has no copy of sink {sink} any more"
+            found.append(Diagnosis("copy", False, f"stream {why}", "apply again: dspex apply"))
+    return found
 
 
 async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:

@@ -79,7 +79,7 @@ def rights_of(
     from dspex.bus.local.rights import rights
 
     _check(role, pools, about, streams)
-    about, streams = list(about), list(streams)
+    about, streams, copies = list(about), list(streams), list[str]()
     graphs = [topology.graph for topology in load(t, None)] if role in _BY_TOPOLOGY and t.settings().topologies else []
     sinks = [node.sink.pattern for graph in graphs for node in graph.sinks]
     if role is RoleName.PUBLISHER:
@@ -90,9 +90,10 @@ def rights_of(
     else:
         about += sinks
         streams += [node.source.stream for graph in graphs for node in graph.sources if node.source.stream]
+        copies += [node.sink.stream for graph in graphs for node in graph.sinks if node.sink.stream]
     s = t.settings()
     sealed = s.engine.encrypt_key_env is not None
-    return rights(role.value, s.app, user=user, pools=pools, about=about, streams=streams, sealed=sealed)
+    return rights(role.value, s.app, user=user, pools=pools, about=about, streams=streams, copies=copies, sealed=sealed)
 
 
 def _check(role: RoleName, pools: Sequence[str], about: Sequence[str], streams: Sequence[str]) -> None:

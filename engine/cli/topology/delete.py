@@ -32,6 +32,13 @@ async def _deleted(t: Terminal, topology: str) -> None:
 
     async with client(t, "delete") as c:
         done = await remove(c.bus, c.app, topology)
-    row = {"topology": topology, "whole": done.whole, "messages": done.messages, "removed": list(done.removed)}
+    row = {
+        "topology": topology,
+        "whole": done.whole,
+        "messages": done.messages,
+        "removed": list(done.removed),
+        "kept": list(done.kept),
+    }
     what = ", ".join(done.removed) if done.whole else f"{done.messages:,} messages; sinks and streams stay"
-    t.emit(row, f"deleted {topology}: {what}")
+    yours = [f"{name} stays, as it is a copy of yours: nats stream rm {name}" for name in done.kept]
+    t.emit(row, f"deleted {topology}: {what}", *yours)

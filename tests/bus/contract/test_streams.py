@@ -142,3 +142,29 @@ async def test_a_note_of_a_stream_gives_way_only_to_one_that_knows_it(bus: Bus, 
     found = await bus.stream(unique)
     assert found is not None
     assert (found.note, found.own) == ("d", True)
+
+
+@pytest.mark.asyncio
+async def test_a_copy_has_what_was_and_what_will_be_on_its_subjects_in_order(bus: Bus, unique: str) -> None:
+    name = f"{unique}_copy"
+    await stream(bus, unique)
+    await put(bus, f"{unique}.a", 1)
+    made = await bus.ensure_stream(StreamConfig(name, (), copies={unique: [f"{unique}.a"]}))
+    assert (made.subjects, dict(made.copies), made.own) == ((), {unique: [f"{unique}.a"]}, True)
+    assert await bus.stream_of(f"{unique}.a") == unique
+    await bus.commit([NewMessage(f"{unique}.{word}", word.encode(), {"x-own": word}) for word in "abac"])
+    await until(lambda: _holds(bus, name, 3))
+    assert await stored(bus, name, ">") == ["1", "a", "a"]
+    last = await bus.get(name, 3)
+    assert last is not None
+    assert (last.subject, last.headers["x-own"]) == (f"{unique}.a", "a")
+    more = await bus.ensure_stream(StreamConfig(name, (), copies={unique: [f"{unique}.b", f"{unique}.a"]}))
+    assert dict(more.copies) == {unique: [f"{unique}.a", f"{unique}.b"]}
+    await until(lambda: _holds(bus, name, 4))
+    assert await bus.remove("stream", unique)
+    assert await stored(bus, name, ">") == ["1", "a", "a", "b"]
+
+
+async def _holds(bus: Bus, name: str, count: int) -> bool:
+    info = await bus.stream(name)
+    return info is not None and info.messages == count

@@ -13,6 +13,7 @@ from dspex.bus.errors import LMUnavailable, StreamFull, SubjectTaken, TopologyEr
 from dspex.bus.port import StreamConfig
 from dspex.engine.graph.manifest import history
 from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.delete import delete
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -189,3 +190,62 @@ def test_an_engine_goes_on_with_its_version_when_a_newer_one_is_applied_and_nobo
     one.publish("in", {"n": 1})
     one.advance(60)
     assert (one.outputs("out"), host.membership.replaced) == ([{"n": 1}], "")
+
+
+# -- public copies of sinks
+def copying(sink: str = "out.{n}", name: str = "copying", stream: str = "PUBLIC") -> Topology:
+    topology = Topology(name)
+    topology.source(f"{name}.in").sink(sink, stream=stream)
+    return topology
+
+
+def test_a_public_copy_has_what_a_sink_had_before_and_gets_what_comes(lab: MakeLab) -> None:
+    one = lab()
+    one.start("a", through("copying", "copying.in", "out.{n}"))
+    one.publish("copying.in", {"n": 1})
+    one.drain("a")
+    one.start("b", copying(), copying("other.{n}", "second"))
+    one.publish("copying.in", {"n": 2})
+    one.publish("second.in", {"n": 3})
+    one.advance(1)
+    assert sorted(m.subject for m in one.messages(">", "PUBLIC")) == ["other.3", "out.1", "out.2"]
+    assert [m.headers for m in one.messages("out.2", "PUBLIC")] == [m.headers for m in one.messages("out.2", STREAM)]
+    one.drain("b")
+    one.run(one.client.bus.ensure_stream(StreamConfig("PUBLIC", (), max_bytes=1 << 20)))
+    one.start("c", copying(), copying("other.{n}", "second"))
+    assert one.run(one.client.bus.stream("PUBLIC")).max_bytes == 1 << 20  # what its user has set stays
+
+
+def test_a_copy_into_a_stream_of_others_is_refused_unless_they_copy_it_themselves(lab: MakeLab) -> None:
+    one = lab()
+    one.run(one.client.bus.ensure_stream(StreamConfig("PUBLIC", ["theirs"])))
+    error = refused(one, copying())
+    assert (error.code, f"{STREAM} as a source of PUBLIC, filter out.*" in error.fix) == ("DX241", True)
+    one.run(one.client.bus.ensure_stream(StreamConfig("PUBLIC", (), copies={STREAM: ["out.>"]})))
+    one.start("taken", copying())
+    one.publish("copying.in", {"n": 1})
+    one.advance(1)
+    assert len(one.messages("out.1", "PUBLIC")) == 1
+
+
+def test_a_copy_that_would_have_events_twice_is_refused(lab: MakeLab) -> None:
+    one = lab()
+    one.start("narrow", copying("out.one"))
+    one.drain("narrow")
+    error = refused(one, copying("out.{n}"))
+    assert (error.code, "copies 'out.one' already" in error.message) == ("DX241", True)
+    assert refused(one, copying("{a}.b", "first", "NEW"), copying("a.{b}", "second", "NEW")).code == "DX241"
+
+
+def test_a_copy_of_an_application_that_is_gone_is_not_filled_from_a_new_one(lab: MakeLab) -> None:
+    one = lab()
+    one.start("a", copying())
+    one.publish("copying.in", {"n": 1})
+    one.advance(1)
+    one.drain("a")
+    deleted = one.run(delete(one.client.bus, APP, "copying"))
+    assert (deleted.whole, deleted.kept) == (True, ["PUBLIC"])
+    assert len(one.messages(">", "PUBLIC")) == 1
+    assert "nats stream rm PUBLIC" in refused(one, copying()).fix
+    assert one.run(one.client.bus.remove("stream", "PUBLIC"))
+    one.start("b", copying())

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, RetryLater, Unreachable, Unsettled
+from dspex.bus.memory.faults import Faults
 from dspex.bus.memory.server import MemoryBus
-from dspex.bus.memory.store import Faults
 from dspex.bus.message import Message, partition_of
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.engine.runtime.inputs import position

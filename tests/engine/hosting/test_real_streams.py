@@ -74,6 +74,25 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     assert infos[f"{app}_requests"].max_age == 86400.0
 
 
+@pytest.mark.asyncio
+async def test_a_public_copy_of_cloud_events_is_read_by_who_knows_nothing_of_dspex(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:
+    topology = Topology("copying")
+    topology.source(f"{unique}.in").sink(f"{unique}.out.{{n}}", cloudevents="binary", stream=f"{unique}_public")
+    host = Host(bus, unique, [topology.graph], engine="a")
+    await host.start()
+    try:
+        await bus.publish(NewMessage(f"{unique}.in", b'{"n": 1}', {subjects.KEY: "zürich 1"}))
+        theirs = await js.pull_subscribe(f"{unique}.out.1", stream=f"{unique}_public")
+        (message,) = await theirs.fetch(1, timeout=60)
+    finally:
+        await host.drain()
+    headers = message.headers or {}
+    assert (message.data, headers["Content-Type"], headers["ce-type"]) == (b'{"n":1}', "application/json", f"{unique}.out.1")
+    assert headers["ce-subject"] == "z%C3%BCrich%201"
+
+
 # -- sources that are not what they were
 async def somebodys_stream(bus: NatsBus, name: str) -> None:
     config = {"name": name, "subjects": [f"{name}.in"], "storage": "file"}

@@ -36,7 +36,7 @@ topology: triage
 sources: { shop.in: {} }
 nodes:
   classify: { from: shop.in, predict: "%s", retry: { attempts: 1 } }
-sinks: { shop.out: { from: classify }, shop.other: { from: classify } }
+sinks: { shop.out: { from: classify, stream: SHOP_OUT }, shop.other: { from: classify } }
 """
 SETTINGS = """
 topologies = ["triage.yaml"]
@@ -104,6 +104,8 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     },
     **{f"$JS.API.STREAM.DELETE.{name}": {"operator"} for name in (S, KV, APPLIED, OBJ, f"{S}_sources")},
     "$JS.API.STREAM.CREATE.mine": set(),
+    **{f"$JS.API.STREAM.{verb}.SHOP_OUT": OWNERS for verb in ("INFO", "CREATE", "UPDATE")},
+    **{f"$JS.API.STREAM.{verb}.SHOP_OUT": set() for verb in ("PURGE", "DELETE", "MSG.GET")},
     "$JS.API.STREAM.INFO.DSPEX_bank": set(),
     f"$JS.API.STREAM.SNAPSHOT.{S}": set(),
     f"$JS.API.STREAM.LEADER.STEPDOWN.{S}": set(),
