@@ -29,7 +29,7 @@ REASONS: dict[str, str] = {
     "precision": _BOTH_TEXTS,
     "normalize_text, 17 B": _SHORT_TEXT,
     "normalize_text, 1 KB": "splitting the words takes two fifths of it, and the search for articles most of the rest",
-    "predict": "aiohttp takes four fifths of it (0.2 ms), and a kept library for HTTP is worth more than that; `predict, acall` is above ten",
+    "predict": "aiohttp takes four fifths of it; a kept library is worth that to us; `predict, acall` is above ten",
 }
 
 
