@@ -85,10 +85,14 @@ _ASKED = (
     _Ask("predict, acall", "predict", "gpt-4o-mini", "acall"),
     _Ask("chain of thought, acall", "chain_of_thought", "gpt-4o", "acall"),
 )
-COUNT = len(_ASKED)
 TARGET = 10
 NOTE = "less the time on the wire; answers from a cache are not compared: DSPy has one, dspex has none yet"
 INPUTS = {"question": "What is the capital of France?"}
+
+
+def names() -> list[str]:
+    """The operations, as their rows are called."""
+    return [ask.name for ask in _ASKED]
 
 
 async def rows(url: str, seconds: float, asked: Worker | None) -> AsyncIterator[Measurement]:

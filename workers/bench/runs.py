@@ -62,7 +62,7 @@ async def native(seconds: float, groups: Collection[str], *, against: bool) -> A
 
 def count(groups: Collection[str]) -> int:
     """How many rows `native` gives for these groups."""
-    return sum(case.group in groups for case in cases()) + (predict.COUNT if "predict" in groups else 0)
+    return sum(case.group in groups for case in cases()) + (len(predict.names()) if "predict" in groups else 0)
 
 
 async def row(case: Case, seconds: float, asked: Worker | None) -> Measurement:
