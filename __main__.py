@@ -1,5 +1,6 @@
 """`dspex` and `python -m dspex`. The command line itself is `engine/cli/app.py`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,10 +13,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args == ["--version"]:  # before anything is imported: it answers in a few hundredths of a second
         sys.stdout.write(f"dspex {__version__}\n")
         return 0
-    if arguments is None and not {"worker", "run"}.isdisjoint(args):  # programs of pools must not read the keys of others there
+    handed = "DSPEX_ENVIRONMENT_FD" in os.environ  # by a process of ours, which has keys
+    if arguments is None and (handed or not {"worker", "run"}.isdisjoint(args)):  # programs must not read others' keys there
         from dspex.bus.settings import environment
 
-        environment.seal() if "worker" in args else environment.hide()
+        environment.seal() if handed or "worker" in args else environment.hide()
     from dspex.engine.cli.terminal.imports import lean
 
     lean("structlog", without=["rich"])

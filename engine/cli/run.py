@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -17,6 +17,7 @@ from dspex.bus.errors import DspexError
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
+from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
 from dspex.engine.cli.terminal.client import count, shown
 from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.progress import Bar
@@ -39,23 +40,33 @@ def run(
     pools: Annotated[str, typer.Option("--pools", metavar="all|none|A,B", help="Worker pools to start beside it.")] = "all",
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
+    reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
 ) -> None:
     """Run topologies until ^C or SIGTERM, which drains; a second one stops at once."""
     from dspex.bus.settings.duration import seconds
 
     t = terminal(context)
-    wait, topologies = seconds(grace), load(t, targets)
+    wait, files = seconds(grace), Files(t, targets) if reload else None
     wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
-    t.run(_Run(t, topologies, wanted, not no_server, wait).main())
+
+    def once() -> Coroutine[Any, Any, int]:
+        return _Run(t, load(t, targets), wanted, not no_server, wait, files).main()
+
+    if files is not None:
+        again_and_again(t, files, once)
+    else:
+        t.run(once())
 
 
 class _Run:
     """One run of the verb, and what it prints."""
 
-    def __init__(self, t: Terminal, topologies: list[Any], pools: Any, start_server: bool, grace: float) -> None:
+    def __init__(
+        self, t: Terminal, topologies: list[Any], pools: Any, start_server: bool, grace: float, files: Files | None
+    ) -> None:
         from dspex.engine.hosting.engine import Engine
 
-        self.t, self.grace = t, grace
+        self.t, self.grace, self.files = t, grace, files
         self.topologies = topologies
         self.engine: Engine = Engine(
             *topologies,
@@ -70,11 +81,12 @@ class _Run:
         self.bar: Bar | None = None  # while the pools warm up
         self._seldom = Seldom(structlog.get_logger("dspex.engine"))
 
-    async def main(self) -> None:
+    async def main(self) -> int:
+        """The number of the signal that ended it, or RELOAD."""
         from dspex.engine.hosting.engine import stop_on_signals, until_stopped
 
         stopped = stop_on_signals()
-        async with self.engine as engine:
+        async with watching(self.t, self.files, stopped), self.engine as engine:
             self._print_server()
             self._print_topologies()
             await self._note_changes()
@@ -86,6 +98,7 @@ class _Run:
             finally:
                 await lines.stop()
                 await self._drain(stopped)
+        return stopped.result()
 
     # -- start ----------------------------------------------------------------------------------------------------
     async def _note_changes(self) -> None:
@@ -198,7 +211,7 @@ class _Run:
 
     # -- stop -----------------------------------------------------------------------------------------------------
     async def _drain(self, stopped: asyncio.Future[int]) -> None:
-        name = signal.Signals(stopped.result()).name if stopped.done() else None
+        name = signal.Signals(stopped.result()).name if stopped.done() and stopped.result() != RELOAD else None
         self.t.emit({"event": "draining", "signal": name})
         if not self.t.json and name:
             self.t.note("draining: what runs is finished and committed; once more to stop at once")

@@ -72,6 +72,35 @@ def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) ->
     assert seen.raw.count("\x1b[?25l") == seen.raw.count("\x1b[?25h") == 1  # the cursor is there again
 
 
+def test_a_run_begins_anew_when_its_files_change_to_what_can_run(project: Project) -> None:
+    good = project.write("native.yaml", NATIVE.format(u=project.u).replace("len(text)", "len("))
+    with project.start("run", "--pools", "none", "--reload") as run:
+        eventually(lambda: "waiting for a change of the files" in run.errors())
+        assert "error[DX208] count (native.yaml:9)" in run.errors()
+        project.write(good, NATIVE.format(u=project.u))
+        run.until("ready in")
+        pid = int(json.loads((project.folder / ".dspex/server.json").read_text())["pid"])
+        assert project.publish("text=hello").objects()[0]["outputs"][0]["data"]["size"] == 5
+        project.write("programs.py", "def Draft(:")  # what no topology imports: a pool would
+        eventually(lambda: "programs.py: SyntaxError: invalid syntax" in run.errors())
+        project.write(good, NATIVE.format(u=project.u).replace("len(text)", "2 * len(text)"))
+        eventually(lambda: "changed: native.yaml, programs.py; it cannot run" in run.errors())
+        assert project.publish("text=again").objects()[0]["outputs"][0]["data"]["size"] == 5
+        assert psutil.pid_exists(pid)
+        (project.folder / "programs.py").unlink()
+        eventually(lambda: len([line for line in run.lines if "ready in" in line]) == 2)
+        assert "changed: native.yaml, programs.py; starting again" in run.errors()
+        assert project.publish("text=hello").objects()[0]["outputs"][0]["data"]["size"] == 10
+        assert run.end() == 0
+
+
+def test_a_run_that_waits_for_a_change_ends_with_the_code_of_what_is_wrong(project: Project) -> None:
+    project.write("native.yaml", "dspex: 1\n")
+    with project.start("run", "--pools", "none", "--reload") as run:
+        eventually(lambda: "waiting for a change of the files" in run.errors())
+        assert run.end(signal.SIGINT) == 3
+
+
 def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none", "--grace", "20s") as run:
         run.until('"ready"')
