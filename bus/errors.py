@@ -161,10 +161,10 @@ class ConfigError(DspexError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a topology: what, where, and what to do about it."""
+    """One thing wrong with a topology: what, where, and what to do about it. A note tells of what is right."""
 
     code: str
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     topology: str
     node: str | None
     file: str | None

@@ -155,6 +155,11 @@ MORE = {
     ),
     "DX320": ("An automatic name got a number, and would move with its siblings.", 'give it a name: `name="…"`'),
     "DX321": ("Nothing uses one outlet of a branch.", "use `filter` to drop events on purpose"),
+    "DX322": (
+        'A note, no warning: `order="key"` keeps results in the order of the events\' keys, and events without one wait for '
+        "each other. Whether they have one is known only when they come; `dspex status` counts those that had none.",
+        "`dspex publish --key` gives one",
+    ),
     "DX412": (
         "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
         "that off again: whoever may write to it could have messages removed.",

@@ -72,11 +72,12 @@ def _remarks(operators: Sequence[OperatorRow]) -> Iterator[str]:
             often = f"{o['fallbacks']:,} of {count(o['events'], 'event')}"
             yield f"{name} fell back for {often}, the last time because of {o['why'] or 'no reason given'}"
         if o.get("order") == "key":
-            without = f": {n:,} of {o['events']:,} had none, and {KEYLESS}" if (n := o.get("keyless", 0)) else ""
+            n = o.get("keyless", 0)
+            without = f": {n:,} of {o['events']:,} had none, and those wait for each other ({GIVE_A_KEY})" if n else ""
             yield f"{name} keeps results in the order of the events' keys{without}"
 
 
-KEYLESS = "those without one wait for each other (dspex publish --key gives one)"
+GIVE_A_KEY = "dspex publish --key gives one"
 
 
 def _letters(letters: Sequence[LetterRow]) -> Block:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "fix": "\x1b[2m"}
+_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "note": "\x1b[1m", "fix": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
 _CLEAR = "\x1b[H\x1b[2J"
 _UNLIMITED = 10_000  # columns

@@ -10,7 +10,7 @@ import typer
 
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.refs import allows, not_allowed
-from dspex.engine.cli.figures import KEYLESS
+from dspex.engine.cli.figures import GIVE_A_KEY
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
@@ -41,13 +41,11 @@ def _valid(t: Terminal, target: str, strict: bool) -> bool:
     topology, found = problems_of(t, target)
     for problem in found:
         t.problem(problem)
-    if topology is None or any(strict or p.level == "error" for p in found):
+    levels = [p.level for p in found]
+    if topology is None or "error" in levels or (strict and "warning" in levels):
         return False
-    warnings = f", {count(len(found), 'warning')}" if found else ""
+    warnings = f", {count(levels.count('warning'), 'warning')}" if "warning" in levels else ""
     t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
-    for node in with_defaults(topology.graph, t.settings().defaults.call.options()).calls:
-        if node.call.order == "key":  # whether events have one is known only when they come
-            t.line(f"   {node.name} keeps results in the order of the events' keys; {KEYLESS}")
     return True
 
 
@@ -59,17 +57,20 @@ def problems_of(t: Terminal, target: str) -> tuple[Topology | None, list[Problem
         return None, list(e.problems) or [Problem(e.code, "error", "", e.node or target, None, None, e.message, e.fix)]
     found: list[Problem] = topology.check()
     if not any(p.level == "error" for p in found):
-        found += _unknown_to_settings(t, topology.graph)
+        found += _with_settings(t, topology.graph)
     return topology, found
 
 
-def _unknown_to_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
-    """Pools and language models that the settings do not have, and what a pool may not use."""
+def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
+    """Pools and language models that the settings do not have, what a pool may not use, and what an order means."""
     settings = t.settings()
     for node in with_defaults(graph, settings.defaults.call.options()).calls:
         file, line = node.place or (None, None)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
+        if node.call.order == "key":  # whether events have one is known only when they come
+            text = "results are kept in the order of the events' keys, and events without one wait for each other"
+            yield Problem("DX322", "note", graph.name, node.name, file, line, text, GIVE_A_KEY)
 
 
 def _refused_by_pool(settings: Settings, call: Call) -> Iterator[tuple[str, str, str]]:

@@ -148,16 +148,18 @@ def test_check_names_what_no_pool_allows_though_a_fallback_would_hide_it(
         assert {json.loads(line)["node"] for line in rest} == {p["node"] for p in problems[:-1]}
 
 
-def test_check_says_what_the_order_of_keys_means_for_events_without_one(dspex: Dspex, tmp_path: Path) -> None:
+def test_check_notes_what_the_order_of_keys_means_for_events_without_one(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: local, order: key"))
     found = dspex("check", "--strict", "t.yaml")
-    head, note = found.out.splitlines()
-    assert (found.code, head) == (0, "ok good 6 nodes")
-    assert note.strip().startswith("ask keeps results in the order of the events' keys; those without one wait for each other")
-    assert dspex("check", "--json", "t.yaml").out == ""
+    note, fix, last = found.out.splitlines()
+    assert (found.code, last) == (0, "ok good 6 nodes")
+    assert note.startswith("note[DX322] ask (t.yaml:7): results are kept in the order of the events' keys, and events")
+    assert fix == "  fix: dspex publish --key gives one"
+    (told,) = dspex("check", "--strict", "--json", "t.yaml").objects()
+    assert (told["code"], told["level"], told["node"], told["line"]) == ("DX322", "note", "ask", 7)
     (tmp_path / "dspex.toml").write_text('defaults.call.order = "key"\n')
     (tmp_path / "t.yaml").write_text(GOOD)
-    assert "ask keeps results" in dspex("check", "t.yaml").out
+    assert "note[DX322] ask" in dspex("check", "t.yaml").out
 
 
 def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:
