@@ -16,8 +16,13 @@ import pytest
 from cli_bench import NATIVE, Done, Project
 from waiting import eventually, until
 
-from dspex.bus.nats import connect
+from dspex.bus import nats
+from dspex.bus.errors import RunFailed
 from dspex.bus.port import NewMessage
+from dspex.bus.settings.model import Settings
+from dspex.engine.client.client import connect
+from dspex.engine.hosting.engine import Engine
+from dspex.operators.topology import Topology
 
 LETTER = ["sequence", "topology", "node", "reason", "code", "message", "fix", "attempts", "run", "time", "event"]
 EVENT = ["id", "subject", "data", "time", "run", "cause", "key", "session", "headers", "sequence"]
@@ -68,6 +73,24 @@ def test_what_dlq_ls_prints_of_an_operator_selects_its_letters(native: Project) 
     assert dropped.objects() == [{"dropped": 1}]
 
 
+def test_letters_are_found_under_the_old_and_the_new_name_of_an_operator(tmp_path: Path, unique: str, nats_url: str) -> None:
+    project = Project(tmp_path, unique, 'topologies = ["native.yaml"]\n', NATS_URL=nats_url)
+    settings, first = Settings.load(server__url=nats_url, app=unique), NATIVE.format(u=unique)
+
+    async def failing(topology: Topology) -> None:
+        async with Engine(topology, settings=settings, pools="none"), connect(settings=settings) as client:
+            with pytest.raises(RunFailed):
+                await (await client.publish(project.input, {"text": "x"})).wait("30s")
+
+    for version in (first, first.replace("check", "verify").replace("sources:", "renamed_from: { verify: check }\nsources:")):
+        asyncio.run(failing(Topology.load(tmp_path / project.write("native.yaml", version))))
+    letters = project.here("--json", "dlq", "ls").objects()
+    assert {letter["node"] for letter in letters} == {"check", "verify"}
+    for name in ("check", "verify", "native/check", "native/verify"):
+        assert project.here("--json", "dlq", "ls", "--node", name).objects() == letters
+    assert project.here("--json", "dlq", "drop", "--node", "native/check", "--all").objects() == [{"dropped": 2}]
+
+
 @pytest.mark.parametrize(
     ("verb", "args", "code", "fix"),
     [
@@ -88,7 +111,7 @@ def test_a_name_that_nothing_has_is_an_error_and_names_what_there_is(
 
 @pytest.mark.asyncio
 async def test_what_a_publisher_writes_into_a_header_reaches_no_terminal_as_a_command(native: Project, nats_url: str) -> None:
-    run, bus = "run\x1b]0;title\x07\x1b[2Jx", await connect(nats_url)
+    run, bus = "run\x1b]0;title\x07\x1b[2Jx", await nats.connect(nats_url)
     await bus.publish(NewMessage(native.input, b'{"text": "x"}', {"Dspex-Run": run, "Dspex-Key": run}))
     await bus.close()
 
@@ -121,7 +144,7 @@ def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> Non
 async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_again_runs_each_event_once(
     native: Project, nats_url: str
 ) -> None:
-    many, bus = 100, await connect(nats_url)
+    many, bus = 100, await nats.connect(nats_url)
 
     async def outputs(letters: list[dict[str, Any]]) -> Counter[str]:
         """How often each run of the letters has come out."""
