@@ -9,7 +9,6 @@ import dspy
 from dspy import lm15
 
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
-from dspex.workers.dspy.replies import Model
 
 ADAPTERS: Mapping[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 
@@ -19,20 +18,18 @@ class Models:
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
-        self._made: dict[tuple[str, str | None], Model] = {}
+        self._made: dict[tuple[str, str | None], dspy.LM] = {}
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`. Raises ConfigError."""
         return self._config.profile(name)
 
-    def lm(self, name: str, local: str | None, timeout: float, params: Mapping[str, object]) -> Model:
+    def lm(self, name: str, local: str | None, timeout: float, params: Mapping[str, object]) -> dspy.LM:
         """The profile's LM for one call. `local`: where the local model's server is; `params`: of the call."""
         key = (name, local if self.profile(name).local else None)
         if key not in self._made:
             self._made[key] = self._make(self.profile(name), local)
-        made: Model = self._made[key].copy(timeout=timeout + SPARE, **params)
-        made.ends = []
-        return made
+        return self._made[key].copy(timeout=timeout + SPARE, **params)
 
     def adapter(self, name: str | None, wanted: str | None) -> dspy.Adapter:
         """The adapter of a call (`adapter_of`).
@@ -42,18 +39,18 @@ class Models:
         kind = adapter_of(self.profile(name) if name else None, wanted)
         return ADAPTERS[kind]() if kind == "json" else ADAPTERS[kind](use_json_adapter_fallback=False)
 
-    def _make(self, profile: Profile, local: str | None) -> Model:
+    def _make(self, profile: Profile, local: str | None) -> dspy.LM:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
         if profile.local:
             _declare_local()
-            return Model(profile.model, api_base=need_local(profile, local), **{**LOCAL_DEFAULTS, **profile.params, **shared})
+            return dspy.LM(profile.model, api_base=need_local(profile, local), **{**LOCAL_DEFAULTS, **profile.params, **shared})
         key = key_of(profile, self._config)
         if profile.base_url:
             # a server that wants no key still gets one: without it the client refuses to call
             shared |= {"api_base": profile.base_url, "api_key": key or "none"}
         elif key:
             shared["api_key"] = key
-        return Model(profile.model, **{**profile.params, **shared})
+        return dspy.LM(profile.model, **{**profile.params, **shared})
 
 
 def _declare_local() -> None:

@@ -27,8 +27,8 @@ from dspex.operators.native.suggestions import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
+from dspex.workers.dspy import replies, values
 from dspex.workers.dspy import signature as signatures
-from dspex.workers.dspy import values
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
 
@@ -51,6 +51,7 @@ class Programs:
         warnings.filterwarnings(
             "ignore", 'Field name "(schema|prediction)" in .* shadows an attribute'
         )  # they may be called so
+        replies.look()
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
     def scan(self) -> tuple[list[str], dict[str, str]]:
@@ -77,22 +78,22 @@ class Programs:
         if spec.kind == "program":
             inputs = values.as_annotated(program, inputs, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
+        asked = replies.asking()
         try:
             with (
                 dspy.context(
                     lm=lm,
                     adapter=self._models.adapter(name or None, spec.adapter),
-                    disable_history=True,
                     max_trace_size=0,
                     warn_on_type_mismatch=False,  # the engine has checked the inputs
+                    **asked,
                 ),
                 dspy.track_usage() as tracker,
             ):
                 try:
                     result = await self._call(program, inputs)
                 finally:
-                    end = lm.ends[-1] if lm and lm.ends else ""
-                    attempt.spend(replace(_tokens(tracker.get_total_tokens()), finish=end), profile)
+                    attempt.spend(replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked)), profile)
         except dspy.utils.exceptions.DSPyError as error:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import dspy
 
 from dspex.operators.native.lm.finish import incomplete
 
+_ENDS: Final = (
+    "dspex_ends"  # beside DSPy's own settings, so it goes wherever those go: into tasks, threads and copies of models
+)
+_DSPYS: Final = dspy.BaseLM.update_history
 
-class Model(dspy.LM):  # type: ignore[misc]  # Any to mypy, which does not read DSPy
-    """A model of a profile. A call of it raises InvalidOutput where the reply was cut, and LMRefused where there is none.
 
-    A program may catch that, as any other error of a model. `ends`: the finish reason of each reply, in order; copies that a
-    program makes write to the same list. None: nobody asks.
+def look() -> None:
+    """Have every `dspy.LM` look at its replies in calls that `asking` runs, also one that a program makes itself.
+
+    A call of it raises InvalidOutput where the reply was cut, and LMRefused where there is none. A program may catch that, as
+    any other error of a model.
     """
+    if dspy.BaseLM.update_history is not _update_history:
+        dspy.BaseLM.update_history = _update_history  # nothing else of DSPy's sees what the server answered
 
-    ends: list[str] | None = None
 
-    def __call__(self, *args: Any, **kw: Any) -> Any:
-        with dspy.context(disable_history=False):  # for `update_history`, which keeps none
-            return super().__call__(*args, **kw)
+def asking() -> dict[str, Any]:
+    """What `dspy.context` needs for one call, with its own list of finish reasons: one of each reply, in order."""
+    return {"disable_history": False, _ENDS: []}  # `_update_history` keeps none
 
-    async def acall(self, *args: Any, **kw: Any) -> Any:
-        with dspy.context(disable_history=False):
-            return await super().acall(*args, **kw)
 
-    def update_history(self, entry: Mapping[str, Any]) -> None:
-        """Look at what DSPy is about to return: only here it says what the server answered."""
-        answered = entry["response"]
-        for one in answered if isinstance(answered, tuple) else (answered,):
-            for end, text, refusal in _ends(one):
-                if self.ends is not None:
-                    self.ends.append(end)
-                if (error := incomplete(end, text, refusal, _written(entry["usage"]))) is not None:
-                    raise error
+def last(context: Mapping[str, Any]) -> str:
+    """The finish reason of the last reply of a call, by what `asking` made for it; "" where there was none."""
+    return next(reversed(context[_ENDS]), "")
+
+
+def _update_history(self: Any, entry: Mapping[str, Any]) -> None:
+    """Look at what DSPy is about to return."""
+    ends = dspy.settings.get(_ENDS)
+    if ends is None:
+        _DSPYS(self, entry)
+        return
+    answered = entry["response"]
+    for one in answered if isinstance(answered, tuple) else (answered,):
+        for end, text, refusal in _ends(one):
+            ends.append(end)
+            if (error := incomplete(end, text, refusal, _written(entry["usage"]))) is not None:
+                raise error
 
 
 def _ends(response: Any) -> Iterator[tuple[str, str, str]]:

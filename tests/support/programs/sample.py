@@ -31,6 +31,14 @@ class Draft(dspy.Module):
         return await self.write.acall(text=text, intent=intent)
 
 
+class OwnModel(dspy.Module):
+    """Asks models that it makes itself, at `url`, beside that of its profile."""
+
+    def forward(self, url: str, text: str) -> dspy.Prediction:
+        with dspy.context(lm=dspy.LM("openai/own", api_base=url, api_key="none", cache=False)):
+            return dspy.Predict("text -> reply")(text=text)
+
+
 class Slow(dspy.Module):
     """Synchronous only: runs in a thread."""
 

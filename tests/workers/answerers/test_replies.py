@@ -103,6 +103,19 @@ async def test_a_program_that_gets_a_cut_reply_fails_where_it_asked(router: Rout
 
 
 @module
+async def test_replies_of_a_model_that_a_program_makes_itself_are_looked_at_too(router: Router, shared_model: Any) -> None:
+    async def answered(text: str) -> Answer:
+        asked = work(spec=program("OwnModel", signature="url, text -> reply"), inputs={"url": shared_model.url, "text": text})
+        return await ask(router, asked)
+
+    for text, kind, finish in (("standin:length", "InvalidOutput", "length"), ("standin:refusal", "LMRefused", "stop")):
+        answer = await answered(text)
+        assert (error(answer)["type"], answer.usage and answer.usage.finish) == (kind, finish)
+    fine = await answered("fine")
+    assert (fine.error, fine.usage and fine.usage.finish) == (None, "stop")
+
+
+@module
 @both_routes
 async def test_an_ordinary_answer_says_why_the_model_stopped(router: Router, route: str) -> None:
     answer = await ask(router, work("fine", spec=predict(route=route)))
