@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from typing_extensions import TypeIs
 
@@ -104,6 +104,7 @@ class DspexError(Exception):
 
     code: str = "DX900"
     fix: str = "this is a bug in dspex: please report it with the output of -v"
+    fix_of_call: ClassVar[str]  # see `of_call`; beside a class's own `fix`, where that one is about events
     retryable: bool = False
     _exit: ClassVar[int] = 1
 
@@ -129,6 +130,13 @@ class DspexError(Exception):
     def exit_code(self) -> int:
         """Exit code of the CLI for this error (API.md, section 3)."""
         return self._exit
+
+    def of_call(self) -> Self:
+        """This error, with advice for who made a call: there is no event to be published or run again."""
+        said = next(vars(c) for c in type(self).__mro__ if "fix" in vars(c))
+        if self.fix == said["fix"]:
+            self.fix = said.get("fix_of_call", self.fix)
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """The error as plain data: the `--json` object and the wire form.
@@ -273,6 +281,7 @@ class DataError(DspexError):
 
     code = "DX500"
     fix = "look at the event (dspex dlq show), then redrive or drop it"
+    fix_of_call = "call with other data"
 
 
 class DecodeError(DataError):
@@ -280,6 +289,7 @@ class DecodeError(DataError):
 
     code = "DX501"
     fix = "publish valid data, or name the right content type"
+    fix_of_call = "give valid data"
 
 
 class InvalidInput(DataError):
@@ -294,6 +304,7 @@ class ExpressionError(DataError):
 
     code = "DX503"
     fix = "guard the field with has(...) or coalesce(...), or publish the field"
+    fix_of_call = "give the field, or guard it with has(...) or coalesce(...)"
 
 
 class LateEvent(DataError):
@@ -308,6 +319,7 @@ class Reject(DataError):
 
     code = "DX505"
     fix = "look at the event (dspex dlq show), then redrive or drop it"
+    fix_of_call = "call with other data"
 
 
 class OutputTooLarge(DataError):
@@ -315,6 +327,7 @@ class OutputTooLarge(DataError):
 
     code = "DX506"
     fix = "emit smaller events, and store what is larger elsewhere"
+    fix_of_call = "give less, or ask for less"
 
 
 class CallError(DspexError):
@@ -322,6 +335,7 @@ class CallError(DspexError):
 
     code = "DX600"
     fix = "look at the call (dspex dlq show), then redrive it"
+    fix_of_call = "call again"
 
 
 class Saturated(CallError):
@@ -343,6 +357,7 @@ class CallTimeout(CallError):
 
     code, retryable, _exit = "DX603", True, 5
     fix = "raise timeout= or deadline=, or look at why the model is slow"
+    fix_of_call = "raise the timeout (dspex call --timeout), or look at why the model is slow"
 
 
 class LMUnavailable(CallError):
@@ -378,6 +393,7 @@ class ProgramError(CallError):
 
     code = "DX608"
     fix = "correct the program, then redrive: dspex dlq redrive"
+    fix_of_call = "correct the program, restart its pool, and call again"
 
 
 class LMRefused(CallError):
@@ -486,6 +502,7 @@ class RetryLater(DspexError):
 
     code, retryable = "DX510", True
     fix = "nothing to do: the event is run again by itself"
+    fix_of_call = "call again later: nobody does it by itself"
 
     def __init__(self, message: str = "asked to be run again later", *, after: float = 1.0, **kw: Any) -> None:
         if not is_seconds(after):

@@ -123,7 +123,7 @@ async def ask(
     finally:
         await subscription.close()
     if record.error is not None:
-        raise from_dict(record.error)
+        raise from_dict(record.error).of_call()
     return record, time.monotonic() - began
 
 
@@ -160,7 +160,7 @@ class _Asking:
         """The error for a call that got no result in time."""
         run = self.request.call
         if self.taken or not self.seen:
-            return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run)
+            return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run).of_call()
         slots = self.seen["slots"] * self.seen["ready"]
         return Saturated(
             f"pool {self.pool} is saturated ({self.seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",

@@ -20,6 +20,7 @@ PROGRAMS = """
 import dspy
 class Shout(dspy.Module):
     def forward(self, text):
+        assert text != "too quiet"
         return dspy.Prediction(reply=text.upper())
 """
 
@@ -70,6 +71,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
         (["text -> reply", "txt=x"], 1, "DX502"),
         (["programs:Shout", "text=x"], 2, "DX126"),
         (["secret:Thing", "text=x", "--signature", "text -> reply"], 1, "DX608"),
+        (["programs:Shout", "text=too quiet", "--signature", "text -> reply"], 1, "DX608"),
         (["triage/clasify", "text=x"], 3, "DX235"),
         (["nothing", "text=x"], 2, "DX126"),
         (["text -> reply", "text=x", "--route", "dspy"], 2, "DX105"),
@@ -79,6 +81,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
 def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, args: list[str], code: int, error: str) -> None:
     found = project.here("--json", "call", *args)
     assert (found.code, found.error()["code"], found.out) == (code, error, ""), found.err
+    assert "dlq" not in found.error()["fix"]  # a call leaves no letter
 
 
 def test_a_run_with_calls_shows_their_usage(project: Project, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
 
 import dspex
-from dspex.bus import subjects
+from dspex.bus import errors, subjects
 from dspex.bus.errors import CallTimeout, ConfigError
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
@@ -85,3 +86,11 @@ def test_a_deployed_node_is_called_on_a_subject_of_its_own_and_all_else_by_its_k
         one.run(one.client.call(what, {"text": "hi"}, timeout=1.0))
     (found, request) = heard[0]
     assert found == subject == request.called_on(APP, subject.split(".")[3])
+
+
+def test_no_error_of_a_call_advises_what_only_an_event_has() -> None:
+    for error in [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.DspexError)]:
+        if issubclass(error, errors.CallError | errors.DataError | errors.RetryLater) and error is not errors.LateEvent:
+            fix = error("x").of_call().fix
+            assert not re.search("dlq|redrive|event|publish", fix), fix
+        assert error("x", fix="its own").of_call().fix == "its own"
