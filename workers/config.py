@@ -30,7 +30,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class Profile:
-    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input" and "output"."""
+    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input", "output" and "cached"."""
 
     name: str
     model: str
@@ -176,7 +176,7 @@ def _check_own_keys(settings: Settings, pool: str, profiles: Iterable[Profile]) 
 
 
 def _profile(name: str, lm: LMProfile) -> Profile:
-    price = {"input": lm.price.input, "output": lm.price.output} if lm.price else {}
+    price = {name: usd for name, usd in (lm.price.model_dump() if lm.price else {}).items() if usd is not None}
     return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price)
 
 

@@ -54,7 +54,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
     "lm.*.limits": _LEAVE_OUT,
     "lm.*.breaker": _LEAVE_OUT,
-    "lm.*.price.cached": _LEAVE_OUT,
     "pools.*.cpu": _LEAVE_OUT,
     "pools.*.timeout": "leave it out; timeout= at the operator, or defaults.call.timeout",
     "pools.*.scale": _LEAVE_OUT,

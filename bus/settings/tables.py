@@ -119,10 +119,11 @@ class Defaults(SettingsTable):
 
 
 class LMPrice(SettingsTable):
-    """USD per million tokens."""
+    """USD per million tokens. `cached`: of the input that the provider had in its cache; None: as of the rest."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
+    cached: Annotated[float, Field(ge=0)] | None = None
 
 
 class LMProfile(SettingsTable):

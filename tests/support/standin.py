@@ -207,6 +207,7 @@ def _content(system: str, user: str, text: str, answers: dict[str, Any]) -> str:
 
 def _completion(model: str, content: str, prompt: str, kind: str = "ok") -> bytes:
     tokens = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(content) // 4}
+    details = {"prompt_tokens_details": {"cached_tokens": tokens["prompt_tokens"] // 2}} if "cached" in prompt else {}
     said: dict[str, Any] = {"content": content} if kind != "refusal" else {"content": None, "refusal": REFUSAL}
     end = kind if kind in ("length", "content_filter") else "stop"
     return json.dumps(
@@ -216,7 +217,7 @@ def _completion(model: str, content: str, prompt: str, kind: str = "ok") -> byte
             "created": 0,
             "model": model,
             "choices": [{"index": 0, "finish_reason": end, "message": {"role": "assistant", **said}}],
-            "usage": {**tokens, "total_tokens": sum(tokens.values())},
+            "usage": {**tokens, "total_tokens": sum(tokens.values()), **details},
         }
     ).encode()
 

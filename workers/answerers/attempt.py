@@ -58,8 +58,9 @@ class Attempt:
     def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
         if price := profile.price if profile else {}:
-            read, written = used.input_tokens, used.output_tokens
-            used = replace(used, cost=(read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6)
+            plain, cached = price.get("input", 0.0), min(used.cached_tokens, used.input_tokens)
+            cost = (used.input_tokens - cached) * plain + cached * price.get("cached", plain)
+            used = replace(used, cost=(cost + used.output_tokens * price.get("output", 0.0)) / 1e6)
         self.usage = self.usage + used if self.usage else used
 
     def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:

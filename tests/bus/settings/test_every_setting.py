@@ -49,7 +49,7 @@ ACTS: dict[str, str] = {
         for name in ("temperature", "max_tokens", "top_p", "n", "stop", "rollout_id")
     },
     **{f"lm.*.{name}": "workers/config.py" for name in ("model", "key_env", "base_url", "adapter", "params")},
-    **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output")},
+    **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output", "cached")},
     **{
         f"pools.*.{name}": "workers/config.py"
         for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices", "hmac_key_env")

@@ -16,7 +16,9 @@ from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
+from dspex.workers.config import Profile
 
+PRICE = {"input": 4.0, "output": 8.0, "cached": 1.0}
 ROUTES = ("native", "worker")
 both_routes = pytest.mark.parametrize("route", ROUTES)
 module = pytest.mark.asyncio(loop_scope="module")
@@ -120,6 +122,21 @@ async def test_replies_of_a_model_that_a_program_makes_itself_are_looked_at_too(
 async def test_an_ordinary_answer_says_why_the_model_stopped(router: Router, route: str) -> None:
     answer = await ask(router, work("fine", spec=predict(route=route)))
     assert (answer.error, answer.usage and answer.usage.finish) == (None, "stop")
+
+
+@module
+@both_routes
+async def test_input_that_the_provider_had_in_its_cache_has_a_price_of_its_own(shared_model: Any, route: str) -> None:
+    profiles = {"main": Profile("main", "openai/stand-in", base_url=shared_model.url, price=PRICE)}
+    router = Router(config(shared_model.url, profiles=profiles).for_child())
+    try:
+        used = (await ask(router, work("it is cached", spec=predict(route=route)))).usage
+    finally:
+        await router.close()
+    assert used is not None
+    assert used.cached_tokens == used.input_tokens // 2 > 10
+    read = (used.input_tokens - used.cached_tokens) * 4 + used.cached_tokens
+    assert used.cost == pytest.approx((read + 8 * used.output_tokens) / 1e6)
 
 
 # -- how often it is asked -------------------------------------------------------------------------------------------
