@@ -13,19 +13,31 @@ from dspex.bus.errors import DecodeError, InvalidInput
 
 def msgpack_bytes(data: object) -> bytes:
     """`data` as MessagePack. Raises InvalidInput naming the type and the place of what cannot be encoded."""
+    compound: list[bool] = []
     try:
-        return _pack(data)
+        packed = _pack(data, compound)
+        if compound:
+            unpacked(packed)  # a tuple that is a key would be written as a list, and no reader takes a list as a key
+        return packed
     except (TypeError, ValueError, OverflowError):
         plain = checked(data, binary=True)
     try:
-        return _pack(plain)
+        return _pack(plain, compound)
     except (TypeError, ValueError, OverflowError) as e:
         raise InvalidInput(f"data cannot be written as MessagePack: {e}", fix="make it flatter") from e
 
 
-def _pack(data: object) -> bytes:
+def _pack(data: object, compound: list[bool]) -> bytes:
     # strict: else a named tuple would be packed as a list, and an enum of text by its own str()
-    return cast(bytes, msgpack.packb(data, default=simpler, strict_types=True))
+    return cast(bytes, msgpack.packb(data, default=partial(_simpler, compound), strict_types=True))
+
+
+def _simpler(compound: list[bool], value: object) -> object:
+    """`value` made simpler; `compound` gets an item where it may be a key and becomes a list or a map."""
+    made = simpler(value)
+    if isinstance(made, (list, dict)) and type(value).__hash__ is not None:
+        compound.append(True)
+    return made
 
 
 def load_msgpack(data: bytes) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dspex.bus.errors import DspexError, NoAnswer, ProgramError
+from dspex.bus.codecs.msgpack import msgpack_bytes
+from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, NoAnswer, ProgramError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.port import Delivery
 from dspex.bus.records import CallRecord, CallRequest
@@ -91,7 +92,12 @@ class Workers:
             )
             return None
         outputs = answer.outputs
-        return record(outputs=dict(outputs(dict(request.inputs)) if callable(outputs) else outputs))
+        given = dict(outputs(dict(request.inputs)) if callable(outputs) else outputs)
+        try:
+            msgpack_bytes(given)
+        except InvalidInput as e:  # as a worker says it; else no record could be stored, and the call would time out
+            return record(error=InvalidOutput(f"the answer cannot be sent: {e.message}", node=request.node).as_dict())
+        return record(outputs=given)
 
 
 def _as_error(failure: Exception) -> DspexError:

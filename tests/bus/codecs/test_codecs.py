@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Hashable
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -288,3 +289,14 @@ def test_an_unknown_content_type_names_the_known_ones() -> None:
 def test_an_unknown_codec_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="protobuf"):
         encode({}, "protobuf")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("key", [(1, 2), frozenset({1, 2}), (1, (2, 3))], ids=str)
+def test_a_key_of_several_parts_is_written_as_text_and_can_be_read_again(codec: Codec, key: Hashable) -> None:
+    text = json.dumps(_listed(key), separators=(",", ":"))
+    assert decode(*encode({"v": {key: 3}}, codec)) == {"v": {text: 3}}
+
+
+def _listed(value: object) -> object:
+    return [_listed(x) for x in value] if isinstance(value, (tuple, frozenset)) else value

@@ -37,6 +37,15 @@ def test_the_driver_refuses_what_is_no_topology() -> None:
         Driver(3)  # type: ignore[arg-type]
 
 
+def test_an_answer_that_no_record_can_hold_is_told_as_a_worker_tells_it() -> None:
+    with Driver(asking()) as d:
+        d.answer("ask", {"label": 2**70})
+        d.publish("in", {"text": "hi"})
+        d.advance("1h")
+        (letter,) = d.dead_letters()
+    assert (letter.reason, letter.message.partition(":")[0]) == ("InvalidOutput", "the answer cannot be sent")
+
+
 def _unanswered() -> None:
     with Driver(asking()) as d:
         d.publish("in", {"text": "hi"})
