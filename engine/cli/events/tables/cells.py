@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from itertools import islice
 from typing import Any
 
 _TEXT = "bytes that are not text in UTF-8: write them as text, by Base64 for example"
@@ -30,6 +31,13 @@ def fault_of(kind: Any) -> str:
     return fault_of(kind.storage_type) if hasattr(kind, "storage_type") else ""
 
 
+def functions() -> Any:
+    """pyarrow.compute, whose functions are made when it is imported."""
+    from pyarrow import compute
+
+    return compute
+
+
 def values(array: Any) -> list[Any]:
     """The cells. Raises ValueError for one that cannot be told exactly; what pyarrow raises, for others."""
     from pyarrow import types as t
@@ -40,19 +48,19 @@ def values(array: Any) -> list[Any]:
     if t.is_dictionary(kind):
         return values(array.dictionary_decode())
     if t.is_run_end_encoded(kind):
-        from pyarrow import compute
-
-        decoded: Any = compute  # its functions are made when it is imported
-        return values(decoded.run_end_decode(array))
+        return values(functions().run_end_decode(array))
     if t.is_map(kind):
         return [_map(s.values) if s.is_valid else None for s in array]
-    if _is_list(kind):
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        cells = iter(values(array.flatten()))
+        return [None if n is None else list(islice(cells, n)) for n in functions().list_value_length(array).to_pylist()]
+    if _is_list(kind):  # views, which may overlap
         return [values(s.values) if s.is_valid else None for s in array]
     if t.is_struct(kind):
         names = [kind.field(i).name for i in range(kind.num_fields)]
         columns = [values(column) for column in array.flatten()]
-        cells = zip(*columns) if columns else ((),) * len(array)
-        return [dict(zip(names, row)) if valid else None for row, valid in zip(cells, array.is_valid().to_pylist())]
+        rows = zip(*columns) if columns else ((),) * len(array)
+        return [dict(zip(names, row)) if valid else None for row, valid in zip(rows, array.is_valid().to_pylist())]
     if hasattr(kind, "storage_type"):
         return values(array.storage)
     if t.is_timestamp(kind) or t.is_time64(kind) or t.is_duration(kind):

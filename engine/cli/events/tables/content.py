@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
+from dspex.bus.errors import ConfigError
 from dspex.engine.cli.events.tables.row import needs_pyarrow, unreadable
 
 IN_MEMORY: Final = 64 << 20  # bytes of an unpacked file; what is larger lies on the disk
 CHUNK: Final = 1 << 20
+RATIO: Final = 500  # times what it takes packed, beyond which a file is no table any more; one of zeros comes to 1,000
+UNPACKED: Final = 2 * IN_MEMORY  # bytes that a file may take, whatever it takes packed
 BEGINNING: Final = 16  # bytes that tell what a file is
 
 _CSV = "save it as CSV (UTF-8), and publish that"
@@ -96,18 +99,32 @@ def _whole(file: IO[bytes], stack: ExitStack) -> IO[bytes]:
 
 def _unpacked(name: str, file: IO[bytes], unpack: Callable[[IO[bytes]], Any], stack: ExitStack) -> IO[bytes]:
     kept = temporary(stack)
+    most = max(UNPACKED, RATIO * file.seek(0, os.SEEK_END))
+    file.seek(0)
     try:
         with unpack(file) as packed:
             while chunk := packed.read(CHUNK):
                 kept.write(chunk)
+                if kept.tell() > most:
+                    raise unreadable(name, f"it unpacks to more than {most:,} bytes", "unpack it, and publish what is in it")
     except ImportError as e:
         raise needs_pyarrow(name, "what zstd has packed") from e
-    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as e:
-        raise unreadable(name, f"it is packed, and broken: {e}", "fetch the whole file again") from e
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise unreadable(
+                name, f"what it holds does not fit into {tempfile.gettempdir()}", "set TMPDIR to a larger disk"
+            ) from e
+        raise _broken(name, e) from e
+    except (EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
+        raise _broken(name, e) from e
     head = beginning(kept)
     if any(head.startswith(magic) for magic in _PACKED) and _is_packed(head):
         raise unreadable(name, "it is packed twice", "unpack it once")
     return kept
+
+
+def _broken(name: str, e: Exception) -> ConfigError:
+    return unreadable(name, f"it is packed, and broken: {e}", "fetch the whole file again")
 
 
 def _refuse_foreign(name: str, file: IO[bytes], head: bytes) -> None:
@@ -115,12 +132,14 @@ def _refuse_foreign(name: str, file: IO[bytes], head: bytes) -> None:
         if head.startswith(magic):
             raise unreadable(name, what, fix)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        try:
-            inside = zipfile.ZipFile(file).namelist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # broken, or of a later version
-            inside = []
-        if any(entry.startswith("xl/") for entry in inside):
+        names = beginning(file, CHUNK) + _end(file, CHUNK)  # those of the first and the last files in it
+        if b"xl/workbook" in names:
             raise unreadable(name, "it is an Excel workbook", _CSV)
-        if "content.xml" in inside:
+        if b"content.xml" in names:
             raise unreadable(name, "it is a document of LibreOffice", _CSV)
         raise unreadable(name, "it is a zip archive", "unpack it, and publish the file that is in it")
+
+
+def _end(file: IO[bytes], size: int) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read(size)

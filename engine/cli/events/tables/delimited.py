@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import IO, Final, cast
 
-from dspex.engine.cli.events.tables.row import Row, unreadable
+from dspex.engine.cli.events.tables.row import LARGEST, Row, unreadable
 from dspex.engine.cli.events.tables.typed import CellReader, typed
 from dspex.engine.cli.terminal.client import count
 
-CELL: Final = 1 << 27  # characters of one cell, over which it is surely not one
+LINES: Final = 1 << 20  # of one record, and cells of one line, over which it is surely not one
 SEPARATORS: Final = ",;\t|"
 _SAMPLE: Final = 20  # records that tell the separator
 _SEP_LINE: Final = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # Excel's, before the header
@@ -36,7 +36,7 @@ class Delimited:
 
     def __init__(self, name: str, file: IO[bytes], separator: str | None, types: Mapping[str, CellReader]) -> None:
         self.name, self._file, self._types = name, file, types
-        csv.field_size_limit(CELL)
+        csv.field_size_limit(LARGEST)
         with _text(file) as text:
             start = _SEP_LINE.fullmatch(text.readline())
         self._skip_first = start is not None
@@ -96,7 +96,7 @@ class Delimited:
         with _text(self._file) as text:
             before = 1 if self._skip_first and text.readline() else 0
             skipped, good = before, _patterns(self.separator)[0]
-            reader = csv.reader(_kept(text, record), delimiter=self.separator, strict=True)
+            reader = csv.reader(_kept(text, record, self.separator), delimiter=self.separator, strict=True)
             try:
                 for cells in reader:
                     raw, first = record[0] if len(record) == 1 else "".join(record), before + 1
@@ -115,10 +115,14 @@ class Delimited:
                 yield _fault(record, before + 1, self.separator, str(e))
 
 
-def _kept(lines: Iterable[str], record: list[str]) -> Iterator[str]:
-    """The lines as they are taken, which are then also in `record`."""
+def _kept(lines: Iterable[str], record: list[str], separator: str) -> Iterator[str]:
+    """The lines as they are taken, which are then also in `record`. Raises csv.Error for what would take too much memory."""
+    size = 0
     for line in lines:
+        size = size + len(line) if record else len(line)
         record.append(line)
+        if size > LARGEST or len(record) > LINES or (len(line) > LINES and line.count(separator) > LINES):
+            raise csv.Error(f"a row of more than {LARGEST:,} characters, or {LINES:,} lines or cells")
         yield line
 
 
@@ -145,7 +149,9 @@ def _widths(file: IO[bytes], separator: str) -> list[int]:
     found: list[int] = []
     with _text(file) as text:
         try:
-            for cells in csv.reader(text, delimiter=separator, strict=True):
+            record = list[str]()
+            for cells in csv.reader(_kept(text, record, separator), delimiter=separator, strict=True):
+                record.clear()
                 if cells:
                     found.append(len(cells))
                 if len(found) == _SAMPLE:

@@ -9,11 +9,11 @@ from typing import IO, Final
 import orjson
 
 from dspex.engine.cli.events.tables.exact import exact_json
-from dspex.engine.cli.events.tables.row import Row, unreadable
+from dspex.engine.cli.events.tables.row import LARGEST, Row, unreadable
 from dspex.engine.cli.events.tables.text import UTF8_MARK
 
-LINE: Final = 128 << 20  # bytes of one line, over which it is no event
-DOCUMENT: Final = 1 << 30  # bytes of one document, which has to be in memory as a whole
+DOCUMENT: Final = 256 << 20  # bytes of one document, which has to be in memory as a whole
+VALUES: Final = 1 << 24  # in it, each of which takes some fifty bytes
 _AS_LINES: Final = "make it JSON lines: jq -c '.[]' FILE > rows.jsonl"
 
 
@@ -42,7 +42,7 @@ class JsonLines:
 
     def rows(self) -> Iterator[Row]:
         self._file.seek(0)
-        return lines(iter(lambda: self._file.readline(LINE), b""), self.name)
+        return lines(iter(lambda: self._file.readline(LARGEST), b""), self.name)
 
 
 class JsonDocument:
@@ -56,8 +56,11 @@ class JsonDocument:
         if size > DOCUMENT:
             raise unreadable(name, f"one JSON document of more than {DOCUMENT:,} bytes", _AS_LINES)
         file.seek(0)
+        text = file.read(size)  # a read of more would ask for all that memory first
+        if sum(map(text.count, (b",", b"[", b"{"))) > VALUES:
+            raise unreadable(name, f"one JSON document of more than {VALUES:,} values", _AS_LINES)
         try:
-            found = exact_json(file.read(size))  # a read of more would ask for all that memory first
+            found = exact_json(text)
         except ValueError as e:
             raise unreadable(name, str(e), "correct the file; one object a line is --format jsonl") from e
         self._data = found if isinstance(found, list) else [found]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dspex.bus.errors import ConfigError, DataError
 
+LARGEST: Final = 64 << 20  # bytes of one row, over which it is no event; see bus/serving/payloads.py
 CODE = "DX120"
 MEND = "correct the file and publish it again"
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Final
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.events.tables.content import beginning, temporary
-from dspex.engine.cli.events.tables.row import CODE, unreadable
+from dspex.engine.cli.events.tables.row import CODE, LARGEST, unreadable
 
 WESTERN: Final = "cp1252"
 UTF8_MARK: Final = b"\xef\xbb\xbf"
@@ -61,7 +62,7 @@ def as_utf8(name: str, file: IO[bytes], wanted: str | None, stack: ExitStack) ->
         raise unreadable(name, f"it begins with the mark of {marked}, and --encoding says {wanted}", "leave --encoding out")
     if encoding != "utf-8":
         return _translated(name, file, encoding, len(mark), stack), ""
-    fault = _first_fault(file)
+    fault = _first_fault(name, file)
     if fault is None:
         return (_translated(name, file, encoding, len(mark), stack) if mark else file), ""
     line, byte, guess = fault
@@ -86,7 +87,9 @@ def _translated(name: str, file: IO[bytes], encoding: str, start: int, stack: Ex
     file.seek(start)
     text = io.TextIOWrapper(file, encoding=encoding, newline="")
     try:
-        for line in text:
+        while line := text.readline(LARGEST):
+            if len(line) == LARGEST:
+                raise _too_long(name, whole + 1)
             kept.write(line.encode())
             whole += 1
     except UnicodeError as e:
@@ -102,12 +105,29 @@ def _reason(e: UnicodeError) -> str:
     return e.reason if isinstance(e, UnicodeDecodeError | UnicodeEncodeError) else str(e)
 
 
-def _first_fault(file: IO[bytes]) -> tuple[int, int, bool] | None:
+def _lines(name: str, file: IO[bytes]) -> Iterator[bytes]:
+    """The lines. Raises ConfigError (DX120) for one that is too long to lie in memory."""
+    file.seek(0)
+    number = 0
+    while line := file.readline(LARGEST):
+        number += 1
+        if len(line) == LARGEST and (after := line.rfind(b"\r") + 1):  # old Macs end their lines so
+            file.seek(after - len(line), io.SEEK_CUR)
+            line = line[:after]
+        elif len(line) == LARGEST:
+            raise _too_long(name, number)
+        yield line
+
+
+def _too_long(name: str, number: int) -> ConfigError:
+    return unreadable(name, f"line {number} has {LARGEST:,} bytes or more", "write one row a line, of what an event may hold")
+
+
+def _first_fault(name: str, file: IO[bytes]) -> tuple[int, int, bool] | None:
     """Line and byte of what is not UTF-8 first, and whether the whole text may be Windows-1252; None where all is UTF-8."""
     first: tuple[int, int] | None = None
     western, has_utf8 = True, False
-    file.seek(0)
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_lines(name, file), 1):
         if line.isascii():
             continue
         try:
