@@ -12,7 +12,7 @@ from typing import Self, TypeAlias
 from dspex.operators.native.fields.field_names import check_fields, refuse_name
 from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, Field, Role
 from dspex.operators.native.fields.grammar import parse_field
-from dspex.operators.native.fields.types import takes_none, type_text
+from dspex.operators.native.fields.types import modern, takes_none, type_text
 from dspex.operators.native.suggestions import did_you_mean, problem
 
 TypeOrText: TypeAlias = str | Annotation | None
@@ -30,6 +30,7 @@ class SignatureFields:
     @classmethod
     def _made(cls, fields: Sequence[Field], instructions: str = "") -> Self:
         made = object.__new__(cls)
+        fields = [f if (tp := modern(f.annotation)) is f.annotation else replace(f, annotation=tp) for f in fields]
         made.__dict__["fields"], made.__dict__["instructions"] = fields, instructions
         return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -133,14 +134,30 @@ def takes_none(annotation: Annotation) -> bool:
     return annotation is type(None) or type(None) in get_args(annotation)
 
 
-def modern(tp: Annotation) -> Annotation:
-    """A TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former before Python 3.12."""
+def modern(tp: Annotation, within: tuple[Annotation, ...] = ()) -> Annotation:
+    """The type with each TypedDict of `typing` as one of `typing_extensions`: pydantic refuses the former before Python 3.12.
+
+    One that holds itself stays as it is, so that pydantic says what to do: what is made here has no name to refer to.
+    """
+    if sys.version_info >= (3, 12) or tp in within:
+        return tp
     if typing.is_typeddict(tp) and type(tp).__module__ == "typing":
         optional = _optional_keys(tp)
-        bare = {n: unmarked(t) for n, t in hints_of(tp, include_extras=True).items()}
+        bare = {n: modern(unmarked(t), (*within, tp)) for n, t in hints_of(tp, include_extras=True).items()}
         marked = {n: typing_extensions.NotRequired[t] if n in optional else t for n, t in bare.items()}
-        return typing_extensions.TypedDict(tp.__name__, marked)  # type: ignore[operator]
-    return tp
+        make: Any = typing_extensions.TypedDict  # with these arguments it is for pydantic alone
+        made = make(tp.__name__, marked)
+        made.__module__, made.__qualname__, made.__doc__ = tp.__module__, tp.__qualname__, tp.__doc__
+        return made
+    origin, args = get_origin(tp), get_args(tp)
+    if origin is None or origin is typing.Literal:
+        return tp
+    found = tuple(modern(a, within) for a in args)
+    if all(a is b for a, b in zip(args, found, strict=True)):
+        return tp
+    if origin is typing.Annotated:
+        return typing.Annotated[(found[0], *tp.__metadata__)]
+    return typing.Union[found] if origin is types.UnionType else origin[found]  # noqa: UP007  it has no form with |
 
 
 def unmarked(tp: Annotation) -> Annotation:

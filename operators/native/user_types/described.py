@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAX_SIZE = 65_536  # characters of all types of a signature, as JSON
 OTHER, MODEL, TYPED_DICT, ENUM, FLAG, CODE = "other", "model", "typed_dict", "enum", "flag", "code"
 KINDS = (OTHER, MODEL, TYPED_DICT, ENUM, FLAG, CODE)
-_ALL_KINDS = "a pydantic model, an enum, a dataclass or a TypedDict"
+_ALL_KINDS = "a pydantic model, an enum, a dataclass or a TypedDict (of typing_extensions, before Python 3.12)"
 _SCALARS = (str, int, float, bool, type(None))
 _OPEN = (typing.TypeVar, typing.ForwardRef, str)  # types that are not known yet
 _CONTAINERS = ("builtins", "collections", "collections.abc", "types", "typing")  # modules of the classes that take parameters
