@@ -56,9 +56,9 @@ SAME_NAME = {
     "Client": "dspex.Client and dspex.sync.Client: the same client, for code without an event loop",
     "Run": "dspex.Run and dspex.sync.Run, likewise",
 }
-ROOM_OF_LIBRARY = {
+ROOM_OF_LIBRARY: dict[str, str | tuple[str, ...]] = {
     "nats": "bus/nats/",
-    "dspy": "workers/dspy/",
+    "dspy": ("workers/dspy/", "topologies/support_program.py"),  # a program, as a user's: it runs in workers
     "litellm": "workers/dspy/",
     "torch": "workers/dspy/",
     "xllamacpp": "workers/models/",

@@ -1,31 +1,25 @@
-"""Support triage: customer messages in, urgent ones and the rest out, each with its intent.
+"""Support triage: customer messages in, urgent ones and the rest out, each with what it is about.
 
     support.messages → clean → validate → classify → branch → support.urgent
                                                             ↘ support.triaged
 
-`classify` is a DSPy program in a worker; the rest runs in the engine. What cannot be read, is empty, or cannot be classified
-becomes a dead letter. What is urgent is not left to the model alone: a rule over the text beside its answer catches theft and
-fraud whatever the model thinks. The same graph stands in support_triage.yaml.
+`classify` is a DSPy program in a worker (support_program.py); the rest runs in the engine. What has no text, or cannot be
+classified, becomes a dead letter. What is urgent is not left to the model alone: a rule over the text catches theft and fraud
+whatever the model thinks. The same graph stands in support_triage.yaml.
+
+The program gets labelled messages as examples, support_examples.jsonl. Those that the demo sends, support_messages.jsonl, are
+others. We wrote both.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from dspex.operators.native.signature import Signature
 from dspex.operators.stream import Record
 from dspex.operators.topology import Topology
 
-SIGNATURE = Signature(
-    "text -> topic: str, intent: Literal['card_arrival', 'lost_or_stolen_card', 'card_payment', 'cash_withdrawal', "
-    "'transfer', 'top_up', 'exchange_rate', 'identity', 'account', 'other'], urgency: Literal['low', 'normal', 'high']",
-    # A small model that has to say this first gets more of the rest right.
-    instructions="topic: two or three words of the text that say what it is about.",
-)
-
-URGENT = "urgency == 'high' or matches(lower(text), 'stole|thief|fraud|lost my|was not me')"
+SIGNATURE = "text -> intent: Literal['card_arrival', 'lost_card', 'exchange_rate', 'top_up_failed', 'refund_missing']"
+URGENT = "intent == 'lost_card' or matches(lower(text), 'stole|thief|fraud|was not me')"
 
 
 class Message(BaseModel):
@@ -38,11 +32,9 @@ class Message(BaseModel):
 
 
 class Triaged(Message):
-    """A message with what the model made of it."""
+    """A message with what the model says that it is about."""
 
-    topic: str
     intent: str
-    urgency: Literal["low", "normal", "high"]
 
 
 def clean(message: Record) -> Record:
@@ -51,12 +43,8 @@ def clean(message: Record) -> Record:
 
 
 topology = Topology("support-triage")
-_triaged = (
-    topology.source("support.messages")
-    .map(clean)
-    .validate(Message)
-    .predict(SIGNATURE, name="classify", pool="lightweight", into=Triaged)
-)
+_messages = topology.source("support.messages").map(clean).validate(Message)
+_triaged = _messages.program("dspex.topologies.support_program:Classify", SIGNATURE, name="classify", into=Triaged)
 _urgent, _routine = _triaged.branch(URGENT)
 _urgent.sink("support.urgent")
 _routine.sink("support.triaged")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-import threading
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from dspex.bus.local.open import open_bus
+from dspex.bus.local.processes import when_stdin_ends
 from dspex.bus.port import BusEvents
 from dspex.bus.seldom import Seldom
 from dspex.bus.settings.model import Settings
@@ -48,7 +47,8 @@ async def serve(
     configs = [resolve(settings, name, size=size, slots=slots) for name in names]
     stopped = _on_signals()
     if with_parent:
-        _on_stdin_end(stopped)
+        loop = asyncio.get_running_loop()
+        when_stdin_ends(lambda: loop.call_soon_threadsafe(stopped.set))
     seldom = Seldom(log)
     events = BusEvents(
         state=lambda state, why: log.info("bus", state=state, why=why), error=lambda text: seldom.warning("bus", error=text)
@@ -79,14 +79,3 @@ def _on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, handle, number)
     return stopped
-
-
-def _on_stdin_end(stopped: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        loop.call_soon_threadsafe(stopped.set)
-
-    threading.Thread(target=wait, daemon=True, name="stdin").start()

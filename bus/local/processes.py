@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,3 +46,14 @@ def is_dead(said: Mapping[str, Any]) -> bool:
     except (PermissionError, OverflowError):
         return False
     return False
+
+
+def when_stdin_ends(then: Callable[[], object]) -> None:
+    """Call `then`, in a thread, when stdin ends: as it does with the process at its other end, however that ends."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        then()
+
+    threading.Thread(target=wait, daemon=True, name="stdin").start()

@@ -40,7 +40,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
     "Processes": {
         "run": "run:run",
         "worker": "workers.worker:worker",
-        "demo": "demo:demo",
+        "demo": "demo.demo:demo",
     },
     "Events and calls": {
         "publish": "events.publish:publish",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ import typer
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError
+from dspex.bus.local.processes import when_stdin_ends
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
@@ -41,11 +43,14 @@ def run(
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
 ) -> None:
     """Run topologies until ^C or SIGTERM, which drains; a second one stops at once."""
     from dspex.bus.settings.duration import seconds
 
     t = terminal(context)
+    if with_parent:
+        when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     wait, files = seconds(grace), Files(t, targets) if reload else None
     wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
 

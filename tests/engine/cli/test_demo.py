@@ -1,4 +1,4 @@
-"""`dspex demo` as a user types it: a real server, engine, worker and language model, and nothing left of them at the end."""
+"""`dspex demo`: real server, engines and workers, with a stand-in for the model; and as a user types it, with the real one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
+from standin import StandIn, intent
 
-from dspex.engine.cli.demo import DEAD, TRIAGED, URGENT, samples
+from dspex.engine.cli.demo.demo import DemoRun, samples, settings
+from dspex.engine.cli.demo.printed import Printed
+from dspex.engine.cli.terminal.terminal import Terminal
+from dspex.topologies.support_examples import Nearest, load
 from dspex.workers.models import weights
 
 NOT_INSTALLED = "the local model is not installed: dspex model install smollm2"
 needs_model = pytest.mark.skipif(
     not weights.installed(weights.find("smollm2")) or not find_spec("xllamacpp"), reason=NOT_INSTALLED
 )
-DEMO = [sys.executable, "-m", "dspex", "demo", "--json", "--count", "3"]
+DEMO = [sys.executable, "-m", "dspex", "demo", "--json", "--each", "1"]
+INTENTS = ["card_arrival", "lost_card", "exchange_rate", "top_up_failed", "refund_missing"]
 
 
 @pytest.fixture
@@ -59,37 +64,69 @@ def rows(out: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.model
-@needs_model
-def test_the_demo_accounts_for_every_message_and_leaves_no_process_twice(
-    tmp_path: Path, environment: dict[str, str], nothing_left: None
+async def played(model: StandIn) -> None:
+    """Play the demo in the working directory, with this model."""
+    lm = {"main": {"model": "openai/stand-in", "base_url": model.url}}
+    assert await DemoRun(settings(Path.cwd(), lm, {}), Printed(Terminal(json=True)), samples(1)).play(60)
+
+
+@pytest.mark.asyncio
+async def test_the_demo_kills_its_engine_and_loses_nothing_and_asks_the_model_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nothing_left: None
 ) -> None:
-    runs: set[str] = set()
-    for _ in range(2):
-        done = subprocess.run(DEMO, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90)
-        assert done.returncode == 0, done.stderr
-        *messages, last = rows(done.stdout)
-        assert [m["text"] for m in messages] == [s["text"] for s in samples()[:3]]
-        assert {m["went_to"] for m in messages} <= {URGENT, TRIAGED, DEAD}
-        assert messages[0]["went_to"] == URGENT  # the rule beside the model
-        assert all(m["tokens"] > 0 and m["ms"] > 0 for m in messages)
-        assert (last["summary"]["messages"], last["summary"]["missing"], last["summary"]["calls"]) == (3, 0, 3)
-        runs |= {m["run"] for m in messages}
-        assert psutil.wait_procs(processes_of(tmp_path), timeout=60)[1] == []
-    assert len(runs) == 6
+    monkeypatch.chdir(tmp_path)
+    async with StandIn(latency=0.2) as model:
+        model.bodies = []
+        await played(model)
+        stats = model.stats()
+    assert (stats["requests"], stats["distinct"], stats["repeated"]) == (6, 6, 0)
+
+    found = rows(capsys.readouterr().out)
+    *_, last = found
+    events = [row.get("event") or (row.get("intent") and "answer") or row.get("went_to", "summary") for row in found]
+    first_half = [*["dead letter"] * 2, *["answer"] * 2, "engine killed", "engine started"]  # as they land
+    assert events == [*first_half, *["answer"] * 3, "redriven", "answer", "summary"]
+    assert all(row["why"].startswith("validate: the data does not fit Message") for row in found[:2])
+    killed, started = (next(row for row in found if row.get("event") == f"engine {what}") for what in ("killed", "started"))
+    assert killed["pid"] != started["pid"]
+    assert not psutil.pid_exists(killed["pid"])
+    assert started["answers"] >= 1  # that no engine was there for
+
+    figures = last["summary"]
+    assert [figures[k] for k in ("sent", "out", "dead", "lost", "twice")] == [7, 6, 1, 0, 0]
+    assert figures["made"] == figures["recorded"] == figures["needed"] == 6
+    answered = {row["text"]: row for row in found if row.get("intent")}
+    assert {text: row["intent"] for text, row in answered.items()} == {text: intent(text, INTENTS) for text in answered}
+    assert figures["right"] == sum(row["intent"] == row["expected"] for row in answered.values())
+    assert (figures["labelled"], figures["most_frequent"], figures["examples"]) == (5, 1, 200)
+    _demands_three_most_similar_examples(model)
+
+
+def _demands_three_most_similar_examples(model: StandIn) -> None:
+    """What the model was asked: nothing of a label but those of the examples, of which the most similar stands last."""
+    assert model.bodies is not None
+    for body in model.bodies:
+        _, *shown, asked = [message["content"] for message in body["messages"]]
+        text = asked.split("[[ ## text ## ]]\n")[1].split("\n\n")[0]
+        nearest = Nearest(load()).of(text, 3)[::-1]
+        assert len(shown) == 6
+        for example, question, reply in zip(nearest, shown[::2], shown[1::2]):
+            assert example.text in question
+            assert example.intent in reply
 
 
 @pytest.mark.model
 @needs_model
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-def test_a_demo_that_is_stopped_leaves_no_process(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
+def test_a_demo_that_is_stopped_after_its_first_answer_leaves_no_process(
     tmp_path: Path, environment: dict[str, str], nothing_left: None, number: signal.Signals
 ) -> None:
-    long = [*DEMO, "--count", "40"]  # the last one counts: it must not be through when the signal comes
-    demo = subprocess.Popen(long, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if line.startswith("pool "):
+    demo = subprocess.Popen(DEMO, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    for row in map(json.loads, demo.stdout):
+        if row.get("intent"):
+            assert row["intent"] in INTENTS
+            assert row["tokens"] > 100
             break
     demo.send_signal(number)
     _, err = demo.communicate(timeout=60)
