@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus.local.open import Found
 from dspex.bus.settings.model import LOCAL_MODEL
-from dspex.engine.cli.demo.rows import DEAD, Figures, DemoRow
+from dspex.engine.cli.demo.rows import DEAD, DemoRow, Figures
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.engine.client.letters import DeadLetter
