@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from dspex.bus.errors import ConfigError, InvalidInput
+from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
 from dspex.engine.cli.terminal.client import client, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.cli.topology.targets import importing, search
 
 if TYPE_CHECKING:
+    from dspex.bus.serving.call_spec import CallSpec
     from dspex.engine.client.call import Result
     from dspex.engine.client.client import Client
     from dspex.engine.graph.nodes import Call
@@ -27,7 +29,7 @@ def call(
     pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
-    signature: Annotated[str | None, typer.Option("--signature", metavar="SIG", help="Of a program.")] = None,
+    signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
@@ -37,6 +39,7 @@ def call(
     from dspex.engine.cli.terminal.arguments import records
 
     t, limit = terminal(context), seconds(timeout)
+    search(t.settings())
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
     if route is not None:
         if route not in get_args(Route):
@@ -71,11 +74,10 @@ class _Spec:
 
 async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec | str:
     from dspex.bus.records import DEFAULT_POOL
-    from dspex.bus.serving.call_spec import CallSpec
     from dspex.engine.graph.nodes import Call
 
     if signature is not None:
-        spec, its_pool = CallSpec(kind="program", target=what, signature=signature), DEFAULT_POOL
+        spec, its_pool = _program(what, signature), DEFAULT_POOL
     elif ":" in what and "->" not in what and "/" not in what:
         fix = f'dspex call {what} --signature "text -> reply" text=…'
         raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX126", fix=fix)
@@ -84,6 +86,25 @@ async def _spec(c: Client, what: str, signature: str | None, pool: str | None, m
         if (pool or its_pool, replace(spec, **more)) == (its_pool, spec):
             return what  # as it is, and by its name: who may call a deployed node need not be allowed to call anything else
     return _Spec(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
+
+
+def _program(what: str, signature: str) -> CallSpec:
+    """The call of a program by a signature: its text, or the ref of one, which may have types of the user's.
+
+    Raises TopologyError where either cannot be read or imported.
+    """
+    from dspex.operators.recorded.calls import program
+    from dspex.operators.typing.refs import is_ref, resolve
+
+    if is_ref(signature):
+        with importing(signature):
+            return program(what, resolve(signature)).to_call().spec
+    try:
+        return program(what, signature).to_call().spec
+    except TopologyError as e:
+        if e.code == "DX209":
+            e.fix = f'in a module: CONTRACT = Signature("{signature}", types={{…}}), and here: --signature module:CONTRACT'
+        raise
 
 
 def _inputs(data: object) -> Mapping[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,9 +28,7 @@ def named(t: Terminal, given: Sequence[str] | None) -> list[str]:
     Raises ConfigError (DX135) where there is none.
     """
     settings = t.settings()
-    for folder in reversed(settings.search_path):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    search(settings)
     found = list(given or ()) or [_placed(settings, target) for target in settings.topologies]
     if not found:
         raise ConfigError(
@@ -38,6 +37,13 @@ def named(t: Terminal, given: Sequence[str] | None) -> list[str]:
             fix='dspex init makes one; or name it here (triage:topology, triage.yaml) or in dspex.toml: topologies = ["…"]',
         )
     return found
+
+
+def search(settings: Settings) -> None:
+    """Put `path` of the settings on `sys.path`."""
+    for folder in reversed(settings.search_path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
 
 
 def _placed(settings: Settings, target: str) -> str:
@@ -49,8 +55,15 @@ def load_one(target: str) -> Topology:
     """The topology of a target, frozen or not. Raises TopologyError, with DX221 where it cannot be imported."""
     from dspex.operators.topology import Topology  # here: `dspex --help` does not import it
 
-    try:
+    with importing(target):
         return Topology.load(target)
+
+
+@contextmanager
+def importing(target: str) -> Generator[None, None, None]:
+    """Import what a user has written. Raises TopologyError (DX221) for whatever it raises."""
+    try:
+        yield
     except DspexError:
         raise
     except Exception as e:  # the user's module runs while it is imported, and may raise anything

@@ -18,10 +18,22 @@ pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
 """
 PROGRAMS = """
 import dspy
+from orders import Order
 class Shout(dspy.Module):
     def forward(self, text):
         assert text != "too quiet"
         return dspy.Prediction(reply=text.upper())
+class Cheap(dspy.Module):
+    def forward(self, order: Order):
+        return dspy.Prediction(cheaper={"item": order.item, "price": order.price / 2})
+"""
+ORDERS = """
+from dspex import Signature
+from pydantic import BaseModel
+class Order(BaseModel):
+    item: str
+    price: float
+CONTRACT = Signature("order: Order -> cheaper: Order", types={"Order": Order})
 """
 
 
@@ -34,11 +46,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator
         made.write("triage.yaml", TRIAGE.format(u=made.u, signature=CLASSIFY))
         made.write("programs.py", PROGRAMS)
         made.write("broken.py", "raise RuntimeError('no')\n")
+        made.write("orders.py", ORDERS)
         with made.start("--json", "run") as run:
             run.until('"ready"')
             told = objects("\n".join(run.lines))
             (pool,) = [o for o in told if o["event"] == "pool ready"]
-            assert (pool["pool"], pool["programs"]) == ("lightweight", ["programs:Shout"])
+            assert (pool["pool"], pool["programs"]) == ("lightweight", ["programs:Cheap", "programs:Shout"])
             assert "RuntimeError" in pool["failed"]["broken:*"]
             yield made
             assert run.end() == 0, run.errors()
@@ -72,6 +85,9 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
         (["programs:Shout", "text=x"], 2, "DX126"),
         (["secret:Thing", "text=x", "--signature", "text -> reply"], 1, "DX608"),
         (["programs:Shout", "text=too quiet", "--signature", "text -> reply"], 1, "DX608"),
+        (["programs:Shout", "text=x", "--signature", "text: Order -> reply"], 3, "DX209"),
+        (["programs:Shout", "text=x", "--signature", "orders:NONE"], 3, "DX221"),
+        (["programs:Shout", "text=x", "--signature", "broken:X"], 3, "DX221"),
         (["triage/clasify", "text=x"], 3, "DX235"),
         (["nothing", "text=x"], 2, "DX126"),
         (["text -> reply", "text=x", "--route", "dspy"], 2, "DX105"),
@@ -82,6 +98,15 @@ def test_a_call_that_fails_says_why_with_the_code_of_its_kind(project: Project, 
     found = project.here("--json", "call", *args)
     assert (found.code, found.error()["code"], found.out) == (code, error, ""), found.err
     assert "dlq" not in found.error()["fix"]  # a call leaves no letter
+
+
+def test_a_program_is_called_by_a_signature_with_types_of_the_users(project: Project) -> None:
+    order = 'order:={"item": "tea", "price": "3"}'  # what the type makes of it reaches the program
+    found = project.here("--json", "call", "programs:Cheap", order, "--signature", "orders:CONTRACT")
+    assert found.code == 0, found.err
+    assert found.objects()[0]["data"] == {"cheaper": {"item": "tea", "price": 1.5}}, found.err
+    told = project.here("--json", "call", "programs:Cheap", order, "--signature", "order: Order -> cheaper: Order").error()
+    assert told["fix"].endswith("and here: --signature module:CONTRACT")
 
 
 def test_a_run_with_calls_shows_their_usage(project: Project, tmp_path: Path) -> None:
