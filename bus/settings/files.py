@@ -27,7 +27,7 @@ def find_file(start: Path) -> Path | None:
         if (own := folder / "dspex.toml").is_file():
             return own
         shared = folder / "pyproject.toml"
-        if shared.is_file() and "[tool.dspex" in shared.read_text(encoding="utf-8"):
+        if shared.is_file() and b"[tool.dspex" in shared.read_bytes():
             return shared
     return None
 
@@ -40,6 +40,9 @@ def file_layer(path: Path) -> Layer:
         whole: dict[str, Any] = tomllib.loads(text)
     except OSError as e:
         raise ConfigError(f"cannot read {shown}: {e.strerror}", code="DX106", fix="name another file with --config") from e
+    except UnicodeDecodeError as e:
+        what = f"{shown} is not text in UTF-8: {e.reason} at byte {e.start}"
+        raise ConfigError(what, code="DX106", fix="save it as UTF-8") from e
     except (ValueError, RecursionError) as e:  # those of tomllib are ValueErrors, and so is that of a number of 4300 digits
         raise ConfigError(f"{shown} is not TOML: {e}", code="DX106", fix="correct the line that the message names") from e
     table: SettingPath = ("tool", "dspex") if path.name == "pyproject.toml" else ()

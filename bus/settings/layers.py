@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from dspex.bus.errors import ConfigError
@@ -47,9 +47,20 @@ class Layer:
     origins: dict[SettingPath, str] = field(default_factory=dict)
 
     def add(self, key: SettingPath, value: Any, origin: str) -> None:
+        """Add the leaves of a value. Raises ConfigError (DX105) for text that is not Unicode: nothing could be done with it."""
         for path, leaf in flatten(value, key):
+            if any(map(_is_half, (*path, leaf))):
+                name = ".".join(path).encode("ascii", "backslashreplace").decode()
+                raise ConfigError(f"{name} ({origin}) is not text in UTF-8", code="DX105", fix="write it in UTF-8")
             self.values[path] = leaf
             self.origins[path] = origin
+
+
+def _is_half(leaf: object) -> bool:
+    """Whether there is half of a surrogate pair in a value, or a byte that was not UTF-8, which Python reads as one."""
+    if isinstance(leaf, str):
+        return not leaf.isascii() and any("\ud800" <= character <= "\udfff" for character in leaf)
+    return isinstance(leaf, list) and any(map(_is_half, cast("list[object]", leaf)))
 
 
 def flatten(value: Any, key: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:

@@ -108,8 +108,10 @@ def read_file(path: str) -> Mapped:
     try:
         with open(path, encoding="utf-8") as f:
             return read(f.read(), shorten(os.path.abspath(path)))
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise problem("DX221", f"{path} cannot be read: {e}", "correct the path") from e
+    except UnicodeDecodeError as e:
+        raise problem("DX222", f"{path} is not text in UTF-8: {e.reason} at byte {e.start}", "save it as UTF-8") from e
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,10 @@ def read(text: str, file: str) -> Mapped:
         if found:
             raise _error(file, found)
         node = yaml.compose(text, Loader=_LOADER)
+    except UnicodeEncodeError as e:
+        line = text.count("\n", 0, e.start) + 1
+        message = f"half of a surrogate pair ({text[e.start]!a}), which is no Unicode character"
+        raise _error(file, [(line, message, "remove it")]) from e
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         what = (mark.line + 1 if mark else 1, f"this is not YAML: {e.problem or e.context}", "correct the syntax")

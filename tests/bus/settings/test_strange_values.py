@@ -27,6 +27,40 @@ def test_a_file_of_strange_values_is_refused_as_a_wrong_setting(tmp_path: Path, 
     assert len(e.value.message) < 1000
 
 
+@pytest.mark.parametrize("text", [b'app = "\xed\xa0\x80"', b'app = "\xe4"', 'app = "a"'.encode("utf-16"), b'app = "\\ud800"'])
+def test_a_file_that_is_no_unicode_text_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "dspex.toml").write_bytes(text)
+    (tmp_path / "pyproject.toml").write_bytes(text)  # looked at in the folder below, and not ours
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path)
+    assert (e.value.code, e.value.fix) == (
+        "DX106",
+        "correct the line that the message names" if b"\\" in text else "save it as UTF-8",
+    )
+    (tmp_path / "dspex.toml").unlink()
+    assert Settings.load(tmp_path).root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DSPEX_APP", "\udce4"),  # a byte that is not UTF-8, as Python has it
+        ("DSPEX_TOPOLOGIES", '["\\ud800"]'),
+        ("DSPEX_POOLS__GPU__ENV", '{"\\ud800": "x"}'),
+        ("NATS_URL", "nats://u:ss-word@h\udce4"),
+    ],
+)
+def test_a_variable_that_is_no_unicode_text_is_refused_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as e:
+        Settings.load(tmp_path)
+    assert (e.value.code, e.value.fix) == ("DX105", "write it in UTF-8")
+    assert "ss-word" not in e.value.message
+    assert e.value.message.isascii()
+
+
 @pytest.mark.parametrize("value", ["[" * 5000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "digits"])
 def test_a_variable_of_strange_json_is_refused_as_a_wrong_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str

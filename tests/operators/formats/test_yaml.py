@@ -123,6 +123,19 @@ def problems(folder: Path, nodes: str, more: str = "") -> list[Problem]:
     return [p for p in load(folder, head + nodes + more).check() if p.level == "error"]
 
 
+@pytest.mark.parametrize("text", [b"dspex: 1\ntopology: \xed\xa0\x80", b"topology: \xe4", "dspex: 1".encode("utf-16")])
+def test_a_file_that_is_no_unicode_text_says_so_and_what_to_do(tmp_path, text):
+    (tmp_path / "t.yaml").write_bytes(text)
+    with pytest.raises(TopologyError, match=r"t\.yaml is not text in UTF-8: .* at byte \d+") as e:
+        Topology.load(tmp_path / "t.yaml")
+    assert (e.value.code, e.value.fix) == ("DX222", "save it as UTF-8")
+
+
+def test_text_with_half_of_a_surrogate_pair_is_refused_in_its_line():
+    with pytest.raises(TopologyError, match=r"t\.yaml:2: half of a surrogate pair \('\\ud800'\)"):
+        yaml_read.read("dspex: 1\ntopology: \ud800", "t.yaml")
+
+
 def test_yaml_and_python_give_the_same_graph(folder):
     python, text = Topology.load("triage:topology"), load(folder, YAML)
     assert text.check() == []
