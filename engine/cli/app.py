@@ -112,8 +112,10 @@ def _usage_error(error: Any) -> ConfigError:
 
     context, text = getattr(error, "ctx", None), str(error.format_message())
     path = str(context.command_path) if context else "dspex"
+    # a value that click refuses, and one that we refuse ourselves, are one mistake
+    code = "DX105" if isinstance(error, typer.BadParameter) else "DX100"
     return not_built.refusal(path, text, getattr(error, "option_name", None)) or ConfigError(
-        text[:1].lower() + text[1:].rstrip("."), code="DX100", fix=f"see {path} -h"
+        text[:1].lower() + text[1:].rstrip("."), code=code, fix=f"see {path} -h"
     )
 
 

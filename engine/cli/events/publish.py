@@ -95,7 +95,7 @@ def _need_data(words: Sequence[str]) -> None:
 def _headers(given: Sequence[str]) -> dict[str, str]:
     pairs = [h.partition("=") for h in given]
     if wrong := next((h for h, (name, sign, _) in zip(given, pairs) if not name or not sign), None):
-        raise ConfigError(f"{wrong!r} is no header", fix="--header Name=value")
+        raise ConfigError(f"{wrong!r} is no header", code="DX105", fix="--header Name=value")
     return {name: value for name, _, value in pairs}
 
 
@@ -104,7 +104,7 @@ def _per_second(rate: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?", rate)
     if not match or not float(match[1]):
-        raise ConfigError(f"{rate!r} is not a rate", fix="--rate 100/s, 600/min or 50/h")
+        raise ConfigError(f"{rate!r} is not a rate", code="DX105", fix="--rate 100/s, 600/min or 50/h")
     return float(match[1]) / {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]
 
 

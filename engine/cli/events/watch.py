@@ -58,7 +58,8 @@ def _start(text: str) -> _Start:
     try:
         return datetime.now(UTC) - timedelta(seconds=seconds(text))
     except ConfigError as e:
-        raise ConfigError(f"--start {text!r} does not say where to begin", fix="new, all, a duration (1h) or a sequence") from e
+        fix = "new, all, a duration (1h) or a sequence"
+        raise ConfigError(f"--start {text!r} does not say where to begin", code="DX105", fix=fix) from e
 
 
 @dataclass

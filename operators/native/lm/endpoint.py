@@ -53,7 +53,9 @@ class Endpoint:
         self.base_url = base_url
         self._url = URL(base_url.rstrip("/") + "/chat/completions")
         if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ConfigError(f"{base_url!r} is not the URL of a model's server", fix='e.g. "https://api.openai.com/v1"')
+            raise ConfigError(
+                f"{base_url!r} is not the URL of a model's server", code="DX105", fix='e.g. "https://api.openai.com/v1"'
+            )
         self.where = f"{self._url.host}:{self._url.port}"
         self._key, self._timeout, self._connections, self._max_bytes = key, timeout, connections, max_bytes
         self._session: aiohttp.ClientSession | None = None

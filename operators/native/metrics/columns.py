@@ -13,7 +13,7 @@ try:
     import pyarrow as pa
     import pyarrow.compute as compute
 except ImportError as e:
-    raise ConfigError(f"metrics.batch needs pyarrow and numpy: {e}", fix='pip install "dspex[arrow]"') from e
+    raise ConfigError(f"metrics.batch needs pyarrow and numpy: {e}", code="DX109", fix='pip install "dspex[arrow]"') from e
 
 __all__ = ["BYTES", "END", "ROWS", "Array", "blocks", "column", "is_list", "lists", "np", "offsets_of", "pa", "pc", "plain"]
 

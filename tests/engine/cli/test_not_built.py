@@ -19,7 +19,7 @@ from dspex.engine.cli.app import main
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "ls"], "DX108", "dspex runs"),
         (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),
-        (["show", "--as", "asynkapi"], "DX100", "asynkapi"),
+        (["show", "--as", "asynkapi"], "DX105", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
         (["plam"], "DX100", "plam"),
     ],

@@ -51,4 +51,4 @@ def unreadable(name: str, why: str, fix: str = MEND) -> ConfigError:
 
 def needs_pyarrow(name: str, what: str) -> ConfigError:
     """The error of a file that cannot be read with what is installed."""
-    return ConfigError(f"cannot read {name}: {what} needs pyarrow", code="DX105", fix="pip install 'dspex[arrow]'")
+    return ConfigError(f"cannot read {name}: {what} needs pyarrow", code="DX109", fix="pip install 'dspex[arrow]'")

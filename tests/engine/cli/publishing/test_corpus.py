@@ -91,4 +91,4 @@ def test_a_file_that_needs_a_package_that_is_not_installed_names_it(path: str, m
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with ExitStack() as stack, pytest.raises(ConfigError, match="needs pyarrow") as caught:
         source_of(CORPUS / path, "").opened(stack)
-    assert (caught.value.code, caught.value.fix) == ("DX105", "pip install 'dspex[arrow]'")
+    assert (caught.value.code, caught.value.fix) == ("DX109", "pip install 'dspex[arrow]'")
