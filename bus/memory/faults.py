@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from dspex.bus.settings.not_built import lacks
 
+
+@lacks("Faults")
 @dataclass(frozen=True)
 class Faults:
     """What goes wrong on purpose: rates from 0 to 1 for each operation, and the longest delay in seconds.

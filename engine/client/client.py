@@ -17,10 +17,11 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit, keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned
+from dspex.bus.settings.not_built import METHODS, Planned, lacks
 from dspex.engine.client import call as interactive
-from dspex.engine.client import letters, watch
+from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
+from dspex.engine.client import watch
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
@@ -182,17 +183,18 @@ class Client(Planned, names=METHODS["Client"]):
         Args:
             node: "draft" or "topology/draft", by its name of today or an older one. reason: an error class or code.
         """
-        return letters.listing(self.bus, self.app, topology, node=node, reason=reason)
+        return dead.listing(self.bus, self.app, topology, node=node, reason=reason)
 
-    async def redrive(self, letters_: Iterable[DeadLetter]) -> int:
+    async def redrive(self, letters: Iterable[DeadLetter]) -> int:
         """Run their events again from where they failed: same event id, same run. How many."""
-        given = list(letters_)
+        given = list(letters)
         try:
-            return await letters.redrive(self.bus, self.app, given)
+            return await dead.redrive(self.bus, self.app, given)
         finally:  # also where one could not be redriven: others were
-            await letters.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
+            await dead.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
 
     # -- forgetting -----------------------------------------------------------------------------------------------
+    @lacks("Client.forget")
     async def forget(self, *, session: str) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
         it is still seen that they were. How many keys were deleted: one, or one for each that the setting names.

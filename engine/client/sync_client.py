@@ -12,7 +12,7 @@ from dspex.bus.codecs import Codec
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import METHODS, Planned
+from dspex.bus.settings.not_built import METHODS, Planned, lacks
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
@@ -182,10 +182,11 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.each(self._of.dead_letters(topology, node=node, reason=reason))
 
-    def redrive(self, letters_: Iterable[DeadLetter]) -> int:
+    def redrive(self, letters: Iterable[DeadLetter]) -> int:
         """Run their events again from where they failed: same event id, same run. How many."""
-        return background.run(self._of.redrive(letters_))
+        return background.run(self._of.redrive(letters))
 
+    @lacks("Client.forget")
     def forget(self, *, session: str) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
         it is still seen that they were. How many keys were deleted: one, or one for each that the setting names.

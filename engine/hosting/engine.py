@@ -22,6 +22,7 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving.signatures import keys_of
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
+from dspex.bus.settings.not_built import lacks
 from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
@@ -48,6 +49,7 @@ class RunningEngine:
     pools: Pools
 
 
+@lacks("Engine")
 class Engine:
     """Runs topologies until it is drained. Several engines share the partitions of one application.
 

@@ -28,7 +28,7 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned
+from dspex.bus.settings.not_built import METHODS, Planned, lacks
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
@@ -64,6 +64,7 @@ def _meant(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}" if known else ""
 
 
+@lacks("Driver")
 class Driver(Planned, names=METHODS["Driver"]):
     """Runs topologies for a test.
 

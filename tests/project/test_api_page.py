@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import dspex
+from dspex.bus.errors import ConfigError
 from dspex.bus.settings import not_built
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,8 @@ COMES_WITH = {
     "Replay": "replay",
     "app": "asgi",
 }
+# Whose parameters have other names for a reason: an overload of the page, and what the class is made of.
+OTHERWISE = {"Stream.branch", "Stream.render", "Signature"}
 PLANNED = {*not_built.NAMES, *not_built.OPERATORS, *(name for names in not_built.METHODS.values() for name in names)}
 
 
@@ -97,6 +100,39 @@ def test_what_the_page_names_is_there_or_said_to_be_not_built(name: str) -> None
     planned = {"Stream": not_built.OPERATORS, **lists, **not_built.METHODS}.get(name, ())
     assert {member for member in named()[name] if member not in members(found)} == set(planned) & named()[name]
     assert not set(planned) & set(dir(found)), "what is listed as not built is there"
+
+
+def functions() -> Iterator[tuple[str, set[str]]]:
+    """The functions and methods of the page, "Client.call", each with its parameters; those of `__init__` are of the class."""
+    for node in stubs():
+        for one in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            a = one.args
+            names = {p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)} - {"self", "cls"}
+            of = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+            yield f"{of}{one.name}".removesuffix(".__init__"), names
+
+
+@needs_page
+def test_the_parameters_of_the_page_are_there_or_said_to_be_not_built() -> None:
+    lacking: dict[str, set[str]] = {}
+    for name, wanted in functions():
+        of, _, method = name.partition(".")
+        found = getattr(built(of), method, None) if method else built(of)
+        if found is not None and callable(found) and name not in OTHERWISE:
+            lacking.setdefault(name, set()).update(wanted - set(inspect.signature(found).parameters))
+    assert {name: names for name, names in lacking.items() if names} == {n: set(p) for n, p in not_built.PARAMETERS.items()}
+
+
+@pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in not_built.PARAMETERS.items() for name in names])
+def test_a_parameter_that_is_not_built_is_refused(what: str, name: str) -> None:
+    of, _, method = what.partition(".")
+    call: Any = getattr(built(of), method) if method else built(of)
+    with pytest.raises(ConfigError, match=rf"{what}\({name}=…\) is not built in this version") as e:
+        call(**{name: "all"})
+    assert e.value.code == not_built.CODE
+    assert name not in inspect.signature(call).parameters
 
 
 @needs_page
