@@ -120,7 +120,7 @@ def lacks(what: str) -> Callable[[C], C]:
             return cast("C", refusing(of))
         made: Any = of
         made.__init__ = refusing(made.__init__)
-        return of
+        return cast("C", made)
 
     return decorate
 
