@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, NoAnswer
+from dspex.bus.errors import BusError, ConfigError
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
@@ -194,7 +194,9 @@ class Driver(Planned, names=METHODS["Driver"]):
         names = [n.name for g in self._graphs for n in g.calls]
         if node not in names:
             fix = _meant(node, names) or "the topology calls nothing"
-            raise NoAnswer(f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", fix=fix)
+            raise ConfigError(
+                f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", code="DX105", fix=fix
+            )
         return node
 
     def advance(self, by: Duration) -> None:
@@ -222,12 +224,12 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:
-        """The data of all events of a sink, in order. Raises NoAnswer for a subject of no sink or source."""
+        """The data of all events of a sink, in order. Raises ConfigError for a subject of no sink or source."""
         __tracebackhide__ = True
         return [e.data for e in self.events(subject)]
 
     def events(self, subject: str) -> list[Event[Any]]:
-        """All events of a sink, in order. Raises NoAnswer for a subject that no sink or source of the topologies has."""
+        """All events of a sink, in order. Raises ConfigError for a subject that no sink or source of the topologies has."""
         __tracebackhide__ = True
         self._of_topologies(subject)
         return [read_event(m) for m in self._do(lambda: self._stored(subject))]
@@ -238,7 +240,7 @@ class Driver(Planned, names=METHODS["Driver"]):
         known = [*sinks, *(n.source.subject for g in self._graphs for n in g.sources)]
         if not any(subjects.overlap(subject, k) for k in known):
             fix = _meant(subject, known) or "end the topology in a sink"
-            raise NoAnswer(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}", fix=fix)
+            raise ConfigError(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}", code="DX105", fix=fix)
 
     async def _stored(self, subject: str) -> list[Message]:
         bus = self._client.bus
@@ -248,7 +250,7 @@ class Driver(Planned, names=METHODS["Driver"]):
         return [await payloads.required(bus, APP, m) for m in found]
 
     def calls(self, node: str) -> list[Step]:
-        """The records of a node's calls, in order of their completion. Raises NoAnswer where it is no recorded node."""
+        """The records of a node's calls, in order of their completion. Raises ConfigError where it is no recorded node."""
         __tracebackhide__ = True
         known = self._known(node)
         return self._do(lambda: self._steps(known))

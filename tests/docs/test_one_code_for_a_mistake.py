@@ -53,11 +53,14 @@ def called(**options: object) -> Callable[[], object]:
     return freeze
 
 
-def driven() -> None:
-    topology = Topology("t")
-    topology.source("in").sink("out")
-    with Driver(topology) as d:
-        d.advance("soon")
+def driven(use: Callable[[Driver], object]) -> Callable[[], object]:
+    def run() -> None:
+        topology = Topology("t")
+        topology.source("in").predict("text -> a", name="ask").sink("out")
+        with Driver(topology) as d:
+            use(d)
+
+    return run
 
 
 NODE = "sources: {{ in: {{}} }}\nnodes: {{ ask: {{ from: in, predict: 'text -> a', {0} }} }}"
@@ -69,7 +72,8 @@ DOORS: dict[str, tuple[str, list[Callable[[], str]]]] = {
             typed("call", "text -> a", "text=x", "--timeout", "soon"),
             raised(lambda: Settings.load(engine__heartbeat="soon")),
             raised(lambda: Settings.load(defaults__call__timeout="soon")),
-            raised(driven),
+            raised(driven(lambda d: d.advance("soon"))),
+            raised(driven(lambda d: d.answer("ask", {}, after="soon"))),
             raised(lambda: seconds("soon")),
         ],
     ),
@@ -98,6 +102,9 @@ DOORS: dict[str, tuple[str, list[Callable[[], str]]]] = {
             raised(lambda: Settings.load(pools__a__size=-1)),
             raised(lambda: Settings.load(server__url="ht tp://x")),
             raised(lambda: Endpoint("nonsense")),
+            raised(driven(lambda d: d.outputs("misspelt"))),
+            raised(driven(lambda d: d.calls("misspelt"))),
+            raised(driven(lambda d: d.fail("misspelt", ValueError()))),
         ],
     ),
     "what is no JSON": (

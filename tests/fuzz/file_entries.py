@@ -19,6 +19,7 @@ from dspex.operators.formats import yaml_dump, yaml_load
 from dspex.operators.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent
+CORPUS = ROOT / "tests/engine/cli/publishing/corpus"
 TOPOLOGY = """\
 dspex: 1
 topology: fuzz
@@ -75,6 +76,9 @@ ROWS = [
     b'\xef\xbb\xbf{"a": [1, null], "b": "c:d"}\n\n{"a": 18446744073709551615}\n',
     "n\ttext\n1\tGrüße\n".encode("utf-16"),
     "n,text\n1,déjà vu\n".encode("latin-1"),
+]
+COLUMNS = [
+    CORPUS / name for name in ("columns/plain.parquet", "columns/nested.parquet", "arrow/file.arrow", "arrow/stream.arrow")
 ]
 URLS = [b"nats://host:4222", b"nats://u:p@a:4222,tls://b", b"nats://[::1]:4222", b"token@host", b"host"]
 
@@ -151,7 +155,7 @@ def _take_url() -> Take:
 
 
 def _take_rows() -> Take:
-    """Rows of a text whose format its content tells."""
+    """Rows of a file whose format its content tells."""
     file = _folder() / "rows"
     source = RowSource((), str(file), HowToRead(), EventOptions("orders.new"))
 
@@ -169,6 +173,12 @@ ENTRIES = [
     Entry("settings", lambda: [Case(SETTINGS.encode())], lambda: _take_settings("dspex.toml"), "text", slice=50),
     Entry("project", lambda: [Case(b"[tool.dspex]\napp = 'x'\n")], lambda: _take_settings("pyproject.toml"), "text", slice=70),
     Entry("variables", lambda: [Case(VARIABLES.encode())], _take_variables, "text", slice=70),
-    Entry("file of rows", lambda: [*map(Case, ROWS)], _take_rows, "bytes", slice=50),
+    Entry(
+        "file of rows",
+        lambda: [Case(data) for data in (*ROWS, *(file.read_bytes() for file in COLUMNS))],
+        _take_rows,
+        "bytes",
+        slice=50,
+    ),
     Entry("url", lambda: [*map(Case, URLS)], _take_url, "bytes", slice=100, refused=("", "ConfigError")),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dspex.bus.errors import NoAnswer, ProgramError, TopologyError
+from dspex.bus.errors import ConfigError, NoAnswer, ProgramError, TopologyError
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -19,9 +19,9 @@ def asking() -> Topology:
 
 @pytest.mark.parametrize("look", [lambda d: d.outputs("misspelt"), lambda d: d.events("ou"), lambda d: d.calls("misspelt")])
 def test_a_name_that_no_topology_has_is_refused_by_the_driver(look: Any) -> None:
-    with Driver(asking()) as d, pytest.raises(NoAnswer, match="there is no") as caught:
+    with Driver(asking()) as d, pytest.raises(ConfigError, match="there is no") as caught:
         look(d)
-    assert caught.value.code == "DX901"
+    assert caught.value.code == "DX105"
 
 
 def test_the_driver_shows_the_events_of_sinks_and_of_sources() -> None:
@@ -64,7 +64,7 @@ def _misspelt() -> None:
 
 @pytest.mark.parametrize("test", [_unanswered, _unseen_letter, _misspelt])
 def test_what_pytest_shows_of_a_failure_ends_in_the_line_of_the_test(test: Any) -> None:
-    with pytest.raises((NoAnswer, AssertionError)) as caught:
+    with pytest.raises((NoAnswer, ConfigError, AssertionError)) as caught:
         test()
     shown = [entry for entry in caught.traceback if not entry.ishidden(caught)]
     assert {str(entry.path) for entry in shown} == {__file__}
@@ -77,6 +77,6 @@ def test_the_driver_says_which_name_was_probably_meant() -> None:
             (lambda: d.outputs("inn"), "in"),
             (lambda: d.answer("asks", {}), "ask"),
         ):
-            with pytest.raises(NoAnswer) as caught:
+            with pytest.raises(ConfigError) as caught:
                 look()
             assert caught.value.fix == f"did you mean {near}?"
