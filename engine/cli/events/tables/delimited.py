@@ -14,7 +14,7 @@ from dspex.engine.cli.events.tables.row import LARGEST, Row, unreadable
 from dspex.engine.cli.events.tables.typed import CellReader, typed
 from dspex.engine.cli.terminal.client import count
 
-LINES: Final = 1 << 20  # of one record, and cells of one line, over which it is surely not one
+LINES: Final = 1 << 18  # of one record, and cells of one line, over which it is surely not one
 SEPARATORS: Final = ",;\t|"
 _SAMPLE: Final = 20  # records that tell the separator
 _SEP_LINE: Final = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # Excel's, before the header

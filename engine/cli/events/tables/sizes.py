@@ -15,7 +15,6 @@ _POINTER: Final = 8  # bytes that a cell takes in a list of Python, whatever it 
 
 def unshared(array: Any) -> int:
     """Bytes of all cells of an array that is valid."""
-    import pyarrow as pa
     from pyarrow import types as t
 
     kind, cells = array.type, _POINTER * len(array)
@@ -29,7 +28,7 @@ def unshared(array: Any) -> int:
         return cells + sum(map(unshared, array.flatten()))
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
         return cells + unshared(array.flatten())
-    if isinstance(array, pa.lib.BaseListArray):  # maps, and views, which may overlap
+    if t.is_map(kind) or t.is_list_view(kind) or t.is_large_list_view(kind):  # a map has no flatten; views may overlap
         return cells + sum(unshared(cell.values) for cell in array if cell.is_valid)
     if str(kind) in _VIEWS:
         return cells + (functions().sum(_lengths(array)).as_py() or 0)
