@@ -1,6 +1,8 @@
 """The labelled messages of support triage, and which of them are most like another message.
 
-They are compared by TF-IDF and the cosine. That needs no model and no library, and is the same on every machine.
+They are compared by TF-IDF and the cosine, over pieces of words. That needs no model and no library, and is the same on every
+machine. Of the examples themselves, each compared with all others, 161 of 200 have one of their own intent as the nearest; over
+whole words it were 146. No message of the demo had a say in that choice.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ class Example(NamedTuple):
 class Nearest:
     """Finds the most similar of some examples.
 
-    A word weighs the more the fewer of them have it: "card" stands in many and says little.
+    A piece of a word weighs the more the fewer of them have it: "card" stands in many and says little.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        texts = Counter(word for example in examples for word in set(_words(example.text)))
-        self._weights = {word: math.log((1 + len(examples)) / (1 + number)) + 1 for word, number in texts.items()}
+        texts = Counter(piece for example in examples for piece in set(_pieces(example.text)))
+        self._weights = {piece: math.log((1 + len(examples)) / (1 + number)) + 1 for piece, number in texts.items()}
         self._examples = [(example, self._vector(example.text)) for example in examples]
 
     def of(self, text: str, number: int) -> list[Example]:
@@ -40,19 +42,22 @@ class Nearest:
         return [example for example, _ in by_likeness[:number]]
 
     def _vector(self, text: str) -> dict[str, float]:
-        """Weights by word, of length 1. A word that no example has is left out."""
-        found = {word: number * self._weights[word] for word, number in Counter(_words(text)).items() if word in self._weights}
+        """Weights by piece, of length 1. A piece that no example has is left out."""
+        counted = Counter(_pieces(text)).items()
+        found = {piece: number * self._weights[piece] for piece, number in counted if piece in self._weights}
         length = math.hypot(*found.values()) or 1.0
-        return {word: weight / length for word, weight in found.items()}
+        return {piece: weight / length for piece, weight in found.items()}
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _pieces(text: str) -> list[str]:
+    """All that is 3 or 4 characters long in its words, with a space before and behind each: "topped up" is like "top-up"."""
+    words = [f" {word} " for word in re.findall(r"\w+", text.lower())]
+    return [word[at : at + size] for word in words for size in (3, 4) for at in range(len(word) - size + 1)]
 
 
 def _likeness(a: dict[str, float], b: dict[str, float]) -> float:
     """The cosine of two vectors of length 1."""
-    return sum(weight * b.get(word, 0.0) for word, weight in a.items())
+    return sum(weight * b.get(piece, 0.0) for piece, weight in a.items())
 
 
 def load() -> list[Example]:
