@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import warnings
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +34,7 @@ _MOST: Final = 5000  # folders: to look at so many every time takes a good part 
 
 
 class Files:
-    """The files that a run is made of: Python, YAML and TOML in the project's folder and where refs are looked for.
+    """The files that a run is made of: Python, YAML and TOML in the project's folder, where refs are looked for, and targets.
 
     Raises ConfigError (DX100) where there are too many folders to look at.
     """
@@ -40,15 +42,21 @@ class Files:
     def __init__(self, t: Terminal, given: Sequence[str] | None) -> None:
         self._t, self._given = t, list(given or ())
         settings = t.settings()
-        beside = [str(Path(target).parent) for target in named(t, given) if target.endswith((".yaml", ".yml"))]
-        self._folders = sorted({os.path.realpath(folder) for folder in (str(settings.root), *settings.search_path, *beside)})
         self._files = [t.config] if t.config else []
+        beside: list[str] = []  # targets may lie elsewhere
+        for target in named(t, given):
+            if target.endswith((".yaml", ".yml")):
+                beside.append(str(Path(target).parent))
+            elif (spec := find_spec(re.split("[.:]", target)[0])) is not None:  # of a package's first part: it is not imported
+                beside += spec.submodule_search_locations or []
+                self._files += [spec.origin] if spec.origin and spec.has_location else []
+        self._folders = sorted({os.path.realpath(folder) for folder in (str(settings.root), *settings.search_path, *beside)})
         self._seen = self._look()
 
     def _look(self) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
         folders = 0
-        paths = list(self._files)
+        paths = [os.path.realpath(file) for file in self._files]
         for top in self._folders:
             for folder, below, names in os.walk(top):
                 inside = "pyvenv.cfg" not in names

@@ -94,11 +94,24 @@ def test_a_run_begins_anew_when_its_files_change_to_what_can_run(project: Projec
         assert run.end() == 0
 
 
-def test_a_run_that_waits_for_a_change_ends_with_the_code_of_what_is_wrong(project: Project) -> None:
-    project.write("native.yaml", "dspex: 1\n")
-    with project.start("run", "--pools", "none", "--reload") as run:
+def test_a_run_that_waits_for_a_change_ends_with_the_code_of_what_is_wrong(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    module = tmp_path_factory.mktemp("elsewhere") / "elsewhere.py"
+    module.write_text("topology =")
+    with project.start("run", "elsewhere:topology", "--pools", "none", "--reload", PYTHONPATH=str(module.parent)) as run:
         eventually(lambda: "waiting for a change of the files" in run.errors())
+        module.write_text("topology = 1")
+        eventually(lambda: "elsewhere.py; it cannot run" in run.errors())
         assert run.end(signal.SIGINT) == 3
+
+
+def test_a_folder_that_is_no_project_is_not_looked_at_for_changes(project: Project) -> None:
+    for number in range(5000):
+        (project.folder / f"data{number}").mkdir()
+    found = project.here("--json", "run", "--pools", "none", "--reload")
+    assert (found.code, found.error()["code"]) == (2, "DX100")
+    assert "without --reload" in found.error()["fix"]
 
 
 def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
