@@ -123,7 +123,8 @@ def _plain(value: Any, path: str, binary: bool) -> object:
     if kind is int:
         if value not in INTEGERS:
             raise InvalidInput(
-                f"{path} is an int of {value.bit_length()} bits: an integer has 64 at most", fix="write it as text"
+                f"{path} is an int of {value.bit_length() + (value < 0)} bits: an integer has 64 at most",
+                fix="write it as text",
             )
         return value
     if kind is float:

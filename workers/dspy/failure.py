@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError
@@ -37,6 +38,9 @@ TABLE: Mapping[type[BaseException], type[DspexError]] = {
     CodeExecutionError: ProgramError,
 }
 
+# Begins what DSPy adds to what the server said: it names options that dspex has not, and retries that dspex makes itself.
+_ADVICE = re.compile(r"\n\n  (?:To fix:|credential came from: )")
+
 
 def to_error(error: BaseException, node: str, target: str) -> DspexError:
     """The error that the engine gets. Errors of dspex pass through: RetryLater and Reject are how a program asks."""
@@ -53,7 +57,8 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
         return errors.InvalidOutput(_unparsed(error), node=node)
     if issubclass(cls, errors.CallError) and cls is not ProgramError:
         after = _seconds(retry_after)
-        return cls(short(str(error)) + asks_to_wait(after), node=node, retry_after=after)
+        said = _ADVICE.split(str(error), maxsplit=1)[0]
+        return cls(short(said) + asks_to_wait(after), node=node, retry_after=after)
     return as_error(error, node, target)
 
 

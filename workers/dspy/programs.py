@@ -86,9 +86,9 @@ class Programs:
                     adapter=self._models.adapter(name or None, spec.adapter),
                     max_trace_size=0,
                     warn_on_type_mismatch=False,  # the engine has checked the inputs
+                    usage_tracker=(tracker := replies.Spent()),
                     **asked,
                 ),
-                dspy.track_usage() as tracker,
             ):
                 try:
                     result = await self._call(program, inputs)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import dspy
+from dspy.utils.usage_tracker import UsageTracker
 
 from dspex.operators.native.lm.finish import incomplete
 
@@ -23,6 +24,13 @@ def look() -> None:
     """
     if dspy.BaseLM.update_history is not _update_history:
         dspy.BaseLM.update_history = _update_history  # nothing else of DSPy's sees what the server answered
+
+
+class Spent(UsageTracker):
+    """The tokens of one call, also of the threads that it starts: for those DSPy copies its tracker, and drops the copies."""
+
+    def __deepcopy__(self, memo: object) -> Spent:
+        return self
 
 
 def asking() -> dict[str, Any]:

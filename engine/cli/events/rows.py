@@ -67,6 +67,9 @@ class RowSource:
         """Raises ConfigError (DX120) where nothing is to be published, two things are, or what is given is no data."""
         if not self.data and self.file is None:
             raise ConfigError("there is no data", code=CODE, fix="field=text, field:=json, @file.json, -, or -f rows.csv")
+        o = self.options
+        if empty := next((n for n, given in (("--id", o.id), ("--key", o.key), ("--session", o.session)) if given == ""), None):
+            raise ConfigError(f"{empty} is empty", code=CODE, fix="leave it out, or see where its value comes from")
         if self.file is not None and any(d == "-" or d.startswith("@") for d in self.data):
             raise ConfigError("the rows come from one place", code=CODE, fix="-f FILE, - or @file, and only one of them")
         if self.file is None and self.how != HowToRead():

@@ -39,7 +39,12 @@ def records(arguments: Sequence[str], stdin: TextIO) -> Iterator[object]:
 
 def pairs(arguments: Sequence[str]) -> dict[str, object]:
     """`k=v` and `k:=json` as a map. Raises ConfigError (DX120)."""
-    return dict(_pair(a) for a in arguments)
+    found: dict[str, object] = {}
+    for name, value in map(_pair, arguments):
+        if name in found:
+            raise ConfigError(f"the field {name!r} is given twice", code="DX120", fix=f"one of them, or a list: {name}:='[…]'")
+        found[name] = value
+    return found
 
 
 def _pair(argument: str) -> tuple[str, object]:

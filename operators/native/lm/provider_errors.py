@@ -50,7 +50,7 @@ def of_body(error: object, where: str) -> CallError:
 
 def asks_to_wait(after: float | None) -> str:
     """The end of a message that says how long a server asks to wait; "" where it does not."""
-    return f"; it asks to wait {after:,.0f} s" if after else ""
+    return f"; it asks to wait {after:,.{0 if after >= 1 else 1}f} s" if after else ""
 
 
 def short(text: str) -> str:

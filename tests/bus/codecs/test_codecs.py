@@ -200,6 +200,7 @@ class Opaque:
         ({"a": [1, Opaque()]}, r"data\.a\[1\] is a Opaque"),
         (Opaque(), r"data is a Opaque"),
         ({"a": {"b": 1 << 64}}, r"data\.a\.b is an int of 65 bits"),
+        ({"a": -(1 << 63) - 1}, r"data\.a is an int of 65 bits"),  # with its sign
         ({"a": "\ud800"}, r"data\.a is not valid text"),
         ({"\ud800": 1}, r"data is not valid text"),
         ({1: 1, "1": 2, "x": Opaque()}, r"Opaque|two keys"),

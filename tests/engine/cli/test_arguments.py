@@ -62,6 +62,7 @@ def test_stdin_is_read_as_it_comes() -> None:
     [
         (["novalue"], "'novalue' is not data"),
         (["a:=x"], "a:=x is not JSON"),
+        (["a=1", "b=2", "a:=2"], "the field 'a' is given twice"),
         (["@/no/such/file"], "cannot read /no/such/file"),
         (["a=\udcff"], "is not text in UTF-8"),
         (["a:=123456789012345678901"], "has more than 64 bits"),

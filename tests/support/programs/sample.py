@@ -39,6 +39,14 @@ class OwnModel(dspy.Module):
             return dspy.Predict("text -> reply")(text=text)
 
 
+class Side(dspy.Module):
+    """Asks twice at a time, in threads of DSPy's."""
+
+    def forward(self, text: str) -> Any:
+        ask = dspy.Predict("text -> reply")
+        return dspy.Parallel(num_threads=2)([(ask, {"text": text}), (ask, {"text": text})])[0]
+
+
 class Slow(dspy.Module):
     """Synchronous only: runs in a thread."""
 

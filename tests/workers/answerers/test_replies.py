@@ -118,6 +118,15 @@ async def test_replies_of_a_model_that_a_program_makes_itself_are_looked_at_too(
 
 
 @module
+async def test_tokens_that_a_program_spends_in_threads_of_dspys_are_counted(router: Router) -> None:
+    once = (await ask(router, work("beside", spec=program("Slow")))).usage
+    twice = (await ask(router, work("beside", spec=program("Side")))).usage
+    assert once is not None
+    assert twice is not None
+    assert (twice.input_tokens, twice.output_tokens) == (2 * once.input_tokens, 2 * once.output_tokens)
+
+
+@module
 @both_routes
 async def test_an_ordinary_answer_says_why_the_model_stopped(router: Router, route: str) -> None:
     answer = await ask(router, work("fine", spec=predict(route=route)))

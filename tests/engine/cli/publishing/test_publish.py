@@ -135,6 +135,7 @@ def test_publishing_to_a_subject_that_no_stream_stores_is_refused_with_a_suggest
     ("args", "why"),
     [
         ([], "there is no data"),
+        (["text=hello", "--id", ""], "--id is empty"),  # as of a variable that is not set
         (["-f", "rows.csv", "-"], "the rows come from one place"),
         (["-f", "none.csv"], "cannot read none.csv: No such file"),
         (["-f", "."], "cannot read .: Is a directory"),
