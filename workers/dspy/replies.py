@@ -26,7 +26,7 @@ def look() -> None:
         dspy.BaseLM.update_history = _update_history  # nothing else of DSPy's sees what the server answered
 
 
-class Spent(UsageTracker):
+class Spent(UsageTracker):  # type: ignore[misc]  # DSPy has no types
     """The tokens of one call, also of the threads that it starts: for those DSPy copies its tracker, and drops the copies."""
 
     def __deepcopy__(self, memo: object) -> Spent:

@@ -43,8 +43,13 @@ class Sending:
         fatal: why the rest was not sent.
     """
 
-    def __init__(self, t: Terminal, c: Client, above: int, rate: float | None, *, keep: bool, ids: Mapping[str, str]) -> None:
-        """`ids`: of rows that say their own, and the first row that has it. `keep`: the runs."""
+    def __init__(
+        self, t: Terminal, c: Client, above: int, rate: float | None, *, keep: bool, ids: Mapping[str, str] | None
+    ) -> None:
+        """`ids`: the first row that has it, where rows say their own and are known beforehand. `keep`: the runs.
+
+        None for `ids`: they are made of the rows, so no other event can have one.
+        """
         self._t, self._c, self._above, self._rate, self._keep, self._ids = t, c, above, rate, keep, ids
         self.runs: list[Run] = []
         self.stored = self.duplicates = self.faults = 0
@@ -193,25 +198,25 @@ class Sending:
 
     async def _stored(self, stored: Sequence[tuple[Ready, Ack]]) -> None:
         duplicates = [(ready, ack) for ready, ack in stored if ack.duplicate]
-        others = await self._others(duplicates) if self._ids else {}
+        others = await self._others(duplicates) if self._ids is not None else {}
         for ready, ack in duplicates:
-            if ready.id in others:
-                self.failed(others[ready.id])
+            if ready.where in others:
+                self.failed(others[ready.where])
             else:
                 self.duplicates += 1
                 self._tell_duplicate(ready, ack)
         self.stored += len(stored) - len(others)
         if self._keep or self._t.json:
             for ready, ack in stored:
-                if not (ack.duplicate and ready.id in others):
+                if ready.where not in others:
                     self._tell(publishing.run_at(self._c.bus, self._c.app, ready.message.subject, ack))
         if self._bar and stored:
             self._bar.advance(len(stored), count(self.duplicates, "duplicate") if self.duplicates else "")
 
     async def _others(self, duplicates: Sequence[tuple[Ready, Ack]]) -> dict[str, DspexError]:
-        """Rows, by their id, whose id is that of another event. Ids that are made of the rows themselves cannot be."""
+        """What is wrong, by the row's place, where its id is that of another event."""
         looks = [other_event(self._c, ready, ack) for ready, ack in duplicates]
-        return {ready.id: e for (ready, _), e in zip(duplicates, await asyncio.gather(*looks)) if e is not None}
+        return {ready.where: e for (ready, _), e in zip(duplicates, await asyncio.gather(*looks)) if e is not None}
 
     def _tell(self, run: Run) -> None:
         if self._keep:
@@ -223,7 +228,7 @@ class Sending:
         if self._t.json:
             return  # its object says it
         if self.duplicates <= MOST_SHOWN:
-            first = self._ids.get(ready.id, ready.where)
+            first = (self._ids or {}).get(ready.id, ready.where)
             of = f"{first}, which has its id" if first != ready.where else "what was stored before"
             self._t.note(f"{ready.where} is a duplicate of {of}: {ack.stream} has it as {ack.sequence}")
         elif self.duplicates == MOST_SHOWN + 1:

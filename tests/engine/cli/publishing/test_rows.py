@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_bench import Done, Project
+from cli_bench import Done, Project, objects
 from waiting import eventually
 
 from dspex.bus import nats
@@ -129,6 +129,15 @@ def test_wait_never_shows_the_outputs_of_another_event(native: Project) -> None:
     assert [o["outputs"][0]["data"]["text"] for o in (*first.objects(), *again.objects())] == ["hello", "hello"]
     other = native.publish("text=good bye", "--id", "one")
     assert (other.code, other.out, other.error()["code"]) == (1, "", "DX120")
+
+
+def test_a_line_of_stdin_with_the_id_of_another_event_is_an_error_and_nothing_of_that_event_is_shown(native: Project) -> None:
+    native.publish("text=first", "--id", "s1")
+    lines = '{"id":"s1","text":"first"}\n{"id":"s2","text":"fine"}\n{"id":"s2","text":"lost"}\n{"id":"s2","text":"fine"}\n'
+    found = native.publish("-", "--id", "id", stdin=lines)
+    said = [e["error"]["message"].partition(", which")[0] for e in objects(found.err + found.out) if "error" in e]
+    assert said == ["its id 's1' is that of another event", "its id 's2' is that of another event"], found.err
+    assert (found.code, [o["outputs"][0]["data"]["text"] for o in found.objects() if "outputs" in o]) == (1, ["fine", "fine"])
 
 
 def test_json_on_the_command_line_is_a_datum_and_stdin_may_be_a_file(shop: Project) -> None:
