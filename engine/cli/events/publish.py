@@ -171,8 +171,7 @@ class _Publish:
 
         self.began = time.monotonic()
         async with client(self.t, "publish", start=True) as c:
-            ids = checked.ids if self.source.options.id is not None else None
-            sending = Sending(self.t, c, self.above, self.rate, keep=self.wait, ids=ids)
+            sending = Sending(self.t, c, self.above, self.rate, keep=self.wait, ids=checked.ids)
             try:
                 with self.t.progress("publish", checked.total) as bar:
                     await sending.send(self._batches(table, checked.kept), bar, live=table is None)

@@ -43,23 +43,19 @@ class Sending:
         fatal: why the rest was not sent.
     """
 
-    def __init__(
-        self, t: Terminal, c: Client, above: int, rate: float | None, *, keep: bool, ids: Mapping[str, str] | None
-    ) -> None:
-        """`ids`: the first row that has it, where rows say their own and are known beforehand. `keep`: the runs.
-
-        None for `ids`: they are made of the rows, so no other event can have one.
-        """
+    def __init__(self, t: Terminal, c: Client, above: int, rate: float | None, *, keep: bool, ids: Mapping[str, str]) -> None:
+        """`ids`: of rows that say their own, and the first row that has it. `keep`: the runs."""
         self._t, self._c, self._above, self._rate, self._keep, self._ids = t, c, above, rate, keep, ids
         self.runs: list[Run] = []
         self.stored = self.duplicates = self.faults = 0
         self.fatal: DspexError | None = None
         self._first: int | None = None  # sequence of what this command stored first
         self._bar: Bar | None = None
+        self._live = False
 
     async def send(self, batches: AsyncIterator[list[Ready | DspexError]], bar: Bar, *, live: bool = False) -> None:
         """Send all rows, or as many as can be sent: `fatal` then says why. `live`: the next batch may come much later."""
-        self._bar = bar
+        self._bar, self._live = bar, live
         began, sent, flying = time.monotonic(), 0, _Flying()
         async with asyncio.TaskGroup() as tasks:
             async for batch in batches:
@@ -198,7 +194,7 @@ class Sending:
 
     async def _stored(self, stored: Sequence[tuple[Ready, Ack]]) -> None:
         duplicates = [(ready, ack) for ready, ack in stored if ack.duplicate]
-        others = await self._others(duplicates) if self._ids is not None else {}
+        others = await self._others(duplicates) if self._ids or self._live else {}
         for ready, ack in duplicates:
             if ready.where in others:
                 self.failed(others[ready.where])
@@ -214,7 +210,7 @@ class Sending:
             self._bar.advance(len(stored), count(self.duplicates, "duplicate") if self.duplicates else "")
 
     async def _others(self, duplicates: Sequence[tuple[Ready, Ack]]) -> dict[str, DspexError]:
-        """What is wrong, by the row's place, where its id is that of another event."""
+        """What is wrong, by the row's place, where its id is that of another event. Ids that are made of a file's rows cannot be."""
         looks = [other_event(self._c, ready, ack) for ready, ack in duplicates]
         return {ready.where: e for (ready, _), e in zip(duplicates, await asyncio.gather(*looks)) if e is not None}
 
@@ -228,7 +224,7 @@ class Sending:
         if self._t.json:
             return  # its object says it
         if self.duplicates <= MOST_SHOWN:
-            first = (self._ids or {}).get(ready.id, ready.where)
+            first = self._ids.get(ready.id, ready.where)
             of = f"{first}, which has its id" if first != ready.where else "what was stored before"
             self._t.note(f"{ready.where} is a duplicate of {of}: {ack.stream} has it as {ack.sequence}")
         elif self.duplicates == MOST_SHOWN + 1:

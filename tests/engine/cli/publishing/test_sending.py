@@ -53,7 +53,7 @@ class Sent:
         async def batches() -> AsyncIterator[list[Ready | DspexError]]:
             yield list(source.ready(rows, "digest"))
 
-        self.sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids=None)
+        self.sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={})
         await self.sending.send(batches(), NoBar())
         self.server.luck.faults = Faults()
 
@@ -88,7 +88,7 @@ def test_rows_that_come_now_and_then_are_told_before_the_next_ones_come(loop: Vi
         bus = MemoryServer().connect()
         await bus.ensure_stream(StreamConfig("S", ["s.>"]))
         source = RowSource(("-",), None, HowToRead(), EventOptions("s.a"))
-        sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids=None)
+        sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={})
 
         async def batches() -> AsyncIterator[list[Ready | DspexError]]:
             for number in (1, 2, 3):
@@ -146,7 +146,7 @@ async def test_a_server_that_is_started_anew_in_the_midst_of_a_file_has_each_row
                     await server.start()
                 yield ready[start : start + 500]
 
-        sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids=None)
+        sending = Sending(Terminal(), Client(bus=bus, app="a"), ABOVE, None, keep=False, ids={})
         await sending.send(batches(), NoBar())
         found = await bus.scan("S", ["s.>"], start=1, stop=10_000)
         await bus.close()
