@@ -210,7 +210,7 @@ class Sending:
             self._bar.advance(len(stored), count(self.duplicates, "duplicate") if self.duplicates else "")
 
     async def _others(self, duplicates: Sequence[tuple[Ready, Ack]]) -> dict[str, DspexError]:
-        """What is wrong, by the row's place, where its id is that of another event. Ids that are made of a file's rows cannot be."""
+        """What is wrong, by the row's place, where its id is that of another event: one that is made of a row cannot be."""
         looks = [other_event(self._c, ready, ack) for ready, ack in duplicates]
         return {ready.where: e for (ready, _), e in zip(duplicates, await asyncio.gather(*looks)) if e is not None}
 
