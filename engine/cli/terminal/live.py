@@ -6,7 +6,7 @@ What is logged or printed meanwhile appears above it, whole: rich hands what goe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,6 +53,13 @@ def table_of(
     return table
 
 
+def _told(block: Block, cell: Callable[[object], str]) -> Iterator[str]:
+    """Each row as a line that can be wrapped: names that are cut in a narrow table are of no use."""
+    for row in block.rows:
+        said = [(heading, cell(row.get(key))) for key, heading in block.columns.items()]
+        yield "  ".join(f"{heading} {value}".strip() for heading, value in said if value)
+
+
 @contextmanager
 def live(cell: Callable[[object], str], *, colored: bool) -> Generator[Draw, None, None]:
     """Draws on stderr, a terminal, what it is last given; it stays there at the end."""
@@ -66,7 +73,10 @@ def live(cell: Callable[[object], str], *, colored: bool) -> Generator[Draw, Non
         def draw(blocks: Sequence[Block]) -> None:
             parts: list[RenderableType] = []
             for block in blocks:
-                parts += ["", table_of(block, cell), *(Text(printable(remark)) for remark in block.remarks)]
+                table = table_of(block, cell, whole=True)
+                fits = sum((column.min_width or 0) + 2 for column in table.columns) - 2 <= console.width
+                parts += ["", *([table] if fits else map(Text, _told(block, cell)))]
+                parts += (Text(printable(remark)) for remark in block.remarks)
             view.update(Group(*parts), refresh=True)
 
         yield draw

@@ -120,6 +120,22 @@ def test_no_id_in_a_table_is_cut_on_a_narrow_terminal() -> None:
     assert "…" not in shown
 
 
+LIVE = """
+from dspex.engine.cli.terminal.live import Block
+from dspex.engine.cli.terminal.terminal import Terminal
+row = {"node": "support-triage/classify", **{f"n{i}": 1234 + i for i in range(9)}}
+with Terminal().live() as draw:
+    draw([Block([row], {"node": "operator"} | {f"n{i}": f"count{i}" for i in range(9)})])
+"""
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_no_name_and_no_figure_of_the_live_view_is_cut_on_a_narrow_terminal(columns: str) -> None:
+    shown = on_a_terminal(LIVE, COLUMNS=columns, NO_COLOR="1")
+    assert "…" not in shown
+    assert all(word in shown for word in ("support-triage/classify", "count8", "1242"))
+
+
 def test_what_others_wrote_moves_no_cursor_and_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     evil, t = "a\x1b[2J\x9b31m\r\n\u2028\u202eb\x00\ud800", Terminal()
     written_out = r"a\x1b[2J\x9b31m\r\n\u2028\u202eb\x00\ud800"
