@@ -20,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment.seal() if handed or "worker" in args else environment.hide()
     from dspex.engine.cli.terminal.imports import lean
 
-    lean("structlog", without=["rich"])
-    from dspex.engine.cli.app import main
+    try:
+        lean("structlog", without=["rich"])
+        from dspex.engine.cli.app import main
+    except KeyboardInterrupt:  # as later, where app.py sees to it: without a traceback of ours
+        return 130
 
     return main(args)
 

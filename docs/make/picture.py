@@ -76,6 +76,7 @@ def draw(lines: list[Line]) -> str:
     console.print(f"$ {COMMAND}", style="bold", highlight=False)
     for line in lines:
         console.print(Text.from_ansi(line.text), highlight=False, overflow="crop", no_wrap=True)
+    console.print()  # rich cuts off what hangs below the last line, such as an underscore
     picture = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="dspex", unique_id="demo"), flags=re.S)
     return _animated(picture, [0.0, *(line.after / SPEED for line in lines)])
 

@@ -59,7 +59,7 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
         raise ConfigError(
             f"{what!r} is neither a signature nor a node",
             code="DX126",
-            fix='"text -> lang", "topology/node", or dspex.program("pkg.module:Class", "a -> b") for a program',
+            fix='"text -> lang", "topology/node", or a program: "pkg.module:Class" with its signature',
         )
     topology, _, node = what.partition("/")
     applied = await manifest.of_application(bus, app)

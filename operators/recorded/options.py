@@ -212,7 +212,9 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             None, doc="default: 4 attempts, back-off from 1 s to 60 s with jitter; dspex is the only layer that retries"
         ),
         "fallback": FallbackParameter(
-            None, doc="gives the outputs when the attempts are spent; events made of them have the error in a header"
+            None,
+            doc="gives the outputs when the attempts are spent, or the deadline has passed; "
+            "events made of them have the error in a header",
         ),
         "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
         "order": ChoiceParameter(

@@ -75,6 +75,7 @@ class _Spec:
 async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec | str:
     from dspex.bus.records import DEFAULT_POOL
     from dspex.engine.graph.nodes import Call
+    from dspex.operators.native.signature import Signature
 
     if signature is not None:
         spec, its_pool = _program(what, signature), DEFAULT_POOL
@@ -82,6 +83,8 @@ async def _spec(c: Client, what: str, signature: str | None, pool: str | None, m
         fix = f'dspex call {what} --signature "text -> reply" text=…'
         raise ConfigError(f"{what} is a program, and its signature is not known here", code="DX126", fix=fix)
     else:
+        if "->" in what:
+            Signature(what)  # a mistake in it is told here, and not by a worker
         spec, its_pool, *_ = await c.resolve(what)
         if (pool or its_pool, replace(spec, **more)) == (its_pool, spec):
             return what  # as it is, and by its name: who may call a deployed node need not be allowed to call anything else

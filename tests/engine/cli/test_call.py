@@ -90,6 +90,8 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
         (["programs:Shout", "text=x", "--signature", "broken:X"], 3, "DX221"),
         (["triage/clasify", "text=x"], 3, "DX235"),
         (["nothing", "text=x"], 2, "DX126"),
+        (["text -> ", "text=x"], 3, "DX210"),
+        (["text -> reply: Order", "text=x"], 3, "DX209"),
         (["text -> reply", "text=x", "--route", "dspy"], 2, "DX105"),
         (["programs:Shout", "text=x", "--signature", "text -> reply", "--route", "native"], 1, "DX608"),
     ],
