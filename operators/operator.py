@@ -16,9 +16,9 @@ from dspex.bus.errors import TopologyError
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.context import Build
 from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.native.problems import problem
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import problem
 from dspex.operators.typing import code, purity
 from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
 

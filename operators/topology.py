@@ -18,9 +18,9 @@ from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
 from dspex.operators.formats.describe import TopologyInfo, describe
 from dspex.operators.formats.mermaid import mermaid
+from dspex.operators.native.problems import problem, wrong
 from dspex.operators.parameters.values import in_seconds
 from dspex.operators.plan import Plan, caller
-from dspex.operators.problems import problem, wrong
 from dspex.operators.stateless import source
 from dspex.operators.stateless.sink import CODEC
 from dspex.operators.stateless.source import SourceOptions

@@ -24,8 +24,7 @@ from typing import Any
 
 from dspex.bus.errors import TopologyError
 from dspex.operators.expressions import runtime as runtime
-from dspex.operators.native.suggestions import nearest
-from dspex.operators.problems import problem
+from dspex.operators.native.problems import nearest, problem
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 40

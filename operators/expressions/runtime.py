@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex.bus.errors import DataError, ExpressionError
 from dspex.engine.graph.context import Context
-from dspex.operators.native.suggestions import listed, nearest
+from dspex.operators.native.problems import listed, nearest
 from dspex.operators.typing.shape import is_record, record_of
 
 ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)

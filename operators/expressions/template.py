@@ -16,7 +16,7 @@ from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.context import Context
 from dspex.operators.expressions import language as expressions
-from dspex.operators.problems import problem
+from dspex.operators.native.problems import problem
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*|\[\d{1,9}\])*")
 

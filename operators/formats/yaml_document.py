@@ -11,11 +11,10 @@ from typing import Any, cast
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.formats.yaml_read import VERSION, Mapped, read
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean, problem
 from dspex.operators.parameters.parameter import unknown
 from dspex.operators.parameters.typed import type_of
 from dspex.operators.plan import Plan, shorten
-from dspex.operators.problems import problem
 
 
 @dataclass

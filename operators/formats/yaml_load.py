@@ -11,9 +11,8 @@ from dspex.bus.settings import not_built
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.formats.yaml_document import Document, read_file
 from dspex.operators.formats.yaml_read import Mapped
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean, problem
 from dspex.operators.plan import NodeDraft, shorten
-from dspex.operators.problems import problem
 from dspex.operators.registry import operators
 from dspex.operators.stateless import sink, source
 from dspex.operators.stream import AnyStream, Stream

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dspex.bus.records import ADAPTERS as ADAPTERS
 from dspex.bus.records import Adapter as Adapter
-from dspex.operators.native.suggestions import did_you_mean, problem
+from dspex.operators.native.problems import did_you_mean, problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.prompts.chat import ChatPrompt

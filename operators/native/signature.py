@@ -22,7 +22,7 @@ from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, J
 from dspex.operators.native.fields.fields import Field as Field
 from dspex.operators.native.fields.grammar import parse
 from dspex.operators.native.fields.tokens import shown
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -9,9 +9,9 @@ from typing import ClassVar, cast
 from dspex.operators.expressions import language as expressions
 from dspex.operators.expressions.predicate import predicate
 from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.native.problems import all_errors, problem, wrong
 from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
-from dspex.operators.problems import all_errors, problem, wrong
 from dspex.operators.typing.functions import automatic_name, takes_context
 from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import did_you_mean, problem
+from dspex.operators.native.problems import did_you_mean, problem
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import missing_fields
 

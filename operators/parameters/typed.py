@@ -10,10 +10,10 @@ from dspex.bus.errors import TopologyError
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.fields.grammar import parse_type
 from dspex.operators.native.fields.types import foreign, type_text
+from dspex.operators.native.problems import problem
 from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
-from dspex.operators.problems import problem
 from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import contradictions

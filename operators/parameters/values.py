@@ -10,8 +10,8 @@ from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.native.problems import problem, wrong
 from dspex.operators.parameters.parameter import Arguments, Parameter
-from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.shape import Shape
 from dspex.operators.typing.stream_checks import wrong_field
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from typing_extensions import Unpack
 
 from dspex.bus.settings.not_built import OPTIONS
+from dspex.operators.native.problems import all_of
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import (
     INTO,
@@ -21,7 +22,6 @@ from dspex.operators.parameters import (
 )
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import all_of
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec, consistent
 from dspex.operators.typing import code, purity

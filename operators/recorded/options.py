@@ -17,7 +17,7 @@ from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean, problem, wrong
 from dspex.operators.parameters import (
     Arguments,
     ChoiceParameter,
@@ -27,7 +27,6 @@ from dspex.operators.parameters import (
     Parameter,
 )
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
-from dspex.operators.problems import problem, wrong
 from dspex.operators.typing.names import Adapter, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 

@@ -24,13 +24,13 @@ from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.checks import FAILURES
 from dspex.operators.native.fields.types import fields_of
+from dspex.operators.native.problems import all_of, problem
 from dspex.operators.native.prompts.values import plain_input
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.user_types.described import refuse_what_cannot_travel
 from dspex.operators.parameters import Arguments
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
-from dspex.operators.problems import all_of, problem
 from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
 from dspex.operators.typing.names import T_co, V
 from dspex.operators.typing.refs import Local, resolve

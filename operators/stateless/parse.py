@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 from dspex.bus.errors import InvalidInput, InvalidOutput
 from dspex.engine.graph.context import Build
 from dspex.operators.native.adapters import Adapter
+from dspex.operators.native.problems import nearest
 from dspex.operators.native.replies import free_text
 from dspex.operators.native.replies.free_text import FreeText
 from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.native.suggestions import nearest
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, ChoiceParameter, FieldNameParameter, SignatureParameter
 from dspex.operators.stateless.adding import adding

@@ -11,14 +11,13 @@ from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import template
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.native.problems import listed, problem, wrong
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.suggestions import listed
 from dspex.operators.native.templates.template import Template
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, Arguments, ChoiceParameter, FieldNameParameter, Parameter, Types
 from dspex.operators.parameters.typed import signature_option
 from dspex.operators.parameters.values import TEXT, mapping
-from dspex.operators.problems import problem, wrong
 from dspex.operators.stateless.adding import adding
 from dspex.operators.typing.shape import Shape, record_of
 from dspex.operators.typing.stream_checks import missing_inputs

@@ -10,10 +10,9 @@ from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Build, Context
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean, problem
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import INTO, ExpressionParameter, FieldNameParameter, TextOrFunctionParameter
-from dspex.operators.problems import problem
 from dspex.operators.stateless.adding import adding
 from dspex.operators.typing.functions import function_name
 

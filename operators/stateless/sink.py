@@ -12,10 +12,10 @@ from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.nodes import Sink
 from dspex.operators.expressions import template
+from dspex.operators.native.problems import problem, wrong
 from dspex.operators.parameters import ChoiceParameter, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import problem, wrong
 from dspex.operators.stateless.source import StreamNameParameter
 from dspex.operators.typing.names import Codec
 from dspex.operators.typing.shape import UNKNOWN, Shape

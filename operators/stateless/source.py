@@ -18,6 +18,7 @@ from dspex.bus.subjects import is_stream_name
 from dspex.engine.graph.nodes import MOST_PARTITIONS, OnGap, Source, Start
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.fields import JsonSchema
+from dspex.operators.native.problems import wrong
 from dspex.operators.parameters import (
     Arguments,
     ChoiceParameter,
@@ -29,7 +30,6 @@ from dspex.operators.parameters import (
 )
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.plan import NodeDraft, Plan
-from dspex.operators.problems import wrong
 from dspex.operators.typing.shape import shape_of, validator
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+_-]+/[A-Za-z0-9.+_-]+")

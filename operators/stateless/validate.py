@@ -9,11 +9,11 @@ from typing import Any
 from dspex.bus.codecs.plain import KEEPS_MORE
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.context import Build, Context, Handler
+from dspex.operators.native.problems import problem
 from dspex.operators.native.templates.schema import Schema
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter, TypeParameter
 from dspex.operators.parameters.values import mapping
-from dspex.operators.problems import problem
 from dspex.operators.typing.names import Extra, OnError
 from dspex.operators.typing.shape import Shape, is_record, record_of, shape_of, validator
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dspex.engine.graph.check import NAME
-from dspex.operators.problems import problem
+from dspex.operators.native.problems import problem
 
 
 def takes_context(fn: object, op: str) -> bool:

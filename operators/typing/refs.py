@@ -9,8 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from dspex.operators.native.suggestions import did_you_mean
-from dspex.operators.problems import problem
+from dspex.operators.native.problems import did_you_mean, problem
 
 REF = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 

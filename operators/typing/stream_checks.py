@@ -10,9 +10,8 @@ from typing import Any, get_args, get_origin
 from dspex.bus.errors import TopologyError
 from dspex.operators.expressions import language as expressions
 from dspex.operators.native.fields.types import declared_fields, required_fields, type_text
+from dspex.operators.native.problems import nearest, problem
 from dspex.operators.native.signature import Signature
-from dspex.operators.native.suggestions import nearest
-from dspex.operators.problems import problem
 from dspex.operators.typing.shape import Shape
 
 

@@ -23,7 +23,7 @@ from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramErr
 from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
-from dspex.operators.native.suggestions import listed
+from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of

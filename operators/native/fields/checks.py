@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, cast
 from dspex.bus.errors import DspexError, InvalidOutput
 from dspex.operators.native.fields.fields import MISSING, Annotation, Field, Values
 from dspex.operators.native.fields.types import explain
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

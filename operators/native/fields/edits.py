@@ -13,7 +13,7 @@ from dspex.operators.native.fields.field_names import check_fields, refuse_name
 from dspex.operators.native.fields.fields import MISSING, NOTHING, Annotation, Field, Role
 from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.types import modern, takes_none, type_text
-from dspex.operators.native.suggestions import did_you_mean, problem
+from dspex.operators.native.problems import did_you_mean, problem
 
 TypeOrText: TypeAlias = str | Annotation | None
 

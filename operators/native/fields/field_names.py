@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dspex.operators.native.fields import tokens
 from dspex.operators.native.fields.fields import Field
 from dspex.operators.native.fields.tokens import FORM
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 MAX_FIELDS = 1000
 MAX_PATTERNS = 16

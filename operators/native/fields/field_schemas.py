@@ -13,7 +13,7 @@ from dspex.operators.native.fields.fields import MISSING, Constraints, Field, Js
 from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.token_reader import MAX_DEPTH
 from dspex.operators.native.fields.types import constant_text
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 _SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 _FORMATS = {

@@ -34,7 +34,7 @@ from dspex.operators.native.fields.types import (
     type_text,
     unmarked,
 )
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

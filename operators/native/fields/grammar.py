@@ -26,7 +26,7 @@ from dspex.operators.native.fields.tokens import FIELDS, FORM
 from dspex.operators.native.fields.type_grammar import TypeReader
 from dspex.operators.native.fields.type_names import BARE, GENERIC
 from dspex.operators.native.fields.types import constant_text, takes_none
-from dspex.operators.native.suggestions import nearest, problem
+from dspex.operators.native.problems import nearest, problem
 
 _ARGUMENTS = (*CONSTRAINTS, "description", "default")  # what `Field(…)` may have
 _ANNOTATED = ("Annotated", "typing.Annotated")

@@ -9,7 +9,7 @@ from typing import cast
 from dspex.operators.native.fields.checks import typed_default
 from dspex.operators.native.fields.fields import MISSING, Field, Values
 from dspex.operators.native.fields.types import takes_none
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 
 def plain_of(field: Field, read: Field) -> Values:

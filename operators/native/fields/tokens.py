@@ -11,7 +11,7 @@ import unicodedata
 import warnings
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 MAX_TEXT = 65_536
 MAX_NAME = 200  # characters of a name that is not all ASCII

@@ -11,7 +11,7 @@ from dspex.operators.native.fields.fields import Annotation, get_origin
 from dspex.operators.native.fields.token_reader import CONSTANTS, TYPES, Constant, TokenReader
 from dspex.operators.native.fields.type_names import ARITY, BARE, FORMS, KNOWN, TUPLES, find, parametrized
 from dspex.operators.native.fields.types import constant_text, foreign, type_text
-from dspex.operators.native.suggestions import nearest, problem
+from dspex.operators.native.problems import nearest, problem
 
 _AFTER = frozenset(("", ",", "]", "|", ")"))  # tokens that may follow a name without parameters
 _LITERAL = "Literal takes texts, whole numbers, True, False and None"

@@ -21,8 +21,8 @@ from dspex.operators.native.lm.completion import Completion
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, model_name, own_server, why_not_native
 from dspex.operators.native.lm.openai_models import json_mode
+from dspex.operators.native.problems import listed, problem
 from dspex.operators.native.signature import Signature, as_signature
-from dspex.operators.native.suggestions import listed, problem
 
 _JSON_OBJECT = {"type": "json_object"}
 

@@ -15,7 +15,7 @@ from dspex.operators.native.metrics.column_words import Overlap, Words
 from dspex.operators.native.metrics.columns import END, Array, blocks, column, is_list, lists, np, pa, pc, plain
 from dspex.operators.native.metrics.metrics import METRICS, normalize_text
 from dspex.operators.native.metrics.text import NO_EVIDENCE, passage, same_plain
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean
 
 
 def batch(metric: str, actual: Array, expected: Array) -> Array:

@@ -11,10 +11,10 @@ from inspect import isclass
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast, get_args
 
 from dspex.operators.native.fields.fields import Field, JsonSchema, get_origin
+from dspex.operators.native.problems import problem
 from dspex.operators.native.prompts.names import annotation_name
 from dspex.operators.native.prompts.values import format_value, has_a_known_form, refuse_marker
 from dspex.operators.native.prompts.versions import Version, version_of
-from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.adapters import ChatMessage

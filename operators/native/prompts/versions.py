@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 _NUMBER = re.compile(r"(\d{1,6})\.(\d{1,6})(?:[^\d]|\Z)", re.ASCII)
 _PACKAGES = ("dspy", "dspy-ai")  # one library under two names

@@ -11,10 +11,10 @@ from typing_extensions import is_typeddict
 
 from dspex.operators.native.fields.fields import Annotation, Field, JsonSchema, get_origin
 from dspex.operators.native.fields.types import is_model
+from dspex.operators.native.problems import problem
 from dspex.operators.native.prompts.chat import INTRODUCTION, MISSING, ChatPrompt, Demo, FieldSlot, json_schema
 from dspex.operators.native.prompts.values import format_value, jsonable
 from dspex.operators.native.prompts.versions import Version
-from dspex.operators.native.suggestions import problem
 from dspex.operators.native.user_types.unfolded import refuse_large
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from dspex.operators.native.adapters import Parser
 from dspex.operators.native.fields.fields import Annotation, Values, get_origin
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature

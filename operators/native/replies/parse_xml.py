@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from dspex.operators.native.adapters import Parser
 from dspex.operators.native.fields.fields import Annotation, JsonSchema
 from dspex.operators.native.fields.types import type_text
+from dspex.operators.native.problems import problem
 from dspex.operators.native.replies.outputs import OutputFields, unfit
 from dspex.operators.native.replies.parse_values import Converter, constrained, converter, excerpt
 from dspex.operators.native.replies.repair import MAX_DEPTH, TooHard
-from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from dspex.operators.native.adapters import ADAPTERS, Adapter
-from dspex.operators.native.suggestions import did_you_mean, problem
+from dspex.operators.native.problems import did_you_mean, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.native.suggestions import did_you_mean
+from dspex.operators.native.problems import did_you_mean
 from dspex.operators.native.templates.growth import LIST_FILTERS, LONGER, multipliers
 from dspex.operators.native.templates.tokens import WORDS, Tag, Token, call_arguments, refused
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 from dspex.operators.native.templates.allowed import FUNCTIONS, METHODS, check
 from dspex.operators.native.templates.growth import growth_of, json_indent, ranges
 from dspex.operators.native.templates.tokens import WORDS, Tag, Token, is_value, split

@@ -15,7 +15,7 @@ import orjson
 from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import InvalidInput
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 from dspex.operators.native.templates.schema_cost import cost
 
 if TYPE_CHECKING:

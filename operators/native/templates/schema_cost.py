@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from dspex.bus.errors import TopologyError
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 MAX_UNFOLDED = 20_000  # subschemas with each reference written out
 MAX_CHAIN = 200  # subschemas one inside the other, for the same data

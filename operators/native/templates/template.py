@@ -23,7 +23,7 @@ import orjson
 from dspex.bus.codecs import json_bytes
 from dspex.bus.errors import ExpressionError, InvalidInput
 from dspex.operators.native.fields.fields import Values
-from dspex.operators.native.suggestions import nearest, problem
+from dspex.operators.native.problems import nearest, problem
 from dspex.operators.native.templates.language import MAX_VALUE, SPLIT, examine
 from dspex.operators.native.templates.plain_data import DictMethod, depth, hidden, longest
 

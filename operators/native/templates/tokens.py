@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dspex.bus.errors import TopologyError
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 MAX_TOKENS = 500  # of one tag: minijinja reads `- - - - x` recursively, and 60,000 tokens of it end the process
 

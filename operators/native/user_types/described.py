@@ -20,9 +20,9 @@ from dspex.operators.native.fields.fields import Annotation, Field, JsonSchema, 
 from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.type_names import KNOWN, is_known
 from dspex.operators.native.fields.types import constant_text, is_model, type_text
+from dspex.operators.native.problems import problem
 from dspex.operators.native.prompts.names import annotation_name
 from dspex.operators.native.prompts.values import classes_of
-from dspex.operators.native.suggestions import problem
 
 if TYPE_CHECKING:
     from dspex.operators.native.signature import Signature

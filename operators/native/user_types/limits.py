@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 from dspex.operators.native.user_types.described import CODE, ENUM, FLAG, KINDS, MAX_SIZE
 
 _DEPTH = 60  # levels of a schema

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from dspex.operators.native.fields.fields import Annotation, JsonSchema
 from dspex.operators.native.fields.type_names import dspys
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 from dspex.operators.native.user_types.described import CODE, ENUM, FLAG, MODEL, OTHER, TYPED_DICT
 from dspex.operators.native.user_types.limits import checked
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dspex.operators.native.fields.fields import JsonSchema
-from dspex.operators.native.suggestions import problem
+from dspex.operators.native.problems import problem
 
 MAX_UNFOLDED = 20_000  # parts
 _START = "#/$defs/"

@@ -1,13 +1,16 @@
-"""Parts of error messages: the name that was probably meant, and an error about the text of a user's topology."""
+"""Errors about what a user wrote in a topology, one at a time or all at once, and the name that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from heapq import nsmallest
 from itertools import islice
+from typing import TypeVar
 
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import Problem, TopologyError
+
+T = TypeVar("T")
 
 # The names may be those of an event's fields, and whoever publishes can give any number of them, of any length.
 _COMPARED = 100  # each costs up to 40 us
@@ -36,3 +39,26 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 def problem(code: str, message: str, fix: str) -> TopologyError:
     """An error in a topology. `code`: DX2xx; `fix`: what to write instead."""
     return TopologyError(message, code=code, fix=fix)
+
+
+def wrong(name: str, value: object, fix: str) -> TopologyError:
+    """The error for a value that an option does not take."""
+    return problem("DX205", f"{name} cannot be {value!r}", fix)
+
+
+def all_of(errors: Iterable[TopologyError]) -> None:
+    """Raise the errors as one TopologyError with all their problems; nothing when there are none."""
+    found = [p for e in errors for p in e.problems or [Problem(e.code, "error", "", e.node, None, None, e.message, e.fix)]]
+    if found:
+        raise TopologyError("; ".join(p.message for p in found), code=found[0].code, fix=found[0].fix, problems=found)
+
+
+def all_errors(check: Callable[[T], object], values: Iterable[T]) -> None:
+    """Check every value, and raise what is wrong with them as one TopologyError."""
+    errors: list[TopologyError] = []
+    for value in values:
+        try:
+            check(value)
+        except TopologyError as e:
+            errors.append(e)
+    all_of(errors)
