@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.context import Build
+from dspex.engine.graph.nodes import Hop
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import problem
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
@@ -108,15 +109,15 @@ class Operator(Declaration):
     """A native operator.
 
     Attributes:
-        build: (main argument, **options) → the node's Build. It is called with checked arguments, and raises TopologyError
-            for what only it can find out.
+        build: (main argument, **options) → the node's Build, or its Hop. It is called with checked arguments, and
+            raises TopologyError for what only it can find out.
         shape: (shape of the data that comes in, arguments) → the shape of what comes out; of each outlet, where there are
             several. Where `into` is given, that is the shape.
         outlets: main argument → the number of streams that come out.
     """
 
     _: KW_ONLY
-    build: Callable[..., Build]
+    build: Callable[..., Build | Hop]
     shape: Callable[[Shape, Arguments], Shape | list[Shape]] = same
     outlets: Callable[[Any], int] = one
 

@@ -18,6 +18,8 @@ from dspex.engine.graph.context import Build, Handler
 from dspex.engine.graph.nodes import (
     Call,
     CallNode,
+    Hop,
+    HopNode,
     Inlet,
     NativeNode,
     Node,
@@ -29,7 +31,7 @@ from dspex.engine.graph.nodes import (
 )
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
-Payload: TypeAlias = Source | Call | Sink | Build
+Payload: TypeAlias = Source | Call | Hop | Sink | Build
 """What makes a node the kind of node that it is: see engine/graph/nodes.py."""
 
 
@@ -73,6 +75,8 @@ class NodeDraft:
                 return SourceNode(**common, source=source)
             case Call() as call:
                 return CallNode(**common, call=call)
+            case Hop() as hop:
+                return HopNode(**common, hop=hop)
             case Sink() as sink:
                 return SinkNode(**common, sink=sink)
             case build:

@@ -1,4 +1,4 @@
-"""All operators by name, found where they are declared: a file in `stateless` or `recorded` is all that a new one needs."""
+"""All operators by name, found where they are declared: a file beside the others is all that a new one needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
 
-from dspex.operators import recorded, stateless
+from dspex.operators import keyed, recorded, stateless
 from dspex.operators.operator import Operator
 from dspex.operators.recorded.calls import CallOperator
 
@@ -19,7 +19,7 @@ AnyOperator = Operator | CallOperator
 def operators() -> Mapping[str, AnyOperator]:
     """Native operators, then recorded ones, each by the order of their files."""
     found: dict[str, AnyOperator] = {}
-    for package in (stateless, recorded):
+    for package in (stateless, keyed, recorded):
         for file in iter_modules(package.__path__, f"{package.__name__}."):
             for thing in vars(import_module(file.name)).values():
                 if isinstance(thing, (Operator, CallOperator)):

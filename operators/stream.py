@@ -240,6 +240,16 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         """
         raise NotImplementedError
 
+    # -- keys
+    @overload
+    def key_by(self, key: str, *, name: Name = None) -> Stream[T_co, str]: ...
+    @overload
+    def key_by(self, key: Callable[[T_co], str], *, name: str) -> Stream[T_co, str]: ...
+    @declared
+    def key_by(self, key: str | Callable[[Any], str], *, name: Name = None) -> AnyStream:
+        """Give events a key, a text: those of one key go on one after another, in the order in which they come here."""
+        raise NotImplementedError
+
     # -- recorded
     def call(self, spec: Spec[U], *, name: str) -> Stream[U, K_co]:
         """Ask a worker, as the spec says. The record of the call is stored before anything uses it."""

@@ -21,7 +21,7 @@ TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
 OPERATORS = (
-    *("key_by", "window", "session_window", "aggregate", "reduce", "stateful", "join", "lookup", "batch", "throttle"),
+    *("window", "session_window", "aggregate", "reduce", "stateful", "join", "lookup", "batch", "throttle"),
     *("dedupe", "enrich", "gather", "debounce", "approve"),
 )
 """Methods of `Stream`, and operators in YAML."""

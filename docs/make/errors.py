@@ -128,7 +128,10 @@ MORE = {
     "DX229": ("Arrow is chosen for data that are records.", '`codec="json"`, or `"auto"`'),
     "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
-    "DX234": ("The number of a source's partitions changed.", "keep it: a key stays in its partition for good"),
+    "DX234": (
+        "Keys would change their owners: by another number of partitions, or since streams of `key_by` meet, or no longer do.",
+        "leave it as it was: a key stays in its partition for good",
+    ),
     "DX235": ("Nothing of this name is applied.", "the message names what is; `dspex run` applies"),
     "DX237": (
         "An operator, an option or a value is not built in this version; it is refused rather than ignored.",

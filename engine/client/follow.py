@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message, id_time, new_id, partition_of, run_of, spread_of
 from dspex.bus.port import Bus
@@ -143,14 +143,15 @@ class Follower:
         """Note what one message says. What no engine wrote is passed over. Raises Unreachable."""
         try:
             await self._take(m)
-        except (TypeError, ValueError) as e:
+        except (DecodeError, TypeError, LookupError, ValueError) as e:
             _log.warning("what no engine wrote is passed over", subject=m.subject, sequence=m.sequence, why=str(e))
 
     async def _take(self, m: Message) -> None:
         if subjects.matches(self._logs, m.subject):
             self._entry(m, await self._changes(m))
         elif subjects.matches(self._events, m.subject):
-            self._wait_for(m.headers.get(subjects.RUN, ""), (_partition(m), "events"), m.sequence)
+            for id in {str(event["origin"]["run"]) for event in codecs.decode(m.data, codecs.MSGPACK)}:
+                self._wait_for(id, (_partition(m), "events"), m.sequence)
         elif subjects.matches(self._records, m.subject):
             self._record(m)
         elif subjects.matches(self._dead, m.subject):
@@ -259,11 +260,12 @@ class Follower:
                 await self.take(await self._whole(message))
 
     async def _whole(self, m: Message) -> Message:
-        """The message; a record of these runs with its body, which says what was used."""
-        if payloads.is_whole(m.headers) or m.headers.get(subjects.RUN) not in self.runs:
+        """The message; a record of these runs with its body, which says what was used, and a frame with its events."""
+        if payloads.is_whole(m.headers):
             return m
-        record = subjects.matches(self._records, m.subject)
-        return (await payloads.checked_out(self.bus, self.app, m) if record else None) or m
+        record = m.headers.get(subjects.RUN) in self.runs and subjects.matches(self._records, m.subject)
+        needed = record or subjects.matches(self._events, m.subject)
+        return (await payloads.checked_out(self.bus, self.app, m) if needed else None) or m
 
 
 def _partition(m: Message) -> PartitionId:

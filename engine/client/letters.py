@@ -230,14 +230,14 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
     applied = (await manifest.of_application(bus, app)).get(letter.topology)
     words = letter.redrive.split(".")
     stage, index = words[-2:] if len(words) > 1 else ("", "")
-    counts = dict(applied.stages.values()) if applied is not None else {}
+    counts = applied.partitions if applied is not None else {}
     known = stage not in counts or index in map(str, range(counts[stage]))
     if not known or letter.redrive != subjects.edge(app, letter.topology, stage, index):
         raise _forged(sequence, f"its event goes on at {_cut(letter.redrive)!r}, where no partition of its topology reads")
     streams = {subjects.stream(app), *(applied.streams.values() if applied is not None else ())}
     if letter.stored is not None and letter.stored.stream not in streams:
         raise _forged(sequence, f"its event lies in {_cut(letter.stored.stream)!r}, which its topology does not read")
-    if applied is None or stage not in {applied.stages[source][0] for source in applied.streams}:
+    if applied is None or stage not in applied.live:
         raise TopologyError(
             f"{_cut(letter.topology)} has no stage {_cut(stage)} any more, where the event of this letter of "
             f"{_cut(letter.node)} goes on",
@@ -246,7 +246,7 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
             fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
         )
     node = applied.renamed.get(letter.event.node, letter.event.node)
-    if node not in applied.streams and node not in applied.calls:
+    if node not in {*applied.streams, *applied.calls, *applied.hops} - {*applied.dropped}:
         raise TopologyError(
             f"{_cut(letter.topology)} has no operator {_cut(node)} any more, where the event of this letter goes on",
             code="DX232",

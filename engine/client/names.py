@@ -20,6 +20,6 @@ def known(manifests: Mapping[str, Manifest]) -> set[str]:
     return {
         name
         for topology, applied in manifests.items()
-        for node in (*applied.calls, *applied.stages)
+        for node in (*applied.calls, *applied.stages, *applied.hops)
         for name in names(manifests, topology, node)
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.nodes import CallNode, Node, SinkNode, SourceNode
+from dspex.engine.graph.nodes import CallNode, HopNode, Node, SinkNode, SourceNode
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Graph:
     @property
     def calls(self) -> list[CallNode]:
         return [n for n in self.nodes.values() if isinstance(n, CallNode)]
+
+    @property
+    def hops(self) -> list[HopNode]:
+        return [n for n in self.nodes.values() if isinstance(n, HopNode)]
 
     @property
     def sinks(self) -> list[SinkNode]:

@@ -21,7 +21,8 @@ from dspex.bus.codecs.checking import checker
 from dspex.bus.errors import DecodeError, Fenced, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import MOST_PARTITIONS, Call, CallNode, SourceNode
+from dspex.engine.graph.hops import new_id, with_hops
+from dspex.engine.graph.nodes import MOST_PARTITIONS, Call, CallNode, HopNode, SourceNode
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger("dspex.engine")
@@ -39,6 +40,8 @@ class Manifest:
     sinks: subjects (patterns) of sinks. copies: of those that have a public copy, the stream that is it.
     retention: seconds that what is not needed any more is kept.
     renamed: old name → new name of nodes, since the first version: rows of the log and stored events keep old ones.
+    hops: operator that gives events another owner → (id of the stage behind it, partitions). Those that meet have one stage.
+    dropped: of these, those that the topology has no more.
     """
 
     version: int
@@ -51,6 +54,19 @@ class Manifest:
     retention: float = 7 * 86400.0
     renamed: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    hops: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def partitions(self) -> dict[str, int]:
+        """Stage → how many partitions it has, of all stages that there ever were."""
+        return dict((*self.stages.values(), *self.hops.values()))
+
+    @property
+    def live(self) -> set[str]:
+        """The stages that the topology has now."""
+        hops = {id for name, (id, _) in self.hops.items() if name not in self.dropped}
+        return hops | {self.stages[source][0] for source in self.streams}
 
     def pack(self) -> bytes:
         return orjson.dumps(self)
@@ -70,8 +86,7 @@ class Manifest:
         """Whether it is what `write` makes: whoever may write into the bucket can write anything there."""
         return (
             self.version > 0
-            and all(_NAME.fullmatch(id) for id, _ in self.stages.values())
-            and all(1 <= count <= MOST_PARTITIONS for _, count in self.stages.values())
+            and all(_NAME.fullmatch(id) and 1 <= count <= MOST_PARTITIONS for id, count in self.partitions.items())
             and self.streams.keys() <= self.stages.keys()
             and all(call.keys() >= {"spec", "pool"} and isinstance(call["spec"], dict) for call in self.calls.values())
             and all(isinstance(call["pool"], str) for call in self.calls.values())
@@ -105,7 +120,7 @@ def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
             found.strange[key] = f"it says that it is version {made.version}"
         elif found.known and before not in items:
             found.strange[key] = f"there is no version {made.version - 1}"
-        elif found.known and not {*found.known[-1].stages.values()} <= {*made.stages.values()}:
+        elif found.known and not found.known[-1].partitions.items() <= made.partitions.items():
             found.strange[key] = f"it has not all stages of version {found.known[-1].version}, which no version gives up"
         else:
             found.known.append(made)
@@ -218,12 +233,14 @@ def _is_not_old(graph: Graph, versions: Sequence[Manifest]) -> None:
 def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], before: Manifest | None) -> Manifest:
     stages = dict(before.stages) if before else {}
     begun = dict(before.starts) if before else {}
+    behind = dict(before.hops) if before else {}
     for node in graph.sources:
         was = graph.renamed_from.get(node.name, "")
         if node.name not in stages and was in stages:
             stages[node.name], begun[node.name] = stages.pop(was), begun.pop(was, 0)
-        elif node.name not in stages:  # ids are never used again: `stages` keeps what was dropped
-            stages[node.name], begun[node.name] = (f"s{len(stages) + 1}", node.source.partitions), starts.get(node.name, 0)
+        elif node.name not in stages:
+            stages[node.name], begun[node.name] = (new_id(stages, behind), node.source.partitions), starts.get(node.name, 0)
+    behind = with_hops(graph, behind, stages)
     if before is not None:
         _compare(graph, before, stages)
     new = Manifest(
@@ -237,6 +254,8 @@ def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], b
         retention=graph.retention,
         renamed=_renamed(graph, before.renamed if before else {}),
         copies={n.sink.pattern: n.sink.stream for n in graph.sinks if n.sink.stream is not None},
+        hops=behind,
+        dropped=tuple(sorted(behind.keys() - {n.name for n in graph.hops})),
     )
     if before is not None and new != before:
         return replace(new, version=before.version + 1)
@@ -267,9 +286,10 @@ def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int
                 code="DX234",
                 fix=f"keep partitions={count}: a key stays in its partition for good",
             )
-    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | SourceNode)}
+    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | HopNode | SourceNode)}
     declared = set(graph.renamed_from.values()) | set(graph.drop)
-    gone = [name for name in (*before.calls, *before.streams) if name not in now and name not in declared]
+    hops = before.hops.keys() - before.dropped
+    gone = [name for name in (*before.calls, *before.streams, *sorted(hops)) if name not in now and name not in declared]
     if gone:
         raise TopologyError(
             f"{graph.name}: node {gone[0]!r} of the applied version is gone, and nothing said about its open calls",

@@ -1,6 +1,6 @@
-"""The nodes of a graph, of four kinds (source, native, call, sink), and what each kind needs to know.
+"""The nodes of a graph, of five kinds (source, native, call, hop, sink), and what each kind needs to know.
 
-The engine knows these four and no operator by name.
+The engine knows these five and no operator by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build
 
 R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data
-NodeRole: TypeAlias = Literal["source", "native", "call", "sink"]
+NodeRole: TypeAlias = Literal["source", "native", "call", "hop", "sink"]
 OnGap: TypeAlias = Literal["stop", "skip"]
 Start: TypeAlias = Literal["new", "all"] | int | float
 
@@ -98,6 +98,17 @@ class Source:
     plain: bool = True  # whether JSON is taken, which `media` is not asked for then
 
 
+KEYED_PARTITIONS: Final = 64
+"""Of a stage behind hops, for good: a key stays in its partition."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """Where events change their owner. `key`: (data, context) → the key that says who has it; raises InvalidInput."""
+
+    key: Callable[[Any, Any], str]
+
+
 @dataclass(frozen=True)
 class Sink:
     """Where events go. `subject` may hold `{field}`; then `address` fills it in. `pattern` is what the stream captures.
@@ -169,6 +180,14 @@ class CallNode(NodeBase):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HopNode(NodeBase):
+    """Events go on in the partition of their key, in another stage: a stage begins behind it."""
+
+    role: ClassVar[NodeRole] = "hop"
+    hop: Hop
+
+
+@dataclass(frozen=True, kw_only=True)
 class SinkNode(NodeBase):
     """Events are published here, with the commit."""
 
@@ -176,4 +195,4 @@ class SinkNode(NodeBase):
     sink: Sink
 
 
-Node: TypeAlias = SourceNode | NativeNode | CallNode | SinkNode
+Node: TypeAlias = SourceNode | NativeNode | CallNode | HopNode | SinkNode

@@ -22,6 +22,7 @@ from dspex.bus.serving.signatures import Keys
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks, first, patiently
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.hops import groups
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
@@ -31,9 +32,9 @@ from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
-from dspex.engine.runtime.compile import Stage, compile_dropped, compile_stage
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
+from dspex.engine.runtime.walk.compile import Stage, compile_behind, compile_dropped, compile_stage
 
 LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
 READERS = 8  # partitions that catch up with a reader of their own at a time
@@ -153,12 +154,16 @@ class Host:
             membership.add(graph.name, applied.version, stage.id, count, runner)
             return runner
 
+        names, hops = applied.renamed, applied.hops
         for source in graph.sources:
             id, count = applied.stages[source.name]
-            stage = compile_stage(graph, source, id, applied.renamed)
+            stage = compile_stage(graph, source, id, names, hops)
             add(stage, applied.streams[source.name], count, applied.starts.get(source.name, 0))
+        for group in groups(graph):
+            id, count = hops[group[0].name]
+            add(compile_behind(graph, group, id, names, hops), "", count, 0)
         return {
-            add(compile_dropped(graph, gone.source, gone.stage, applied.renamed), gone.stream, gone.partitions, 0): gone
+            add(compile_dropped(graph, gone, names, hops), gone.stream, gone.partitions, 0): gone
             for gone in await dropped(self.bus, self.app, graph.name, applied)
             if not await has_ended(self.bus, self.app, gone)
         }
@@ -190,7 +195,7 @@ class Host:
     def _first_of(self) -> list[str]:
         """The topologies whose first partition runs here: its engine does the housekeeping for all."""
         firsts = {(graph.name, graph.sources[0].name) for graph in self.graphs}
-        return [r.topology for r in self.runners if (r.topology, r.stage.source.name) in firsts and 0 in r.partitions]
+        return [r.topology for r in self.runners if (r.topology, r.stage.name) in firsts and 0 in r.partitions]
 
     def _heard(self, stream: StreamInfo) -> None:
         """Let sources wait while the stream is nearly full: what is left is for calls that are open, so that they can end."""
@@ -268,7 +273,7 @@ class Host:
         return {
             "topology": r.topology,
             "stage": r.stage.id,
-            "source": r.stage.source.name,
+            "source": r.stage.name,
             "stopped": r.stopped or r.waits,
             "events": r.counters["event"],
             "rate": self.operators.rate((r.topology, r.stage.id), r.counters["event"]),
@@ -283,7 +288,7 @@ class Host:
                 {
                     "index": p.index,
                     "epoch": p.log.epoch,
-                    "source": r.pumps["source"].stored(p),
+                    "source": r.pumps["source" if r.source is not None else "events"].stored(p),
                     "records": p.tables.position("records").sequence,
                     "open_calls": len(p.tables.calls.rows),
                     "calls": Counter(call.pool for call in p.tables.calls.rows.values()),

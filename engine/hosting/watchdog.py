@@ -114,9 +114,11 @@ class Watchdog:
             )
             if record is not None and record.sequence > p.tables.position("records").sequence:
                 return "records of calls are not read"
+        if runner.source is None:
+            return await self._unread_events(runner, partitions)
         if runner.stage.dropped:
             return ""
-        event = await self.bus.last(runner.source_stream, runner.stage.settings.subject)
+        event = await self.bus.last(runner.source_stream, runner.source.settings.subject)
         if any(p.full for p in partitions) or not runner.source.room.is_set():
             return ""  # the source waits for workers, or for room in the stream
         return (
@@ -124,3 +126,13 @@ class Watchdog:
             if event is not None and event.sequence > (runner.pumps["source"].at or 0)
             else ""
         )
+
+    async def _unread_events(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
+        """The same behind hops: each partition has events of its own."""
+        for p in partitions:
+            event = await self.bus.last(
+                subjects.stream(self.app), subjects.edge(self.app, runner.topology, runner.stage.id, p.index)
+            )
+            if event is not None and event.sequence > runner.pumps["events"].reached(p) and not p.full:
+                return "events that came over a hop are not read"
+        return ""

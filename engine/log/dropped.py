@@ -1,4 +1,4 @@
-"""Stages whose source the topology has dropped: they run until nothing of them is left to do, and cost nothing after that.
+"""Stages whose source, or hops, the topology has dropped: they run until nothing of them is left to do, and then cost nothing.
 
 What is left: calls that are open, events that were put off, and redriven events that nobody has read. Whether there is any
 is read from the logs. A log that no engine has claimed since the source was dropped is not trusted: somebody who still runs
@@ -18,11 +18,12 @@ from dspex.engine.log.latest import latest, look
 
 
 class Dropped(NamedTuple):
-    """A stage whose source was dropped.
+    """A stage whose source was dropped, or all of its hops.
 
     Attributes:
-        stage: its id. partitions: how many it has. stream: where the source was read.
-        version: the last one of the topology that had the source.
+        source: what it began at. stream: where the source was read; "" for hops.
+        stage: its id. partitions: how many it has.
+        version: the last one of the topology that had it.
     """
 
     topology: str
@@ -34,15 +35,18 @@ class Dropped(NamedTuple):
 
 
 async def dropped(bus: Bus, app: str, topology: str, applied: manifest.Manifest) -> list[Dropped]:
-    """The stages whose source is not in the version that is applied. Raises BusError, TopologyError."""
-    names = applied.stages.keys() - applied.streams.keys()
+    """The stages that the version that is applied has no more. Raises BusError, TopologyError."""
+    known = {**applied.stages, **applied.hops}
+    names = {name for name, (id, _) in known.items() if id not in applied.live}
     if not names:
         return []
     bucket = await bus.bucket(subjects.applied(app))
     versions = await manifest.history(bucket, topology, whole=True, before=applied.version)
-    latest_with = {name: m for m in versions.get(topology, ()) for name in m.streams if name in names}
+    ids = {known[name][0]: name for name in sorted(names)}
+    last = {id: (name, m) for m in versions.get(topology, ()) for id, name in ids.items() if id in m.live}
     return [
-        Dropped(topology, name, *applied.stages[name], m.streams[name], m.version) for name, m in sorted(latest_with.items())
+        Dropped(topology, name, *known[name], m.streams.get(name, ""), m.version)
+        for name, m in sorted(last.values(), key=lambda found: found[0])
     ]
 
 

@@ -8,7 +8,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     ------------------------------------------------  -----------------------------------------------------------------
     log entries, snapshots                            they are not before the last snapshot but one, and not before the
                                                       last one that is older than the retention
-    records and redriven events (`engine.records`)    they are not read, or wait for their time or for an earlier call
+    records, and events of hops (`engine.records`)    they are not read, or wait for their time or for an earlier call
     requests of calls (work)                          their call is open
     all these of a stage whose source was dropped     its last entry is kept, or something of it is left to do
     events in the stream of sources                   a stage has not read them, or a dead letter or a redriven event that is
@@ -91,11 +91,10 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     if info is None or manifest is None:
         return
     await redriven.finish(bus, app)
-    partitions = [(stage, index) for stage, count in manifest.stages.values() for index in range(count)]
+    partitions = [(stage, index) for stage, count in manifest.partitions.items() for index in range(count)]
     young = 1 + await sequence_before(bus, info, now - manifest.retention)  # the first that the retention keeps
-    live = {manifest.stages[source][0] for source in manifest.streams}
     kept = {(stage, index): await _kept(bus, app, topology, stage, index, young) for stage, index in partitions}
-    for stage, index in [one for one in partitions if one[0] not in live]:
+    for stage, index in [one for one in partitions if one[0] not in manifest.live]:
         kept[stage, index] = await _of_dropped(bus, app, topology, stage, kept[stage, index], young)
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():

@@ -25,7 +25,6 @@ from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
 from dspex.engine.runtime.batch import Batch
-from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.records import RecordsInput, without_payload
@@ -33,7 +32,8 @@ from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.request import Address, Ask, Output
+from dspex.engine.runtime.walk.compile import Stage
+from dspex.engine.runtime.walk.request import Address, Ask, Output
 
 
 class Difference(NamedTuple):
@@ -48,7 +48,7 @@ class Replay:
 
     Args:
         stage: compiled from the topology as it was when the log was written.
-        source_stream: where the stage's source is read. index, count: which partition, of how many.
+        source_stream: where the stage's source is read, if it has one. index, count: which partition, of how many.
         limit: bytes of one payload, as the engine had it.
     """
 
@@ -59,20 +59,24 @@ class Replay:
         self._address = Address(app, topology, stage.id, index, "", limit)
         self._names = stage.names
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
-        self._source = SourceInput(bus, app, stage, source_stream, count, _unchecked, asyncio.Event())
+        self._source = (
+            SourceInput(bus, app, stage, stage.source, source_stream, count, _unchecked, asyncio.Event())
+            if stage.source
+            else None
+        )
         self._events = EventsInput(bus, app, topology, stage.id, self._source)
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
-        self._messages: list[NewMessage] = []  # of the entry
-        self._asked: dict[int, int] = {}  # number of a call → index of its request in the entry
+        self._batch = Batch()  # of the entry
 
     async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
 
         `snapshot`: the entry that names the snapshot to begin at; 0: with nothing, at the first entry. Raises BusError.
         """
-        info = await self.bus.stream(self._source_stream)
-        self._source.created = info.created if info is not None else 0.0
+        if self._source is not None:
+            info = await self.bus.stream(self._source_stream)
+            self._source.created = info.created if info is not None else 0.0
         told, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
         found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
         if found is not None:
@@ -109,7 +113,7 @@ class Replay:
         if not self._nonce:  # it begins in the middle of an owner's time
             claim = await self.bus.get(self.log.stream, entry["claim"])
             self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
-        self._messages, self._asked = [], {}
+        self._batch = Batch(self.bus.sealing is not None)
         for run in entry["taken"]:
             count = 0
             async for arrival in self._arrivals(*run):
@@ -117,8 +121,9 @@ class Replay:
                 count += 1
             if count != run[3]:
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
-        if digest(self._messages) != entry["digest"]:
-            yield f"other messages: {_summary(self._messages)}"
+        self._batch.write_frames()
+        if digest(self._batch.messages) != entry["digest"]:
+            yield f"other messages: {_summary(self._batch.messages)}"
         mine = plain(packed(self._changes()))
         if mine != changed:
             differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
@@ -135,8 +140,8 @@ class Replay:
             what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
             yield Arrival(Place(input, first), Position(*mark[-1]), clock, what)
             return
-        inputs: list[Input] = [self._source, self._events, self._records, self._timers]
-        reader = next(i for i in inputs if i.name == input)
+        inputs: list[Input | None] = [self._source, self._events, self._records, self._timers]
+        reader = next(i for i in inputs if i is not None and i.name == input)
         messages = await self._stored(input, first, last)
         for message in messages:
             if reader.owner(message) != self._p.index:
@@ -151,8 +156,8 @@ class Replay:
         a = self._address
         if input == "timers":
             return [Message(str(a.partition), b"", {}, first)]
-        if input == "source":
-            return await self.bus.scan(self._source_stream, [self._stage.settings.subject], start=first, stop=last)
+        if input == "source" and self._stage.source is not None:
+            return await self.bus.scan(self._source_stream, [self._stage.source.subject], start=first, stop=last)
         if input == "events":
             subject = subjects.edge(a.app, a.topology, a.stage, a.partition)
         else:
@@ -181,22 +186,21 @@ class Replay:
 
     def _append(self, outputs: Sequence[Output]) -> None:
         for output in outputs:
+            self._batch.add(output)
             if isinstance(output, Ask):
-                self._asked[output.number] = len(self._messages)
                 self._p.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
-            self._messages.append(output.message if isinstance(output, Ask) else output)
 
     def _changes(self) -> dict[str, Any]:
         """What the entry changes. A request lies so many messages before the entry, whose sequence an entry does not know."""
-        changes, count = self._p.tables.changes(), len(self._messages)
+        changes, count = self._p.tables.changes(), len(self._batch.messages)
         for i, (number, row) in enumerate(changes.get("calls", ())):
-            if row is not None and number in self._asked:
-                changes["calls"][i] = (number, row._replace(work=self._asked[number] - count))
+            if row is not None and number in self._batch.asked:
+                changes["calls"][i] = (number, row._replace(work=self._batch.asked[number] - count))
         return changes
 
     def _landed(self, sequence: int) -> None:
-        calls, first = self._p.tables.calls, sequence - len(self._messages)
-        for number, index in self._asked.items():
+        calls, first = self._p.tables.calls, sequence - len(self._batch.messages)
+        for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, first + index)
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple, TypeAlias
 
-from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, NodeEvent, StoredAt
 from dspex.engine.log.rows import Place, Position, Timer
 from dspex.engine.log.tables import Change
 from dspex.engine.runtime.failure import Failure
-from dspex.engine.runtime.request import Output
+from dspex.engine.runtime.walk.request import Ask, Output
 
 
 class Answered(NamedTuple):
@@ -113,7 +112,7 @@ def digest(outputs: Iterable[Output]) -> bytes:
     heads: list[str] = []
     bodies: list[bytes] = []
     for output in outputs:
-        message = output if isinstance(output, NewMessage) else output.message
+        message = output.message if isinstance(output, Ask) else output
         heads.append(message.subject)
         if message.headers:
             heads += message.headers

@@ -6,22 +6,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgpack import Packer
+
+from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot, packed
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note, Told
-from dspex.engine.runtime.request import Ask, Output
+from dspex.engine.runtime.walk.request import Ask, Forward, Output
 
 MOST_PIECES = 31  # of what one log entry cannot hold
 MOST_OUTPUTS = COMMIT_LIMIT - MOST_PIECES - 1  # the rest of a batch is the log entry, and its pieces
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
+MOST_FRAME = 128 << 10  # bytes of a frame, about: larger than what one event needs, and below what is put in the object store
+
+
+@dataclass
+class _Frame:
+    """Events for one partition. `index`: of their message in the commit; `size`: bytes."""
+
+    index: int
+    events: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
 @dataclass
 class Batch:
     """What one commit will hold, but for its log entry.
 
+    The events that go to another partition are one message, a frame, in their order. Frames are never merged across the
+    partitions that send them, so what a fenced one would send drops out whole.
+
     Attributes:
+        sealed: whether payloads are: then a frame has events of one session, whose key seals it.
         taken: the order in which its arrivals were taken, as runs: [input, from, to, count, clock, mark].
         changes: of the tables; None while arrivals are still added.
         asked: number of a call → index in `messages` of its request.
@@ -31,6 +48,7 @@ class Batch:
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
     """
 
+    sealed: bool = False
     messages: list[NewMessage] = field(default_factory=list)
     taken: list[list[Any]] = field(default_factory=list)
     changes: dict[str, Any] | None = None
@@ -44,6 +62,43 @@ class Batch:
     changed: int = 0
     entry: int = 0
     snapshot: Snapshot | None = None
+    frames: dict[tuple[str, str | None], _Frame] = field(default_factory=dict)
+
+    def add(self, output: Output) -> None:
+        """Put in an output."""
+        if isinstance(output, Forward):
+            self.size += len(output.data)
+            self._forward(output)
+            return
+        if isinstance(output, Ask):
+            self.asked[output.number], self.changed = len(self.messages), self.changed + rows_of(output)
+            message = output.message
+        else:
+            message = output
+        self.size += len(message.data)
+        self.messages.append(message)
+
+    def _forward(self, event: Forward) -> None:
+        session = event.session if self.sealed else None
+        frame = self.frames.get((event.subject, session))
+        if frame is None or frame.size + len(event.data) > MOST_FRAME:
+            if frame is not None:
+                self._write(frame)
+            frame = self.frames[event.subject, session] = _Frame(len(self.messages))
+            self.messages.append(NewMessage(event.subject, b"", in_session(session) or None))
+        frame.events.append(event.data)
+        frame.size += len(event.data)
+
+    def _write(self, frame: _Frame) -> None:
+        data = b"".join(
+            (Packer().pack_array_header(len(frame.events)), *frame.events)
+        )  # as records.pack_frame, of packed events
+        self.messages[frame.index] = self.messages[frame.index]._replace(data=data)
+
+    def write_frames(self) -> None:
+        """Make the messages of the events for other partitions: nothing more is added."""
+        for frame in self.frames.values():
+            self._write(frame)
 
     def part(self, arrival: Arrival, done: int) -> None:
         """Note that the batch has so many outputs of an arrival, and not all."""
@@ -79,11 +134,11 @@ def most_that_fit(outputs: Sequence[Output], batch: Batch, most_changed: int) ->
     """
     size, changed, most = batch.size + batch.changed, batch.changed, MOST_OUTPUTS - len(batch.messages)
     for count, output in enumerate(outputs[:most]):
-        if isinstance(output, NewMessage):
-            size += len(output.data)
-        else:
+        if isinstance(output, Ask):
             rows = rows_of(output)
             size, changed = size + len(output.message.data) + rows, changed + rows
+        else:
+            size += len(output.data)
         if (size > MOST_BYTES or changed > most_changed) and (count or batch.messages):
             return count
     return min(len(outputs), most)

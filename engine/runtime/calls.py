@@ -13,7 +13,7 @@ from dspex.engine.log.rows import OpenCall, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note
 from dspex.engine.runtime.failure import Failure, decide, excerpt, letter, operator_gone, refusal, told_to_wait
-from dspex.engine.runtime.request import Output, request
+from dspex.engine.runtime.walk.request import Output, request
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.process import Process

@@ -33,6 +33,7 @@ from dspex.bus.errors import (
     CircuitOpen,
     DataError,
     DspexError,
+    InvalidInput,
     InvalidOutput,
     LMUnavailable,
     RateLimited,
@@ -45,11 +46,11 @@ from dspex.bus.errors import (
 )
 from dspex.bus.message import INHERITED, in_session
 from dspex.bus.port import NewMessage
-from dspex.bus.records import Letter, NodeEvent, StoredAt
+from dspex.bus.records import Letter, NodeEvent, Origin, StoredAt
 from dspex.bus.settings.duration import seconds
 from dspex.engine.graph.nodes import Call
 from dspex.engine.log.rows import OpenCall
-from dspex.engine.runtime.request import Address
+from dspex.engine.runtime.walk.request import Address
 
 TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
 _MEMORY = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # an address differs at every walk, and a letter must not
@@ -241,3 +242,14 @@ def _fitting(letter: Letter, limit: int, stored: StoredAt | None) -> tuple[Lette
         letter = replace(letter, event=letter.event._replace(data=b""))
         body = letter.pack()
     return letter, body
+
+
+def headers_too_long(o: Origin) -> InvalidInput:
+    """The error for an event whose headers leave no room in those of what follows from it."""
+    texts = {"id": o.id, "run": o.run, "key": o.key, "session": o.session, "trace": o.trace}
+    sizes = {name: len(text or "") for name, text in texts.items()}
+    longest = max(sizes, key=lambda name: sizes[name])
+    why = (
+        f"its headers are too long to be handed on: the {longest} has {sizes[longest]:,} characters, all together {INHERITED:,}"
+    )
+    return InvalidInput(why, fix="publish it with shorter ones")

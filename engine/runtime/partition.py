@@ -25,10 +25,10 @@ from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import OpenCall, Place, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
-from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, mark_of, most_that_fit, rows_of
+from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, mark_of, most_that_fit
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.request import Ask, Output
+from dspex.engine.runtime.walk.request import Ask, Output
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -79,7 +79,8 @@ class Partition:
         self.where = {"topology": a.topology, "stage": a.stage, "partition": index}  # for telemetry
         self._positions = tables.positions.rows
         self.durable = dict(self._positions)  # as of the last commit that is stored
-        self.batches: deque[Batch] = deque([Batch()])
+        self._sealed = log.bus.sealing is not None  # what is logged is stored, too: then it may not quote an event
+        self.batches: deque[Batch] = deque([Batch(self._sealed)])
         self.flying: Batch | None = None
         self._taken = 0.0  # when that one was taken, on the monotonic clock
         self.revoked = False
@@ -119,8 +120,8 @@ class Partition:
             if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
                 self._say(note, arrival, failure if note == "dead_letter" else None)
         if failure is not None:
-            sealed = self.log.bus.sealing is not None  # what is logged is stored, too, and may quote the event
-            _log.warning("dead letter", node=failure.node, why=failure.error.code if sealed else failure.error.message[:500])
+            why = failure.error.code if self._sealed else failure.error.message[:500]
+            _log.warning("dead letter", node=failure.node, why=why)
         if changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that
@@ -200,27 +201,26 @@ class Partition:
     def _next_batch(self) -> None:
         for input, position in self.batches[-1].moved.items():
             self.tables.positions.put(input, position)
+        if self.batches[-1].frames:
+            self.batches[-1].write_frames()
         self.batches[-1].changes = self.tables.changes()
-        self.batches.append(Batch())
+        self.batches.append(Batch(self._sealed))
 
     def _fits(self, outputs: Sequence[Output]) -> bool:
         b, count = self.batches[-1], len(outputs)
-        if len(b.messages) + count > MOST_OUTPUTS:
-            return False
-        return count < 2 or most_that_fit(outputs, b, self._most_changed) == count
+        room = len(b.messages) + count <= MOST_OUTPUTS
+        return room and (count < 2 or most_that_fit(outputs, b, self._most_changed) == count)
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
-            if isinstance(output, NewMessage):
-                message = output
-            else:
-                message = output.message
-                batch.asked[output.number] = len(batch.messages)
-                batch.changed += rows_of(output)
+            if type(output) is NewMessage:  # as `add` does it: there is one for most events
+                batch.size += len(output.data)
+                batch.messages.append(output)
+                continue
+            batch.add(output)
+            if isinstance(output, Ask):
                 self._alarm.set()  # its deadline may be near
                 self.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
-            batch.size += len(message.data)
-            batch.messages.append(message)
 
     # -- committing -----------------------------------------------------------------------------------------------
     @property

@@ -31,11 +31,11 @@ from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
 from dspex.engine.runtime.calls import Asked, Settlement
-from dspex.engine.runtime.failure import Failure, letter, operator_gone, raised, refusal, refused
-from dspex.engine.runtime.request import Address, Output, checked_subject, cloud_event, headers_too_long, open_call, too_large
+from dspex.engine.runtime.failure import Failure, headers_too_long, letter, operator_gone, raised, refusal, refused
+from dspex.engine.runtime.walk.request import Address, Output, checked_subject, cloud_event, open_call, too_large
 
 if TYPE_CHECKING:
-    from dspex.engine.runtime.compile import Stage
+    from dspex.engine.runtime.walk.compile import Stage
 
 _new = tuple.__new__  # the class itself as constructor takes twice as long
 _NOTHING, _DROPPED = Effects(), Effects((), (), 0, ("dropped",))

@@ -25,7 +25,6 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.batch import Batch
-from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.lost import LostRequests
@@ -37,8 +36,9 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
 from dspex.engine.runtime.refusals import Refusals
-from dspex.engine.runtime.request import Address
 from dspex.engine.runtime.services import Services
+from dspex.engine.runtime.walk.compile import Stage
+from dspex.engine.runtime.walk.request import Address
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
@@ -56,7 +56,7 @@ class StageRunner:
     """Runs one stage for the partitions that this process owns.
 
     Args:
-        source_stream: where its source is read. count: partitions of the stage.
+        source_stream: where its source is read; "" behind hops. count: partitions of the stage.
         manifest: version that claims carry. start: the sequence behind which a partition that never committed begins.
 
     Attributes:
@@ -67,15 +67,16 @@ class StageRunner:
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:
         self.s, self.stage, self.topology = services, stage, stage.graph.name
         self.source_stream, self.manifest = source_stream, manifest
-        self.partitions: dict[int, Partition] = {}
+        self.partitions, self.counters = dict[int, Partition](), Counter[str]()
         self.stopped: str | None = None
-        self.counters: Counter[str] = Counter()
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
-        s, check = services, SourceCheck(services.bus, source_stream, stage.settings, start, self.counters)
-        self.source = SourceInput(s.bus, s.app, stage, source_stream, count, check, s.room)
+        self.source: SourceInput | None = None
+        if (source := stage.source) is not None:
+            check = SourceCheck(services.bus, source_stream, source, start, self.counters)
+            self.source = SourceInput(services.bus, services.app, stage, source, source_stream, count, check, services.room)
         self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
         self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
@@ -85,9 +86,8 @@ class StageRunner:
     def _inputs(self) -> dict[str, Input]:
         s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
         records, events = records_input(*where, s.keys, self.counters), EventsInput(*where, self.source)
-        lost = LostRequests(records, s.behind)
-        timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, lost)
-        return {"source": self.source, "events": events, "records": records, "timers": timers}
+        timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, LostRequests(records, s.behind))
+        return {i.name: i for i in (self.source, events, records, timers) if i is not None}
 
     def _pump(self, input: Input) -> Pump:
         name = subjects.reader_name(self.s.app, self.topology, self.stage.id, input.name, self.s.engine)
@@ -156,8 +156,8 @@ class StageRunner:
             for name, pump in self.pumps.items():
                 if name != "source" or not self.stage.dropped:
                     self._pumps.start(self._pumping(name, pump), name)
-            if not self.stage.dropped:
-                self._pumps.start(self._watching(), "watch")
+            if self.source is not None and not self.stage.dropped:
+                self._pumps.start(self._watching(SourceWatch(self.s.bus, self.source, self.pumps["source"])), "watch")
 
     async def _pumping(self, name: str, pump: Pump) -> None:
         try:
@@ -172,8 +172,7 @@ class StageRunner:
             telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
             _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
 
-    async def _watching(self) -> None:
-        watch = SourceWatch(self.s.bus, self.source, self.stage.settings, self.pumps["source"])
+    async def _watching(self, watch: SourceWatch) -> None:
         _log.warning("reads its source again", why=await watch.run(list(self.partitions.values()), self.s.clock))
         self._orders.put_nowait(_Order("restart"))
 
@@ -235,6 +234,8 @@ class StageRunner:
         await self._pumps.stop()
         for log, tables in claims.won:
             self._begin(logs[log], log, tables, monotonic() - began)
+        if won := [logs[log] for log, _ in claims.won]:
+            _log.info("owns", topology=self.topology, stage=self.stage.id, partitions=won)
         self._start_pumps()  # at once: some may have to be claimed again until they can be read
         for log, time in claims.ahead:
             self._ahead[logs[log]] = time
@@ -258,7 +259,6 @@ class StageRunner:
         self._compare(p)
         telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)
         self.partitions[index] = p
-        _log.info("owns", topology=self.topology, stage=self.stage.id, partition=index, epoch=log.epoch)
 
     @property
     def waits(self) -> str | None:

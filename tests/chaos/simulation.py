@@ -49,7 +49,7 @@ from dspex.engine.hosting.host import Host
 from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
 from dspex.engine.replay.partition import Replay
-from dspex.engine.runtime.compile import compile_stage
+from dspex.engine.runtime.walk.compile import compile_stage
 
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
 PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost

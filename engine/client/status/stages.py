@@ -55,7 +55,7 @@ class Look:
         What is missing spoils no row but its own.
         """
         letters = dict(zip(manifests, await asyncio.gather(*map(self._letters, manifests))))
-        rows = [self._stage(t, m, source, letters[t]) for t, m in manifests.items() for source in m.stages]
+        rows = [self._stage(t, m, name, letters[t]) for t, m in manifests.items() for name in _begins(m)]
         return [row for row in await asyncio.gather(*rows) if row["open_calls"] or not row["dropped"]]
 
     async def _letters(self, topology: str) -> int:
@@ -65,15 +65,18 @@ class Look:
         return await self.bus.count(self.stream.name, [subjects.dead_pattern(self.app, topology)])
 
     async def _stage(self, topology: str, applied: Manifest, source: str, letters: int) -> StageRow:
-        id, count = applied.stages[source]
+        """`source`: what the stage begins at; a hop where it has no source."""
+        hop = source in applied.hops
+        id, count = (applied.hops if hop else applied.stages)[source]
         mine = [(e, s) for e in self.engines for s in e["stages"] if (s["topology"], s["stage"]) == (topology, id)]
         owned = _owned(mine)
         missing = sorted(set(range(count)) - owned.keys())
-        stream = applied.streams.get(source)
+        stream = applied.streams.get(source) or (subjects.stream(self.app) if hop and id in applied.live else None)
+        subject = subjects.edge(self.app, topology, id, "*") if hop else source
         try:
-            reached = await self._reached(topology, id, missing, [p for _, p in owned.values()])
+            reached = await self._reached(topology, id, missing, [p for _, p in owned.values()], "events" if hop else "source")
             unread = (
-                await self._unread(stream, source, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
+                await self._unread(stream, subject, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
             )
         except BusError as e:  # such as a log that another version of dspex has written
             reached, unread = _Reached(0, Counter()), _Unread(why=e.message)
@@ -99,15 +102,17 @@ class Look:
             "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
         }
 
-    async def _reached(self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport]) -> _Reached:
-        """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
+    async def _reached(
+        self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport], input: str
+    ) -> _Reached:
+        """How far a stage is, as its owners say, and for partitions that nobody owns their logs. `input`: what it reads."""
         read, calls = [p["source"] for p in owned], Counter[str]()
         since = [p.get("waits_since", 0.0) for p in owned]
         for p in owned:
             calls.update(p.get("calls", {}))
         if missing and self.stream is not None:
             found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
-            read += [tables.position("source").sequence for tables in found]
+            read += [tables.position(input).sequence for tables in found]
             calls.update(call.pool for tables in found for call in tables.calls.rows.values())
             since += [oldest_of(call.id for call in tables.calls.rows.values()) for tables in found]
         return _Reached(min(read, default=0), calls, min((at for at in since if at > 0), default=0.0))
@@ -122,6 +127,12 @@ class Look:
         lag = await self.bus.count(stream, [source], after=after)
         first = await self.bus.next(stream, source, after + 1) if lag else None
         return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)
+
+
+def _begins(applied: Manifest) -> list[str]:
+    """What each stage begins at: a source, or one of its hops; one that the topology still has, if there is any."""
+    hops = {id: name for name, (id, _) in sorted(applied.hops.items(), key=lambda hop: hop[0] not in applied.dropped)}
+    return [*applied.stages, *hops.values()]
 
 
 def _owned(reports: Sequence[tuple[EngineReport, StageReport]]) -> dict[int, tuple[str, PartitionReport]]:

@@ -1,4 +1,4 @@
-"""Events at a node, in frames: redriven ones."""
+"""Events at a node, in frames: those that come over a hop, and redriven ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _log = structlog.get_logger("dspex.engine")
 
 
 class EventsInput(Input):
-    """Events at a node, in frames: redriven ones."""
+    """Events at a node, in frames: those that come over a hop, and redriven ones. `source`: of the stage; None behind hops."""
 
     name: ClassVar[str] = "events"
     gated: ClassVar[bool] = True
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source: SourceInput) -> None:
+    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source: SourceInput | None) -> None:
         self._bus, self._stream, self._source = bus, subjects.stream(app), source
         self._topology, self._stage, self._app = topology, stage, app
 
@@ -74,12 +74,13 @@ class EventsInput(Input):
         Whoever may write frames could refer to the streams of others: only those that the stage reads are looked at.
         """
         whole = await payloads.checked_out(self._bus, self._app, message)
-        if at is None or at.stream not in (self._stream, self._source.stream):
+        source = self._source if at is not None and self._source is not None and at.stream == self._source.stream else None
+        if at is None or (at.stream != self._stream and source is None):
             return whole, None, False
         try:
             data = await stored_in(self._bus, at.stream, at.sequence)
         except NotStored as e:  # the source is not there now: its events may come back with it
-            if at.stream != self._source.stream or not await self._source.is_gone():
+            if source is None or not await source.is_gone():
                 raise Unreachable(e.message, fix=e.fix) from e
             return whole, None, True
         data = await payloads.checked_out(self._bus, self._app, data) if data is not None else None
@@ -89,7 +90,7 @@ class EventsInput(Input):
     def _lost(message: Message, p: Partition) -> NodeEvent:
         """In place of the event of a frame that is stored nowhere any more: what its headers still say."""
         run = message.headers.get(subjects.RUN, "")
-        return NodeEvent(p.process.stage.source.name, Origin(id=run, subject=message.subject, run=run), codecs.JSON, b"")
+        return NodeEvent(p.process.stage.name, Origin(id=run, subject=message.subject, run=run), codecs.JSON, b"")
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:

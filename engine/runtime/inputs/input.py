@@ -3,7 +3,7 @@
 input     log                                         arrives as
 --------  ------------------------------------------  ------------------------------
 source    a subject of any stream                     an event
-events    the partition's subject for events          an event that is redriven
+events    the partition's subject for events          an event that came over a hop, or is redriven
 records   the partition's subject for records         the record of a call
 timers    the partition's own table                   a timer that is due
 """

@@ -106,8 +106,8 @@ class SourceCheck:
 class SourceWatch:
     """Looks at a source stream now and then while a stage reads it."""
 
-    def __init__(self, bus: Bus, input: SourceInput, source: Source, pump: Pump) -> None:
-        self.bus, self.input, self.source, self.pump = bus, input, source, pump
+    def __init__(self, bus: Bus, input: SourceInput, pump: Pump) -> None:
+        self.bus, self.input, self.source, self.pump = bus, input, input.settings, pump
         self._behind: dict[int, float] = {}  # partition → since when its position lies behind what was read
         self._gone = False
 

@@ -23,7 +23,7 @@ from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.request import DIGEST, SALT
+from dspex.engine.runtime.walk.request import DIGEST, SALT
 
 _log = structlog.get_logger("dspex.engine")
 

@@ -13,11 +13,12 @@ from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_t
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
+from dspex.engine.graph.nodes import Source
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
-from dspex.engine.runtime.compile import Stage
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.walk.compile import Stage
 
 _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _new = tuple.__new__  # the class itself as constructor takes twice as long, and five are made for every event
@@ -32,6 +33,7 @@ class SourceInput(Input):
 
     Attributes:
         created: when the stream was made; ids of events depend on it. 0 until that is known.
+        settings: of the source, as the topology says.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
@@ -46,18 +48,19 @@ class SourceInput(Input):
         bus: Bus,
         app: str,
         stage: Stage,
+        source: Source,
         stream: str,
         count: int,
         check: Callable[[Sequence[Partition], float], Awaitable[float]],
         room: asyncio.Event,
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
-        self.room, self._node = room, stage.source.name
+        self.room, self._node, self.settings = room, stage.name, source
         self.created, self.readable, self.missing = 0.0, False, False
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        filters, places = [self._stage.settings.subject], [p.tables.position("source") for p in partitions]
+        filters, places = [self.settings.subject], [p.tables.position("source") for p in partitions]
         # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
         time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
         reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)

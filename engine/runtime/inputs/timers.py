@@ -33,7 +33,7 @@ class TimersInput(Input):
     """Timers that are due.
 
     Args:
-        alarm: set when a timer may have become due.
+        source: of the stage; None behind hops. alarm: set when a timer may have become due.
         lost: finds calls to ask again; None where nobody asks workers.
     """
 
@@ -44,7 +44,7 @@ class TimersInput(Input):
         self,
         bus: Bus,
         app: str,
-        source: SourceInput,
+        source: SourceInput | None,
         alarm: asyncio.Event,
         records: RecordsInput,
         clock: Callable[[], float],
@@ -91,9 +91,12 @@ class TimersInput(Input):
 
     async def _waits(self, timer: Timer) -> bool:
         """Whether the event that was put off cannot be read now: it waits until the source is there again."""
-        if timer.place is None or timer.place.input != "source" or await self._source.is_there():
-            return False
-        return not await self._source.is_gone()
+        source = self._source_of(timer.place)
+        return source is not None and not await source.is_there() and not await source.is_gone()
+
+    def _source_of(self, place: Place | None) -> SourceInput | None:
+        """Where an event lies that was put off, if that is the source."""
+        return self._source if place is not None and place.input == "source" else None
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         due = await self._fetched(p, message.sequence)
@@ -136,18 +139,19 @@ class TimersInput(Input):
             _log.error("an event that was put off is stored nowhere any more", run=timer.run, place=place)
             return gone
         whole = await payloads.checked_out(self._bus, self._app, message)
-        if place.input == "source":
-            lost = StoredAt(self._source.stream, place.sequence) if whole is None else None
-            return Due(number, timer, self._source.event(whole or message), lost)
+        if (source := self._source_of(place)) is not None:
+            lost = StoredAt(source.stream, place.sequence) if whole is None else None
+            return Due(number, timer, source.event(whole or message), lost)
         return Due(number, timer, EventsInput.events(whole, None)[place.item]) if whole is not None else gone
 
     async def _put_off(self, place: Place, time: float) -> Message | None:
         """The message of an event that was put off, stored at `time`; None where it is gone."""
-        stream = self._source.stream if place.input == "source" else self._stream
-        if place.input == "source" and await self._source.is_gone():
+        source = self._source_of(place)
+        stream = source.stream if source is not None else self._stream
+        if source is not None and await source.is_gone():
             return None
         try:
-            if place.input == "source" and time < await self._source.made():
+            if source is not None and time < await source.made():
                 # The stream was made anew since, and nobody waits for its leader; or the server's clock was set back.
                 message = await self._bus.get(stream, place.sequence)
             else:

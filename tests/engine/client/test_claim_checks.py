@@ -20,7 +20,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.new_leader import NEW, PAUSES
 from dspex.engine.client import letters, watch
 from dspex.engine.replay.partition import Replay
-from dspex.engine.runtime.compile import compile_stage
+from dspex.engine.runtime.walk.compile import compile_stage
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]

@@ -25,7 +25,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
 from dspex.engine.replay.partition import Replay
-from dspex.engine.runtime.compile import compile_stage
+from dspex.engine.runtime.walk.compile import compile_stage
 
 
 @pytest_asyncio.fixture

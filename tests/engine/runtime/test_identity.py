@@ -24,11 +24,11 @@ from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Arrival, Effects
-from dspex.engine.runtime.compile import compile_stage
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
-from dspex.engine.runtime.request import Address
+from dspex.engine.runtime.walk.compile import compile_stage
+from dspex.engine.runtime.walk.request import Address
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -142,7 +142,8 @@ def source(stream: str, *ages: float) -> SourceInput:
         return next(left)
 
     stage = compile_stage(topology.graph, topology.graph.sources[0], "s1")
-    return SourceInput(MemoryServer().connect(), "app", stage, stream, 1, check, asyncio.Event())
+    assert stage.source is not None
+    return SourceInput(MemoryServer().connect(), "app", stage, stage.source, stream, 1, check, asyncio.Event())
 
 
 @given(st.text(min_size=1, max_size=40), times, st.integers(1, 2**64 - 1), st.sampled_from(HEADERS))

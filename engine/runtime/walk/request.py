@@ -11,7 +11,7 @@ from urllib.parse import quote
 from dspex.bus import subjects
 from dspex.bus.codecs import cloud_events
 from dspex.bus.errors import InvalidInput, OutputTooLarge
-from dspex.bus.message import INHERITED, derived_id, in_session
+from dspex.bus.message import derived_id, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
 from dspex.bus.subjects import CAUSE, EVENT_ID, RECORD, RUN
@@ -51,7 +51,22 @@ class Ask(NamedTuple):
     timer: Timer
 
 
-Output: TypeAlias = NewMessage | Ask
+class Forward(NamedTuple):
+    """An event on its way to the partition of its key. All those of a commit for one partition go in one message, a frame.
+
+    Attributes:
+        subject: of the other partition's events.
+        data: the packed NodeEvent.
+        headers: None, as digests of outputs read it; session: of the event.
+    """
+
+    subject: str
+    data: bytes
+    headers: None = None
+    session: str | None = None
+
+
+Output: TypeAlias = NewMessage | Ask | Forward
 
 
 def request(
@@ -147,16 +162,6 @@ def cloud_event(
 
 def too_large(node: str, size: int, most: int) -> OutputTooLarge:
     return OutputTooLarge(f"{node}: {size:,} bytes, and one payload may have {most:,}", node=node)
-
-
-def headers_too_long(o: Origin) -> InvalidInput:
-    texts = {"id": o.id, "run": o.run, "key": o.key, "session": o.session, "trace": o.trace}
-    sizes = {name: len(text or "") for name, text in texts.items()}
-    longest = max(sizes, key=lambda name: sizes[name])
-    why = (
-        f"its headers are too long to be handed on: the {longest} has {sizes[longest]:,} characters, all together {INHERITED:,}"
-    )
-    return InvalidInput(why, fix="publish it with shorter ones")
 
 
 def checked_subject(sink: Sink, data: object) -> str:

@@ -1,8 +1,8 @@
 """From a graph to stages: which operators one owner runs, each chain fused into one function.
 
-A stage begins at a source and has everything that its events reach: native operators, calls, and what follows the
-calls, since a record returns to the stage partition that asked (ADR-0002). A node that two sources reach is in both
-stages: native operators are pure, so it needs no hop to meet itself.
+A stage begins at a source, or behind hops that meet, and has everything that its events reach without another hop: native
+operators, calls, and what follows the calls, since a record returns to the stage partition that asked (ADR-0002). A node that
+two sources reach is in both stages: native operators are pure, so it needs no hop to meet itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from typing import Any, TypeAlias
 from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, Source, SourceNode
+from dspex.engine.graph.nodes import CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode
+from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
-from dspex.engine.runtime.request import open_call
+from dspex.engine.runtime.walk.hops import arrived_step, hop_step
+from dspex.engine.runtime.walk.request import open_call
 
 Names: TypeAlias = Mapping[str, str]
+Hops: TypeAlias = Mapping[str, tuple[str, int]]
+"""Hop → (id of the stage behind it, its partitions)."""
+_NO_HOPS: Hops = {}
 
 
 @dataclass(frozen=True)
@@ -27,22 +32,20 @@ class Stage:
 
     Attributes:
         id: token of its subjects, fixed by the manifest.
-        source: the source node. dropped: the topology has it no more: it is not read, and what is open comes to its end.
-        entries: node → the step at which a NodeEvent enters there: the source, and its calls.
+        name: what it begins at, for people: its source, or a hop. source: None behind hops.
+        dropped: the topology has its source no more: it is not read, and what is open comes to its end.
+        entries: node → the step at which a NodeEvent enters there: the source or the hops, and its calls.
         calls: its call nodes by name. names: old name → new name of operators that were renamed, since the beginning.
     """
 
     id: str
     graph: Graph
-    source: SourceNode
+    name: str
+    source: Source | None
     entries: dict[str, Handler]
     calls: dict[str, CallNode]
     names: Names
     dropped: bool = False
-
-    @property
-    def settings(self) -> Source:
-        return self.source.source
 
 
 def call_step(node: CallNode, codec: Any) -> Handler:
@@ -81,8 +84,8 @@ def _nowhere(data: object, ctx: Context) -> None:
 
 
 class _Fuse:
-    def __init__(self, graph: Graph, stage: str) -> None:
-        self.graph, self.stage = graph, stage
+    def __init__(self, graph: Graph, stage: str, hops: Hops) -> None:
+        self.graph, self.stage, self.hops = graph, stage, hops
         self.steps: dict[str, Handler] = {}
         self.entries: dict[str, Handler] = {}
 
@@ -91,6 +94,13 @@ class _Fuse:
         for outlet, follower in self.graph.outputs(node.name):
             behind[outlet].append((follower, self.step(follower)))
         return [_fan_out(branches) for branches in behind]
+
+    def enter(self, node: Node) -> None:
+        """Let events come in at a node."""
+        if isinstance(node, HopNode):
+            self.entries[node.name] = arrived_step(self.outlets(node)[0])
+        else:
+            self.step(node)
 
     def step(self, node: Node) -> Handler:
         if node.name not in self.steps:
@@ -107,26 +117,45 @@ class _Fuse:
             case CallNode():
                 self.entries[node.name] = landing_step(node, self.outlets(node)[0])
                 return call_step(node, self.graph.codec)
+            case HopNode():
+                return hop_step(node, self._id(node), *self.hops[node.name], self.graph.codec)
             case SinkNode():
-                return sink_step(node, f"{self.graph.name}/{self.stage}/{node.name}", self.graph.codec)
+                return sink_step(node, self._id(node), self.graph.codec)
+
+    def _id(self, node: Node) -> str:
+        """What ids of its outputs are derived from, besides the event's."""
+        return f"{self.graph.name}/{self.stage}/{node.name}"
 
 
-def compile_stage(graph: Graph, source: SourceNode, id: str, names: Names | None = None) -> Stage:
+def compile_stage(graph: Graph, source: SourceNode, id: str, names: Names | None = None, hops: Hops = _NO_HOPS) -> Stage:
     """The stage that begins at `source`. `names`: old name → new name of operators; those that the graph says by default."""
-    return _compiled(graph, source, id, [source], graph.renamed if names is None else names)
+    return _compiled(graph, id, source.name, source.source, [source], names, hops)
 
 
-def compile_dropped(graph: Graph, source: str, id: str, names: Names) -> Stage:
-    """What is left of a stage whose source was dropped: all calls of the topology, with what follows them."""
-    stands_for = SourceNode(name=source, op="source", source=Source(source))
-    return _compiled(graph, stands_for, id, graph.calls, names, dropped=True)
+def compile_dropped(graph: Graph, gone: Dropped, names: Names, hops: Hops = _NO_HOPS) -> Stage:
+    """What is left of a stage that was dropped: all calls of the topology, with what follows them."""
+    source = Source(gone.source) if gone.stream else None
+    return _compiled(graph, gone.stage, gone.source, source, graph.calls, names, hops, dropped=True)
+
+
+def compile_behind(graph: Graph, group: Sequence[HopNode], id: str, names: Names | None = None, hops: Hops = _NO_HOPS) -> Stage:
+    """The stage behind hops that meet."""
+    return _compiled(graph, id, group[0].name, None, group, names, hops)
 
 
 def _compiled(
-    graph: Graph, source: SourceNode, id: str, entries: Sequence[Node], names: Names, *, dropped: bool = False
+    graph: Graph,
+    id: str,
+    name: str,
+    source: Source | None,
+    entries: Sequence[Node],
+    names: Names | None,
+    hops: Hops,
+    *,
+    dropped: bool = False,
 ) -> Stage:
-    fuse = _Fuse(graph, id)
+    fuse = _Fuse(graph, id, hops)
     for node in entries:
-        fuse.step(node)
+        fuse.enter(node)
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
-    return Stage(id, graph, source, fuse.entries, calls, names, dropped)
+    return Stage(id, graph, name, source, fuse.entries, calls, graph.renamed if names is None else names, dropped)

@@ -1,0 +1,46 @@
+"""The steps of a walk at a hop: an event leaves for the partition of its key, and arrives there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dspex.bus import subjects
+from dspex.bus.message import derived_id, partition_of
+from dspex.bus.records import NodeEvent
+from dspex.engine.graph.context import Handler
+from dspex.engine.graph.nodes import HopNode
+from dspex.engine.runtime.process import read, written
+from dspex.engine.runtime.walk.request import Forward, too_large
+
+
+def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) -> Handler:
+    """The step that ends a walk at a hop.
+
+    Args:
+        node_id: what ids of its outputs are derived from, besides the event's: an event may leave on several ways at once.
+        stage, count: the stage behind it, and how many partitions that has.
+    """
+    name, key_of = node.name, node.hop.key
+
+    def step(data: object, walk: Any) -> None:
+        walk.node = name
+        key = key_of(data, walk)
+        body, content_type = written(data, codec)
+        a, o = walk.address, walk.origin
+        if len(body) > a.limit:
+            raise too_large(name, len(body), a.limit)
+        walk.counts[name] = ordinal = walk.counts.get(name, -1) + 1
+        child = o._replace(id=derived_id(o.id, node_id, ordinal), cause=o.id, key=key)
+        to = subjects.edge(a.app, a.topology, stage, partition_of(key, count))
+        walk.outputs.append(Forward(to, NodeEvent(name, child, content_type, body).pack(), None, o.session))
+
+    return step
+
+
+def arrived_step(after: Handler) -> Handler:
+    """The step at which an event enters the graph behind a hop."""
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        after(read(event), walk)
+
+    return step
