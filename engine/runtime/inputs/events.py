@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
@@ -13,6 +14,7 @@ from dspex.bus.message import Message, is_time
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
@@ -22,6 +24,13 @@ from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 
 MOST_ATTEMPTS: Final = 1 << 31  # of an event; whoever may write frames can say any number
+MANY: Final = KEYED_PARTITIONS // 4
+"""Partitions from which on all frames of a stage are read, and those of others passed over.
+
+In a stream with other messages, a reader with 64 filters gets 13,000 messages a second, one with 16 gets 17,000, and one with a
+wildcard 126,000 (nats-server 2.15.1).
+"""
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -36,16 +45,16 @@ class EventsInput(Input):
         self._topology, self._stage, self._app = topology, stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
-        return await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
-
-    def _subject(self, p: Partition) -> str:
-        return subjects.edge(self._app, self._topology, self._stage, p.index)
+        indexes: list[int | str] = ["*"] if len(partitions) >= MANY else [p.index for p in partitions]
+        filters = [subjects.edge(self._app, self._topology, self._stage, index) for index in indexes]
+        return await self._bus.reader(self._stream, filters, after=after, name=name)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""
 
     def owner(self, message: Message) -> int:
-        return int(message.subject.rpartition(".")[2])
+        last = message.subject.rpartition(".")[2]
+        return int(last) if _INDEX.fullmatch(last) else -1  # anybody may have sent it
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         sequence, stored = message.sequence, points_at(message)

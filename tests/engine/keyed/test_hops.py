@@ -11,6 +11,8 @@ from engine_lab import APP, Cut, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.message import partition_of
+from dspex.bus.port import NewMessage
+from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
 from dspex.operators.topology import Topology
@@ -60,6 +62,18 @@ def test_what_one_commit_sends_to_a_partition_is_one_message(lab: MakeLab) -> No
     one.advance(1)
     assert len(one.outputs("out")) == 90
     assert len(one.messages(EDGES)) == 3
+
+
+@pytest.mark.parametrize("partition", ["x", "01", "64", "1025", "-1", "9" * 400, "\u0663", "1.2"])
+def test_a_frame_for_a_partition_that_is_none_is_passed_over(lab: MakeLab, partition: str) -> None:
+    one = lab(keyed())
+    one.start()
+    one.advance(1)
+    event = NodeEvent("by_k", Origin("id", "in", "run", key="k1"), "application/json", b'{"k": "k1", "n": -1}')
+    one.store(NewMessage(subjects.edge(APP, "keyed", "s2", partition), pack_frame([event])))
+    send(one, 9)
+    one.advance(1)
+    assert sorted(d["n"] for d in one.outputs("out")) == list(range(9))
 
 
 @pytest.mark.parametrize("landed", [False, True])
