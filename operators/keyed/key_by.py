@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from dspex.bus.errors import InvalidInput
 from dspex.engine.graph.nodes import Hop
 from dspex.operators.expressions.predicate import predicate
-from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.operator import Operator
-from dspex.operators.parameters import Arguments, TextOrFunctionParameter
+from dspex.operators.parameters import TestParameter
 
 MOST: Final = 512  # characters of a key: it stands in the headers of all that follows
 _LAST: Final = re.compile(r"[a-z][a-z0-9_-]*\Z")
 
 
 @dataclass(frozen=True)
-class KeyParameter(TextOrFunctionParameter):
-    """What gives the key of an event. YAML: a ref is never an expression, because a colon is no part of those."""
+class KeyParameter(TestParameter):
+    """What gives the key of an event: as a test, but for what it gives and for the name."""
 
     noun: ClassVar[str] = "an expression, or a function of the data, that gives a text"
-    form: ClassVar[JsonSchema] = {"type": "string", "description": "an expression, or the ref of a function"}
-
-    def check(self, name: str, value: object) -> object:
-        predicate(value, name)
-        return value
-
-    def reads(self, value: object, others: Arguments) -> Iterable[str]:
-        return [value] if isinstance(value, str) else []
 
     def automatic_name(self, value: object, operator: str) -> str:
         """`by_<field>`. A function's key has none: where events lie depends on it, so it must be given."""
@@ -50,7 +41,8 @@ def build(key: str | Callable[[Any], Any]) -> Hop:
             )
         if not found or len(found) > MOST or not found.isprintable():
             what = f"{len(found):,} characters" if len(found) > MOST else repr(found)
-            raise InvalidInput(f"a key has 1 to {MOST} printable characters, and this one is {what}")
+            why = f"a key has 1 to {MOST} printable characters, and this one is {what}"
+            raise InvalidInput(why, fix="filter such events out before, or give them another key")
         return str(found)
 
     return Hop(key_of)
