@@ -85,7 +85,7 @@ VERBS = frozenset(
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
     "apply": frozenset({"--backfill"}),
-    "run": frozenset({"--http", "--metrics", "--profile", "--processes"}),
+    "run": frozenset({"--http", "--metrics", "--profile"}),
     "call": frozenset({"--stream", "--detach"}),
     "status": frozenset({"--routes"}),
     "dlq redrive": frozenset({"--time", "--rate"}),

@@ -1,4 +1,4 @@
-"""What `status` and `run` show of an application, as tables: stages, operators, letters that wait, pools."""
+"""What `status` and `run` show of an application, as tables: engines, stages, operators, letters that wait, pools."""
 
 from __future__ import annotations
 
@@ -10,13 +10,37 @@ from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.live import Block
 
 if TYPE_CHECKING:
-    from dspex.engine.client.status.rows import LetterRow, OperatorRow, PoolRow, StageRow, Status
+    from dspex.engine.client.status.rows import EngineRow, LetterRow, OperatorRow, PoolRow, StageReport, StageRow, Status
 
 
 def blocks(found: Status) -> list[Block]:
     """All that there is to show of what runs."""
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
     return [block for block in made if block.rows]
+
+
+def engines(rows: Sequence[EngineRow]) -> Block:
+    """The engines, and whether they are alive and well."""
+    shown = [
+        {
+            "engine": e["engine"],
+            "state": _state(e),
+            "seen": f"{e['age']:.0f} s ago",
+            "topologies": ", ".join(e["topologies"]),
+            "commits": e["commits"],
+            "waits": e["full"],
+        }
+        for e in rows
+    ]
+    columns = {"engine": "engine", "state": "state", "seen": "seen", "topologies": "topologies", "commits": "commits"}
+    return Block(shown, columns | ({"waits": "waits for"} if any(r["waits"] for r in shown) else {}))
+
+
+def _state(engine: EngineRow) -> str:
+    health = engine.get("health", "ok")  # an older engine does not report it
+    if not engine["alive"]:
+        return "silent"
+    return "running" if health == "ok" else health
 
 
 def _stages(stages: Sequence[StageRow]) -> Block:
@@ -116,3 +140,17 @@ def _time(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else human(seconds)
+
+
+def logged(stage: StageReport) -> dict[str, object]:
+    """What is logged of a stage when it has changed."""
+    return {
+        "topology": stage["topology"],
+        "stage": stage["stage"],
+        "events": stage["events"],
+        "open_calls": sum(p["open_calls"] for p in stage["partitions"]),
+        "partitions": len(stage["partitions"]),
+        "dead_letters": stage["dead_letters"],
+        "fallbacks": stage.get("fallbacks", 0),
+        "stopped": stage["stopped"],
+    }

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -29,8 +31,8 @@ from dspex.engine.cli.topology.targets import Targets, load
 if TYPE_CHECKING:
     from dspex.bus.local.open import Found
     from dspex.bus.settings.model import Settings
-    from dspex.engine.client.status.rows import StageReport
     from dspex.engine.hosting.engine import Engine
+    from dspex.engine.hosting.engines import EngineProcesses
 
 LINE_EVERY = 10.0  # seconds between two log lines about the same
 DRAW_EVERY = 2.0  # seconds between two looks at all that runs, on a terminal
@@ -40,47 +42,75 @@ def run(
     context: typer.Context,
     targets: Targets = None,
     pools: Annotated[str, typer.Option("--pools", metavar="all|none|A,B", help="Worker pools to start beside it.")] = "all",
+    processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="Engine processes; pools run once.")] = 1,
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
+    as_process: Annotated[int, typer.Option("--as-process", hidden=True, help="Which of several, started by the first.")] = 0,
+    relayed: Annotated[bool, typer.Option("--relayed", hidden=True, help="What starts it shows its log to people.")] = False,
 ) -> None:
     """Run topologies until ^C or SIGTERM, which drains; a second one stops at once."""
     from dspex.bus.settings.duration import seconds
 
-    t = terminal(context)
-    if with_parent:
-        when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    wait, files = seconds(grace), Files(t, targets) if reload else None
+    t, wait = terminal(context), seconds(grace)
+    t.people = t.people or relayed
+    if with_parent or as_process:
+        when_stdin_ends(lambda: _end(wait))
+    files = Files(t, targets) if reload else None
     wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
+    number = as_process or min(processes - 1, 1)
+    same = ("--grace", grace, *(["-v"] * t.verbosity), *(["-q"] if t.quiet else []), "--", *(targets or ()))
+    how = _How(wanted, not no_server, wait, processes, number, ("--pools", "none", "--no-server", *same), files)
 
     def once() -> Coroutine[Any, Any, int]:
-        return _Run(t, load(t, targets), wanted, not no_server, wait, files).main()
+        return _Run(t, load(t, targets), how).main()
 
-    if files is not None:
-        again_and_again(t, files, once)
-    else:
-        t.run(once())
+    with t.reporting("engine failed") if as_process else nullcontext():
+        again_and_again(t, files, once) if files is not None else t.run(once())
+
+
+def _end(grace: float) -> None:
+    """Drain, as at SIGTERM, and end whatever becomes of that: nobody is left to kill this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace + 5.0)
+    os._exit(128 + signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The options of the verb.
+
+    `number`: of this process among several, from 1; 0 where it is alone. `processes`: how many the first one keeps running.
+    `others`: the options of those; their server is there, and so are the pools.
+    """
+
+    pools: Any
+    start_server: bool
+    grace: float
+    processes: int
+    number: int
+    others: Sequence[str]
+    files: Files | None
 
 
 class _Run:
     """One run of the verb, and what it prints."""
 
-    def __init__(
-        self, t: Terminal, topologies: list[Any], pools: Any, start_server: bool, grace: float, files: Files | None
-    ) -> None:
+    def __init__(self, t: Terminal, topologies: list[Any], how: _How) -> None:
         from dspex.engine.hosting.engine import Engine
 
-        self.t, self.grace, self.files = t, grace, files
+        self.t, self.how = t, how
         self.topologies = topologies
         self.engine: Engine = Engine(
             *topologies,
             settings=t.settings(),
-            pools=pools,
-            start_server=start_server,
+            pools=how.pools,
+            start_server=how.start_server,
             on_ready=self._pool_ready,
             on_output=t.relay if t.people else None,  # else what is drawn in place would be torn
         )
+        self.others: EngineProcesses | None = None
         self.began = time.monotonic()
         self.ready_pools: list[Mapping[str, Any]] = []
         self.bar: Bar | None = None  # while the pools warm up
@@ -88,22 +118,29 @@ class _Run:
 
     async def main(self) -> int:
         """The number of the signal that ended it, or RELOAD."""
-        from dspex.engine.hosting.engine import stop_on_signals, until_stopped
+        from dspex.engine.hosting.engine import stop_on_signals
 
         stopped = stop_on_signals()
-        async with watching(self.t, self.files, stopped), self.engine as engine:
+        if self.how.number:
+            structlog.contextvars.bind_contextvars(process=self.how.number)
+        async with watching(self.t, self.how.files, stopped), self.engine:
             self._print_server()
             self._print_topologies()
             await self._note_changes()
-            await self._warm_up(stopped)
             lines = Tasks("dspex", lambda name, error: self.t.note(f"what runs is not shown any more: {error!r}"))
-            lines.start(self._watch(), "view")
             try:
-                await until_stopped(engine, stopped)
+                self._start_others()
+                await self._warm_up(stopped)
+                lines.start(self._watch(), "view")
+                await first(stopped, self._failed())
             finally:
                 await lines.stop()
                 await self._drain(stopped)
         return stopped.result()
+
+    async def _failed(self) -> None:
+        """Wait until the engine fails, or another process is given up; raises the error."""
+        await first(self.engine.wait(), *([self.others.failed()] if self.others is not None else []))
 
     # -- start ----------------------------------------------------------------------------------------------------
     async def _note_changes(self) -> None:
@@ -112,20 +149,31 @@ class _Run:
         if changed:
             await audit.leave(running.bus, running.host.app, "apply", **changed)
 
+    def _start_others(self) -> None:
+        if self.how.processes > 1:
+            from dspex.engine.hosting.engines import EngineProcesses
+
+            settings, relay = self.engine.running.settings, self.t.relay if self.t.people else None
+            self.others = EngineProcesses(self.how.processes, self.how.others, settings, self._print_engine, relay)
+
     async def _warm_up(self, stopped: asyncio.Future[int]) -> None:
         pools = self.engine.running.pools
         if pools.names:
             sizes = [self.engine.settings.pools[name].size for name in pools.names]
             with self.t.progress("warming up", sum(sizes)) as self.bar:
-                await first(stopped, pools.ready(), self.engine.wait())
+                await first(stopped, pools.ready(), self._failed())
             self.bar = None
             if stopped.done():
                 return
             if pools.failures:
                 raise pools.failures[0]
             self._print_pools()
+        if self.others is not None:
+            await first(stopped, self.others.ready(), self._failed())
+            if stopped.done():
+                return
         took = time.monotonic() - self.began
-        self.t.emit({"event": "ready", "seconds": round(took, 3)}, f"ready in {took:.1f} s")
+        self.t.emit({"event": "ready", "engine": self.engine.id, "seconds": round(took, 3)}, f"ready in {took:.1f} s")
 
     def _pool_ready(self, said: Mapping[str, Any]) -> None:
         """A pool takes work: for the first time, or again after it died."""
@@ -134,6 +182,11 @@ class _Run:
             self.ready_pools.append(said)
         else:
             self._print_pool(said)
+
+    def _print_engine(self, number: int, said: Mapping[str, Any]) -> None:
+        """Another process runs the topologies: for the first time, or again after it died."""
+        data = {"event": "engine ready", "process": number, "engine": said["engine"]}
+        self.t.emit(data, f"engine    {said['engine']} ready, process {number} of {self.how.processes}")
 
     def _print_server(self) -> None:
         server, settings = self.engine.running.server, self.engine.settings
@@ -185,7 +238,7 @@ class _Run:
                 await self._logged()
 
     async def _drawn(self, draw: Draw) -> None:
-        from dspex.engine.cli.figures import blocks
+        from dspex.engine.cli.figures import blocks, engines
         from dspex.engine.client.client import Client
 
         running = self.engine.running
@@ -195,21 +248,23 @@ class _Run:
                     found = await c.status(running.pools.names)
                     alive = running.pools.alive  # one that cannot be heard may run: an engine's user need not be allowed to ask
                     found["pools"] = [p for p in found["pools"] if p["id"] is not None or p["pool"] not in alive]
-                    draw(blocks(found))
+                    draw([*([engines(found["engines"])] if self.others is not None else []), *blocks(found)])
                 except DspexError as e:  # what is drawn stays
                     self._seldom.warning("cannot look now, trying again", why=e.message)
                 await asyncio.sleep(DRAW_EVERY)
 
     async def _logged(self) -> None:
         """A line about each stage and operator that did something since the last."""
+        from dspex.engine.cli.figures import logged
+
         log, before = structlog.get_logger("dspex.engine"), self.engine.statistics()
         while True:
             await asyncio.sleep(LINE_EVERY)
             now = self.engine.statistics()
+            old = {(s["topology"], s["stage"]): logged(s) for s in before["stages"]}
             for stage in now["stages"]:
-                old = next((s for s in before["stages"] if _same(s, stage, "stage")), None)
-                if old is None or _figures(old) != _figures(stage):
-                    log.info("stage", **_figures(stage), rate=stage["rate"])
+                if old.get((stage["topology"], stage["stage"])) != logged(stage):
+                    log.info("stage", **logged(stage), rate=stage["rate"])
             for operator in [o for o in now["operators"] if o not in before["operators"]]:
                 log.info("operator", **operator)
             before = now
@@ -221,7 +276,9 @@ class _Run:
         if not self.t.json and name:
             self.t.note("draining: what runs is finished and committed; once more to stop at once")
         began = time.monotonic()
-        await self.engine.drain(self.grace)
+        if self.others is not None:  # at once: else this process would take over what those hand over
+            await asyncio.gather(self.others.stop(self.how.grace), self.engine.running.host.drain(self.how.grace))
+        await self.engine.drain(self.how.grace)
         took = time.monotonic() - began
         self.t.emit({"event": "stopped", "seconds": round(took, 3)})
         if not self.t.json:
@@ -239,21 +296,3 @@ def _server_words(settings: Settings, server: Found) -> str:
         return f"{started}, data in {store}, every write is synced to disk"
     lost = f"sync_interval {human(sync)} (an OS crash can lose that much: dspex doctor)"
     return f"{started}, data in {store}, {lost}"
-
-
-def _same(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
-    return bool(a["topology"] == b["topology"] and a[name] == b[name])
-
-
-def _figures(stage: StageReport) -> dict[str, object]:
-    """What is logged of a stage when it has changed."""
-    return {
-        "topology": stage["topology"],
-        "stage": stage["stage"],
-        "events": stage["events"],
-        "open_calls": sum(p["open_calls"] for p in stage["partitions"]),
-        "partitions": len(stage["partitions"]),
-        "dead_letters": stage["dead_letters"],
-        "fallbacks": stage.get("fallbacks", 0),
-        "stopped": stage["stopped"],
-    }

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.engine.cli.figures import blocks
+from dspex.engine.cli.figures import engines as table_of_engines
 from dspex.engine.cli.terminal.client import client, count
-from dspex.engine.cli.terminal.live import Block
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -84,26 +84,7 @@ def _engines(t: Terminal, engines: Sequence[EngineRow]) -> None:
         t.line("")
         t.line("no engine is running: dspex run")
         return
-    rows = [
-        {
-            "engine": e["engine"],
-            "state": _state(e),
-            "seen": f"{e['age']:.0f} s ago",
-            "topologies": ", ".join(e["topologies"]),
-            "commits": e["commits"],
-            "waits": e["full"],
-        }
-        for e in engines
-    ]
-    columns = {"engine": "engine", "state": "state", "seen": "seen", "topologies": "topologies", "commits": "commits"}
-    t.block(Block(rows, columns | ({"waits": "waits for"} if any(r["waits"] for r in rows) else {})))
-
-
-def _state(engine: EngineRow) -> str:
-    health = engine.get("health", "ok")  # an older engine does not report it
-    if not engine["alive"]:
-        return "silent"
-    return "running" if health == "ok" else health
+    t.block(table_of_engines(engines))
 
 
 def _size(size: float) -> str:

@@ -27,8 +27,9 @@ from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
+from dspex.engine.hosting.command_process import OnOutput
 from dspex.engine.hosting.host import Host
-from dspex.engine.hosting.pools import OnOutput, Pools
+from dspex.engine.hosting.pools import Pools
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -41,12 +42,16 @@ def engine_id() -> str:
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """What an engine consists of while it runs. `pools`: those that it started itself."""
+    """What an engine consists of while it runs.
+
+    `pools`: those that it started itself. `settings`: those with which a process beside it finds the same server.
+    """
 
     server: Found
     bus: Bus
     host: Host
     pools: Pools
+    settings: Settings
 
 
 @lacks("Engine")
@@ -122,7 +127,7 @@ class Engine:
             # Who finds the local server by its store has its password, too.
             here = s.server if server.local else s.server.model_copy(update={"url": server.url})
             settings = s.model_copy(update={"server": here}).placed(s.root, s.origins())
-            return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready, self._on_output))
+            return RunningEngine(server, bus, host, Pools(pools, settings, self._on_ready, self._on_output), settings)
         except BaseException:
             await host.kill()
             raise

@@ -151,6 +151,19 @@ class Terminal:
         if self.verbosity:
             _write(sys.stderr, printable("".join(traceback.format_exception(error)).rstrip(), lines=True))
 
+    @contextmanager
+    def reporting(self, event: str) -> Generator[None, None, None]:
+        """An error goes to stdout, where the process that started this one reads it and shows it as its own; stderr, which both
+        share, is for logs. Raises typer.Exit.
+        """
+        import typer
+
+        try:
+            yield
+        except DspexError as e:
+            self.emit({"event": event, "error": e.as_dict()})
+            raise typer.Exit(e.exit_code) from e
+
     def problem(self, problem: Problem) -> None:
         """One problem of a topology or of the settings, on stdout: it is the result of `check`."""
         if self.json:

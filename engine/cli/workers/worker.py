@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspex.bus.errors import DspexError
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -27,24 +25,11 @@ def worker(
     """Run worker processes for POOL until SIGTERM, which drains them."""
     t = terminal(context)
     t.people = t.people or relayed
-    if with_parent:
-        _reporting_errors_to_parent(t, lambda: _serve(t, pools, size, slots, grace, with_parent=True))
-    else:
-        _serve(t, pools, size, slots, grace)
+    with t.reporting("pool failed") if with_parent else nullcontext():
+        _serve(t, pools, size, slots, grace, with_parent=with_parent)
 
 
-def _reporting_errors_to_parent(t: Terminal, serve: Callable[[], None]) -> None:
-    """An error goes to stdout, where the parent reads it and shows it as its own; stderr, which both share, is for logs."""
-    try:
-        serve()
-    except DspexError as e:
-        t.emit({"event": "pool failed", "error": e.as_dict()})
-        raise typer.Exit(e.exit_code) from e
-
-
-def _serve(
-    t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool = False
-) -> None:
+def _serve(t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool) -> None:
     from dspex.bus.settings.duration import seconds
     from dspex.workers.config import resolve
     from dspex.workers.serve import serve

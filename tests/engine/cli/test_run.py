@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cli_bench import NATIVE, NOT_ROOT, TRIAGE, Project, Seen, needs_proc, objects
+from cli_bench import NATIVE, NOT_ROOT, TRIAGE, Project, Running, Seen, needs_proc, objects
 from waiting import eventually
 
 from dspex.bus.local.server import LocalServer
@@ -24,6 +24,11 @@ def project(tmp_path: Path, unique: str) -> Project:
     made = Project(tmp_path, unique, 'topologies = ["native.yaml"]\nserver.local = { port = -1 }\n')
     made.write("native.yaml", NATIVE.format(u=unique))
     return made
+
+
+def others(run: Running) -> list[psutil.Process]:
+    """The engine processes that a run keeps beside itself."""
+    return [p for p in psutil.Process(run.process.pid).children() if "--as-process" in p.cmdline()]
 
 
 def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> None:
@@ -41,13 +46,32 @@ def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> Non
         assert (ready["event"], draining, stopped["event"]) == ("ready", {"event": "draining", "signal": "SIGTERM"}, "stopped")
         psutil.wait_procs(before, 60)
         assert not any(p.is_running() for p in before)
-    with project.start("run", "--pools", "none") as again:
-        again.until("ready")
+    with project.start("run", "--pools", "none", "--processes", "2") as again:
+        again.until("ready in")
+        (other,) = others(again)
         assert f"topology  native {topology['digest'][:8]}  4 nodes, 1 stage; unchanged, stream" in "\n".join(again.lines)
         assert again.lines[0].startswith("server    nats://127.0.0.1:")
         assert "started, data in .dspex/jetstream, sync_interval 2 m" in again.lines[0]
+        assert sum("ready, process 2 of 2" in line for line in again.lines) == 1
         assert again.end(signal.SIGINT) == 0
         assert "draining" in again.errors()
+        assert not other.is_running()
+
+
+def test_a_process_of_several_is_started_again_when_it_dies_and_none_outlives_the_first(project: Project) -> None:
+    with project.start("--json", "run", "--pools", "none", "--processes", "2", "--grace", "1s") as run:
+        run.until('"ready"')
+        (killed,) = others(run)
+        killed.kill()
+        eventually(lambda: sum("engine ready" in line for line in run.lines) == 2)
+        again = objects("\n".join(run.lines))[-1]
+        alive = {row["engine"] for row in project.here("--json", "status").objects()[0]["engines"] if row["alive"]}
+        assert (len(alive), again["process"], again["engine"] in alive) == (2, 2, True)
+        left = psutil.Process(run.process.pid).children(recursive=True)
+        assert len([p for p in left if "--as-process" in p.cmdline()]) == 1
+        run.process.kill()
+        assert not psutil.wait_procs(left, 60)[1]
+        assert '"why": "it ended with exit code -9"' in run.errors()
 
 
 def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) -> None:
@@ -187,6 +211,8 @@ def test_a_sink_that_another_stream_captures_is_refused_before_anything_runs(pro
         (["run", "native.yaml", "copy.yaml"], 3, "DX201"),
         (["run", "--pools", "gpu"], 2, "DX133"),
         (["run", "--grace", "long"], 2, "DX102"),
+        (["run", "--processes", "0"], 2, "DX105"),
+        (["run", "--processes", "65"], 2, "DX105"),
         (["run", "calling.yaml"], 2, "DX138"),
         (["--config", "empty.toml", "run"], 2, "DX135"),
         (["--server", "nats://127.0.0.1:1", "run", "--pools", "none"], 4, "DX401"),

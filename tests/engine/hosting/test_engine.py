@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from engine_lab import Lab
 
-from dspex.bus.errors import TopologyError, Unreachable
+from dspex.bus.errors import DspexError, TopologyError, Unreachable
 from dspex.bus.memory.server import Faults
 from dspex.bus.settings.model import Settings
+from dspex.engine.hosting import engines
+from dspex.engine.hosting.command_process import READ, relay
 from dspex.engine.hosting.engine import Engine
-from dspex.engine.hosting.pools import READ, relay
 from dspex.operators.topology import Topology
 
 
@@ -59,3 +61,28 @@ def test_what_a_pool_logs_is_handed_on_in_whole_lines_and_without_bound_only_in_
     assert (told[:2], told[-1]) == (["one", "two"], "last")
     assert "".join(told[2:-1]) == "x" * (3 * READ)
     assert max(map(len, told)) < 2 * READ
+
+
+@pytest.mark.parametrize(
+    ("target", "deaths", "what"),
+    [
+        ("none:topology", 9, "'none:topology' cannot be imported"),
+        ("dspex.topologies.support_triage:topology", 0, "no NATS server"),
+    ],
+    ids=["for good", "once too often"],
+)
+def test_an_engine_process_that_cannot_run_is_given_up_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, deaths: int, what: str
+) -> None:
+    monkeypatch.setattr(engines, "MOST_DEATHS", deaths)
+
+    async def run() -> None:
+        settings = Settings().placed(tmp_path, {})
+        others = engines.EngineProcesses(2, ("--pools", "none", "--no-server", target), settings, lambda number, said: None)
+        try:
+            await others.failed()
+        finally:
+            await others.stop(1.0)
+
+    with pytest.raises(DspexError, match=what):
+        asyncio.run(run())
