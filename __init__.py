@@ -27,6 +27,7 @@ _HOMES = {
     "Topology": "operators.topology",
     "chain_of_thought": "operators.recorded.calls",
     "connect": "engine.client.client",
+    "enrich": "operators.recorded.enrich",
     "predict": "operators.recorded.calls",
     "program": "operators.recorded.calls",
     "react": "operators.recorded.calls",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from dspex.operators.recorded.calls import predict as predict
     from dspex.operators.recorded.calls import program as program
     from dspex.operators.recorded.calls import react as react
+    from dspex.operators.recorded.enrich import enrich as enrich
     from dspex.operators.recorded.spec import Spec as Spec
     from dspex.operators.stream import KeyedStream as KeyedStream
     from dspex.operators.stream import Record as Record
@@ -90,6 +92,7 @@ __all__ = [
     "Topology",
     "chain_of_thought",
     "connect",
+    "enrich",
     "predict",
     "program",
     "react",

@@ -6,7 +6,7 @@ declaration says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 
@@ -19,7 +19,8 @@ from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.recorded import calls
-from dspex.operators.recorded.options import CallOptions
+from dspex.operators.recorded.enrich import enrich
+from dspex.operators.recorded.options import CallOptions, EnrichOptions
 from dspex.operators.recorded.spec import MAX_ITERS, SignatureLike, Spec
 from dspex.operators.registry import AnyOperator, operators
 from dspex.operators.stateless import sink
@@ -295,6 +296,17 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
     ) -> Stream[V, K_co]:
         """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
         return self._call("program", lambda: calls.program(ref, signature, state=state, into=into, **o), name)
+
+    def enrich(
+        self,
+        fn: Callable[[T_co], Awaitable[Any]] | str,
+        *,
+        name: str,
+        into: type[V] | None = None,
+        **o: Unpack[EnrichOptions],
+    ) -> Stream[V, K_co]:
+        """Add fields that an async function of yours finds: `async def fn(data)`, or its ref. It runs in a worker."""
+        return self._call("enrich", lambda: enrich(fn, into=into, **o), name)
 
     # -- composition and ends
     def through(self, part: Callable[[Stream[T_co, K_co]], R], *, name: str) -> R:

@@ -32,6 +32,7 @@ PUBLIC = [
     "Topology",
     "chain_of_thought",
     "connect",
+    "enrich",
     "predict",
     "program",
     "react",

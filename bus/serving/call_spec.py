@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Self
@@ -31,9 +32,9 @@ class CallSpec:
     """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
 
     Attributes:
-        kind: "predict", "chain_of_thought", "react" or "program".
-        target: the signature for the first three, the ref `pkg.module:Class` for a program.
-        signature: "a, b: int -> c"; for a program too.
+        kind: "predict", "chain_of_thought", "react", "program" or "enrich".
+        target: the signature for the first three, the ref `pkg.module:name` for a program and for a function that enriches.
+        signature: "a, b: int -> c"; for a program too; "" for a function that enriches.
         instructions: of the signature; "" for DSPy's default.
         lm: profiles in the order they are tried; empty: the pool's.
         adapter: "chat", "json" or "xml"; None: the profile's.
@@ -68,7 +69,12 @@ class CallSpec:
     @property
     def refs(self) -> tuple[str, ...]:
         """The code of users that a worker imports for it."""
-        return (self.target, *self.tools) if self.kind == "program" else tuple(self.tools)
+        return (self.target, *self.tools) if self.kind in ("program", "enrich") else tuple(self.tools)
+
+    @property
+    def asks_a_model(self) -> bool:
+        """Whether it may: only a function that enriches never does."""
+        return self.kind != "enrich"
 
     @classmethod
     def read(cls, raw: Mapping[str, object]) -> Self:
@@ -79,3 +85,9 @@ class CallSpec:
             return cls(**checked(cls, "a spec of a call", known))
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
+
+
+def is_async(fn: object) -> bool:
+    """Whether a function gives an awaitable: what enriches must, because a thread that blocks cannot be cancelled."""
+    fn = inspect.unwrap(fn) if callable(fn) else fn
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))  # noqa: B004

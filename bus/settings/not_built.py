@@ -22,7 +22,7 @@ TOPOLOGY_CODE: Final = "DX237"
 
 OPERATORS = (
     *("window", "session_window", "aggregate", "reduce", "stateful", "join", "lookup", "batch", "throttle"),
-    *("dedupe", "enrich", "gather", "debounce", "approve"),
+    *("dedupe", "gather", "debounce", "approve"),
 )
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
@@ -43,10 +43,11 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
-NAMES = ("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStream", "asgi", "enrich", "gather", "tool")
+NAMES = ("Answer", "Chunk", "Session", "StateContext", "Windowed", "WindowedStream", "asgi", "gather", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
+    "enrich": ("effect", "reconcile"),
     "source": ("codec", "idle", "hold"),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""

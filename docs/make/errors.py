@@ -116,7 +116,10 @@ MORE = {
         "tokens with dots between them, not below `dspex.`",
     ),
     "DX218": ("A worker cannot import what it is to run.", "define it at the top level of a module and give its ref"),
-    "DX219": ("A function is none, or takes a wrong number of arguments.", "`(data)`, or `(data, ctx)` for map and flat_map"),
+    "DX219": (
+        "A function is none, takes a wrong number of arguments, or is of the wrong kind.",
+        "`(data)`, or `(data, ctx)` for map and flat_map; `async def` for enrich",
+    ),
     "DX221": ("A ref or a file is not found, or cannot be imported.", "correct it; `path` in dspex.toml says where to look"),
     "DX222": ("The file is not YAML, has a key twice, or uses aliases.", "correct the line that the message names"),
     "DX223": ("A lambda cannot be written as YAML.", "define the function at the top level of a module"),

@@ -36,4 +36,6 @@ def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
     if "retry" in unset:
         unset["retry"] = Retry(**unset["retry"])
     spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
+    if not node.call.spec.asks_a_model:
+        spec = {}
     return replace(node.call, spec=replace(node.call.spec, **spec), **unset)

@@ -56,7 +56,7 @@ def describe(graph: Graph) -> TopologyInfo:
         sources=[n.name for n in graph.sources],
         sinks=[n.name for n in graph.sinks],
         pools=sorted({c.pool for c in calls}),
-        programs=sorted({c.spec.target for c in calls if c.spec.kind == "program"}),
+        programs=sorted({c.spec.target for c in calls if c.spec.kind in ("program", "enrich")}),
     )
 
 
@@ -72,7 +72,7 @@ def _node(graph: Graph, n: Node) -> NodeInfo:
         fields=n.fields,
         place=f"{n.place.file}:{n.place.line}" if n.place else None,
         pool=call.pool if call else None,
-        signature=call.spec.signature if call else None,
+        signature=(call.spec.signature or None) if call else None,
     )
 
 

@@ -63,7 +63,7 @@ class SignatureParameter(Parameter):
         return Signature(value, instructions=instructions, types=types) if types or instructions else value
 
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
-        yield from contradictions(cast("Signature", value), others.get("into"), shape)
+        yield from contradictions(cast("Signature", value).annotations("outputs"), others.get("into"), shape)
 
 
 def type_of(value: object, types: Types) -> Any:

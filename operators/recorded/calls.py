@@ -42,11 +42,12 @@ class CallOperator(Declaration):
 
     @property
     def not_built(self) -> tuple[str, ...]:
-        return OPTIONS["call"]
+        return (*OPTIONS["call"], *OPTIONS.get(self.name, ()))
 
     @property
     def keys(self) -> Mapping[str, Parameter]:
-        return {**super().keys, "instructions": _INSTRUCTIONS}
+        signs = any(isinstance(p, SignatureParameter) for p in self.parameters.values())
+        return {**super().keys, **({"instructions": _INSTRUCTIONS} if signs else {})}
 
 
 def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], Spec[V]], name: str) -> NodeDraft:

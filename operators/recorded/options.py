@@ -31,14 +31,11 @@ from dspex.operators.typing.names import Adapter, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
 
-class CallOptions(TypedDict, total=False):
+class EnrichOptions(TypedDict, total=False):
     """What every recorded operator takes. CALL_OPTIONS says what each is; docs/operators.md lists them."""
 
     pool: str
-    lm: str | Sequence[str]
     inputs: Mapping[str, str]
-    config: ModuleConfig
-    adapter: Adapter
     timeout: Duration
     deadline: Duration
     retry: Retry
@@ -46,6 +43,14 @@ class CallOptions(TypedDict, total=False):
     on_error: OnError
     order: Order
     priority: int
+
+
+class CallOptions(EnrichOptions, total=False):
+    """What a recorded operator takes that may ask a model."""
+
+    lm: str | Sequence[str]
+    config: ModuleConfig
+    adapter: Adapter
     route: Route
 
 

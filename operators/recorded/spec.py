@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias, cast
+from typing import Any, ClassVar, Generic, TypeAlias, cast
 
 from typing_extensions import Unpack
 
@@ -28,7 +28,7 @@ from dspex.operators.native.problems import all_of, problem
 from dspex.operators.native.prompts.values import plain_input
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.user_types.described import refuse_what_cannot_travel
-from dspex.operators.parameters import Arguments
+from dspex.operators.parameters import Arguments, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
 from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
@@ -48,8 +48,8 @@ class Spec(Generic[T_co]):
     """A recorded operator without a place in a topology. Frozen.
 
     Attributes:
-        kind: "predict", "chain_of_thought", "react" or "program".
-        target: the signature for the first three, the ref for a program.
+        kind: "predict", "chain_of_thought", "react", "program" or "enrich".
+        target: the signature for the first three, the ref for the others.
         signature: what goes in and out.
         into: the type of the result; None for a Record.
         options: CallOptions, checked, durations in seconds.
@@ -65,9 +65,12 @@ class Spec(Generic[T_co]):
     max_iters: int = MAX_ITERS
     state: str | None = None
 
+    takes: ClassVar[Mapping[str, Parameter]] = CALL_OPTIONS
+    not_built: ClassVar[tuple[str, ...]] = OPTIONS["call"]
+
     def with_options(self, **o: Unpack[CallOptions]) -> Spec[T_co]:
         """The same spec with these options changed. Raises TopologyError for a wrong one."""
-        changed, errors = checked(CALL_OPTIONS, cast("Mapping[str, object]", o), not_built=OPTIONS["call"])
+        changed, errors = checked(self.takes, cast("Mapping[str, object]", o), not_built=self.not_built)
         all_of(errors)
         return consistent(replace(self, options={**self.options, **changed}))
 
@@ -110,7 +113,7 @@ class Spec(Generic[T_co]):
         """Every way in which the spec does not fit data of this shape, or its own `into`."""
         mapped = self.options.get("inputs", {})
         yield from missing_inputs(self.signature, shape, MAP_IT, mapped)
-        yield from contradictions(self.signature, self.into, shape, self.outputs)
+        yield from contradictions(self.outputs, self.into, shape)
         for name, value in self.options.items():
             yield from CALL_OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
 
@@ -118,21 +121,10 @@ class Spec(Generic[T_co]):
         """The call as the engine runs it."""
         o: dict[str, Any] = {**DEFAULTS, **self.options}
         return Call(
-            spec=CallSpec(
-                kind=self.kind,
-                target=self.target,
-                **self.signature.plain(),
-                lm=tuple(o.get("lm", ())),
-                adapter=o.get("adapter"),
-                config=o.get("config", {}),
-                tools=self.tools,
-                max_iters=self.max_iters,
-                state=self.state,
-                route=o["route"],
-            ),
+            spec=self._work(o),
             pool=o["pool"],
-            inputs=_inputs(self.kind, self.signature, o.get("inputs", {})),
-            accept=_accept(self),
+            inputs=self._inputs(o.get("inputs", {})),
+            accept=self._accept(),
             timeout=float(o["timeout"]),
             deadline=float(o["deadline"]),
             retry=Retry(**o.get("retry", {})),
@@ -141,6 +133,45 @@ class Spec(Generic[T_co]):
             on_error=o["on_error"],
             priority=o["priority"],
         )
+
+    def contradictions(self) -> Iterator[TopologyError]:
+        """Every way in which its own parts contradict each other."""
+        if (error := _travels(self.signature)) is not None:
+            yield error
+        for name in self.options.get("inputs", {}):
+            if name not in self.signature.inputs:
+                wanted = ", ".join(self.signature.inputs)
+                message = f"inputs= maps {name!r}, which is no input of the signature"
+                yield problem("DX207", message, f"inputs: {wanted}")
+        if self.options.get("route") == "native" and error is None:
+            yield from _uncovered(self)
+        constant = self.options.get("fallback")
+        if isinstance(constant, Mapping) and error is None:
+            try:
+                self.signature.check_outputs(cast("Outputs", constant))
+            except InvalidOutput as e:
+                yield problem("DX205", f"fallback: {e.message}", "give every output of the signature")
+
+    def _work(self, o: Mapping[str, Any]) -> CallSpec:
+        """What a worker needs."""
+        return CallSpec(
+            kind=self.kind,
+            target=self.target,
+            **self.signature.plain(),
+            lm=tuple(o.get("lm", ())),
+            adapter=o.get("adapter"),
+            config=o.get("config", {}),
+            tools=self.tools,
+            max_iters=self.max_iters,
+            state=self.state,
+            route=o["route"],
+        )
+
+    def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
+        return _inputs(self.kind, self.signature, mapped)
+
+    def _accept(self) -> Callable[[object, Outputs], Any]:
+        return _accept(self)
 
 
 def _inputs(kind: str, signature: Signature, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
@@ -193,29 +224,21 @@ def _fallback(value: object) -> Callable[[object], Outputs] | None:
 
 def consistent(spec: Spec[V]) -> Spec[V]:
     """The spec, or one TopologyError with every way in which its parts contradict each other."""
-    errors: list[TopologyError] = []
-    try:
-        refuse_what_cannot_travel(spec.signature)
-    except TopologyError as e:
-        errors.append(e)
-    for name in spec.options.get("inputs", {}):
-        if name not in spec.signature.inputs:
-            wanted = ", ".join(spec.signature.inputs)
-            errors.append(problem("DX207", f"inputs= maps {name!r}, which is no input of the signature", f"inputs: {wanted}"))
-    if spec.options.get("route") == "native" and not errors:
-        errors += _uncovered(spec)
+    errors = list(spec.contradictions())
     timeout, deadline = spec.options.get("timeout", 0), spec.options.get("deadline", DEFAULTS["deadline"])
     if timeout > deadline:
         message = f"timeout, {timeout:g} s, is longer than deadline, {deadline:g} s, which ends all attempts"
         errors.append(problem("DX205", message, "lower timeout, or raise deadline"))
-    constant = spec.options.get("fallback")
-    if isinstance(constant, Mapping) and not errors:
-        try:
-            spec.signature.check_outputs(cast("Outputs", constant))
-        except InvalidOutput as e:
-            errors.append(problem("DX205", f"fallback: {e.message}", "give every output of the signature"))
     all_of(errors)
     return spec
+
+
+def _travels(signature: Signature) -> TopologyError | None:
+    try:
+        refuse_what_cannot_travel(signature)
+    except TopologyError as e:
+        return e
+    return None
 
 
 def _uncovered(spec: Spec[V]) -> list[TopologyError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from dspex.bus.errors import TopologyError
@@ -70,24 +70,23 @@ def missing_inputs(
 
 
 def contradictions(
-    signature: Signature, into: object, shape: Shape, given: Collection[str] | None = None
+    given: Mapping[str, object], into: object, shape: Shape, who: str = "the signature"
 ) -> Iterator[TopologyError]:
-    """DX212: `into` and the signature say different things about a field, or nobody gives a field that `into` needs.
+    """DX212: `into` and `who` say different things about a field, or nobody gives a field that `into` needs.
 
-    `given`: the fields that come out; None: the outputs of the signature.
+    `given`: the fields that come out, with their types.
     """
-    given = signature.outputs if given is None else given
     fields = None if into is None else declared_fields(into)
     if fields is None:
         return
     wanted = type_text(into)
-    for name, annotation in signature.annotations("outputs").items():
+    for name, annotation in given.items():
         if name in fields and not accepts(fields[name], annotation):
             mine, theirs = type_text(annotation), type_text(fields[name])
             yield problem(
                 "DX212",
-                f"the signature gives {name}: {mine}, and {wanted} wants {name}: {theirs}",
-                f'write "{name}: {theirs}" in the signature, or correct {wanted}',
+                f"{who} gives {name}: {mine}, and {wanted} wants {name}: {theirs}",
+                f'write "{name}: {theirs}" in {who}, or correct {wanted}',
             )
     have = {*given, *(shape.fields or ())}
     for name in sorted(required_fields(into) - have):
@@ -95,8 +94,8 @@ def contradictions(
         if shape.fields is not None or near:
             yield problem(
                 "DX212",
-                f"{wanted} needs {name}, which neither the stream nor the signature gives",
-                f"the signature gives {near}: did you mean {name}?" if near else f"add {name} to the signature's outputs",
+                f"{wanted} needs {name}, which neither the stream nor {who} gives",
+                f"{who} gives {near}: did you mean {name}?" if near else f"add {name} to the outputs of {who}",
             )
 
 

@@ -122,7 +122,8 @@ def test_the_parameters_of_the_page_are_there_or_said_to_be_not_built() -> None:
         found = getattr(built(of), method, None) if method else built(of)
         if found is not None and callable(found) and name not in OTHERWISE:
             lacking.setdefault(name, set()).update(wanted - set(inspect.signature(found).parameters))
-    assert {name: names for name, names in lacking.items() if names} == {n: set(p) for n, p in not_built.PARAMETERS.items()}
+    planned = {**not_built.PARAMETERS, "enrich": not_built.OPTIONS["enrich"]}
+    assert {name: names for name, names in lacking.items() if names} == {n: set(p) for n, p in planned.items()}
 
 
 @pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in not_built.PARAMETERS.items() for name in names])

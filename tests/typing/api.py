@@ -21,6 +21,7 @@ from dspex import (
     Stream,
     Topology,
     chain_of_thought,
+    enrich,
     errors,
     predict,
     program,
@@ -53,6 +54,10 @@ class Point:
 
 def clean(m: Record) -> Record:
     return {**m, "text": " ".join(m["text"].split())}
+
+
+async def find(m: Message) -> dict[str, int]:
+    return {"orders": len(m.text)}
 
 
 # -- the quick start
@@ -143,12 +148,15 @@ messages.chain_of_thought(
 )
 messages.react("text -> reply", tools=["shop:find"], max_iters=3, name="r", fallback={"reply": "Sorry"})
 messages.program(Message, "text -> reply", state="draft@3", name="prog", into=Triaged)
+assert_type(messages.enrich(find, name="found", pool="shop", timeout="5s", order="key"), Stream[Record])
+assert_type(messages.enrich("shop:find", name="found", into=Triaged), Stream[Triaged])
 specs: tuple[Spec[Record], Spec[Triaged], Spec[Record], Spec[Record]] = (
     predict("text -> lang"),
     chain_of_thought("text -> lang", into=Triaged),
     react("text -> reply", tools=["shop:find"]),
     program("programs:Draft", "text -> reply", pool="writers"),
 )
+enriches: tuple[Spec[Record], Spec[Triaged]] = enrich("shop:find"), enrich(find, into=Triaged, pool="shop")
 assert_type(messages.call(specs[1], name="called"), Stream[Triaged])
 assert_type(specs[1].with_options(pool="x"), Spec[Triaged])
 

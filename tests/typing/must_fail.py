@@ -26,11 +26,19 @@ def of_record(s: Stream[Record]) -> Stream[Record]:
 
 messages = Topology("t").source("m", Message)
 
+
+async def find(m: Message) -> dict[str, int]:
+    return {}
+
+
 # a recorded operator without a name
+messages.enrich(find)  # error
 messages.predict("text -> lang")  # error
 messages.call(predict("text -> lang"))  # error
 # a misspelt option
 messages.predict("text -> lang", name="p", pol="x")  # error
+messages.enrich(find, name="f", lm="main")  # error
+messages.enrich(of_text, name="f")  # error
 predict("text -> lang", pol="x")  # error
 Topology("t").source("s", partitons=3)  # error
 # a wrong option value

@@ -113,7 +113,7 @@ def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
 
     Only an interactive call is checked, because anybody may make one. The engine has checked the inputs of a durable call.
     """
-    if work.record is not None:
+    if work.record is not None or not spec.asks_a_model:
         return work
     try:
         signature = _signature(signature_of(spec))

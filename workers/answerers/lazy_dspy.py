@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import Outputs
 from dspex.operators.native.prompts import versions
 from dspex.workers.answerers.attempt import Attempt
+from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig
 
 if TYPE_CHECKING:
@@ -21,28 +23,27 @@ if TYPE_CHECKING:
 class LazyDspy:
     """Answers every call that may be answered by DSPy.
 
-    Imports DSPy in a thread, so that other calls go on meanwhile; at the start where the pool names programs, because only
-    DSPy runs those. Raises ConfigError (DX134) where DSPy is needed and this Python has none.
+    Imports DSPy in a thread, so that other calls go on meanwhile; at the start where the pool's code needs it, which has been
+    imported by then. Raises ConfigError (DX134) where DSPy is needed and this Python has none.
     """
 
     route = "worker"
 
-    def __init__(self, pool: PoolConfig) -> None:
-        self._pool = pool
+    def __init__(self, pool: PoolConfig, refs: Refs, failed: Mapping[str, BaseException]) -> None:
+        """`failed`: why code of the pool could not be imported."""
+        self._pool, self._refs = pool, refs
         self._programs: Programs | None = None
         self._module: ModuleType | ImportError | None = None
         self._importing = asyncio.Lock()
         self._installed = versions.installed() or ""
-        if pool.programs:
+        unseen = len(refs.modules()) < len(pool.programs)  # modules named by a wildcard are imported when they are asked for
+        lacking = any(isinstance(e, ModuleNotFoundError) and e.name == "dspy" for e in failed.values())
+        if unseen or lacking or "dspy" in sys.modules:
             self._programs = self._make(_import(), "the pool has programs")
 
     @property
     def dspy_version(self) -> str:
         return self._programs.dspy_version if self._programs else self._installed
-
-    def scan(self) -> tuple[list[str], dict[str, str]]:
-        """What the pool's allow-list names: (refs found, why the rest failed by pattern)."""
-        return self._programs.scan() if self._programs else ([], {})
 
     def refuses(self, attempt: Attempt) -> str | None:
         return 'its route is "native"' if attempt.spec.route == "native" else None
@@ -72,7 +73,7 @@ class LazyDspy:
                 fix="pip install 'dspex[dspy]' in that environment",
                 node=self._pool.name,
             ) from module
-        made: Programs = module.Programs(self._pool)
+        made: Programs = module.Programs(self._pool, self._refs)
         return made
 
 

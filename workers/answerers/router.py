@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import reduce
 
@@ -16,9 +17,10 @@ from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
+from dspex.workers.answerers.functions import Functions
 from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
-from dspex.workers.answerers.refs import bounded
+from dspex.workers.answerers.refs import Refs, bounded
 from dspex.workers.config import PoolConfig
 
 _NONE = CallSpec("", "", "")  # of a call whose spec cannot be read
@@ -30,8 +32,13 @@ class Router:
 
     def __init__(self, pool: PoolConfig) -> None:
         self._pool = pool
-        self._dspy = LazyDspy(pool)
+        # a class of a user's signature is made while its module is imported, and these fields may be called so
+        warnings.filterwarnings("ignore", 'Field name "(schema|prediction)" in .* shadows an attribute')
+        refs = Refs(pool.name, pool.programs, pool.path)
+        self._found, self._failed = refs.scan()
+        self._dspy = LazyDspy(pool, refs, self._failed)
         self._answerers: list[Answerer] = [Native(pool), self._dspy]
+        self._functions = Functions(refs)
 
     @property
     def dspy_version(self) -> str:
@@ -40,7 +47,7 @@ class Router:
 
     def scan(self) -> tuple[list[str], dict[str, str]]:
         """What the pool's allow-list names: (refs found, why the rest failed by pattern)."""
-        return self._dspy.scan()
+        return self._found, {pattern: f"{type(e).__name__}: {e}" for pattern, e in self._failed.items()}
 
     async def run(
         self,
@@ -71,7 +78,7 @@ class Router:
 
     async def close(self) -> None:
         """Close what is open."""
-        for answerer in self._answerers:
+        for answerer in (*self._answerers, self._functions):
             await answerer.close()
 
     def _told(self, error: ErrorMap) -> ErrorMap:
@@ -84,6 +91,8 @@ class Router:
     async def _first_available(self, attempt: Attempt) -> Outputs:
         """The outputs, with the first profile whose model can be reached."""
         spec, node = attempt.spec, attempt.work.node
+        if not spec.asks_a_model:
+            return await self._functions.ask(attempt)
         default = self._pool.default_profile()
         profiles = spec.lm or ((default.name,) if default else ())
         if not profiles and spec.kind != "program":

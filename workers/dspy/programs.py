@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
-import importlib
 import inspect
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +16,7 @@ import dspy
 from pydantic import BaseModel
 
 from dspex.bus.codecs.media import unmarked
-from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError
+from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
@@ -42,28 +39,14 @@ class Programs:
 
     dspy_version: str = dspy.__version__
 
-    def __init__(self, pool: PoolConfig) -> None:
-        self._refs = Refs(pool.name, pool.programs, pool.path, lambda found: isinstance(found, (dspy.Module, dspy.Tool)))
+    def __init__(self, pool: PoolConfig, refs: Refs) -> None:
+        self._refs = refs
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, tuple[Any, str]] = {}
-        warnings.filterwarnings(
-            "ignore", 'Field name "(schema|prediction)" in .* shadows an attribute'
-        )  # they may be called so
         replies.look()
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-
-    def scan(self) -> tuple[list[str], dict[str, str]]:
-        """What the allow-list names: (refs found, why the rest failed by pattern). Imports the modules it names in full."""
-        found: list[str] = []
-        failed: dict[str, str] = {}
-        for pattern, module in self._refs.modules():
-            try:
-                found += [r for r in self._refs.public(importlib.import_module(module), pattern) if r not in found]
-            except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything; the others are served
-                failed[pattern] = f"{type(error).__name__}: {error}"
-        return found, failed
 
     async def ask(self, attempt: Attempt) -> Outputs:
         """The outputs, with the profile `attempt.lm` ("": with none). Notes program and tokens in `attempt`.
@@ -132,28 +115,15 @@ class Programs:
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program and its name with a digest of what it was made from."""
         if spec.kind == "program":
-            target = self._load(spec.target)
-            source = getattr(inspect.getmodule(target), "__file__", None) or ""
-            return _instance(target, spec.target), f"{spec.target}#{_digest_file(source)}"
+            target = self._refs.load(spec.target)
+            return _instance(target, spec.target), f"{spec.target}#{self._refs.digest_of(target)}"
         name = program_name(spec)
         if spec.kind == "react":
-            tools: Sequence[Callable[..., object]] = [self._load(ref) for ref in spec.tools]
+            tools: Sequence[Callable[..., object]] = [self._refs.load(ref) for ref in spec.tools]
             return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name
         if spec.kind not in _KINDS:
             raise ProgramError(f"there is no kind of call {spec.kind!r}", fix="upgrade the workers: pip install -U dspex")
         return _KINDS[spec.kind](signature), name
-
-    def _load(self, ref: str) -> Any:
-        try:
-            return self._refs.load(ref)
-        except DspexError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ProgramError(
-                f"{ref} cannot be imported: {type(error).__name__}: {error}",
-                fix="install what it needs in the pool's environment, or put its folder on path in dspex.toml",
-                node=ref,
-            ) from error
 
 
 def _kept(cache: dict[str, Made], key: str, make: Callable[[], Made]) -> Made:
@@ -175,14 +145,6 @@ def _instance(target: Any, ref: str) -> Any:
     if not callable(target):
         raise ProgramError(f"{ref} is neither a class, a function nor a program", node=ref)
     return target
-
-
-def _digest_file(path: str) -> str:
-    try:
-        with open(path, "rb") as f:
-            return hashlib.sha256(f.read()).hexdigest()[:12]
-    except OSError:
-        return "unknown"
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
