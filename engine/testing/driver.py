@@ -14,7 +14,6 @@ answers that the test gives. It has a thread and a loop of its own, so it also w
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -22,8 +21,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, ConfigError
-from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus.errors import BusError
+from dspex.bus.memory.faults import Faults, Luck
+from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
@@ -35,14 +35,14 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
 from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
-from dspex.engine.hosting.host import Host
+from dspex.engine.testing.engines import AGAIN, Engines
+from dspex.engine.testing.names import TestedNames
 from dspex.engine.testing.workers import Answers, Workers
 
 __all__ = ["Driver", "Faults"]
 
 T = TypeVar("T")
 APP = "test"
-AGAIN = 0.1  # seconds until what a fault made fail is done again
 START = 1_767_225_600.0  # 2026-01-01: when every driver's clock begins
 FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them is random
 
@@ -58,12 +58,6 @@ async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await asyncio.sleep(AGAIN)
 
 
-def _meant(name: str, known: list[str]) -> str:
-    """The fix for a name that is none; "" where there is none at all."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}" if known else ""
-
-
 @lacks("Driver")
 class Driver(Planned, names=METHODS["Driver"]):
     """Runs topologies for a test.
@@ -76,6 +70,7 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def __init__(self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None) -> None:
         self._graphs: list[Graph] = graphs_of(topologies)
+        self._names = TestedNames(self._graphs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
         self._seed, self._faults = seed, faults
         self._letters_seen = False
@@ -90,24 +85,16 @@ class Driver(Planned, names=METHODS["Driver"]):
         self._loop = VirtualLoop()
         self._server = MemoryServer(seed=self._seed, faults=self._faults, epoch=START)
         self._client = Client(bus=self._server.connect(), app=APP)
-        self._run(_insist(self._start_engine))
+        luck = Luck(self._seed + 1, self._server.luck.faults)
+        self._engines = Engines(self._connect, APP, self._graphs, luck)
+        self._run(self._engines.start())
         pools = sorted({n.call.pool for g in self._graphs for n in g.calls})
         self._workers = Workers(self._server, APP, pools)
         self._run(self._workers.start())
         self._loop.advance(0.5)
 
-    async def _start_engine(self) -> None:
-        self._bus: MemoryBus = self._server.connect()
-        self._host = Host(self._bus, APP, self._graphs, engine="driver")
-        try:
-            await self._host.start()
-        except BusError:
-            await self._stop_engine()
-            raise
-
-    async def _stop_engine(self) -> None:
-        await self._host.kill()
-        await self._bus.close()
+    async def _connect(self) -> MemoryBus:
+        return self._server.connect()
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         __tracebackhide__ = True
@@ -115,8 +102,14 @@ class Driver(Planned, names=METHODS["Driver"]):
             if kind is None:
                 self._check_end()
         finally:
-            self._in_thread(self._loop.close)
+            self._in_thread(self._close)
             self._thread.shutdown()
+
+    def _close(self) -> None:
+        try:
+            self._run(self._engines.kill())
+        finally:
+            self._loop.close()
 
     def _check_end(self) -> None:
         __tracebackhide__ = True
@@ -152,8 +145,8 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def _check(self) -> None:
         __tracebackhide__ = True
-        if self._host.failure is not None:
-            raise self._host.failure
+        if self._engines.failure is not None:
+            raise self._engines.failure
         if self._workers.problem is not None:
             problem, self._workers.problem = self._workers.problem, None
             raise problem
@@ -182,22 +175,12 @@ class Driver(Planned, names=METHODS["Driver"]):
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
         __tracebackhide__ = True
-        self._workers.answer(self._known(node), outputs, seconds(after))
+        self._workers.answer(self._names.call(node), outputs, seconds(after))
 
     def fail(self, node: str, error: Exception, *, times: int = 1) -> None:
         """The next `times` calls of `node` fail with `error`. A plain exception is a ProgramError, as in a worker."""
         __tracebackhide__ = True
-        self._workers.fail(self._known(node), error, times)
-
-    def _known(self, node: str) -> str:
-        __tracebackhide__ = True
-        names = [n.name for g in self._graphs for n in g.calls]
-        if node not in names:
-            fix = _meant(node, names) or "the topology calls nothing"
-            raise ConfigError(
-                f"there is no recorded node {node!r}; there is: {', '.join(names) or 'none'}", code="DX105", fix=fix
-            )
-        return node
+        self._workers.fail(self._names.call(node), error, times)
 
     def advance(self, by: Duration) -> None:
         """Let time pass: retries, deadlines, heartbeats, redeliveries."""
@@ -212,8 +195,8 @@ class Driver(Planned, names=METHODS["Driver"]):
 
         def go() -> None:
             if what in ("engine", "all"):
-                self._run(self._stop_engine())
-                self._run(_insist(self._start_engine))
+                self._run(self._engines.kill())
+                self._run(self._engines.start())
             if what in ("workers", "all"):
                 self._run(self._workers.kill())
                 self._run(self._workers.start())
@@ -231,16 +214,8 @@ class Driver(Planned, names=METHODS["Driver"]):
     def events(self, subject: str) -> list[Event[Any]]:
         """All events of a sink, in order. Raises ConfigError for a subject that no sink or source of the topologies has."""
         __tracebackhide__ = True
-        self._of_topologies(subject)
+        self._names.stored(subject)
         return [read_event(m) for m in self._do(lambda: self._stored(subject))]
-
-    def _of_topologies(self, subject: str) -> None:
-        __tracebackhide__ = True
-        sinks = [n.sink.pattern for g in self._graphs for n in g.sinks]
-        known = [*sinks, *(n.source.subject for g in self._graphs for n in g.sources)]
-        if not any(subjects.overlap(subject, k) for k in known):
-            fix = _meant(subject, known) or "end the topology in a sink"
-            raise ConfigError(f"there is no sink {subject!r}; there is: {', '.join(sinks) or 'none'}", code="DX105", fix=fix)
 
     async def _stored(self, subject: str) -> list[Message]:
         bus = self._client.bus
@@ -252,7 +227,7 @@ class Driver(Planned, names=METHODS["Driver"]):
     def calls(self, node: str) -> list[Step]:
         """The records of a node's calls, in order of their completion. Raises ConfigError where it is no recorded node."""
         __tracebackhide__ = True
-        known = self._known(node)
+        known = self._names.call(node)
         return self._do(lambda: self._steps(known))
 
     async def _steps(self, node: str) -> list[Step]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dspex.bus.errors import ConfigError, NoAnswer, ProgramError, TopologyError
-from dspex.engine.testing.driver import Driver
+from dspex.engine.testing.driver import Driver, Faults
 from dspex.operators.topology import Topology
 
 
@@ -80,3 +80,30 @@ def test_the_driver_says_which_name_was_probably_meant() -> None:
             with pytest.raises(ConfigError) as caught:
                 look()
             assert caught.value.fix == f"did you mean {near}?"
+
+
+def driven(seed: int, faults: Faults) -> tuple[int, float, list[Any]]:
+    """Engines that lived, the time of the end, and what came out, of ten messages that are asked about."""
+    with Driver(asking(), seed=seed, faults=faults) as d:
+        d.answer("ask", lambda inputs: {"label": "a"}, after="1s")
+        for n in range(10):
+            d.publish("in", {"text": f"{n}"}, id=f"m{n}")
+            d.advance("1s")
+        d.advance("2m")
+        return d._engines.lives, d._loop.time(), [d.outputs("out.a"), [c.call for c in d.calls("ask")]]
+
+
+@pytest.mark.parametrize("faults", [Faults(crash=0.02), Faults(freeze=0.02), Faults(crash=0.02, freeze=0.01, unsettled=0.1)])
+def test_an_engine_that_dies_or_stands_still_anywhere_loses_and_doubles_nothing(faults: Faults) -> None:
+    lives, time, (outputs, calls) = driven(3, faults)
+    assert lives > 5
+    assert sorted(o["text"] for o in outputs) == [str(n) for n in range(10)]
+    assert len(set(calls)) == 10
+    assert driven(3, faults) == (lives, time, [outputs, calls])  # one seed, one schedule
+    assert driven(4, faults)[:2] != (lives, time)
+
+
+@pytest.mark.parametrize("wrong", [{"crash": 2}, {"freeze": "often"}, {"disconnect": -0.1}, {"delay": "soon"}])
+def test_a_fault_that_is_no_rate_or_no_time_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"Faults\(|is not a duration"):
+        Faults(**wrong)

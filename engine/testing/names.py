@@ -1,0 +1,48 @@
+"""The names that a test may use: recorded nodes, sinks and sources. An empty answer would let a misspelt test pass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError
+from dspex.engine.graph.graph import Graph
+
+
+class TestedNames:
+    """What the topologies of a test have. Every method raises ConfigError (DX105), which says what was probably meant."""
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        self._calls = [n.name for g in graphs for n in g.calls]
+        self._sources = [n.source.subject for g in graphs for n in g.sources]
+        self._sinks = [n.sink.pattern for g in graphs for n in g.sinks]
+
+    def call(self, name: str) -> str:
+        """A recorded node."""
+        __tracebackhide__ = True
+        if name not in self._calls:
+            raise _unknown("recorded node", name, self._calls, "the topology calls nothing")
+        return name
+
+    def stored(self, subject: str) -> str:
+        """A subject of a sink or of a source, or a pattern that takes in some."""
+        __tracebackhide__ = True
+        known = [*self._sinks, *self._sources]
+        if not any(subjects.overlap(subject, k) for k in known):
+            raise _unknown("sink", subject, self._sinks, "end the topology in a sink", self._sources)
+        return subject
+
+    def source(self, subject: str) -> str:
+        """A subject that a source reads."""
+        __tracebackhide__ = True
+        if not any(subjects.overlap(subject, k) for k in self._sources):
+            raise _unknown("source", subject, self._sources, "begin the topology with a source")
+        return subject
+
+
+def _unknown(what: str, name: str, known: list[str], otherwise: str, more: Sequence[str] = ()) -> ConfigError:
+    near = difflib.get_close_matches(name, [*known, *more], n=1)
+    fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join([*known, *more])}" if known or more else otherwise
+    message = f"there is no {what} {name!r}; there is: {', '.join(known) or 'none'}"
+    return ConfigError(message, code="DX105", fix=fix)
