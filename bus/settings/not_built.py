@@ -39,7 +39,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Engine": ("observer",),
     "Driver": ("bus",),
-    "Faults": ("crash", "freeze"),
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
@@ -77,7 +76,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("test", "plan", "gateway", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
+        *("plan", "gateway", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
         *("pause", "resume", "approvals", "optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

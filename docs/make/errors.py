@@ -90,6 +90,10 @@ MORE = {
         "A topology uses a program or a tool that the allow-list of its pool does not take.",
         'allow it: `pools.NAME.programs = ["module:*"]`',
     ),
+    "DX139": (
+        "A test file has mistakes, cannot be read, or is not there; all mistakes of a file are listed at once.",
+        "correct the lines that the message names",
+    ),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
     "DX204": ("There is no such option, or no such key in YAML.", "the message suggests the nearest"),

@@ -34,6 +34,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "init": "topology.init:init",
         "check": "topology.check:check",
         "show": "topology.check:show",
+        "test": "topology.testing:test",
         "apply": "topology.apply:apply",
         "delete": "topology.delete:delete",
     },

@@ -39,12 +39,12 @@ class Mapped(dict[str, Any]):
         return self.lines.get(key, self.line)
 
 
-def read(text: str, file: str) -> Mapped:
-    """The document. Raises one TopologyError (DX222) with every problem."""
+def read(text: str, file: str, what: str = "a topology", begin: str = "dspex: 1") -> Mapped:
+    """The document. Raises one TopologyError (DX222) with every problem. `what` it is, and how such a file begins."""
     if len(text) > MAX_BYTES:
-        raise _error(file, [(1, f"{len(text)} characters are more than a topology may have ({MAX_BYTES})", "split it up")])
+        raise _error(file, [(1, f"{len(text)} characters are more than {what} may have ({MAX_BYTES})", "split it up")])
     try:
-        found = list(islice(_refused(text), _SHOWN))
+        found = list(islice(_refused(text, what), _SHOWN))
         if found:
             raise _error(file, found)
         node = yaml.compose(text, Loader=_LOADER)
@@ -54,14 +54,14 @@ def read(text: str, file: str) -> Mapped:
         raise _error(file, [(line, message, "remove it")]) from e
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
-        what = (mark.line + 1 if mark else 1, f"this is not YAML: {e.problem or e.context}", "correct the syntax")
-        raise _error(file, [what]) from e
+        found = [(mark.line + 1 if mark else 1, f"this is not YAML: {e.problem or e.context}", "correct the syntax")]
+        raise _error(file, found) from e
     except yaml.YAMLError as e:
         raise _error(file, [(1, f"this is not YAML: {e}", "correct the syntax")]) from e
     reader = _YamlReader()
     data = reader.value(node) if node is not None else None
     if not isinstance(data, Mapped):
-        reader.problems.append((1, "a topology is a mapping", "begin with:  dspex: 1"))
+        reader.problems.append((1, f"{what} is a mapping", f"begin with:  {begin}"))
     if reader.problems:
         raise _error(file, reader.problems)
     return cast("Mapped", data)
@@ -76,13 +76,13 @@ def _error(file: str, found: list[LineProblem]) -> TopologyError:
     return TopologyError(text, code="DX222", fix=problems[0].fix, problems=problems)
 
 
-def _refused(text: str) -> Iterator[LineProblem]:
+def _refused(text: str, what: str) -> Iterator[LineProblem]:
     """What is refused, from the stream of events: before anything is built that could be large."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if count > MAX_EVENTS:
-            yield line, f"this has more values than a topology may have ({MAX_EVENTS:,})", "split it up"
+            yield line, f"this has more values than {what} may have ({MAX_EVENTS:,})", "split it up"
             return
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             yield line, "anchors and aliases (& and *) are not allowed", "write it out"

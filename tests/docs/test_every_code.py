@@ -197,6 +197,7 @@ ELSEWHERE = {
     "DX131": "engine/cli/test_demo.py::test_without_the_model_the_demo_says_what_to_type",
     "DX132": "workers/models/test_weights.py::test_weights_that_were_changed_on_the_disk_are_not_loaded",
     "DX138": "engine/cli/test_topology.py::test_check_names_what_no_pool_allows_though_a_fallback_would_hide_it",
+    "DX139": "engine/testing/test_cases.py::test_a_mistake_in_a_test_file_is_refused_with_its_line_before_any_case_runs",
     "DX133": "bus/settings/test_settings.py::test_default_call_options_are_checked_as_those_of_an_operator_are",
     "DX134": "workers/answerers/test_native.py::test_an_environment_without_dspy_serves_native_calls",
     "DX135": "engine/cli/test_topology.py::test_a_topology_module_that_raises_is_reported_as_the_users_error",

@@ -5,7 +5,7 @@ A block is known by its fence. In one page all blocks share a folder and a name 
     ```python            runs, and then each function `test_…` in it that takes nothing; if its first line is `# name.py` it is
                          that file too. With `connect(` it needs an application: the one whose dspex.toml lies in the working
                          directory is run, with a stand-in for its model
-    ```toml / yaml       is that file, and loads as settings or as a topology
+    ```toml / yaml       is that file, and loads as settings or as a topology; `# name_test.yaml`: the cases in it pass
     ```csv name          is that file
     ```console           every `$ command` exists, with these options
     ```console run NAME  its commands are run (in the project NAME), and print what the page shows: see docs/make/outputs.py
@@ -145,6 +145,8 @@ def test_a_documentation_page_does_and_prints_what_it_says(page: Path, applicati
             run_python(block, place, space)
         elif block.language == "toml":
             Settings.load(Path(block.file) if block.file else written(block, "settings.toml"))
+        elif block.language == "yaml" and str(block.file).endswith("_test.yaml"):
+            assert in_process(["test", block.file]).endswith(" 0 failed\n"), place
         elif block.language == "yaml":
             assert [str(p) for p in Topology.load(block.file or written(block, "t.yaml")).check()] == [], place
         elif block.language == "console":
