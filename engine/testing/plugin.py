@@ -1,0 +1,39 @@
+"""The fixture `dspex_driver`: pytest finds it wherever dspex is installed, and dspex is imported only when a test uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from dspex.engine.testing.driver import Driver
+
+_DRIVERS = pytest.StashKey[ExitStack]()
+
+
+@pytest.fixture
+def dspex_driver(request: pytest.FixtureRequest) -> Iterator[Callable[..., Driver]]:
+    """Makes testing drivers, which end with the test: `d = dspex_driver(topology, seed=1)` takes what `Driver` takes."""
+    stack = request.node.stash[_DRIVERS] = ExitStack()
+
+    def make(*topologies: Any, **options: Any) -> Driver:
+        from dspex.engine.testing.driver import Driver
+
+        return stack.enter_context(Driver(*topologies, **options))
+
+    yield make
+    stack.close()  # where another fixture failed, and the test did not run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """The drivers of a test end within it: what they find at their end is a failure, and no error of a fixture."""
+    __tracebackhide__ = True
+    stack = item.stash.get(_DRIVERS, None)
+    if stack is None:
+        return (yield)
+    with stack:
+        return (yield)
