@@ -17,6 +17,16 @@ from dspex.bus.local.server import LocalServer
 
 pytestmark = pytest.mark.measured_processes  # nothing else runs what `dspex run` is made of
 
+KEYED = """
+dspex: 1
+topology: keyed
+sources: {{ {u}.in: {{}} }}
+nodes:
+  by_k: {{ from: {u}.in, key_by: k }}
+  see: {{ from: by_k, set: {{ seen: "n + 1" }} }}
+sinks: {{ {u}.out: {{ from: see }} }}
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path, unique: str) -> Project:
@@ -58,17 +68,28 @@ def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> Non
         assert not other.is_running()
 
 
-def test_a_process_of_several_is_started_again_when_it_dies_and_none_outlives_the_first(project: Project) -> None:
-    with project.start("--json", "run", "--pools", "none", "--processes", "2", "--grace", "1s") as run:
+def test_a_process_of_several_is_started_again_when_it_dies_while_events_go_on_and_none_outlives_the_first(
+    project: Project,
+) -> None:
+    project.write("native.yaml", KEYED.format(u=project.u))
+    rows = [{"k": f"k{n % 20}", "n": n} for n in range(1000)]
+    parts = [project.write(f"{i}.jsonl", "".join(json.dumps(row) + "\n" for row in rows[i::2])) for i in range(2)]
+    with project.start("--json", "run", "--pools", "none", "--processes", "3", "--grace", "1s") as run:
         run.until('"ready"')
-        (killed,) = others(run)
-        killed.kill()
-        eventually(lambda: sum("engine ready" in line for line in run.lines) == 2)
+        killed = others(run)[0]
+        assert project.here("publish", project.input, "-f", parts[0]).code == 0
+        killed.kill()  # in the middle of that
+        assert project.here("publish", project.input, "-f", parts[1]).code == 0
+        eventually(lambda: sum("engine ready" in line for line in run.lines) == 3)
         again = objects("\n".join(run.lines))[-1]
-        alive = {row["engine"] for row in project.here("--json", "status").objects()[0]["engines"] if row["alive"]}
-        assert (len(alive), again["process"], again["engine"] in alive) == (2, 2, True)
+        engines = project.here("--json", "status").objects()[0]["engines"]
+        assert (again["process"], {e["engine"] for e in engines if e["alive"]} >= {again["engine"]}) == (2, True)
+        found = project.here("--json", "watch", project.output, "--start", "all", "--count", "1000").objects()
+        for key in range(20):
+            mine = [e["data"]["n"] for e in found if e["data"]["k"] == f"k{key}"]
+            assert mine == [row["n"] for i in range(2) for row in rows[i::2] if row["k"] == f"k{key}"]
         left = psutil.Process(run.process.pid).children(recursive=True)
-        assert len([p for p in left if "--as-process" in p.cmdline()]) == 1
+        assert len([p for p in left if "--as-process" in p.cmdline()]) == 2
         run.process.kill()
         assert not psutil.wait_procs(left, 60)[1]
         assert '"why": "it ended with exit code -9"' in run.errors()
