@@ -83,7 +83,8 @@ class StreamInfo:
         created: seconds since the epoch; with first and last it shows a trimmed or re-created stream.
         own: made by dspex.
         retention: "limits"; or "workqueue" or "interest", which remove messages that somebody has read.
-        max_bytes: -1 for no limit.
+        max_bytes, max_messages: -1 for no limit. max_age: seconds after which messages expire; 0: never.
+        trims: it removes the oldest messages where a limit is reached, and does not refuse new ones.
         now: what the clock of its leader said, in seconds since the epoch.
         note, copies: see StreamConfig.
     """
@@ -99,6 +100,9 @@ class StreamInfo:
     own: bool = True
     retention: str = "limits"
     max_bytes: int = -1
+    max_messages: int = -1
+    max_age: float = 0.0
+    trims: bool = False
     now: float = field(default=0.0, compare=False)
     note: str = ""
     copies: Mapping[str, Sequence[str]] = field(default_factory=dict)

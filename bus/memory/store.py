@@ -52,6 +52,8 @@ class MemoryStream:
             replicas=self.config.replicas,
             now=now,
             max_bytes=-1 if self.config.max_bytes is None else self.config.max_bytes,
+            max_messages=self.config.max_messages,
+            max_age=self.config.max_age,
             note=self.note,
             copies={name: list(patterns) for name, patterns in self.copies.items()},
         )

@@ -53,16 +53,32 @@ async def ensure(connection: Connection, config: StreamConfig) -> StreamInfo:
         changes["sources"] = [*(found["config"].get("sources") or []), *lacking]
     if config.note and _noted(found["config"]) == config.instead_of:
         changes["metadata"] = {**(found["config"].get("metadata") or {}), _NOTE: config.note}
+    if _OWN not in (found["config"].get("metadata") or {}):
+        changes.pop("max_bytes", None)  # it has the limit that whoever made it wants
+        _leave_as_it_is(found["config"], changes)
     try:
         try:
             return _described(await _updated(connection, found, changes))
         except ServerRefusal as e:
             if e.number != NO_LIMIT:
                 raise
-        del changes["max_bytes"]  # the account wants one: it keeps what it was made with
+        changes.pop("max_bytes", None)  # the account wants one: it keeps what it was made with
         return _described(await _updated(connection, found, changes))
     except SubjectTaken as e:
         raise await _taken(connection, config) from e
+
+
+def _leave_as_it_is(config: Mapping[str, Any], changes: Mapping[str, object]) -> None:
+    """Raise BusError where a stream that dspex did not make would have to be changed: whoever made it may set it back."""
+    lacking = {**changes, **({"allow_rollup_hdrs": False} if config.get("allow_rollup_hdrs") else {})}
+    if lacking and not any(map(config.get, _NEVER)):
+        name, wanted = config["name"], ", ".join(f"{key} = {value}" for key, value in lacking.items())
+        raise BusError(
+            f"stream {name} was not made by dspex, which changes no streams of others, and it needs: {wanted}",
+            code="DX414",
+            fix=f"change it yourself; or mark it as one of dspex: nats stream edit {name} --metadata dspex=stream; or use "
+            "another application name (app)",
+        )
 
 
 async def info(connection: Connection, name: str) -> StreamInfo | None:
@@ -211,6 +227,9 @@ def _described(answer: dict[str, Any]) -> StreamInfo:
         now=timestamp(answer["ts"]),
         retention=config["retention"],
         max_bytes=config["max_bytes"],
+        max_messages=config.get("max_msgs", -1),
+        max_age=config.get("max_age", 0) / NANOSECONDS,
+        trims=config.get("discard", "old") == "old",
         note=_noted(config),
         copies=_copied(config),
     )

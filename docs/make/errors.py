@@ -133,6 +133,10 @@ MORE = {
     "DX227": ("Streams of two topologies are merged.", "sink to a subject, and source from it"),
     "DX228": ("The topology has no source.", '`topology.source("support.messages")`'),
     "DX229": ("Arrow is chosen for data that are records.", '`codec="json"`, or `"auto"`'),
+    "DX231": (
+        "A `key_by` has another key, and what its stage holds belongs to the keys of before.",
+        "wait until it is done; or give it another name; or give it up: `dspex apply --reset NODE --yes`",
+    ),
     "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
     "DX234": (
@@ -158,6 +162,14 @@ MORE = {
         "application that is gone.",
         "another name; or what the message says",
     ),
+    "DX242": (
+        "An engine was started on a server of others with a version that gives up what the applied one holds.",
+        "do it on purpose: `dspex plan` shows it, `dspex apply --yes` does it",
+    ),
+    "DX243": (
+        "What is on the server changed between the plan that was shown and its execution.",
+        "look at the new plan, and apply again",
+    ),
     "DX236": ('`route="native"` asks for what only DSPy can answer.', 'leave it out, or `route="worker"`'),
     "DX310": (
         "A native function reads the clock, chance, the network or the environment.",
@@ -174,6 +186,11 @@ MORE = {
         "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
         "that off again: whoever may write to it could have messages removed.",
         "another application name, or `dspex delete`",
+    ),
+    "DX414": (
+        "A stream with the name of one of the application's lacks something, and is not marked as made by dspex, which never "
+        "changes streams of others.",
+        "make the change yourself: the message says which; or another application name",
     ),
     "DX411": (
         "What engines have stored (a commit log, a manifest) is damaged, or was not written by them.",

@@ -35,6 +35,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "check": "topology.check:check",
         "show": "topology.check:show",
         "test": "topology.testing:test",
+        "plan": "topology.apply:plan",
         "apply": "topology.apply:apply",
         "delete": "topology.delete:delete",
     },

@@ -9,8 +9,8 @@ that; so a publisher can have one put under a key to come, where it is passed ov
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -18,11 +18,9 @@ import structlog
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checker
-from dspex.bus.errors import DecodeError, Fenced, TopologyError
+from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.port import Bucket, Bus
-from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.hops import new_id, with_hops
-from dspex.engine.graph.nodes import MOST_PARTITIONS, Call, CallNode, HopNode, SourceNode
+from dspex.engine.graph.nodes import MOST_PARTITIONS
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger("dspex.engine")
@@ -42,6 +40,8 @@ class Manifest:
     renamed: old name → new name of nodes, since the first version: rows of the log and stored events keep old ones.
     hops: operator that gives events another owner → (id of the stage behind it, partitions). Those that meet have one stage.
     dropped: of these, those that the topology has no more.
+    nodes: all nodes → {"op", "from", "options"}, so that what changes can be named; see versions.described.
+    resets: node → the version that dropped its open calls and its state.
     """
 
     version: int
@@ -56,6 +56,8 @@ class Manifest:
     copies: Mapping[str, str] = field(default_factory=dict)
     hops: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resets: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def partitions(self) -> dict[str, int]:
@@ -94,7 +96,7 @@ class Manifest:
         )
 
 
-class _Versions(NamedTuple):
+class Versions(NamedTuple):
     """The manifests of one topology.
 
     known: those that engines wrote, the latest last. strange: keys of what reads like one and no engine wrote, with the reason.
@@ -106,9 +108,9 @@ class _Versions(NamedTuple):
     taken: dict[str, str]
 
 
-def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
+def versions_of(topology: str, items: Mapping[str, bytes]) -> Versions:
     """Versions are counted without a hole: what lies behind one, no engine wrote. `items`: key → value."""
-    found = _Versions([], {}, {})
+    found = Versions([], {}, {})
     for key, value in sorted(items.items(), key=lambda item: (len(item[0]), item[0])):
         try:
             made = Manifest.unpack(value)
@@ -127,14 +129,14 @@ def _versions(topology: str, items: Mapping[str, bytes]) -> _Versions:
     return found
 
 
-async def _all(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str, _Versions]:
+async def everything(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str, Versions]:
     """By topology. What no engine wrote is logged, in one line for each topology: anybody can have much of it put there."""
     items: dict[str, dict[str, bytes]] = {}
     wanted = {subjects.manifest_key(topology, number) for number in range(1, before)}
     for key, (value, _) in (await bucket.items(subjects.manifest_prefix(topology))).items():
         if not before or key in wanted:
             items.setdefault(subjects.manifest_of(key), {})[key] = value
-    found = {topology: _versions(topology, values) for topology, values in items.items()}
+    found = {topology: versions_of(topology, values) for topology, values in items.items()}
     for versions in found.values():
         strangers = {**versions.strange, **versions.taken}
         for key, why in list(strangers.items())[:1]:
@@ -142,7 +144,7 @@ async def _all(bucket: Bucket, topology: str = "", before: int = 0) -> dict[str,
     return found
 
 
-def _refused(strange: Mapping[str, str]) -> TopologyError:
+def refused(strange: Mapping[str, str]) -> TopologyError:
     key, why = next(iter(strange.items()))
     return TopologyError(
         f"the manifest under the key {key} is none that an engine wrote: {why}",
@@ -162,10 +164,10 @@ async def history(bucket: Bucket, topology: str = "", *, whole: bool = False, be
     What no engine can have written is left out. With `whole`, TopologyError (DX411) is raised where it reads like a manifest:
     the version before it may be lost.
     """
-    found = await _all(bucket, topology, before)
+    found = await everything(bucket, topology, before)
     for versions in found.values():
         if whole and versions.strange:
-            raise _refused(versions.strange)
+            raise refused(versions.strange)
     return {topology: versions.known for topology, versions in found.items() if versions.known}
 
 
@@ -182,117 +184,3 @@ async def of_application(bus: Bus, app: str) -> dict[str, Manifest]:
     if not await bus.has("bucket", subjects.applied(app)):
         return {}
     return await read(await bus.bucket(subjects.applied(app)))
-
-
-async def write(
-    bucket: Bucket, graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], *, again: bool = False
-) -> Manifest:
-    """The manifest of `graph`, stored as a new version if it differs from the last. Raises TopologyError.
-
-    Args:
-        streams: source subject → stream.
-        starts: source subject → first position, for a source that is new.
-        again: whether a version that was applied before, and then replaced, may be applied again.
-    """
-    while True:
-        versions, strange, taken = (await _all(bucket, graph.name)).get(graph.name, _Versions([], {}, {}))
-        before = versions[-1] if versions else None
-        if strange and (before is None or before.digest != graph.digest):
-            # A version may be lost. Who runs what was applied last can go on, as its logs say what it is.
-            raise _refused(strange)
-        if not again:
-            _is_not_old(graph, versions)
-        after = _next(graph, streams, starts, before)
-        if after == before:
-            return after
-        if strange:
-            raise _refused(strange)
-        while subjects.manifest_key(graph.name, after.version) in taken:
-            after = replace(after, version=after.version + 1)
-        try:
-            await bucket.put(subjects.manifest_key(graph.name, after.version), after.pack(), revision=0)
-        except Fenced:
-            continue  # another engine applied at the same moment: look at what it wrote
-        return after
-
-
-def _is_not_old(graph: Graph, versions: Sequence[Manifest]) -> None:
-    """Refuse a version that another one has replaced: an old process that restarts must not undo what was applied since."""
-    if not versions or graph.digest == versions[-1].digest:
-        return
-    for old in versions:
-        if old.digest == graph.digest:
-            raise TopologyError(
-                f"{graph.name}: this is version {old.version} ({old.digest[:8]}), and version {versions[-1].version} "
-                f"({versions[-1].digest[:8]}) is applied",
-                code="DX238",
-                fix="start the version that is applied; or go back to this one: dspex apply",
-            )
-
-
-def _next(graph: Graph, streams: Mapping[str, str], starts: Mapping[str, int], before: Manifest | None) -> Manifest:
-    stages = dict(before.stages) if before else {}
-    begun = dict(before.starts) if before else {}
-    behind = dict(before.hops) if before else {}
-    for node in graph.sources:
-        was = graph.renamed_from.get(node.name, "")
-        if node.name not in stages and was in stages:
-            stages[node.name], begun[node.name] = stages.pop(was), begun.pop(was, 0)
-        elif node.name not in stages:
-            stages[node.name], begun[node.name] = (new_id(stages, behind), node.source.partitions), starts.get(node.name, 0)
-    behind = with_hops(graph, behind, stages)
-    if before is not None:
-        _compare(graph, before, stages)
-    new = Manifest(
-        version=before.version if before else 1,
-        digest=graph.digest,
-        stages=stages,
-        streams=dict(streams),
-        calls={n.name: _call(n.call) for n in graph.calls},
-        sinks=tuple(n.sink.pattern for n in graph.sinks),
-        starts=begun,
-        retention=graph.retention,
-        renamed=_renamed(graph, before.renamed if before else {}),
-        copies={n.sink.pattern: n.sink.stream for n in graph.sinks if n.sink.stream is not None},
-        hops=behind,
-        dropped=tuple(sorted(behind.keys() - {n.name for n in graph.hops})),
-    )
-    if before is not None and new != before:
-        return replace(new, version=before.version + 1)
-    return new
-
-
-def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
-    """Old names of nodes, with those that they have now. A name that a node has today is no old one."""
-    step = graph.renamed
-    names = {old: step.get(new, new) for old, new in before.items()} | step
-    return {old: new for old, new in names.items() if old not in graph.nodes}
-
-
-def _call(call: Call) -> dict[str, object]:
-    spec: dict[str, object] = orjson.loads(
-        orjson.dumps(call.spec)
-    )  # through JSON, as it is stored, so that the two compare equal
-    return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
-
-
-def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int]]) -> None:
-    """Refuse changes that would strand state and were not declared. `stages`: as they will be."""
-    for node in graph.sources:
-        count = stages[node.name][1]
-        if node.source.partitions != count:
-            raise TopologyError(
-                f"{graph.name}: {node.name} was applied with {count} partitions and now has {node.source.partitions}",
-                code="DX234",
-                fix=f"keep partitions={count}: a key stays in its partition for good",
-            )
-    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | HopNode | SourceNode)}
-    declared = set(graph.renamed_from.values()) | set(graph.drop)
-    hops = before.hops.keys() - before.dropped
-    gone = [name for name in (*before.calls, *before.streams, *sorted(hops)) if name not in now and name not in declared]
-    if gone:
-        raise TopologyError(
-            f"{graph.name}: node {gone[0]!r} of the applied version is gone, and nothing said about its open calls",
-            code="DX232",
-            fix=f'Topology(…, renamed_from={{"<new name>": "{gone[0]}"}}) if it has another name now, or drop=["{gone[0]}"]',
-        )

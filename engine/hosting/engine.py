@@ -121,6 +121,7 @@ class Engine:
             most_open_calls=s.engine.max_open_calls,
             claim_check_above=s.engine.claim_check_above,
             keys=keys,
+            only_additive=not server.local,
         )
         try:
             await host.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ import structlog
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
-from dspex.bus.message import oldest_of
 from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
@@ -27,6 +25,8 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.operators import Operators
+from dspex.engine.hosting.planning.there import used_by
+from dspex.engine.hosting.report import described
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
@@ -57,6 +57,7 @@ class Host:
         most_arrivals, most_open_calls: see Services.
         claim_check_above: bytes of a body that is not stored in its message.
         keys: pool → the keys that sign its records; see bus/serving/signatures.py.
+        only_additive: do not start where applying would lose something that the application holds.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Host:
         most_open_calls: int = 10_000,
         claim_check_above: int = payloads.ABOVE,
         keys: Mapping[str, Keys] | None = None,
+        only_additive: bool = False,
     ) -> None:
         self.bus = bus
         self.app = app
         self.graphs = tuple(graphs)
         self.engine = engine
-        self.replicas, self.max_bytes = replicas, max_bytes
+        self.replicas, self.max_bytes, self._only_additive = replicas, max_bytes, only_additive
         self.heartbeat = heartbeat
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app), self._heard)
@@ -90,8 +92,7 @@ class Host:
         self.runners: list[StageRunner] = []
         self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
-        calls = [n.call for g in self.graphs for n in g.calls]
-        self.consumers = WorkConsumers(bus, app, [(c.pool, subjects.band(c.priority)) for c in calls], self._waiting)
+        self.consumers = WorkConsumers(bus, app, used_by(self.graphs), self._waiting)
         self.operators = Operators(self.graphs, self.clock, lambda: bus.sealing is not None)
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
@@ -104,7 +105,8 @@ class Host:
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Apply, and begin to run what falls to this engine."""
-        make = partial(apply, self.bus, self.app, self.graphs, replicas=self.replicas, max_bytes=self.max_bytes)
+        how: dict[str, Any] = {"replicas": self.replicas, "max_bytes": self.max_bytes, "only_additive": self._only_additive}
+        make = partial(apply, self.bus, self.app, self.graphs, **how)
         applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
         self.applied, self.stream_applied = applied.changes, applied.stream
         await self.clock.ask()
@@ -150,6 +152,7 @@ class Host:
 
         def add(stage: Stage, stream: str, count: int, start: int) -> StageRunner:
             runner = StageRunner(services, stage, stream, count, applied.version, start)
+            runner.resets = applied.resets
             self.runners.append(runner)
             membership.add(graph.name, applied.version, stage.id, count, runner)
             return runner
@@ -260,7 +263,7 @@ class Host:
             "full": self.full,
             "health": self._of_membership or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
-            "stages": [self._describe(r) for r in self.runners],
+            "stages": [described(r, self.operators) for r in self.runners],
             "operators": self.operators.report(),
             **process(),
         }
@@ -268,32 +271,3 @@ class Host:
     @property
     def _of_membership(self) -> str:
         return self.membership.replaced or self.membership.idle if self.membership else ""
-
-    def _describe(self, r: StageRunner) -> dict[str, object]:
-        return {
-            "topology": r.topology,
-            "stage": r.stage.id,
-            "source": r.stage.name,
-            "stopped": r.stopped or r.waits,
-            "events": r.counters["event"],
-            "rate": self.operators.rate((r.topology, r.stage.id), r.counters["event"]),
-            "records": r.counters["record"],
-            "dropped": r.counters["dropped"],
-            "retries": r.counters["retry"],
-            "fallbacks": r.counters["fallback"],
-            "dead_letters": r.counters["dead_letter"],
-            "unreadable": r.counters["unreadable"],
-            "unsigned": r.counters["unsigned"],
-            "partitions": [
-                {
-                    "index": p.index,
-                    "epoch": p.log.epoch,
-                    "source": r.pumps["source" if r.source is not None else "events"].stored(p),
-                    "records": p.tables.position("records").sequence,
-                    "open_calls": len(p.tables.calls.rows),
-                    "calls": Counter(call.pool for call in p.tables.calls.rows.values()),
-                    "waits_since": oldest_of(call.id for call in p.tables.calls.rows.values()),
-                }
-                for p in r.partitions.values()
-            ],
-        }

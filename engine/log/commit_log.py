@@ -15,6 +15,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
+from dspex.bus import telemetry
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
@@ -22,6 +25,7 @@ from dspex.engine.log.latest import Latest, Newest
 from dspex.engine.log.reading import read_back
 from dspex.engine.log.tables import Tables
 
+_log = structlog.get_logger("dspex.engine")
 LEAST = 64 << 10  # bytes of entries since the last snapshot below which none is due
 
 
@@ -86,6 +90,19 @@ class CommitLog:
         self.since, self.size, self.passed = read.bytes, read.size, read.passed
         if read.base != self.base:  # an intact earlier snapshot must stay to fall back to
             self.base, self.older = read.base, 0
+
+    def is_rolled_back(self, landed: int, where: Mapping[str, Any]) -> bool:
+        """Whether the log ends before an entry that this engine knows to be stored: the server has an older copy of the stream.
+
+        Nobody else can notice, so it says so. What was committed since is done again, under the same ids.
+        `where`: for telemetry.
+        """
+        if self.followed >= landed:
+            return False
+        telemetry.emit("rolled_back", **where, sequence=self.followed, landed=landed)
+        what = "the application's stream was rolled back to an older copy: what was committed since is done again"
+        _log.error(what, **where, last=self.followed, landed=landed)
+        return True
 
     def _check(self, before: ClaimFacts) -> None:
         if before.manifest > self.manifest:

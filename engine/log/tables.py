@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from dspex.engine.log.rows import NONE, OpenCall, Place, Position, Split, Timer
@@ -167,6 +167,14 @@ class Tables:
     def position(self, input: str) -> Position:
         """How far an input is taken."""
         return self.positions.rows.get(input, _START)
+
+    def held_by(self, nodes: Collection[str], stage: str) -> list[Change]:
+        """The changes that drop what these nodes hold: calls with their timers, and keyed state; with `stage` all there is."""
+        calls = [number for number, row in sorted(self.calls.rows.items()) if stage in nodes or row.node in nodes]
+        timers = sorted(self.timers.rows) if stage in nodes else [number for number in calls if number in self.timers.rows]
+        keyed = [key for key in sorted(self.keyed.rows) if stage in nodes or key[0] in nodes]
+        found: list[Change] = [("calls", number, None) for number in calls]
+        return [*found, *(("timers", number, None) for number in timers), *(("keyed", key, None) for key in keyed)]
 
     def change(self, changes: Iterable[Change]) -> None:
         """Do what an arrival asks for."""

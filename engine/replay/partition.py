@@ -23,7 +23,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import Place, Position, Split
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, digest
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Reset, digest
 from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
@@ -139,6 +139,9 @@ class Replay:
         if mark and mark[0] in ("gap", "moved"):
             what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
             yield Arrival(Place(input, first), Position(*mark[-1]), clock, what)
+            return
+        if mark and mark[0] == "reset":
+            yield Arrival(Place(input, first), Position(*mark[-1]), clock, Reset(mark[1]))
             return
         inputs: list[Input | None] = [self._source, self._events, self._records, self._timers]
         reader = next(i for i in inputs if i is not None and i.name == input)

@@ -43,7 +43,13 @@ class Gap(NamedTuple):
     up_to: int
 
 
-What: TypeAlias = NodeEvent | Answered | Due | Gap | None
+class Reset(NamedTuple):
+    """A manifest that drops what these nodes hold; "@" with the id of a stage: all that is open there."""
+
+    nodes: Sequence[str]
+
+
+What: TypeAlias = NodeEvent | Answered | Due | Gap | Reset | None
 """None: there is nothing to do but to move the position."""
 
 
@@ -68,6 +74,16 @@ class Arrival(NamedTuple):
     stored: StoredAt | None = None
     gone: bool = False
     refused: str = ""
+
+
+def reset(resets: Mapping[str, int], taken: int, clock: float) -> Arrival | None:
+    """The arrival of what the manifest says that is dropped; None where the partition has taken all of it.
+
+    Args:
+        resets: node → the version of the manifest that drops what it holds. taken: the version up to which that is done.
+    """
+    nodes, version = sorted(node for node, at in resets.items() if at > taken), max(resets.values(), default=0)
+    return Arrival(Place("manifest", version), Position(version), clock, Reset(nodes)) if nodes else None
 
 
 Note: TypeAlias = Literal["event", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]

@@ -12,7 +12,7 @@ from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot, packed
 from dspex.engine.log.rows import Place, Position
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note, Told
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note, Reset, Told
 from dspex.engine.runtime.walk.request import Ask, Forward, Output
 
 MOST_PIECES = 31  # of what one log entry cannot hold
@@ -120,6 +120,8 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
         return ("record_gone",)
     if isinstance(what, Gap):
         return "gap", what.after, what.up_to, arrival.position
+    if isinstance(what, Reset):
+        return "reset", what.nodes, arrival.position
     if (isinstance(what, Due) and what.what is None) or (isinstance(what, Answered) and what.event is None):
         return ("gone",)
     if isinstance(what, Due) and what.timer.kind == "again":

@@ -29,7 +29,7 @@ from dspex.engine.graph.context import EventContext, Handler
 from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
 from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, digest
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Reset, digest
 from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, headers_too_long, letter, operator_gone, raised, refusal, refused
 from dspex.engine.runtime.walk.request import Address, Output, checked_subject, cloud_event, open_call, too_large
@@ -69,6 +69,8 @@ class Process:
             return self.answered(arrival, what, tables, number)
         if isinstance(what, Due):
             return self._settlement.due(arrival, what, tables, number)
+        if isinstance(what, Reset):
+            return Effects((), tables.held_by(what.nodes, f"@{self.stage.id}"))
         return _DROPPED if arrival.place.input == "records" else _NOTHING
 
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:

@@ -11,6 +11,7 @@ from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import MOST
 from dspex.bus.serving.signatures import Keys
+from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.arrival import Told
 from dspex.engine.runtime.committer import Committer
@@ -63,6 +64,11 @@ class Services:
     limit: int = MOST
     keys: Mapping[str, Keys] = field(default_factory=dict[str, Keys], repr=False)
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    async def newest(self, topology: str, least: int) -> int:
+        """The version of a topology's manifest that is applied; `least`: one that is known to be. Raises BusError."""
+        applied = (await manifests.of_application(self.bus, self.app)).get(topology)
+        return max(least, applied.version if applied is not None else 0)
 
     async def stream_is_there(self) -> bool:
         """Whether the application has its stream. Without it every question is refused, and nothing can be decided."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +19,12 @@ from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, NotAllowed, SourceGap, StreamFull
 from dspex.bus.seldom import Seldom
 from dspex.bus.tasks import Tasks
-from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.build import build
 from dspex.engine.log.claims import is_ahead, take_over, waiting
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.tables import Tables
+from dspex.engine.runtime.arrival import reset
 from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
@@ -61,6 +62,8 @@ class StageRunner:
 
     Attributes:
         stopped: why the source is not read, such as a gap in it; None while it is.
+        paused: nothing is admitted: neither the source nor what comes over hops is read.
+        resets: node → the version of the manifest that drops what it holds.
         counters: what was committed since the start, by Note; for status and tests.
     """
 
@@ -69,6 +72,8 @@ class StageRunner:
         self.source_stream, self.manifest = source_stream, manifest
         self.partitions, self.counters = dict[int, Partition](), Counter[str]()
         self.stopped: str | None = None
+        self.paused = False
+        self.resets: Mapping[str, int] = {}
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
         self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
@@ -154,9 +159,9 @@ class StageRunner:
         self.stopped = None
         if self.partitions:
             for name, pump in self.pumps.items():
-                if name != "source" or not self.stage.dropped:
+                if not (self.paused and pump.input.gated) and (name != "source" or not self.stage.dropped):
                     self._pumps.start(self._pumping(name, pump), name)
-            if self.source is not None and not self.stage.dropped:
+            if self.source is not None and not self.stage.dropped and not self.paused:
                 self._pumps.start(self._watching(SourceWatch(self.s.bus, self.source, self.pumps["source"])), "watch")
 
     async def _pumping(self, name: str, pump: Pump) -> None:
@@ -178,6 +183,12 @@ class StageRunner:
 
     def _pump_failed(self, name: str, error: BaseException) -> None:
         self._orders.put_nowait(_Order("fail", error=error))
+
+    def pause(self, paused: bool) -> None:
+        """Admit nothing more, so that what is open comes to its end; or go on."""
+        if paused != self.paused:
+            self.paused = paused
+            self._orders.put_nowait(_Order("restart"))
 
     # -- ownership ------------------------------------------------------------------------------------------------------
     def own(self, index: int) -> None:
@@ -247,7 +258,8 @@ class StageRunner:
     def _log(self, index: int) -> CommitLog:
         address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)
         same = build(self.stage.graph.digest, self.stage.graph.functions)
-        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, same, self._newest)
+        newest = partial(self.s.newest, self.topology, self.manifest)
+        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, same, newest)
 
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s
@@ -256,31 +268,16 @@ class StageRunner:
         process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
         p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most)
         self._refusals.apply(p)
-        self._compare(p)
+        self.counters["rolled_back"] += log.is_rolled_back(self._landed.get(index, 0), p.where)
         telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)
         self.partitions[index] = p
+        if self.resets and (dropped := reset(self.resets, tables.position("manifest").sequence, s.clock())) is not None:
+            p.take_in(dropped)
 
     @property
     def waits(self) -> str | None:
         """Why partitions are not claimed now, with both times; None where none waits."""
         return waiting(self._ahead.values(), self.s.clock())
-
-    async def _newest(self) -> int:
-        """The version of the manifest that is applied."""
-        applied = (await manifests.of_application(self.s.bus, self.s.app)).get(self.topology)
-        return max(self.manifest, applied.version if applied is not None else 0)
-
-    def _compare(self, p: Partition) -> None:
-        """Say so where the log ends before what this engine knows to be stored: the server has an older copy of the stream.
-
-        Nobody else can notice. What was committed since is done again, under the same ids.
-        """
-        landed, there = self._landed.get(p.index, 0), p.log.followed
-        if there < landed:
-            self.counters["rolled_back"] += 1
-            telemetry.emit("rolled_back", **p.where, sequence=there, landed=landed)
-            what = "the application's stream was rolled back to an older copy: what was committed since is done again"
-            _log.error(what, **p.where, last=there, landed=landed)
 
     async def drain(self) -> None:
         """Stop reading and commit what was taken. Open calls stay open: their records wait in the stream."""

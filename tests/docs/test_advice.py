@@ -19,10 +19,10 @@ from dspex.engine.graph.nodes import OnGap
 from dspex.operators.typing.names import Extra
 
 ROOT = Path(__file__).parents[2]
-OF_OTHERS = {  # of every command; and options of nsc, pip and uv, which dspex prints or runs
+OF_OTHERS = {  # of every command; and options of nsc, nats, pip and uv, which dspex prints or runs
     "--help",
     "--from",
-    *("--allow-pub-response", "--response-ttl", "--name", "--allow-pub", "--allow-sub"),
+    *("--metadata", "--allow-pub-response", "--response-ttl", "--name", "--allow-pub", "--allow-sub"),
     *("--no-deps", "--only-binary", "--disable-pip-version-check"),
 }
 VALUES = {

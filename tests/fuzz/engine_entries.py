@@ -305,7 +305,7 @@ def _take_manifest() -> Take:
     key = subjects.manifest_key(TOPOLOGY, 1)
 
     def take(case: Case) -> object:
-        found = manifest._versions(TOPOLOGY, {key: case.data})
+        found = manifest.versions_of(TOPOLOGY, {key: case.data})
         return [asdict(m) for m in found.known]
 
     return take

@@ -1,8 +1,9 @@
-"""`dspex apply`: put topologies in force without running them, also a version that was replaced before."""
+"""`dspex plan` and `dspex apply`: what a version would change on the server, and doing it, also with one replaced before."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,51 +14,103 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
 
 if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
     from dspex.engine.graph.graph import Graph
+    from dspex.engine.hosting.planning.plan import ApplyPlan
+
+
+def plan(
+    context: typer.Context,
+    targets: Targets = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 where something would change.")] = False,
+) -> None:
+    """Show what applying topologies would change on the server, and change nothing."""
+    t = terminal(context)
+    if t.run(_planned(t, _graphs(t, targets))) and exit_code:
+        raise typer.Exit(1)
+
+
+async def _planned(t: Terminal, graphs: Sequence[Graph]) -> bool:
+    """Print the plan; whether it changes something. Raises why it cannot be applied."""
+    async with client(t, "plan") as c:
+        found = await _plan(c, graphs, ())
+    _print(t, found)
+    if found.refused is not None:
+        raise found.refused
+    return bool(found.changes)
 
 
 def apply(
     context: typer.Context,
     targets: Targets = None,
-    reset: Annotated[list[str] | None, typer.Option("--reset", metavar="NODE", help="Drop the state of an operator.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    reset: Annotated[
+        list[str] | None, typer.Option("--reset", metavar="NODE", help="Drop its open calls and its state; again for more.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, also where something is lost.")] = False,
 ) -> None:
     """Make what topologies need on the server, and put them in force. An engine that runs goes on as it began."""
+    t = terminal(context)
+    graphs = _graphs(t, targets)
+    known = {name for g in graphs for name in g.nodes}
+    for node in [node for node in reset or () if node not in known]:
+        why = f"--reset {node}: {node} is no operator of these topologies"
+        raise ConfigError(why, code="DX100", node=node, fix="leave out --reset")
+    t.run(_applied(t, graphs, reset or (), yes))
+
+
+def _graphs(t: Terminal, targets: Sequence[str] | None) -> list[Graph]:
     from dspex.engine.graph.defaults import with_defaults
 
-    t = terminal(context)
     defaults = t.settings().defaults.call.options()
-    graphs = [with_defaults(topology.graph, defaults) for topology in load(t, targets)]
-    for node in reset or ():
-        _check_state(graphs, node)
-    names = ", ".join(g.name for g in graphs)
-    if (
-        not yes
-        and sys.stdin.isatty()
-        and not typer.confirm(f"Put {names} in force in application {t.settings().app}?", err=True)
-    ):
-        raise typer.Abort
-    t.run(_applied(t, graphs))
+    return [with_defaults(topology.graph, defaults) for topology in load(t, targets)]
 
 
-def _check_state(graphs: list[Graph], node: str) -> None:
-    """No operator of this version keeps state, so there is none to drop. Raises ConfigError."""
-    known = [name for g in graphs for name in g.nodes]
-    why = "keeps no state" if node in known else "is no operator of these topologies"
-    raise ConfigError(f"--reset {node}: {node} {why}", code="DX100", node=node, fix="leave out --reset")
+async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str]) -> ApplyPlan:
+    from dspex.engine.hosting.planning.plan import plan as make
+    from dspex.engine.hosting.planning.there import look
+
+    return make(c.app, graphs, await look(c.bus, c.app, graphs, reset), again=True, reset=reset)
 
 
-async def _applied(t: Terminal, graphs: list[Graph]) -> None:
+def _print(t: Terminal, found: ApplyPlan) -> None:
+    """The plan: a line for each change; and what may not be what was meant."""
+    from dspex.engine.hosting.planning.lines import lines_of
+
+    if t.json:
+        for change in found.changes:
+            t.emit(change.as_dict())
+    elif found.changes or found.refused is None:
+        for line in lines_of(found):
+            t.line(line)
+    for warning in found.warnings:
+        t.note(f"warning: {warning}")
+
+
+async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], yes: bool) -> None:
     from dspex.bus.serving import audit
     from dspex.engine.hosting.apply import apply as make
 
     settings = t.settings()
     async with client(t, "apply", start=True) as c:
-        done = await make(
-            c.bus, settings.app, graphs, replicas=settings.server.replicas, max_bytes=settings.engine.max_bytes, again=True
-        )
-        await audit.leave(c.bus, settings.app, "apply", **{g.name: done.manifests[g.name].version for g in graphs})
+        planned = await _plan(c, graphs, reset)
+        _print(t, planned)
+        if planned.refused is None and not yes:
+            _ask(t, planned)
+        replicas, most = settings.server.replicas, settings.engine.max_bytes
+        done = await make(c.bus, c.app, graphs, replicas=replicas, max_bytes=most, again=True, reset=reset, agreed=planned)
+        said: dict[str, object] = {g.name: done.manifests[g.name].version for g in graphs}
+        await audit.leave(c.bus, c.app, "apply", **said, **({"--reset": list(reset)} if reset else {}))
     for graph in graphs:
         m, change = done.manifests[graph.name], done.changes[graph.name]
         row = {"topology": graph.name, "version": m.version, "digest": graph.digest, "change": change, "streams": m.streams}
         t.emit(row, f"{change:<9} {graph.name}  version {m.version}  {graph.digest}")
+
+
+def _ask(t: Terminal, planned: ApplyPlan) -> None:
+    """Have somebody agree to the plan. Where nobody can be asked, only to what loses nothing. Raises ConfigError."""
+    if sys.stdin.isatty():
+        if planned.changes and not typer.confirm(f"Apply this to application {t.settings().app}?", err=True):
+            raise typer.Abort
+    elif planned.lossy:
+        why = "this gives up what the application holds, and nobody can be asked here"
+        raise ConfigError(why, code="DX136", fix="dspex plan shows what is lost; to do it: dspex apply … --yes")

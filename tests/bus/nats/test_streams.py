@@ -38,7 +38,8 @@ async def test_a_rollup_is_refused_by_everything_that_dspex_makes(bus: NatsBus, 
 @pytest.mark.asyncio
 async def test_rollup_that_somebody_switched_on_is_switched_off(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
     for stream, subject in names(unique).items():
-        await js.add_stream(name=stream, subjects=[subject], allow_rollup_hdrs=True, allow_atomic=True, allow_direct=True)
+        more = {"allow_rollup_hdrs": True, "allow_atomic": True, "allow_direct": True, "metadata": {"dspex": "stream"}}
+        await js.add_stream(name=stream, subjects=[subject], **more)
     await made(bus, unique)
     for subject in names(unique).values():
         with pytest.raises(BusError, match="rollup"):
@@ -100,11 +101,20 @@ async def test_a_stream_without_a_size_gets_most_of_what_the_server_lets_it_rese
 
 
 @pytest.mark.asyncio
-async def test_a_stream_that_others_made_takes_each_subject_once_too(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
-    await js.add_stream(name=unique, subjects=[f"{unique}.*"])
+async def test_a_stream_without_the_mark_of_dspex_is_never_altered(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
+    subject = f"{unique}.a"
+    await js.add_stream(name=unique, subjects=[subject], max_bytes=1 << 20, allow_atomic=True)
+    before = (await js.stream_info(unique)).config
+    await bus.ensure_stream(StreamConfig(unique, [subject]))  # it has what is needed
+    for config in (StreamConfig(unique, [f"{unique}.b"]), StreamConfig(unique, [subject], once=True)):
+        with pytest.raises(BusError, match="not made by dspex") as e:
+            await bus.ensure_stream(config)
+        assert e.value.code == "DX414"
+    assert (await js.stream_info(unique)).config == before
+    await js.update_stream(name=unique, subjects=[subject], metadata={"dspex": "stream"})  # the way out that the fix names
     await bus.ensure_stream(StreamConfig(unique, [f"{unique}.*"], once=True))
-    await bus.publish(NewMessage(f"{unique}.a", b"first"))
+    await bus.publish(NewMessage(subject, b"first"))
     with pytest.raises(StreamFull):
-        await bus.publish(NewMessage(f"{unique}.a", b"second"))
+        await bus.publish(NewMessage(subject, b"second"))
     with pytest.raises(BusError, match="message size"):
         await bus.publish(NewMessage(f"{unique}.b", b"x" * 2000))

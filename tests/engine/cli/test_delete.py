@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from cli_bench import Project
+from waiting import eventually
 
+ASKING = """
+dspex: 1
+topology: first
+{more}
+sources: {{ {u}.in: {{}} }}
+nodes:
+  {node}: {{ from: {u}.in, predict: "text -> answer" }}
+sinks: {{ {u}.out: {{ from: {node} }} }}
+"""
 NATIVE = """
 dspex: 1
 topology: {name}
@@ -24,19 +34,55 @@ def project(folder: Path, unique: str, nats_url: str, *names: str) -> Project:
     return made
 
 
+def applied(one: Project, *options: str) -> list[tuple[int, str]]:
+    """Version and change of each topology that `apply` puts in force; before them it prints the plan."""
+    rows = one.here("--json", "apply", *options).objects()
+    return [(row["version"], row["change"]) for row in rows if "version" in row]
+
+
 def test_a_version_that_was_replaced_can_be_applied_again_and_run(tmp_path: Path, unique: str, nats_url: str) -> None:
     one = project(tmp_path, unique, nats_url, "first")
-    assert [row["version"] for row in one.here("--json", "apply").objects()] == [1]
+    planned = one.here("--json", "plan", "--exit-code")
+    assert {tuple(row) for row in planned.objects()} == {("op", "kind", "name", "before", "after", "additive")}
+    assert (planned.code, {row["op"] for row in planned.objects()}) == (1, {"create"})
+    assert applied(one) == [(1, "created")]
+    nothing = one.here("plan", "--exit-code")
+    assert (nothing.code, nothing.out) == (0, "nothing to change\n")
     old = (tmp_path / "first.yaml").read_text()
     one.write("first.yaml", old.replace('size: "len(text)"', 'size: "len(text) + 1"'))
-    assert [(row["version"], row["change"]) for row in one.here("--json", "apply").objects()] == [(2, "changed")]
+    changed = one.here("plan")
+    assert changed.out.splitlines()[0].startswith("~ node      first/size")
+    assert "1 to change" in changed.out
+    assert applied(one) == [(2, "changed")]
     one.write("first.yaml", old)
     refused = one.here("--json", "run", "--pools", "none")
     assert (refused.code, refused.error()["code"]) == (3, "DX238")
     assert "dspex apply" in refused.error()["fix"]
-    assert [row["version"] for row in one.here("--json", "apply", "--yes").objects()] == [3]
+    assert applied(one, "--yes") == [(3, "changed")]
+
+
+def test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_so(
+    tmp_path: Path, unique: str, nats_url: str
+) -> None:
+    one = project(tmp_path, unique, nats_url, "first")
+    one.write("first.yaml", ASKING.format(u=unique, node="ask", more=""))
     with one.start("run", "--pools", "none") as run:
         run.until("ready")
+        assert one.here("publish", f"{unique}.in", "text=hello").code == 0
+        one.write("first.yaml", ASKING.format(u=unique, node="other", more="drop: [ask]"))
+        lost = eventually(lambda: [row for row in one.here("--json", "plan").objects() if not row["additive"]])
+    assert [(row["op"], row["name"], row["before"]["open_calls"]) for row in lost] == [("delete", "first/ask", 1)]
+    assert "- node      first/ask" in one.here("plan").out
+    remote = one.here("--json", "run", "--pools", "none")
+    assert (remote.code, remote.error()["code"]) == (3, "DX242")
+    assert "gives up 1 open call" in remote.error()["message"]
+    unsaid = one.here("--json", "apply")
+    assert (unsaid.code, unsaid.error()["code"]) == (2, "DX136")
+    assert applied(one, "--yes") == [(2, "changed")]
+    assert one.here("plan", "--exit-code").code == 0
+    one.write("first.yaml", ASKING.format(u=unique, node="third", more=""))
+    undeclared = one.here("--json", "plan")
+    assert (undeclared.code, undeclared.error()["code"]) == (3, "DX232")
 
 
 def test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams(
@@ -63,5 +109,6 @@ def test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_strea
 
 def test_reset_of_an_operator_without_state_is_refused(tmp_path: Path, unique: str, nats_url: str) -> None:
     one = project(tmp_path, unique, nats_url, "first")
-    refused = one.here("--json", "apply", "--reset", "size")
-    assert (refused.code, refused.error()["message"]) == (2, "--reset size: size keeps no state")
+    for node, why in (("size", "keeps no state"), ("other", "is no operator of these topologies")):
+        refused = one.here("--json", "apply", "--reset", node)
+        assert (refused.code, refused.error()["message"]) == (2, f"--reset {node}: {node} {why}")

@@ -15,7 +15,7 @@ from dspex.engine.cli.app import main
         (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
         (["apply", "--backfill", "30d"], "DX108", "--backfill of dspex apply"),
         (["status", "--routes"], "DX108", "--routes of dspex status"),
-        (["plan"], "DX108", "dspex plan"),
+        (["replay"], "DX108", "dspex replay"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "ls"], "DX108", "dspex runs"),
         (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),

@@ -27,7 +27,7 @@ from dspex.bus.records import RESULT, CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import FRESH, Deployed
 from dspex.engine.client.client import Client
-from dspex.engine.graph import manifest
+from dspex.engine.hosting.apply import apply
 from dspex.operators.topology import Topology
 
 POOL, PAID = "lightweight", "text -> secrets: list[str]"
@@ -151,7 +151,7 @@ class Lab:
         topology.source("in").predict(signature, name="ask", **{"pool": "p", **options}).sink("out")
 
         async def go() -> None:
-            await manifest.write(await self.bus.bucket(subjects.applied("lab")), topology.graph, {"in": "S"}, {"in": 0})
+            await apply(self.bus, "lab", [topology.graph])
 
         self.loop.run(go())
         return next(iter(topology.graph.calls)).call.spec

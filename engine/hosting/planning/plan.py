@@ -1,0 +1,180 @@
+"""What applying topologies would change on the server: one pure function of what is there and of the graphs.
+
+`dspex plan` prints it, `dspex apply` prints it and carries out exactly that, and an engine on a server of others carries it out
+only where nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dspex.bus.errors import ConfigError, DspexError, SubjectTaken, TopologyError
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.nodes import CallNode, HopNode
+from dspex.engine.graph.versions import described, gone, next_version
+from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consumers, of_stores, of_streams, wanted_subjects
+from dspex.engine.hosting.planning.lines import held_words
+from dspex.engine.hosting.planning.remarks import late, trimmed, unreadable
+from dspex.engine.hosting.planning.there import NONE, Held, There, sources
+
+
+@dataclass(frozen=True)
+class ApplyPlan:
+    """What applying would do.
+
+    Attributes:
+        changes: in the order in which they are shown.
+        warnings: what is allowed, and may not be what was meant.
+        refused: why it cannot be applied; None where it can.
+        streams: subject of a source → the stream that it is read from.
+        subjects: of the streams that dspex makes.
+        manifests: of each topology, as it will be.
+    """
+
+    changes: Sequence[PlannedChange]
+    warnings: Sequence[str]
+    refused: DspexError | None
+    streams: Mapping[str, str]
+    subjects: Mapping[str, Sequence[str]]
+    manifests: Mapping[str, Manifest]
+
+    def is_within(self, agreed: ApplyPlan) -> bool:
+        """Whether it does what somebody agreed to: the same changes. What is held may be more or less by now."""
+        mine, theirs = ([(c.kind, c.name, c.after) for c in p.changes] for p in (self, agreed))
+        return mine == theirs and {c.name for c in self.lossy} <= {c.name for c in agreed.lossy}
+
+    @property
+    def lossy(self) -> list[PlannedChange]:
+        """The changes by which something is lost."""
+        return [c for c in self.changes if not c.additive]
+
+
+def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False, reset: Collection[str] = ()) -> ApplyPlan:
+    """What applying the graphs would change.
+
+    Args:
+        again: whether a version that was applied before, and then replaced, may be applied again.
+        reset: nodes whose open calls and state are to be dropped.
+
+    Raises: ConfigError for a node in `reset` that has none.
+    """
+    layout = Layout(app, graphs, there)
+    streams: dict[str, str] = {}
+    after: dict[str, Manifest] = {}
+    try:
+        layout.check_sinks()
+        streams = {s.subject: layout.stream_of(s) for g in graphs for s in sources(g)}
+    except SubjectTaken as e:
+        return ApplyPlan((), (), e, streams, {}, after)
+    refused: DspexError | None = None
+    nodes = [change for g in graphs for change in _nodes(g, there, reset)]
+    for graph in graphs:
+        own = {s.subject: streams[s.subject] for s in sources(graph)}
+        resets = [reset_key(graph, there, name) for name in reset if name in graph.nodes]
+        try:
+            versions = there.manifests.get(graph.name, NONE)
+            after[graph.name] = next_version(graph, versions, own, again=again, reset=resets)
+        except TopologyError as e:
+            refused = refused or e
+    wanted = wanted_subjects(app, graphs, streams)
+    refused = refused or _not_reset(nodes, reset) or unreadable(streams, there)
+    made = [*of_streams(wanted, there), *of_consumers(graphs, there), *of_stores(app, there)]
+    warnings = [*trimmed(graphs, streams, there), *(w for g in graphs for w in late(g, there))]
+    return ApplyPlan([*made, *nodes], warnings, refused, streams, wanted, after)
+
+
+def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[PlannedChange]:
+    before = there.last(graph.name)
+    was = before.nodes if before is not None else {}
+    for name, node in graph.nodes.items():
+        old = was.get(name) or was.get(graph.renamed_from.get(name, ""))
+        now, held = described(node), held_by(graph, there, name)
+        shown, what = _shown(now), (None if old is None else _shown(old) | _held(held))
+        if old is not None and name not in was:
+            what = {"name": graph.renamed_from[name], **(what or {})}
+        title = f"{graph.name}/{name}"
+        if name in reset:
+            if not isinstance(node, CallNode | HopNode) and not held.rows:
+                raise ConfigError(f"--reset {name}: {name} keeps no state", code="DX100", node=name, fix="leave out --reset")
+            yield PlannedChange("reset", "node", title, what, shown, additive=not _held(held))
+        elif old is None:
+            if before is None or before.nodes:  # else a version that did not say what it has
+                yield PlannedChange("create", "node", title, None, shown)
+        elif isinstance(node, HopNode) and old.get("options") != now["options"] and _held(held):
+            yield PlannedChange("reset", "node", title, what, shown, additive=False)
+        elif old != now or name not in was:
+            yield PlannedChange("change", "node", title, what, shown)
+    if before is not None:
+        yield from _gone(graph, before, there)
+
+
+def _gone(graph: Graph, before: Manifest, there: There) -> Iterator[PlannedChange]:
+    recorded, renamed = gone(graph, before), set(graph.renamed_from.values())
+    for name in [n for n in before.nodes or recorded if n not in graph.nodes and n not in renamed]:
+        held = held_by(graph, there, name)
+        lost = {**_held(held), **({"unread": held.unread} if held.unread else {})}
+        old = before.nodes.get(name)
+        yield PlannedChange(
+            "delete", "node", f"{graph.name}/{name}", (_shown(old) if old else {}) | lost, None, additive=not lost
+        )
+
+
+def held_by(graph: Graph, there: There, name: str) -> Held:
+    """What a node holds, of all stages of its topology; of a hop or a source, what its stage holds."""
+    before = there.last(graph.name)
+    names = {name, graph.renamed_from.get(name, name)}
+    if before is not None:
+        found = [known[n][0] for known in (before.hops, before.stages) for n in names if n in known]
+        if found:
+            return there.held.get((graph.name, found[0]), Held())
+    calls, rows = Counter[str](), Counter[str]()
+    for (topology, _), held in there.held.items():
+        if topology == graph.name:
+            calls.update({n: number for n, number in held.calls.items() if n in names})
+            rows.update({n: number for n, number in held.rows.items() if n in names})
+    return Held(calls, rows)
+
+
+def _held(held: Held) -> dict[str, int]:
+    """What is held, for `before`; empty for nothing."""
+    found = {"open_calls": sum(held.calls.values()), "rows": sum(held.rows.values()), "parked": held.parked}
+    return {name: number for name, number in found.items() if number}
+
+
+def _shown(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node as `before` and `after` show it."""
+    text = str(node.get("options", ""))
+    try:
+        options = json.loads(text) if text.startswith("{") else {"digest": text}
+    except ValueError:  # no engine wrote it
+        options = {"digest": text[:20]}
+    return {"op": node.get("op"), "from": node.get("from"), **options}
+
+
+def reset_key(graph: Graph, there: There, name: str) -> str:
+    """Under which name the manifest says that a node is reset: a hop stands for the whole stage behind it."""
+    before = there.last(graph.name)
+    was = graph.renamed_from.get(name, name)
+    hops = before.hops if before is not None else {}
+    return f"@{hops.get(name, hops.get(was, ('', 0)))[0]}" if isinstance(graph.nodes[name], HopNode) else name
+
+
+def _not_reset(nodes: Sequence[PlannedChange], reset: Collection[str]) -> TopologyError | None:
+    """The refusal of a changed key behind which something is held, unless that is given up."""
+    for change in nodes:
+        topology, _, name = change.name.partition("/")
+        if change.op == "reset" and name not in reset:
+            held = held_words(change.before)
+            return TopologyError(
+                f"{topology}: {name} has another key now, and the stage behind it holds {held}, by the keys of before",
+                code="DX231",
+                node=name,
+                fix=f'wait until that is done; or give the key_by another name and drop=["{name}"]; '
+                f"or give up what is held: dspex apply --reset {name} --yes",
+            )
+    return None

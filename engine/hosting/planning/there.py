@@ -1,0 +1,172 @@
+"""What there is on the server, as far as it decides what applying would change; and a look at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from dspex.bus import subjects
+from dspex.bus.port import Bus, Kept, StreamInfo
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.manifest import Manifest, Versions, everything
+from dspex.engine.graph.nodes import HopNode, Source
+from dspex.engine.graph.versions import described, gone
+from dspex.engine.log.latest import look as look_at
+from dspex.engine.log.tables import Tables
+
+NONE: Final = Versions([], {}, {})
+AT_ONCE: Final = 16  # logs that are read
+
+
+class Held(NamedTuple):
+    """What a stage holds. `calls`: open ones, by node; `rows`: of keyed state, by node; `parked`: events that were put off.
+
+    `unread`: events of its source that nobody has read; 0 where that was not asked.
+    """
+
+    calls: Mapping[str, int] = MappingProxyType({})
+    rows: Mapping[str, int] = MappingProxyType({})
+    parked: int = 0
+    unread: int = 0
+
+
+@dataclass(frozen=True)
+class There:
+    """What there is.
+
+    Attributes:
+        manifests: of each topology of the application, all versions.
+        streams: those of the application, and those that sources are read from or copies lie in.
+        holders: subject or pattern of a source or a sink → the stream that captures it.
+        stores: buckets and object stores of the application. consumers: durable ones, of work.
+        held: (topology, stage) → what it holds, where that decides something.
+        history: subject of a new source → events that are stored for it already.
+    """
+
+    manifests: Mapping[str, Versions] = field(default_factory=dict)
+    streams: Mapping[str, StreamInfo] = field(default_factory=dict)
+    holders: Mapping[str, str] = field(default_factory=dict)
+    stores: frozenset[str] = frozenset()
+    consumers: frozenset[str] = frozenset()
+    held: Mapping[tuple[str, str], Held] = field(default_factory=dict)
+    history: Mapping[str, int] = field(default_factory=dict)
+
+    def last(self, topology: str) -> Manifest | None:
+        """The version of a topology that is applied."""
+        known = self.manifests.get(topology, NONE).known
+        return known[-1] if known else None
+
+
+def sources(graph: Graph) -> list[Source]:
+    """What the graph reads."""
+    return [n.source for n in graph.sources]
+
+
+async def look(bus: Bus, app: str, graphs: Sequence[Graph], reset: Collection[str] = ()) -> There:
+    """Look at the server. Makes nothing. Raises BusError."""
+    applied = subjects.applied(app)
+    manifests = await everything(await bus.bucket(applied)) if await bus.has("bucket", applied) else {}
+    patterns = {n.sink.pattern for g in graphs for n in g.sinks} | {s.subject for g in graphs for s in sources(g)}
+    holders, stores = await asyncio.gather(_holders(bus, sorted(patterns)), _stores(bus, app))
+    there = There(manifests, {}, holders, stores)
+    before = [m for g in graphs if (m := there.last(g.name)) is not None]
+    own = (subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.told(app))
+    read = {s.stream for g in graphs for s in sources(g) if s.stream} | {name for m in before for name in m.streams.values()}
+    names = sorted({*own, *read, *holders.values()})
+    infos = await asyncio.gather(*(bus.stream(name) for name in names))
+    there = replace(there, streams={name: info for name, info in zip(names, infos) if info is not None})
+    consumers, history = await asyncio.gather(_consumers(bus, app, graphs, there), _history(bus, graphs, there))
+    held = {g.name: touched(g, m, reset) for g in graphs if (m := there.last(g.name)) is not None}
+    found = [await _held(bus, app, g, m, held[g.name]) for g in graphs if (m := there.last(g.name)) is not None]
+    whole = {key: value for one in found for key, value in one.items()}
+    return replace(there, consumers=consumers, history=history, held=whole)
+
+
+async def _holders(bus: Bus, patterns: Sequence[str]) -> dict[str, str]:
+    names = await asyncio.gather(*(bus.stream_of(pattern) for pattern in patterns))
+    return {pattern: name for pattern, name in zip(patterns, names) if name is not None}
+
+
+async def _stores(bus: Bus, app: str) -> frozenset[str]:
+    kinds: list[tuple[Kept, str]] = [("bucket", name) for name in subjects.buckets(app)]
+    kinds.append(("objects", subjects.objects(app)))
+    found = await asyncio.gather(*(bus.has(kind, name) for kind, name in kinds))
+    return frozenset(name for (_, name), there in zip(kinds, found) if there)
+
+
+def used_by(graphs: Sequence[Graph]) -> list[tuple[str, int]]:
+    """The pools, with the bands of priority, that the calls of the graphs go to."""
+    return sorted({(n.call.pool, subjects.band(n.call.priority)) for g in graphs for n in g.calls})
+
+
+def consumers_of(graphs: Sequence[Graph]) -> list[str]:
+    """The durable consumers from which workers take the calls of the graphs."""
+    return [subjects.work_consumer(pool, band) for pool, band in used_by(graphs)]
+
+
+async def _consumers(bus: Bus, app: str, graphs: Sequence[Graph], there: There) -> frozenset[str]:
+    stream = subjects.stream(app)
+    if stream not in there.streams:
+        return frozenset()
+    names = consumers_of(graphs)
+    begins = await asyncio.gather(*(bus.begin_of_consumer(stream, name) for name in names))
+    return frozenset(name for name, begin in zip(names, begins) if begin is not None)
+
+
+async def _history(bus: Bus, graphs: Sequence[Graph], there: There) -> dict[str, int]:
+    """Of sources that are new in a topology that is applied: what they will read that is stored already."""
+    found: dict[str, int] = {}
+    for graph in graphs:
+        before = there.last(graph.name)
+        for s in sources(graph):
+            name = s.stream or there.holders.get(s.subject)
+            if before is not None and s.subject not in before.stages and s.start != "new" and name in there.streams:
+                found[s.subject] = await bus.count(str(name), [s.subject])
+    return found
+
+
+def touched(graph: Graph, before: Manifest, reset: Collection[str]) -> set[str]:
+    """The stages of which it matters what they hold: something of theirs is gone, changes its key, or is reset."""
+    known = {**before.stages, **before.hops}
+    names = {*gone(graph, before), *changed_keys(graph, before), *(name for name in reset if name in graph.nodes)}
+    names = {name if name in known else graph.renamed_from.get(name, name) for name in names}
+    calls = any(name not in known for name in names)  # calls of a node may be open in any stage
+    return set(before.live) if calls else {known[name][0] for name in names} & before.live
+
+
+def changed_keys(graph: Graph, before: Manifest) -> list[str]:
+    """The hops that had another key in the version before."""
+    old = {n.name: before.nodes.get(n.name) or before.nodes.get(graph.renamed_from.get(n.name, "")) for n in graph.hops}
+    return [
+        n.name
+        for n in graph.nodes.values()
+        if isinstance(n, HopNode) and (was := old[n.name]) is not None and was.get("options") != described(n)["options"]
+    ]
+
+
+async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Collection[str]) -> dict[tuple[str, str], Held]:
+    """What these stages of a topology hold."""
+    limit, counts = asyncio.Semaphore(AT_ONCE), before.partitions
+    sources_of = {before.stages[subject][0]: subject for subject in before.streams}
+    lost = set(gone(graph, before))
+    found: dict[tuple[str, str], Held] = {}
+    for stage in sorted(stages):
+        tables = await asyncio.gather(*(_tables(bus, app, graph.name, stage, i, limit) for i in range(counts[stage])))
+        calls = Counter(before.renamed.get(row.node, row.node) for t in tables for row in t.calls.rows.values())
+        rows = Counter(key[0] for t in tables for key in t.keyed.rows)
+        unread, subject = 0, sources_of.get(stage)
+        if subject in lost and subject is not None:
+            read = max(min(t.position("source").sequence for t in tables), before.starts.get(subject, 0))
+            there = await bus.stream(before.streams[subject]) is not None
+            unread = await bus.count(before.streams[subject], [subject], after=read) if there else 0
+        found[graph.name, stage] = Held(calls, rows, sum(t.timers.put_off for t in tables), unread)
+    return found
+
+
+async def _tables(bus: Bus, app: str, topology: str, stage: str, index: int, limit: asyncio.Semaphore) -> Tables:
+    async with limit:
+        return await look_at(bus, app, topology, stage, index)

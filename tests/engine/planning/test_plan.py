@@ -1,0 +1,229 @@
+"""What a new version would change: one plan, which apply carries out, and which an engine refuses where something is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from engine_lab import APP, SOURCES, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError, SubjectTaken, TopologyError
+from dspex.bus.port import StreamConfig, StreamInfo
+from dspex.engine.graph.hops import groups
+from dspex.engine.graph.manifest import Versions, history
+from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.planning.plan import ApplyPlan, plan
+from dspex.engine.hosting.planning.remarks import late
+from dspex.engine.hosting.planning.there import There, look
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def asking(name: str = "ask", source: str = "in", **options: Any) -> Topology:
+    topology = Topology("asking", **options)
+    topology.source(source).predict("text -> answer", name=name).sink("out")
+    return topology
+
+
+def keyed(key: str, name: str = "by", **options: Any) -> Topology:
+    topology = Topology("keyed", **options)
+    topology.source("in").key_by(key, name=name).predict("text -> answer", name="ask").sink("out")
+    return topology
+
+
+def planned(one: Lab, *topologies: Topology, reset: Sequence[str] = (), again: bool = False) -> ApplyPlan:
+    graphs = [t.graph for t in topologies]
+    there = one.run(look(one.client.bus, APP, graphs, reset))
+    return plan(APP, graphs, there, again=again, reset=reset)
+
+
+def nodes(found: ApplyPlan) -> dict[str, str]:
+    return {c.name.partition("/")[2]: c.op for c in found.changes if c.kind == "node"}
+
+
+def test_what_is_planned_is_what_apply_then_makes_and_afterwards_nothing_is_left_to_do(lab: MakeLab) -> None:
+    one = lab()
+    first = planned(one, asking())
+    made = {(c.kind, c.name) for c in first.changes if c.op == "create"}
+    assert {("stream", STREAM), ("stream", SOURCES), ("bucket", subjects.applied(APP)), ("node", "asking/ask")} <= made
+    assert ("consumer", "work-lightweight-1") in made
+    assert not one.server.streams, "a plan makes nothing"
+    one.start("a", asking())
+    there = {*one.server.streams, *one.server.kept("bucket"), *one.server.kept("objects")}
+    assert {name for kind, name in made if kind in ("stream", "bucket")} <= there
+    assert planned(one, asking()).changes == []
+
+
+def test_a_plan_is_a_function_of_what_is_there_and_says_all_kinds_of_change() -> None:
+    """Nothing is awaited: what is there is given."""
+    before = Topology("asking")
+    stream = before.source("in").map(lambda d: d, name="same").map(lambda d: d, name="gone").set({"a": "1"}, name="a")
+    stream.predict("text -> answer", name="ask").sink("out")
+    first = plan(APP, [before.graph], There()).manifests["asking"]
+    there = There({"asking": Versions([first], {}, {})})
+    after = Topology("asking", renamed_from={"reply": "ask"})
+    stream = after.source("in").map(lambda d: d, name="same").set({"a": "2"}, name="a").set({"b": "1"}, name="new")
+    stream.predict("text -> answer", name="reply").sink("out")
+    found = nodes(plan(APP, [after.graph], there))
+    assert found == {"a": "change", "new": "create", "reply": "change", "gone": "delete", "out": "change"}
+    row = next(c.as_dict() for c in plan(APP, [after.graph], there).changes if c.name == "asking/reply")
+    assert list(row) == ["op", "kind", "name", "before", "after", "additive"]
+    assert (row["before"]["name"], row["additive"]) == ("ask", True)
+
+
+def test_a_dropped_operator_is_shown_with_its_open_calls_and_an_engine_of_others_does_not_begin_with_it(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    for text in "abc":
+        one.publish("in", {"text": text})
+    one.drain()
+    new = asking("other", drop=["ask"])
+    found = planned(one, new)
+    (lost,) = found.lossy
+    assert (lost.op, lost.name, lost.before["open_calls"]) == ("delete", "asking/ask", 3)
+    with pytest.raises(TopologyError) as e:
+        one.start("remote", new, only_additive=True)
+    one.hosts.pop("remote")
+    assert (e.value.code, e.value.exit_code) == ("DX242", 3)
+    assert "3 open calls" in e.value.message
+    assert "dspex apply" in e.value.fix
+    one.run(apply(one.client.bus, APP, [new.graph]))  # on purpose
+    one.start("remote", new, only_additive=True)
+
+
+def test_what_was_not_declared_is_refused_and_the_plan_still_shows_it(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    one.publish("in", {"text": "a"})
+    one.drain()
+    found = planned(one, asking("other"))
+    assert (found.refused and found.refused.code, nodes(found)["ask"]) == ("DX232", "delete")
+
+
+def test_a_changed_key_is_refused_while_its_stage_holds_something(lab: MakeLab) -> None:
+    one = lab(keyed("customer"))
+    one.start()
+    one.publish("in", {"text": "a", "customer": "c", "city": "x"})
+    one.advance(1)
+    one.drain()
+    found = planned(one, keyed("city"))
+    (lost,) = found.lossy
+    assert (lost.op, lost.name, lost.before["key_by"], lost.after["key_by"]) == ("reset", "keyed/by", "customer", "city")
+    with pytest.raises(TopologyError, match="1 open call") as e:
+        one.start("new", keyed("city"))
+    one.hosts.pop("new")
+    assert (e.value.code, "--reset by" in e.value.fix, 'drop=["by"]' in e.value.fix) == ("DX231", True, True)
+    one.start("again", keyed("customer"))
+    one.work()
+    one.advance(1)
+    one.drain("again")
+    assert (nodes(planned(one, keyed("city")))["by"], planned(one, keyed("city")).lossy) == ("change", [])
+    one.start("new", keyed("city"))
+    one.publish("in", {"text": "b", "customer": "c", "city": "x"})
+    one.advance(1)
+    assert [o["text"] for o in one.outputs("out")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["ask", "by"], ids=["a call", "the stage behind a hop"])
+@pytest.mark.parametrize("crashes", [False, True])
+def test_reset_drops_open_calls_once_and_the_log_says_so_to_a_replay(lab: MakeLab, name: str, crashes: bool) -> None:
+    one = lab(keyed("customer"))
+    one.start()
+    for n in range(5):
+        one.publish("in", {"text": str(n), "customer": "c"})
+    one.advance(1)
+    one.drain()
+    found = planned(one, keyed("customer"), reset=[name])
+    assert [(c.op, c.before["open_calls"], c.additive) for c in found.lossy] == [("reset", 5, False)]
+    one.run(apply(one.client.bus, APP, [keyed("customer").graph], reset=[name], agreed=found))
+    one.start("new")
+    if crashes:
+        one.kill("new")
+        one.start("new")
+        one.advance(10)
+    one.publish("in", {"text": "later", "customer": "c"})
+    one.advance(1)
+    one.kill("new")
+    one.start("last")  # a manifest drops once: what was opened since stays
+    one.advance(10)
+    one.work()
+    one.advance(1)
+    assert [o["text"] for o in one.outputs("out")] == ["later"]
+    assert one.letters() == []
+    assert differences(one, keyed("customer")) == []
+
+
+def differences(one: Lab, topology: Topology) -> list[Any]:
+    """Where a replay of the stages of a topology gives something else than their logs say."""
+
+    async def go() -> list[Any]:
+        bus, graph = one.client.bus, topology.graph
+        (m,) = [versions[-1] for versions in (await history(await bus.bucket(subjects.applied(APP)))).values()]
+        (source,) = graph.sources
+        stages = [(compile_stage(graph, source, m.stages["in"][0], {}, m.hops), m.streams["in"], 1)]
+        stages += [(compile_behind(graph, g, m.hops[g[0].name][0], {}, m.hops), "", 64) for g in groups(graph)]
+        replays = [Replay(bus, APP, s, stream, i, n, 1 << 20) for s, stream, n in stages for i in range(n)]
+        return [d for replay in replays async for d in replay.differences()]
+
+    found: list[Any] = one.run(go())
+    return found
+
+
+def test_a_node_that_holds_nothing_cannot_be_reset(lab: MakeLab) -> None:
+    one, topology = lab(), Topology("plain")
+    topology.source("in").map(lambda d: d, name="same").sink("out")
+    with pytest.raises(ConfigError, match="keeps no state"):
+        planned(one, topology, reset=["same"])
+
+
+def test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out(lab: MakeLab) -> None:
+    one = lab()
+    seen = planned(one, asking())
+    one.start("meanwhile", asking("other"))
+    with pytest.raises(TopologyError) as e:
+        one.run(apply(one.client.bus, APP, [asking(drop=["other"]).graph], agreed=seen))
+    assert e.value.code == "DX243"
+
+
+def test_a_sink_that_another_stream_captures_is_refused_by_the_plan(lab: MakeLab) -> None:
+    one = lab()
+    one.run(one.client.bus.ensure_stream(StreamConfig("THEIRS", ["out"])))
+    refused = planned(one, asking()).refused
+    assert isinstance(refused, SubjectTaken)
+    assert (refused.code, "THEIRS" in refused.message) == ("DX406", True)
+
+
+def test_a_new_source_with_a_history_is_said_to_be_late_where_an_operator_has_a_time(lab: MakeLab) -> None:
+    def version(*sources: str) -> Topology:
+        topology = Topology("merged")
+        first, *rest = [topology.source(s).key_by("k", name=f"by_{s}") for s in sources]
+        (first.merge(*rest, name="all") if rest else first).set({"n": "1"}, name="counted").sink("out")
+        return topology
+
+    one = lab(version("in"))
+    one.run(one.client.bus.ensure_stream(StreamConfig("OLD", ["old"])))
+    one.publish("old", {"n": 1})
+    one.start()
+    graph = version("in", "old").graph
+    there = one.run(look(one.client.bus, APP, [graph]))
+    assert list(late(graph, there)) == []
+    timed = replace(graph, nodes={**graph.nodes, "counted": replace(graph.nodes["counted"], op="window")})
+    (warning,) = late(timed, there)
+    assert "'old' of merged is new, and 1 events are stored" in warning
+
+
+def test_a_source_whose_stream_trims_before_the_retention_has_passed_is_a_warning() -> None:
+    topology = asking()
+    theirs = StreamInfo("THEIRS", ("in",), 0.0, 1, 1, 1, 1, own=False, max_age=3600.0, trims=True, max_bytes=1 << 20)
+    there = There(streams={"THEIRS": theirs}, holders={"in": "THEIRS"})
+    (warning,) = plan(APP, [topology.graph], there).warnings
+    assert "max_age 1 h 0 m, max_bytes 1,048,576" in warning
+    assert "retention of 168 h 0 m" in warning
+    kept = replace(theirs, max_age=0.0, trims=False)
+    assert plan(APP, [topology.graph], replace(there, streams={"THEIRS": kept})).warnings == []
