@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from engine_lab import APP, SOURCES, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import LMUnavailable, StreamFull, SubjectTaken, TopologyError
 from dspex.bus.port import StreamConfig
-from dspex.engine.graph.manifest import history
+from dspex.engine.graph.manifest import Manifest, history
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.delete import delete
+from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -30,6 +32,10 @@ def refused(one: Lab, *topologies: Topology) -> Any:
         one.start("refused", *topologies)
     one.hosts.pop("refused")
     return e.value
+
+
+async def applied_versions(one: Lab) -> dict[str, list[Manifest]]:
+    return await history(await one.client.bus.bucket(subjects.applied(APP)))
 
 
 def test_a_publisher_that_fills_the_stream_of_sources_does_not_stop_commits(lab: MakeLab) -> None:
@@ -143,10 +149,7 @@ def test_an_old_version_that_starts_again_is_refused_and_may_be_applied_on_purpo
     old.source("in").sink("out")
     assert one.run(apply(one.client.bus, APP, [old.graph], again=True)).manifests["changing"].version == 3
 
-    async def versions() -> list[int]:
-        return [m.version for m in (await history(await one.client.bus.bucket(subjects.applied(APP))))["changing"]]
-
-    assert one.run(versions()) == [1, 2, 3]
+    assert [m.version for m in one.run(applied_versions(one))["changing"]] == [1, 2, 3]
 
 
 def test_of_engines_with_two_versions_only_the_newer_runs_and_the_older_says_so_and_ends_if_it_is_left_alone(
@@ -179,6 +182,39 @@ def test_of_engines_with_two_versions_only_the_newer_runs_and_the_older_says_so_
         one.advance(10)
     assert e.value.code == "DX233"
     one.hosts.clear()
+
+
+@pytest.mark.parametrize("applied_before", [False, True])
+@pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
+def test_of_two_versions_that_start_at_once_one_is_the_newest_and_the_other_stays_replaced_however_often_it_restarts(
+    lab: MakeLab, applied_before: bool, order: tuple[str, str]
+) -> None:
+    one, versions = lab(), {"old": through("changing", "in", "out"), "new": Topology("changing")}
+    versions["new"].source("in").map(lambda d: {**d, "seen": 1}, name="more").sink("out")
+    if applied_before:
+        one.start("old", versions["old"])
+        one.kill("old")
+
+    async def start() -> list[Any]:
+        hosts = {name: Host(one.server.connect(), APP, [versions[name].graph], engine=name) for name in order}
+        one.hosts |= {name: (host, one.server.connect()) for name, host in hosts.items()}
+        return await asyncio.gather(*(host.start() for host in hosts.values()), return_exceptions=True)
+
+    assert one.run(start()) == [None, None]
+    one.advance(10)
+    known: dict[str, list[Manifest]] = one.run(applied_versions(one))
+    digests = {name: t.graph.digest for name, t in versions.items()}
+    newest, other = sorted(digests, key=lambda name: digests[name] == known["changing"][-1].digest, reverse=True)
+    assert sorted(m.digest for m in known["changing"]) == sorted(digests.values())
+    assert newest == "new" or not applied_before
+    owns = {name: len(host.runners[0].partitions) for name, (host, _) in one.hosts.items()}
+    assert owns == {newest: 1, other: 0}
+    one.kill(other)
+    for _ in range(2):
+        assert refused(one, versions[other]).code == "DX238"
+    one.publish("in", {"n": 1})
+    one.advance(1)
+    assert one.outputs("out") == [{"n": 1, "seen": 1} if newest == "new" else {"n": 1}]
 
 
 def test_an_engine_goes_on_with_its_version_when_a_newer_one_is_applied_and_nobody_runs_that_yet(lab: MakeLab) -> None:
