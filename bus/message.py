@@ -19,7 +19,7 @@ from hashlib import blake2s
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.codecs import cloud_events
+from dspex.bus.codecs import cloud_events, times
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import NodeEvent
 
@@ -249,20 +249,14 @@ def cause_of(headers: Mapping[str, str]) -> str | None:
     return headers.get(subjects.CAUSE) or (headers.get(subjects.RUN) if subjects.EVENT_ID in headers else None)
 
 
-def is_time(seconds: float) -> bool:
-    """Whether it can be a time of an event, in seconds since the epoch: in one of the years that a datetime has."""
-    return -62_135_596_800 <= seconds < 253_402_300_800
-
-
 def event_time(message: Message) -> datetime:
-    """Event time of a stored message: its own, if it says one that can be read, else when it was stored."""
-    text = message.headers.get(subjects.TIME)
-    if text:
-        try:
-            at = datetime.fromisoformat(text)
-            return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):  # not a time, or none that UTC has
-            pass
+    """Event time of a stored message: that which it waits for, else its own, if it can be read, else when it was stored."""
+    if subjects.AT in message.headers:
+        with suppress(DecodeError):
+            return datetime.fromtimestamp(times.due(message.headers, message.time) or 0.0, tz=UTC)
+    if text := message.headers.get(subjects.TIME):
+        with suppress(ValueError, OverflowError):  # not a time, or none that UTC has
+            return times.moment(text)
     return datetime.fromtimestamp(message.time, tz=UTC)
 
 

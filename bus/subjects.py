@@ -23,6 +23,7 @@ CAUSE: Final = "Dspex-Cause"  # absent on an event that dspex wrote: the run's f
 KEY: Final = "Dspex-Key"
 SESSION: Final = "Dspex-Session"
 TIME: Final = "Dspex-Time"  # event time, RFC 3339; absent: the stored time
+AT: Final = "Dspex-At"  # until when an event of a source waits: RFC 3339, or seconds after it was stored, "+90"
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
 RECORD: Final = "Dspex-Record"  # of a request: the message id of its record, for a worker that finds no payload
@@ -34,7 +35,7 @@ FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: 
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
 CLOUD_EVENT: Final = "ce-"  # how headers begin that hold attributes of a CloudEvent
-OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, CLAIM_CHECK, SEALED, CONTENT_TYPE})
+OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, AT, CLAIM_CHECK, SEALED, CONTENT_TYPE})
 
 FROM_SERVER: Final = "Nats-"  # how the headers begin that the server adds or reads
 

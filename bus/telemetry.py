@@ -18,7 +18,7 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "record": "topology stage partition node run: the record of a call was taken, and the call is closed",
     "retry": "topology stage partition node run: a call is executed again",
     "fallback": "topology stage partition node run: the fallback's outputs stand in for those of a call",
-    "put_off": "topology stage partition node run: a function asked for the event to be processed again later",
+    "put_off": "topology stage partition node run: the event waits for its time, or a function asked for it later",
     "dropped": "topology stage partition node run: a record of no open call: a repeat, a late one, or garbage",
     "gone": "topology stage partition node run: what a timer is about is stored nowhere any more",
     "dead_letter": "topology stage partition node run error code: an event could not be processed",

@@ -53,12 +53,21 @@ def _stages(stages: Sequence[StageRow]) -> Block:
             "lag": "" if s["dropped"] else "?" if s["lag"] is None else f"{s['lag']:,}",
             "oldest": _time(s["oldest"]),
             "open": f"{s['open_calls']:,}",
+            "put_off": f"{s['put_off']:,}" if s["put_off"] else "",
             "owner": _owner(s),
         }
         for s in stages
     ]
     columns = {"stage": "stage", "source": "source", "lag": "lag", "oldest": "oldest", "rate": "rate", "events": "events"}
-    return Block(rows, columns | {"open": "open calls", "owner": "owner"})
+    later = {"put_off": "put off"} if any(r["put_off"] for r in rows) else {}
+    full = [s for s in stages if s["full"]]
+    remarks = [
+        f"{s['topology']}/{s['stage']}: {s['full']} of {s['partitions']} partitions admit no event ({FULL})" for s in full
+    ]
+    return Block(rows, columns | {"open": "open calls"} | later | {"owner": "owner"}, tuple(remarks))
+
+
+FULL = "too many open calls and events that were put off: engine.max_open_calls"
 
 
 def _owner(s: StageRow) -> str:

@@ -105,6 +105,8 @@ class Client(Planned, names=METHODS["Client"]):
         key: str | None = None,
         session: str | None = None,
         time: datetime | None = None,
+        at: datetime | None = None,
+        after: Duration | None = None,
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> Run:
@@ -118,6 +120,9 @@ class Client(Planned, names=METHODS["Client"]):
             key: keeps order, and spreads over partitions.
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
+            at: when the engine takes it, which is its event time too. It is stored at once. The engine compares with its own
+                clock, which is the server's. At most 366 days ahead.
+            after: the same, counted from when it is stored.
             headers: more headers; dspex's own are refused.
             codec: "json" by default; "auto" chooses by the data.
 
@@ -126,7 +131,8 @@ class Client(Planned, names=METHODS["Client"]):
         """
         body, content_type = encode(data, codec or "json")
         id = id or new_id()
-        own = publishing.headers_of(id, key, session, time, headers, content_type)
+        waits = publishing.waiting(time, at, after)
+        own = publishing.headers_of(id, key, session, time, headers, content_type, waits)
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
         return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above)
 

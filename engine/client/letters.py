@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs.times import is_time
 from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, TopologyError
-from dspex.bus.message import Event, Message, in_session, is_time, opened_if_it_can_be
+from dspex.bus.message import Event, Message, in_session, opened_if_it_can_be
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs import times
 from dspex.bus.errors import BusError, ConfigError, DecodeError, InvalidInput, NotStored, PayloadTooLarge
 from dspex.bus.message import INHERITED
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.clear_text import may_store
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
@@ -91,9 +93,10 @@ def headers_of(
     time: datetime | None,
     more: Mapping[str, str] | None,
     content_type: str,
+    waits: str | None = None,
 ) -> dict[str, str]:
-    """The headers of an event. Raises ConfigError (DX107) where `more` has one that dspex sets itself; InvalidInput where what
-    is handed on to all that follows from the event is too long.
+    """The headers of an event. `waits`: see `waiting`. Raises ConfigError (DX105) where `more` has one that dspex sets itself;
+    InvalidInput where what is handed on to all that follows from the event is too long.
     """
     if len(key or "") + len(session or "") > INHERITED // 2:  # ids of the engine, and the trace, need the rest
         raise InvalidInput(f"key and session have more than {INHERITED // 2:,} characters together", fix="use shorter ones")
@@ -109,6 +112,28 @@ def headers_of(
         headers[subjects.SESSION] = session
     if time is not None:
         headers[subjects.TIME] = (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+    if waits is not None:
+        headers[subjects.AT] = waits
     if content_type != codecs.JSON:
         headers[subjects.CONTENT_TYPE] = content_type
     return headers
+
+
+def waiting(time: datetime | None, at: datetime | None, after: Duration | None) -> str | None:
+    """The header of an event that waits until a time, or for a while after it is stored; None where it does not.
+
+    Raises ConfigError (DX105) where two times are said, and DX102 for what is no duration.
+    """
+    if sum(one is not None for one in (time, at, after)) > 1 and (at is not None or after is not None):
+        why = "an event has one time: at and after say until when it waits, and that is its event time"
+        raise ConfigError(why, code="DX105", fix="give one of at, after and time")
+    if at is not None:
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()
+    if after is None:
+        return None
+    if (wait := seconds(after)) > times.MOST_AHEAD:
+        most = f"{times.MOST_AHEAD / 86400:g} days"
+        raise ConfigError(
+            f"an event waits at most {most} after it is stored", code="DX102", fix=f"publish it later: {after} is too long"
+        )
+    return f"+{wait:g}"

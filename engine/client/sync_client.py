@@ -107,6 +107,8 @@ class Client(Planned, names=METHODS["Client"]):
         key: str | None = None,
         session: str | None = None,
         time: datetime | None = None,
+        at: datetime | None = None,
+        after: Duration | None = None,
         headers: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> Run:
@@ -120,6 +122,9 @@ class Client(Planned, names=METHODS["Client"]):
             key: keeps order, and spreads over partitions.
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
+            at: when the engine takes it, which is its event time too. It is stored at once. The engine compares with its own
+                clock, which is the server's. At most 366 days ahead.
+            after: the same, counted from when it is stored.
             headers: more headers; dspex's own are refused.
             codec: "json" by default; "auto" chooses by the data.
 
@@ -128,7 +133,9 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return Run(
             background.run(
-                self._of.publish(subject, data, id=id, key=key, session=session, time=time, headers=headers, codec=codec)
+                self._of.publish(
+                    subject, data, id=id, key=key, session=session, time=time, at=at, after=after, headers=headers, codec=codec
+                )
             )
         )
 

@@ -33,6 +33,8 @@ def described(r: StageRunner, operators: Operators) -> dict[str, object]:
                 "records": p.tables.position("records").sequence,
                 "open_calls": len(p.tables.calls.rows),
                 "calls": Counter(call.pool for call in p.tables.calls.rows.values()),
+                "put_off": p.tables.timers.put_off,
+                "full": p.full,
                 "waits_since": oldest_of(call.id for call in p.tables.calls.rows.values()),
             }
             for p in r.partitions.values()

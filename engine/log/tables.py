@@ -127,6 +127,11 @@ class Timers(Table[int, Timer]):
         row = self.rows.get(number)
         return row is not None and row.kind == "event"
 
+    @property
+    def first(self) -> float:
+        """Nothing is due before."""
+        return self._heap[0][0] if self._heap else NONE
+
     def due(self, now: float) -> list[tuple[int, Timer]]:
         """Those whose time has come, in order, with their numbers."""
         found: list[tuple[float, int]] = []

@@ -24,7 +24,7 @@ from dspex.bus.message import INHERITED, id_seed, opened
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, StoredAt
 from dspex.bus.serving import payloads
-from dspex.bus.subjects import CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
+from dspex.bus.subjects import AT, CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
 from dspex.engine.graph.context import EventContext, Handler
 from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
 from dspex.engine.log.rows import Split, Timer
@@ -32,6 +32,7 @@ from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Reset, digest
 from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, headers_too_long, letter, operator_gone, raised, refusal, refused
+from dspex.engine.runtime.walk.later import not_yet, put_off
 from dspex.engine.runtime.walk.request import Address, Output, checked_subject, cloud_event, open_call, too_large
 
 if TYPE_CHECKING:
@@ -89,17 +90,16 @@ class Process:
 
     def event(self, arrival: Arrival, event: NodeEvent, number: int, released: tuple[int, Timer] | None = None) -> Effects:
         """Walk an event that enters at a node. `released`: the timer that it was put off with."""
-        outputs, failure = self.walked(arrival, event, number)
+        early = not_yet(arrival, event, number) if arrival.headers and AT in arrival.headers else None
+        if isinstance(early, Effects):
+            return early
+        outputs, failure = self.walked(arrival, event, number) if early is None else ((), early)
         changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
             return _new(Effects, (outputs, changes, 0, _EVENT, None))
         if isinstance(failure.error, RetryLater):
-            place, time = arrival.place, arrival.position.time if arrival.position is not None else 0.0
-            if released is not None and released[1].place is not None:
-                place, time = released[1].place, released[1].time
-            due = arrival.clock + (failure.error.retry_after or 1.0)
-            later = Timer(due, "event", place, time, event.attempts + 1, event.origin.run)
-            return Effects((), (*changes, ("timers", number, later)), notes=("event", "put_off"))
+            at = arrival.clock + (failure.error.retry_after or 1.0)
+            return put_off(arrival, event, number, at, event.attempts + 1, released)
         stored = arrival.stored
         if stored is None and arrival.place.input == "source":
             stored = StoredAt(self._source_stream, arrival.place.sequence)

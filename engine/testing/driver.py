@@ -161,15 +161,17 @@ class Driver(Planned, names=METHODS["Driver"]):
         key: str | None = None,
         session: str | None = None,
         at: datetime | None = None,
+        after: Duration | None = None,
     ) -> str:
         """Publish an event and let everything happen that needs no time. The run's id.
 
+        `at`: its event time. `after`: it waits so long before it is taken, as with `Client.publish(after=)`.
         Raises NoAnswer where it reached a recorded node that has none.
         """
         __tracebackhide__ = True
         self._published += 1
         id = id or derived_id(FIRST, f"driver/{self._seed}", self._published)
-        run = self._do(lambda: self._client.publish(subject, data, id=id, key=key, session=session, time=at))
+        run = self._do(lambda: self._client.publish(subject, data, id=id, key=key, session=session, time=at, after=after))
         return self._do(lambda: at_place(self._client.bus, run.id))
 
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:

@@ -62,6 +62,8 @@ def publish(
     id: Annotated[str | None, typer.Option("--id", help="The same id twice is one event. Of rows: a field.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="Keeps order, spreads over partitions. Of rows: a field.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session it belongs to.")] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="RFC 3339; stored now, and taken then.")] = None,
+    after: Annotated[str | None, typer.Option("--after", metavar="DUR", help="Stored now, and taken so long after.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="K=V", help="May be repeated.")] = None,
     wait: Annotated[str | None, typer.Option("--wait", metavar="[DUR]", help="Until the runs are done.")] = None,
 ) -> None:
@@ -75,14 +77,16 @@ def publish(
     from dspex.engine.cli.events.rows import EventOptions, RowSource
     from dspex.engine.cli.events.tables.table import HowToRead
     from dspex.engine.cli.events.tables.typed import readers
+    from dspex.engine.cli.terminal.arguments import headers, per_second, until
 
     if wait == "":
         _need_data(data or ())
     how = HowToRead(format, encoding, readers(types or ()))
-    source = RowSource(tuple(data or ()), file, how, EventOptions(subject, id, key, session, _headers(header or [])))
+    options = EventOptions(subject, id, key, session, headers(header or []), until(at, after))
+    source = RowSource(tuple(data or ()), file, how, options)
     source.check()
     t = terminal(context)
-    t.run(_Publish(t, source, _per_second(rate), wait is not None, seconds(wait) if wait else None).main())
+    t.run(_Publish(t, source, per_second(rate), wait is not None, seconds(wait) if wait else None).main())
 
 
 def _need_data(words: Sequence[str]) -> None:
@@ -90,22 +94,6 @@ def _need_data(words: Sequence[str]) -> None:
     if wrong := next((w for w in words if re.fullmatch(r"[\w.+-]+", w) and w != "-"), None):
         why = f"{wrong!r} is neither data nor a duration for --wait"
         raise ConfigError(why, code="DX120", fix="--wait 30s, --wait 5m, or --wait alone; data is field=text")
-
-
-def _headers(given: Sequence[str]) -> dict[str, str]:
-    pairs = [h.partition("=") for h in given]
-    if wrong := next((h for h, (name, sign, _) in zip(given, pairs) if not name or not sign), None):
-        raise ConfigError(f"{wrong!r} is no header", code="DX105", fix="--header Name=value")
-    return {name: value for name, _, value in pairs}
-
-
-def _per_second(rate: str | None) -> float | None:
-    if rate is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?", rate)
-    if not match or not float(match[1]):
-        raise ConfigError(f"{rate!r} is not a rate", code="DX105", fix="--rate 100/s, 600/min or 50/h")
-    return float(match[1]) / {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]
 
 
 @dataclass

@@ -43,6 +43,7 @@ class EventOptions:
     key: str | None = None
     session: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    waits: str | None = None  # until when: see `waiting` in engine/client/publish.py
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class RowSource:
     def one(self) -> Ready:
         """The one event. Raises ConfigError (DX120), and what encoding raises."""
         o, (body, content_type) = self.options, codecs.encode(self.datum())
-        headers = publishing.headers_of(o.id or new_id(), o.key, o.session, None, o.headers, content_type)
+        headers = publishing.headers_of(o.id or new_id(), o.key, o.session, None, o.headers, content_type, o.waits)
         return Ready("", NewMessage(o.subject, body, headers))
 
     def opened(self, stack: ExitStack) -> RowFile:
@@ -123,7 +124,7 @@ class RowSource:
         """What makes an event of a row. It raises DataError and PayloadTooLarge, of that row."""
         o, fields = self.options, self._fields()
         file = f"{o.subject} {digest}".encode()
-        given = publishing.headers_of(None, None, o.session, None, o.headers, codecs.JSON)
+        given = publishing.headers_of(None, None, o.session, None, o.headers, codecs.JSON, o.waits)
 
         def make(row: Row) -> Ready:
             if row.fault is not None:
@@ -139,7 +140,7 @@ class RowSource:
             if o.key is None and kind == codecs.JSON:
                 return Ready(row.where, NewMessage(o.subject, body, {**given, subjects.MESSAGE_ID: id}))
             key = None if o.key is None else _value(row, data, o.key, "--key")
-            headers = publishing.headers_of(id, key, o.session, None, o.headers, kind)
+            headers = publishing.headers_of(id, key, o.session, None, o.headers, kind, o.waits)
             return Ready(row.where, NewMessage(o.subject, body, headers))
 
         return make

@@ -1,4 +1,4 @@
-"""Data on the command line: `k=v` text, `k:=json`, `{"k": "v"}`, `@file`, `-` for JSON lines on stdin."""
+"""Words on the command line. Of data: `k=v` text, `k:=json`, `{"k": "v"}`, `@file`, `-` for JSON lines on stdin."""
 
 from __future__ import annotations
 
@@ -88,3 +88,32 @@ def _laid_over(datum: object, fields: object) -> object:
     if isinstance(datum, dict) and isinstance(fields, dict):
         return {**datum, **fields}
     raise ConfigError("fields can be added to a JSON object only", code="DX120", fix="leave the fields out, or the file")
+
+
+def headers(given: Sequence[str]) -> dict[str, str]:
+    """Headers of `Name=value`. Raises ConfigError (DX105)."""
+    pairs = [h.partition("=") for h in given]
+    if wrong := next((h for h, (name, sign, _) in zip(given, pairs) if not name or not sign), None):
+        raise ConfigError(f"{wrong!r} is no header", code="DX105", fix="--header Name=value")
+    return {name: value for name, _, value in pairs}
+
+
+def until(at: str | None, after: str | None) -> str | None:
+    """The header of an event that waits. Raises ConfigError (DX102, DX105)."""
+    from dspex.bus.codecs.times import moment
+    from dspex.engine.client.publish import waiting
+
+    try:
+        return waiting(None, moment(at) if at is not None else None, after)
+    except (ValueError, OverflowError) as e:
+        raise ConfigError(f"{at!r} is no time", code="DX105", fix="--at 2026-01-31T09:00:00+01:00, or --after 2h") from e
+
+
+def per_second(rate: str | None) -> float | None:
+    """Events a second of `100/s`, `600/min` or `50/h`. Raises ConfigError (DX105)."""
+    if rate is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?", rate)
+    if not match or not float(match[1]):
+        raise ConfigError(f"{rate!r} is not a rate", code="DX105", fix="--rate 100/s, 600/min or 50/h")
+    return float(match[1]) / {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]

@@ -59,8 +59,15 @@ def _stages(found: Status, alive: list[EngineRow]) -> Iterator[Fault]:
         name = f"{s['topology']}/{s['stage']}"
         if s["stopped"]:
             yield Fault("stage", f"{name} ({s['source']}) is stopped: {s['stopped']}", "the log of its engine says what to do")
+        if s["full"] and s["put_off"] > s["open_calls"]:
+            fix = "raise engine.max_open_calls, or give events that wait long a source of their own"
+            yield Fault("stage", f"{name}: {_waiting(s)}", fix)
         if s["unowned"] and s["topology"] in run:
             yield Fault("owner", f"{name}: {_partitions(s)} no owner", "wait five heartbeats; then look at the engines' logs")
+
+
+def _waiting(s: StageRow) -> str:
+    return f"{s['full']} of {s['partitions']} partitions admit no event: {s['put_off']:,} events wait for their time"
 
 
 def _partitions(s: StageRow) -> str:

@@ -109,8 +109,9 @@ class PartitionReport(TypedDict):
     """A partition and how far its owner is.
 
     `epoch`: counts the claims of it. `source`: it has taken its events up to this sequence. `records`: sequence of the last
-    record that it has taken. `open_calls`: all of them; `calls`: by pool. `waits_since`: when the oldest event with an open
-    call was stored; 0 for none.
+    record that it has taken. `open_calls`: all of them; `calls`: by pool. `put_off`: events that wait for their time.
+    `full`: with the open calls these are too many (engine.max_open_calls), so it admits no other event. `waits_since`: when the
+    oldest event with an open call was stored; 0 for none.
     """
 
     index: int
@@ -119,7 +120,9 @@ class PartitionReport(TypedDict):
     records: int
     open_calls: int
     calls: NotRequired[dict[str, int]]  # an older engine does not report it
-    waits_since: NotRequired[float]  # likewise
+    put_off: NotRequired[int]  # likewise
+    full: NotRequired[bool]
+    waits_since: NotRequired[float]
 
 
 class StageRow(TypedDict):
@@ -130,13 +133,15 @@ class StageRow(TypedDict):
         oldest: seconds since the first event was stored that is not read, or whose call is open; None where none waits, or
             where that cannot be told, as `lag` is.
         calls: those that are open, by pool. open_calls: all of them.
+        put_off: events that wait for their time (publish at= and after=, RetryLater).
+        full: partitions that admit no event because too many calls are open and events put off (engine.max_open_calls).
         unowned: partitions without an owner.
         events, retries, fallbacks: since the engines that run it were started. rate: events a second, of late; None where
             no engine tells it.
         unsigned: likewise, records that were passed over, because their signature was not right.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
-        dropped: the topology has its source no more: it runs until its open calls are closed, and is then shown no more.
+        dropped: the topology has its source no more: it runs until nothing of it is left to do, and is then shown no more.
     """
 
     topology: str
@@ -147,6 +152,8 @@ class StageRow(TypedDict):
     oldest: float | None
     open_calls: int
     calls: dict[str, int]
+    put_off: int
+    full: int
     owners: list[str]
     partitions: int
     unowned: int

@@ -28,6 +28,7 @@ class _Reached(NamedTuple):
     read: int
     calls: Counter[str]
     since: float = 0.0
+    put_off: int = 0
 
 
 class _Unread(NamedTuple):
@@ -50,13 +51,14 @@ class Look:
         self.bus, self.app, self.engines, self.stream = bus, app, engines, stream
 
     async def stages(self, manifests: Mapping[str, Manifest]) -> list[StageRow]:
-        """One row for each source of each topology, and for those that were dropped while calls of them are open.
+        """One row for each source of each topology, and for those that were dropped while something of them is left to do.
 
         What is missing spoils no row but its own.
         """
         letters = dict(zip(manifests, await asyncio.gather(*map(self._letters, manifests))))
         rows = [self._stage(t, m, name, letters[t]) for t, m in manifests.items() for name in _begins(m)]
-        return [row for row in await asyncio.gather(*rows) if row["open_calls"] or not row["dropped"]]
+        found = await asyncio.gather(*rows)
+        return [row for row in found if row["open_calls"] or row["put_off"] or not row["dropped"]]
 
     async def _letters(self, topology: str) -> int:
         """The dead letters of a topology that are stored now."""
@@ -89,6 +91,8 @@ class Look:
             "oldest": max(self._age(reached.since), unread.oldest or 0.0) if reached.since else unread.oldest,
             "open_calls": sum(reached.calls.values()),
             "calls": dict(reached.calls),
+            "put_off": reached.put_off,
+            "full": sum(p.get("full", False) for _, p in owned.values()),
             "owners": sorted({engine for engine, _ in owned.values()}),
             "partitions": count,
             "unowned": len(missing),
@@ -107,15 +111,16 @@ class Look:
     ) -> _Reached:
         """How far a stage is, as its owners say, and for partitions that nobody owns their logs. `input`: what it reads."""
         read, calls = [p["source"] for p in owned], Counter[str]()
-        since = [p.get("waits_since", 0.0) for p in owned]
+        since, put_off = [p.get("waits_since", 0.0) for p in owned], sum(p.get("put_off", 0) for p in owned)
         for p in owned:
             calls.update(p.get("calls", {}))
         if missing and self.stream is not None:
             found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
             read += [tables.position(input).sequence for tables in found]
             calls.update(call.pool for tables in found for call in tables.calls.rows.values())
+            put_off += sum(tables.timers.put_off for tables in found)
             since += [oldest_of(call.id for call in tables.calls.rows.values()) for tables in found]
-        return _Reached(min(read, default=0), calls, min((at for at in since if at > 0), default=0.0))
+        return _Reached(min(read, default=0), calls, min((at for at in since if at > 0), default=0.0), put_off)
 
     def _age(self, at: float) -> float:
         return round(max(0.0, self.stream.now - at), 1) if self.stream is not None else 0.0

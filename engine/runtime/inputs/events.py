@@ -9,8 +9,9 @@ from typing import ClassVar, Final
 import structlog
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs.times import is_time
 from dspex.bus.errors import DecodeError, NotStored, Unreachable
-from dspex.bus.message import Message, is_time
+from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads

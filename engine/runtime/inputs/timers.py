@@ -15,7 +15,7 @@ from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, StoredAt
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored, stored_in
-from dspex.engine.log.rows import Place, Timer
+from dspex.engine.log.rows import NONE, Place, Timer
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
@@ -83,7 +83,8 @@ class TimersInput(Input):
                 found += [Message(str(p.index), b"", {}, number) for number in await self._lost.of(p)]
         if not found:
             try:
-                async with asyncio.timeout(TICK if any(p.tables.timers.rows for p in partitions) else IDLE_TICK):
+                first = min((p.tables.timers.first for p in partitions), default=NONE)
+                async with asyncio.timeout(min(max(first - self._clock(), TICK), IDLE_TICK)):
                     await self._alarm.wait()
             except TimeoutError:
                 return []

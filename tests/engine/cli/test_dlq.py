@@ -246,7 +246,8 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
     (engine,), (stage,) = found["engines"], found["stages"]
     assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
     assert list(stage) == [
-        *("topology", "stage", "source", "stream", "lag", "oldest", "open_calls", "calls", "owners", "partitions", "unowned"),
+        *("topology", "stage", "source", "stream", "lag", "oldest", "open_calls", "calls", "put_off", "full", "owners"),
+        *("partitions", "unowned"),
         *("events", "retries", "fallbacks", "unsigned", "dead_letters", "stopped", "dropped", "rate"),
     ]
     assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)

@@ -195,7 +195,7 @@ def test_a_full_stream_is_told(lab: MakeLab) -> None:
 def test_partitions_that_nobody_owns_and_clocks_that_differ_are_told() -> None:
     engine: Any = {"engine": "e", "alive": True, "topologies": ["t"], "full": "", "health": "stalled: t/s1, x", "clock": -7.25}
     stage: Any = {"topology": "t", "stage": "s1", "source": "in", "stopped": None, "owners": ["e"], "calls": {}}
-    stage.update(unowned=2, partitions=4)
+    stage.update(unowned=2, partitions=4, full=0, put_off=0)
     found: Any = {"server": {"app": "a", "stream": "S"}, "engines": [engine], "stages": [stage], "pools": []}
     assert [(f.check, f.message) for f in faults(found)] == [
         ("engine", "e: stalled: t/s1, x"),

@@ -45,6 +45,16 @@ def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native
     assert "check: InvalidInput" in bad.err
 
 
+def test_an_event_that_waits_is_stored_at_once_and_its_outputs_come_when_its_time_has_come(native: Project) -> None:
+    waited = native.publish("text=later", "--after", "300ms")
+    (run,) = waited.objects()
+    assert (waited.code, run["status"]) == (0, "done"), waited.err
+    assert run["outputs"] == [{"subject": native.output, "data": {"text": "later", "size": 5}}]
+    (seen,) = native.here("--json", "watch", native.input, "--start", str(run["seq"]), "--count", "1").objects()
+    assert seen["headers"]["Dspex-At"] == "+0.3"
+    assert native.publish("text=past", "--at", "2026-01-31T09:00:00+01:00").code == 0
+
+
 USERS = """
 accounts { A { jetstream: enabled, users: [
   { user: all, password: p }
@@ -149,6 +159,9 @@ def test_publishing_to_a_subject_that_no_stream_stores_is_refused_with_a_suggest
         (["a=b", "--header", "x"], "'x' is no header"),
         (["a=b", "--header", "Nats-Msg-Id=x"], "header 'Nats-Msg-Id' is set by dspex"),
         (["a=b", "--rate", "fast"], "'fast' is not a rate"),
+        (["a=b", "--at", "noon"], "'noon' is no time"),
+        (["a=b", "--after", "noon"], "'noon' is not a duration"),
+        (["a=b", "--after", "1h", "--at", "2026-01-31T09:00:00Z"], "an event has one time"),
         (["a=b", "--wait=soon"], "'soon' is not a duration"),
         (["a=b", "--wait", "soon"], "'soon' is neither data nor a duration"),
         (["a=b", "--wait", "5"], "'5' is neither data nor a duration"),
