@@ -14,6 +14,7 @@ from typing_extensions import TypeIs, Unpack
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.settings.not_built import OPERATORS, Planned
+from dspex.engine.graph.check import NAME
 from dspex.engine.graph.context import Context
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
@@ -311,6 +312,10 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
     # -- composition and ends
     def through(self, part: Callable[[Stream[T_co, K_co]], R], *, name: str) -> R:
         """Include a part of a topology, which is a function of a stream. Its nodes are called `name/node`."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
+            self._plan.report(None, "DX202", f"{name!r} is not a name for a part", fix)
+            name = "part"  # so that its nodes are not blamed for it as well
         outer, self._plan.prefix = self._plan.prefix, f"{self._plan.prefix}{name}/"
         try:
             return part(self)

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from dspex.bus import subjects
 from dspex.bus.errors import Problem
-from dspex.engine.graph.nodes import CallNode, NativeNode, Node, SinkNode, SourceNode
+from dspex.engine.graph.nodes import Node, SinkNode, SourceNode
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
 _OWN = "dspex."  # subjects of every application; a sink there could be read as work or as a commit
@@ -34,7 +34,7 @@ def _problem(topology: str, node: Node | None, code: str, message: str, fix: str
 def _names(nodes: Sequence[Node]) -> Iterator[Finding]:
     first: dict[str, Node] = {}
     for n in nodes:
-        if isinstance(n, NativeNode | CallNode) and not all(NAME.fullmatch(part) for part in n.name.split("/")):
+        if not isinstance(n, SourceNode | SinkNode) and not all(NAME.fullmatch(part) for part in n.name.split("/")):
             rule = "a name is a-z, then a-z, 0-9, _ or -, at most 48 characters"
             yield n, "DX202", f"{n.name!r} is not a name for an operator" if n.name else f"{n.op} needs a name", rule
         # "/" becomes "-" in subjects, so a/b and a-b would share theirs

@@ -27,14 +27,14 @@ def dump(graph: Graph) -> str:
         document["renamed_from"] = dict(graph.renamed_from)
     if graph.drop:
         document["drop"] = list(graph.drop)
-    sections = {"source": "sources", "native": "nodes", "call": "nodes", "sink": "sinks"}
+    sections = {"source": "sources", "sink": "sinks"}
     document |= {"sources": {}, "nodes": {}, "sinks": {}}
     for n in graph.nodes.values():
         edges = [outlet_name(graph, i.node, i.outlet) for i in n.inputs]
         start: dict[str, Any] = (
             {"from": edges if n.op in operators() and operators()[n.op].many_inputs else edges[0]} if edges else {}
         )
-        document[sections[n.role]][n.name] = start | dict(n.options)
+        document[sections.get(n.role, "nodes")][n.name] = start | dict(n.options)
     return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 

@@ -136,11 +136,20 @@ class _Loader(Document):
             return self.stand_in(name, [stream])
 
         def part(stream: AnyStream) -> Any:
-            return resolve(target)(stream) if is_ref(target) else self.included(target, stream)
+            if not is_ref(target):
+                return self.included(target, stream)
+            if not callable(found := resolve(target)):
+                message = f"a part is a function of a stream, and {target} is of type {type(found).__name__}"
+                raise problem("DX219", message, "def part(stream): return stream.map(...)")
+            return found(stream)
 
         with self.reporting():
-            result = stream.through(part, name=name) or ()
-            return result if isinstance(result, tuple) else (result,)
+            result: Any = stream.through(part, name=name)
+            outlets = result if isinstance(result, tuple) else () if result is None else (result,)
+            for strange in (o for o in outlets if not isinstance(o, Stream)):
+                message = f"a part gives streams, and {target} gives {type(strange).__name__}"
+                raise problem("DX219", message, "return a stream, several as a tuple, or nothing where it ends in sinks")
+            return cast("Outlets", outlets)
         return self.stand_in(name, [stream])
 
     def included(self, target: str, stream: AnyStream) -> Outlets:
@@ -194,7 +203,9 @@ class _Loader(Document):
         streams = self.node(name)
         last = next(reversed(streams), None)  # a part may give none
         outlets = {str(i): s for i, s in enumerate(streams)} | {"" if len(streams) == 1 else "rest": last}
-        if outlets.get(outlet) is None:
+        if not streams:
+            self.report("DX206", f"{self.what}: no data comes out of {name}", "it ends in sinks: take data from another node")
+        elif outlets.get(outlet) is None:
             names = ", ".join(f"{name}.{k}" for k in outlets) if len(streams) > 1 else name
             self.report("DX206", f"{self.what}: {text} is no outlet", f"one of: {names}")
         return outlets.get(outlet, last)
