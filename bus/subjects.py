@@ -355,6 +355,22 @@ def manifest_of(key: str) -> str:
     return key.removeprefix("manifest.").rpartition(".")[0]
 
 
+def pause_prefix(topology: str = "") -> str:
+    """How the keys of a topology's pauses begin, or those of all."""
+    return f"paused.{topology}".rstrip(".")
+
+
+def pause_key(topology: str, number: int) -> str:
+    """One change of what is paused."""
+    return f"{pause_prefix(topology)}.{number}"
+
+
+def paused_of(key: str) -> tuple[str, int]:
+    """The topology and the number of a key of a pause; 0 for what is none."""
+    topology, _, number = key.removeprefix("paused.").rpartition(".")
+    return topology, int(number) if re.fullmatch(r"[1-9][0-9]{0,14}", number) else 0
+
+
 def work_key(pool: str, band: int) -> str:
     """Since when the consumer of a pool's band of work is there."""
     return f"work.{pool}.{band}"

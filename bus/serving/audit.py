@@ -33,7 +33,7 @@ class AuditEntry:
 
     Attributes:
         sequence: of the entry in its stream. time: when it was stored.
-        verb: publish, call, redrive, drop, forget, apply, delete. who: user@host, as the client says.
+        verb: publish, call, redrive, drop, forget, apply, pause, resume, delete. who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """
 

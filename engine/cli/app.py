@@ -37,6 +37,8 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "test": "topology.testing:test",
         "plan": "topology.apply:plan",
         "apply": "topology.apply:apply",
+        "pause": "topology.pause:pause",
+        "resume": "topology.pause:resume",
         "delete": "topology.delete:delete",
     },
     "Processes": {

@@ -23,7 +23,7 @@ def ls(
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
     who: Annotated[str | None, typer.Option("--who", help="Only of this user, or user@host.")] = None,
 ) -> None:
-    """List what was changed, oldest first: publish and call by this command line, redrive, drop, forget, apply, delete."""
+    """List who changed what, oldest first: publish and call by this command line, redrive, drop, apply, pause, delete, …"""
     t = terminal(context)
     t.run(_listed(t, since, who))
 

@@ -60,14 +60,23 @@ def _stages(stages: Sequence[StageRow]) -> Block:
     ]
     columns = {"stage": "stage", "source": "source", "lag": "lag", "oldest": "oldest", "rate": "rate", "events": "events"}
     later = {"put_off": "put off"} if any(r["put_off"] for r in rows) else {}
-    full = [s for s in stages if s["full"]]
-    remarks = [
-        f"{s['topology']}/{s['stage']}: {s['full']} of {s['partitions']} partitions admit no event ({FULL})" for s in full
-    ]
-    return Block(rows, columns | {"open": "open calls"} | later | {"owner": "owner"}, tuple(remarks))
+    remarks = tuple(remark for s in stages for remark in _gates(s))
+    return Block(rows, columns | {"open": "open calls"} | later | {"owner": "owner"}, remarks)
 
 
-FULL = "too many open calls and events that were put off: engine.max_open_calls"
+FULL = "engine.max_open_calls"
+
+
+def _gates(s: StageRow) -> Iterator[str]:
+    """Who keeps a stage from admitting events."""
+    name, gate = f"{s['topology']}/{s['stage']}", s["gate"]
+    if s["full"] and gate is not None:
+        pools = ", ".join(f"{number:,} of pool {pool}" for pool, number in sorted(gate["calls"].items()))
+        held = f"{count(gate['open_calls'], 'open call')}{f' ({pools})' if pools else ''}"
+        later = f" and {count(gate['put_off'], 'put-off event')}" if gate["put_off"] else ""
+        yield f"{name}: {s['full']} of {s['partitions']} partitions admit no event: {held}{later} ({FULL})"
+    if gate is not None and gate["stream"]:
+        yield f"{name}: {gate['stream']}"
 
 
 def _owner(s: StageRow) -> str:
@@ -75,8 +84,10 @@ def _owner(s: StageRow) -> str:
         return f"STOPPED: {s['stopped']}"
     if not s["owners"]:
         return "no owner"
+    until = f" until {s['paused_until']}" if s["paused_until"] else ""
+    paused = f"PAUSED{until}; " if s["paused"] else ""
     unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
-    return ", ".join(s["owners"]) + unowned
+    return paused + ", ".join(s["owners"]) + unowned
 
 
 def _operators(operators: Sequence[OperatorRow]) -> Block:

@@ -25,7 +25,7 @@ from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.versions import store
-from dspex.engine.hosting import copies
+from dspex.engine.hosting.planning import copies
 from dspex.engine.hosting.planning.lines import lines_of
 from dspex.engine.hosting.planning.plan import ApplyPlan, plan
 from dspex.engine.hosting.planning.there import There, look, sources, used_by

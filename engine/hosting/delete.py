@@ -64,7 +64,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
             await bus.purge(stream, pattern, below=info.last + 1)
     applied = await bus.bucket(subjects.applied(app))
     keys = sorted(await applied.items(subjects.manifest_prefix(topology)))
-    for key in keys:
+    for key in (*keys, *await applied.items(subjects.pause_prefix(topology))):
         await applied.delete(key)
     return Deleted(topology, False, keys, messages, kept)
 

@@ -25,6 +25,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.operators import Operators
+from dspex.engine.hosting.pausing import Pausing
 from dspex.engine.hosting.planning.there import used_by
 from dspex.engine.hosting.report import described
 from dspex.engine.hosting.watchdog import Watchdog
@@ -134,9 +135,12 @@ class Host:
         ending: dict[StageRunner, Dropped] = {}
         for graph in self.graphs:
             ending |= await self._add_runners(services, self.membership, graph, applied.manifests[graph.name])
+        pausing = Pausing(manifests, self.runners, self.heartbeat, self.clock)
+        await pausing.look()
         await self.membership.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.membership.run(), "membership")
+        self._parts.start(pausing.run(), "pauses")
         self._parts.start(self.watchdog.run(), "watchdog")
         self._parts.start(self.consumers.run(), "work consumers")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)

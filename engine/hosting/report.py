@@ -16,6 +16,7 @@ def described(r: StageRunner, operators: Operators) -> dict[str, object]:
         "stage": r.stage.id,
         "source": r.stage.name,
         "stopped": r.stopped or r.waits,
+        "paused": r.paused,
         "events": r.counters["event"],
         "rate": operators.rate((r.topology, r.stage.id), r.counters["event"]),
         "records": r.counters["record"],

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -21,27 +22,28 @@ from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
 from dspex.bus.seldom import Seldom
 from dspex.engine.runtime.committer import Committer
+from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 
 _log = structlog.get_logger("dspex.engine")
 LOOKS = 4  # within the time after which a stage counts as stalled
+MOST = 1000  # subjects of one question
 SLOWEST = 5.0  # seconds between looks, at most
 
 
-@dataclass
-class _Progress:
-    """What a stage had committed when it was looked at, and since when that has not changed."""
+class _Work(NamedTuple):
+    """Something to do in a stage. `at`: how far it is; it moves when something of it is done. `what`: waits, in words."""
 
-    committed: tuple[tuple[int, int], ...]
-    since: float
+    at: object
+    what: str
 
 
 @dataclass
 class Watchdog:
     """Attributes:
     app: name of the application.
-    after: seconds without a commit, although there is work, after which a stage is stalled.
+    after: seconds in which nothing of what there is to do moves on, after which a stage is stalled.
     """
 
     bus: Bus
@@ -51,7 +53,7 @@ class Watchdog:
     after: float
     stalled: dict[str, str] = field(default_factory=dict)  # "topology/stage" → what waits
     gone: str = ""  # that the stream is gone; "" while it is there
-    _seen: dict[str, _Progress] = field(default_factory=dict)
+    _seen: dict[str, dict[str, tuple[_Work, float]]] = field(default_factory=dict)  # stage → what is to do, and since when
     _seldom: Seldom = field(default_factory=lambda: Seldom(_log))
 
     @property
@@ -82,57 +84,70 @@ class Watchdog:
             self._seldom.error("nothing is processed", why=self.gone, fix=fix)
 
     async def look(self, runner: StageRunner) -> None:
-        """Note whether a stage has made progress, and whether it had anything to do."""
+        """Note what a stage has to do, and whether it moves on: each partition by itself, for one may stand still alone."""
         name, now = f"{runner.topology}/{runner.stage.id}", asyncio.get_running_loop().time()
-        committed = tuple((p.index, p.committed) for p in runner.partitions.values())
-        seen = self._seen.get(name)
-        work = await self._work(runner) if seen is not None and seen.committed == committed else ""
-        if seen is None or not work:
-            self._seen[name] = _Progress(committed, now)
+        seen, found = self._seen.get(name, {}), {key: (work, now) for key, work in (await self._work(runner)).items()}
+        found |= {key: seen[key] for key, (work, _) in found.items() if key in seen and seen[key][0] == work}
+        self._seen[name] = found
+        long = [(work.what, since) for work, since in found.values() if now - since >= self.after]
+        if not long:
             if self.stalled.pop(name, None):
                 _log.info("goes on after a stall", stage=name)
-        elif now - seen.since >= self.after:
-            if name not in self.stalled:
-                _log.error("stalled: alive, and makes no progress", stage=name, why=work, seconds=round(now - seen.since, 1))
-            self.stalled[name] = work
+            return
+        why, since = long[0]
+        if name not in self.stalled:
+            _log.error("stalled: alive, and makes no progress", stage=name, why=why, seconds=round(now - since, 1))
+        self.stalled[name] = why
 
-    async def _work(self, runner: StageRunner) -> str:
-        """What the stage could do now and does not; "" where it has nothing to do, or waits for something outside."""
+    async def _work(self, runner: StageRunner) -> dict[str, _Work]:
+        """What the stage could do now; not what waits for something outside, or because somebody has paused it."""
         partitions = list(runner.partitions.values())
         if not partitions or runner.stopped or self.committer.full:
-            return ""
+            return {}
+        found = {
+            f"commit {p.index}": _Work(p.committed, "events are processed and not committed") for p in partitions if p.unsure
+        }
         try:
-            unread = await self._unread(runner, partitions)
+            found |= await self._records(runner, partitions)
+            if not runner.paused:
+                found |= await self._events(runner, partitions)
+                if runner.source is not None and not runner.stage.dropped:
+                    found |= await self._source(runner.source, runner, partitions)
         except BusError:
-            return ""  # the server is away: the engine can do nothing, and reconnects
-        return "events are processed and not committed" if any(p.unsure for p in partitions) else unread
+            return {}  # the server is away: the engine can do nothing, and reconnects
+        return found
 
-    async def _unread(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
-        for p in partitions:
-            record = await self.bus.last(
-                subjects.stream(self.app), subjects.record(runner.s.app, "*", runner.topology, runner.stage.id, p.index)
-            )
-            if record is not None and record.sequence > p.tables.position("records").sequence:
-                return "records of calls are not read"
-        if runner.source is None:
-            return await self._unread_events(runner, partitions)
-        if runner.stage.dropped:
-            return ""
-        event = await self.bus.last(runner.source_stream, runner.source.settings.subject)
-        if any(p.full for p in partitions) or not runner.source.room.is_set():
-            return ""  # the source waits for workers, or for room in the stream
-        return (
-            "events of the source are not read"
-            if event is not None and event.sequence > (runner.pumps["source"].at or 0)
-            else ""
-        )
+    async def _records(self, runner: StageRunner, partitions: Sequence[Partition]) -> dict[str, _Work]:
+        """Records of open calls that are stored, and not read."""
+        where = (self.app, runner.topology, runner.stage.id)
+        pools = {(pool, p.index): p for p in partitions for pool in {row.pool for row in p.tables.calls.rows.values()}}
+        of = {subjects.record(where[0], pool, *where[1:], index): p for (pool, index), p in pools.items()}
+        last = await self._last(list(of))
+        return {
+            f"record {p.index}": _Work(at, "records of calls are not read")
+            for subject, p in of.items()
+            if last.get(subject, 0) > (at := p.tables.position("records").sequence)
+        }
 
-    async def _unread_events(self, runner: StageRunner, partitions: Sequence[Partition]) -> str:
-        """The same behind hops: each partition has events of its own."""
-        for p in partitions:
-            event = await self.bus.last(
-                subjects.stream(self.app), subjects.edge(self.app, runner.topology, runner.stage.id, p.index)
-            )
-            if event is not None and event.sequence > runner.pumps["events"].reached(p) and not p.full:
-                return "events that came over a hop are not read"
-        return ""
+    async def _events(self, runner: StageRunner, partitions: Sequence[Partition]) -> dict[str, _Work]:
+        """Events that came over a hop, or are redriven, and are not read."""
+        of = {subjects.edge(self.app, runner.topology, runner.stage.id, p.index): p for p in partitions if not p.full}
+        last, pump = await self._last(list(of)), runner.pumps["events"]
+        what = "events that came over a hop are not read" if runner.source is None else "redriven events are not read"
+        return {
+            f"event {p.index}": _Work(at, what) for subject, p in of.items() if last.get(subject, 0) > (at := pump.reached(p))
+        }
+
+    async def _source(self, source: SourceInput, runner: StageRunner, partitions: Sequence[Partition]) -> dict[str, _Work]:
+        if any(p.full for p in partitions) or not source.room.is_set():
+            return {}  # it waits for workers, or for room in the stream
+        event, at = await self.bus.last(runner.source_stream, source.settings.subject), runner.pumps["source"].at or 0
+        return {"source": _Work(at, "events of the source are not read")} if event is not None and event.sequence > at else {}
+
+    async def _last(self, wanted: Sequence[str]) -> dict[str, int]:
+        """The sequence of the last message of each subject that has one. A replica may be behind: then it is seen later."""
+        stream, found = subjects.stream(self.app), dict[str, int]()
+        for start in range(0, len(wanted), MOST):
+            messages = await self.bus.multi_last(stream, wanted[start : start + MOST])
+            found |= {subject: message.sequence for subject, message in messages.items()}
+        return found

@@ -96,6 +96,7 @@ class StageReport(TypedDict):
     stage: str
     source: str
     stopped: str | None
+    paused: NotRequired[bool]  # an older engine does not report it
     events: int
     rate: NotRequired[float]  # an older engine does not report it
     retries: int
@@ -125,6 +126,20 @@ class PartitionReport(TypedDict):
     waits_since: NotRequired[float]
 
 
+class GateRow(TypedDict):
+    """Who keeps a stage from admitting events.
+
+    Attributes:
+        open_calls, put_off: in the partitions that are full, together. calls: of these calls, by pool.
+        stream: why sources wait for room in the application's stream, or nothing can be committed; "" where that is not so.
+    """
+
+    open_calls: int
+    put_off: int
+    calls: dict[str, int]
+    stream: str
+
+
 class StageRow(TypedDict):
     """A stage.
 
@@ -135,12 +150,15 @@ class StageRow(TypedDict):
         calls: those that are open, by pool. open_calls: all of them.
         put_off: events that wait for their time (publish at= and after=, RetryLater).
         full: partitions that admit no event because too many calls are open and events put off (engine.max_open_calls).
+        gate: who keeps it from admitting events; None where it admits them in all partitions.
         unowned: partitions without an owner.
         events, retries, fallbacks: since the engines that run it were started. rate: events a second, of late; None where
             no engine tells it.
         unsigned: likewise, records that were passed over, because their signature was not right.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
+        paused: somebody has paused it: nothing is admitted, and what is open comes to its end. paused_until: when it goes on by
+            itself (RFC 3339); None: when somebody resumes it.
         dropped: the topology has its source no more: it runs until nothing of it is left to do, and is then shown no more.
     """
 
@@ -154,6 +172,7 @@ class StageRow(TypedDict):
     calls: dict[str, int]
     put_off: int
     full: int
+    gate: GateRow | None
     owners: list[str]
     partitions: int
     unowned: int
@@ -163,6 +182,8 @@ class StageRow(TypedDict):
     unsigned: int
     dead_letters: int
     stopped: str | None
+    paused: bool
+    paused_until: str | None
     dropped: bool
     rate: float | None
 

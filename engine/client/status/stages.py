@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
+
+from typing_extensions import TypedDict
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.message import oldest_of
 from dspex.bus.port import Bus, StreamInfo
-from dspex.engine.client.status.rows import EngineReport, PartitionReport, StageReport, StageRow
+from dspex.engine.client.status.rows import EngineReport, GateRow, PartitionReport, StageReport, StageRow
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.pauses import Pauses
 from dspex.engine.log.latest import look
 
 
@@ -39,16 +43,29 @@ class _Unread(NamedTuple):
     why: str | None = None
 
 
+class _Paused(TypedDict):
+    paused: bool
+    paused_until: str | None
+
+
 class Look:
     """A look at all stages of an application.
 
     Args:
         engines: what those that are alive report.
         stream: of the application; None where it is not there.
+        pauses: by topology.
     """
 
-    def __init__(self, bus: Bus, app: str, engines: Sequence[EngineReport], stream: StreamInfo | None) -> None:
-        self.bus, self.app, self.engines, self.stream = bus, app, engines, stream
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        engines: Sequence[EngineReport],
+        stream: StreamInfo | None,
+        pauses: Mapping[str, Pauses],
+    ) -> None:
+        self.bus, self.app, self.engines, self.stream, self.pauses = bus, app, engines, stream, pauses
 
     async def stages(self, manifests: Mapping[str, Manifest]) -> list[StageRow]:
         """One row for each source of each topology, and for those that were dropped while something of them is left to do.
@@ -93,6 +110,7 @@ class Look:
             "calls": dict(reached.calls),
             "put_off": reached.put_off,
             "full": sum(p.get("full", False) for _, p in owned.values()),
+            "gate": _gate([e["full"] for e, _ in mine], [p for _, p in owned.values()]),
             "owners": sorted({engine for engine, _ in owned.values()}),
             "partitions": count,
             "unowned": len(missing),
@@ -102,9 +120,18 @@ class Look:
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
+            **self._paused(topology, applied, id),
             "dropped": stream is None,
             "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
         }
+
+    def _paused(self, topology: str, applied: Manifest, stage: str) -> _Paused:
+        """Whether somebody has paused it, whatever engines know of that already."""
+        names = {name for name, (id, _) in {**applied.stages, **applied.hops}.items() if id == stage}
+        names |= {old for old, new in applied.renamed.items() if new in names}
+        now = self.stream.now if self.stream is not None else 0.0
+        end = self.pauses.get(topology, Pauses()).until(names, now)
+        return {"paused": end is not None, "paused_until": datetime.fromtimestamp(end, UTC).isoformat() if end else None}
 
     async def _reached(
         self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport], input: str
@@ -132,6 +159,17 @@ class Look:
         lag = await self.bus.count(stream, [source], after=after)
         first = await self.bus.next(stream, source, after + 1) if lag else None
         return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)
+
+
+def _gate(full: Sequence[str], owned: Sequence[PartitionReport]) -> GateRow | None:
+    """`full`: why the stream takes nothing, or sources wait, as each engine says that runs the stage; "" for no reason."""
+    held, stream, calls = [p for p in owned if p.get("full")], next(filter(None, full), ""), Counter[str]()
+    if not held and not stream:
+        return None
+    for p in held:
+        calls.update(p.get("calls", {}))
+    opened, put_off = sum(p["open_calls"] for p in held), sum(p.get("put_off", 0) for p in held)
+    return {"open_calls": opened, "put_off": put_off, "calls": dict(calls), "stream": stream}
 
 
 def _begins(applied: Manifest) -> list[str]:

@@ -18,9 +18,10 @@ from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status.operators import is_sound, letter_rows, operator_rows
 from dspex.engine.client.status.pools import pool_rows
-from dspex.engine.client.status.rows import EngineReport, EngineRow, ServerRow, Status
+from dspex.engine.client.status.rows import EngineReport, EngineRow, ServerRow, StageRow, Status
 from dspex.engine.client.status.stages import Look
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.pauses import of_application
 
 _log = structlog.get_logger("dspex.client")
 SILENT_AFTER = 15.0  # seconds, or five heartbeats where those are more
@@ -35,7 +36,7 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     now = info.now if info else time.time()
     engines = [(report, _row(report, now)) for report in reports]
     alive = [report for report, row in engines if row["alive"]]
-    look = Look(bus, app, alive, info)
+    look = Look(bus, app, alive, info, await of_application(bus, app))
     stages, letters = await asyncio.gather(look.stages(manifests), letter_rows(bus, app, info, manifests))
     return {
         "server": _server(bus, app, info),
@@ -47,6 +48,14 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
         "operators": operator_rows(alive, manifests),
         "letters": letters,
     }
+
+
+async def stage_rows(bus: Bus, app: str, manifests: Mapping[str, Manifest]) -> list[StageRow]:
+    """Only the stages of the application."""
+    reports, info = await _reports(bus, app), await bus.stream(subjects.stream(app))
+    now = info.now if info else time.time()
+    alive = [report for report in reports if _row(report, now)["alive"]]
+    return await Look(bus, app, alive, info, await of_application(bus, app)).stages(manifests)
 
 
 def _server(bus: Bus, app: str, info: StreamInfo | None) -> ServerRow:

@@ -174,7 +174,7 @@ def _not_reset(nodes: Sequence[PlannedChange], reset: Collection[str]) -> Topolo
                 f"{topology}: {name} has another key now, and the stage behind it holds {held}, by the keys of before",
                 code="DX231",
                 node=name,
-                fix=f'wait until that is done; or give the key_by another name and drop=["{name}"]; '
+                fix=f'wait until that is done (dspex pause {topology}); or give the key_by another name and drop=["{name}"]; '
                 f"or give up what is held: dspex apply --reset {name} --yes",
             )
     return None

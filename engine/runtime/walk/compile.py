@@ -47,6 +47,13 @@ class Stage:
     names: Names
     dropped: bool = False
 
+    @property
+    def begins(self) -> set[str]:
+        """The names of what it begins at, its source or its hops; old names, too."""
+        hops = {name for name in self.entries if isinstance(self.graph.nodes.get(name), HopNode)}
+        now = hops or {self.name}
+        return now | {old for old, new in self.names.items() if new in now}
+
 
 def call_step(node: CallNode, codec: Any) -> Handler:
     """The step that ends a walk in a call; its record begins another."""

@@ -107,6 +107,25 @@ def test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_strea
     assert one.here("--json", "status").objects()[0]["stages"] == []
 
 
+def test_pause_says_what_waits_and_refuses_what_cannot_be_paused(tmp_path: Path, unique: str, nats_url: str) -> None:
+    one = project(tmp_path, unique, nats_url, "first")
+    assert applied(one) == [(1, "created")]
+    assert one.here("publish", f"{unique}.in", "text=hello").code == 0
+    (said,) = one.here("--json", "pause", "first", "--until", "1h").objects()
+    waiting = {"stage": "s1", "source": f"{unique}.in", "lag": 1, "open_calls": 0, "paused": True}
+    assert (said["what"], said["paused"], said["until"] is not None, said["waiting"]) == ("first", True, True, [waiting])
+    for what, code in (("second", "DX235"), ("first/size", "DX235")):
+        refused = one.here("--json", "pause", what)
+        assert (refused.code, refused.error()["code"]) == (3, code)
+    part = one.here("--json", "resume", f"first/{unique}.in")
+    assert (part.code, part.error()["fix"]) == (2, "dspex resume first")
+    assert one.here("resume", "first").out == "resumed first\n"
+    text = one.here("pause", f"first/{unique}.in").out
+    assert text == f"paused first/{unique}.in\n  first/s1 ({unique}.in): 1 event waits, 0 calls open\n"
+    verbs = [row["verb"] for row in one.here("--json", "audit", "ls").objects()]
+    assert verbs[-3:] == ["pause", "resume", "pause"]
+
+
 def test_reset_of_an_operator_without_state_is_refused(tmp_path: Path, unique: str, nats_url: str) -> None:
     one = project(tmp_path, unique, nats_url, "first")
     for node, why in (("size", "keeps no state"), ("other", "is no operator of these topologies")):

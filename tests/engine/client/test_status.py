@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_lab import APP, Lab
+from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import ProgramError, Unsettled
+from dspex.bus.errors import ProgramError, RetryLater, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
+from dspex.engine.cli.figures import blocks
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
 from dspex.operators.topology import Topology
@@ -142,6 +143,36 @@ def test_a_source_stream_that_is_gone_shows_in_its_row_and_in_no_other(lab: Make
     assert "EVENTS" in str(gone["stopped"])
     assert (other["lag"], other["stopped"]) == (0, None)
     assert any("a/s1 (ev.in) is stopped: the stream EVENTS" in message for message in wrong(one))
+
+
+def test_who_holds_the_gate_of_a_stage_is_named_open_calls_by_pool_parked_events_and_the_stream(lab: MakeLab) -> None:
+    def put_off(data: Any) -> Any:
+        if data["text"] == "later":
+            raise RetryLater(after=3600)
+        return data
+
+    topology = Topology("asking")
+    topology.source("in").map(put_off, name="check").predict("text -> answer", name="ask", pool="writers").sink("out")
+    one = lab(topology, echo())
+    one.start(most_open_calls=3)
+    for text in ("a", "later"):
+        one.publish("in", {"text": text})
+    assert status(one)["stages"][0]["gate"] is None
+    one.publish("in", {"text": "b"})
+    one.publish("in", {"text": "waits"})
+    found = status(one)
+    gate = {"open_calls": 2, "put_off": 1, "calls": {"writers": 2}, "stream": ""}
+    assert [(s["full"], s["gate"], s["lag"]) for s in found["stages"]] == [(1, gate, 1), (0, None, 0)]
+    (said,) = [remark for block in blocks(found) for remark in block.remarks if "admit" in remark]
+    assert said == (
+        "asking/s1: 1 of 1 partitions admit no event: 2 open calls (2 of pool writers) and 1 put-off event "
+        "(engine.max_open_calls)"
+    )
+    one.start("full", echo("other", "there"), max_bytes=one.server.streams[STREAM].bytes * 6 // 5)
+    found = status(one)
+    streams = {s["topology"]: s["gate"] and s["gate"]["stream"] for s in found["stages"]}
+    assert streams["other"] == "sources wait: 80% of the stream's max_bytes are used"
+    assert any("other/s1: sources wait: 80%" in remark for block in blocks(found) for remark in block.remarks)
 
 
 # -- health ------------------------------------------------------------------------------------------------------------

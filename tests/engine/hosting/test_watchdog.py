@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 import pytest
@@ -12,8 +13,10 @@ from engine_lab import APP, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
-from dspex.bus.memory.server import MemoryBus
+from dspex.bus.memory.handles import MemoryReader
+from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
+from dspex.engine.client.status.health import faults
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -84,6 +87,50 @@ def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:
     one.publish("in", {"n": 1})
     one.advance(5)
     assert engine.watchdog.health == "stalled: echo/s1, events of the source are not read"
+
+
+class Silent(MemoryBus):
+    """A connection whose readers of hops get nothing: all of them, or those that read for one partition alone."""
+
+    def __init__(self, server: MemoryServer, *, alone: bool = False) -> None:
+        super().__init__(server, BusEvents())
+        self.alone = alone
+
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> MemoryReader:
+        hop = ".edge." in filters[0] and (not self.alone or (len(filters) == 1 and "*" not in filters[0]))
+        return await super().reader(stream, ["nobody.publishes.here"] if hop else filters, **options)
+
+
+def keyed() -> Topology:
+    topology = Topology("keyed")
+    topology.source("in").key_by("k", name="by").predict("k -> answer", name="ask").sink("out")
+    return topology
+
+
+def test_a_stage_whose_reader_behind_a_hop_is_silent_is_stalled_and_fails_the_health_check(lab: MakeLab) -> None:
+    one = lab(keyed())
+    engine = one.start(bus=Silent(one.server), stall_after=3.0)
+    one.advance(10)
+    assert engine.watchdog.health == "ok"
+    one.publish("in", {"k": "a"})
+    one.advance(6)
+    assert engine.watchdog.health == "stalled: keyed/s2, events that came over a hop are not read"
+    assert "events that came over a hop" in " ".join(f.message for f in faults(one.run(one.client.status())))
+
+
+def test_one_partition_that_stands_still_is_a_stall_though_the_others_of_its_stage_go_on(lab: MakeLab) -> None:
+    """It was full, left the reader of its stage, and the one that it got of its own is silent."""
+    one = lab(keyed())
+    engine = one.start(bus=Silent(one.server, alone=True), stall_after=3.0, most_open_calls=1)
+    for key in "aab":
+        one.publish("in", {"k": key})
+    one.work()
+    for n in range(10):
+        one.publish("in", {"k": f"c{n}"})
+        one.advance(1)
+    found = [o["k"] for o in one.outputs("out")]
+    assert (found.count("a"), len(found) > 8) == (1, True), found  # all but those of the partition of a
+    assert engine.watchdog.health == "stalled: keyed/s2, events that came over a hop are not read"
 
 
 def test_events_of_another_engines_partitions_are_not_work_of_this_one(lab: MakeLab) -> None:

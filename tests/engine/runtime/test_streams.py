@@ -52,7 +52,8 @@ class Behind(MemoryBus):
         self.sees = sees
 
     async def multi_last(self, stream: str, subjects: Sequence[str]) -> Any:
-        self.unseen, self.refused = int(not self.sees), int(self.sees)
+        if ".log." in subjects[0]:  # of a claim
+            self.unseen, self.refused = int(not self.sees), int(self.sees)
         return await super().multi_last(stream, subjects)
 
     async def stream(self, name: str) -> Any:

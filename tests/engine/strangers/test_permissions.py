@@ -30,6 +30,7 @@ OPTIONS: Mapping[str, list[str]] = {
     "reader": ["--subject", "shop.out"],
 }
 ROLES = tuple(OPTIONS)
+PAUSING = (["pause", "triage", "--until", "1h"], ["resume", "triage"])
 TOPOLOGY = """
 dspex: 1
 topology: triage
@@ -60,6 +61,8 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.audit.redriven": {"operator"},
     "dspex.shop.audit.drop": {"operator"},
     "dspex.shop.audit.apply": OWNERS,
+    "dspex.shop.audit.pause": {"operator"},
+    "dspex.shop.audit.resume": {"operator"},
     "dspex.shop.audit.publish": {"operator"},
     "dspex.shop.told.publish": {"publisher", "operator"},
     "dspex.shop.told.call": {"caller", "operator"},
@@ -76,6 +79,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.key.0": OWNERS,
     f"$KV.DSPEX_{APP}.engine.a": OWNERS,
     f"$KV.DSPEX_{APP}_applied.manifest.triage.1": OWNERS,
+    f"$KV.DSPEX_{APP}_applied.paused.triage.1": OWNERS,
     f"$KV.DSPEX_{APP}_sessions.a": OWNERS,
     "$KV.DSPEX_bank_applied.manifest.triage.1": set(),
     f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
@@ -251,9 +255,11 @@ def _run_all(project: Project, url: str) -> str:
             assert called.code == 0, called.err
         # an engine says what it owns with its next heartbeat
         assert eventually(lambda: run("operator", "status", "--health").code == 0)
-        for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["apply"]):
+        for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["plan"], ["apply"], *PAUSING):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
+        for role in ("worker", "publisher", "caller", "reader"):
+            assert run(role, "--json", "pause", "triage").error()["code"] == "DX403"
         for role in ROLES:
             assert checked(project, url, role, role)["message"] == f"no more than {role} needs"
         wide = project.here("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)

@@ -1,0 +1,100 @@
+"""`dspex pause` and `dspex resume`: let a topology come to rest, and go on, whatever is started again meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dspex.bus.errors import ConfigError, TopologyError
+from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+    from dspex.engine.client.status.rows import StageRow
+    from dspex.engine.graph.manifest import Manifest
+
+PauseTarget = Annotated[
+    str,
+    typer.Argument(metavar="TOPOLOGY[/NODE]", help="Its name; or a source or a key_by of it, for the stage that begins there."),
+]
+
+
+def pause(
+    context: typer.Context,
+    what: PauseTarget,
+    until: Annotated[str | None, typer.Option("--until", metavar="DUR", help="It goes on by itself after 30m, 2h, …")] = None,
+) -> None:
+    """Admit no more events to a topology: what is open comes to its end, the rest waits where it is stored."""
+    from dspex.bus.settings.duration import seconds
+
+    t = terminal(context)
+    t.run(_changed(t, "pause", what, seconds(until) if until is not None else None))
+
+
+def resume(context: typer.Context, what: PauseTarget) -> None:
+    """Go on with a topology that was paused."""
+    t = terminal(context)
+    t.run(_changed(t, "resume", what, None))
+
+
+async def _changed(t: Terminal, verb: str, what: str, after: float | None) -> None:
+    from dspex.bus import subjects
+    from dspex.bus.serving import audit
+    from dspex.engine.client.status.status import stage_rows
+    from dspex.engine.graph import pauses
+
+    topology, _, name = what.partition("/")
+    async with client(t, verb) as c:
+        known = await c.manifests()
+        _check(c, topology, name, known)
+        info = await c.bus.stream(subjects.stream(c.app))
+        end = info.now + after if after is not None and info is not None else 0.0
+        bucket = await c.bus.bucket(subjects.applied(c.app))
+        if verb == "pause":
+            await pauses.pause(bucket, topology, name, end)
+        elif name and pauses.WHOLE in (await pauses.read(bucket)).get(topology, pauses.Pauses()).names:
+            raise ConfigError(f"all of {topology} is paused, not {name} alone", code="DX105", fix=f"dspex resume {topology}")
+        else:
+            await pauses.resume(bucket, topology, name)
+        said = {"node": name} if name else {}
+        await audit.leave(c.bus, c.app, verb, topology=topology, **said, **({"until": _time(end)} if end else {}))
+        rows = [row for row in await stage_rows(c.bus, c.app, known) if row["topology"] == topology]
+    _print(t, verb, what, _time(end) if end else None, rows)
+
+
+def _check(c: Client, topology: str, name: str, known: Mapping[str, Manifest]) -> None:
+    """Raise TopologyError (DX235) for a topology that is not applied, or a name at which none of its stages begins."""
+    if topology not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise TopologyError(f"{c.app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
+    m = known[topology]
+    begins = [*m.streams, *sorted(m.hops.keys() - m.dropped)]
+    if name and name not in begins:
+        raise TopologyError(
+            f"no stage of {topology} begins at {name!r}, so it cannot be paused alone",
+            code="DX235",
+            node=name,
+            fix=f"one of: {', '.join(begins)}; or all of it: dspex pause {topology}",
+        )
+
+
+def _print(t: Terminal, verb: str, what: str, end: str | None, rows: Sequence[StageRow]) -> None:
+    keys = ("stage", "source", "lag", "open_calls", "paused")
+    waiting = [{key: dict(row)[key] for key in keys} for row in rows]
+    head = f"paused {what}{f' until {end}' if end else ''}" if verb == "pause" else f"resumed {what}"
+    lines = [_line(row) for row in rows if verb == "pause"]
+    t.emit({"what": what, "paused": verb == "pause", "until": end, "waiting": waiting}, head, *lines)
+
+
+def _line(row: StageRow) -> str:
+    lag = row["lag"] or 0
+    waits = f"{count(lag, 'event')} wait{'s' if lag == 1 else ''}, {count(row['open_calls'], 'call')} open"
+    return f"  {row['topology']}/{row['stage']} ({row['source']}): {waits}{'' if row['paused'] else ', not paused'}"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,48 @@
+"""Pauses stages that somebody has paused, and lets them go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from dspex.bus.errors import BusError
+from dspex.bus.port import Bucket
+from dspex.engine.graph.pauses import Pauses, read
+from dspex.engine.runtime.stage import StageRunner
+
+_log = structlog.get_logger("dspex.engine")
+
+
+@dataclass(frozen=True)
+class Pausing:
+    """Attributes:
+    bucket: of the manifests. every: seconds between two looks. clock: seconds since the epoch.
+    """
+
+    bucket: Bucket
+    runners: Sequence[StageRunner]
+    every: float
+    clock: Callable[[], float]
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(self.every)
+            await self.look()
+
+    async def look(self) -> None:
+        """Pause what is paused, and go on with what was resumed, or whose time has come."""
+        try:
+            known = await read(self.bucket)
+        except BusError as e:
+            _log.debug("cannot look now what is paused, trying again", why=e.message)  # all stays as it is
+            return
+        for runner in self.runners:
+            end = known.get(runner.topology, Pauses()).until(runner.stage.begins, self.clock())
+            if (end is not None) != runner.paused:
+                what = "goes on after a pause" if end is None else "paused: nothing is admitted, what is open comes to its end"
+                _log.warning(what, topology=runner.topology, stage=runner.stage.id)
+            runner.pause(end is not None)
