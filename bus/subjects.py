@@ -238,6 +238,11 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 
 
+def time(app: str, topology: str, stage: str, engine: str) -> str:
+    """Where an engine states the watermarks of a stage; `*` for those of all engines."""
+    return f"{prefix(app)}.time.{topology}.{stage}.{engine}"
+
+
 def work(app: str, pool: str, topology: str, operator: str, band: int = 1) -> str:
     """Where the calls of an operator wait for a worker of the pool."""
     return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.{topology}.{operator.replace('/', '-')}"

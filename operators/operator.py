@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.context import Build
-from dspex.engine.graph.nodes import Hop
+from dspex.engine.graph.nodes import Hop, State
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import problem
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
@@ -109,17 +109,19 @@ class Operator(Declaration):
     """A native operator.
 
     Attributes:
-        build: (main argument, **options) → the node's Build, or its Hop. It is called with checked arguments, and
+        build: (main argument, **options) → the node's Build, Hop or State. It is called with checked arguments, and
             raises TopologyError for what only it can find out.
         shape: (shape of the data that comes in, arguments) → the shape of what comes out; of each outlet, where there are
             several. Where `into` is given, that is the shape.
         outlets: main argument → the number of streams that come out.
+        keyed: whether it keeps something for each key: then its stream needs a key, and it a name, by which its state is known.
     """
 
     _: KW_ONLY
-    build: Callable[..., Build | Hop]
+    build: Callable[..., Build | Hop | State]
     shape: Callable[[Shape, Arguments], Shape | list[Shape]] = same
     outlets: Callable[[Any], int] = one
+    keyed: bool = False
 
     def add(
         self, plan: Plan, inputs: Edges, shape: Shape, given: Mapping[str, object], name: str | None
@@ -131,7 +133,7 @@ class Operator(Declaration):
         shapes = self._shapes(shape, arguments, outlets)
         draft = NodeDraft(
             self.name,
-            self.name if main is None else self.main.automatic_name(main, self.name),
+            "" if self.keyed else self.name if main is None else self.main.automatic_name(main, self.name),
             name,
             inputs=list(inputs),
             options=self.plain(arguments),
@@ -140,6 +142,8 @@ class Operator(Declaration):
             code=code.digest_of(arguments.values()),
         )
         plan.add(draft)
+        if self.keyed and not draft.keyed:
+            errors.append(_without_key(self.name, inputs, shape))
         for e in errors:
             plan.refuse(draft, e)
         if not errors:
@@ -169,3 +173,10 @@ class Operator(Declaration):
         """The arguments as a node's options: the operator's key with its main argument, then what is not a default."""
         keys = {self.name: self.main, **self.keys}
         return {n: p.plain(arguments[n], arguments) for n, p in keys.items() if n in arguments and arguments[n] != p.default}
+
+
+def _without_key(operator: str, inputs: Edges, shape: Shape) -> TopologyError:
+    before = ", ".join(d.name or d.automatic for d, _ in inputs if not d.keyed)
+    here = f"; fields here: {', '.join(shape.texts)}" if shape.texts else ""
+    fix = f'add .key_by("…") before .{operator}(…){here}'
+    return problem("DX203", f"{operator} needs a keyed stream, and {before} has no key", fix)

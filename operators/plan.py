@@ -28,10 +28,12 @@ from dspex.engine.graph.nodes import (
     Source,
     SourceLine,
     SourceNode,
+    State,
+    StateNode,
 )
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
-Payload: TypeAlias = Source | Call | Hop | Sink | Build
+Payload: TypeAlias = Source | Call | Hop | Sink | State | Build
 """What makes a node the kind of node that it is: see engine/graph/nodes.py."""
 
 
@@ -56,6 +58,11 @@ class NodeDraft:
     shape: Shape = UNKNOWN
     code: str = ""
 
+    @property
+    def keyed(self) -> bool:
+        """Whether its events have a key that says which partition they belong to."""
+        return self.op == "key_by" or (bool(self.inputs) and all(draft.keyed for draft, _ in self.inputs))
+
     def node(self, names: Mapping[NodeDraft, str]) -> Node:
         """The draft as a node of a graph."""
         common: dict[str, Any] = {
@@ -79,6 +86,8 @@ class NodeDraft:
                 return HopNode(**common, hop=hop)
             case Sink() as sink:
                 return SinkNode(**common, sink=sink)
+            case State() as state:
+                return StateNode(**common, state=state)
             case build:
                 return NativeNode(**common, build=build)
 

@@ -13,9 +13,10 @@ from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
 from typing_extensions import TypeIs, Unpack
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
+from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.check import NAME
-from dspex.engine.graph.context import Context
+from dspex.engine.graph.context import Context, StateContext
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan
@@ -33,6 +34,8 @@ from dspex.operators.typing.shape import UNKNOWN, Shape
 
 T = TypeVar("T")
 U = TypeVar("U")
+A = TypeVar("A")
+S = TypeVar("S")
 K = TypeVar("K")
 R = TypeVar("R")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -243,6 +246,23 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         raise NotImplementedError
 
     # -- keys
+    @declared
+    def stateful(
+        self: Stream[A, str],
+        fn: Callable[[S, A, StateContext], tuple[S | None, Iterable[U]]],
+        *,
+        init: Callable[[], S],
+        name: str,
+        on_wake: Callable[[S, StateContext], tuple[S | None, Iterable[U]]] | None = None,
+        ttl: Duration | None = None,
+    ) -> Stream[U, str]:
+        """A function with a state for each key: (state, data, context) → the new state, None to forget the key, and outputs.
+
+        `on_wake` is called when the time comes that `context.wake` asked for. `ttl`: forget a key after so much event time
+        without an event.
+        """
+        raise NotImplementedError
+
     @overload
     def key_by(self, key: str, *, name: Name = None) -> Stream[T_co, str]: ...
     @overload

@@ -21,7 +21,7 @@ TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
 OPERATORS = (
-    *("window", "session_window", "aggregate", "reduce", "stateful", "join", "lookup", "batch", "throttle"),
+    *("window", "session_window", "aggregate", "reduce", "join", "lookup", "batch", "throttle"),
     *("dedupe", "gather", "debounce", "approve"),
 )
 """Methods of `Stream`, and operators in YAML."""

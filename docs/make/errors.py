@@ -96,6 +96,7 @@ MORE = {
     ),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
+    "DX203": ("An operator keeps something for each key, and its stream has none.", '`.key_by("…")` before it'),
     "DX204": ("There is no such option, or no such key in YAML.", "the message suggests the nearest"),
     "DX205": ("An option has a wrong value.", "the message says what it takes"),
     "DX206": (
@@ -122,7 +123,7 @@ MORE = {
     "DX218": ("A worker cannot import what it is to run.", "define it at the top level of a module and give its ref"),
     "DX219": (
         "A function is none, takes a wrong number of arguments, or is of the wrong kind.",
-        "`(data)`, or `(data, ctx)` for map and flat_map; `async def` for enrich",
+        "`(data)`, or `(data, ctx)` for map; `async def` for enrich; the message says what it is called with",
     ),
     "DX221": ("A ref or a file is not found, or cannot be imported.", "correct it; `path` in dspex.toml says where to look"),
     "DX222": ("The file is not YAML, has a key twice, or uses aliases.", "correct the line that the message names"),
@@ -134,7 +135,7 @@ MORE = {
     "DX228": ("The topology has no source.", '`topology.source("support.messages")`'),
     "DX229": ("Arrow is chosen for data that are records.", '`codec="json"`, or `"auto"`'),
     "DX231": (
-        "A `key_by` has another key, and what its stage holds belongs to the keys of before.",
+        "What a node holds would be read as something else: a `key_by` has another key, or what is kept has another form.",
         "wait until it is done; or give it another name; or give it up: `dspex apply --reset NODE --yes`",
     ),
     "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
@@ -210,6 +211,14 @@ MORE = {
         "The payload of an event, which its claim check names, is stored nowhere any more, or is not what was stored. "
         "The event goes to the dead letters.",
         "do not remove objects from the application's store; publish the event again, and drop the letter",
+    ),
+    "DX512": (
+        "An event would make the state of an operator larger than a partition, or one value, may be.",
+        "keep less for each key, or forget keys with `ttl=`; then `dspex dlq redrive`",
+    ),
+    "DX513": (
+        "State that was kept is no value of its type any more.",
+        "give new fields defaults, or give the operator another name, under which it begins empty",
     ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }

@@ -17,6 +17,7 @@ from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.engine.client.names import names
 from dspex.engine.graph import manifest
+from dspex.engine.graph.nodes import WAKE
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives
 
@@ -246,8 +247,9 @@ async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> No
             node=letter.node,
             fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
         )
-    node = applied.renamed.get(letter.event.node, letter.event.node)
-    if node not in {*applied.streams, *applied.calls, *applied.hops} - {*applied.dropped}:
+    name = letter.event.node.removesuffix(WAKE)
+    node = applied.renamed.get(name, name)
+    if node not in {*applied.streams, *applied.calls, *applied.hops, *applied.states} - {*applied.dropped}:
         raise TopologyError(
             f"{_cut(letter.topology)} has no operator {_cut(node)} any more, where the event of this letter goes on",
             code="DX232",

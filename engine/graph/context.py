@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from math import inf
 from random import Random
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.message import Event, derived_id
 from dspex.bus.records import Origin
+from dspex.bus.settings.duration import Duration
 
 _log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
 _NOWHERE = Origin(id="", subject="", run="")
@@ -59,6 +61,66 @@ class Context(Protocol):
 
     def uuid(self) -> UUID:
         """A new id, the same one at every walk of this event."""
+        ...
+
+
+class StateContext(Context, Protocol):
+    """What a function with state may ask for besides."""
+
+    def wake(self, after: Duration) -> None:
+        """Call `on_wake` for this key after a while, on the clock of the engine: once, and instead of what was asked before."""
+        ...
+
+
+class Rows(Context, Protocol):
+    """What an operator with state works on: its rows and its timers, for the key of the event that is processed now.
+
+    Changes are staged: what the walk fails at leaves nothing of them. An operator makes its changes before it hands anything
+    on, since operators behind it may change what it holds.
+    """
+
+    origin: Origin
+    clock: float
+
+    @property
+    def watermark(self) -> float:
+        """Nothing earlier reaches the operator any more. Seconds since the epoch; minus infinity where nobody knows."""
+        ...
+
+    def row(self, sub: str = "") -> bytes | None:
+        """The value of a row; None where there is none."""
+        ...
+
+    def put(self, value: bytes | None, sub: str = "") -> None:
+        """Write a row; None removes it. Raises DataError (DX512) for more than a partition, or one value, may have."""
+        ...
+
+    def subs(self) -> list[str]:
+        """The sub-keys of all rows, sorted; the row "" is not among them."""
+        ...
+
+    def alarm(self, due: float, name: str = "", *, mark: bool = False, hold: float | None = None, most: float = inf) -> None:
+        """Wake the operator at `due`, on the clock of the engine, or by its watermark (`mark`); in place of the timer `name`.
+
+        `hold`: the event time of what comes out then, which no watermark behind the operator passes; but not for longer than
+        `most` seconds from now.
+        """
+        ...
+
+    def no_alarm(self, name: str = "") -> None:
+        """Forget a timer, where there is one."""
+        ...
+
+    def alarm_at(self, name: str = "") -> float | None:
+        """When a timer is due; None where there is none."""
+        ...
+
+    def child(self) -> Origin:
+        """The origin of the event when it goes on later: an id of its own, the same run."""
+        ...
+
+    def new_origin(self, time: float) -> Origin:
+        """The origin of an event that begins a run of its own: what a window gives was caused by many."""
         ...
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.nodes import CallNode, HopNode, Node, SinkNode, SourceNode
+from dspex.engine.graph.nodes import CallNode, HopNode, Node, SinkNode, SourceNode, StateNode
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Graph:
     @property
     def hops(self) -> list[HopNode]:
         return [n for n in self.nodes.values() if isinstance(n, HopNode)]
+
+    @property
+    def states(self) -> list[StateNode]:
+        return [n for n in self.nodes.values() if isinstance(n, StateNode)]
+
+    @property
+    def timed(self) -> bool:
+        """Whether anything in it depends on event time."""
+        return any(n.state.event_time for n in self.states)
 
     @property
     def sinks(self) -> list[SinkNode]:

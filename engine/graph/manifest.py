@@ -42,6 +42,7 @@ class Manifest:
     dropped: of these, those that the topology has no more.
     nodes: all nodes → {"op", "from", "options"}, so that what changes can be named; see versions.described.
     resets: node → the version that dropped its open calls and its state.
+    states: operator with state → what its rows look like, so that another form is not read as this one.
     """
 
     version: int
@@ -58,6 +59,7 @@ class Manifest:
     dropped: tuple[str, ...] = ()
     nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resets: Mapping[str, int] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def partitions(self) -> dict[str, int]:

@@ -1,11 +1,11 @@
-"""The nodes of a graph, of five kinds (source, native, call, hop, sink), and what each kind needs to know.
+"""The nodes of a graph, of six kinds (source, native, state, call, hop, sink), and what each kind needs to know.
 
-The engine knows these five and no operator by name.
+The engine knows these six and no operator by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
-from dspex.bus.records import OnError, Order
+from dspex.bus.records import OnError, Order, Origin
 from dspex.bus.serving.call_spec import CallSpec
-from dspex.engine.graph.context import Build
+from dspex.engine.graph.context import Build, Handler, Rows
 
 R_co = TypeVar("R_co", covariant=True, default=Any)  # what a call makes of its data
-NodeRole: TypeAlias = Literal["source", "native", "call", "hop", "sink"]
+NodeRole: TypeAlias = Literal["source", "native", "state", "call", "hop", "sink"]
 OnGap: TypeAlias = Literal["stop", "skip"]
 Start: TypeAlias = Literal["new", "all"] | int | float
 
@@ -85,7 +85,10 @@ MOST_PARTITIONS: Final = 1024
 
 @dataclass(frozen=True)
 class Source:
-    """Where events come from. `stream`: None for the one that captures the subject."""
+    """Where events come from. `stream`: None for the one that captures the subject.
+
+    `idle`: seconds of silence after which the clock moves its watermark.
+    """
 
     subject: str
     stream: str | None = None
@@ -95,6 +98,7 @@ class Source:
     time: Callable[[Any], datetime] | None = None
     accept: Callable[[Any], Any] | None = None  # decoded data → typed data; raises InvalidInput
     media: Callable[[str], None] = lambda content_type: None  # raises DecodeError for a content type that is not taken
+    idle: float = 30.0
     plain: bool = True  # whether JSON is taken, which `media` is not asked for then
 
 
@@ -107,6 +111,36 @@ class Hop:
     """Where events change their owner. `key`: (data, context) → the key that says who has it; raises InvalidInput."""
 
     key: Callable[[Any, Any], str]
+
+
+class Emitted(NamedTuple):
+    """What comes out of an operator that was woken: an event of its own."""
+
+    origin: Origin
+    data: Any
+
+
+@dataclass(frozen=True)
+class State:
+    """What the engine runs of an operator with state.
+
+    Attributes:
+        step: (the step behind it, which of its inputs) → its own step there.
+        woken: (context, name of the timer) → what comes out then; None: it sets no timer.
+        delay: seconds by which what comes out may lie behind its watermark.
+        event_time: whether it depends on the watermark, so that the stages before it have to state theirs.
+        form: what its rows look like, beyond the operator's name: rows of another form are never read as these.
+    """
+
+    step: Callable[[Handler, int], Callable[[Any, Rows], None]]
+    woken: Callable[[Rows, str], Sequence[Emitted]] | None = None
+    delay: float = 0.0
+    event_time: bool = False
+    form: str = ""
+
+
+WAKE: Final = "~wake"
+"""Behind the name of an operator with state: where an event enters that wakes it again. No name of a node has it."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +206,14 @@ class NativeNode(NodeBase):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateNode(NodeBase):
+    """A function that the engine runs, with rows of its own in the tables of the partition."""
+
+    role: ClassVar[NodeRole] = "state"
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
 class CallNode(NodeBase):
     """A worker is asked, and its record is stored before anything uses it."""
 
@@ -195,4 +237,4 @@ class SinkNode(NodeBase):
     sink: Sink
 
 
-Node: TypeAlias = SourceNode | NativeNode | CallNode | HopNode | SinkNode
+Node: TypeAlias = SourceNode | NativeNode | StateNode | CallNode | HopNode | SinkNode

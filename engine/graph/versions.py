@@ -16,7 +16,7 @@ from dspex.bus.port import Bucket
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import new_id, with_hops
 from dspex.engine.graph.manifest import Manifest, Versions, refused
-from dspex.engine.graph.nodes import Call, CallNode, HopNode, Node, SourceNode
+from dspex.engine.graph.nodes import Call, CallNode, HopNode, Node, SourceNode, StateNode
 
 LONGEST: Final = 1000  # characters of a node's options; of longer ones the manifest has their digest
 
@@ -48,6 +48,7 @@ def next_version(
     if not again:
         _is_not_old(graph, known)
     after = _next(graph, streams, before)
+    _of_one_form(graph, before, reset)
     if after == before and not reset:
         return after
     if strange:
@@ -64,11 +65,11 @@ async def store(bucket: Bucket, topology: str, version: Manifest) -> None:
 
 
 def gone(graph: Graph, before: Manifest) -> list[str]:
-    """The recorded operators, sources and hops of the version before that the graph has no more, under no other name."""
-    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | HopNode | SourceNode)}
+    """Sources, hops and operators of the version before that hold something, and that the graph has no more by any name."""
+    now = {n.name for n in graph.nodes.values() if isinstance(n, CallNode | HopNode | SourceNode | StateNode)}
     hops = sorted(before.hops.keys() - before.dropped)
     renamed = set(graph.renamed_from.values())
-    return [name for name in (*before.calls, *before.streams, *hops) if name not in now and name not in renamed]
+    return [name for name in (*before.calls, *before.streams, *hops, *before.states) if name not in now and name not in renamed]
 
 
 def described(node: Node) -> dict[str, Any]:
@@ -120,7 +121,28 @@ def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None) -> 
         dropped=tuple(sorted(behind.keys() - {n.name for n in graph.hops})),
         nodes={name: described(node) for name, node in graph.nodes.items()},
         resets=dict(before.resets) if before else {},
+        states={n.name: n.state.form for n in graph.states},
     )
+
+
+def not_reset(topology: str, node: str, why: str) -> TopologyError:
+    """The refusal of a change by which what a node holds would be read as something else."""
+    return TopologyError(
+        f"{topology}: {why}",
+        code="DX231",
+        node=node,
+        fix=f'wait until that is done (dspex pause {topology}); or give it another name and drop=["{node}"]; '
+        f"or give up what is held: dspex apply --reset {node} --yes",
+    )
+
+
+def _of_one_form(graph: Graph, before: Manifest | None, reset: Collection[str]) -> None:
+    """Refuse an operator whose rows have another form than those that are kept, unless those are dropped."""
+    for node in graph.states:
+        was = before.states.get(graph.renamed_from.get(node.name, node.name)) if before is not None else None
+        if was not in (None, node.state.form) and node.name not in reset:
+            why = f"what {node.name} keeps has another form now ({node.state.form}, and it was {was})"
+            raise not_reset(graph.name, node.name, why)
 
 
 def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
@@ -151,7 +173,7 @@ def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int
     if undeclared:
         lost = undeclared[0]
         raise TopologyError(
-            f"{graph.name}: node {lost!r} of the applied version is gone, and nothing said about its open calls",
+            f"{graph.name}: node {lost!r} of the applied version is gone, and nothing said about what it holds",
             code="DX232",
             fix=f'Topology(…, renamed_from={{"<new name>": "{lost}"}}) if it has another name now, or drop=["{lost}"]',
         )

@@ -20,7 +20,6 @@ from dspex.bus.serving.signatures import Keys
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks, first, patiently
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.hops import groups
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
@@ -35,7 +34,7 @@ from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
-from dspex.engine.runtime.walk.compile import Stage, compile_behind, compile_dropped, compile_stage
+from dspex.engine.runtime.walk.compile import Stage, compile_dropped, compile_graph
 
 LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
 READERS = 8  # partitions that catch up with a reader of their own at a time
@@ -154,7 +153,7 @@ class Host:
     ) -> dict[StageRunner, Dropped]:
         """Add the stages of a topology; those whose source was dropped, and of which something is left to do."""
 
-        def add(stage: Stage, stream: str, count: int, start: int) -> StageRunner:
+        def add(stage: Stage, stream: str, count: int, start: int = 0) -> StageRunner:
             runner = StageRunner(services, stage, stream, count, applied.version, start)
             runner.resets = applied.resets
             self.runners.append(runner)
@@ -162,15 +161,11 @@ class Host:
             return runner
 
         names, hops = applied.renamed, applied.hops
-        for source in graph.sources:
-            id, count = applied.stages[source.name]
-            stage = compile_stage(graph, source, id, names, hops)
-            add(stage, applied.streams[source.name], count, applied.starts.get(source.name, 0))
-        for group in groups(graph):
-            id, count = hops[group[0].name]
-            add(compile_behind(graph, group, id, names, hops), "", count, 0)
+        for stage, count in compile_graph(graph, applied.stages, hops, names):
+            stream = applied.streams[stage.name] if stage.source is not None else ""
+            add(stage, stream, count, applied.starts.get(stage.name, 0))
         return {
-            add(compile_dropped(graph, gone, names, hops), gone.stream, gone.partitions, 0): gone
+            add(compile_dropped(graph, gone, names, hops), gone.stream, gone.partitions): gone
             for gone in await dropped(self.bus, self.app, graph.name, applied)
             if not await has_ended(self.bus, self.app, gone)
         }

@@ -36,7 +36,7 @@ from dspex.engine.log import redriven
 from dspex.engine.log.dropped import is_idle
 from dspex.engine.log.entries import LogAddress, bases, readable
 from dspex.engine.log.latest import latest
-from dspex.engine.log.positions import pages, sequence_before
+from dspex.engine.log.positions import needed, pages, sequence_before
 from dspex.engine.log.reading import named_snapshot, restored
 from dspex.engine.log.rows import NONE
 from dspex.engine.log.tables import Tables
@@ -52,7 +52,7 @@ class _Kept:
 
     Attributes:
         log: the first entry of its log. snapshots: the first message of its snapshots.
-        needed: the first sequence of each input, and of its requests ("work"); see Tables.needed.
+        needed: the first sequence of each input, and of its requests ("work"); see `needed`.
     """
 
     address: LogAddress
@@ -133,8 +133,8 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young
     if not await restored(bus, address, oldest, tables):
         _log.error("housekeeping leaves a partition whose snapshot is damaged", subject=address.subject, sequence=oldest.at)
         return _Kept(address, index, 0, 0, {"work": 0})
-    needed = tables.needed()  # what was read or written later lies behind the snapshot
-    return _Kept(address, index, oldest.at, oldest.first, {**needed, "work": min(needed["work"], oldest.at)})
+    first = needed(tables)  # what was read or written later lies behind the snapshot
+    return _Kept(address, index, oldest.at, oldest.first, {**first, "work": min(first["work"], oldest.at)})
 
 
 async def _pieces(bus: Bus, address: LogAddress, below: int) -> int:

@@ -1,12 +1,15 @@
-"""Where to begin in a stream: behind which sequence an application starts to read, what was stored before a time; and pages."""
+"""Where to begin in a stream: behind which sequence an application starts to read, what was stored before a time, what is
+still needed; and pages."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
+from dspex.engine.log.rows import NONE, Place
+from dspex.engine.log.tables import Change, Tables
 
 
 async def first_position(bus: Bus, stream: str, source: Source) -> int:
@@ -45,3 +48,24 @@ async def pages(bus: Bus, stream: str, filters: Sequence[str], *, start: int = 1
     while start <= stop and (page := await bus.page(stream, filters, start=start, stop=stop)):
         yield page
         start = page[-1].sequence + 1
+
+
+def needed(tables: Tables) -> dict[str, int]:
+    """The first sequence of each input, and of the requests ("work"), that a recovery from here may still read."""
+    first = {name: position.after + 1 for name, position in tables.positions.rows.items()}
+    places = [timer.place for timer in tables.timers.rows.values() if timer.place is not None]
+    places += [Place("records", row.held) for row in tables.calls.rows.values() if row.held]
+    for place in places:
+        first[place.input] = min(place.sequence, first.get(place.input, NONE))
+    first["work"] = min((row.work for row in tables.calls.rows.values()), default=NONE)
+    return first
+
+
+def held_by(tables: Tables, nodes: Collection[str], stage: str) -> list[Change]:
+    """The changes that drop what these nodes hold: calls, timers, and state; with `stage` all there is."""
+    calls = [number for number, row in sorted(tables.calls.rows.items()) if stage in nodes or row.node in nodes]
+    kept = sorted(tables.timers.rows.items())
+    timers = [number for number, row in kept if stage in nodes or row.node in nodes or number in calls]
+    keyed = [key for key in sorted(tables.keyed.rows) if stage in nodes or key[0] in nodes]
+    found: list[Change] = [("calls", number, None) for number in calls]
+    return [*found, *(("timers", number, None) for number in timers), *(("keyed", key, None) for key in keyed)]

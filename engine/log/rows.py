@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Callable
+from math import inf
 from typing import Literal, NamedTuple
 
 from typing_extensions import TypedDict  # pydantic takes that of the standard library only from 3.12 on
@@ -10,6 +13,7 @@ from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
 NONE = 1 << 62  # a sequence or a number behind all others
+NO_MARK = -1e18  # a watermark before all times: there is none
 ALONE = 2  # deaths of a worker after which a call is run alone
 
 
@@ -29,12 +33,14 @@ class Position(NamedTuple):
 
     `created`: when the stream was made that `sequence` counts in; `time`: when the message was stored. Together they show
     a stream that was made anew, or rolled back and filled again. 0: nothing was taken yet.
+    `mark`: the watermark that the partition has of this input, in seconds since the epoch; NO_MARK: none.
     """
 
     sequence: int = 0
     item: int = -1
     created: float = 0.0
     time: float = 0.0
+    mark: float = NO_MARK
 
     def has(self, place: Place) -> bool:
         """Whether what lies there was taken."""
@@ -62,6 +68,7 @@ class OpenCall(NamedTuple):
         key: of the event, where records are handled in the order of their key.
         held: sequence of its record, which waits; 0: none.
         band: of priority, in which the request waits, whatever the operator's priority is now.
+        time: event time of what the call was made for: its outputs will have it, so it holds the watermark behind the call.
     """
 
     node: str
@@ -78,6 +85,7 @@ class OpenCall(NamedTuple):
     key: str | None = None
     held: int = 0
     band: int = 1
+    time: float = 0.0
 
     @property
     def alone(self) -> bool:
@@ -86,22 +94,50 @@ class OpenCall(NamedTuple):
 
 
 class Timer(NamedTuple):
-    """What happens at `due` (seconds since the epoch).
+    """What happens at `due` (seconds since the epoch), on the clock of the engine; for a "mark" on the watermark of its node.
 
     Attributes:
         kind: of a call, whose number is the timer's: its "deadline" passes, its next "attempt" is made, its "held" record
             is handled. "event": an event that was put off is processed; `place` says where it lies. "again", which no row has:
-            the same execution is asked for again, because nobody delivers its request any more.
+            the same execution is asked for again, because nobody delivers its request any more. "wake" and "mark": an
+            operator with state is woken.
         time: when the message there was stored: another one has its sequence, where the stream was made anew.
-        attempts: how often the event was put off. run: whose it is.
+        attempts: how often the event was put off. run: whose it is, or who set the timer.
+        node, key, name: of an operator with state: who is woken, for which key, and which of its timers it is. Of an event
+            that was put off: the node at which it enters.
+        hold: event time of what comes out then: no watermark behind the node passes it. None: nothing is held.
+        until: when the hold ends on the clock of the engine, whatever comes out later; None: it ends with the timer.
     """
 
     due: float
-    kind: Literal["deadline", "attempt", "held", "event", "again"]
+    kind: Literal["deadline", "attempt", "held", "event", "again", "wake", "mark"]
     place: Place | None = None
     time: float = 0.0
     attempts: int = 0
     run: str = ""
+    node: str = ""
+    key: str = ""
+    name: str = ""
+    hold: float | None = None
+    until: float | None = None
+
+
+class Holds:
+    """Event times that hold a watermark, by node; the earliest one is asked for."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[str, list[tuple[float, int]]] = {}
+
+    def put(self, node: str, at: float, number: int) -> None:
+        """What has this number will come out at `node` with the event time `at`."""
+        heapq.heappush(self._heaps.setdefault(node, []), (at, number))
+
+    def first(self, node: str, holds: Callable[[int, float], bool]) -> float:
+        """The earliest; infinite for none. `holds`: whether what has a number still holds at that time."""
+        heap = self._heaps.get(node)
+        while heap and not holds(heap[0][1], heap[0][0]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else inf
 
 
 class Split(NamedTuple):

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from dspex.engine.log.rows import NONE, OpenCall, Place, Position, Split, Timer
+from dspex.engine.log.rows import Holds, OpenCall, Place, Position, Split, Timer
 
 K = TypeVar("K")
 R = TypeVar("R")
 
 Change: TypeAlias = tuple[str, Any, Any]
 """(table, key, row); None as row: it goes."""
+_WOKEN = ("wake", "mark")
 
 
 class Table(Generic[K, R]):
@@ -72,6 +74,7 @@ class Calls(Table[int, OpenCall]):
         super().__init__(self._row)
         self._ordered, self._names = ordered, names or {}
         self._queues: dict[tuple[str, str | None], deque[int]] = {}  # ascending: numbers only grow
+        self._holds = Holds()
 
     def _row(self, raw: Any) -> OpenCall:
         row = OpenCall(*raw)
@@ -80,7 +83,13 @@ class Calls(Table[int, OpenCall]):
     def put(self, key: int, row: OpenCall) -> None:
         if row.node in self._ordered and key not in self.rows:
             self._queues.setdefault((row.node, row.key), deque()).append(key)
+        if key not in self.rows:
+            self._holds.put(row.node, row.time, key)
         super().put(key, row)
+
+    def hold(self, node: str) -> float:
+        """The earliest event time of what the open calls of a node were made for; infinite where none is open."""
+        return self._holds.first(node, lambda number, _: number in self.rows)
 
     def turn(self, node: str, key: str | None, *, without: int | None = None) -> int | None:
         """The earliest open call of a key; None where there is none, or the order does not matter.
@@ -103,24 +112,39 @@ class Calls(Table[int, OpenCall]):
 
 
 class Timers(Table[int, Timer]):
-    """What is to happen, by number; due in the order of (due, number)."""
+    """What is to happen, by number; due in the order of (due, number), or of (due, node, key) by a watermark."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
         super().__init__(self._row)
+        self._names = names or {}
         self._heap: list[tuple[float, int]] = []
+        self._marks: dict[str, list[tuple[float, str, str, int]]] = {}  # node → (due, key, name, number)
+        self._of: dict[tuple[str, str, str], int] = {}  # (node, key, name) → number
+        self._holds = Holds()
         self.put_off = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
         row = Timer(*raw)
+        row = row._replace(node=self._names.get(row.node, row.node))
         return row._replace(place=Place(*row.place)) if row.place else row
 
     def put(self, key: int, row: Timer) -> None:
-        heapq.heappush(self._heap, (row.due, key))
+        if row.kind == "mark":
+            heapq.heappush(self._marks.setdefault(row.node, []), (row.due, row.key, row.name, key))
+        else:
+            heapq.heappush(self._heap, (row.due, key))
+        if row.kind in _WOKEN:
+            self._of[row.node, row.key, row.name] = key
+        if row.hold is not None:
+            self._holds.put(row.node, row.hold, key)
         self.put_off += (row.kind == "event") - self._counted(key)
         super().put(key, row)
 
     def drop(self, key: int) -> None:
         self.put_off -= self._counted(key)
+        row = self.rows.get(key)
+        if row is not None and row.kind in _WOKEN and self._of.get((row.node, row.key, row.name)) == key:
+            del self._of[row.node, row.key, row.name]
         super().drop(key)
 
     def _counted(self, number: int) -> int:
@@ -130,19 +154,80 @@ class Timers(Table[int, Timer]):
     @property
     def first(self) -> float:
         """Nothing is due before."""
-        return self._heap[0][0] if self._heap else NONE
+        return self._heap[0][0] if self._heap else inf
+
+    def of(self, node: str, key: str, name: str) -> int | None:
+        """The number of a timer that an operator with state has set; None where there is none."""
+        return self._of.get((node, key, name))
 
     def due(self, now: float) -> list[tuple[int, Timer]]:
-        """Those whose time has come, in order, with their numbers."""
+        """Those whose time has come on the clock of the engine, in order, with their numbers."""
         found: list[tuple[float, int]] = []
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)
             row = self.rows.get(entry[1])
-            if row is not None and row.due == entry[0] and entry not in found[-1:]:
+            if row is not None and row.due == entry[0] and row.kind != "mark" and entry not in found[-1:]:
                 found.append(entry)
         for entry in found:  # they stay until they are handled
             heapq.heappush(self._heap, entry)
         return [(number, self.rows[number]) for _, number in found]
+
+    def reached(self, watermark: Callable[[str], float]) -> int | None:
+        """The number of the first timer that the watermark of its node has reached, in the order (due, node, key)."""
+        found: list[tuple[float, str, str, str, int]] = []
+        for node, heap in self._marks.items():
+            while heap and ((row := self.rows.get(heap[0][-1])) is None or row.kind != "mark" or row.due != heap[0][0]):
+                heapq.heappop(heap)
+            if heap and heap[0][0] <= watermark(node):
+                due, key, name, number = heap[0]
+                found.append((due, node, key, name, number))
+        return min(found)[-1] if found else None
+
+    def hold(self, node: str, now: float) -> float:
+        """The earliest event time of what the timers of a node will let out; infinite where they hold nothing."""
+
+        def holds(number: int, at: float) -> bool:
+            row = self.rows.get(number)
+            return row is not None and row.hold == at and row.node == node and (row.until is None or now < row.until)
+
+        return self._holds.first(node, holds)
+
+
+class Keyed(Table[tuple[str, str, str], bytes]):
+    """State of operators: (node, key, sub-key) → an encoded value.
+
+    `size`: bytes of all keys and values.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(bytes)
+        self._names = names or {}
+        self._subs: dict[tuple[str, str], set[str]] = {}  # of keys with sub-keys: most have none, and cost nothing here
+        self.size = 0
+
+    def put(self, key: tuple[str, str, str], row: bytes) -> None:
+        before = self.rows.get(key)
+        if before is None and key[2]:
+            self._subs.setdefault(key[:2], set()).add(key[2])
+        self.size += len(row) - (len(before) if before is not None else -sum(map(len, key)))
+        super().put(key, row)
+
+    def drop(self, key: tuple[str, str, str]) -> None:
+        if (before := self.rows.get(key)) is not None:
+            self.size -= len(before) + sum(map(len, key))
+            if key[2]:
+                subs = self._subs[key[:2]]
+                subs.discard(key[2])
+                if not subs:
+                    del self._subs[key[:2]]
+        super().drop(key)
+
+    def apply(self, changes: Iterable[tuple[Any, Any]]) -> None:
+        super().apply(((self._names.get(node, node), key, sub), row) for (node, key, sub), row in changes)
+
+    def subs(self, node: str, key: str) -> Iterable[str]:
+        """The sub-keys of a key, in no order."""
+        return self._subs.get((node, key), ())
 
 
 class Tables:
@@ -156,30 +241,20 @@ class Tables:
     def __init__(self, ordered: frozenset[str] = frozenset(), names: Mapping[str, str] | None = None) -> None:
         self.positions: Table[str, Position] = Table(lambda raw: Position(*raw))
         self.calls = Calls(ordered, names)
-        self.timers = Timers()
-        self.keyed: Table[tuple[str, str, str], bytes] = Table(bytes)
+        self.timers = Timers(names)
+        self.keyed = Keyed(names)
         self.splits: Table[Place, Split] = Table(lambda raw: Split(*raw))
         self.number = 1
         self._numbered = 1  # `number` as of the last entry
-        self._all: dict[str, Table[Any, Any]] = {
-            "positions": self.positions,
-            "calls": self.calls,
-            "timers": self.timers,
-            "keyed": self.keyed,
-            "splits": self.splits,
-        }
+        self._all: dict[str, Table[Any, Any]] = {name: getattr(self, name) for name in _NAMES}
+
+    def hold(self, node: str, now: float) -> float:
+        """The earliest event time of what is still to come out of a node; infinite for none. `now`: on the engine's clock."""
+        return min(self.calls.hold(node), self.timers.hold(node, now))
 
     def position(self, input: str) -> Position:
         """How far an input is taken."""
         return self.positions.rows.get(input, _START)
-
-    def held_by(self, nodes: Collection[str], stage: str) -> list[Change]:
-        """The changes that drop what these nodes hold: calls with their timers, and keyed state; with `stage` all there is."""
-        calls = [number for number, row in sorted(self.calls.rows.items()) if stage in nodes or row.node in nodes]
-        timers = sorted(self.timers.rows) if stage in nodes else [number for number in calls if number in self.timers.rows]
-        keyed = [key for key in sorted(self.keyed.rows) if stage in nodes or key[0] in nodes]
-        found: list[Change] = [("calls", number, None) for number in calls]
-        return [*found, *(("timers", number, None) for number in timers), *(("keyed", key, None) for key in keyed)]
 
     def change(self, changes: Iterable[Change]) -> None:
         """Do what an arrival asks for."""
@@ -217,18 +292,7 @@ class Tables:
         """Take over what `snapshot` gave. The tables must be new."""
         self.apply(raw, 0)
 
-    def needed(self) -> dict[str, int]:
-        """The first sequence of each input, and of the requests ("work"), that a recovery from here may still read."""
-        first = {name: position.after + 1 for name, position in self.positions.rows.items()}
-        for place in self._places():
-            first[place.input] = min(place.sequence, first.get(place.input, NONE))
-        first["work"] = min((row.work for row in self.calls.rows.values()), default=NONE)
-        return first
-
-    def _places(self) -> Iterator[Place]:
-        yield from (timer.place for timer in self.timers.rows.values() if timer.place is not None)
-        yield from (Place("records", row.held) for row in self.calls.rows.values() if row.held)
-
 
 _START = Position()
+_NAMES = ("positions", "calls", "timers", "keyed", "splits")
 _NUMBERED = ("calls", "timers")

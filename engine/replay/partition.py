@@ -21,10 +21,10 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import Place, Position, Split
+from dspex.engine.log.rows import NO_MARK, Place, Position, Split
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Reset, digest
-from dspex.engine.runtime.batch import Batch
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Mark, Reset, digest
+from dspex.engine.runtime.batch import Batch, next_number
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.records import RecordsInput, without_payload
@@ -67,7 +67,7 @@ class Replay:
         self._events = EventsInput(bus, app, topology, stage.id, self._source)
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
-        self._batch = Batch()  # of the entry
+        self._batch, self._mark = Batch(), NO_MARK  # of the entry
 
     async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
@@ -114,6 +114,7 @@ class Replay:
             claim = await self.bus.get(self.log.stream, entry["claim"])
             self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
         self._batch = Batch(self.bus.sealing is not None)
+        self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = 0
             async for arrival in self._arrivals(*run):
@@ -136,8 +137,8 @@ class Replay:
     ) -> AsyncIterator[Arrival]:
         """A run of arrivals, each made when the one before it was taken."""
         first, last = (at if isinstance(at, int) else at[0] for at in (start, stop))
-        if mark and mark[0] in ("gap", "moved"):
-            what = Gap(mark[1], mark[2]) if mark[0] == "gap" else None
+        if mark and mark[0] in ("gap", "moved", "watermark"):
+            what = Gap(mark[1], mark[2]) if mark[0] == "gap" else Mark(mark[1]) if mark[0] == "watermark" else None
             yield Arrival(Place(input, first), Position(*mark[-1]), clock, what)
             return
         if mark and mark[0] == "reset":
@@ -176,8 +177,7 @@ class Replay:
         effects = self._p.process.handle(arrival, tables)
         outputs = effects.outputs
         if mark and mark[0] == "part":
-            numbers = [o.number + 1 for o in outputs if isinstance(o, Ask)]
-            tables.number = max([tables.number, *numbers])
+            tables.number = max(tables.number, next_number(effects))
             self._append(outputs[effects.done : mark[1]])
             tables.splits.put(place, Split(mark[1], arrival.clock, first, digest(outputs[: mark[1]])))
             return
@@ -185,7 +185,10 @@ class Replay:
         tables.change(effects.changes)
         tables.splits.drop(place)
         if arrival.position is not None:
-            tables.positions.put(place.input, arrival.position)
+            position = arrival.position
+            if place.input == "source" and not (mark and mark[0] in ("gap", "moved")):
+                position = position._replace(mark=self._mark)  # how far ahead of the clock an event was, only the runtime knew
+            tables.positions.put(place.input, position)
 
     def _append(self, outputs: Sequence[Output]) -> None:
         for output in outputs:

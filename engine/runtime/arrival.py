@@ -24,6 +24,10 @@ class Answered(NamedTuple):
     gone: bool = False
 
 
+class Woken(NamedTuple):
+    """An operator with state is woken by its timer, which needs nothing besides."""
+
+
 class Due(NamedTuple):
     """A timer whose time has come, with what it needs, fetched before; None where that is stored nowhere any more.
 
@@ -32,8 +36,14 @@ class Due(NamedTuple):
 
     number: int
     timer: Timer
-    what: NodeEvent | Answered | None
+    what: NodeEvent | Answered | Woken | None
     payload: StoredAt | None = None
+
+
+class Mark(NamedTuple):
+    """A watermark: nothing earlier follows. Seconds since the epoch."""
+
+    time: float
 
 
 class Gap(NamedTuple):
@@ -49,7 +59,7 @@ class Reset(NamedTuple):
     nodes: Sequence[str]
 
 
-What: TypeAlias = NodeEvent | Answered | Due | Gap | Reset | None
+What: TypeAlias = NodeEvent | Answered | Due | Woken | Mark | Gap | Reset | None
 """None: there is nothing to do but to move the position."""
 
 
@@ -86,7 +96,7 @@ def reset(resets: Mapping[str, int], taken: int, clock: float) -> Arrival | None
     return Arrival(Place("manifest", version), Position(version), clock, Reset(nodes)) if nodes else None
 
 
-Note: TypeAlias = Literal["event", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]
+Note: TypeAlias = Literal["event", "woken", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]
 
 
 class Effects(NamedTuple):
@@ -117,6 +127,8 @@ def about(what: What) -> tuple[str, str]:
             return what.node, what.origin.run
         case Answered():
             return what.record.node, what.event.origin.run if what.event else ""
+        case Due(_, timer, Woken()):
+            return timer.node, timer.run
         case Due():
             return about(what.what)
         case _:

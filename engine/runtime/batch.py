@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgpack import Packer
 
+from dspex.bus.errors import DspexError
 from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.entries import Snapshot, packed
-from dspex.engine.log.rows import Place, Position
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Note, Reset, Told
+from dspex.engine.log.rows import NO_MARK, OpenCall, Place, Position
+from dspex.engine.log.tables import Calls
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Mark, Note, Reset, Told
 from dspex.engine.runtime.walk.request import Ask, Forward, Output
+
+if TYPE_CHECKING:
+    from dspex.engine.runtime.partition import Partition
 
 MOST_PIECES = 31  # of what one log entry cannot hold
 MOST_OUTPUTS = COMMIT_LIMIT - MOST_PIECES - 1  # the rest of a batch is the log entry, and its pieces
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
 MOST_FRAME = 128 << 10  # bytes of a frame, about: larger than what one event needs, and below what is put in the object store
+
+
+class Owner(Protocol):
+    """What owns a partition: it hears how its commits end."""
+
+    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
+    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 
 @dataclass
@@ -43,6 +55,7 @@ class Batch:
         changes: of the tables; None while arrivals are still added.
         asked: number of a call → index in `messages` of its request.
         size: bytes of the messages. changed: of the changes, about.
+        mark: watermark of what leaves the stage here, once it is stored.
         entry: bytes of the log entry. snapshot: the one that it names.
         notes: what happened, which counts once it is committed; told: the same with what it happened to, but for the usual.
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
@@ -61,6 +74,7 @@ class Batch:
     size: int = 0
     changed: int = 0
     entry: int = 0
+    mark: float = NO_MARK
     snapshot: Snapshot | None = None
     frames: dict[tuple[str, str | None], _Frame] = field(default_factory=dict)
 
@@ -100,6 +114,12 @@ class Batch:
         for frame in self.frames.values():
             self._write(frame)
 
+    def fits(self, outputs: Sequence[Output], most_changed: int) -> bool:
+        """Whether it can hold these outputs of one arrival besides what it has. `most_changed`: as in `most_that_fit`."""
+        count = len(outputs)
+        room = len(self.messages) + count <= MOST_OUTPUTS
+        return room and (count < 2 or most_that_fit(outputs, self, most_changed) == count)
+
     def part(self, arrival: Arrival, done: int) -> None:
         """Note that the batch has so many outputs of an arrival, and not all."""
         self.place, where = arrival.place, arrival.place.sequence
@@ -118,6 +138,8 @@ def mark_of(arrival: Arrival) -> tuple[Any, ...] | None:
     answered = what.what if isinstance(what, Due) else what
     if isinstance(answered, Answered) and answered.gone:
         return ("record_gone",)
+    if isinstance(what, Mark):
+        return "watermark", what.time, arrival.position
     if isinstance(what, Gap):
         return "gap", what.after, what.up_to, arrival.position
     if isinstance(what, Reset):
@@ -149,3 +171,31 @@ def most_that_fit(outputs: Sequence[Output], batch: Batch, most_changed: int) ->
 def rows_of(asked: Ask) -> int:
     """Bytes of the rows that come with a request."""
     return len(packed((asked.number, asked.call, asked.number, asked.timer)))
+
+
+def next_number(effects: Effects) -> int:
+    """The first number that no call and no timer of an arrival has got."""
+    asked: list[int] = [output.number for output in effects.outputs if isinstance(output, Ask)]
+    return 1 + max([0, *asked, *(int(key) for table, key, _ in effects.changes if table == "timers")])
+
+
+def relative(number: int, row: OpenCall | None, asked: Mapping[int, int], count: int) -> OpenCall | None:
+    """The row of a call as an entry has it: its request lies so many messages before that, whose sequence is not known yet."""
+    if row is None or number not in asked:
+        return row
+    return row._replace(work=asked[number] - count)
+
+
+def located(batches: Iterable[Batch], calls: Calls, places: dict[int, int]) -> None:
+    """Requests of calls lie at these sequences. Records may have come before it was known: their rows do not say it yet.
+
+    `batches`: those that are not committed.
+    """
+    for batch in batches:
+        for number in batch.asked:
+            places.pop(number, None)  # asked again since: that request counts
+        if batch.changes and "calls" in batch.changes:
+            rows = batch.changes["calls"]
+            batch.changes["calls"] = [(n, row._replace(work=places[n]) if row and n in places else row) for n, row in rows]
+    for number in places.keys() & calls.rows.keys():
+        calls.stored(number, places[number])

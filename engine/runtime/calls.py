@@ -11,8 +11,8 @@ from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import CallNode
 from dspex.engine.log.rows import OpenCall, Timer
 from dspex.engine.log.tables import Change, Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note
-from dspex.engine.runtime.failure import Failure, decide, excerpt, letter, operator_gone, refusal, told_to_wait
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Woken
+from dspex.engine.runtime.failure import Failure, attempt, decide, excerpt, letter, operator_gone, refusal, told_to_wait
 from dspex.engine.runtime.walk.request import Output, request
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ class Settlement:
     def due(self, arrival: Arrival, due: Due, tables: Tables, next: int) -> Effects:
         """A timer's time has come."""
         number, timer, what, _ = due
+        if isinstance(what, Woken):
+            return self._process.woken(arrival, due, tables, next)
         if timer.kind == "event":
             if isinstance(what, NodeEvent):
-                return self._process.event(arrival, what._replace(attempts=timer.attempts), next, (number, timer))
+                return self._process.event(arrival, what._replace(attempts=timer.attempts), next, tables, (number, timer))
             return Effects((), (("timers", number, None),), notes=("gone",))
         row = tables.calls.rows[number]
         if timer.kind == "held":
@@ -128,7 +130,10 @@ class Settlement:
 
     def _fall_back(self, asked: Asked, failure: Failure) -> Effects:
         node, event = asked.known
-        outputs = self._process.fallback(node.call, event)
+        fallback = node.call.fallback
+        outputs = attempt(
+            lambda: fallback(codecs.decode(event.data, event.content_type)) if fallback else {}, lambda: event.node
+        )
         if isinstance(outputs, Failure):
             return self._dead(asked, outputs)
         origin = event.origin._replace(fallback=type(failure.error).__name__)

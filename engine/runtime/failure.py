@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.errors import (
@@ -52,6 +52,7 @@ from dspex.engine.graph.nodes import Call
 from dspex.engine.log.rows import OpenCall
 from dspex.engine.runtime.walk.request import Address
 
+T = TypeVar("T")
 TRACEBACK_LIMIT = 8192  # characters of a traceback that a dead letter keeps: its end, where the cause is
 _MEMORY = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # an address differs at every walk, and a letter must not
 OUTAGES = (LMUnavailable, RateLimited, Saturated, CircuitOpen)
@@ -93,6 +94,16 @@ def raised(e: BaseException, node: str) -> Failure:
     text = _described(e, traceback.format_exception_only).strip()
     reason = DataError(f"{node} raised {text}", code="DX507", node=node, fix=fix)
     return Failure(reason, node, excerpt(e))
+
+
+def attempt(run: Callable[[], T], node: Callable[[], str]) -> T | Failure:
+    """What user code gives that nothing awaits, or why it failed. `node`: whom it is blamed on."""
+    try:
+        return run()
+    except DspexError as e:
+        return refused(e, node())
+    except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
+        return raised(e, node())
 
 
 def excerpt(e: BaseException) -> str:

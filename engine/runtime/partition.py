@@ -9,35 +9,39 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from msgpack import packb
 
 from dspex.bus import telemetry
-from dspex.bus.errors import DspexError
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
-from dspex.engine.log.rows import OpenCall, Place, Split
+from dspex.engine.log.rows import NO_MARK, Place, Split
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
-from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, mark_of, most_that_fit
+from dspex.engine.runtime.batch import (
+    MOST_BYTES,
+    MOST_OUTPUTS,
+    MOST_PIECES,
+    Batch,
+    Owner,
+    located,
+    mark_of,
+    most_that_fit,
+    next_number,
+    relative,
+)
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
+from dspex.engine.runtime.watermarks.heard import Heard
 
 _log = structlog.get_logger("dspex.engine")
-
-
-class Owner(Protocol):
-    """What owns a partition: it hears how its commits end."""
-
-    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
-    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
 
 
 class Partition:
@@ -46,8 +50,11 @@ class Partition:
     Args:
         request_commit: called when there is something to commit, and nothing was before.
         most: arrivals in one commit, and open calls and events that were put off.
+        outward: the watermark of what leaves the stage here, by its tables; None where nobody asks.
 
     Attributes:
+        mark: that watermark as of the last commit that is stored. heard: those of the stages before; None where none is heard.
+        closing: its watermark has something to wake, which comes before other gated arrivals.
         process: its `handle`.
         revoked: fenced, recovered or released: nothing of this object may be committed any more.
         one_by_one: arrivals that are still to be committed one by one, to find the one that is refused.
@@ -64,12 +71,17 @@ class Partition:
         request_commit: Callable[[Partition], None],
         alarm: asyncio.Event,
         most: tuple[int, int],
+        outward: Callable[[Partition], float] | None = None,
     ) -> None:
         self.index, self.log, self.tables, self.process, self.owner = index, log, tables, process, owner
         self._request_commit = request_commit
         self.most_arrivals, self.most_open = most
+        self._outward, self.mark = outward, NO_MARK
+        self.heard: Heard | None = None
+        self.closing = False
         self._alarm = alarm
-        self._most_changed = (MOST_PIECES - 1) * log.piece  # bytes; one arrival may have more rows than were left
+        self._piece = log.piece
+        self._most_changed = (MOST_PIECES - 1) * self._piece  # bytes; one arrival may have more rows than were left
         self.one_by_one = 0
         self.poison: dict[Place, str] = {}
         self.copied: tuple[int, dict[str, Any]] | None = None  # the tables as of an entry, to be stored as a snapshot
@@ -100,7 +112,9 @@ class Partition:
             return False
         if b.size + b.changed >= MOST_BYTES or b.changed >= self._most_changed:
             return False
-        return not gated or len(self.tables.calls.rows) + self.tables.timers.put_off < self.most_open  # `full`, written out
+        if not gated:
+            return True
+        return not self.closing and len(self.tables.calls.rows) + self.tables.timers.put_off < self.most_open  # not `full`
 
     @property
     def full(self) -> bool:
@@ -134,15 +148,18 @@ class Partition:
     def _add(self, arrival: Arrival, effects: Effects) -> None:
         outputs, changes, done, notes, failure = effects
         rest = outputs[done:] if done else outputs
+        size = len(packb(changes) or b"") if changes else 0
+        if size > self._piece and self.batches[-1].arrivals:
+            self._next_batch()  # an entry has so many pieces at most
         batch = self.batches[-1]
-        if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not self._fits(rest):
-            rest = self._in_parts(arrival, outputs, done)
+        if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not batch.fits(rest, self._most_changed):
+            rest = self._in_parts(arrival, effects)
             batch = self.batches[-1]
         if rest:
             self._append(batch, rest)
         if changes:
             self.tables.change(changes)
-            batch.changed += len(packb(changes) or b"")
+            batch.changed += size
         if self.tables.splits.rows:
             self.tables.splits.drop(arrival.place)
         batch.notes += notes
@@ -175,16 +192,17 @@ class Partition:
                 return
         batch.taken.append([input, where, where, 1, clock, *((mark,) if mark else ())])
 
-    def _in_parts(self, arrival: Arrival, outputs: Sequence[Output], done: int) -> Sequence[Output]:
+    def _in_parts(self, arrival: Arrival, effects: Effects) -> Sequence[Output]:
         """Fill commits with outputs that one cannot hold; what is left goes with the position.
 
         Each commit but the last keeps how much of the arrival is done, and its clock and numbers, which are then taken: what
         arrives before the rest of it, after a crash, must not get the same numbers.
         """
+        outputs, done = effects.outputs, effects.done
         split = self.tables.splits.rows.get(arrival.place)
         first = split.number if split is not None else self.tables.number
-        self.tables.number = max([self.tables.number, *(o.number + 1 for o in outputs if isinstance(o, Ask))])
-        while done < len(outputs) and not self._fits(outputs[done:]):
+        self.tables.number = max(self.tables.number, next_number(effects))
+        while done < len(outputs) and not self.batches[-1].fits(outputs[done:], self._most_changed):
             if self.batches[-1].arrivals:
                 self._next_batch()
                 continue
@@ -201,15 +219,12 @@ class Partition:
     def _next_batch(self) -> None:
         for input, position in self.batches[-1].moved.items():
             self.tables.positions.put(input, position)
+        if self._outward is not None:
+            self.batches[-1].mark = self._outward(self)
         if self.batches[-1].frames:
             self.batches[-1].write_frames()
         self.batches[-1].changes = self.tables.changes()
         self.batches.append(Batch(self._sealed))
-
-    def _fits(self, outputs: Sequence[Output]) -> bool:
-        b, count = self.batches[-1], len(outputs)
-        room = len(b.messages) + count <= MOST_OUTPUTS
-        return room and (count < 2 or most_that_fit(outputs, b, self._most_changed) == count)
 
     def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
@@ -242,7 +257,7 @@ class Partition:
         batch = self.batches[0]
         changes, count = dict(batch.changes or {}), len(batch.messages)
         if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
-            changes["calls"] = [(n, _relative(n, row, batch.asked, count)) for n, row in changes["calls"]]
+            changes["calls"] = [(n, relative(n, row, batch.asked, count)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(batch.messages), "taken": batch.taken}
         *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=self.snapshot)
         if len(pieces) + count >= room < COMMIT_LIMIT:
@@ -269,11 +284,12 @@ class Partition:
         self.log.landed(sequence, batch.entry, batch.snapshot)
         self.committed += batch.arrivals
         self.durable.update(batch.moved)
+        self.mark = max(self.mark, batch.mark)
         size, seconds = batch.size + batch.entry, monotonic() - self._taken
         said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
         telemetry.emit("commit", **self.where, **said, sequence=sequence)
         first = sequence - len(batch.messages)
-        self._located({number: first + index for number, index in batch.asked.items()})
+        located(self.batches, self.tables.calls, {number: first + index for number, index in batch.asked.items()})
         if self._copy is not None:
             asked = {n: first + index for n, index in batch.asked.items()}
             self._copy["calls"] = [(n, row._replace(work=asked.get(n, row.work))) for n, row in self._copy["calls"]]
@@ -281,20 +297,3 @@ class Partition:
         if len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages:
             self.settled.set()
         return batch
-
-    def _located(self, places: dict[int, int]) -> None:
-        """Requests of calls lie at these sequences. Records may have come before it was known: their rows do not say it yet."""
-        for batch in self.batches:
-            for number in batch.asked:
-                places.pop(number, None)  # asked again since: that request counts
-            if batch.changes and "calls" in batch.changes:
-                rows = batch.changes["calls"]
-                batch.changes["calls"] = [(n, row._replace(work=places[n]) if row and n in places else row) for n, row in rows]
-        for number in places.keys() & self.tables.calls.rows.keys():
-            self.tables.calls.stored(number, places[number])
-
-
-def _relative(number: int, row: OpenCall | None, asked: Mapping[int, int], count: int) -> OpenCall | None:
-    if row is None or number not in asked:
-        return row
-    return row._replace(work=asked[number] - count)

@@ -5,8 +5,6 @@ is its Effects, all of them or none. So recovery applies the changes that the lo
 
 An event is walked through the stage's fused operators, depth-first. Its outputs are made durable with its position, or dropped
 and made again, equal, by the next owner. What becomes of a call that does not simply end with outputs is in calls.py.
-
-JSON is read and written here where the codecs would only do the same: the way through them costs more than the reading.
 """
 
 from __future__ import annotations
@@ -25,8 +23,9 @@ from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, StoredAt
 from dspex.bus.serving import payloads
 from dspex.bus.subjects import AT, CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
-from dspex.engine.graph.context import EventContext, Handler
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Sink, SinkNode, Source
+from dspex.engine.graph.context import Handler
+from dspex.engine.graph.nodes import CallNode, NativeNode, Sink, SinkNode, Source, StateNode
+from dspex.engine.log.positions import held_by
 from dspex.engine.log.rows import Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Reset, digest
@@ -34,14 +33,15 @@ from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, headers_too_long, letter, operator_gone, raised, refusal, refused
 from dspex.engine.runtime.walk.later import not_yet, put_off
 from dspex.engine.runtime.walk.request import Address, Output, checked_subject, cloud_event, open_call, too_large
+from dspex.engine.runtime.walk.state import Staged, StateWalk
+from dspex.engine.runtime.walk.woken import woken
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.walk.compile import Stage
 
 _new = tuple.__new__  # the class itself as constructor takes twice as long
 _NOTHING, _DROPPED = Effects(), Effects((), (), 0, ("dropped",))
-_EVENT: tuple[Note, ...] = ("event",)
-_RECORD: tuple[Note, ...] = ("record",)
+_EVENT, _RECORD = tuple[Note](("event",)), tuple[Note](("record",))
 
 
 class Process:
@@ -53,7 +53,7 @@ class Process:
 
     def __init__(self, stage: Stage, address: Address, names: Mapping[str, str], source_stream: str) -> None:
         self.stage, self.address, self._names, self._source_stream = stage, address, names, source_stream
-        self._walk, self._settlement = Walk(address), Settlement(self)
+        self._walk, self._settlement = Walk(address, stage.clocks), Settlement(self)
 
     def handle(self, arrival: Arrival, tables: Tables) -> Effects:
         """What an arrival causes."""
@@ -65,13 +65,13 @@ class Process:
         """`number`: the first that a call or a timer may get."""
         what = arrival.what
         if isinstance(what, NodeEvent):
-            return self.event(arrival, what, number)
+            return self.event(arrival, what, number, tables)
         if isinstance(what, Answered):
             return self.answered(arrival, what, tables, number)
         if isinstance(what, Due):
             return self._settlement.due(arrival, what, tables, number)
         if isinstance(what, Reset):
-            return Effects((), tables.held_by(what.nodes, f"@{self.stage.id}"))
+            return Effects((), held_by(tables, what.nodes, f"@{self.stage.id}"))
         return _DROPPED if arrival.place.input == "records" else _NOTHING
 
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:
@@ -88,14 +88,18 @@ class Process:
             effects, done = self._handled(arrival._replace(refused=why), tables, split.number), 0
         return effects._replace(done=done)
 
-    def event(self, arrival: Arrival, event: NodeEvent, number: int, released: tuple[int, Timer] | None = None) -> Effects:
+    def event(
+        self, arrival: Arrival, event: NodeEvent, number: int, tables: Tables, released: tuple[int, Timer] | None = None
+    ) -> Effects:
         """Walk an event that enters at a node. `released`: the timer that it was put off with."""
         early = not_yet(arrival, event, number) if arrival.headers and AT in arrival.headers else None
         if isinstance(early, Effects):
             return early
-        outputs, failure = self.walked(arrival, event, number) if early is None else ((), early)
+        outputs, failure = self.walked(arrival, event, number, tables) if early is None else ((), early)
         changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
+            if (staged := self._walk.staged).rows or staged.timers:
+                changes += self._walk.changes()
             return _new(Effects, (outputs, changes, 0, _EVENT, None))
         if isinstance(failure.error, RetryLater):
             at = arrival.clock + (failure.error.retry_after or 1.0)
@@ -106,7 +110,9 @@ class Process:
         dead = letter(failure, event, self.address, arrival.clock, stored, arrival.headers, gone=arrival.gone)
         return Effects((dead,), changes, notes=("event", "dead_letter"), failure=failure)
 
-    def walked(self, arrival: Arrival, event: NodeEvent, number: int) -> tuple[Sequence[Output], Failure | None]:
+    def walked(
+        self, arrival: Arrival, event: NodeEvent, number: int, tables: Tables
+    ) -> tuple[Sequence[Output], Failure | None]:
         """What a walk from the event's node emits, or why it failed. Whatever a user's function raises becomes a Failure."""
         entry = self.stage.entries.get(event.node) or self.stage.entries.get(self._names.get(event.node, ""))
         if arrival.refused:
@@ -117,20 +123,15 @@ class Process:
             return (), Failure(operator_gone(event.node), event.node)
         walk = self._walk
         try:
-            return walk.enter(entry, event, arrival.clock, number), None
+            return walk.enter(entry, event, arrival.clock, number, tables), None
         except DspexError as e:
             return (), refused(e, walk.node)
         except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
             return (), raised(e, walk.node)
 
-    def fallback(self, call: Call, event: NodeEvent) -> Mapping[str, object] | Failure:
-        """What stands in for the outputs of a call."""
-        try:
-            return call.fallback(read(event)) if call.fallback is not None else {}
-        except DspexError as e:
-            return refused(e, event.node)
-        except BaseException as e:  # noqa: BLE001  nothing is awaited here: the function raised it
-            return raised(e, event.node)
+    def woken(self, arrival: Arrival, due: Due, tables: Tables, number: int) -> Effects:
+        """A timer of an operator with state is due."""
+        return woken(self, arrival, due, tables, number, self._walk)
 
     def answered(self, arrival: Arrival, answered: Answered, tables: Tables, number: int, *, held: bool = False) -> Effects:
         """Settle an execution of a call. `held`: its record waited, and its time has come."""
@@ -153,29 +154,28 @@ class Process:
         """Go on behind a call: `event` has its outputs, or its fallback's."""
         if node.call.order == "key" and asked.must_wait():
             return self._settlement.hold(asked)
-        emitted, failure = self.walked(asked.arrival, event, asked.next)
+        emitted, failure = self.walked(asked.arrival, event, asked.next, asked.tables)
         if failure is not None:
             return self._settlement.not_landed(asked, failure, event, fallback=fallback)
         changes: tuple[Change, ...] = (("calls", asked.number, None), ("timers", asked.number, None))
         if node.call.order == "key":
             changes = self._settlement.closing(asked)
+        if (staged := self._walk.staged).rows or staged.timers:
+            changes += self._walk.changes()
         return Effects(emitted, changes, 0, ("record", "fallback") if fallback else _RECORD)
 
 
-class Walk(EventContext):
-    """The walk of one event after another. `number`: of the next call; `outputs`: what came out so far."""
+class Walk(StateWalk):
+    """The walk of one event after another."""
 
-    __slots__ = ("address", "counts", "number", "outputs")
+    __slots__ = ()
 
-    def __init__(self, address: Address) -> None:
-        super().__init__(address.topology)
-        self.address, self.number = address, 0
-        self.outputs: list[Output] = []
-        self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
-
-    def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int) -> list[Output]:
+    def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int, tables: Tables) -> list[Output]:
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
-        self.clock, self.number, self.node = clock, number, event.node
+        self.tables, self.number, self._size, self.fired = tables, number, 0, 0  # `begin`, written out
+        if self.staged.rows or self.staged.timers:
+            self.staged = Staged({}, {}, {})
+        self.clock, self.node = clock, event.node
         self.inherit(event.origin)
         self.counts.clear()
         self.outputs, self._ids, self._event, self._random = [], 0, None, None
@@ -289,7 +289,7 @@ def sink_step(node: SinkNode, node_id: str, codec: str) -> Handler:
     return step
 
 
-def native_step(node: NativeNode, inner: Handler) -> Handler:
+def native_step(node: NativeNode | StateNode, inner: Handler) -> Handler:
     """`inner`, with the operator's name noted first, so that an exception is blamed on the right one."""
     name = node.name
 

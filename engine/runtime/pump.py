@@ -16,7 +16,7 @@ import structlog
 from dspex.bus.message import Message
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.log.rows import Position
-from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.input import EVERY, Input
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
@@ -101,8 +101,11 @@ class Pump:
                 messages = await reader.read(CHUNK)
                 self._now = self._clock()
                 for message in messages:
-                    p = partitions.get(input.owner(message))
-                    if p is not None:
+                    owner = input.owner(message)
+                    p = partitions.get(owner)
+                    if owner == EVERY:
+                        self._tell(message)
+                    elif p is not None:
                         if p.index in passed:
                             passed[p.index] = message.sequence
                         elif p.takes(input.gated):
@@ -133,14 +136,23 @@ class Pump:
                     messages = await reader.read(CHUNK)
                     self._now = self._clock()
                     for message in messages:
-                        if self.input.owner(message) == p.index:
-                            await self._take(p, message)
+                        owner = self.input.owner(message)
+                        if owner in (p.index, EVERY):
+                            await self._take(p, message) if owner == p.index else self.input.tell(p, message, self._now)
                             if message.sequence >= self._passed[p.index]:
                                 del self._passed[p.index]  # nothing is awaited in between: the shared reader goes on behind it
                                 self._joined.set()
                                 break
             finally:
                 await reader.close()
+
+    def _tell(self, message: Message) -> None:
+        """Tell all partitions; those that catch up hear of it from their own reader, when they get there."""
+        for p in self._partitions.values():
+            if p.index in self._passed:
+                self._passed[p.index] = message.sequence
+            else:
+                self.input.tell(p, message, self._now)
 
     def _took(self, p: Partition, message: Message) -> bool:
         """Let a partition, which has room, take what arrives with a message, if nobody need be asked for more."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import structlog
 
@@ -26,13 +26,10 @@ from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import reset
 from dspex.engine.runtime.batch import Batch
-from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
-from dspex.engine.runtime.inputs.lost import LostRequests
-from dspex.engine.runtime.inputs.position import SourceCheck, SourceWatch
-from dspex.engine.runtime.inputs.signed import records_input
+from dspex.engine.runtime.inputs.inputs import inputs
+from dspex.engine.runtime.inputs.position import SourceWatch
 from dspex.engine.runtime.inputs.source import SourceInput
-from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
@@ -40,6 +37,7 @@ from dspex.engine.runtime.refusals import Refusals
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address
+from dspex.engine.runtime.watermarks.stater import stater
 
 _log = structlog.get_logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
@@ -78,21 +76,15 @@ class StageRunner:
         self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
-        self.source: SourceInput | None = None
-        if (source := stage.source) is not None:
-            check = SourceCheck(services.bus, source_stream, source, start, self.counters)
-            self.source = SourceInput(services.bus, services.app, stage, source, source_stream, count, check, services.room)
-        self.pumps = {name: self._pump(input) for name, input in self._inputs().items()}
+        self._moved = asyncio.Event()  # a watermark may have
+        found = inputs(services, stage, (source_stream, count, start), self.counters, self._alarm, self._moved)
+        self.pumps = {name: self._pump(input) for name, input in found.items()}
+        self.source = cast("SourceInput | None", found.get("source"))
+        self._stater = stater(services, stage, self.partitions, self.pumps, self.source, self._moved)
         self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
-
-    def _inputs(self) -> dict[str, Input]:
-        s, where = self.s, (self.s.bus, self.s.app, self.topology, self.stage.id)
-        records, events = records_input(*where, s.keys, self.counters), EventsInput(*where, self.source)
-        timers = TimersInput(s.bus, s.app, self.source, self._alarm, records, s.clock, LostRequests(records, s.behind))
-        return {i.name: i for i in (self.source, events, records, timers) if i is not None}
 
     def _pump(self, input: Input) -> Pump:
         name = subjects.reader_name(self.s.app, self.topology, self.stage.id, input.name, self.s.engine)
@@ -105,6 +97,7 @@ class StageRunner:
         self.s.tally(self.topology, batch.told)
         self._setbacks.pop(p.index, None)
         self._landed[p.index] = p.log.sequence
+        self._moved.set()
         if p.copied is not None and p.copied[0] == p.log.sequence and not p.revoked:  # else it is being stored already
             self._snapshots.start(self._snapshot(p, *p.copied), f"partition {p.index}")
 
@@ -161,6 +154,8 @@ class StageRunner:
             for name, pump in self.pumps.items():
                 if not (self.paused and pump.input.gated) and (name != "source" or not self.stage.dropped):
                     self._pumps.start(self._pumping(name, pump), name)
+            if self._stater is not None:
+                self._pumps.start(self._stater.run(), "watermarks")
             if self.source is not None and not self.stage.dropped and not self.paused:
                 self._pumps.start(self._watching(SourceWatch(self.s.bus, self.source, self.pumps["source"])), "watch")
 
@@ -266,7 +261,8 @@ class StageRunner:
         self.counters["unreadable"] += log.passed
         address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
         process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
-        p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most)
+        outward = self._stater.outward if self._stater is not None else None
+        p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most, outward)
         self._refusals.apply(p)
         self.counters["rolled_back"] += log.is_rolled_back(self._landed.get(index, 0), p.where)
         telemetry.emit("claimed", **p.where, epoch=log.epoch, seconds=seconds)

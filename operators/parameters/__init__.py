@@ -1,5 +1,6 @@
 """The kinds of parameters that declarations of operators use."""
 
+from dspex.operators.parameters.code import CallableParameter as CallableParameter
 from dspex.operators.parameters.code import ExpressionParameter as ExpressionParameter
 from dspex.operators.parameters.code import ExpressionsParameter as ExpressionsParameter
 from dspex.operators.parameters.code import FunctionParameter as FunctionParameter

@@ -12,7 +12,7 @@ from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import all_errors, problem, wrong
 from dspex.operators.parameters.parameter import Arguments, Parameter, Types
 from dspex.operators.parameters.values import TEXT, mapping
-from dspex.operators.typing.functions import automatic_name, takes_context
+from dspex.operators.typing.functions import automatic_name, takes_context, takes_so_many
 from dspex.operators.typing.refs import Local, is_ref, ref_of, resolve
 
 
@@ -37,6 +37,26 @@ class FunctionParameter(Parameter):
 
     def automatic_name(self, value: object, operator: str) -> str:
         return automatic_name(value, operator)
+
+
+@dataclass(frozen=True)
+class CallableParameter(FunctionParameter):
+    """A function of so many arguments. `takes`: what they are called in messages."""
+
+    _: KW_ONLY
+    takes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return f"a function of ({', '.join(self.takes)})"
+
+    def check(self, name: str, value: object) -> object:
+        if value is not self.default:
+            takes_so_many(value, name, self.takes)
+        return value
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return value if value is self.default else ref_of(value)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dspex.engine.graph.check import NAME
@@ -41,6 +41,19 @@ def takes_data_only(fn: object, op: str) -> None:
             f"{op} calls its function with (data), and {function_name(fn)} wants two arguments",
             'a test sees the data only; use an expression for the event: "event.key == ..."',
         )
+
+
+def takes_so_many(fn: object, op: str, wanted: Sequence[str]) -> None:
+    """Raise TopologyError (DX219) unless the function can be called with these arguments, by their places."""
+    if not callable(fn):
+        raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f"give it a function of ({', '.join(wanted)})")
+    try:
+        inspect.signature(fn).bind(*wanted)
+    except ValueError:
+        return  # some builtins have no signature to read
+    except TypeError as e:
+        called = f"{op} calls its function with ({', '.join(wanted)})"
+        raise problem("DX219", f"{called}, and {function_name(fn)} does not take that: {e}", "give it these parameters") from e
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:

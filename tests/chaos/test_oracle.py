@@ -129,7 +129,7 @@ def test_the_oracle_sees_an_output_outside_of_every_commit(case: Case) -> None:
 
 def test_the_oracle_sees_a_position_that_goes_back(case: Case) -> None:
     last = len(case.stored) - 1 - next(i for i, m in enumerate(reversed(case.stored)) if _commit(m))
-    assert "positions go forward" in _verdict(case, _tables(case, last, positions=[("source", (0, -1, 0.0, 0.0))]))
+    assert "positions go forward" in _verdict(case, _tables(case, last, positions=[("source", (0, -1, 0.0, 0.0, -1e18))]))
 
 
 def test_the_oracle_sees_a_call_that_is_never_closed(case: Case) -> None:

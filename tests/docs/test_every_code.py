@@ -203,6 +203,7 @@ ELSEWHERE = {
     "DX135": "engine/cli/test_topology.py::test_a_topology_module_that_raises_is_reported_as_the_users_error",
     "DX136": "engine/cli/test_dlq.py::test_all_letters_are_taken_only_when_all_are_asked_for",
     "DX200": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
+    "DX203": "engine/keyed/test_stateful.py::test_a_stream_without_a_key_has_no_state_and_the_fix_is_said",
     "DX211": "operators/recorded/test_specs.py::test_a_type_that_cannot_travel_to_a_worker_is_refused",
     "DX223": "operators/formats/test_yaml.py::test_lambdas_and_local_types_cannot_be_written_and_are_named",
     "DX231": "engine/planning/test_plan.py::test_a_changed_key_is_refused_while_its_stage_holds_something",
@@ -240,6 +241,8 @@ ELSEWHERE = {
     "DX509": "engine/client/test_claim_checks.py::test_a_call_whose_request_lost_its_payload_is_a_dead_letter_at_once",
     "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
     "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
+    "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
+    "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
     "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
     "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",
     "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
@@ -373,9 +376,8 @@ def test_a_native_function_that_reads_the_clock_is_warned_of_until_it_takes_it_f
     def codes(function: Callable[..., Any]) -> list[str]:
         topology = Topology("t")
         topology.source("in").map(function, name="stamp").sink("out")
-        found = topology.check()
-        assert all(problem.fix and problem.level == "warning" for problem in found)
-        return [problem.code for problem in found]
+        assert all(problem.fix and problem.level == "warning" for problem in topology.check())
+        return [problem.code for problem in topology.check()]
 
     assert codes(lambda data: {**data, "at": time.time()}) == ["DX310"]
     assert codes(lambda data, ctx: {**data, "at": ctx.now}) == []
@@ -388,8 +390,7 @@ def test_a_call_that_failed_is_a_dead_letter_that_can_be_run_again() -> None:
         d.fail("ask", CallError("the program gave up"))
         d.publish("in", {"text": "hi"})
         (letter,) = d.dead_letters()
-        assert (letter.code, letter.message) == ("DX600", "the program gave up")
-        assert "redrive" in (letter.fix or "")
+        assert (letter.code, letter.message, "redrive" in (letter.fix or "")) == ("DX600", "the program gave up", True)
         d.answer("ask", {"a": "x"})
         assert (d.redrive(), len(d.outputs("out"))) == (1, 1)
 

@@ -15,8 +15,8 @@ from typing import Any
 from dspex.bus.errors import ConfigError, DspexError, SubjectTaken, TopologyError
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.graph.nodes import CallNode, HopNode
-from dspex.engine.graph.versions import described, gone, next_version
+from dspex.engine.graph.nodes import CallNode, HopNode, StateNode
+from dspex.engine.graph.versions import described, gone, next_version, not_reset
 from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consumers, of_stores, of_streams, wanted_subjects
 from dspex.engine.hosting.planning.lines import held_words
 from dspex.engine.hosting.planning.remarks import late, trimmed, unreadable
@@ -99,7 +99,7 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
             what = {"name": graph.renamed_from[name], **(what or {})}
         title = f"{graph.name}/{name}"
         if name in reset:
-            if not isinstance(node, CallNode | HopNode) and not held.rows:
+            if not isinstance(node, CallNode | HopNode | StateNode) and not held.rows:
                 raise ConfigError(f"--reset {name}: {name} keeps no state", code="DX100", node=name, fix="leave out --reset")
             yield PlannedChange("reset", "node", title, what, shown, additive=not _held(held))
         elif old is None:
@@ -170,11 +170,6 @@ def _not_reset(nodes: Sequence[PlannedChange], reset: Collection[str]) -> Topolo
         topology, _, name = change.name.partition("/")
         if change.op == "reset" and name not in reset:
             held = held_words(change.before)
-            return TopologyError(
-                f"{topology}: {name} has another key now, and the stage behind it holds {held}, by the keys of before",
-                code="DX231",
-                node=name,
-                fix=f'wait until that is done (dspex pause {topology}); or give the key_by another name and drop=["{name}"]; '
-                f"or give up what is held: dspex apply --reset {name} --yes",
-            )
+            why = f"{name} has another key now, and the stage behind it holds {held}, by the keys of before"
+            return not_reset(topology, name, why)
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import structlog
@@ -20,9 +21,11 @@ from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
-from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.input import EVERY, Input
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.watermarks.heard import Heard, read
+from dspex.engine.runtime.watermarks.reached import next_arrival
 
 MOST_ATTEMPTS: Final = 1 << 31  # of an event; whoever may write frames can say any number
 MANY: Final = KEYED_PARTITIONS // 4
@@ -32,28 +35,68 @@ In a stream with other messages, a reader with 64 filters gets 13,000 messages a
 wildcard 126,000 (nats-server 2.15.1).
 """
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
+NOTHING: Final[Mapping[str, int]] = {}
 _log = structlog.get_logger("dspex.engine")
 
 
 class EventsInput(Input):
-    """Events at a node, in frames: those that come over a hop, and redriven ones. `source`: of the stage; None behind hops."""
+    """Events at a node, in frames: those that come over a hop, and redriven ones; and watermarks, which stand behind the events
+    that they speak of.
+
+    Args:
+        source: of the stage; None behind hops.
+        before: stages before this one whose watermarks are heard, with their partitions; empty where nothing depends on time.
+        told: set when a watermark has reached a timer; set when a watermark has moved.
+    """
 
     name: ClassVar[str] = "events"
     gated: ClassVar[bool] = True
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str, source: SourceInput | None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        app: str,
+        topology: str,
+        stage: str,
+        source: SourceInput | None,
+        before: Mapping[str, int] = NOTHING,
+        told: tuple[asyncio.Event, asyncio.Event] | None = None,
+    ) -> None:
         self._bus, self._stream, self._source = bus, subjects.stream(app), source
         self._topology, self._stage, self._app = topology, stage, app
+        self._now = 0.0
+        self._before, (self._alarm, self._moved) = before, told or (asyncio.Event(), asyncio.Event())
+        self._time = [subjects.time(app, topology, name, "*") for name in before]
+        self._prefix = subjects.time(app, topology, "", "")[:-1]
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         indexes: list[int | str] = ["*"] if len(partitions) >= MANY else [p.index for p in partitions]
         filters = [subjects.edge(self._app, self._topology, self._stage, index) for index in indexes]
-        return await self._bus.reader(self._stream, filters, after=after, name=name)
+        if self._before:
+            said = await self._bus.scan(self._stream, self._time, start=1, stop=after) if after else []
+            for p in partitions:
+                p.heard = Heard(self._before)
+                for message in said:
+                    self.tell(p, message, self._now)
+        return await self._bus.reader(self._stream, [*filters, *self._time], after=after, name=name)
+
+    def tell(self, p: Partition, message: Message, clock: float) -> None:
+        found = read(message, self._before, clock)
+        if found is None or p.heard is None:
+            return
+        p.heard.hear(*found)
+        self._moved.set()
+        if next_arrival(p, clock) is not None:
+            p.closing = True
+            self._alarm.set()
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""
+        self._now = clock
 
     def owner(self, message: Message) -> int:
+        if self._before and message.subject.startswith(self._prefix):
+            return EVERY
         last = message.subject.rpartition(".")[2]
         return int(last) if _INDEX.fullmatch(last) else -1  # anybody may have sent it
 

@@ -4,6 +4,7 @@ input     log                                         arrives as
 --------  ------------------------------------------  ------------------------------
 source    a subject of any stream                     an event
 events    the partition's subject for events          an event that came over a hop, or is redriven
+time      subjects of the stages before               a watermark; read together with events, since it stands behind them
 records   the partition's subject for records         the record of a call
 timers    the partition's own table                   a timer that is due
 """
@@ -11,12 +12,15 @@ timers    the partition's own table                   a timer that is due
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from dspex.bus.message import Message
 from dspex.bus.port import Reader
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.partition import Partition
+
+EVERY: Final = -2
+"""In place of the index of a partition: the message is for all of them."""
 
 
 class Input(Protocol):
@@ -38,8 +42,12 @@ class Input(Protocol):
         ...
 
     def owner(self, message: Message) -> int:
-        """The index of the partition that a message is for."""
+        """The index of the partition that a message is for; EVERY: of all, and they are told."""
         ...
+
+    def tell(self, p: Partition, message: Message, clock: float) -> None:
+        """Let a partition know of a message for all of them, in the order of its log."""
+        return
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         """All that arrives with a message, where nobody need be asked for more; None: `arrivals` says it. It is only for speed:

@@ -75,7 +75,7 @@ class SourceCheck:
         return info
 
     def _move(self, p: Partition, to: int, info: StreamInfo, clock: float, gap: Gap | None) -> None:
-        position = Position(to, -1, info.created if gap else 0.0)
+        position = Position(to, -1, info.created if gap else 0.0, mark=p.tables.position("source").mark)
         p.take_in(Arrival(Place("source", to), position, clock, gap))
 
     async def _gap(self, p: Partition, info: StreamInfo, at: Position) -> tuple[int, str] | None:
@@ -156,7 +156,8 @@ class SourceWatch:
                 self._behind.pop(p.index, None)
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
-                p.take_in(Arrival(Place("source", sequence), to._replace(sequence=sequence, time=time), clock, None))
+                moved = to._replace(sequence=sequence, time=time, mark=p.tables.position("source").mark)
+                p.take_in(Arrival(Place("source", sequence), moved, clock, None))
 
 
 async def _none() -> None:

@@ -9,19 +9,33 @@ from typing import ClassVar
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, SourceGap, Unreachable
-from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, partition_of, place_form, spread_of
+from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, opened, partition_of, place_form, spread_of
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
 from dspex.engine.graph.nodes import Source
-from dspex.engine.log.rows import Place, Position
+from dspex.engine.log.rows import NO_MARK, Place, Position
 from dspex.engine.runtime.arrival import Arrival
+from dspex.engine.runtime.failure import Failure, attempt
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
+from dspex.engine.runtime.watermarks.heard import AHEAD
 
 _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
 _new = tuple.__new__  # the class itself as constructor takes twice as long, and five are made for every event
+
+
+def time_of(source: Source, event: NodeEvent) -> float | None:
+    """The event time that a source's own function gives; None where it fails, which is said when the event is walked."""
+
+    def found() -> float:
+        whole = opened(event)
+        data = codecs.decode(whole.data, whole.content_type)
+        return source.time(source.accept(data) if source.accept else data).timestamp() if source.time else whole.origin.time
+
+    at = attempt(found, lambda: source.subject)
+    return None if isinstance(at, Failure) else at
 
 
 class SourceNotThere(SourceGap):
@@ -34,10 +48,11 @@ class SourceInput(Input):
     Attributes:
         created: when the stream was made; ids of events depend on it. 0 until that is known.
         settings: of the source, as the topology says.
+        highest: the highest event time of what was read, whatever partition it is for.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
-    application's stream has room for what a source brings.
+    application's stream has room for what a source brings. `clock`: None where nothing depends on the watermark.
     """
 
     name: ClassVar[str] = "source"
@@ -53,10 +68,13 @@ class SourceInput(Input):
         count: int,
         check: Callable[[Sequence[Partition], float], Awaitable[float]],
         room: asyncio.Event,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.room, self._node, self.settings = room, stage.name, source
         self.created, self.readable, self.missing = 0.0, False, False
+        self.highest = NO_MARK  # event time of all that was read
+        self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
@@ -98,14 +116,35 @@ class SourceInput(Input):
         return False
 
     def owner(self, message: Message) -> int:
+        if self._clock is not None:
+            self.highest = max(self.highest, self._time(message))
         return partition_of(spread_of(message), self._count) if self._count > 1 else 0
+
+    def _time(self, message: Message) -> float:
+        """The event time of a message, as far as it counts for the watermark: one ahead of the clock would end all windows."""
+        if self._seen[0] != message.sequence:
+            at = self._time_of(message)
+            counts = self._clock is None or at <= self._clock() + AHEAD
+            self._seen = (message.sequence, at if counts else NO_MARK)
+        return self._seen[1]
+
+    def _time_of(self, message: Message) -> float:
+        source = self.settings
+        if source.time is None:
+            return event_time(message).timestamp() if subjects.TIME in message.headers else message.time
+        at = time_of(source, self.event(message))
+        return NO_MARK if at is None else at
+
+    def _mark(self, p: Partition, message: Message) -> float:
+        """The watermark of a partition once it has taken a message."""
+        return max(p.tables.position("source").mark, self._time(message)) if self._clock is not None else NO_MARK
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         headers, sequence = message.headers, message.sequence
         if subjects.CLAIM_CHECK in headers or subjects.SEALED in headers:  # payloads.is_whole, written out
             return None
         place = _new(Place, ("source", sequence, -1))
-        position = _new(Position, (sequence, -1, self.created, message.time))
+        position = _new(Position, (sequence, -1, self.created, message.time, self._mark(p, message)))
         return _new(Arrival, (place, position, clock, self.event(message), headers, None, False, ""))
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
@@ -113,7 +152,8 @@ class SourceInput(Input):
         if arrival is not None:
             return [arrival]
         whole = await payloads.checked_out(self._bus, self._app, message)
-        place, position = Place("source", message.sequence), Position(message.sequence, -1, self.created, message.time)
+        mark = self._mark(p, message)
+        place, position = Place("source", message.sequence), Position(message.sequence, -1, self.created, message.time, mark)
         found = whole or message  # its headers go into a letter: the same whether the reader has opened it or not
         return [Arrival(place, position, clock, self.event(found), found.headers, None, whole is None)]
 

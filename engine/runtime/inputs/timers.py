@@ -16,16 +16,19 @@ from dspex.bus.records import NodeEvent, StoredAt
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored, stored_in
 from dspex.engine.log.rows import NONE, Place, Timer
-from dspex.engine.runtime.arrival import Answered, Arrival, Due
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Woken
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.lost import LostRequests
 from dspex.engine.runtime.inputs.records import RecordsInput, answered, requested
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.watermarks.reached import next_arrival
 
 _log = structlog.get_logger("dspex.engine")
 TICK = 0.1  # seconds between looks at the clock, at most
+MARKED = 0  # in place of the number of a timer: whatever the watermark of the partition wakes next
+MOST_AT_ONCE = 64  # of those, before other partitions have their turn
 IDLE_TICK = 1.0  # the same while there is no timer: the first one wakes us
 
 
@@ -69,12 +72,15 @@ class TimersInput(Input):
         for p in partitions:
             if p.revoked:
                 continue  # nobody takes them, so they would be found again at once, for ever
+            if self._closes(p, now):
+                found += [Message(str(p.index), b"", {}, MARKED)] * MOST_AT_ONCE
+                continue
             due = p.tables.timers.due(now)
             if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
                 due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
             for number, timer in due:
                 row = p.tables.calls.rows.get(number)
-                if timer.place is None and not (row is not None and row.work):
+                if timer.place is None and timer.kind != "wake" and not (row is not None and row.work):
                     continue  # its request is in a commit whose answer has not come yet, though its record may have
                 if await self._waits(timer):
                     continue
@@ -90,6 +96,15 @@ class TimersInput(Input):
                 return []
         return found
 
+    def _closes(self, p: Partition, now: float) -> bool:
+        """Whether the watermark of a partition has something to wake. Until that is done nothing else is admitted to it."""
+        closes = next_arrival(p, now) is not None
+        if p.closing and not closes:
+            p.closing = False
+            p.room.set()
+        p.closing = closes
+        return closes and not p.full
+
     async def _waits(self, timer: Timer) -> bool:
         """Whether the event that was put off cannot be read now: it waits until the source is there again."""
         source = self._source_of(timer.place)
@@ -100,6 +115,9 @@ class TimersInput(Input):
         return self._source if place is not None and place.input == "source" else None
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
+        if message.sequence == MARKED:
+            arrival = next_arrival(p, clock) if not p.full else None
+            return [arrival] if arrival is not None else []
         due = await self._fetched(p, message.sequence)
         if due is None or due.timer != self._timer(p, due):  # it changed meanwhile
             return []
@@ -118,6 +136,8 @@ class TimersInput(Input):
         """The timer with what its handling needs: the event that was put off, the record that is held, the request's event."""
         timer, row = p.tables.timers.rows.get(number), p.tables.calls.rows.get(number)
         what: NodeEvent | Answered | None = None
+        if timer is not None and timer.kind in ("wake", "mark"):
+            return Due(number, timer, Woken())
         if timer is None or (timer.place is None and row is None):
             return None
         if self._lost is not None and timer.due > self._clock():

@@ -8,17 +8,19 @@ two sources reach is in both stages: native operators are pure, so it needs no h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
 
 from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode
+from dspex.engine.graph.hops import groups
+from dspex.engine.graph.nodes import WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
-from dspex.engine.runtime.walk.hops import arrived_step, hop_step
+from dspex.engine.runtime.walk.hops import arrived_step, hop_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
+from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
 
 Names: TypeAlias = Mapping[str, str]
 Hops: TypeAlias = Mapping[str, tuple[str, int]]
@@ -35,7 +37,10 @@ class Stage:
         name: what it begins at, for people: its source, or a hop. source: None behind hops.
         dropped: the topology has its source no more: it is not read, and what is open comes to its end.
         entries: node → the step at which a NodeEvent enters there: the source or the hops, and its calls.
-        calls: its call nodes by name. names: old name → new name of operators that were renamed, since the beginning.
+        calls: its call nodes by name. states: its nodes with state. behind: the step behind each of those.
+        before: the stages before it whose watermarks it needs, with their partitions.
+        clocks: node → how its watermark follows from that of the stage. exits: the hops that leave it.
+        names: old name → new name of operators that were renamed, since the beginning.
     """
 
     id: str
@@ -44,8 +49,13 @@ class Stage:
     source: Source | None
     entries: dict[str, Handler]
     calls: dict[str, CallNode]
+    states: dict[str, StateNode]
+    behind: dict[str, Handler]
+    clocks: dict[str, NodeClock]
+    exits: tuple[str, ...]
     names: Names
     dropped: bool = False
+    before: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def begins(self) -> set[str]:
@@ -94,12 +104,16 @@ class _Fuse:
     def __init__(self, graph: Graph, stage: str, hops: Hops) -> None:
         self.graph, self.stage, self.hops = graph, stage, hops
         self.steps: dict[str, Handler] = {}
+        self.states: dict[str, StateNode] = {}
+        self.behind: dict[str, Handler] = {}
         self.entries: dict[str, Handler] = {}
 
     def outlets(self, node: Node) -> list[Handler]:
         behind: list[list[tuple[Node, Handler]]] = [[] for _ in range(max(1, node.outlets))]
-        for outlet, follower in self.graph.outputs(node.name):
-            behind[outlet].append((follower, self.step(follower)))
+        for follower in self.graph.nodes.values():
+            for index, inlet in enumerate(follower.inputs):
+                if inlet.node == node.name:
+                    behind[inlet.outlet].append((follower, self.step(follower, index)))
         return [_fan_out(branches) for branches in behind]
 
     def enter(self, node: Node) -> None:
@@ -109,10 +123,21 @@ class _Fuse:
         else:
             self.step(node)
 
-    def step(self, node: Node) -> Handler:
+    def step(self, node: Node, inlet: int = 0) -> Handler:
+        """The step of a node, for what comes from one of its inputs."""
+        if isinstance(node, StateNode):
+            return self._with_state(node, inlet)
         if node.name not in self.steps:
             self.steps[node.name] = self._make(node)
         return self.steps[node.name]
+
+    def _with_state(self, node: StateNode, inlet: int) -> Handler:
+        if node.name not in self.states:
+            self.states[node.name] = node
+            self.behind[node.name] = after = self.outlets(node)[0]
+            self.entries[node.name] = arrived_step(after)  # what came out and failed behind it is redriven there
+            self.entries[node.name + WAKE] = wake_step(node, after)
+        return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))
 
     def _make(self, node: Node) -> Handler:
         match node:
@@ -121,6 +146,8 @@ class _Fuse:
                 return self.entries[node.name]
             case NativeNode():
                 return native_step(node, node.build(self.outlets(node)))
+            case StateNode():
+                raise AssertionError("a step with state is one for each of its inputs")
             case CallNode():
                 self.entries[node.name] = landing_step(node, self.outlets(node)[0])
                 return call_step(node, self.graph.codec)
@@ -137,6 +164,19 @@ class _Fuse:
 def compile_stage(graph: Graph, source: SourceNode, id: str, names: Names | None = None, hops: Hops = _NO_HOPS) -> Stage:
     """The stage that begins at `source`. `names`: old name → new name of operators; those that the graph says by default."""
     return _compiled(graph, id, source.name, source.source, [source], names, hops)
+
+
+def compile_graph(graph: Graph, sources: Hops, hops: Hops, names: Names) -> list[tuple[Stage, int]]:
+    """All stages of a graph, with their partitions. `sources`: source → (id of its stage, its partitions)."""
+    found = [(compile_stage(graph, s, sources[s.name][0], names, hops), sources[s.name][1]) for s in graph.sources]
+    if not graph.hops:
+        return found
+    behind = [(group, *hops[group[0].name]) for group in groups(graph)]
+    found += [(compile_behind(graph, group, id, names, hops), count) for group, id, count in behind]
+    before = {
+        id: {s.id: count for s, count in found if {hop.name for hop in group}.intersection(s.exits)} for group, id, _ in behind
+    }
+    return [(replace(s, before=before.get(s.id, {}) if graph.timed else {}), count) for s, count in found]
 
 
 def compile_dropped(graph: Graph, gone: Dropped, names: Names, hops: Hops = _NO_HOPS) -> Stage:
@@ -165,4 +205,8 @@ def _compiled(
     for node in entries:
         fuse.enter(node)
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
-    return Stage(id, graph, name, source, fuse.entries, calls, graph.renamed if names is None else names, dropped)
+    exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
+    clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
+    names = graph.renamed if names is None else names
+    names = {**names, **{old + WAKE: new + WAKE for old, new in names.items() if new in fuse.states}}
+    return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, dropped)

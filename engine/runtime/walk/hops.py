@@ -8,7 +8,7 @@ from dspex.bus import subjects
 from dspex.bus.message import derived_id, partition_of
 from dspex.bus.records import NodeEvent
 from dspex.engine.graph.context import Handler
-from dspex.engine.graph.nodes import HopNode
+from dspex.engine.graph.nodes import HopNode, StateNode
 from dspex.engine.runtime.process import read, written
 from dspex.engine.runtime.walk.request import Forward, too_large
 
@@ -42,5 +42,19 @@ def arrived_step(after: Handler) -> Handler:
 
     def step(event: NodeEvent, walk: Any) -> None:
         after(read(event), walk)
+
+    return step
+
+
+def wake_step(node: StateNode, after: Handler) -> Handler:
+    """The step at which an operator with state is woken again, whose own function failed when it was."""
+    name, woken = node.name, node.state.woken
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        walk.node = name
+        timer = read(event)
+        for origin, data in woken(walk, timer) if woken is not None and isinstance(timer, str) else ():
+            walk.resume(origin, name, walk.clock)
+            after(data, walk)
 
     return step

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from dspex.bus.codecs.times import due
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import NodeEvent
 from dspex.engine.log.rows import Timer
 from dspex.engine.runtime.arrival import Arrival, Effects
 from dspex.engine.runtime.failure import Failure, excerpt
+
+HOLD: Final = 3600.0  # seconds for which an event that was put off holds the watermark, at most
 
 
 def not_yet(arrival: Arrival, event: NodeEvent, number: int) -> Effects | Failure | None:
@@ -27,6 +31,7 @@ def put_off(
     place, time = arrival.place, arrival.position.time if arrival.position is not None else 0.0
     if released is not None and released[1].place is not None:
         place, time = released[1].place, released[1].time
-    later = Timer(at, "event", place, time, attempts, event.origin.run)
+    until = arrival.clock + HOLD if released is None else released[1].until
+    later = Timer(at, "event", place, time, attempts, event.origin.run, event.node, hold=event.origin.time, until=until)
     changes = (("timers", released[0], None),) if released else ()
     return Effects((), (*changes, ("timers", number, later)), notes=("event", "put_off"))

@@ -131,6 +131,7 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         deadline=walk.clock + node.call.deadline,
         digest=b"",
         key=origin.key if node.call.order == "key" else None,
+        time=origin.time,
     )
     asked = request(address, walk.number, row, node.call, inputs, event, walk.clock)
     if (size := len(asked.message.data) - len(body)) > address.limit:  # expressions may make more of the data

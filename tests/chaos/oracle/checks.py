@@ -14,8 +14,7 @@ from dspex.bus import subjects
 from dspex.bus.message import partition_of
 from dspex.bus.records import unpack_event
 from dspex.engine.client import letters
-from dspex.engine.log.rows import OpenCall
-from dspex.engine.log.tables import NONE
+from dspex.engine.log.rows import NONE, OpenCall
 from oracle.case import Case
 from oracle.ledger import Ledger, Violation, content
 
@@ -126,7 +125,9 @@ def forward(case: Case) -> Iterator[Violation]:
         before: dict[str, tuple[Any, ...]] = {}
         for m, entry in entries:
             for name, row in case.changes(m, entry).get("positions", ()):
-                sequence, item, created, _ = row
+                sequence, item, created, _, mark = row
+                if name == "time":
+                    sequence = mark  # a watermark has no place
                 now = (created, sequence, item if item >= 0 else NONE)  # the whole message is behind each event in it
                 if now < before.get(name, now) and not _gap(entry, name):
                     yield Violation("positions go forward", f"{subject} {m.sequence}: {name} {now} after {before[name]}")

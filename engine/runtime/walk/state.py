@@ -1,0 +1,206 @@
+"""What operators with state see of the tables: their rows and timers, with the changes of this walk over them.
+
+Changes are staged until the walk has ended well, so that an arrival has all its effects or none. What is kept of an event that
+goes on later is its packed form, under an id of its own: two events that were kept may come from the same one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from math import inf
+from typing import Final, NamedTuple
+
+from dspex.bus.errors import DataError
+from dspex.bus.message import derived_id
+from dspex.bus.records import Origin
+from dspex.bus.settings.duration import Duration, seconds
+from dspex.engine.graph.context import EventContext
+from dspex.engine.log.rows import Timer
+from dspex.engine.log.tables import Change, Tables
+from dspex.engine.runtime.walk.request import Address, Output
+from dspex.engine.runtime.watermarks.clocks import NodeClock
+
+MOST_VALUE: Final = 8 << 20  # bytes of one value
+MOST_STATE: Final = 256 << 20  # bytes of the state of a partition, by default
+MOST_STAGED: Final = 16 << 20  # bytes that one arrival may change: an entry of the log has to hold them
+_NOWHERE: Final = Tables()
+
+
+class Staged(NamedTuple):
+    """The changes of a walk so far: rows by (node, key, sub-key), timers by number."""
+
+    rows: dict[tuple[str, str, str], bytes | None]
+    timers: dict[int, Timer | None]
+    numbers: dict[tuple[str, str, str], int]
+
+    def copy(self) -> Staged:
+        return Staged(dict(self.rows), dict(self.timers), dict(self.numbers))
+
+
+class StateWalk(EventContext, ABC):
+    """The part of a walk that deals with state: the `Rows` of the operator that runs now, for the key of its event.
+
+    Attributes:
+        outputs: what came out so far. tables: as they are before the arrival. number: the next one for a call or a timer.
+        fired: the number of the timer that wakes the operator now; 0: none does.
+        staged: what changed since. waking: seconds after which a function with state wants to be woken; None: it does not.
+    """
+
+    __slots__ = (
+        "_clocks",
+        "_size",
+        "address",
+        "counts",
+        "fired",
+        "most_state",
+        "number",
+        "outputs",
+        "staged",
+        "tables",
+        "waking",
+    )
+
+    def __init__(self, address: Address, clocks: Mapping[str, NodeClock]) -> None:
+        super().__init__(address.topology)
+        self.address, self._clocks, self.number = address, clocks, 0
+        self.outputs: list[Output] = []
+        self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
+        self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
+        self.most_state, self._size, self.fired = MOST_STATE, 0, 0
+        self.waking: float | None = None
+
+    def begin(self, tables: Tables, number: int) -> None:
+        """Forget what is staged. `number`: the first that a call or a timer may get."""
+        self.tables, self.number, self._size, self.fired = tables, number, 0, 0
+        if self.staged.rows or self.staged.timers:
+            self.staged = Staged({}, {}, {})
+
+    def changes(self) -> tuple[Change, ...]:
+        """What is staged. A timer that has fired is over: where the operator sets it again, it gets a number of its own."""
+        rows, timers, _ = self.staged
+        if self.fired:
+            timers = {self.fired: None, **timers}
+        return (*(("keyed", key, row) for key, row in rows.items()), *(("timers", n, row) for n, row in timers.items()))
+
+    @abstractmethod
+    def inherit(self, origin: Origin) -> None:
+        """What stands in its run as `origin` says is derived from now on. Raises InvalidInput where it is too long."""
+
+    def resume(self, origin: Origin, node: str, clock: float) -> None:
+        """What stands in its run as `origin` says goes on at a node, in the same arrival. Raises as `inherit`."""
+        self.clock, self.node = clock, node
+        self.inherit(origin)
+        self.counts.clear()
+        self._ids, self._event, self._random = 0, None, None
+
+    def saved(self) -> tuple[Staged, int, int]:
+        """What is staged, the next number, and how many outputs there are: for `restore`."""
+        return self.staged.copy(), self.number, len(self.outputs)
+
+    def restore(self, saved: tuple[Staged, int, int]) -> None:
+        """Forget what came since."""
+        self.staged, self.number, count = saved
+        del self.outputs[count:]
+
+    # -- rows -----------------------------------------------------------------------------------------------------------
+    @property
+    def watermark(self) -> float:
+        return self.watermark_of(self.node)
+
+    def watermark_of(self, node: str) -> float:
+        """The watermark of a node, as the tables have it."""
+        clock = self._clocks.get(node)
+        return clock.at(self.tables, self.tables.position("time").mark, self.clock) if clock is not None else -inf
+
+    def _at(self, sub: str) -> tuple[str, str, str]:
+        return self.node, self.origin.key or "", sub
+
+    def row(self, sub: str = "") -> bytes | None:
+        at, rows = self._at(sub), self.staged.rows
+        return rows[at] if at in rows else self.tables.keyed.rows.get(at)
+
+    def put(self, value: bytes | None, sub: str = "") -> None:
+        at = self._at(sub)
+        if value is not None:
+            self._size += len(value)
+            self._check(len(value), len(self.row(sub) or b""))
+        elif at not in self.tables.keyed.rows:
+            self.staged.rows.pop(at, None)  # it came and went
+            return
+        self.staged.rows[at] = value
+
+    def _check(self, size: int, before: int) -> None:
+        held = self.tables.keyed.size + self._size
+        if size <= MOST_VALUE and self._size <= MOST_STAGED and (held <= self.most_state or size <= before):
+            return
+        what, most = f"{held:,} bytes of state in partition {self.address.partition}", self.most_state
+        if size > MOST_VALUE:
+            what, most = f"a value of {size:,} bytes", MOST_VALUE
+        elif self._size > MOST_STAGED:
+            what, most = f"{self._size:,} bytes of state that one event changes", MOST_STAGED
+        raise DataError(
+            f"{self.node} has {what} for key {(self.origin.key or '')[:100]!r}, and {most:,} may be",
+            code="DX512",
+            node=self.node,
+            fix="keep less for each key, or forget keys with ttl=; then: dspex dlq redrive",
+        )
+
+    def subs(self) -> list[str]:
+        node, key, _ = self._at("")
+        found = set(self.tables.keyed.subs(node, key))
+        for (n, k, sub), row in self.staged.rows.items():
+            if sub and (n, k) == (node, key):
+                (found.discard if row is None else found.add)(sub)
+        return sorted(found)
+
+    # -- timers ---------------------------------------------------------------------------------------------------------
+    def _timer(self, name: str) -> tuple[int | None, Timer | None]:
+        """The number of a timer, and what it is; no timer where it is forgotten in this walk."""
+        at = self._at(name)
+        number = self.staged.numbers.get(at)
+        if number is None:
+            number = self.tables.timers.of(*at)
+        if number is None or number == self.fired:
+            return None, None
+        return number, self.staged.timers[number] if number in self.staged.timers else self.tables.timers.rows.get(number)
+
+    def alarm(self, due: float, name: str = "", *, mark: bool = False, hold: float | None = None, most: float = inf) -> None:
+        number, row = self._timer(name)
+        node, key, _ = at = self._at(name)
+        until = None if most == inf else (row.until if row is not None and row.until else self.clock + most)
+        made = Timer(
+            due, "mark" if mark else "wake", run=self.origin.run, node=node, key=key, name=name, hold=hold, until=until
+        )
+        if number is None:
+            number = self.staged.numbers[at] = self.number
+            self.number += 1
+        self.staged.timers[number] = made
+
+    def no_alarm(self, name: str = "") -> None:
+        number, row = self._timer(name)
+        if number is not None and row is not None:
+            self.staged.timers[number] = None
+
+    def alarm_at(self, name: str = "") -> float | None:
+        row = self._timer(name)[1]
+        return row.due if row is not None else None
+
+    def wake(self, after: Duration) -> None:
+        """As StateContext says."""
+        self.waking = seconds(after)
+
+    # -- events that go on later ----------------------------------------------------------------------------------------
+    def ordinal(self, node: str) -> int:
+        """The next one of a node's outputs."""
+        self.counts[node] = ordinal = self.counts.get(node, -1) + 1
+        return ordinal
+
+    def child(self) -> Origin:
+        o, node = self.origin, self.node
+        return o._replace(id=derived_id(o.id, self.address.node_id(node), self.ordinal(node)), cause=o.id)
+
+    def new_origin(self, time: float) -> Origin:
+        o, node = self.origin, self.node
+        id = derived_id(o.id, self.address.node_id(node), self.ordinal(node))
+        return Origin(id, o.subject, id, cause=o.id, key=o.key, time=time)

@@ -1,0 +1,93 @@
+"""What `handle` does when a timer of an operator with state is due: the operator says what comes out, which goes on behind it.
+
+Each thing that comes out is an event of its own: where one fails behind the operator, its letter carries it, the others go
+on, and the state is as if it had not failed. Where the operator itself fails, its rows stay, and the letter wakes it again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from dspex.bus import codecs
+from dspex.bus.errors import RetryLater
+from dspex.bus.message import derived_id
+from dspex.bus.records import NodeEvent, Origin
+from dspex.engine.graph.nodes import WAKE, Emitted, StateNode
+from dspex.engine.log.rows import Timer
+from dspex.engine.log.tables import Change, Tables
+from dspex.engine.runtime.arrival import Arrival, Due, Effects, Note
+from dspex.engine.runtime.failure import Failure, attempt, letter, refusal
+
+if TYPE_CHECKING:
+    from dspex.engine.runtime.process import Process, Walk
+
+
+class _Waking:
+    """One timer that is due. `walk`: what runs it."""
+
+    def __init__(self, process: Process, arrival: Arrival, due: Due, node: StateNode, walk: Walk) -> None:
+        self._process, self._arrival, self._node, self._walk = process, arrival, node, walk
+        self._number, self._timer = due.number, due.timer
+        self._failures: list[Failure] = []
+
+    def effects(self, tables: Tables, next: int) -> Effects:
+        a, timer, walk = self._process.address, self._timer, self._walk
+        id = derived_id(timer.run, f"{a.node_id(timer.node)}/{a.partition}", self._number)
+        self._origin = Origin(id, self._process.stage.name, timer.run, key=timer.key, time=timer.due)
+        walk.begin(tables, next)
+        walk.fired = self._number
+        walk.resume(self._origin, timer.node, self._arrival.clock)
+        walk.outputs = []
+        found = attempt(lambda: self._node.state.woken(walk, timer.name) if self._node.state.woken else (), lambda: walk.node)
+        if isinstance(found, Failure):
+            return self._later(found) if isinstance(found.error, RetryLater) else self._failed(found)
+        for event in found:
+            failure = self._went_on(event)
+            if failure is not None and isinstance(failure.error, RetryLater):
+                return self._later(failure)
+        notes: tuple[Note, ...] = ("woken", "dead_letter") if self._failures else ("woken",)
+        return Effects(walk.outputs, walk.changes(), 0, notes, self._failures[0] if self._failures else None)
+
+    def _went_on(self, event: Emitted) -> Failure | None:
+        """Walk what came out behind the operator; why it failed."""
+        walk, arrival, node = self._walk, self._arrival, self._node.name
+        body, content_type = codecs.encode(event.data, cast("codecs.Codec", self._process.stage.graph.codec))
+        saved = walk.saved()
+
+        def go_on() -> None:
+            walk.resume(event.origin, node, arrival.clock)
+            self._process.stage.behind[node](event.data, walk)
+
+        failure = Failure(refusal(arrival.refused, node), node) if arrival.refused else attempt(go_on, lambda: walk.node)
+        if failure is not None and not isinstance(failure.error, RetryLater):
+            walk.restore(saved)
+            dead = NodeEvent(node, event.origin, content_type, body)
+            walk.outputs.append(letter(failure, dead, self._process.address, arrival.clock))
+            self._failures.append(failure)
+        return failure
+
+    def _later(self, failure: Failure) -> Effects:
+        """Something asked to be tried again later: nothing of it has happened."""
+        after = failure.error.retry_after or 1.0
+        timer = self._timer._replace(due=self._arrival.clock + after, kind="wake", attempts=self._timer.attempts + 1)
+        return Effects((), (("timers", self._number, timer),), notes=("put_off",))
+
+    def _failed(self, failure: Failure) -> Effects:
+        body, content_type = codecs.encode(self._timer.name, "json")
+        again = NodeEvent(self._node.name + WAKE, self._origin, content_type, body)
+        dead = letter(failure, again, self._process.address, self._arrival.clock)
+        changes: tuple[Change, ...] = (("timers", self._number, None),)
+        return Effects((dead,), changes, notes=("woken", "dead_letter"), failure=failure)
+
+
+def woken(process: Process, arrival: Arrival, due: Due, tables: Tables, next: int, walk: Walk) -> Effects:
+    """The effects of a timer of an operator with state. `next`: the first number that a call or a timer may get."""
+    node = process.stage.states.get(due.timer.node)
+    if node is None:  # the topology has the operator no more
+        return Effects((), _forgotten(due.timer, due.number, tables), notes=("gone",))
+    return _Waking(process, arrival, due, node, walk).effects(tables, next)
+
+
+def _forgotten(timer: Timer, number: int, tables: Tables) -> tuple[Change, ...]:
+    subs = ["", *sorted(tables.keyed.subs(timer.node, timer.key))]
+    return (("timers", number, None), *(("keyed", (timer.node, timer.key, sub), None) for sub in subs))

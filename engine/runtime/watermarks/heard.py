@@ -1,0 +1,79 @@
+"""What a partition has heard of the watermarks of the stages before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from dspex.bus import codecs
+from dspex.bus.codecs.times import is_time
+from dspex.bus.errors import DecodeError
+from dspex.bus.message import Message
+from dspex.bus.seldom import Seldom
+from dspex.engine.log.rows import NO_MARK
+
+_log = structlog.get_logger("dspex.engine")
+_seldom = Seldom(_log)
+AHEAD: Final = 300.0  # seconds that an event may be ahead of the clock, so that its time counts for a watermark
+
+
+def read(message: Message, counts: Mapping[str, int], now: float) -> tuple[str, Mapping[int, float | None]] | None:
+    """The stage of a statement, and the watermarks of its partitions; None for what no engine has written.
+
+    `counts`: stages that may be meant, with their partitions. A watermark is None where the partition has nothing to wait for.
+    """
+    stage = message.subject.split(".")[-2]
+    try:
+        said = codecs.decode(message.data, codecs.MSGPACK)
+    except DecodeError:
+        said = None
+    count = counts.get(stage, 0)
+    if isinstance(said, dict) and all(type(i) is int and 0 <= i < count and _sound(at, now) for i, at in said.items()):
+        return stage, said
+    _seldom.error("what is no statement of watermarks is passed over", subject=message.subject)
+    return None
+
+
+def _sound(at: object, now: float) -> bool:
+    return at is None or (type(at) is float and (at == NO_MARK or (is_time(at) and at <= now + 2 * AHEAD)))
+
+
+class Heard:
+    """The watermarks of all partitions before a stage, as one partition of it has heard of them.
+
+    Args:
+        counts: stages before it, with their partitions.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self.counts = counts
+        self._marks: dict[tuple[str, int], float | None] = {}
+        self._low: tuple[float, float | None] | None = None  # for the mark that was taken: the lowest
+
+    def hear(self, stage: str, said: Mapping[int, float | None]) -> None:
+        """Take in a statement. Watermarks never go back, whoever states them."""
+        for index, at in said.items():
+            before = self._marks.get((stage, index))
+            if at is not None or before is None:
+                self._marks[stage, index] = at if before is None or at is None else max(at, before)
+        self._low = None
+
+    def lowest(self, taken: float) -> float | None:
+        """The watermark of the stage; NO_MARK while nobody knows, None while nothing at all comes from before it.
+
+        `taken`: the one that the partition has. What is behind it is a source that was added, and counts from where it is not.
+        """
+        if self._low is None or self._low[0] != taken:
+            self._low = taken, self._lowest(taken)
+        return self._low[1]
+
+    def _lowest(self, taken: float) -> float | None:
+        if len(self._marks) < sum(self.counts.values()):
+            return NO_MARK
+        marks = [at for at in self._marks.values() if at is not None]
+        joined = [at for at in marks if at >= taken]
+        if not joined:
+            return taken if marks else None
+        return min(joined)

@@ -1,0 +1,149 @@
+"""States the watermarks of what leaves a stage, for the stages behind its hops.
+
+One message names all partitions that this engine has claimed, at most four times a second. It is stored after the commits
+that it speaks of, in the same stream, so whoever reads that in order has read their events before. So it needs no fence: what
+is said of a commit that is stored stays true, whoever owns the partition next. Only an idle source is another matter: there the
+clock moves the watermark, and the server is asked first whether anything is unread, and whether the claims still stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from math import isfinite
+from typing import Final
+
+import structlog
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import BusError
+from dspex.bus.port import NewMessage
+from dspex.engine.log.rows import NO_MARK
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.pump import Pump
+from dspex.engine.runtime.services import Services
+from dspex.engine.runtime.walk.compile import Stage
+from dspex.engine.runtime.watermarks.clocks import of_hops
+from dspex.engine.runtime.watermarks.reached import newest
+
+_log = structlog.get_logger("dspex.engine")
+OFTEN: Final = 0.25  # seconds between two statements, at least
+LOOK: Final = 2.0  # seconds between two looks at what moves by itself: idle sources, and holds that end
+KEPT: Final = 64  # statements after which the earlier ones are removed
+
+
+class Stater:
+    """Of one stage.
+
+    Args:
+        pump: of its source, or of its events. source: None behind hops. changed: set when a watermark may have moved.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        stage: Stage,
+        partitions: Mapping[int, Partition],
+        pump: Pump,
+        source: SourceInput | None,
+        changed: asyncio.Event,
+    ) -> None:
+        self._s, self._stage, self._partitions, self._pump, self._source = services, stage, partitions, pump, source
+        self._clock = of_hops(stage.graph, stage.clocks, stage.exits)
+        self._subject = subjects.time(services.app, stage.graph.name, stage.id, services.engine)
+        self._changed = changed
+        self._idle: dict[int, float | None] = {}  # partition → what its source's silence makes of its watermark; None: no event
+        self._said: dict[int, float | None] = {}
+        self._sequences: list[int] = []
+
+    def outward(self, p: Partition) -> float:
+        """The watermark of what leaves a partition, by its tables: true once they are stored."""
+        mark = p.tables.position("source").mark if self._source is not None else newest(p)
+        return max(self._clock.at(p.tables, mark, self._s.clock()), NO_MARK)
+
+    async def run(self) -> None:
+        """State what changed until cancelled."""
+        self._idle.clear()
+        while True:
+            try:
+                async with asyncio.timeout(LOOK):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            try:
+                if self._source is not None:
+                    await self._look(self._source)
+                await self._state()
+            except BusError as e:
+                _log.debug("cannot state a watermark now, trying again", why=e.message)
+            await asyncio.sleep(OFTEN)
+
+    async def _state(self) -> None:
+        said = {index: self._watermark(p) for index, p in self._partitions.items() if not p.revoked}
+        for index, at in said.items():
+            before = self._said.get(index)
+            if before is not None and at is not None and before > at:
+                said[index] = before  # of an earlier claim of ours
+        if not said or said == self._said:
+            return
+        ack = await self._s.bus.publish(NewMessage(self._subject, codecs.encode(said, "msgpack")[0]))
+        self._said = said
+        self._sequences.append(ack.sequence)
+        if len(self._sequences) > KEPT:
+            await self._s.bus.purge(self._s.stream, self._subject, below=self._sequences[-1])
+            self._sequences = self._sequences[-1:]
+
+    def _watermark(self, p: Partition) -> float | None:
+        """Of a partition with nothing in flight: what its input has; else what its last commit that is stored has."""
+        if not p.settled.is_set() or self._pump.catches_up(p) or self._pump.at is None:
+            return max(p.mark, NO_MARK)
+        now = self._s.clock()
+        if self._source is None:
+            lowest = p.heard.lowest(p.tables.position("time").mark) if p.heard is not None else NO_MARK
+            mark = newest(p) if lowest is not None else None
+        else:
+            idle = self._idle.get(p.index, NO_MARK)
+            mark = max(p.tables.position("source").mark, self._source.highest, idle or NO_MARK)
+            mark = None if idle is None and mark == NO_MARK else mark
+        if mark is None and not isfinite(self._clock.at(p.tables, NO_MARK + 1, now)):
+            return None
+        at = self._clock.at(p.tables, mark if mark is not None else NO_MARK, now)
+        return max(at, p.mark, NO_MARK)
+
+    # -- sources that are silent ----------------------------------------------------------------------------------------
+    async def _look(self, source: SourceInput) -> None:
+        """See whether the silence of the source moves the watermark. Raises BusError."""
+        now, read, partitions = self._s.clock(), self._pump.at, [p for p in self._partitions.values() if not p.revoked]
+        taken = [p.tables.position("source") for p in partitions]
+        since = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)
+        if read is None or now - since < source.settings.idle:
+            return
+        last = await self._s.bus.last(source.stream, source.settings.subject)
+        if last is not None and last.sequence > max([read, *(at.sequence for at in taken)]):
+            return
+        highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)
+        for p in partitions:
+            if p.settled.is_set() and not self._pump.catches_up(p) and await self._stands(p):
+                silent = highest + (now - since) - source.settings.idle if highest > NO_MARK else None
+                self._idle[p.index] = silent
+
+    async def _stands(self, p: Partition) -> bool:
+        """Whether the claim of a partition still stands, asked of the leader."""
+        last = await self._s.bus.last(self._s.stream, p.log.address.subject)
+        return last is not None and last.sequence == p.log.sequence and p.settled.is_set()
+
+
+def stater(
+    services: Services,
+    stage: Stage,
+    partitions: Mapping[int, Partition],
+    pumps: Mapping[str, Pump],
+    source: SourceInput | None,
+    changed: asyncio.Event,
+) -> Stater | None:
+    """That of a stage; None where nobody asks for its watermarks."""
+    if not stage.exits or not stage.graph.timed:
+        return None
+    return Stater(services, stage, partitions, pumps["source" if source is not None else "events"], source, changed)

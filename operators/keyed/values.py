@@ -1,0 +1,110 @@
+"""What the state of operators is as bytes: Python values as they were, not as JSON would have them.
+
+A value that would come back as something else (a tuple as a list, a set as a list, a subclass as its base) is either kept as
+what it is, or refused by name. Equal values have equal bytes in every process, because replay compares them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections import Counter, deque
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from typing import Any, Final, cast
+from uuid import UUID
+
+import msgpack
+
+from dspex.bus.errors import DataError, InvalidInput
+from dspex.operators.native.fields.types import is_model
+
+_PACKED: Final[dict[type, tuple[int, Callable[[Any], object], Callable[[Any], Any]]]] = {
+    tuple: (1, list, tuple),
+    set: (2, lambda value: sorted(value, key=_bytes), set),
+    frozenset: (3, lambda value: sorted(value, key=_bytes), frozenset),
+    int: (4, str, int),  # of more than 64 bits
+    dt.datetime: (
+        5,
+        lambda value: [value.isoformat(), value.fold],
+        lambda raw: dt.datetime.fromisoformat(raw[0]).replace(fold=raw[1]),
+    ),
+    dt.date: (6, dt.date.isoformat, dt.date.fromisoformat),
+    dt.time: (7, dt.time.isoformat, dt.time.fromisoformat),
+    dt.timedelta: (8, lambda value: [value.days, value.seconds, value.microseconds], lambda raw: dt.timedelta(*raw)),
+    Decimal: (9, str, Decimal),
+    UUID: (10, str, UUID),
+    Counter: (11, lambda value: list(value.items()), lambda raw: Counter(dict(map(tuple, raw)))),
+    deque: (12, lambda value: [list(value), value.maxlen], lambda raw: deque(raw[0], raw[1])),
+    complex: (13, lambda value: [value.real, value.imag], lambda raw: complex(*raw)),
+}
+_READ: Final = {code: read for code, _, read in _PACKED.values()}
+
+
+class StateValues:
+    """The values of one operator's state. `sample`: one of them, which has the type where that is a model or a dataclass."""
+
+    def __init__(self, sample: object) -> None:
+        self._type = type(sample) if _is_typed(type(sample)) else None
+        self._adapter: Any = None
+        if self._type is not None:
+            from pydantic import TypeAdapter  # only who has such state waits for it
+
+            self._adapter = TypeAdapter[Any](self._type)
+
+    def pack(self, value: object) -> bytes:
+        """The value as bytes. Raises InvalidInput for what it cannot keep."""
+        if self._type is not None and type(value) is self._type and self._adapter is not None:
+            value = {"": _plain(value)}
+        return _bytes(value)
+
+    def unpack(self, data: bytes) -> Any:
+        """The value that `pack` wrote, new each time. Raises DataError where the type has changed since."""
+        found = _value(data)
+        if self._adapter is None or not isinstance(found, dict) or found.keys() != {""}:
+            return found
+        try:
+            return self._adapter.validate_python(found[""])
+        except ValueError as e:  # pydantic's
+            raise DataError(
+                f"state that was kept is no {getattr(self._type, '__name__', self._type)} any more: {e}",
+                code="DX513",
+                fix="give the new fields defaults, or the operator another name= (it begins empty)",
+            ) from e
+
+
+def _is_typed(kind: type) -> bool:
+    return is_model(kind) or dataclasses.is_dataclass(kind)
+
+
+def _plain(value: Any) -> object:
+    if is_model(type(value)):
+        return value.model_dump(mode="python", round_trip=True)
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+def _bytes(value: object) -> bytes:
+    try:
+        return cast("bytes", msgpack.packb(value, default=_packed, strict_types=True))
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidInput(
+            f"state cannot be kept: {e}", fix="keep numbers, texts, lists, dicts, sets, times; or a model"
+        ) from e
+
+
+def _packed(value: object) -> msgpack.ExtType:
+    kind = _PACKED.get(type(value))
+    if kind is None:
+        if _is_typed(type(value)):
+            raise TypeError(f"a {type(value).__name__} within other values; make it the state itself, or keep its fields")
+        raise TypeError(f"it holds a {type(value).__name__}")
+    code, write, _ = kind
+    return msgpack.ExtType(code, _bytes(write(value)))
+
+
+def _read(code: int, data: bytes) -> Any:
+    return _READ[code](_value(data))
+
+
+_value: Callable[[bytes], Any] = partial(msgpack.unpackb, strict_map_key=False, ext_hook=_read)
