@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_bench import in_this_process
+from error_triggers import ELSEWHERE
 from pydantic import BaseModel
 
 from dspex.bus import subjects
@@ -183,82 +184,6 @@ def _asked(answered: bool) -> None:
         d.publish("in", {"text": "hi"})
 
 
-# -- triggers that other tests try, whose names begin so: they need a server, a pool, or the fault of a machine ---------------
-ELSEWHERE = {
-    "DX100": "engine/cli/test_app.py::test_wrong_usage_exits_2_in_the_same_shape",
-    "DX109": "workers/bench/test_bench.py::test_without_dspy_it_names_the_extra",
-    "DX112": "bus/settings/test_settings.py::test_a_missing_password_variable_is_named",
-    "DX113": "workers/answerers/test_native.py::test_untrusted_signatures_and_inputs_are_refused_alike_on_both_routes",
-    "DX115": "bus/local/test_server.py::test_a_second_server_on_the_same_store_is_refused",
-    "DX122": "engine/cli/server/test_doctor.py::test_certificates_that_cannot_be_used_are_a_settings_error",
-    "DX123": "bus/local/test_login.py::test_a_password_that_others_could_read_or_write_is_refused",
-    "DX124": "engine/client/test_keys_of_sessions.py::test_who_has_no_key_stores_nothing_in_clear_text_where_others_seal",
-    "DX126": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
-    "DX131": "engine/cli/test_demo.py::test_without_the_model_the_demo_says_what_to_type",
-    "DX132": "workers/models/test_weights.py::test_weights_that_were_changed_on_the_disk_are_not_loaded",
-    "DX138": "engine/cli/test_topology.py::test_check_names_what_no_pool_allows_though_a_fallback_would_hide_it",
-    "DX139": "engine/testing/test_cases.py::test_a_mistake_in_a_test_file_is_refused_with_its_line_before_any_case_runs",
-    "DX133": "bus/settings/test_settings.py::test_default_call_options_are_checked_as_those_of_an_operator_are",
-    "DX134": "workers/answerers/test_native.py::test_an_environment_without_dspy_serves_native_calls",
-    "DX135": "engine/cli/test_topology.py::test_a_topology_module_that_raises_is_reported_as_the_users_error",
-    "DX136": "engine/cli/test_dlq.py::test_all_letters_are_taken_only_when_all_are_asked_for",
-    "DX200": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
-    "DX203": "engine/keyed/test_stateful.py::test_a_stream_without_a_key_has_no_state_and_the_fix_is_said",
-    "DX211": "operators/recorded/test_specs.py::test_a_type_that_cannot_travel_to_a_worker_is_refused",
-    "DX223": "operators/formats/test_yaml.py::test_lambdas_and_local_types_cannot_be_written_and_are_named",
-    "DX231": "engine/planning/test_plan.py::test_a_changed_key_is_refused_while_its_stage_holds_something",
-    "DX232": "engine/graph/test_manifest.py::test_a_removed_source_is_refused_unless_it_is_declared",
-    "DX233": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
-    "DX234": "engine/graph/test_manifest.py::test_a_topology_with_another_number_of_partitions_than_applied_is_refused",
-    "DX235": "engine/cli/test_delete.py::test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams",
-    "DX238": "engine/cli/test_delete.py::test_a_version_that_was_replaced_can_be_applied_again_and_run",
-    "DX239": "engine/hosting/test_real_streams.py::test_a_source_whose_stream_removes_what_was_read_is_refused_with_the_reason",
-    "DX240": "engine/cli/test_delete.py::test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams",
-    "DX241": "engine/planning/test_apply.py::test_a_copy_into_a_stream_of_others_is_refused_unless_they_copy_it_themselves",
-    "DX242": "engine/cli/test_delete.py::test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_so",
-    "DX243": "engine/planning/test_plan.py::test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out",
-    "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
-    "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
-    "DX322": "engine/cli/test_topology.py::test_check_notes_what_the_order_of_keys_means_for_events_without_one",
-    "DX400": "engine/runtime/test_streams.py::test_a_fallback_or_redriven_event_of_which_the_server_takes_nothing",
-    "DX401": "engine/cli/test_without_a_server.py::test_a_verb_that_looks_starts_no_server_and_says_how_to_start_one",
-    "DX402": "bus/nats/test_connection.py::test_a_server_that_is_too_old_is_refused",
-    "DX403": "bus/nats/test_connection.py::test_a_wrong_password_is_not_allowed_and_not_shown",
-    "DX404": "engine/cli/publishing/test_publish.py::test_publishing_to_a_subject_that_no_stream_stores_is_refused",
-    "DX405": "engine/cli/publishing/test_publish.py::test_lines_of_stdin_are_published_unchanged",
-    "DX406": "engine/runtime/test_streams.py::test_a_sink_that_another_stream_captures_is_refused_with_the_way_out",
-    "DX407": "bus/contract/test_commit.py::test_a_commit_may_expect_on_several_subjects",
-    "DX408": "bus/memory/test_memory.py::test_a_claim_keeps_a_late_commit_from_landing",
-    "DX409": "bus/contract/test_publish.py::test_a_full_stream_refuses_and_drops_nothing",
-    "DX410": "engine/runtime/test_source.py::test_a_source_that_was_trimmed_or_emptied_while_the_engine_was_away",
-    "DX411": "engine/log/test_forged.py::test_a_log_without_its_first_claim_is_refused_and_not_begun_anew",
-    "DX412": "bus/nats/test_streams.py::test_what_has_message_ttl_or_schedules_is_refused_with_two_ways_out",
-    "DX413": "bus/local/test_server.py::test_a_server_that_does_not_start_says_why",
-    "DX414": "bus/nats/test_streams.py::test_a_stream_without_the_mark_of_dspex_is_never_altered",
-    "DX500": "bus/contract/test_publish.py::test_a_header_cannot_smuggle_in_another",
-    "DX501": "engine/client/test_values.py::test_an_event_with_a_longer_integer_is_a_dead_letter_that_shows_it",
-    "DX506": "engine/runtime/test_large_events.py::test_an_answer_that_no_payload_may_be_is_an_error_that_says_so",
-    "DX509": "engine/client/test_claim_checks.py::test_a_call_whose_request_lost_its_payload_is_a_dead_letter_at_once",
-    "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
-    "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
-    "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
-    "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
-    "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
-    "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",
-    "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
-    "DX604": "workers/answerers/test_replies.py::test_a_conflict_and_a_too_early_are_tried_again_later",
-    "DX606": "workers/pool/test_pool.py::test_all_calls_of_a_killed_child_end_in_worker_lost",
-    "DX607": "workers/answerers/test_replies.py::test_a_reply_that_was_cut_is_an_invalid_output_on_both_routes",
-    "DX608": "workers/dspy/test_programs.py::test_each_failure_of_a_program_has_its_class_and_the_worker_lives",
-    "DX609": "workers/answerers/test_replies.py::test_a_refusal_says_the_models_words_and_its_finish_reason",
-    "DX611": "workers/answerers/test_replies.py::test_a_call_that_its_caller_gave_up_is_cancelled_and_not_tried_again",
-    "DX620": "engine/runtime/test_dead_letters.py::test_only_a_dead_letter_that_was_listed_can_be_redriven",
-    "DX621": "engine/client/test_runs.py::test_a_run_with_a_dead_letter_has_failed",
-    "DX622": "engine/client/test_runs.py::test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one",
-    "DX623": "engine/cli/test_dlq.py::test_a_redriven_event_keeps_its_run_and_arrives_once",
-    "DX624": "engine/strangers/test_letters.py::test_a_letter_is_redriven_to_a_partition_of_its_topology_or_not_at_all",
-    "DX900": "engine/cli/test_app.py::test_a_bug_is_reported_without_a_traceback_and_with_one_on_v",
-}
 HERE = {"DX114", "DX125", "DX137", "DX310", "DX600"}  # tests of their own, below
 
 
