@@ -141,8 +141,8 @@ MORE = {
     "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),
     "DX234": (
-        "Keys would change their owners: by another number of partitions, or since streams of `key_by` meet, or no longer do.",
-        "leave it as it was: a key stays in its partition for good",
+        "Keys would change owners: the partitions are others, or streams of `key_by` meet or part while something is held.",
+        "leave it as it was, or wait until nothing is held",
     ),
     "DX235": ("Nothing of this name is applied.", "the message names what is; `dspex run` applies"),
     "DX237": (

@@ -6,11 +6,15 @@ inputs has its state in one place; all others have a stage each, so that they go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeAlias
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import KEYED_PARTITIONS, HopNode, Node
+
+Known: TypeAlias = Mapping[str, tuple[str, int]]
+"""Hop or source → (id of the stage that it leads to, its partitions)."""
 
 
 def behind(graph: Graph, node: Node) -> Iterator[Node]:
@@ -35,38 +39,81 @@ def groups(graph: Graph) -> list[tuple[HopNode, ...]]:
     return sorted((tuple(hops) for _, hops in found), key=lambda hops: order.index(hops[0].name))
 
 
-def new_id(*stages: Mapping[str, tuple[str, int]]) -> str:
+def keyed(graph: Graph) -> set[str]:
+    """The nodes to which events come behind a hop only, so that each has a key."""
+    found: set[str] = set()
+    for name, n in graph.nodes.items():
+        if isinstance(n, HopNode) or (n.inputs and all(i.node in found for i in n.inputs)):
+            found.add(name)
+    return found
+
+
+def new_id(*stages: Known) -> str:
     """The id of a new stage. Ids are never used again: what was dropped is kept."""
     return f"s{len({id for known in stages for id, _ in known.values()}) + 1}"
 
 
-def with_hops(
-    graph: Graph, before: Mapping[str, tuple[str, int]], others: Mapping[str, tuple[str, int]]
-) -> dict[str, tuple[str, int]]:
-    """Hop → (id of the stage behind it, partitions), of all hops that there ever were. `others`: the other stages.
+def regrouped(graph: Graph, before: Known, dropped: Collection[str] = ()) -> set[str]:
+    """The stages behind hops of which the hops lead to other ones together now: they are divided, or joined.
 
-    Raises TopologyError where hops that led to one stage would lead to several, or the other way round: what these stages hold
-    would have no owner.
+    `dropped`: hops that the version before had no more. One that comes back does not divide the stage of those that stayed.
     """
-    found = dict(before)
-    for hop in graph.hops:
-        was = graph.renamed_from.get(hop.name, "")
-        if hop.name not in found and was in found:
-            found[hop.name] = found.pop(was)
-    taken: dict[str, str] = {}  # stage → one of its hops
+    found: set[str] = set()
+    taken: set[str] = set()
     for hops in groups(graph):
-        names = [hop.name for hop in hops]
-        ids = sorted({found[name][0] for name in names if name in found})
-        if len(ids) > 1:
-            raise _stranded(graph, f"{' and '.join(names)} meet now, so their stages would be joined")
-        if ids and ids[0] in taken:
-            raise _stranded(graph, f"{taken[ids[0]]} and {names[0]} do not meet any more, so their stage would be divided")
-        id = ids[0] if ids else new_id(others, found)
-        taken[id] = names[0]
-        found |= dict.fromkeys(names, (id, KEYED_PARTITIONS))
+        ids = _led_to(graph, hops, before, dropped)
+        found |= (ids & taken) | (ids if len(ids) > 1 else set())
+        taken |= ids
     return found
 
 
-def _stranded(graph: Graph, what: str) -> TopologyError:
-    message = f"{graph.name}: {what}, and what they hold would have no owner"
-    return TopologyError(message, code="DX234", fix="leave the ways as they were; or begin anew: give the key_by another name=")
+def with_hops(
+    graph: Graph, before: Known, others: Known, dropped: Collection[str] = (), holding: Collection[str] = ()
+) -> dict[str, tuple[str, int]]:
+    """Hop → (id of the stage behind it, partitions), of all hops that there ever were.
+
+    Where hops lead to other ones together now, each group of them gets a stage of its own; that of before is dropped, under the
+    name `hop@stage`, and hands on what was on its way (engine/runtime/walk/hops.py).
+
+    Args:
+        others: the other stages. dropped: see `regrouped`. holding: stages that hold something.
+
+    Raises TopologyError where a stage that is divided or joined holds something: it would have no owner.
+    """
+    found, moved = dict(before), regrouped(graph, before, dropped)
+    if stuck := sorted(moved & set(holding)):
+        raise _stranded(graph, stuck[0], before)
+    for hop in graph.hops:
+        if (was := _was(graph, hop, before)) != hop.name:
+            found[hop.name] = found.pop(was)
+    for hops in groups(graph):
+        kept = _led_to(graph, hops, before, dropped) - moved
+        for name in [hop.name for hop in hops]:
+            if name in found and found[name][0] not in kept:
+                found[f"{name}@{found[name][0]}"] = found[name]
+        id = kept.pop() if kept else new_id(others, found)
+        found |= dict.fromkeys([hop.name for hop in hops], (id, KEYED_PARTITIONS))
+    return found
+
+
+def _led_to(graph: Graph, hops: Collection[HopNode], before: Known, dropped: Collection[str]) -> set[str]:
+    """The stages that these hops led to."""
+    stays = {id for name, (id, _) in before.items() if name not in dropped}
+    names = [name for hop in hops if (name := _was(graph, hop, before)) in before]
+    return {before[name][0] for name in names if name not in dropped or before[name][0] not in stays}
+
+
+def _was(graph: Graph, hop: HopNode, before: Known) -> str:
+    """The name that a hop had in the version before."""
+    old = graph.renamed_from.get(hop.name, "")
+    return old if hop.name not in before and old in before else hop.name
+
+
+def _stranded(graph: Graph, stage: str, before: Known) -> TopologyError:
+    names = " and ".join(sorted(name for name, (id, _) in before.items() if id == stage))
+    message = (
+        f"{graph.name}: streams of key_by meet now, or do not meet any more, so the stage behind {names} would be joined or "
+        "divided, and what it holds would have no owner"
+    )
+    fix = "wait until that is done; or leave the ways as they were; or begin anew: give the key_by another name="
+    return TopologyError(message, code="DX234", fix=fix)

@@ -28,6 +28,7 @@ def next_version(
     *,
     again: bool = False,
     reset: Collection[str] = (),
+    holding: Collection[str] = (),
 ) -> Manifest:
     """The manifest of `graph` behind those that there are; the last one itself, where it does not differ.
 
@@ -37,6 +38,7 @@ def next_version(
         streams: source subject → stream.
         again: whether a version that was applied before, and then replaced, may be applied again.
         reset: nodes whose open calls and state are dropped by it.
+        holding: stages that hold something, of those that are divided or joined by it.
 
     Raises: TopologyError.
     """
@@ -47,7 +49,7 @@ def next_version(
         raise refused(strange)
     if not again:
         _is_not_old(graph, known)
-    after = _next(graph, streams, before)
+    after = _next(graph, streams, before, holding)
     _of_one_form(graph, before, reset)
     if after == before and not reset:
         return after
@@ -93,7 +95,7 @@ def _is_not_old(graph: Graph, known: Sequence[Manifest]) -> None:
             )
 
 
-def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None) -> Manifest:
+def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None, holding: Collection[str]) -> Manifest:
     stages = dict(before.stages) if before else {}
     begun = dict(before.starts) if before else {}
     behind = dict(before.hops) if before else {}
@@ -103,7 +105,7 @@ def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None) -> 
             stages[node.name], begun[node.name] = stages.pop(was), begun.pop(was, 0)
         elif node.name not in stages:
             stages[node.name], begun[node.name] = (new_id(stages, behind), node.source.partitions), 0
-    behind = with_hops(graph, behind, stages)
+    behind = with_hops(graph, behind, stages, before.dropped if before else (), holding)
     if before is not None:
         _compare(graph, before, stages)
     return Manifest(

@@ -16,6 +16,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.hops import keyed
 from dspex.engine.graph.nodes import Call
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ def problems_of(t: Terminal, target: str) -> tuple[Topology | None, list[Problem
 def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     """Pools and language models that the settings do not have, what a pool may not use, and what an order means."""
     settings = t.settings()
+    has_keys = keyed(graph)
     for node in with_defaults(graph, settings.defaults.call.options()).calls:
         file, line = node.place or (None, None)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
-        if node.call.order == "key":  # whether events have one is known only when they come
+        if node.call.order == "key" and node.name not in has_keys:  # whether events have one is known only when they come
             text = "results are kept in the order of the events' keys, and events without one wait for each other"
             yield Problem("DX322", "note", graph.name, node.name, file, line, text, GIVE_A_KEY)
 

@@ -78,7 +78,8 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
         resets = [reset_key(graph, there, name) for name in reset if name in graph.nodes]
         try:
             versions = there.manifests.get(graph.name, NONE)
-            after[graph.name] = next_version(graph, versions, own, again=again, reset=resets)
+            holding = {stage for (name, stage), held in there.held.items() if name == graph.name and _held(held)}
+            after[graph.name] = next_version(graph, versions, own, again=again, reset=resets, holding=holding)
         except TopologyError as e:
             refused = refused or e
     wanted = wanted_subjects(app, graphs, streams)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from dspex.bus import subjects
 from dspex.bus.port import Bus, Kept, StreamInfo
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.hops import regrouped
 from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
 from dspex.engine.graph.versions import described, gone
@@ -130,12 +131,14 @@ async def _history(bus: Bus, graphs: Sequence[Graph], there: There) -> dict[str,
 
 
 def touched(graph: Graph, before: Manifest, reset: Collection[str]) -> set[str]:
-    """The stages of which it matters what they hold: something of theirs is gone, changes its key, or is reset."""
+    """The stages of which it matters what they hold: something of theirs is gone, changes its key, is divided or
+    joined, or is reset."""
     known = {**before.stages, **before.hops}
     names = {*gone(graph, before), *changed_keys(graph, before), *(name for name in reset if name in graph.nodes)}
     names = {name if name in known else graph.renamed_from.get(name, name) for name in names}
     calls = any(name not in known for name in names)  # calls of a node may be open in any stage
-    return set(before.live) if calls else {known[name][0] for name in names} & before.live
+    moved = regrouped(graph, before.hops, before.dropped)
+    return set(before.live) if calls else ({known[name][0] for name in names} | moved) & before.live
 
 
 def changed_keys(graph: Graph, before: Manifest) -> list[str]:

@@ -18,7 +18,7 @@ from dspex.engine.graph.hops import groups
 from dspex.engine.graph.nodes import WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
-from dspex.engine.runtime.walk.hops import arrived_step, hop_step, wake_step
+from dspex.engine.runtime.walk.hops import arrived_step, handed_on_step, hop_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
 from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
 
@@ -204,6 +204,9 @@ def _compiled(
     fuse = _Fuse(graph, id, hops)
     for node in entries:
         fuse.enter(node)
+    if source is None:
+        for hop in [h for h in graph.hops if h.name not in fuse.entries and h.name in hops]:
+            fuse.entries[hop.name] = handed_on_step(*hops[hop.name])
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
     exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])

@@ -58,3 +58,14 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
             after(data, walk)
 
     return step
+
+
+def handed_on_step(stage: str, count: int) -> Handler:
+    """The step at which an event ends that was on its way to a stage of before: it goes on to that of now."""
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        a, origin = walk.address, event.origin
+        to = subjects.edge(a.app, a.topology, stage, partition_of(origin.key or "", count))
+        walk.outputs.append(Forward(to, event.pack(), None, origin.session))
+
+    return step

@@ -160,6 +160,8 @@ def test_check_notes_what_the_order_of_keys_means_for_events_without_one(dspex: 
     (tmp_path / "dspex.toml").write_text('defaults.call.order = "key"\n')
     (tmp_path / "t.yaml").write_text(GOOD)
     assert "note[DX322] ask" in dspex("check", "t.yaml").out
+    (tmp_path / "t.yaml").write_text(GOOD.replace('filter: "n > 1"', "key_by: name"))
+    assert "DX322" not in dspex("check", "t.yaml").out
 
 
 def test_check_fails_on_warnings_only_with_strict(dspex: Dspex, tmp_path: Path) -> None:

@@ -185,28 +185,6 @@ def test_the_log_of_a_stage_behind_a_hop_and_of_the_one_before_replay_as_they_we
         assert one.run(differences(replay)) == []
 
 
-def test_hops_whose_ways_meet_have_one_stage_and_may_not_be_parted(lab: MakeLab) -> None:
-    def made(*, meet: bool) -> Topology:
-        topology = Topology("keyed")
-        a = topology.source("a").key_by("k", name="a_key")
-        b = topology.source("b").key_by("k", name="b_key")
-        if meet:
-            a.merge(b).sink("out")
-        else:
-            a.sink("out")
-            b.sink("other")
-        return topology
-
-    for first, then in ((True, False), (False, True)):
-        one = lab(made(meet=first))
-        host = one.start()
-        assert len({r.stage.id for r in host.runners}) == (3 if first else 4)
-        one.kill()
-        with pytest.raises(TopologyError, match="meet") as caught:
-            one.start("b", made(meet=then))
-        assert caught.value.code == "DX234"
-
-
 def test_a_hop_that_is_dropped_ends_what_it_had_open_and_its_events_are_letters(lab: MakeLab) -> None:
     def made(*, hop: bool) -> Topology:
         topology = Topology("keyed", drop=[] if hop else ["by_k"])
