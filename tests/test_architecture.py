@@ -50,6 +50,7 @@ LEAVES_A_BODY_OUT = {"operators/stream.py": "`declared` runs what the declaratio
 STARTS_TASKS = {
     "bus/tasks.py": "the owner of tasks",
     "bus/memory/virtual.py": "the event loop itself, which runs one coroutine to its end",
+    "engine/testing/wired.py": "likewise",
     "engine/cli/events/sending.py": "a task group of one block: one row that cannot be sent stops the others",
 }
 SAME_NAME = {

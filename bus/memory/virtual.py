@@ -18,7 +18,7 @@ ReadyKey = tuple[selectors.SelectorKey, int]
 LIVELOCK = 100_000  # iterations without coming to rest
 
 
-class _Stall(selectors.SelectSelector):
+class Stall(selectors.SelectSelector):
     """Where a loop would sleep, this one reports how long it would, and returns at once.
 
     It is the only place that sees both "nothing is ready" and "the next timer is due in n seconds" without reaching into
@@ -40,12 +40,16 @@ class _Stall(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop with a virtual clock, which starts at 0 and is moved by `advance` alone."""
+    """An event loop with a virtual clock, which starts at 0 and is moved by `advance` alone.
 
-    def __init__(self) -> None:
+    Args:
+        stall: what it asks for input, and tells when it is at rest.
+    """
+
+    def __init__(self, stall: type[Stall] = Stall) -> None:
         self._nanoseconds = 0  # whole ones: a sum of floats would drift away from the timers' own sums
         self._next: float | None = None
-        self._stall = _Stall(self._at_rest)
+        self._stall = stall(self._at_rest)
         super().__init__(self._stall)
 
     def time(self) -> float:

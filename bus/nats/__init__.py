@@ -16,7 +16,7 @@ from dspex.bus.nats.core import NatsSubscription
 from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
-from dspex.bus.nats.work import NatsWorkQueue
+from dspex.bus.nats.work import NatsDelivery, NatsWorkQueue
 from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, Sealing, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
@@ -74,6 +74,12 @@ class NatsBus:
     @property
     def connected(self) -> bool:
         return self._connection.up.is_set()
+
+    @property
+    def asking(self) -> bool:
+        """Whether an answer of the server is waited for."""
+        connection = self._connection
+        return bool(connection.pending) or (connection.up.is_set() and connection.client().echoing)
 
     async def close(self) -> None:
         await self._connection.close()
@@ -155,6 +161,10 @@ class NatsBus:
 
     async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> NatsWorkQueue | None:
         return await NatsWorkQueue(self._connection, stream, name, free).start()
+
+    def hand_back(self, delivery: NatsDelivery) -> None:
+        """Have a piece of work delivered again now that a process took which is gone."""
+        delivery.hand_back(self._connection)
 
     # -- core
     async def request(

@@ -96,6 +96,11 @@ class WireClient(Client):
         """Wait until the socket has taken most of what was put."""
         await self._transport.drain()  # type: ignore[union-attr]
 
+    @property
+    def echoing(self) -> bool:
+        """Whether an `echo` waits."""
+        return bool(self._echoes)
+
     async def echo(self) -> None:
         """Wait until the server has seen all that was put. Raises OSError when the connection ends."""
         pong: asyncio.Future[object] = asyncio.get_running_loop().create_future()

@@ -48,7 +48,7 @@ class Connection:
         self._gone = asyncio.Event()
         self._tasks = self.tasks(self._broken)
         self._subscriptions: dict[bytes, WireSubscription] = {}
-        self._pending: dict[bytes, PendingRequest] = {}
+        self.pending: dict[bytes, PendingRequest] = {}  # requests without an answer yet
         self._count = 0
         self._answers = f"{options.inbox_prefix}.{self.id}.r"
         self.listen(f"{self._answers}.*", self._answered)
@@ -103,7 +103,7 @@ class Connection:
     def _over(self, reason: str) -> None:
         self.up.clear()
         self._why = Unreachable("the bus is closed" if self.closed else f"the connection is lost: {reason}")
-        for pending in list(self._pending.values()):
+        for pending in list(self.pending.values()):
             pending.fail(Unreachable(self._why.message))
         for tell in list(self.on_end):
             tell()
@@ -129,7 +129,7 @@ class Connection:
         error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
         subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")
         if "for publish" in kind:
-            for pending in [q for q in self._pending.values() if subject in q.subjects]:
+            for pending in [q for q in self.pending.values() if subject in q.subjects]:
                 pending.fail(error)
         for interest in list(self._subscriptions.values()):
             if subject == (interest.asks if "for publish" in kind else interest.subject):
@@ -254,15 +254,15 @@ class Connection:
         """A request about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
         token = self.fresh()
         pending = PendingRequest(subjects, f"{self._answers}.{token}", final)
-        self._pending[token.encode()] = pending
+        self.pending[token.encode()] = pending
         try:
             yield pending
         finally:
-            del self._pending[token.encode()]
+            del self.pending[token.encode()]
 
     def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         token, _, place = subject.rpartition(b".")[2].partition(b"-")
-        if (pending := self._pending.get(token)) is not None:
+        if (pending := self.pending.get(token)) is not None:
             pending.take(data, head, place)
 
     async def ask(

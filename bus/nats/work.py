@@ -62,6 +62,10 @@ class NatsDelivery:
         self._tell(body)
         self._settled()
 
+    def hand_back(self, connection: Connection) -> None:
+        """`nak` over another connection than that of the process which took it."""
+        connection.put(protocol.message(self._reply, b"-NAK", None, limit=connection.max_payload))
+
     async def in_progress(self) -> None:
         self._tell(b"+WPI")
 

@@ -38,7 +38,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Engine": ("observer",),
-    "Driver": ("bus",),
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""

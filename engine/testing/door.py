@@ -6,13 +6,21 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from dspex.bus.memory.faults import Luck
 from dspex.bus.port import Bus
 
 T = TypeVar("T")
 _OPENED = ("read", "next", "ack", "put")  # whatever has one of these does operations of its own: readers, queues, buckets, …
+
+
+class Passage(Protocol):
+    """What each operation on a bus passes."""
+
+    async def through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do the operation of this name, or what happens to it."""
+        ...
 
 
 class Door:
@@ -35,7 +43,7 @@ class Door:
         """Let a frozen process go on, without faults."""
         self._open.set()
 
-    async def through(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
         """Do an operation; a fault happens before it, or behind it, when it is done and nobody has heard so."""
         await self._pass()
         result = await operation()
@@ -54,20 +62,22 @@ class Door:
                 await self._open.wait()
 
 
-def behind(door: Door, bus: Bus) -> Bus:
+def behind(door: Passage, bus: Bus) -> Bus:
     """The bus, every operation of which passes the door; those of what it opens, too."""
-    return cast("Bus", _Behind(door, bus))
+    return cast("Bus", BehindDoor(door, bus))
 
 
-class _Behind:
-    def __init__(self, door: Door, inner: Any) -> None:
+class BehindDoor:
+    """A bus, or what it opened, behind a door."""
+
+    def __init__(self, door: Passage, inner: Any) -> None:
         self._door, self._inner = door, inner
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
-        return partial(self._operation, found) if inspect.iscoroutinefunction(found) else found
+        return partial(self._operation, name, found) if inspect.iscoroutinefunction(found) else found
 
-    async def _operation(self, method: Callable[..., Awaitable[Any]], *args: Any, **given: Any) -> Any:
-        result = await self._door.through(lambda: method(*args, **given))
+    async def _operation(self, name: str, method: Callable[..., Awaitable[Any]], /, *args: Any, **given: Any) -> Any:
+        result = await self._door.through(name, lambda: method(*args, **given))
         opened = any(hasattr(result, name) for name in _OPENED)
-        return _Behind(self._door, result) if opened else result
+        return BehindDoor(self._door, result) if opened else result

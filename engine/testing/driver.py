@@ -16,19 +16,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, ConfigError
 from dspex.bus.memory.faults import Faults, Luck
-from dspex.bus.memory.server import MemoryBus, MemoryServer
-from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned, lacks
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
@@ -37,13 +36,13 @@ from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.testing.engines import AGAIN, Engines
 from dspex.engine.testing.names import TestedNames
+from dspex.engine.testing.places import Ground, InMemory
 from dspex.engine.testing.workers import Answers, Workers
 
 __all__ = ["Driver", "Faults"]
 
 T = TypeVar("T")
 APP = "test"
-START = 1_767_225_600.0  # 2026-01-01: when every driver's clock begins
 FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them is random
 
 
@@ -58,7 +57,6 @@ async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await asyncio.sleep(AGAIN)
 
 
-@lacks("Driver")
 class Driver(Planned, names=METHODS["Driver"]):
     """Runs topologies for a test.
 
@@ -66,35 +64,54 @@ class Driver(Planned, names=METHODS["Driver"]):
         topologies: run together, as one application.
         seed: decides every choice and every fault; two drivers with one seed do the same.
         faults: what goes wrong on the bus; nothing by default. What the test itself does is done again until it passes.
+        bus: "nats" starts a nats-server for this driver, which ends with it; the clock is virtual there, too.
     """
 
-    def __init__(self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None) -> None:
+    def __init__(
+        self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None, bus: Literal["memory", "nats"] = "memory"
+    ) -> None:
         self._graphs: list[Graph] = graphs_of(topologies)
         self._names = TestedNames(self._graphs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
+        self._ends = ExitStack()  # what was opened
         self._seed, self._faults = seed, faults
+        if bus not in ("memory", "nats"):
+            raise ConfigError(f"Driver(bus={bus!r}): there is no such bus", code="DX105", fix='"memory" or "nats"')
+        self._bus = bus
         self._letters_seen = False
         self._published = 0
 
     # -- life -----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._in_thread(self._open)
+        __tracebackhide__ = True
+        try:
+            self._in_thread(self._open)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def _open(self) -> None:
-        self._loop = VirtualLoop()
-        self._server = MemoryServer(seed=self._seed, faults=self._faults, epoch=START)
-        self._client = Client(bus=self._server.connect(), app=APP)
-        luck = Luck(self._seed + 1, self._server.luck.faults)
-        self._engines = Engines(self._connect, APP, self._graphs, luck)
+        self._place = self._place_of(self._bus)
+        self._ends.callback(self._place.close)
+        self._loop = self._place.loop
+        self._client = Client(bus=self._run(self._place.connect()), app=APP)
+        luck = Luck(self._seed + 1, self._place.luck.faults)
+        self._engines = Engines(self._place.connect, APP, self._graphs, luck)
+        self._ends.callback(lambda: self._run(self._engines.kill()))
         self._run(self._engines.start())
         pools = sorted({n.call.pool for g in self._graphs for n in g.calls})
-        self._workers = Workers(self._server, APP, pools)
+        self._workers = Workers(self._place, APP, pools)
+        self._ends.callback(lambda: self._run(self._workers.kill()))
         self._run(self._workers.start())
         self._loop.advance(0.5)
 
-    async def _connect(self) -> MemoryBus:
-        return self._server.connect()
+    def _place_of(self, bus: str) -> Ground:
+        if bus == "memory":
+            return InMemory(self._seed, self._faults)
+        from dspex.engine.testing.wired import OnServer  # nats-py takes a while to import
+
+        return OnServer(self._seed, self._faults)
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         __tracebackhide__ = True
@@ -102,14 +119,14 @@ class Driver(Planned, names=METHODS["Driver"]):
             if kind is None:
                 self._check_end()
         finally:
-            self._in_thread(self._close)
-            self._thread.shutdown()
+            self._end()
 
-    def _close(self) -> None:
+    def _end(self) -> None:
+        __tracebackhide__ = True
         try:
-            self._run(self._engines.kill())
+            self._in_thread(self._ends.close)
         finally:
-            self._loop.close()
+            self._thread.shutdown()
 
     def _check_end(self) -> None:
         __tracebackhide__ = True

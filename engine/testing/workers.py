@@ -11,10 +11,10 @@ from typing import Any
 
 from dspex.bus.codecs.msgpack import msgpack_bytes
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, NoAnswer, ProgramError
-from dspex.bus.memory.server import MemoryBus, MemoryServer
-from dspex.bus.port import Delivery
+from dspex.bus.port import Bus, Delivery
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.engine.testing.places import Ground
 
 Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 ROOM = 1000  # calls at once
@@ -33,11 +33,12 @@ class Workers:
         problem: the error of a call that no answer was given for; None while there is none.
     """
 
-    def __init__(self, server: MemoryServer, app: str, pools: Sequence[str]) -> None:
-        self._server, self._app, self._pools = server, app, pools
+    def __init__(self, place: Ground, app: str, pools: Sequence[str]) -> None:
+        self._place, self._app, self._pools = place, app, pools
         self._answers: dict[str, _Answer] = {}
         self._failures: dict[str, deque[Exception]] = {}
-        self._running: list[tuple[WorkLoop, MemoryBus]] = []
+        self._running: list[tuple[WorkLoop, Bus]] = []
+        self._held: dict[Delivery, None] = {}
         self.problem: DspexError | None = None
 
     def answer(self, node: str, outputs: Answers, after: float) -> None:
@@ -51,7 +52,7 @@ class Workers:
     async def start(self) -> None:
         """Begin to take work."""
         for pool in self._pools:
-            bus = self._server.connect()
+            bus = await self._place.connect()
             loop = WorkLoop(bus, self._app, pool, self._accept, free=lambda: ROOM, failed=self._failed)
             loop.start()
             self._running.append((loop, bus))
@@ -62,12 +63,20 @@ class Workers:
             await loop.kill()
             await bus.close()
         self._running.clear()
+        self._place.lost(list(self._held))
+        self._held.clear()
 
     def _failed(self, error: BaseException) -> None:
         self.problem = DspexError(f"the driver's workers failed: {error!r}")
 
     def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
-        return partial(self._run, request)
+        async def job() -> CallRecord | None:
+            self._held[delivery] = None
+            record = await self._run(request)
+            del self._held[delivery]  # not where this is cancelled: it was killed, and holds it
+            return record
+
+        return job
 
     async def _run(self, request: CallRequest) -> CallRecord | None:
         answer, failures = self._answers.get(request.node), self._failures.get(request.node)
@@ -82,7 +91,7 @@ class Workers:
             node=request.node,
             worker="driver",
             lm="driver",
-            started=self._server.now,
+            started=self._place.now,
         )
         if failures:
             return record(error=_as_error(failures.popleft()).as_dict())

@@ -21,7 +21,8 @@ from simulation import ROUGH
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
-from dspex.engine.testing.driver import APP, START, Driver
+from dspex.engine.testing.driver import APP, Driver
+from dspex.engine.testing.places import START
 
 CALM = {"plain", "ask", "many", "big", "poison"}  # kinds that need no model that fails
 
@@ -52,7 +53,7 @@ def drive(seed: int, count: int = 60) -> Report:
 
 def stored(d: Driver) -> list[Message]:
     """The whole application stream, logs and all, which the driver shows to nobody else."""
-    return list(d._server.streams[subjects.stream(APP)].messages.values())
+    return list(d._place.server.streams[subjects.stream(APP)].messages.values())
 
 
 def main() -> int:

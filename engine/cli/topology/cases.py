@@ -44,7 +44,7 @@ LOOKS: Final = ("calls", "dead_letters")
 STEPS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "answer": (("after",), "answer: { NODE: { FIELD: VALUE } }"),
     "fail": (("times", "message"), "fail: { NODE: RateLimited }"),
-    "publish": (("id", "key", "session", "at"), "publish: { SUBJECT: { FIELD: VALUE } }"),
+    "publish": (("id", "key", "session", "at", "after"), "publish: { SUBJECT: { FIELD: VALUE } }"),
     "advance": ((), "advance: 2m"),
     "crash": ((), "crash: engine"),
     "expect": ((), "expect: { SUBJECT: [ { FIELD: VALUE } ], calls: { NODE: 1 }, dead_letters: [] }"),

@@ -26,7 +26,15 @@ def cases_schema() -> dict[str, Any]:
     steps = [
         _step("answer", _mapping({"type": "object"}), after=duration),
         _step("fail", _mapping({"enum": list(FAILURES)}), times=many, message=TEXT),
-        _step("publish", _mapping({}), id=TEXT, key=TEXT, session=TEXT, at={"type": "string", "format": "date-time"}),
+        _step(
+            "publish",
+            _mapping({}),
+            after=duration,
+            id=TEXT,
+            key=TEXT,
+            session=TEXT,
+            at={"type": "string", "format": "date-time"},
+        ),
         _step("advance", duration),
         _step("crash", {"enum": [*CRASHES, None]}),
         _step("expect", {"type": "object", "properties": expected, "additionalProperties": _LIST}),

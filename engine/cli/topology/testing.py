@@ -46,16 +46,14 @@ def test(
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of test files, for editors.")] = False,
 ) -> None:
-    """Run the cases of test files, without a server and without a model; exit 1 where one fails."""
+    """Run the cases of test files on a virtual clock, without a model; exit 1 where one fails."""
     t = terminal(context)
     if schema:
         from dspex.engine.cli.topology.schema import cases_schema
 
         t.document(to_json(cases_schema()))
         return
-    selected, options = wanted(expression), {"seed": seed, "faults": faults_of(faults)}
-    if bus is not BusName.memory:
-        options["bus"] = bus.value
+    selected, options = wanted(expression), {"seed": seed, "bus": bus.value, "faults": faults_of(faults)}
     files = [_loaded(t, path) for path in _found(paths or [Path()])]
     number = sum(selected(case.id) for file in files for case in file.cases)
     if not number:

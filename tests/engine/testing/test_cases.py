@@ -191,6 +191,11 @@ def test_update_writes_what_came_and_leaves_the_rest_of_the_file(dspex: Dspex) -
     assert dspex("test").code == 0
 
 
+def test_cases_run_on_a_server_as_they_do_in_memory(dspex: Dspex) -> None:
+    found = dspex("test", "--bus", "nats", "-k", "crash or letter")
+    assert (found.code, found.out.splitlines()[-1]) == (0, "2 passed, 0 failed"), found.out
+
+
 def test_the_same_faults_come_of_the_same_seed_and_change_no_outcome(dspex: Dspex) -> None:
     for seed in ("2", "3"):
         found = dspex("test", "--seed", seed, "--faults", "duplicate=0.2,delay=50ms,crash=0.01", "-k", "crash")
