@@ -131,7 +131,8 @@ class SourceInput(Input):
     def _time_of(self, message: Message) -> float:
         source = self.settings
         if source.time is None:
-            return event_time(message).timestamp() if subjects.TIME in message.headers else message.time
+            own = subjects.TIME in message.headers and subjects.AT not in message.headers  # else its time is to come
+            return event_time(message).timestamp() if own else message.time
         at = time_of(source, self.event(message))
         return NO_MARK if at is None else at
 

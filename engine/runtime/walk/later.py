@@ -31,7 +31,8 @@ def put_off(
     place, time = arrival.place, arrival.position.time if arrival.position is not None else 0.0
     if released is not None and released[1].place is not None:
         place, time = released[1].place, released[1].time
-    until = arrival.clock + HOLD if released is None else released[1].until
+    holds = max(arrival.clock, event.origin.time)  # a time that is still to come holds nothing up before it has come
+    until = holds + HOLD if released is None else released[1].until
     later = Timer(at, "event", place, time, attempts, event.origin.run, event.node, hold=event.origin.time, until=until)
     changes = (("timers", released[0], None),) if released else ()
     return Effects((), (*changes, ("timers", number, later)), notes=("event", "put_off"))

@@ -174,6 +174,17 @@ def test_events_that_wait_close_the_gate_and_status_says_who_holds_it(lab: MakeL
     assert (stage["put_off"], stage["full"], stage["lag"]) == (0, 0, 0)
 
 
+def test_an_event_that_waits_holds_the_watermark_at_its_time_from_then_on(lab: MakeLab) -> None:
+    """Else what comes at its time would be late behind events that came at once."""
+    one = lab(plain())
+    host = one.start()
+    at = now(one) + timedelta(hours=5)
+    one.publish("in", {"n": 1}, at=at)
+    (p,) = host.runners[0].partitions.values()
+    hold, time = p.tables.hold, at.timestamp()
+    assert (hold("in", time - 1), hold("in", time + 60), hold("in", time + 7200)) == (time, time, float("inf"))
+
+
 @pytest.mark.parametrize(
     ("times", "why"),
     [
