@@ -68,7 +68,8 @@ async def _status(t: Terminal, watch: bool) -> None:
 
 def _print(t: Terminal, found: Status) -> None:
     server = found["server"]
-    stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}"
+    most = f" of {_size(server['max_bytes'])}" if server["max_bytes"] > 0 else ""
+    stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}{most}"
     if not server["stream"]:
         lost = any(e["alive"] for e in found["engines"])
         why = "its stream is GONE: restore the server's data" if lost else "nothing is applied yet: dspex run"

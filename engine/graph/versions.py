@@ -138,13 +138,22 @@ def not_reset(topology: str, node: str, why: str) -> TopologyError:
     )
 
 
+def changed_forms(graph: Graph, before: Manifest) -> dict[str, tuple[str, str]]:
+    """The operators whose rows have another form than in the version before: it, and the one that they have now."""
+    found: dict[str, tuple[str, str]] = {}
+    for node in graph.states:
+        was = before.states.get(graph.renamed_from.get(node.name, node.name))
+        if was is not None and was != node.state.form:
+            found[node.name] = was, node.state.form
+    return found
+
+
 def _of_one_form(graph: Graph, before: Manifest | None, reset: Collection[str]) -> None:
     """Refuse an operator whose rows have another form than those that are kept, unless those are dropped."""
-    for node in graph.states:
-        was = before.states.get(graph.renamed_from.get(node.name, node.name)) if before is not None else None
-        if was not in (None, node.state.form) and node.name not in reset:
-            why = f"what {node.name} keeps has another form now ({node.state.form}, and it was {was})"
-            raise not_reset(graph.name, node.name, why)
+    forms = changed_forms(graph, before) if before is not None else {}
+    for name, (was, now) in forms.items():
+        if name not in reset:
+            raise not_reset(graph.name, name, f"what {name} keeps has another form now ({now}, and it was {was})")
 
 
 def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:

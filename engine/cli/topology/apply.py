@@ -69,7 +69,7 @@ async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str]) -> App
     from dspex.engine.hosting.planning.plan import plan as make
     from dspex.engine.hosting.planning.there import look
 
-    return make(c.app, graphs, await look(c.bus, c.app, graphs, reset), again=True, reset=reset)
+    return make(c.app, graphs, await look(c.bus, c.app, graphs, reset, remarks=True), again=True, reset=reset)
 
 
 def _print(t: Terminal, found: ApplyPlan) -> None:

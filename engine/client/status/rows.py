@@ -21,13 +21,14 @@ class Status(TypedDict):
 
 
 class ServerRow(TypedDict):
-    """The server and the application's stream. `stream`: None before the first topology is applied."""
+    """The server and the application's stream. `stream`: None before anything is applied. `max_bytes`: -1 for no limit."""
 
     url: str
     app: str
     stream: str | None
     messages: int
     bytes: int
+    max_bytes: int
     replicas: int
 
 

@@ -65,6 +65,7 @@ def _server(bus: Bus, app: str, info: StreamInfo | None) -> ServerRow:
         "stream": info.name if info else None,
         "messages": info.messages if info else 0,
         "bytes": info.bytes if info else 0,
+        "max_bytes": info.max_bytes if info else -1,
         "replicas": info.replicas if info else 0,
     }
 

@@ -16,10 +16,10 @@ from dspex.bus.errors import ConfigError, DspexError, SubjectTaken, TopologyErro
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import CallNode, HopNode, StateNode
-from dspex.engine.graph.versions import described, gone, next_version, not_reset
+from dspex.engine.graph.versions import changed_forms, described, gone, next_version, not_reset
 from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consumers, of_stores, of_streams, wanted_subjects
 from dspex.engine.hosting.planning.lines import held_words
-from dspex.engine.hosting.planning.remarks import late, trimmed, unreadable
+from dspex.engine.hosting.planning.remarks import late, mixed, trimmed, unreadable
 from dspex.engine.hosting.planning.there import NONE, Held, There, sources
 
 
@@ -85,13 +85,14 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
     wanted = wanted_subjects(app, graphs, streams)
     refused = refused or _not_reset(nodes, reset) or unreadable(streams, there)
     made = [*of_streams(wanted, there), *of_consumers(graphs, there), *of_stores(app, there)]
-    warnings = [*trimmed(graphs, streams, there), *(w for g in graphs for w in late(g, there))]
+    warnings = [*trimmed(graphs, streams, there), *mixed(there), *(w for g in graphs for w in late(g, there))]
     return ApplyPlan([*made, *nodes], warnings, refused, streams, wanted, after)
 
 
 def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[PlannedChange]:
     before = there.last(graph.name)
     was = before.nodes if before is not None else {}
+    forms = changed_forms(graph, before) if before is not None else {}
     for name, node in graph.nodes.items():
         old = was.get(name) or was.get(graph.renamed_from.get(name, ""))
         now, held = described(node), held_by(graph, there, name)
@@ -106,8 +107,8 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
         elif old is None:
             if before is None or before.nodes:  # else a version that did not say what it has
                 yield PlannedChange("create", "node", title, None, shown)
-        elif isinstance(node, HopNode) and old.get("options") != now["options"] and _held(held):
-            yield PlannedChange("reset", "node", title, what, shown, additive=False)
+        elif name in forms or (isinstance(node, HopNode) and old.get("options") != now["options"] and _held(held)):
+            yield PlannedChange("reset", "node", title, what, shown, additive=not _held(held))
         elif old != now or name not in was:
             yield PlannedChange("change", "node", title, what, shown)
     if before is not None:

@@ -49,6 +49,12 @@ def trimmed(graphs: Sequence[Graph], streams: Mapping[str, str], there: There) -
                 )
 
 
+def mixed(there: There) -> Iterator[str]:
+    """Sinks to which somebody else publishes, too."""
+    for pattern in sorted(there.strangers):
+        yield f"sink {pattern!r}: somebody else publishes there, and who reads it gets their events among the outputs"
+
+
 def late(graph: Graph, there: There) -> Iterator[str]:
     """New sources with a history that joins operators for which an event can be late."""
     before = there.last(graph.name)

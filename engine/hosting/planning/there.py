@@ -15,7 +15,7 @@ from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import regrouped
 from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
-from dspex.engine.graph.versions import described, gone
+from dspex.engine.graph.versions import changed_forms, described, gone
 from dspex.engine.log.latest import look as look_at
 from dspex.engine.log.tables import Tables
 
@@ -45,6 +45,7 @@ class There:
         holders: subject or pattern of a source or a sink → the stream that captures it.
         stores: buckets and object stores of the application. consumers: durable ones, of work.
         held: (topology, stage) → what it holds, where that decides something.
+        strangers: subjects (patterns) of sinks whose last event nobody wrote who commits.
         history: subject of a new source → events that are stored for it already.
     """
 
@@ -55,6 +56,7 @@ class There:
     consumers: frozenset[str] = frozenset()
     held: Mapping[tuple[str, str], Held] = field(default_factory=dict)
     history: Mapping[str, int] = field(default_factory=dict)
+    strangers: frozenset[str] = frozenset()
 
     def last(self, topology: str) -> Manifest | None:
         """The version of a topology that is applied."""
@@ -67,8 +69,8 @@ def sources(graph: Graph) -> list[Source]:
     return [n.source for n in graph.sources]
 
 
-async def look(bus: Bus, app: str, graphs: Sequence[Graph], reset: Collection[str] = ()) -> There:
-    """Look at the server. Makes nothing. Raises BusError."""
+async def look(bus: Bus, app: str, graphs: Sequence[Graph], reset: Collection[str] = (), *, remarks: bool = False) -> There:
+    """Look at the server. Makes nothing. Raises BusError. `remarks`: also at what is needed for warnings alone."""
     applied = subjects.applied(app)
     manifests = await everything(await bus.bucket(applied)) if await bus.has("bucket", applied) else {}
     patterns = {n.sink.pattern for g in graphs for n in g.sinks} | {s.subject for g in graphs for s in sources(g)}
@@ -80,11 +82,14 @@ async def look(bus: Bus, app: str, graphs: Sequence[Graph], reset: Collection[st
     names = sorted({*own, *read, *holders.values()})
     infos = await asyncio.gather(*(bus.stream(name) for name in names))
     there = replace(there, streams={name: info for name, info in zip(names, infos) if info is not None})
-    consumers, history = await asyncio.gather(_consumers(bus, app, graphs, there), _history(bus, graphs, there))
+    there = replace(there, consumers=await _consumers(bus, app, graphs, there))
+    if remarks:
+        history, strangers = await asyncio.gather(_history(bus, graphs, there), _strangers(bus, app, graphs, there))
+        there = replace(there, history=history, strangers=strangers)
     held = {g.name: touched(g, m, reset) for g in graphs if (m := there.last(g.name)) is not None}
     found = [await _held(bus, app, g, m, held[g.name]) for g in graphs if (m := there.last(g.name)) is not None]
     whole = {key: value for one in found for key, value in one.items()}
-    return replace(there, consumers=consumers, history=history, held=whole)
+    return replace(there, held=whole)
 
 
 async def _holders(bus: Bus, patterns: Sequence[str]) -> dict[str, str]:
@@ -118,6 +123,16 @@ async def _consumers(bus: Bus, app: str, graphs: Sequence[Graph], there: There) 
     return frozenset(name for name, begin in zip(names, begins) if begin is not None)
 
 
+async def _strangers(bus: Bus, app: str, graphs: Sequence[Graph], there: There) -> frozenset[str]:
+    """What commits write has an id of ours. Only the last event of a sink is looked at."""
+    own = subjects.stream(app)
+    patterns = sorted({n.sink.pattern for g in graphs for n in g.sinks if there.holders.get(n.sink.pattern) == own})
+    last = await asyncio.gather(*(bus.last(own, pattern) for pattern in patterns))
+    return frozenset(
+        p for p, message in zip(patterns, last) if message is not None and subjects.EVENT_ID not in message.headers
+    )
+
+
 async def _history(bus: Bus, graphs: Sequence[Graph], there: There) -> dict[str, int]:
     """Of sources that are new in a topology that is applied: what they will read that is stored already."""
     found: dict[str, int] = {}
@@ -134,7 +149,8 @@ def touched(graph: Graph, before: Manifest, reset: Collection[str]) -> set[str]:
     """The stages of which it matters what they hold: something of theirs is gone, changes its key, is divided or
     joined, or is reset."""
     known = {**before.stages, **before.hops}
-    names = {*gone(graph, before), *changed_keys(graph, before), *(name for name in reset if name in graph.nodes)}
+    names = {*gone(graph, before), *changed_keys(graph, before), *changed_forms(graph, before)}
+    names |= {name for name in reset if name in graph.nodes}
     names = {name if name in known else graph.renamed_from.get(name, name) for name in names}
     calls = any(name not in known for name in names)  # calls of a node may be open in any stage
     moved = regrouped(graph, before.hops, before.dropped)
@@ -162,7 +178,7 @@ async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Coll
         calls = Counter(before.renamed.get(row.node, row.node) for t in tables for row in t.calls.rows.values())
         rows = Counter(key[0] for t in tables for key in t.keyed.rows)
         unread, subject = 0, sources_of.get(stage)
-        if subject in lost and subject is not None:
+        if subject is not None and subject in lost:
             read = max(min(t.position("source").sequence for t in tables), before.starts.get(subject, 0))
             there = await bus.stream(before.streams[subject]) is not None
             unread = await bus.count(before.streams[subject], [subject], after=read) if there else 0

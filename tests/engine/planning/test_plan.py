@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,9 +11,11 @@ from engine_lab import APP, SOURCES, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, SubjectTaken, TopologyError
-from dspex.bus.port import StreamConfig, StreamInfo
+from dspex.bus.port import NewMessage, StreamConfig, StreamInfo
+from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
 from dspex.engine.graph.manifest import Versions, history
+from dspex.engine.graph.nodes import StateNode
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.planning.plan import ApplyPlan, plan
 from dspex.engine.hosting.planning.remarks import late
@@ -39,7 +41,7 @@ def keyed(key: str, name: str = "by", **options: Any) -> Topology:
 
 def planned(one: Lab, *topologies: Topology, reset: Sequence[str] = (), again: bool = False) -> ApplyPlan:
     graphs = [t.graph for t in topologies]
-    there = one.run(look(one.client.bus, APP, graphs, reset))
+    there = one.run(look(one.client.bus, APP, graphs, reset, remarks=True))
     return plan(APP, graphs, there, again=again, reset=reset)
 
 
@@ -130,6 +132,48 @@ def test_a_changed_key_is_refused_while_its_stage_holds_something(lab: MakeLab) 
     assert [o["text"] for o in one.outputs("out")] == ["a", "b"]
 
 
+@dataclass(frozen=True)
+class Formed:
+    """A topology that counts, and whose counts have a form."""
+
+    form: str
+
+    @property
+    def graph(self) -> Graph:
+        def count(n: int, data: Any, ctx: Any) -> tuple[int, list[Any]]:
+            return n + 1, [{**data, "n": n + 1}]
+
+        topology = Topology("formed")
+        topology.source("in").key_by("k", name="by").stateful(count, init=int, name="count").sink("out")
+        nodes = dict(topology.graph.nodes)
+        node = nodes["count"]
+        assert isinstance(node, StateNode)
+        nodes["count"] = replace(node, options={"form": self.form}, state=replace(node.state, form=self.form))
+        return replace(topology.graph, nodes=nodes)
+
+
+def test_state_of_another_form_is_shown_as_what_has_to_be_reset_and_a_reset_begins_anew(lab: MakeLab) -> None:
+    one = lab(Formed("window 60"))
+    one.start()
+    for key in "aab":
+        one.publish("in", {"k": key})
+    one.advance(1)
+    one.drain()
+    new = Formed("window 300").graph
+    found = plan(APP, [new], one.run(look(one.client.bus, APP, [new])))
+    (lost,) = found.lossy
+    assert (lost.op, lost.name, lost.before["rows"], lost.after["form"]) == ("reset", "formed/count", 2, "window 300")
+    assert (found.refused and found.refused.code, "--reset count" in str(found.refused and found.refused.fix)) == (
+        "DX231",
+        True,
+    )
+    one.run(apply(one.client.bus, APP, [new], reset=["count"]))
+    one.start("b", Formed("window 300"))
+    one.publish("in", {"k": "a"})
+    one.advance(1)
+    assert [o["n"] for o in one.outputs("out")] == [1, 2, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["ask", "by"], ids=["a call", "the stage behind a hop"])
 @pytest.mark.parametrize("crashes", [False, True])
 def test_reset_drops_open_calls_once_and_the_log_says_so_to_a_replay(lab: MakeLab, name: str, crashes: bool) -> None:
@@ -199,6 +243,18 @@ def test_a_sink_that_another_stream_captures_is_refused_by_the_plan(lab: MakeLab
     assert (refused.code, "THEIRS" in refused.message) == ("DX406", True)
 
 
+def test_events_of_others_on_a_sink_are_a_warning(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(1)
+    assert planned(one, asking()).warnings == []
+    one.store(NewMessage("out", b"{}"))
+    (warning,) = planned(one, asking()).warnings
+    assert warning.startswith("sink 'out': somebody else publishes there")
+
+
 def test_a_new_source_with_a_history_is_said_to_be_late_where_an_operator_has_a_time(lab: MakeLab) -> None:
     def version(*sources: str) -> Topology:
         topology = Topology("merged")
@@ -211,7 +267,7 @@ def test_a_new_source_with_a_history_is_said_to_be_late_where_an_operator_has_a_
     one.publish("old", {"n": 1})
     one.start()
     graph = version("in", "old").graph
-    there = one.run(look(one.client.bus, APP, [graph]))
+    there = one.run(look(one.client.bus, APP, [graph], remarks=True))
     assert list(late(graph, there)) == []
     timed = replace(graph, nodes={**graph.nodes, "counted": replace(graph.nodes["counted"], op="window")})
     (warning,) = late(timed, there)

@@ -17,7 +17,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.engine.graph import manifest
+from dspex.engine.graph import manifest, pauses
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
@@ -72,7 +72,9 @@ async def test_an_acknowledgement_does_not_leave_the_account_of_a_publisher(url:
 
 
 @pytest.mark.asyncio
-async def test_an_acknowledgement_replaces_no_manifest_and_keeps_no_engine_from_starting(nats_url: str, unique: str) -> None:
+async def test_an_acknowledgement_replaces_no_manifest_and_no_pause_and_keeps_no_engine_from_starting(
+    nats_url: str, unique: str
+) -> None:
     def topology(*fields: str) -> Topology:
         made = Topology("triage")
         made.source(f"{unique}.in").set(dict.fromkeys(fields, "1")).sink(f"{unique}.out")
@@ -87,16 +89,21 @@ async def test_an_acknowledgement_replaces_no_manifest_and_keeps_no_engine_from_
     bus = await connect(nats_url)
     client = await nats.connect(nats_url)
     assert await starts(topology("a")) == 1
-    for version in (1, 2):
-        key = f"$KV.{subjects.applied(unique)}.{subjects.manifest_key('triage', version)}"
-        await client.publish(f"{unique}.in", b"{}", reply=key)
+    paused = await pauses.pause(await bus.bucket(subjects.applied(unique)), "triage", pauses.WHOLE, 0.0)
+    keys = [*(subjects.manifest_key("triage", n) for n in (1, 2)), *(subjects.pause_key("triage", n) for n in (1, 2, 3))]
+    for key in keys:
+        await client.publish(f"{unique}.in", b"{}", reply=f"$KV.{subjects.applied(unique)}.{key}")
     await client.flush()
 
     async def arrived() -> bool:
         items = await (await bus.bucket(subjects.applied(unique))).items()
-        return b'"seq"' in items.get(subjects.manifest_key("triage", 2), (b"", 0))[0]
+        return all(b'"seq"' in items.get(key, (b"", 0))[0] for key in (keys[1], *keys[-2:]))
 
     await until(arrived)
+    bucket = await bus.bucket(subjects.applied(unique))
+    assert (await pauses.read(bucket))["triage"] == paused  # nor does it end a pause
+    assert (await pauses.resume(bucket, "triage", pauses.WHOLE)).number == 4
+    assert (await pauses.read(bucket))["triage"].names == {}
     assert [await starts(topology("a")), await starts(topology("a", "b")), await starts(topology("a", "b"))] == [1, 3, 3]
     await client.close()
     await bus.close()
