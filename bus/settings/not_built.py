@@ -32,7 +32,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         *("put_program", "scale", "approvals", "decide", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
-    "Driver": ("state", "replay"),
+    "Driver": ("replay",),
     "CallContext": ("now", "random", "uuid", "idempotency_key"),
 }
 """Methods and attributes of other classes."""

@@ -130,6 +130,7 @@ class State:
         delay: seconds by which what comes out may lie behind its watermark.
         event_time: whether it depends on the watermark, so that the stages before it have to state theirs.
         form: what its rows look like, beyond the operator's name: rows of another form are never read as these.
+        shown: (the rows of a key by their sub-keys) → the value that people are shown as its state; None: the rows as they are.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -137,6 +138,7 @@ class State:
     delay: float = 0.0
     event_time: bool = False
     form: str = ""
+    shown: Callable[[Mapping[str, bytes]], Any] | None = None
 
 
 WAKE: Final = "~wake"

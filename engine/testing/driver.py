@@ -254,6 +254,12 @@ class Driver(Planned, names=METHODS["Driver"]):
         inputs = {n.name: n.call.inputs for g in self._graphs for n in g.calls}
         return [s for s in steps(stored, inputs) if s.node == node]
 
+    def state(self, node: str, key: str) -> Any:
+        """What a node with state keeps of a key; None where it keeps nothing. Raises ConfigError where it is no such node."""
+        __tracebackhide__ = True
+        known = self._names.state(node)
+        return self._do(lambda: self._engines.state(known, key))
+
     def dead_letters(self) -> list[DeadLetter]:
         """All dead letters. A test that never asks fails at its end if there are any."""
         __tracebackhide__ = True

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, Unreachable
 from dspex.bus.memory.faults import Luck
 from dspex.bus.port import Bus
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.hosting.host import Host
 from dspex.engine.testing.door import Door, behind
 
@@ -80,6 +82,18 @@ class Engines:
         faults = self._luck.faults
         if faults.crash or faults.freeze:
             self._tasks.start(self._keep(), "engines")
+
+    async def state(self, node: str, key: str) -> Any:
+        """What a node keeps of a key; None where it keeps nothing. Raises Unreachable while no engine runs its stage."""
+        stages = [r for e in self._living[-1:] for r in e.host.runners if node in r.stage.states]
+        tables = [p.tables.keyed.rows for r in stages for p in r.partitions.values()]
+        found = {sub: row for rows in tables for (n, k, sub), row in rows.items() if (n, k) == (node, key)}
+        if found:
+            shown = stages[0].stage.states[node].state.shown
+            return shown(found) if shown is not None else found
+        if any(len(r.partitions) < (1 if r.source is not None else KEYED_PARTITIONS) for r in stages) or not stages:
+            raise Unreachable(f"no engine runs all partitions of the stage of {node}")
+        return None
 
     async def kill(self) -> None:
         """End all, as SIGKILL would."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import StateNode
 
 
 class TestedNames:
@@ -15,6 +16,7 @@ class TestedNames:
 
     def __init__(self, graphs: Sequence[Graph]) -> None:
         self._calls = [n.name for g in graphs for n in g.calls]
+        self._states = [n.name for g in graphs for n in g.nodes.values() if isinstance(n, StateNode)]
         self._sources = [n.source.subject for g in graphs for n in g.sources]
         self._sinks = [n.sink.pattern for g in graphs for n in g.sinks]
 
@@ -23,6 +25,13 @@ class TestedNames:
         __tracebackhide__ = True
         if name not in self._calls:
             raise _unknown("recorded node", name, self._calls, "the topology calls nothing")
+        return name
+
+    def state(self, name: str) -> str:
+        """A node with state."""
+        __tracebackhide__ = True
+        if name not in self._states:
+            raise _unknown("node with state", name, self._states, "no operator of the topology keeps any")
         return name
 
     def stored(self, subject: str) -> str:

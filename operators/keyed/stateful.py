@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -63,6 +63,10 @@ class _Stateful:
             rows.alarm(rows.clock + rows.waking)
         return outputs
 
+    def shown(self, rows: Mapping[str, bytes]) -> Any:
+        """The state of a key as the function has it."""
+        return self._values.unpack(msgpack.unpackb(rows[""])[1])
+
     def woken(self, rows: Any, name: str) -> Sequence[Emitted]:
         row, rows.waking = rows.row(), None
         if row is None:
@@ -91,7 +95,7 @@ def build(
 ) -> State:
     """A function with state."""
     stateful = _Stateful(fn, init, on_wake, ttl)
-    return State(stateful.step, stateful.woken, event_time=ttl is not None)
+    return State(stateful.step, stateful.woken, event_time=ttl is not None, shown=stateful.shown)
 
 
 OPERATOR = Operator(

@@ -32,7 +32,7 @@ def drive(seed: int, count: int = 60) -> Report:
     random = Random(seed)
     made = workload.events(count, seed, keys=5, big=random.randrange(3), start=START)
     events = [e for e in made if e.data and e.data["kind"] in CALM]
-    with Driver(workload.build(1 + 3 * (seed % 2)), seed=seed, faults=ROUGH) as d:
+    with Driver(workload.build(1 + 3 * (seed % 2)), seed=seed, faults=replace(ROUGH, crash=0.002, freeze=0.0005)) as d:
         d.answer("classify", lambda inputs: workload.model(inputs, "classify"), after=random.choice(["0s", "300ms", "2s"]))
         d.answer("label", lambda inputs: workload.model(inputs, "label"), after="1s")
         crashes, given = 0, list[workload.Given]()

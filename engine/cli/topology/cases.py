@@ -39,7 +39,7 @@ FAILURES: Final = {
     if isinstance(found := getattr(errors, name), type) and issubclass(found, DspexError) and found is not DspexError
 }
 """What `fail` may name."""
-LOOKS: Final = ("calls", "dead_letters")
+LOOKS: Final = ("calls", "dead_letters", "state")
 """What `expect` may name besides subjects."""
 STEPS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "answer": (("after",), "answer: { NODE: { FIELD: VALUE } }"),
@@ -69,10 +69,6 @@ class CaseStep:
     options: Mapping[str, Any]
     line: int
     number: int
-
-    def line_of(self, key: str) -> int:
-        """Where a key of what it is about stands."""
-        return self.about.at(key) if isinstance(self.about, Mapped) else self.line
 
 
 @dataclass(frozen=True)
@@ -256,22 +252,35 @@ class _Reader:
         for key, value, line in self.mapping(step, how):
             if key == "calls":
                 self.calls(value, line)
+            elif key == "state":
+                self.states(value, line)
             elif key not in LOOKS:
                 with self.told(line):
                     self.names.stored(key)
-            if key != "calls" and not isinstance(value, list | int | None):
+            if key not in ("calls", "state") and not isinstance(value, list | int | None):
                 self.file.report(line, f"{key} is a list of what it should have, and this is {value!r}", how)
 
-    def calls(self, value: object, line: int) -> None:
-        if not isinstance(value, Mapped):
-            self.file.report(line, f"calls is a mapping of nodes, and this is {value!r}", "calls: { NODE: 1 }")
-            return
-        for node, wanted in value.items():
+    def calls(self, value: Any, line: int) -> None:
+        for node, wanted in self.of_nodes("calls", value, line, "calls: { NODE: 1 }"):
             with self.told(value.at(node)):
                 self.names.call(node)
             if not isinstance(wanted, list | int | None):
                 fix = f"calls: {{ {node}: 1 }}"
                 self.file.report(value.at(node), f"calls of {node} are a number or a list, and this is {wanted!r}", fix)
+
+    def of_nodes(self, what: str, value: object, line: int, how: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, Mapped):
+            self.file.report(line, f"{what} is a mapping of nodes, and this is {value!r}", how)
+            return
+        yield from value.items()
+
+    def states(self, value: Any, line: int) -> None:
+        how = "state: { NODE: { KEY: VALUE } }"
+        for node, keys in self.of_nodes("state", value, line, how):
+            with self.told(value.at(node)):
+                self.names.state(node)
+            if not isinstance(keys, Mapped):
+                self.file.report(value.at(node), f"state of {node} is a mapping of keys, and this is {keys!r}", how)
 
 
 def _time(text: str) -> datetime:

@@ -98,18 +98,28 @@ def _expect(d: Driver, step: CaseStep, outcome: Outcome) -> None:
     for path, expected, found in _looks(d, step.about):
         where = next((f for f in differences(expected, found, ".".join(path))), None)
         if where is not None:
-            line = step.about[path[0]].at(path[1]) if len(path) > 1 else step.line_of(path[0])
+            line = _at(step.about, path[:-1]).at(path[-1])
             outcome.failures.append(Unmet(line, where))
-            value = len(found) if isinstance(expected, int) else renewed(expected, found)
+            value = len(found) if counted(expected, found) else renewed(expected, found)
             outcome.renewals.append(Renewal(outcome.case.name, step.number, path, value))
 
 
-def _looks(d: Driver, about: Mapping[str, Any]) -> Iterator[tuple[Path, Any, list[Any]]]:
+def _at(about: Any, path: Path) -> Any:
+    for key in path:
+        about = about[key]
+    return about
+
+
+def _looks(d: Driver, about: Mapping[str, Any]) -> Iterator[tuple[Path, Any, Any]]:
     """Each thing that is expected: where it stands, what it is, and what there is."""
     for key, expected in about.items():
         if key == "calls":
             for node, wanted in expected.items():
                 yield (key, node), wanted, [asdict(step) for step in d.calls(node)]
+        elif key == "state":
+            for node, keys in expected.items():
+                for of, wanted in keys.items():
+                    yield (key, node, of), wanted, d.state(node, of)
         elif key == "dead_letters":
             yield (key,), expected, [letter.as_dict() for letter in d.dead_letters()]
         else:
@@ -119,7 +129,7 @@ def _looks(d: Driver, about: Mapping[str, Any]) -> Iterator[tuple[Path, Any, lis
 # -- what differs ------------------------------------------------------------------------------------------------------
 def differences(expected: Any, found: Any, where: str) -> Iterator[str]:
     """Where `found` has not what is expected. A mapping may have more; a list may not. A number stands for a list so long."""
-    if isinstance(found, list) and isinstance(expected, int) and not isinstance(expected, bool):
+    if counted(expected, found):
         if len(found) != expected:
             yield f"{where}: {expected} expected, and there are {len(found)}: {_shown(found)}"
     elif isinstance(expected, Mapping) and isinstance(found, Mapping):
@@ -137,6 +147,11 @@ def differences(expected: Any, found: Any, where: str) -> Iterator[str]:
             yield from differences(one, other, f"{where}[{i}]")
     elif expected != found or isinstance(expected, bool) != isinstance(found, bool):
         yield f"{where}: {_shown(expected)} expected, got {_shown(found)}"
+
+
+def counted(expected: Any, found: Any) -> bool:
+    """Whether a number stands for a list."""
+    return isinstance(found, list) and isinstance(expected, int) and not isinstance(expected, bool)
 
 
 def _shown(value: Any) -> str:

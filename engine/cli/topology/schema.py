@@ -22,7 +22,7 @@ def _step(verb: str, about: dict[str, Any], **options: dict[str, Any]) -> dict[s
 def cases_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a test file."""
     duration, many = DurationParameter().schema(), {"type": "integer", "minimum": 1}
-    expected = {"calls": _mapping(_LIST), "dead_letters": _LIST}
+    expected = {"calls": _mapping(_LIST), "dead_letters": _LIST, "state": _mapping({"type": "object"})}
     steps = [
         _step("answer", _mapping({"type": "object"}), after=duration),
         _step("fail", _mapping({"enum": list(FAILURES)}), times=many, message=TEXT),

