@@ -6,6 +6,7 @@ Nothing here awaits. All time comes from the running loop, so that on a virtual 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class MemoryStream:
         self.consumers: dict[str, MemoryConsumer] = {}
         self._sizes: dict[int, int] = {}
         self._matches: dict[tuple[str, ...], dict[str, bool]] = {}  # filters → subject → whether they take it
-        self._of_subject: dict[str, dict[int, None]] = {}  # sequences in order; a dict, to remove from the middle
+        self._of_subject: dict[str, list[int]] = {}  # sequences in order
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -127,7 +128,7 @@ class MemoryStream:
         for other in self.copied_to:
             if any(matches(pattern, draft.subject) for pattern in other.copies[self.config.name]):
                 other._copied(self.messages[self.last])
-        self._of_subject.setdefault(draft.subject, {})[self.last] = None
+        self._of_subject.setdefault(draft.subject, []).append(self.last)
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]
         self.first = self.first or 1
@@ -141,10 +142,14 @@ class MemoryStream:
         """The last sequence of a subject (or pattern); 0 where it has none."""
         if "*" in subject or ">" in subject:
             return max((self.last_of(s) for s in self._of_subject if matches(subject, s)), default=0)
-        return next(reversed(self._of_subject.get(subject) or {0: None}))
+        return (self._of_subject.get(subject) or [0])[-1]
 
     def find(self, filters: Sequence[str], start: int, stop: int) -> int:
         """The first sequence from `start` to `stop` that matches a filter; `stop` + 1 where there is none."""
+        if len(filters) == 1 and filters[0] in self._of_subject:
+            mine = self._of_subject[filters[0]]
+            at = bisect_left(mine, start)
+            return min(mine[at], stop + 1) if at < len(mine) else stop + 1
         known = self._matches.setdefault(tuple(filters), {})
         for sequence in range(max(start, self.first), stop + 1):
             if (message := self.messages.get(sequence)) is not None:
@@ -190,7 +195,8 @@ class MemoryStream:
         if message is None:
             return
         self.bytes -= self._sizes.pop(sequence)
-        del self._of_subject[message.subject][sequence]
+        mine = self._of_subject[message.subject]
+        del mine[bisect_left(mine, sequence)]
         while self.first <= self.last and self.first not in self.messages:
             self.first += 1
 

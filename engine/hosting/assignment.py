@@ -71,9 +71,10 @@ def _kept(held: Mapping[str, list[StagePartition]], room: dict[str, int]) -> dic
     found: dict[StagePartition, str] = {}
     gone = Counter[tuple[str, str]]()
     for m, mine in held.items():
+        scores = {part: _score(part, m) for part in mine} if len(mine) > room[m] else {}
         while len(mine) > room[m]:
             crowd = Counter(part[:2] for part in mine)
-            away = max(mine, key=lambda part: (crowd[part[:2]], -gone[part[:2]], -_score(part, m)))
+            away = max(mine, key=lambda part: (crowd[part[:2]], -gone[part[:2]], -scores[part]))
             mine.remove(away)
             gone[away[:2]] += 1
         room[m] -= len(mine)

@@ -101,6 +101,7 @@ class Membership:
     _leaving: set[StagePartition] = field(default_factory=set)  # given up, and not yet committed
     _others: dict[str, _Seen] = field(default_factory=dict)
     _looked: float = 0.0  # when the keys were last read
+    _found: tuple[Any, Mapping[StagePartition, str]] | None = None  # what was assigned last, and from what
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, topology: str, version: int, stage: str, count: int, runner: PartitionRunner) -> None:
@@ -154,8 +155,11 @@ class Membership:
         if free:
             await self._claim(free)
 
-    def _assigned(self, members: Mapping[str, Member]) -> dict[StagePartition, str]:
-        return assign({stage: count for stage, (count, _) in self._stages.items()}, members)
+    def _assigned(self, members: Mapping[str, Member]) -> Mapping[StagePartition, str]:
+        now = ({stage: count for stage, (count, _) in self._stages.items()}, members)
+        if self._found is None or self._found[0] != now:  # else as at the heartbeat before: with many stages it takes a while
+            self._found = (now, assign(*now))
+        return self._found[1]
 
     async def _claim(self, free: list[StagePartition]) -> None:
         self.listed.update(free)

@@ -35,7 +35,7 @@ class Claims(NamedTuple):
 
     Attributes:
         won: those that are claimed, with their tables.
-        unread: those that are claimed and could not be read back now.
+        unread: those that could not be read now, before their claim or behind it: they are to be claimed again.
         lost: those that somebody else claimed at the same time, twice.
         ahead: those whose clock is over a minute ahead of ours, with the time of their last entry: they wait.
     """
@@ -97,9 +97,11 @@ async def _claim(
     """Claim logs whose last messages are known, and add them to `claimed`; those that have moved since."""
     moved: list[CommitLog] = []
     while logs:
-        ends = await asyncio.gather(*[_end(bus, log, lasts) for log in logs])
+        ends = await asyncio.gather(*[_end(bus, log, lasts, done) for log in logs])
         now, rest, drafts = clock(), list[CommitLog](), []
         for log, end in zip(logs, ends):
+            if end is None:
+                continue
             if is_ahead(_time(end), now):
                 done.ahead.append((log, _time(end)))
             else:
@@ -124,8 +126,16 @@ async def _claim(
     return moved
 
 
-async def _end(bus: Bus, log: CommitLog, lasts: dict[str, Message]) -> Latest:
-    return await end_of(bus, log.address, lasts.get(log.address.subject), log.newest, known=log.manifest)
+async def _end(bus: Bus, log: CommitLog, lasts: dict[str, Message], done: Claims) -> Latest | None:
+    """The end of a log; None where it cannot be read now. Of many logs a few may fail: the others need not wait for them."""
+    try:
+        return await end_of(bus, log.address, lasts.get(log.address.subject), log.newest, known=log.manifest)
+    except BusError as e:
+        if not e.retryable:
+            raise
+        _log.debug("the end of a log cannot be read yet", subject=log.address.subject, why=e.message)
+        done.unread.append(log)
+        return None
 
 
 def is_ahead(time: float, now: float) -> bool:

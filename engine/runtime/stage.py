@@ -82,6 +82,7 @@ class StageRunner:
         self.source = cast("SourceInput | None", found.get("source"))
         self._stater = stater(services, stage, self.partitions, self.pumps, self.source, self._moved)
         self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
+        self._build = build(stage.graph.digest, stage.graph.functions)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that
@@ -252,9 +253,8 @@ class StageRunner:
 
     def _log(self, index: int) -> CommitLog:
         address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)
-        same = build(self.stage.graph.digest, self.stage.graph.functions)
         newest = partial(self.s.newest, self.topology, self.manifest)
-        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, same, newest)
+        return CommitLog(self.s.bus, address, self.s.engine, self.manifest, self._build, newest)
 
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s

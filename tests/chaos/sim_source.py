@@ -75,7 +75,8 @@ class Source:
     async def _change(self) -> None:
         sim = self.sim
         sim.done[f"sources {sim.fate}"] += 1
-        if sim.fate == "missing":
+        if sim.fate == "missing":  # not before the topology is applied: it would take the subject as nobody's
+            await sim.until(lambda: any(host.applied for host in sim.hosts.values()))
             self._operator = asyncio.create_task(self._bring_back(sim.server.streams.pop(STREAM)))
             return
         await sim.until(lambda: sim.ledger.open <= len(sim.events) - self.half)

@@ -11,11 +11,13 @@ import msgpack
 import pytest
 from oracle import Case, Facts, judge
 from simulation import APP, Simulation
-from workload import is_good
+from workload import BEFORE, BEHIND, is_good
 
 from dspex.bus import subjects
 from dspex.bus.memory.server import Faults
-from dspex.bus.message import Message
+from dspex.bus.message import Message, partition_of
+from dspex.bus.records import NodeEvent, pack_frame, unpack_frame
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.entries import unpack
 
 pytestmark = pytest.mark.no_cover
@@ -129,7 +131,7 @@ def test_the_oracle_sees_an_output_outside_of_every_commit(case: Case) -> None:
 
 def test_the_oracle_sees_a_position_that_goes_back(case: Case) -> None:
     last = len(case.stored) - 1 - next(i for i, m in enumerate(reversed(case.stored)) if _commit(m))
-    assert "positions go forward" in _verdict(case, _tables(case, last, positions=[("source", (0, -1, 0.0, 0.0, -1e18))]))
+    assert "positions go forward" in _verdict(case, _tables(case, last, positions=[("events", (0, -1, 0.0, 0.0, -1e18))]))
 
 
 def test_the_oracle_sees_a_call_that_is_never_closed(case: Case) -> None:
@@ -154,6 +156,35 @@ def test_the_oracle_sees_a_call_that_succeeded_twice(case: Case) -> None:
     good = next(m for m, o in case.records if o.error is None and is_good(o.outputs or {}))
     again = good._replace(sequence=case.stored[-1].sequence + 1, headers={subjects.MESSAGE_ID: "another attempt"})
     assert _verdict(case, [*case.stored, again]) == {"a call is recorded once"}
+
+
+def _frame(case: Case) -> tuple[int, list[NodeEvent]]:
+    """The first frame: where it is, and what is in it."""
+    at = _first(case, lambda m: ".edge." in m.subject)
+    return at, unpack_frame(case.stored[at].data)
+
+
+def test_the_oracle_sees_an_event_that_crosses_a_hop_twice(case: Case) -> None:
+    at, events = _frame(case)
+    twice = case.stored[at]._replace(data=pack_frame([*events, events[0]]))
+    assert "an event crosses a hop once" in _verdict(case, _changed(case, at, twice))
+
+
+def test_the_oracle_sees_an_event_in_another_partition_than_that_of_its_key(case: Case) -> None:
+    at, _ = _frame(case)
+    m = case.stored[at]
+    place, _, index = m.subject.rpartition(".")
+    moved = m._replace(subject=f"{place}.{(int(index) + 1) % KEYED_PARTITIONS}")
+    assert _verdict(case, _changed(case, at, moved)) == {"an event goes to the partition of its key"}
+
+
+def test_the_oracle_sees_a_key_out_of_order_behind_a_hop(case: Case) -> None:
+    key = case.events[0].key
+    frames = [i for i, m in enumerate(case.stored) if ".edge." in m.subject and unpack_frame(m.data)[0].origin.key == key]
+    a, b = case.stored[frames[0]], case.stored[frames[1]]
+    stored = list(case.stored)
+    stored[frames[0]], stored[frames[1]] = b._replace(sequence=a.sequence), a._replace(sequence=b.sequence)
+    assert _verdict(case, stored) == {"a key keeps its order over a hop"}
 
 
 def test_the_oracle_sees_what_was_heard_and_is_not_stored(case: Case) -> None:
@@ -195,13 +226,14 @@ def test_the_oracle_allows_a_partition_to_stand_still_while_no_majority_of_the_s
 
 
 def test_the_oracle_lets_partitions_that_wait_for_a_slow_model_make_progress_in_turn(case: Case) -> None:
-    mine, begin = subjects.log(APP, "chaos", "s1", 0), case.stored[0].time
-    entries = list(accumulate(m.subject in case.logs for m in case.stored))  # how many there are up to each message
+    p, begin = partition_of(case.events[0].key, KEYED_PARTITIONS), case.stored[0].time
+    mine = (subjects.log(APP, "chaos", BEFORE, p % 4), subjects.log(APP, "chaos", BEHIND, p))
+    entries = list(accumulate(_commit(m) for m in case.stored))  # how many there are up to each message
     published = {e.id: begin for e in case.events}
     for idle, found in ((200, set[str]()), (700, {"partitions make progress"})):
         times = [begin + 2 * idle * count / entries[-1] for count in entries]  # something all the time
         end = begin + 1.5 * idle  # but in one partition
-        late = [m.subject == mine and end - idle < at < end for m, at in zip(case.stored, times)]
+        late = [m.subject in mine and end - idle < at < end for m, at in zip(case.stored, times)]
         stored = [m._replace(time=end if no else at) for m, at, no in zip(case.stored, times, late)]
         assert _judged(case, stored, Facts(4, published)) == {"partitions make progress"}
         assert _judged(case, stored, Facts(4, published, slow=True)) == found

@@ -52,6 +52,6 @@ def test_the_testing_driver_keeps_its_promises_under_faults_and_crashes(seed: in
 
 
 def test_a_simulation_is_repeated_exactly_by_its_seed() -> None:
-    first, second = Simulation(3, count=15), Simulation(3, count=15)
+    first, second = Simulation(3, count=15, kills=2), Simulation(3, count=15, kills=2)
     assert str(first.run()) == str(second.run())
     assert first.stored[-1].time == second.stored[-1].time

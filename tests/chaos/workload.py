@@ -1,7 +1,7 @@
 """The topology of the chaos runs, its input, and the pure function from an event to what must come out of it.
 
-Every event has a key and a number `n` that counts within the key, so that the order of a key can be seen at a sink. Its kind
-says which way it takes:
+Every event has a key and a number `n` that counts within the key, so that the order of a key can be seen at a sink. It crosses
+a hop to the partition of its key; its kind says which way it takes behind that:
 
     plain     a native operator, one output
     ask       a call with order="key", then a branch to one of two sinks
@@ -9,7 +9,7 @@ says which way it takes:
     later     a native operator asks twice or so to be run again later
     spare     the model never answers in the format, and the call's fallback stands in
     big       2,500 outputs, more than one commit holds, with the engine's clock in each
-    poison    a native operator raises: a dead letter
+    poison    a native operator before the hop raises: a dead letter
     nonsense  the model never answers in the format: a dead letter after the second attempt
     flaky     as ask, but the model's first answer is an error: the second attempt succeeds
     odd       as ask, but the model's first answer has the wrong type: the second attempt succeeds
@@ -40,6 +40,7 @@ SOURCE, POOL = "chaos.events", "lightweight"
 INTENTS = ["card", "cash", "fees", "login", "other"]
 NONSENSE = " standin:nonsense"
 PIECES, OUTPUTS_OF_BIG = 3, 2500
+HOP, BEFORE, BEHIND = "by_key", "s1", "s2"  # every event crosses it, from one stage to the other
 PARTITIONS = 4
 ORDERED = ("chaos.plain", "chaos.pieces", "chaos.big", "chaos.urgent", "chaos.normal")
 SINKS = (*ORDERED, "chaos.labels", "chaos.later", "chaos.spare")
@@ -90,8 +91,9 @@ def build(partitions: int = PARTITIONS, on_gap: OnGap = "stop") -> Topology:
     t = Topology("chaos")
     retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
     checked = t.source(SOURCE, partitions=partitions, on_gap=on_gap).map(check)
+    keyed = checked.key_by("key", name=HOP)
     kinds = ("plain", "many", "big", "later", "spare")
-    plain, many, big, later, spare, ask = checked.branch(*(f"kind == '{kind}'" for kind in kinds))
+    plain, many, big, later, spare, ask = keyed.branch(*(f"kind == '{kind}'" for kind in kinds))
     later.map(wait).sink("chaos.later")
     plain.map(shout).sink("chaos.plain")
     twice = replace(retry, attempts=2)

@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 import orjson
-from workload import INTENTS, ORDERED, SINKS, is_good
+from workload import BEFORE, BEHIND, HOP, INTENTS, ORDERED, SINKS, is_good
 
 from dspex.bus import subjects
 from dspex.bus.message import partition_of
-from dspex.bus.records import unpack_event
+from dspex.bus.records import unpack_event, unpack_frame
 from dspex.engine.client import letters
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.rows import NONE, OpenCall
 from oracle.case import Case
 from oracle.ledger import Ledger, Violation, content
@@ -103,7 +104,10 @@ def one_owner(case: Case) -> Iterator[Violation]:
 
 
 def covered(case: Case) -> Iterator[Violation]:
-    """Every output, dead letter and piece of work stands in exactly one commit, right before its entry."""
+    """Every output, dead letter, piece of work and frame stands in exactly one commit, right before its entry.
+
+    A frame that names a letter is a client's: it redrives.
+    """
     kinds = {m.sequence: m.subject for m in case.stored}
     inside: Counter[int] = Counter()
     for subject, entries in case.logs.items():
@@ -112,9 +116,10 @@ def covered(case: Case) -> Iterator[Violation]:
             inside.update(before)
             if any(kinds.get(s) in case.logs for s in before):
                 yield Violation("commits are whole", f"{subject} {m.sequence} covers another entry")
-    work, dead = f"{subjects.prefix(case.app)}.work.>", subjects.dead_pattern(case.app)
+    patterns = [f"{subjects.prefix(case.app)}.{what}.>" for what in ("work", "edge")] + [subjects.dead_pattern(case.app)]
+    redriven = {m.sequence for m in case.stored if subjects.LETTER in m.headers}
     for sequence, subject in kinds.items():
-        ours = subject in SINKS or subjects.matches(work, subject) or subjects.matches(dead, subject)
+        ours = sequence not in redriven and (subject in SINKS or any(subjects.matches(p, subject) for p in patterns))
         if inside[sequence] > 1 or (ours and not inside[sequence]):
             yield Violation("commits are whole", f"{subject} {sequence} stands in {inside[sequence]} commits")
 
@@ -191,9 +196,30 @@ def told(case: Case) -> Iterator[Violation]:
         ledger.take(m)
     keys = {e.id: e.key for e in case.events}
     for p in {partition_of(keys[run], case.facts.partitions) for run in ledger.gone}:
-        subject = subjects.log(case.app, "chaos", "s1", p)
+        subject = subjects.log(case.app, "chaos", BEFORE, p)
         if not any(_gap(entry, "source") for _, entry in case.logs.get(subject, ())):
             yield Violation("a gap is told", f"events of {subject} were lost with their stream, and no entry says so")
+
+
+def crossed(case: Case) -> Iterator[Violation]:
+    """Every event crosses the hop once, to the partition of its key, and there in the order of its key."""
+    count, last = Counter[str](), dict[str, int]()
+    given = {e.id: e for e in case.events if e.data is not None}
+    for m in case.of(subjects.edge(case.app, "chaos", BEHIND, "*")):
+        for event in [event for event in unpack_frame(m.data) if event.node == HOP and not event.call]:
+            origin, index = event.origin, int(m.subject.rpartition(".")[2])
+            count[origin.id] += 1
+            event_of = given.get(origin.run)
+            where = f"{origin.key!r} of run {origin.run} in {m.subject} {m.sequence}"
+            if count[origin.id] > 1 + case.facts.again[origin.run]:
+                yield Violation("an event crosses a hop once", where)
+            if event_of is None or origin.key != event_of.key or partition_of(event_of.key, KEYED_PARTITIONS) != index:
+                yield Violation("an event goes to the partition of its key", where)
+            elif not case.facts.again[origin.run]:
+                n, key = event_of.data["n"], event_of.key
+                if n <= last.get(key, -1):
+                    yield Violation("a key keeps its order over a hop", f"{n} after {last[key]}, {where}")
+                last[key] = n
 
 
 def progressing(case: Case) -> Iterator[Violation]:
@@ -214,8 +240,9 @@ def pauses(case: Case, together: bool = False) -> Iterator[tuple[str, float, flo
     `together`: nor did any other partition.
     """
     for p, spans in _busy(case).items():
-        subject = subjects.log(case.app, "chaos", "s1", p)
-        logs = case.logs.values() if together else [case.logs.get(subject, ())]
+        subject, before = subjects.log(case.app, "chaos", BEHIND, p), p % case.facts.partitions
+        mine = (subject, subjects.log(case.app, "chaos", BEFORE, before))
+        logs = case.logs.values() if together else [case.logs.get(log, ()) for log in mine]
         commits = sorted(m.time for entries in logs for m, entry in entries if entry["kind"] == "commit")
         for begin, end in spans:
             for a, b in pairwise([begin, *(t for t in commits if begin < t < end), end]):
@@ -224,7 +251,10 @@ def pauses(case: Case, together: bool = False) -> Iterator[tuple[str, float, flo
 
 
 def _busy(case: Case) -> dict[int, list[tuple[float, float]]]:
-    """The spans of time in which a partition has work: events that are stored and not finished."""
+    """The spans of time in which a partition behind the hop has work: events that are stored and not finished.
+
+    They may still be before the hop, in the partition of the source that its number gives: there are 1, 4 or 64 of those.
+    """
     finished = dict[str, float]()
     for m in (*case.outputs, *case.dead):
         run = m.headers.get(subjects.RUN, "")
@@ -234,7 +264,7 @@ def _busy(case: Case) -> dict[int, list[tuple[float, float]]]:
         begin, end = case.facts.published.get(e.id), finished.get(e.id)
         if begin is None or end is None:
             continue
-        mine = spans[partition_of(e.key, case.facts.partitions)]
+        mine = spans[partition_of(e.key, KEYED_PARTITIONS)]
         if mine and begin <= mine[-1][1]:
             mine[-1] = (mine[-1][0], max(end, mine[-1][1]))
         else:
@@ -256,5 +286,6 @@ CHECKS: list[Check] = [
     recorded_once,
     heard_is_stored,
     told,
+    crossed,
     progressing,
 ]
