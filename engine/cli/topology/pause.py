@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dspex.engine.client.status.rows import StageRow
     from dspex.engine.graph.manifest import Manifest
 
+EVERY = 0.2  # seconds between two looks whether engines have seen it
+PATIENCE = 5  # heartbeats that they have for it
 PauseTarget = Annotated[
     str,
     typer.Argument(metavar="TOPOLOGY[/NODE]", help="Its name; or a source or a key_by of it, for the stage that begins there."),
@@ -44,7 +47,6 @@ def resume(context: typer.Context, what: PauseTarget) -> None:
 async def _changed(t: Terminal, verb: str, what: str, after: float | None) -> None:
     from dspex.bus import subjects
     from dspex.bus.serving import audit
-    from dspex.engine.client.status.status import stage_rows
     from dspex.engine.graph import pauses
 
     topology, _, name = what.partition("/")
@@ -62,8 +64,24 @@ async def _changed(t: Terminal, verb: str, what: str, after: float | None) -> No
             await pauses.resume(bucket, topology, name)
         said = {"node": name} if name else {}
         await audit.leave(c.bus, c.app, verb, topology=topology, **said, **({"until": _time(end)} if end else {}))
-        rows = [row for row in await stage_rows(c.bus, c.app, known) if row["topology"] == topology]
+        rows = await _followed(t, c, topology, known)
     _print(t, verb, what, _time(end) if end else None, rows)
+
+
+async def _followed(t: Terminal, c: Client, topology: str, known: Mapping[str, Manifest]) -> list[StageRow]:
+    """The stages of a topology, once the engines that run them do what was asked, or have had time enough."""
+    from dspex.engine.client.status.status import stage_rows
+
+    end = asyncio.get_running_loop().time() + PATIENCE * t.settings().engine.heartbeat
+    while True:
+        rows = [row for row in await stage_rows(c.bus, c.app, known) if row["topology"] == topology]
+        late = [row for row in rows if row["admits"] == row["paused"]]
+        if not late:
+            return rows
+        if asyncio.get_running_loop().time() > end:
+            t.note(f"not all engines that run {topology} have said yet that they have seen this: dspex status")
+            return rows
+        await asyncio.sleep(EVERY)
 
 
 def _check(c: Client, topology: str, name: str, known: Mapping[str, Manifest]) -> None:

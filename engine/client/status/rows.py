@@ -159,7 +159,8 @@ class StageRow(TypedDict):
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
         paused: somebody has paused it: nothing is admitted, and what is open comes to its end. paused_until: when it goes on by
-            itself (RFC 3339); None: when somebody resumes it.
+            itself (RFC 3339); None: when somebody resumes it. admits: an engine that runs it admits events, and may not know of
+            a pause yet; None where no engine runs it.
         dropped: the topology has its source no more: it runs until nothing of it is left to do, and is then shown no more.
     """
 
@@ -185,6 +186,7 @@ class StageRow(TypedDict):
     stopped: str | None
     paused: bool
     paused_until: str | None
+    admits: bool | None
     dropped: bool
     rate: float | None
 

@@ -121,6 +121,7 @@ class Look:
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
             **self._paused(topology, applied, id),
+            "admits": any(not s.get("paused", False) for _, s in mine) if mine else None,
             "dropped": stream is None,
             "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
         }

@@ -85,13 +85,26 @@ def test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_s
     assert (undeclared.code, undeclared.error()["code"]) == (3, "DX232")
 
 
+def paused(one: Project, u: str) -> None:
+    """What is published while a topology is paused is read when it goes on, and the other topology goes on meanwhile."""
+    assert one.here("pause", "first").code == 0
+    assert one.here("publish", f"{u}.in", "text=later").code == 0
+    assert one.here("watch", f"{u}.second", "--start", "all", "--count", "2").code == 0
+    assert eventually(lambda: one.here("--json", "pause", "first").objects()[0]["waiting"][0]["lag"] == 1)
+    assert one.here("resume", "first").code == 0
+    seen = one.here("--json", "watch", f"{u}.first", "--start", "all", "--count", "2").objects()
+    assert [event["data"]["text"] for event in seen] == ["hello", "later"]
+
+
 def test_deleting_one_topology_leaves_the_other_and_the_last_one_takes_the_streams(
     tmp_path: Path, unique: str, nats_url: str
 ) -> None:
     one = project(tmp_path, unique, nats_url, "first", "second")
+    one.env["DSPEX_ENGINE__HEARTBEAT"] = "0.1"
     with one.start("run", "--pools", "none") as run:
         run.until("ready")
         assert one.here("publish", f"{unique}.in", "text=hello", "--wait").code == 0
+        paused(one, unique)
         busy = one.here("--json", "delete", "first", "--yes")
         assert (busy.code, busy.error()["code"]) == (3, "DX240")
     assert one.here("delete", "first").code == 2

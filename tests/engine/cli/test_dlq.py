@@ -248,7 +248,7 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
     assert list(stage) == [
         *("topology", "stage", "source", "stream", "lag", "oldest", "open_calls", "calls", "put_off", "full", "gate", "owners"),
         *("partitions", "unowned", "events", "retries", "fallbacks", "unsigned", "dead_letters", "stopped", "paused"),
-        *("paused_until", "dropped", "rate"),
+        *("paused_until", "admits", "dropped", "rate"),
     ]
     assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)
     assert stage["owners"] == [engine["engine"]]

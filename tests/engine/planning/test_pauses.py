@@ -9,6 +9,7 @@ import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
+from dspex.engine.cli.figures import blocks
 from dspex.engine.client.status.health import faults
 from dspex.engine.graph import pauses
 from dspex.engine.hosting.delete import delete
@@ -117,6 +118,8 @@ def test_one_stage_alone_is_paused_by_what_it_begins_at(lab: MakeLab) -> None:
     one.advance(5)
     rows = {s["source"]: (s["paused"], s["lag"]) for s in one.run(one.client.status())["stages"]}
     assert (texts(one), rows) == ([], {"in": (False, 0), "by": (True, 1)})
+    shown = {row["source"]: row["owner"] for row in blocks(one.run(one.client.status()))[0].rows}
+    assert shown == {"in": "a", "by": "PAUSED; a"}
     resume(one, "by")
     assert texts(one) == ["a"]
 
