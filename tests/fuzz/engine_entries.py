@@ -32,6 +32,7 @@ from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.log import entries, reading
 from dspex.engine.log.entries import LogAddress, packed
+from dspex.engine.log.positions import needed
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.failure import Failure
@@ -45,7 +46,16 @@ EVENTS: list[Any] = [
     {"text": "hello " * 50, "n": 7.5, "kind": "b", "list": [1, None, True, {"deep": [[1]]}], "map": {"a": {"b": 2}}},
 ]
 HEADERS = (
-    *(subjects.EVENT_ID, subjects.MESSAGE_ID, subjects.RUN, subjects.CAUSE, subjects.KEY, subjects.SESSION, subjects.TIME),
+    *(
+        subjects.EVENT_ID,
+        subjects.MESSAGE_ID,
+        subjects.RUN,
+        subjects.CAUSE,
+        subjects.KEY,
+        subjects.SESSION,
+        subjects.TIME,
+        subjects.AT,
+    ),
     *(subjects.CLAIM_CHECK, subjects.STORED, subjects.RECORD, subjects.LETTER, subjects.FALLBACK, subjects.CONTENT_TYPE),
     *(subjects.TRACEPARENT, subjects.KIND, subjects.SEALED, "x-own"),
 )
@@ -161,6 +171,8 @@ def _source(content_type: str) -> Callable[[], list[Case]]:
         return [
             *(Case(body, own) for body in bodies),
             Case(bodies[0], {**own, subjects.RUN: "r", "x-own": "1"}),
+            Case(bodies[0], {**own, subjects.AT: "+90"}),
+            Case(bodies[0], {subjects.AT: "2027-01-15T08:30:00Z"}),
             Case(bodies[0]),
         ]
 
@@ -265,7 +277,7 @@ def _applied(changed: Mapping[str, Any]) -> object:
     """The changes of tables, as a recovery takes them over."""
     tables = Tables(frozenset({"ordered"}))
     tables.apply(changed, 60)
-    tables.needed()
+    needed(tables)
     tables.timers.due(NOW)
     return tables.snapshot()
 
