@@ -7,6 +7,7 @@ not change what the next one meets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from typing import Any, get_args
@@ -30,9 +31,8 @@ from dspex.engine.client.status import status
 from dspex.engine.graph import manifest
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.membership import Membership
-from dspex.engine.log import entries, reading
+from dspex.engine.log import entries, positions, reading
 from dspex.engine.log.entries import LogAddress, packed
-from dspex.engine.log.positions import needed
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.failure import Failure
@@ -170,9 +170,7 @@ def _source(content_type: str) -> Callable[[], list[Case]]:
         own = {subjects.CONTENT_TYPE: content_type, subjects.KEY: "k", subjects.TIME: "2026-01-01T00:00:00Z"}
         return [
             *(Case(body, own) for body in bodies),
-            Case(bodies[0], {**own, subjects.RUN: "r", "x-own": "1"}),
-            Case(bodies[0], {**own, subjects.AT: "+90"}),
-            Case(bodies[0], {subjects.AT: "2027-01-15T08:30:00Z"}),
+            Case(bodies[0], {**own, subjects.RUN: "r", "x-own": "1", subjects.AT: "+90"}),
             Case(bodies[0]),
         ]
 
@@ -267,17 +265,15 @@ def _take_entry() -> Take:
 
 
 async def _unless_unreachable(coroutine: Any) -> Any:
-    try:
+    with suppress(Unreachable):  # it names pieces that nobody has stored, and the leader may be behind
         return await coroutine
-    except Unreachable:  # it names pieces that nobody has stored, and the leader may be behind
-        return None
 
 
 def _applied(changed: Mapping[str, Any]) -> object:
     """The changes of tables, as a recovery takes them over."""
     tables = Tables(frozenset({"ordered"}))
     tables.apply(changed, 60)
-    needed(tables)
+    positions.needed(tables)
     tables.timers.due(NOW)
     return tables.snapshot()
 
