@@ -16,13 +16,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from dspex.bus import errors
-from dspex.bus.errors import ConfigError, DspexError, Problem, TopologyError
+from dspex.bus.errors import ConfigError, Problem, TopologyError
 from dspex.bus.settings.duration import seconds
+from dspex.engine.cli.topology.steps import CRASHES, FAILURES, LOOKS, OPTIONS, STEPS, countable, time_of
 from dspex.engine.testing.names import TestedNames
 from dspex.operators.formats.yaml_read import Mapped, read
 from dspex.operators.native.problems import did_you_mean
@@ -32,32 +31,6 @@ if TYPE_CHECKING:
 
 CODE: Final = "DX139"
 BEGIN: Final = "topology: triage.yaml"
-CRASHES: Final = ("engine", "workers", "all")
-FAILURES: Final = {
-    name: found
-    for name in errors.__all__
-    if isinstance(found := getattr(errors, name), type) and issubclass(found, DspexError) and found is not DspexError
-}
-"""What `fail` may name."""
-LOOKS: Final = ("calls", "dead_letters", "state")
-"""What `expect` may name besides subjects."""
-STEPS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
-    "answer": (("after",), "answer: { NODE: { FIELD: VALUE } }"),
-    "fail": (("times", "message"), "fail: { NODE: RateLimited }"),
-    "publish": (("id", "key", "session", "at", "after"), "publish: { SUBJECT: { FIELD: VALUE } }"),
-    "advance": ((), "advance: 2m"),
-    "crash": ((), "crash: engine"),
-    "expect": ((), "expect: { SUBJECT: [ { FIELD: VALUE } ], calls: { NODE: 1 }, dead_letters: [] }"),
-}
-"""Verb → its options, and how it is written."""
-_OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "times": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "times: 2"),
-    "message": (lambda v: isinstance(v, str), 'message: "slow down"'),
-    "id": (lambda v: isinstance(v, str), "id: m1"),
-    "key": (lambda v: isinstance(v, str), "key: c1"),
-    "session": (lambda v: isinstance(v, str), "session: s1"),
-    "at": (lambda v: isinstance(v, datetime), "at: 2026-01-01T12:00:00Z"),
-}
 
 
 @dataclass(frozen=True)
@@ -151,7 +124,7 @@ def _targets(file: TestFile, document: Mapped) -> list[str]:
     if not names or not all(isinstance(n, str) for n in names):
         file.report(document.at("topology"), "the file does not say which topology it tests", BEGIN)
         return []
-    return [os.path.join(file.path.parent, n) if n.endswith((".yaml", ".yml")) else n for n in names]
+    return [os.path.normpath(file.path.parent / n) if n.endswith((".yaml", ".yml")) else n for n in names]
 
 
 @dataclass
@@ -194,9 +167,8 @@ class _Reader:
         if name == "after":
             return self.duration(value, line)
         if name == "at" and isinstance(value, str):
-            with self.told(line):
-                value = _time(value)
-        right, how = _OPTIONS[name]
+            value = time_of(value)
+        right, how = OPTIONS[name]
         if not right(value):
             self.file.report(line, f"{name} cannot be {value!r}", how)
         return value
@@ -233,7 +205,7 @@ class _Reader:
         for node, error, line in self.mapping(step, how):
             with self.told(line):
                 self.names.call(node)
-            if error not in FAILURES:
+            if not isinstance(error, str) or error not in FAILURES:
                 self.file.report(line, f"there is no error {error!r}", did_you_mean(str(error), FAILURES))
 
     def _publish(self, step: CaseStep, how: str) -> None:
@@ -257,14 +229,14 @@ class _Reader:
             elif key not in LOOKS:
                 with self.told(line):
                     self.names.stored(key)
-            if key not in ("calls", "state") and not isinstance(value, list | int | None):
+            if key not in ("calls", "state") and not countable(value):
                 self.file.report(line, f"{key} is a list of what it should have, and this is {value!r}", how)
 
     def calls(self, value: Any, line: int) -> None:
         for node, wanted in self.of_nodes("calls", value, line, "calls: { NODE: 1 }"):
             with self.told(value.at(node)):
                 self.names.call(node)
-            if not isinstance(wanted, list | int | None):
+            if not countable(wanted):
                 fix = f"calls: {{ {node}: 1 }}"
                 self.file.report(value.at(node), f"calls of {node} are a number or a list, and this is {wanted!r}", fix)
 
@@ -281,13 +253,6 @@ class _Reader:
                 self.names.state(node)
             if not isinstance(keys, Mapped):
                 self.file.report(value.at(node), f"state of {node} is a mapping of keys, and this is {keys!r}", how)
-
-
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as e:
-        raise ConfigError(f"{text!r} is no time", code=CODE, fix=_OPTIONS["at"][1]) from e
 
 
 def _no_step(step: object, line: int, verbs: Sequence[str]) -> tuple[int, str, str]:

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from dspex.bus.errors import DspexError
 from dspex.engine.cli.terminal.terminal import to_json
-from dspex.engine.cli.topology.cases import FAILURES, CaseStep, TestCase
+from dspex.engine.cli.topology.cases import CaseStep, TestCase
+from dspex.engine.cli.topology.steps import FAILURES
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.driver import Driver
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dspex.engine.cli.topology.cases import CRASHES, FAILURES
+from dspex.engine.cli.topology.steps import CRASHES, FAILURES
 from dspex.operators.parameters import DurationParameter
 from dspex.operators.parameters.values import TEXT
 
