@@ -21,6 +21,8 @@ from dspex.bus.port import Bucket, Bus
 
 WHOLE: Final = ""
 """In place of a name: the whole topology."""
+LATEST: Final = 1e11
+"""Until when a pause may last at most, in seconds since the epoch."""
 
 
 class _Stored(TypedDict):
@@ -53,7 +55,7 @@ async def read(bucket: Bucket) -> dict[str, Pauses]:
     found: dict[str, Pauses] = {}
     for key, (value, _) in (await bucket.items(subjects.pause_prefix())).items():
         topology, number = subjects.paused_of(key)
-        names = _names(value)
+        names = names_of(value)
         if names is not None and number > found.get(topology, Pauses()).number:
             found[topology] = Pauses(names, number)
     return found
@@ -90,7 +92,7 @@ async def _change(bucket: Bucket, topology: str, more: Mapping[str, float], less
             await bucket.put(subjects.pause_key(topology, number), body, revision=0)
         except Fenced:
             stored = await bucket.get(subjects.pause_key(topology, number))
-            if stored is not None and _names(stored[0]) is None:
+            if stored is not None and names_of(stored[0]) is None:
                 taken.add(number)
             continue  # else somebody else made a change at the same moment: look at that
         for key in await bucket.items(subjects.pause_prefix(topology)):
@@ -99,10 +101,10 @@ async def _change(bucket: Bucket, topology: str, more: Mapping[str, float], less
         return after
 
 
-def _names(value: bytes) -> dict[str, float] | None:
+def names_of(value: bytes) -> dict[str, float] | None:
     """What is paused; None for what nobody wrote who pauses."""
     try:
         found: dict[str, float] = checker(_Stored).validate_json(value, strict=True)["paused"]
     except ValueError:
         return None
-    return found if all(end >= 0 for end in found.values()) else None
+    return found if all(0 <= end <= LATEST for end in found.values()) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import orjson
 from engine_entries import APP, HEADERS, NOW, POOL, SOURCE, TOPOLOGY, Take, engine, lab
 from fuzzing import Entry
@@ -15,6 +17,7 @@ from dspex.bus.records import ACCEPTED, RESULT, CallRecord
 from dspex.bus.serving import audit
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
+from dspex.engine.graph import pauses
 from dspex.engine.log import redriven
 
 
@@ -125,11 +128,22 @@ def _take_error() -> Take:
     return take
 
 
+def _take_pause() -> Take:
+    def take(case: Case) -> object:
+        names = pauses.names_of(case.data)
+        end = pauses.Pauses(names, 1).until({"in"}, NOW) if names is not None else None
+        return [names, datetime.fromtimestamp(end, UTC).isoformat() if end else end]
+
+    return take
+
+
+_PAUSES = [Case(b'{"paused":{"":0.0,"in":9e9}}'), Case(b'{"paused":{}}')]
 ENTRIES = [
     Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout",)),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
+    Entry("pause", lambda: _PAUSES, _take_pause, "json", subject="pause"),
     Entry("error", _errors, _take_error, "json", slice=500),
 ]

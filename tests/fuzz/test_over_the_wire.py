@@ -54,6 +54,7 @@ SENT_TO = {
     "redriven": [subjects.redriven(APP)],
     "audit": [subjects.audit(APP, verb) for verb in ("publish", "strange")],
     "manifest": [f"$KV.{subjects.applied(APP)}.{subjects.manifest_key('strange', n)}" for n in range(1, 9)],  # a key takes one
+    "pause": [f"$KV.{subjects.applied(APP)}.{subjects.pause_key('strange', n)}" for n in range(1, 201)],  # a key takes one
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
     "key": [subjects.key(APP, f"{n:032x}") for n in range(200)],  # a subject takes one

@@ -55,6 +55,8 @@ async def _changed(t: Terminal, verb: str, what: str, after: float | None) -> No
         _check(c, topology, name, known)
         info = await c.bus.stream(subjects.stream(c.app))
         end = info.now + after if after is not None and info is not None else 0.0
+        if end > pauses.LATEST:
+            raise ConfigError("--until is longer than a pause may last", code="DX105", fix="leave it out, and resume it later")
         bucket = await c.bus.bucket(subjects.applied(c.app))
         if verb == "pause":
             await pauses.pause(bucket, topology, name, end)

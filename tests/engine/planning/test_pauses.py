@@ -136,7 +136,9 @@ def test_a_paused_topology_with_work_is_no_fault(lab: MakeLab) -> None:
     assert [f for f in found if f.check in ("engine", "stage", "owner")] == []
 
 
-@pytest.mark.parametrize("garbage", [b'{"stream":"S","seq":1}', b"", b'{"paused":{"":-1}}', b'{"paused":{},"more":1}'])
+@pytest.mark.parametrize(
+    "garbage", [b'{"stream":"S","seq":1}', b"", b'{"paused":{"":-1}}', b'{"paused":{"":1e300}}', b'{"paused":{},"more":1}']
+)
 def test_what_anybody_has_the_server_put_under_the_key_of_a_pause_neither_pauses_nor_resumes(
     lab: MakeLab, garbage: bytes
 ) -> None:
