@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings.not_built import OPTIONS
+from dspex.engine.graph.check import NAME
 from dspex.engine.graph.context import Build
 from dspex.engine.graph.nodes import Hop, State
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import problem
 from dspex.operators.parameters.parameter import REQUIRED, Arguments, NotGiven, Parameter, Types, checked
-from dspex.operators.plan import NodeDraft, Plan
+from dspex.operators.plan import HOP, NodeDraft, Plan
 from dspex.operators.typing import code, purity
 from dspex.operators.typing.shape import UNKNOWN, Shape, shape_of
 
@@ -115,6 +116,9 @@ class Operator(Declaration):
             several. Where `into` is given, that is the shape.
         outlets: main argument → the number of streams that come out.
         keyed: whether it keeps something for each key: then its stream needs a key, and it a name, by which its state is known.
+        state: likewise, but it takes a stream without a key, too: `build` is told which it is (`keyed=`).
+        typed: whether `build` takes the type of the data that comes in, as `typed`.
+        hop: (main argument, options) → the hop that a stream without a key takes to it, so that what belongs together meets.
     """
 
     _: KW_ONLY
@@ -122,6 +126,9 @@ class Operator(Declaration):
     shape: Callable[[Shape, Arguments], Shape | list[Shape]] = same
     outlets: Callable[[Any], int] = one
     keyed: bool = False
+    typed: bool = False
+    state: bool = False
+    hop: Callable[..., Hop] | None = None
 
     def add(
         self, plan: Plan, inputs: Edges, shape: Shape, given: Mapping[str, object], name: str | None
@@ -131,9 +138,12 @@ class Operator(Declaration):
         main = arguments.get(self.name)
         outlets = self.outlets(given.get(self.name))
         shapes = self._shapes(shape, arguments, outlets)
+        has_key = bool(inputs) and all(before.keyed for before, _ in inputs)
+        if self.hop is not None and not has_key and not errors:
+            inputs = self._meeting(plan, inputs, shape, arguments, name)
         draft = NodeDraft(
             self.name,
-            "" if self.keyed else self.name if main is None else self.main.automatic_name(main, self.name),
+            "" if self.keyed or self.state else self.name if main is None else self.main.automatic_name(main, self.name),
             name,
             inputs=list(inputs),
             options=self.plain(arguments),
@@ -148,9 +158,20 @@ class Operator(Declaration):
             plan.refuse(draft, e)
         if not errors:
             with plan.collecting(draft):
-                draft.payload = self.build(main, **{n: arguments[n] for n in self.options})
+                typed = {"typed": shape.type} if self.typed else {}
+                keyed = {"keyed": has_key} if self.state else {}
+                draft.payload = self.build(main, **{n: arguments[n] for n in self.options}, **typed, **keyed)
         self._fits(plan, draft, shape, arguments)
         return draft, shapes
+
+    def _meeting(self, plan: Plan, inputs: Edges, shape: Shape, arguments: Arguments, name: str | None) -> Edges:
+        """The hop before it, by which events meet that have no key."""
+        assert self.hop is not None
+        made = NodeDraft(HOP, HOP, f"{name}/{HOP}" if name and NAME.fullmatch(name) else None, inputs=list(inputs), shape=shape)
+        if self.main.reads(arguments[self.name], arguments):  # where events lie depends on it
+            made.options = {"key": arguments[self.name]}
+        made.payload = self.hop(arguments[self.name], **{n: arguments[n] for n in self.options})
+        return [(plan.add(made), 0)]
 
     def _shapes(self, shape: Shape, arguments: Arguments, outlets: int) -> list[Shape]:
         if arguments.get("into") is not None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
 from dspex.engine.graph.context import Build, Handler
@@ -33,6 +33,8 @@ from dspex.engine.graph.nodes import (
 )
 from dspex.operators.typing.shape import UNKNOWN, Shape
 
+HOP: Final = "hop"
+"""The operator's word of a hop that an operator takes by itself, so that what belongs together meets. It is not written."""
 Payload: TypeAlias = Source | Call | Hop | Sink | State | Build
 """What makes a node the kind of node that it is: see engine/graph/nodes.py."""
 

@@ -263,6 +263,29 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         """
         raise NotImplementedError
 
+    @declared
+    def batch(self, size: int, *, within: Duration, name: str) -> Stream[list[T_co], K_co]:
+        """Lists of `size` events, or of what has come within a time after the first: of each key, or of each partition."""
+        raise NotImplementedError
+
+    @declared
+    def dedupe(self, key: str, *, within: Duration, name: str) -> Stream[T_co, K_co]:
+        """Keep the first of events with the same business key. Of a keyed stream: within its key.
+
+        `within`: how far apart in event time they may be. Repeats of one event id never get here.
+        """
+        raise NotImplementedError
+
+    @declared
+    def throttle(self, rate: str, *, burst: int = 1, name: str) -> Stream[T_co, K_co]:
+        """Let events go on at a rate, "10/s", of each key, or of the whole stream. It delays, in order, and never drops."""
+        raise NotImplementedError
+
+    @declared
+    def debounce(self: Stream[A, str], wait: Duration, *, name: str) -> Stream[A, str]:
+        """Of a burst of events of a key only the last one goes on, once none has followed it for `wait`."""
+        raise NotImplementedError
+
     @overload
     def key_by(self, key: str, *, name: Name = None) -> Stream[T_co, str]: ...
     @overload

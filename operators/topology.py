@@ -20,7 +20,7 @@ from dspex.operators.formats.describe import TopologyInfo, describe
 from dspex.operators.formats.mermaid import mermaid
 from dspex.operators.native.problems import problem, wrong
 from dspex.operators.parameters.values import in_seconds
-from dspex.operators.plan import Plan, caller
+from dspex.operators.plan import HOP, Plan, caller
 from dspex.operators.stateless import source
 from dspex.operators.stateless.sink import CODEC
 from dspex.operators.stateless.source import SourceOptions
@@ -124,12 +124,15 @@ class Topology(Planned, names=METHODS["Topology"]):
 
     def _build(self) -> Graph:
         names = self._plan.names()
+        hops = {names[d] for d in self._plan.drafts if d.op == HOP}
+        renamed = dict(self._renamed_from)
+        renamed |= {f"{new}/{HOP}": f"{old}/{HOP}" for new, old in renamed.items() if f"{new}/{HOP}" in hops}
         return Graph(
             name=self.name,
             nodes={names[d]: d.node(names) for d in self._plan.drafts},
             codec=self._plan.codec,
             retention=self._retention,
-            renamed_from=dict(self._renamed_from),
+            renamed_from=renamed,
             drop=tuple(self._drop),
             file=self._plan.place.file if self._plan.place else None,
         )

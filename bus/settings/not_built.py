@@ -21,8 +21,8 @@ TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
 OPERATORS = (
-    *("window", "session_window", "aggregate", "reduce", "join", "lookup", "batch", "throttle"),
-    *("dedupe", "gather", "debounce", "approve"),
+    *("window", "session_window", "aggregate", "reduce", "join", "lookup"),
+    *("gather", "approve"),
 )
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {

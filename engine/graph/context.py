@@ -123,6 +123,10 @@ class Rows(Context, Protocol):
         """The origin of an event that begins a run of its own: what a window gives was caused by many."""
         ...
 
+    def go_on(self, out: Handler, data: Any, origin: Origin) -> None:
+        """Hand something on, as `out(data, rows)` does, as the event that `origin` says."""
+        ...
+
 
 class EventContext:
     """What a function gets as its Context: the event that is processed now, and the operator that runs.

@@ -108,9 +108,13 @@ KEYED_PARTITIONS: Final = 64
 
 @dataclass(frozen=True)
 class Hop:
-    """Where events change their owner. `key`: (data, context) → the key that says who has it; raises InvalidInput."""
+    """Where events change their owner.
+
+    `key`: (data, context) → the key that says who has it; raises InvalidInput. `gives`: whether that is their key from then on.
+    """
 
     key: Callable[[Any, Any], str]
+    gives: bool = True
 
 
 class Emitted(NamedTuple):
@@ -131,6 +135,7 @@ class State:
         event_time: whether it depends on the watermark, so that the stages before it have to state theirs.
         form: what its rows look like, beyond the operator's name: rows of another form are never read as these.
         shown: (the rows of a key by their sub-keys) → the value that people are shown as its state; None: the rows as they are.
+        keyed: whether its rows are those of the event's key; else all events of a partition have the same.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -139,6 +144,7 @@ class State:
     event_time: bool = False
     form: str = ""
     shown: Callable[[Mapping[str, bytes]], Any] | None = None
+    keyed: bool = True
 
 
 WAKE: Final = "~wake"

@@ -9,8 +9,10 @@ import yaml
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Inlet
 from dspex.operators.formats.describe import outlet_name
 from dspex.operators.formats.yaml_read import VERSION
+from dspex.operators.plan import HOP
 from dspex.operators.registry import operators
 from dspex.operators.typing.refs import Local
 
@@ -30,12 +32,20 @@ def dump(graph: Graph) -> str:
     sections = {"source": "sources", "sink": "sinks"}
     document |= {"sources": {}, "nodes": {}, "sinks": {}}
     for n in graph.nodes.values():
-        edges = [outlet_name(graph, i.node, i.outlet) for i in n.inputs]
+        if n.op == HOP:
+            continue
+        edges = [outlet_name(graph, i.node, i.outlet) for i in (_written(graph, inlet) for inlet in n.inputs)]
         start: dict[str, Any] = (
             {"from": edges if n.op in operators() and operators()[n.op].many_inputs else edges[0]} if edges else {}
         )
         document[sections.get(n.role, "nodes")][n.name] = start | dict(n.options)
     return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+
+def _written(graph: Graph, inlet: Inlet) -> Inlet:
+    """Where data comes from that an operator takes over a hop of its own."""
+    node = graph.nodes[inlet.node]
+    return node.inputs[0] if node.op == HOP else inlet
 
 
 def _refuse_local(graph: Graph) -> None:

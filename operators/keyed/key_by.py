@@ -29,21 +29,26 @@ class KeyParameter(TestParameter):
         return f"by_{last[0]}" if last else "by_key" if isinstance(value, str) else ""
 
 
+def key_text(found: object, operator: str) -> str:
+    """What an operator was given as a key. Raises InvalidInput for what is none."""
+    if not isinstance(found, str):
+        raise InvalidInput(
+            f"a key is a text, and this one is {type(found).__name__}", fix=f'make it one: {operator}("str(order)")'
+        )
+    if not found or len(found) > MOST or not found.isprintable():
+        what = f"{len(found):,} characters" if len(found) > MOST else repr(found)
+        why = f"a key has 1 to {MOST} printable characters, and this one is {what}"
+        raise InvalidInput(why, fix="filter such events out before, or give them another key")
+    return str(found)
+
+
 def build(key: str | Callable[[Any], Any]) -> Hop:
     """Where events of a key go on."""
     function, with_context = predicate(key, "key_by")
 
     def key_of(data: Any, ctx: Any) -> str:
         found = function(data, ctx) if with_context else function(data)
-        if not isinstance(found, str):
-            raise InvalidInput(
-                f"a key is a text, and this one is {type(found).__name__}", fix='make it one: key_by("str(order)")'
-            )
-        if not found or len(found) > MOST or not found.isprintable():
-            what = f"{len(found):,} characters" if len(found) > MOST else repr(found)
-            why = f"a key has 1 to {MOST} printable characters, and this one is {what}"
-            raise InvalidInput(why, fix="filter such events out before, or give them another key")
-        return str(found)
+        return key_text(found, "key_by")
 
     return Hop(key_of)
 

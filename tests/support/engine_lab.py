@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,6 +23,9 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.stage import StageRunner
 
 APP = "lab"
 STREAM = subjects.stream(APP)
@@ -215,6 +218,32 @@ class Lab:
     def requests(self, pool: str = "lightweight") -> list[CallRequest]:
         """All that wait, or waited, for a worker of the pool."""
         return [CallRequest.unpack(m.data) for m in self.messages(subjects.work_pattern(APP, pool))]
+
+    # -- what is kept
+    def partitions(self) -> Iterator[tuple[StageRunner, Partition]]:
+        """All partitions that are run, with their stages."""
+        for host, _ in self.hosts.values():
+            for runner in host.runners:
+                yield from ((runner, p) for p in runner.partitions.values())
+
+    def left(self) -> list[tuple[Any, Any]]:
+        """All rows of state, and all timers."""
+        found = [p.tables for _, p in self.partitions()]
+        return [row for tables in found for row in (*tables.keyed.rows.items(), *tables.timers.rows.items())]
+
+    def differences(self) -> list[Any]:
+        """Where the log of a partition that has taken anything gives something else when it is replayed."""
+
+        async def found(replay: Replay) -> list[Any]:
+            return [d async for d in replay.differences()]
+
+        all: list[Any] = []
+        for runner, p in self.partitions():
+            if p.tables.positions.rows:
+                many = len(runner.partitions)
+                replay = Replay(self.client.bus, APP, runner.stage, runner.source_stream, p.index, many, runner.s.limit)
+                all += self.run(found(replay))
+        return all
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:

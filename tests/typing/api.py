@@ -129,6 +129,14 @@ assert_type(messages.score(lambda actual, expected: actual == expected, expected
 assert_type(messages.through(kyc, name="kyc"), tuple[Stream[Message], Stream[Record]])
 messages.sink("replies.{intent}", codec="msgpack")
 
+# -- keys, state and time
+by_customer = messages.key_by("customer")
+assert_type(by_customer.batch(10, within="5s", name="ten"), Stream[list[Message], str])
+assert_type(messages.batch(10, within=5, name="ten"), Stream[list[Message]])
+assert_type(messages.dedupe("text", within="1h", name="once"), Stream[Message])
+assert_type(by_customer.throttle("10/s", name="slow", burst=3), Stream[Message, str])
+assert_type(by_customer.debounce("5s", name="calm"), Stream[Message, str])
+
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])
 messages.chain_of_thought(

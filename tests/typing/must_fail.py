@@ -78,3 +78,7 @@ messages.score(lambda actual: 1.0, expected="a", actual="b")  # error
 # an expression where fields are wanted
 messages.set("text")  # error
 messages.react("text -> a", name="r")  # error
+# what needs a key, without one; and state without a name
+messages.debounce("5s", name="calm")  # error
+messages.batch(10, within="5s")  # error
+messages.dedupe(lambda m: m.text, within="5s", name="once")  # error

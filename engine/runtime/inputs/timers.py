@@ -26,7 +26,7 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.watermarks.reached import next_arrival
 
 _log = structlog.get_logger("dspex.engine")
-TICK = 0.1  # seconds between looks at the clock, at most
+TICK = 0.1  # seconds until a timer is looked at again that is due, and cannot be handled yet
 MARKED = 0  # in place of the number of a timer: whatever the watermark of the partition wakes next
 MOST_AT_ONCE = 64  # of those, before other partitions have their turn
 IDLE_TICK = 1.0  # the same while there is no timer: the first one wakes us
@@ -90,7 +90,8 @@ class TimersInput(Input):
         if not found:
             try:
                 first = min((p.tables.timers.first for p in partitions), default=NONE)
-                async with asyncio.timeout(min(max(first - self._clock(), TICK), IDLE_TICK)):
+                wait = first - self._clock()  # at 0 or below it cannot be taken now: not yet, or somebody else is asked first
+                async with asyncio.timeout(min(wait if wait > 0 else TICK, IDLE_TICK)):
                     await self._alarm.wait()
             except TimeoutError:
                 return []

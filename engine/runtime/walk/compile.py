@@ -64,6 +64,11 @@ class Stage:
         now = hops or {self.name}
         return now | {old for old, new in self.names.items() if new in now}
 
+    @property
+    def shared(self) -> frozenset[str]:
+        """The nodes whose state is that of the partition, whatever key an event has."""
+        return frozenset(name for name, node in self.states.items() if not node.state.keyed)
+
 
 def call_step(node: CallNode, codec: Any) -> Handler:
     """The step that ends a walk in a call; its record begins another."""

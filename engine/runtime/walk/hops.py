@@ -20,7 +20,7 @@ def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) ->
         node_id: what ids of its outputs are derived from, besides the event's: an event may leave on several ways at once.
         stage, count: the stage behind it, and how many partitions that has.
     """
-    name, key_of = node.name, node.hop.key
+    name, key_of, gives = node.name, node.hop.key, node.hop.gives
 
     def step(data: object, walk: Any) -> None:
         walk.node = name
@@ -30,7 +30,7 @@ def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) ->
         if len(body) > a.limit:
             raise too_large(name, len(body), a.limit)
         walk.counts[name] = ordinal = walk.counts.get(name, -1) + 1
-        child = o._replace(id=derived_id(o.id, node_id, ordinal), cause=o.id, key=key)
+        child = o._replace(id=derived_id(o.id, node_id, ordinal), cause=o.id, key=key if gives else o.key)
         to = subjects.edge(a.app, a.topology, stage, partition_of(key, count))
         walk.outputs.append(Forward(to, NodeEvent(name, child, content_type, body).pack(), None, o.session))
 

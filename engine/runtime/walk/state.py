@@ -15,7 +15,7 @@ from dspex.bus.errors import DataError
 from dspex.bus.message import derived_id
 from dspex.bus.records import Origin
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.engine.graph.context import EventContext
+from dspex.engine.graph.context import EventContext, Handler
 from dspex.engine.log.rows import Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.walk.request import Address, Output
@@ -49,6 +49,7 @@ class StateWalk(EventContext, ABC):
 
     __slots__ = (
         "_clocks",
+        "_shared",
         "_size",
         "address",
         "counts",
@@ -61,9 +62,9 @@ class StateWalk(EventContext, ABC):
         "waking",
     )
 
-    def __init__(self, address: Address, clocks: Mapping[str, NodeClock]) -> None:
+    def __init__(self, address: Address, clocks: Mapping[str, NodeClock], shared: frozenset[str] = frozenset()) -> None:
         super().__init__(address.topology)
-        self.address, self._clocks, self.number = address, clocks, 0
+        self.address, self._clocks, self._shared, self.number = address, clocks, shared, 0
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
         self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
@@ -114,7 +115,8 @@ class StateWalk(EventContext, ABC):
         return clock.at(self.tables, self.tables.position("time").mark, self.clock) if clock is not None else -inf
 
     def _at(self, sub: str) -> tuple[str, str, str]:
-        return self.node, self.origin.key or "", sub
+        node = self.node
+        return node, "" if node in self._shared else self.origin.key or "", sub
 
     def row(self, sub: str = "") -> bytes | None:
         at, rows = self._at(sub), self.staged.rows
@@ -203,4 +205,11 @@ class StateWalk(EventContext, ABC):
     def new_origin(self, time: float) -> Origin:
         o, node = self.origin, self.node
         id = derived_id(o.id, self.address.node_id(node), self.ordinal(node))
-        return Origin(id, o.subject, id, cause=o.id, key=o.key, time=time)
+        return Origin(id, o.subject, id, cause=o.id, key=self._at("")[1] or None, time=time)
+
+    def go_on(self, out: Handler, data: object, origin: Origin) -> None:
+        before = self.origin, self._event, self._random
+        self.inherit(origin)
+        self._event = self._random = None
+        out(data, self)
+        self.origin, self._event, self._random = before

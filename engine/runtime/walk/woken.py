@@ -33,7 +33,7 @@ class _Waking:
     def effects(self, tables: Tables, next: int) -> Effects:
         a, timer, walk = self._process.address, self._timer, self._walk
         id = derived_id(timer.run, f"{a.node_id(timer.node)}/{a.partition}", self._number)
-        self._origin = Origin(id, self._process.stage.name, timer.run, key=timer.key, time=timer.due)
+        self._origin = Origin(id, self._process.stage.name, timer.run, key=timer.key or None, time=timer.due)
         walk.begin(tables, next)
         walk.fired = self._number
         walk.resume(self._origin, timer.node, self._arrival.clock)

@@ -1,0 +1,53 @@
+"""dedupe: of events with the same business key the first one goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dspex.engine.graph.context import Handler, Rows
+from dspex.engine.graph.nodes import Emitted, Hop, State
+from dspex.operators.expressions import language as expressions
+from dspex.operators.keyed.kept import after, packed, unpacked
+from dspex.operators.keyed.key_by import key_text
+from dspex.operators.operator import Operator
+from dspex.operators.parameters import DurationParameter, ExpressionParameter
+
+
+def _key(text: str) -> Callable[[Any, Any], str]:
+    function = expressions.compile(text).function
+    return lambda data, ctx: key_text(function(data, ctx), "dedupe")
+
+
+def build(key: str, within: float, *, keyed: bool) -> State:
+    """One row a business key: the event time of the first one. It goes once the watermark says that no repeat can follow."""
+    key_of = _key(key)
+
+    def step(out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
+        def run(data: Any, rows: Rows) -> None:
+            name, time = key_of(data, rows), rows.origin.time
+            first = unpacked(rows.row(name), None)
+            if first is not None and abs(time - first) <= within:
+                return
+            if first is None or time > first:
+                rows.put(packed(time), name)
+                rows.alarm(after(time + within), name, mark=True)
+            out(data, rows)
+
+        return run
+
+    def woken(rows: Rows, name: str) -> Sequence[Emitted]:
+        rows.put(None, name)
+        return ()
+
+    return State(step, woken, event_time=True, form=f"dedupe of a {'key' if keyed else 'partition'}", keyed=keyed)
+
+
+OPERATOR = Operator(
+    "dedupe",
+    main=ExpressionParameter(doc="the business key, a text"),
+    options={"within": DurationParameter(zero=False, doc="how far apart in event time repeats are still repeats")},
+    build=build,
+    state=True,
+    hop=lambda key, within: Hop(_key(key), gives=False),
+)

@@ -1,0 +1,62 @@
+"""What operators keep of events that go on later: the event under an id of its own, and its data as a hop would carry it."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from math import inf, nextafter
+from typing import Any, Final
+
+import msgpack
+
+from dspex.bus.codecs import decode, encode, msgpack_bytes
+from dspex.bus.records import Origin
+from dspex.engine.graph.nodes import Emitted
+from dspex.operators.native.fields.types import is_model
+from dspex.operators.typing.shape import validator
+
+HOLD: Final = 3600.0
+"""Seconds for which an event that waits on the clock of the engine holds the watermark, at most."""
+
+
+def keep(origin: Origin, data: object) -> bytes:
+    """An event as bytes. Raises InvalidInput for data that cannot be written."""
+    body, content_type = encode(data, "auto")
+    return msgpack_bytes([list(origin), content_type, body])
+
+
+class KeptData:
+    """Reads data that was kept. It is as behind a hop: plain, or of the type that the stream has. `typed`: that type."""
+
+    def __init__(self, typed: object) -> None:
+        has_values = isinstance(typed, type) and (is_model(typed) or is_dataclass(typed))
+        self._typed = validator(typed) if has_values else None
+
+    def data(self, body: bytes, content_type: str) -> Any:
+        """The data that was encoded."""
+        found = decode(body, content_type)
+        return self._typed(found) if self._typed is not None else found
+
+    def event(self, row: bytes) -> Emitted:
+        """The event that `keep` wrote."""
+        origin, content_type, body = msgpack.unpackb(row)
+        return Emitted(Origin(*origin), self.data(body, content_type))
+
+
+def number(n: int) -> str:
+    """A sub-key that sorts as the number does."""
+    return f"{n:016d}"
+
+
+def after(time: float) -> float:
+    """The first moment at which a watermark says that nothing of this time follows any more."""
+    return nextafter(time, inf)
+
+
+def unpacked(row: bytes | None, default: Any) -> Any:
+    """What a row of plain values holds."""
+    return msgpack.unpackb(row) if row is not None else default
+
+
+def packed(value: object) -> bytes:
+    """Plain values as a row."""
+    return bytes(msgpack.packb(value) or b"")
