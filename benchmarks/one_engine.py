@@ -2,10 +2,12 @@
 
     {"what": "commit", "at": monotonic clock in seconds, "cpu": seconds of this process so far, "events": 999}
 
+A commit is one of the last stage, which stores the results.
+
 `began`: the modules are there, and the engine starts. `owns`: it claimed a partition; `partitions` is how many it owns.
 `goes on`: it stood still, by SIGSTOP, and runs again. It ends at SIGTERM.
 
-    python benchmarks/one_engine.py --url nats://… --app bench --stream S --subject s [--partitions 4]
+    python benchmarks/one_engine.py --url nats://… --app bench --stream S --subject s [--partitions 4] [--hops 1]
 """
 
 from __future__ import annotations
@@ -37,27 +39,32 @@ def say(what: str, **facts: object) -> None:
 
 
 class Listener:
-    """Says what the engine says of itself."""
+    """Says what the engine says of itself. `last`: the stage that stores the results."""
 
-    def __init__(self) -> None:
-        self.owned: set[object] = set()
+    def __init__(self, last: str) -> None:
+        self.last, self.owned = last, set[object]()
 
     def __call__(self, name: str, facts: Mapping[str, object]) -> None:
-        if name == "commit" and facts["messages"]:  # else a position moved over what is another partition's
+        if (
+            name == "commit" and facts["messages"] and facts["stage"] == self.last
+        ):  # else a position moved over what is another partition's
             say("commit", events=facts["messages"])  # an event gives one message
         elif name in ("claimed", "released", "fenced"):
             change = self.owned.add if name == "claimed" else self.owned.discard
-            change(facts["partition"])
+            change((facts["stage"], facts["partition"]))
             say("owns", partitions=len(self.owned))
 
 
 async def main(args: argparse.Namespace) -> None:
     """Run the engine until a signal ends it."""
     topology = Topology(TOPOLOGY)
-    topology.source(args.subject, stream=args.stream, partitions=args.partitions).map(change).sink(f"{args.app}.out")
+    stream = topology.source(args.subject, stream=args.stream, partitions=args.partitions)
+    for number in range(args.hops):
+        stream = stream.key_by("customer", name=f"by_{number}")
+    stream.map(change).sink(f"{args.app}.out")
     stopped = stop_on_signals()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, partial(say, "goes on"))
-    telemetry.subscribe(Listener())
+    telemetry.subscribe(Listener(f"s{1 + args.hops}"))
     say("began")
     settings = Settings.load(server__url=args.url, app=args.app, engine__encrypt_key_env="SEAL" if args.sealed else None)
     async with Engine(topology, settings=settings, pools="none") as engine:
@@ -69,6 +76,7 @@ if __name__ == "__main__":
     for name in ("--url", "--app", "--stream", "--subject"):
         parser.add_argument(name, required=True)
     parser.add_argument("--partitions", type=positive, default=1)
+    parser.add_argument("--hops", type=int, default=0, help="key_by, one behind the other")
     parser.add_argument("--sealed", action="store_true", help="with the key in the variable SEAL")
     errors = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=errors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from dspex.bus.message import new_id
 from dspex.bus.nats import connect
 from dspex.bus.port import NewMessage
 from dspex.bus.serving.keyring import Keyring
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 
 TOPOLOGY, STREAM, SUBJECT = "bench", "BENCH_RUN", "bench.run"
 KEY = {"SEAL": "a key of the benchmark, and of nothing else"}
@@ -75,11 +76,12 @@ class Running:
 
 @asynccontextmanager
 async def engine(
-    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False
+    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False, hops: int = 0
 ) -> AsyncIterator[Running]:
     """An engine from its start to its drain."""
     script = Path(__file__).with_name("one_engine.py")
     where = ["--url", url, "--app", app, "--stream", stream, "--subject", subject, "--partitions", str(partitions)]
+    where += ["--hops", str(hops)]
     more, spawned = ["--sealed"] if sealed else [], time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), *where, *more, stdout=asyncio.subprocess.PIPE, env={**os.environ, **KEY}
@@ -113,42 +115,55 @@ def new_app() -> str:
 # -- a stream that is full before anybody reads it -------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Race:
-    """What some engines needed for some events. `cpu`: seconds of all their processes together."""
+    """What some engines needed for some events. `cpu`: seconds of all their processes together; `server`: of the server's."""
 
     app: str
     seconds: float
     cpu: float
+    server: float = 0.0
 
 
-async def race(url: str, events: int, *, processes: int, partitions: int, sealed: bool | None = None) -> Race:
+async def race(
+    url: str,
+    events: int,
+    *,
+    processes: int,
+    partitions: int,
+    sealed: bool | None = None,
+    hops: int = 0,
+    server: Callable[[], float] = lambda: 0.0,
+) -> Race:
     """Let engines take as many events, from a stream that fills while they stand still: no start is in it, and no publisher.
 
-    `sealed`: the events are of 1,000 sessions, and their payloads are sealed, or in clear text. None: they are of no session.
+    Args:
+        sealed: the events are of 1,000 sessions, and their payloads are sealed, or in clear text. None: they are of no session.
+        hops: that the events cross, each to one of 64 partitions. server: seconds of CPU that the server used so far.
     """
     app = new_app()
     await empty(url)
     async with AsyncExitStack() as stack:
         engines = [
-            await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions, bool(sealed)))
+            await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions, bool(sealed), hops))
             for _ in range(processes)
         ]
-        await shared(engines, partitions)
+        await shared(engines, partitions + hops * KEYED_PARTITIONS)
         for one in engines:
             one.process.send_signal(signal.SIGSTOP)
         try:
             await (fill(url, events) if sealed is None else fill_sessions(url, app, events, sealed=sealed))
         finally:
-            heard = [len(one.said) for one in engines]
+            heard, used = [len(one.said) for one in engines], server()
             for one in engines:
                 one.process.send_signal(signal.SIGCONT)
         began = [await one.heard("goes on", since) for one, since in zip(engines, heard)]
         while (taken := _taken(engines, heard)) < events:
             await _any_more(engines)
         assert taken == events, f"{taken} events were taken of {events}"
+        used = server() - used
         commits = [one.lines("commit", since) for one, since in zip(engines, heard)]
     ends = [(begin, lines[-1]) for begin, lines in zip(began, commits) if lines]
     seconds = max(end["at"] for _, end in ends) - min(begin["at"] for begin in began)
-    return Race(app, seconds, sum(end["cpu"] - begin["cpu"] for begin, end in ends))
+    return Race(app, seconds, sum(end["cpu"] - begin["cpu"] for begin, end in ends), used)
 
 
 def _taken(engines: Sequence[Running], heard: Sequence[int]) -> int:

@@ -103,7 +103,8 @@ class NodeEvent(NamedTuple):
 
     def pack(self) -> bytes:
         """As `unpack_event` takes it."""
-        return codecs.msgpack_bytes(self)
+        # named tuples become maps here, and not one by one in the encoder: every event that crosses a hop is packed
+        return codecs.msgpack_bytes(dict(zip(self._fields, self)) | {"origin": dict(zip(Origin._fields, self.origin))})
 
 
 def _sound(event: NodeEvent) -> NodeEvent:

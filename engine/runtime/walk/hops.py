@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.message import derived_id, partition_of
-from dspex.bus.records import NodeEvent
+from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import HopNode, StateNode
 from dspex.engine.runtime.process import read, written
@@ -30,11 +31,19 @@ def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) ->
         if len(body) > a.limit:
             raise too_large(name, len(body), a.limit)
         walk.counts[name] = ordinal = walk.counts.get(name, -1) + 1
-        child = o._replace(id=derived_id(o.id, node_id, ordinal), cause=o.id, key=key if gives else o.key)
-        to = subjects.edge(a.app, a.topology, stage, partition_of(key, count))
-        walk.outputs.append(Forward(to, NodeEvent(name, child, content_type, body).pack(), None, o.session))
+        id, subject, run, _, own, session, time, sequence, trace, headers, fallback = o  # _replace is slow
+        child_id, its = derived_id(id, node_id, ordinal), key if gives else own
+        child = Origin(child_id, subject, run, id, its, session, time, sequence, trace, headers, fallback)
+        to = _edge_of(a.app, a.topology, stage, key, count)
+        walk.outputs.append(Forward(to, NodeEvent(name, child, content_type, body).pack(), None, session))
 
     return step
+
+
+@lru_cache(8192)
+def _edge_of(app: str, topology: str, stage: str, key: str, count: int) -> str:
+    """Where events of a key go: kept, because keys come again and their hash is made in Python."""
+    return subjects.edge(app, topology, stage, partition_of(key, count))
 
 
 def arrived_step(after: Handler) -> Handler:
