@@ -25,6 +25,8 @@ _HOMES = {
     "Spec": "operators.recorded.spec",
     "Stream": "operators.stream",
     "Topology": "operators.topology",
+    "Windowed": "operators.keyed.windows.windowed",
+    "WindowedStream": "operators.keyed.windows.stream",
     "chain_of_thought": "operators.recorded.calls",
     "connect": "engine.client.client",
     "enrich": "operators.recorded.enrich",
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from dspex.engine.graph.nodes import Retry as Retry
     from dspex.engine.hosting.engine import Engine as Engine
     from dspex.engine.hosting.engine import run as run
+    from dspex.operators.keyed.windows.stream import WindowedStream as WindowedStream
+    from dspex.operators.keyed.windows.windowed import Windowed as Windowed
     from dspex.operators.native.signature import Field as Field
     from dspex.operators.native.signature import Signature as Signature
     from dspex.operators.recorded.calls import chain_of_thought as chain_of_thought
@@ -90,6 +94,8 @@ __all__ = [
     "Spec",
     "Stream",
     "Topology",
+    "Windowed",
+    "WindowedStream",
     "chain_of_thought",
     "connect",
     "enrich",

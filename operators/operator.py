@@ -41,6 +41,7 @@ class Declaration:
         main: its main argument.
         options: its other arguments by name, in the order of the reference page and of YAML.
         many_inputs: whether it joins several streams. Its method takes the other streams in place of the main argument.
+        one_of: options of which exactly one is given. YAML shows by it what the operator is for.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Declaration:
     main: Parameter
     options: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     many_inputs: bool = False
+    one_of: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -81,7 +83,8 @@ class Declaration:
         """The JSON Schema of its nodes in YAML."""
         properties = {"from": FROM, self.name: self.main.schema(), **{n: p.schema() for n, p in self.keys.items()}}
         required = ["from", self.name, *self.required]
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+        schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+        return schema | ({"oneOf": [{"required": [name]} for name in self.one_of]} if self.one_of else {})
 
     def checked(self, given: Mapping[str, object]) -> tuple[Arguments, list[TopologyError]]:
         """The arguments in the form that `build` takes, with the defaults of those not given; and what is wrong."""
@@ -92,6 +95,10 @@ class Declaration:
                     errors.append(problem("DX204", f"{self.name} needs the option {name!r}", f"add {name}=..."))
                 else:
                     arguments[name] = parameter.default
+        chosen = [name for name in self.one_of if given.get(name) is not None]
+        if self.one_of and len(chosen) != 1:
+            what = f"has {', '.join(chosen)}" if chosen else "says nothing about what it gives"
+            errors.append(problem("DX204", f"{self.name} {what}", f"one of: {', '.join(self.one_of)}"))
         return arguments, errors
 
 

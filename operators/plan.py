@@ -94,6 +94,16 @@ class NodeDraft:
                 return NativeNode(**common, build=build)
 
 
+@dataclass(eq=False)
+class Unfinished:
+    """Something that is no node yet, because what follows decides what it does. `what`: for messages, with what is missing."""
+
+    what: str
+    fix: str
+    place: SourceLine | None
+    done: bool = False
+
+
 @dataclass
 class Plan:
     """The drafts of one topology, and the problems found so far. `at`: overrides the place of the caller (YAML)."""
@@ -103,6 +113,7 @@ class Plan:
     place: SourceLine | None = None
     drafts: list[NodeDraft] = field(default_factory=list)
     problems: list[tuple[NodeDraft | None, Problem]] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
     prefix: str = ""
     at: SourceLine | None = None
     frozen: bool = False
@@ -121,6 +132,12 @@ class Plan:
             draft.name = self.prefix + draft.name if draft.name else None
         self.drafts.append(draft)
         return draft
+
+    def begin(self, what: str, fix: str) -> Unfinished:
+        """Note something that is no node yet."""
+        begun = Unfinished(what, fix, self.at or caller())
+        self.unfinished.append(begun)
+        return begun
 
     def report(
         self,

@@ -17,6 +17,7 @@ from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.context import Context, StateContext
+from dspex.operators.keyed.windows.stream import WindowedStream, WindowOptions
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.plan import NodeDraft, Plan
@@ -49,12 +50,17 @@ def declared(method: Method) -> Method:
     The arguments are checked by the declaration, so that a misspelt keyword is a problem that `check` lists with the others.
     """
     operator = operators()[method.__name__]
-    main_name = method.__code__.co_varnames[1]  # behind self: `map(fn=...)` is `map(...)`
+    main_name, *more = method.__code__.co_varnames[1 : max(2, method.__code__.co_argcount)]  # `map(fn=...)` is `map(...)`
 
     @wraps(method)
     def add(stream: AnyStream, *main: Any, name: Name = None, **options: object) -> AnyStream | tuple[AnyStream, ...]:
         if main_name in options and not main:
             main = (options.pop(main_name),)
+        for option, value in zip(more, main[1:]):  # options that may be given by their places
+            if option in options:
+                raise TypeError(f"{operator.name}() got {option} twice")
+            options[option] = value
+        main = main[:1] + main[1 + len(more) :]
         if len(main) != 1 and not (operator.many_inputs or operator.main.variadic):
             raise TypeError(f"{operator.name}() takes one argument and options by name, and got {len(main)} arguments")
         argument = {} if operator.many_inputs else list(main) if operator.main.variadic else main[0]
@@ -285,6 +291,49 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
     def debounce(self: Stream[A, str], wait: Duration, *, name: str) -> Stream[A, str]:
         """Of a burst of events of a key only the last one goes on, once none has followed it for `wait`."""
         raise NotImplementedError
+
+    @declared
+    def aggregate(
+        self: Stream[A, str],
+        init: Callable[[], S],
+        fold: Callable[[S, A], S],
+        *,
+        name: str,
+        ttl: Duration | None = None,
+    ) -> Stream[S, str]:
+        """A state for each key, which begins as `init()`: each event makes the next one, `fold(state, data)`, and lets it out.
+
+        `ttl`: forget a key after so much event time without an event.
+        """
+        raise NotImplementedError
+
+    @declared
+    def reduce(self: Stream[A, str], fn: Callable[[A, A], A], *, name: str, ttl: Duration | None = None) -> Stream[A, str]:
+        """One datum for each key: each event makes the next one, `fn(before, data)`, and lets it out. The first is itself.
+
+        `ttl`: forget a key after so much event time without an event.
+        """
+        raise NotImplementedError
+
+    def window(
+        self: Stream[U, str], size: Duration, *, every: Duration | None = None, **o: Unpack[WindowOptions]
+    ) -> WindowedStream[U]:
+        """Windows of one length over the events of each key, by event time; overlapping ones where `every` is shorter.
+
+        Say what they give: `.count()`, `.collect()`, `.reduce()` or `.aggregate()`.
+        """
+        return self._window("window", size, {**({} if every is None else {"every": every}), **o})
+
+    def session_window(self: Stream[U, str], gap: Duration, **o: Unpack[WindowOptions]) -> WindowedStream[U]:
+        """Windows that last as long as there is an event of the key within each `gap`, by event time.
+
+        Say what they give: `.count()`, `.collect()`, `.reduce()` or `.aggregate()`.
+        """
+        return self._window("session_window", gap, o)
+
+    def _window(self, operator: str, main: object, options: Mapping[str, object]) -> WindowedStream[Any]:
+        fix = f'say what it gives: .{operator}(…).count(name="…"), or collect, reduce or aggregate'
+        return WindowedStream(self, operator, main, options, self._plan.begin(f"a {operator} by itself gives nothing", fix))
 
     @overload
     def key_by(self, key: str, *, name: Name = None) -> Stream[T_co, str]: ...

@@ -220,6 +220,10 @@ MORE = {
         "State that was kept is no value of its type any more.",
         "give new fields defaults, or give the operator another name, under which it begins empty",
     ),
+    "DX514": (
+        "A window that collects its events has as many as it may have.",
+        "raise `limit=`, or use `reduce` or `aggregate`, which keep no events; then `dspex dlq redrive`",
+    ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }
 
@@ -231,11 +235,11 @@ def classes() -> list[type[errors.DspexError]]:
 
 
 NOT_RAISED = {
-    "LateEvent", "CircuitOpen", "BudgetExceeded",
+    "CircuitOpen", "BudgetExceeded",
     "SessionError", "SessionConflict", "SessionEnded", "AffinityLost",
     "ReplayError", "Divergence", "RecordingIncomplete",
 }  # fmt: skip
-"""Classes of what this version does not have yet: windows, limits, sessions, replay."""
+"""Classes of what this version does not have yet: limits, sessions, replay."""
 
 
 def rows() -> list[tuple[str, str, str, str]]:

@@ -58,6 +58,8 @@ def section(operator: AnyOperator) -> str:
     own = {name: p for name, p in operator.options.items() if name not in shared}
     if own:
         parts.append(table(own))
+    if operator.one_of:
+        parts.append(f"Exactly one of {', '.join(f'`{name}`' for name in operator.one_of)} says what it gives.")
     if without := [f"`{name}`" for name in shared if name not in operator.options]:
         parts.append(f"It asks no model, so it has no {', '.join(without[:-1])} and {without[-1]}.")
     return "\n\n".join(parts)

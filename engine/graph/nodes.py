@@ -136,6 +136,7 @@ class State:
         form: what its rows look like, beyond the operator's name: rows of another form are never read as these.
         shown: (the rows of a key by their sub-keys) → the value that people are shown as its state; None: the rows as they are.
         keyed: whether its rows are those of the event's key; else all events of a partition have the same.
+        read: what came out, of what was written of it; None: that is the same.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -145,6 +146,7 @@ class State:
     form: str = ""
     shown: Callable[[Mapping[str, bytes]], Any] | None = None
     keyed: bool = True
+    read: Callable[[Any], Any] | None = None
 
 
 WAKE: Final = "~wake"

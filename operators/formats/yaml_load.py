@@ -100,6 +100,8 @@ class _Loader(Document):
             self.report("DX204", f"{self.what} is a mapping, and this is {value!r}", "{ from: ..., map: ... }")
             return self.stand_in(name, [])
         found = [k for k in value if k in operators() or k == "through"]
+        given = {option for k in found if k in operators() for option in operators()[k].one_of}
+        found = [k for k in found if k not in given]  # a window and what it gives are one node
         streams = self.inlets(value)
         if len(found) != 1:
             self.report(*_which_operator(name, value, found))

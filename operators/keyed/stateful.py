@@ -20,17 +20,22 @@ from dspex.operators.typing.functions import function_name
 TTL = "ttl"
 
 
-class _Stateful:
+class Stateful:
     """The function with its state. That of a key is one row: (event time of its last use, the value).
 
     The timer of the TTL is set anew only when it fires, because most events of a key come before.
     """
 
     def __init__(
-        self, fn: Callable[..., Any], init: Callable[[], Any], on_wake: Callable[..., Any] | None, ttl: float | None
+        self,
+        fn: Callable[..., Any],
+        init: Callable[[], Any],
+        on_wake: Callable[..., Any] | None,
+        ttl: float | None,
+        values: StateValues | None = None,
     ) -> None:
         self._fn, self._init, self._on_wake, self._ttl = fn, init, on_wake, ttl
-        self._values = StateValues(init())
+        self._values = values or StateValues(init())
 
     def step(self, out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def run(data: Any, rows: Any) -> None:
@@ -44,6 +49,10 @@ class _Stateful:
                 out(item, rows)
 
         return run
+
+    def state(self) -> State:
+        """What the engine runs of it."""
+        return State(self.step, self.woken, event_time=self._ttl is not None, shown=self.shown)
 
     def _saved(self, rows: Any, found: object, of: Callable[..., Any], used: float) -> list[object]:
         """Keep what the function made of the state, and set the timer that it asked for; what it lets out."""
@@ -94,8 +103,7 @@ def build(
     ttl: float | None = None,
 ) -> State:
     """A function with state."""
-    stateful = _Stateful(fn, init, on_wake, ttl)
-    return State(stateful.step, stateful.woken, event_time=ttl is not None, shown=stateful.shown)
+    return Stateful(fn, init, on_wake, ttl).state()
 
 
 OPERATOR = Operator(

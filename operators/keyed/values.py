@@ -43,10 +43,14 @@ _READ: Final = {code: read for code, _, read in _PACKED.values()}
 
 
 class StateValues:
-    """The values of one operator's state. `sample`: one of them, which has the type where that is a model or a dataclass."""
+    """The values of one operator's state.
 
-    def __init__(self, sample: object) -> None:
-        self._type = type(sample) if _is_typed(type(sample)) else None
+    `sample`: one of them, which has the type where that is a model or a dataclass; or `of`: the type itself.
+    """
+
+    def __init__(self, sample: object = None, *, of: object = None) -> None:
+        kind = of if isinstance(of, type) else type(sample)
+        self._type = kind if _is_typed(kind) else None
         self._adapter: Any = None
         if self._type is not None:
             from pydantic import TypeAdapter  # only who has such state waits for it

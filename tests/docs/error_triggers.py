@@ -60,6 +60,9 @@ ELSEWHERE = {
     "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
     "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
     "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
+    "DX514": "engine/keyed/windows/test_fixed.py::test_more_events_than_a_list_may_have_are_letters_and_the_list_stays",
+    "DX504": "engine/keyed/windows/test_fixed.py::"
+    "test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts",
     "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
     "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
     "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",

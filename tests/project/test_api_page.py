@@ -27,6 +27,7 @@ needs_page = pytest.mark.skipif(not PAGE.exists(), reason="../shared/API.md is n
 HOMES = {  # of what is no name of dspex itself
     "ModuleConfig": "dspex.operators.recorded.options",
     "CallOptions": "dspex.operators.recorded.options",
+    "WindowOptions": "dspex.operators.keyed.windows.stream",
     "SourceOptions": "dspex.operators.stateless.source",
     "DeadLetter": "dspex.engine.client.letters",
     "Step": "dspex.engine.client.steps",
@@ -39,7 +40,6 @@ HOMES = {  # of what is no name of dspex itself
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
 COMES_WITH = {
-    "WindowOptions": "window",
     "Progress": "stream",
     "Accepted": "stream",
     "Turn": "session",

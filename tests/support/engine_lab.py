@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DspexError, ProgramError
 from dspex.bus.memory.handles import MemoryReader
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, BusEvents, Delivery, NewMessage
-from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Origin
 from dspex.bus.serving import payloads
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
@@ -23,9 +25,15 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
+from dspex.engine.log.rows import Place, Position
+from dspex.engine.log.tables import Tables
 from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.arrival import Arrival, Due, Woken
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.stage import StageRunner
+from dspex.engine.runtime.walk.compile import compile_behind
+from dspex.engine.runtime.walk.request import Address
 
 APP = "lab"
 STREAM = subjects.stream(APP)
@@ -283,3 +291,78 @@ class Lab:
 
         found: list[DeadLetter] = self.run(go())
         return found
+
+
+DAY = 1_767_225_600.0  # 2026-01-01
+
+
+class StageLab:
+    """One partition of the stage behind the hops of a topology, without a bus: what it is given goes straight to `handle`.
+
+    Attributes:
+        written: what went to sinks, in order. letters: those of its events that failed.
+    """
+
+    def __init__(self, topology: HasGraph) -> None:
+        graph = topology.graph
+        hops: Mapping[str, tuple[str, int]] = {hop.name: ("s2", 1) for hop in graph.hops}
+        self.stage = compile_behind(graph, graph.hops, "s2", hops=hops)
+        self.process = Process(self.stage, Address("lab", graph.name, "s2", 0, "nonce", 1 << 20), {}, "")
+        self.tables = Tables()
+        self.written: list[NewMessage] = []
+        self.letters: list[Letter] = []
+        self.clock = DAY
+        self._taken = 0
+
+    def event(self, data: Any, time: float, *, key: str = "a") -> None:
+        """Take an event of a key. `time`: seconds of the day, in event time."""
+        self._taken += 1
+        body, content_type = codecs.encode(data, "json")
+        origin = Origin(f"019b76da-a800-7000-8000-{self._taken:012d}", "in", f"run{self._taken}", key=key, time=DAY + time)
+        position = Position(self._taken, 0)
+        self._take(
+            Arrival(
+                Place("events", self._taken, 0), position, self.clock, NodeEvent(self.stage.name, origin, content_type, body)
+            )
+        )
+
+    def mark(self, time: float = inf) -> None:
+        """The watermark is `time` seconds of the day (without one: behind all windows), and wakes what waits for it."""
+        mark = DAY + min(time, 1e9)
+        self.tables.positions.put("time", Position(mark=mark))
+        while (number := self.tables.timers.reached(lambda node: self.watermark(node))) is not None:
+            due = Due(number, self.tables.timers.rows[number], Woken())
+            self._take(Arrival(Place("timers", number), None, self.clock, due))
+
+    def watermark(self, node: str) -> float:
+        """That of a node."""
+        return self.stage.clocks[node].at(self.tables, self.tables.position("time").mark, self.clock)
+
+    def _take(self, arrival: Arrival) -> None:
+        effects = self.process.handle(arrival, self.tables)
+        self.tables.change(effects.changes)
+        for output in effects.outputs:
+            assert isinstance(output, NewMessage), "a call: use Lab or Driver"
+            if subjects.matches(subjects.dead_pattern("lab"), output.subject):
+                self.letters.append(Letter.unpack(output.data))
+            else:
+                self.written.append(output)
+
+    def outputs(self, subject: str = "out") -> list[Any]:
+        """The data of what went to a sink."""
+        return [
+            codecs.decode(m.data, (m.headers or {}).get(subjects.CONTENT_TYPE)) for m in self.written if m.subject == subject
+        ]
+
+    def windows(self, subject: str = "out") -> list[tuple[str, float, float, Any]]:
+        """The windows that went to a sink: key, start and end in seconds of the day, value."""
+
+        def at(text: str) -> float:
+            return round(datetime.fromisoformat(text).timestamp() - DAY, 6)
+
+        return [(w["key"], at(w["start"]), at(w["end"]), w["value"]) for w in self.outputs(subject)]
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """How many rows and timers there are."""
+        return len(self.tables.keyed.rows), len(self.tables.timers.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -46,11 +47,12 @@ def _edge_of(app: str, topology: str, stage: str, key: str, count: int) -> str:
     return subjects.edge(app, topology, stage, partition_of(key, count))
 
 
-def arrived_step(after: Handler) -> Handler:
-    """The step at which an event enters the graph behind a hop."""
+def arrived_step(after: Handler, typed: Callable[[Any], Any] | None = None) -> Handler:
+    """The step at which an event enters the graph behind a hop, or behind an operator with state. `typed`: makes its data."""
 
     def step(event: NodeEvent, walk: Any) -> None:
-        after(read(event), walk)
+        data = read(event)
+        after(data if typed is None else typed(data), walk)
 
     return step
 

@@ -1,0 +1,104 @@
+"""The result of a window, and the times that windows count with: whole microseconds since 1970, so that none is rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import floor, isfinite
+from typing import Any, Final, Generic, TypeVar
+
+from dspex.bus.errors import LateEvent
+from dspex.engine.graph.context import Rows
+from dspex.engine.graph.nodes import Emitted
+from dspex.operators.typing.names import OnError
+
+T = TypeVar("T")
+SECOND: Final = 1_000_000
+_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SHIFT: Final = 1 << 56  # makes names of times before 1970 sort, too
+
+
+@dataclass(frozen=True)
+class Windowed(Generic[T]):
+    """What a window gives, once, when nothing can come into it any more.
+
+    Attributes:
+        key: whose events they were.
+        start, end: of the window (UTC); the end is no part of it. That of a session lies its gap behind its last event.
+        value: what was made of the events.
+
+    In a sink, and behind `key_by`, it is a record of these fields.
+    """
+
+    key: str
+    start: datetime
+    end: datetime
+    value: T
+
+    @classmethod
+    def read(cls, data: Any) -> Any:
+        """The result of a window again, of the record that was written of it."""
+        if not isinstance(data, dict) or data.keys() != {"key", "start", "end", "value"}:
+            return data
+        return cls(data["key"], datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["end"]), data["value"])
+
+
+def micro(seconds: float) -> int:
+    """Seconds as microseconds."""
+    return round(seconds * SECOND)
+
+
+def named(time: int) -> str:
+    """A time as a name that sorts as the times do."""
+    return f"{time + _SHIFT:018d}"
+
+
+def time_of(name: str) -> int:
+    """The time that `named` gave this name."""
+    return int(name) - _SHIFT
+
+
+class Ends:
+    """When windows end: `lateness` seconds after its end nothing comes into a window any more, and it gives its result."""
+
+    def __init__(self, lateness: float, late: OnError) -> None:
+        self.lateness, self._skips = lateness, late == "skip"
+
+    def ended(self, end: int, rows: Rows) -> bool:
+        """Whether a window with this end has given its result, or is about to."""
+        return end / SECOND + self.lateness <= rows.watermark
+
+    def first_open(self, end: int, every: int, rows: Rows) -> int:
+        """The first of the ends `end`, `end + every`, … that has not ended."""
+        if isfinite(rows.watermark):
+            passed = floor((rows.watermark - self.lateness) * SECOND) - 1 - end
+            end += max(passed // every, 0) * every
+        while self.ended(end, rows):
+            end += every
+        return end
+
+    def alarm(self, end: int, name: str, rows: Rows) -> None:
+        """Wake the operator when the window has ended."""
+        rows.alarm(end / SECOND + self.lateness, name, mark=True, hold=_time_of_result(end))
+
+    def late(self, end: int, rows: Rows) -> None:
+        """An event came too late for its last window. Raises LateEvent, unless such events are skipped."""
+        if not self._skips:
+            more = f" and {self.lateness:g} s for late events" if self.lateness else ""
+            at = moment(micro(rows.watermark)).isoformat()
+            raise LateEvent(f"its window ended at {moment(end).isoformat()}{more}, and the watermark is {at}")
+
+
+def moment(time: int) -> datetime:
+    """Microseconds as a time."""
+    return _START + timedelta(microseconds=time)
+
+
+def _time_of_result(end: int) -> float:
+    return (end - 1000) / SECOND
+
+
+def result(rows: Rows, start: int, end: int, value: object) -> Emitted:
+    """What comes out of a window: an event of a run of its own, at the end of the window less a millisecond."""
+    windowed = Windowed(rows.key or "", moment(start), moment(end), value)
+    return Emitted(rows.new_origin(_time_of_result(end)), windowed)
