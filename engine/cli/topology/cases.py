@@ -13,7 +13,7 @@ A step is one verb with what it is about, and options beside it, which are named
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,7 +178,7 @@ class _Reader:
             return seconds(value)
 
     @contextmanager
-    def told(self, line: int) -> Iterator[None]:
+    def told(self, line: int) -> Generator[None]:
         """What the block raises is a problem of this line."""
         try:
             yield
