@@ -124,7 +124,7 @@ class Operator(Declaration):
         outlets: main argument → the number of streams that come out.
         keyed: whether it keeps something for each key: then its stream needs a key, and it a name, by which its state is known.
         state: likewise, but it takes a stream without a key, too: `build` is told which it is (`keyed=`).
-        typed: whether `build` takes the type of the data that comes in, as `typed`.
+        typed: whether `build` takes the type of the data that comes in, as `typed`; of each stream, where it joins several.
         hop: (main argument, options) → the hop that a stream without a key takes to it, so that what belongs together meets.
     """
 
@@ -165,7 +165,8 @@ class Operator(Declaration):
             plan.refuse(draft, e)
         if not errors:
             with plan.collecting(draft):
-                typed = {"typed": shape.type} if self.typed else {}
+                types = [before.shape.type for before, _ in inputs] if self.many_inputs else shape.type
+                typed = {"typed": types} if self.typed else {}
                 keyed = {"keyed": has_key} if self.state else {}
                 draft.payload = self.build(main, **{n: arguments[n] for n in self.options}, **typed, **keyed)
         self._fits(plan, draft, shape, arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Never, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import TypeIs, Unpack
 
@@ -36,6 +36,7 @@ from dspex.operators.typing.shape import UNKNOWN, Shape
 T = TypeVar("T")
 U = TypeVar("U")
 A = TypeVar("A")
+B = TypeVar("B")
 S = TypeVar("S")
 K = TypeVar("K")
 R = TypeVar("R")
@@ -266,6 +267,38 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
 
         `on_wake` is called when the time comes that `context.wake` asked for. `ttl`: forget a key after so much event time
         without an event.
+        """
+        raise NotImplementedError
+
+    @overload
+    def join(self: Stream[A, str], other: Stream[B, str], *, within: Duration, name: str) -> Stream[tuple[A, B], str]: ...
+    @overload
+    def join(
+        self: Stream[A, str], other: Stream[B, str], *, within: Duration, name: str, how: Literal["inner"]
+    ) -> Stream[tuple[A, B], str]: ...
+    @overload
+    def join(
+        self: Stream[A, str], other: Stream[B, str], *, within: Duration, name: str, how: Literal["left"]
+    ) -> Stream[tuple[A, B | None], str]: ...
+    @declared
+    def join(self, other: AnyStream, *, within: Duration, name: str, how: Literal["inner", "left"] = "inner") -> AnyStream:
+        """Pairs of events of two streams with one key, whose event times are at most `within` apart: each pair once.
+
+        Args:
+            other: the second stream.
+            within: how far apart they may be.
+            how: "left": an event of this stream that found none goes on as `(data, None)` once none can follow.
+        """
+        raise NotImplementedError
+
+    @declared
+    def lookup(
+        self: Stream[A, str], table: Stream[B, str], *, name: str, ttl: Duration | None = None
+    ) -> Stream[tuple[A, B | None], str]:
+        """Each event with the latest value of its key in another stream, `None` where there is none.
+
+        What is stored of the table's source is read first, once. A value of `None` removes the key, and `ttl` does so after so
+        much event time.
         """
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ CODE: Final = "DX108"
 TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
-OPERATORS = ("join", "lookup", "gather", "approve")
+OPERATORS = ("gather", "approve")
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("cron", "to_asyncapi"),

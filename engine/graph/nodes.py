@@ -135,6 +135,7 @@ class State:
         event_time: whether it depends on the watermark, so that the stages before it have to state theirs.
         form: what its rows look like, beyond the operator's name: rows of another form are never read as these.
         shown: (the rows of a key by their sub-keys) → the value that people are shown as its state; None: the rows as they are.
+        first: inputs that are tables: their sources are read to their end, once, before those of the others are.
         keyed: whether its rows are those of the event's key; else all events of a partition have the same.
         read: what came out, of what was written of it; None: that is the same.
     """
@@ -147,6 +148,7 @@ class State:
     shown: Callable[[Mapping[str, bytes]], Any] | None = None
     keyed: bool = True
     read: Callable[[Any], Any] | None = None
+    first: tuple[int, ...] = ()
 
 
 WAKE: Final = "~wake"

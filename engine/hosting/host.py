@@ -21,6 +21,7 @@ from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks, first, patiently
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.ways import read_first
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.operators import Operators
@@ -32,6 +33,7 @@ from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
+from dspex.engine.runtime.inputs.tables_first import TablesFirst, TableSource
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.walk.compile import Stage, compile_dropped, compile_graph
@@ -160,10 +162,13 @@ class Host:
             membership.add(graph.name, applied.version, stage.id, count, runner)
             return runner
 
-        names, hops = applied.renamed, applied.hops
+        names, hops, tables = applied.renamed, applied.hops, read_first(graph)
         for stage, count in compile_graph(graph, applied.stages, hops, names):
             stream = applied.streams[stage.name] if stage.source is not None else ""
-            add(stage, stream, count, applied.starts.get(stage.name, 0))
+            runner = add(stage, stream, count, applied.starts.get(stage.name, 0))
+            if runner.source is not None and (first := tables.get(stage.name)):
+                of = [TableSource(name, applied.streams[name], *applied.stages[name]) for name in first]
+                runner.source.tables = TablesFirst(self.bus, self.app, graph.name, stage.name, of)
         return {
             add(compile_dropped(graph, gone, names, hops), gone.stream, gone.partitions): gone
             for gone in await dropped(self.bus, self.app, graph.name, applied)

@@ -68,8 +68,9 @@ class _Batch:
 
 def build(size: int, within: float, *, typed: object = None, keyed: bool) -> State:
     """Batches of a key; of a stream without keys, those of a partition."""
-    batch = _Batch(size, within, KeptData(typed))
-    return State(batch.step, batch.woken, form=f"batch of a {'key' if keyed else 'partition'}", keyed=keyed)
+    kept = KeptData(typed)
+    batch, form = _Batch(size, within, kept), f"batch of a {'key' if keyed else 'partition'}"
+    return State(batch.step, batch.woken, form=form, keyed=keyed, read=lambda data: [kept.read(item) for item in data])
 
 
 OPERATOR = Operator(

@@ -14,7 +14,7 @@ from dspex.operators.parameters import DurationParameter
 
 def build(wait: float, *, typed: object = None) -> State:
     """One row a key: the latest event. Each event puts the timer off."""
-    read = KeptData(typed)
+    kept = KeptData(typed)
 
     def step(out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def run(data: Any, rows: Rows) -> None:
@@ -26,9 +26,9 @@ def build(wait: float, *, typed: object = None) -> State:
     def woken(rows: Rows, name: str) -> Sequence[Emitted]:
         row = rows.row()
         rows.put(None)
-        return [read.event(row)] if row is not None else ()
+        return [kept.event(row)] if row is not None else ()
 
-    return State(step, woken, form="debounce")
+    return State(step, woken, form="debounce", read=kept.read)
 
 
 OPERATOR = Operator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from math import inf, nextafter
 from typing import Any, Final
@@ -12,6 +13,7 @@ from dspex.bus.codecs import decode, encode, msgpack_bytes
 from dspex.bus.records import Origin
 from dspex.engine.graph.nodes import Emitted
 from dspex.operators.native.fields.types import is_model
+from dspex.operators.native.problems import problem
 from dspex.operators.typing.shape import validator
 
 HOLD: Final = 3600.0
@@ -31,15 +33,32 @@ class KeptData:
         has_values = isinstance(typed, type) and (is_model(typed) or is_dataclass(typed))
         self._typed = validator(typed) if has_values else None
 
+    def read(self, data: Any) -> Any:
+        """The data, from plain data."""
+        return self._typed(data) if self._typed is not None else data
+
     def data(self, body: bytes, content_type: str) -> Any:
         """The data that was encoded."""
-        found = decode(body, content_type)
-        return self._typed(found) if self._typed is not None else found
+        return self.read(decode(body, content_type))
 
     def event(self, row: bytes) -> Emitted:
         """The event that `keep` wrote."""
         origin, content_type, body = msgpack.unpackb(row)
         return Emitted(Origin(*origin), self.data(body, content_type))
+
+
+def two(operator: str, given: Sequence[object]) -> Sequence[object]:
+    """What is given of each of two streams. Raises TopologyError (DX204) for another number of them."""
+    if len(given) > 2:
+        raise problem(
+            "DX204", f"{operator} takes two streams, and was given {len(given)}", f"one after another: a.{operator}(b, …)"
+        )
+    return [*given, *[None] * (2 - len(given))]
+
+
+def pairs(left: KeptData, right: KeptData) -> Callable[[Any], Any]:
+    """What reads a pair, of which the second may be missing."""
+    return lambda data: (left.read(data[0]), None if data[1] is None else right.read(data[1]))
 
 
 def number(n: int) -> str:

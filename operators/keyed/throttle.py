@@ -84,8 +84,11 @@ class _Throttle:
 def build(rate: str, burst: int = 1, *, typed: object = None, keyed: bool) -> State:
     """A rate of each key; of a stream without keys, one for all of it."""
     count, unit = rate.split("/")
-    throttle = _Throttle(_SECONDS[unit] / float(count), burst, KeptData(typed))
-    return State(throttle.step, throttle.woken, form=f"throttle of a {'key' if keyed else 'stream'}", keyed=keyed)
+    data = KeptData(typed)
+    throttle = _Throttle(_SECONDS[unit] / float(count), burst, data)
+    return State(
+        throttle.step, throttle.woken, read=data.read, form=f"throttle of a {'key' if keyed else 'stream'}", keyed=keyed
+    )
 
 
 OPERATOR = Operator(

@@ -136,6 +136,10 @@ assert_type(messages.batch(10, within=5, name="ten"), Stream[list[Message]])
 assert_type(messages.dedupe("text", within="1h", name="once"), Stream[Message])
 assert_type(by_customer.throttle("10/s", name="slow", burst=3), Stream[Message, str])
 assert_type(by_customer.debounce("5s", name="calm"), Stream[Message, str])
+others = topology.source("o").key_by("customer", name="other_customer")
+assert_type(by_customer.join(others, within="5m", name="pairs"), Stream[tuple[Message, Record], str])
+assert_type(by_customer.join(others, within="5m", how="left", name="l"), Stream[tuple[Message, Record | None], str])
+assert_type(by_customer.lookup(others, ttl="1d", name="known"), Stream[tuple[Message, Record | None], str])
 
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])

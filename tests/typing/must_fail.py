@@ -82,3 +82,6 @@ messages.react("text -> a", name="r")  # error
 messages.debounce("5s", name="calm")  # error
 messages.batch(10, within="5s")  # error
 messages.dedupe(lambda m: m.text, within="5s", name="once")  # error
+messages.join(messages.key_by("customer"), within="5s", name="j")  # error
+messages.key_by("customer").join(messages, within="5s", name="j")  # error
+messages.key_by("customer").lookup(messages, name="l")  # error

@@ -18,6 +18,7 @@ from dspex.engine.log.rows import NO_MARK, Place, Position
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.failure import Failure, attempt
 from dspex.engine.runtime.inputs.input import Input
+from dspex.engine.runtime.inputs.tables_first import TablesFirst
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.watermarks.heard import AHEAD
@@ -49,6 +50,7 @@ class SourceInput(Input):
         created: when the stream was made; ids of events depend on it. 0 until that is known.
         settings: of the source, as the topology says.
         highest: the highest event time of what was read, whatever partition it is for.
+        tables: what is to be read before it; None for nothing.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
@@ -74,11 +76,14 @@ class SourceInput(Input):
         self.room, self._node, self.settings = room, stage.name, source
         self.created, self.readable, self.missing = 0.0, False, False
         self.highest = NO_MARK  # event time of all that was read
+        self.tables: TablesFirst | None = None
         self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         filters, places = [self.settings.subject], [p.tables.position("source") for p in partitions]
+        if self.tables is not None and not any(at.sequence for at in places):
+            await self.tables.wait()
         # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
         time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
         reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)
