@@ -60,7 +60,7 @@ class Source:
         headers = {subjects.MESSAGE_ID: event.id, subjects.RUN: event.id, subjects.KEY: event.key}
         if self.sim.sealed and event.key < "k15":  # every key has one partition, with a session or without
             headers[subjects.SESSION] = f"session of {event.key}"
-        if event.raw is None and event.data["kind"] == "later" and event.data["n"] % 2:
+        if event.waits:
             headers[subjects.AT] = "+0.7"  # then its operator asks for it later as well
         draft = NewMessage(SOURCE, body, headers)
         while True:

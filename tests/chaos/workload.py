@@ -152,6 +152,11 @@ class Given:
     loose: bool = False
     late: bool = False
 
+    @property
+    def waits(self) -> bool:
+        """Whether a simulation publishes it with a time to wait for, so that later events of its key pass it."""
+        return self.raw is None and self.data["kind"] == "later" and self.data["n"] % 2 == 1
+
 
 def loose(events: Sequence[Given]) -> list[Given]:
     """The same events for a real model, whose answers nobody knows: those that ask for nothing but a class."""

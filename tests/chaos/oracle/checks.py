@@ -215,7 +215,7 @@ def crossed(case: Case) -> Iterator[Violation]:
                 yield Violation("an event crosses a hop once", where)
             if event_of is None or origin.key != event_of.key or partition_of(event_of.key, KEYED_PARTITIONS) != index:
                 yield Violation("an event goes to the partition of its key", where)
-            elif not case.facts.again[origin.run]:
+            elif not case.facts.again[origin.run] and not event_of.waits:
                 n, key = event_of.data["n"], event_of.key
                 if n <= last.get(key, -1):
                     yield Violation("a key keeps its order over a hop", f"{n} after {last[key]}, {where}")
