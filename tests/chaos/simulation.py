@@ -24,13 +24,13 @@ from itertools import count as numbers
 from random import Random
 from typing import Any
 
-import sim_options as options
 import structlog
 import workload
 from oracle import Ledger, Report, Violation, judge
-from sim_bus import Bus, insist
-from sim_sealed import Seals
-from sim_source import APP, GAPS, STREAM, Fate, Source
+from simulated import options
+from simulated.bus import Bus, insist
+from simulated.sealed import Seals
+from simulated.source import APP, GAPS, STREAM, Fate, Source
 from workload import POOL, SOURCE
 
 from dspex.bus import subjects

@@ -90,7 +90,7 @@ PLANTED: list[tuple[Plant, dict[str, Any]]] = [
 def test_the_simulation_finds_a_planted_bug(plant: Plant, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     monkeypatch.setattr("simulation.PATIENCE", 60.0)
-    monkeypatch.setattr("sim_source.STOPS", 60.0)
+    monkeypatch.setattr("simulated.source.STOPS", 60.0)
     for seed in range(SEEDS):
         if not Simulation(seed, **{**CALM, **options}).run().good:
             monkeypatch.undo()

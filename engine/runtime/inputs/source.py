@@ -90,7 +90,7 @@ class SourceInput(Input):
         return _WhileThereIsRoom(reader, self.room, self._bus.sealing)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
-        self.missing = False
+        self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again
         try:
             self.created, self.readable = await self._check(partitions, clock), True
         except BusError as e:

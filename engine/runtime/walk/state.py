@@ -27,6 +27,11 @@ MOST_STAGED: Final = 16 << 20  # bytes that one arrival may change: an entry of 
 _NOWHERE: Final = Tables()
 
 
+def woken_by(node: str) -> str:
+    """Under which name the positions have the watermark that has last woken a node."""
+    return f"time/{node}"
+
+
 class Staged(NamedTuple):
     """The changes of a walk so far: rows by (node, key, sub-key), timers by number."""
 
@@ -110,9 +115,10 @@ class StateWalk(EventContext, ABC):
         return self.watermark_of(self.node)
 
     def watermark_of(self, node: str) -> float:
-        """The watermark of a node, as the tables have it."""
-        clock = self._clocks.get(node)
-        return clock.at(self.tables, self.tables.position("time").mark, self.clock) if clock is not None else -inf
+        """The watermark of a node, as the tables have it. It never goes back behind what it has woken, whatever is open now."""
+        tables, clock = self.tables, self._clocks.get(node)
+        found = clock.at(tables, tables.position("time").mark, self.clock) if clock is not None else -inf
+        return max(found, tables.position(woken_by(node)).mark)
 
     def _at(self, sub: str) -> tuple[str, str, str]:
         node = self.node

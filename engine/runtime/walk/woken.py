@@ -13,10 +13,11 @@ from dspex.bus.errors import RetryLater
 from dspex.bus.message import derived_id
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import WAKE, Emitted, StateNode
-from dspex.engine.log.rows import Timer
+from dspex.engine.log.rows import Position, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Arrival, Due, Effects, Note
 from dspex.engine.runtime.failure import Failure, attempt, letter, refusal
+from dspex.engine.runtime.walk.state import woken_by
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.process import Process, Walk
@@ -46,7 +47,12 @@ class _Waking:
             if failure is not None and isinstance(failure.error, RetryLater):
                 return self._later(failure)
         notes: tuple[Note, ...] = ("woken", "dead_letter") if self._failures else ("woken",)
-        return Effects(walk.outputs, walk.changes(), 0, notes, self._failures[0] if self._failures else None)
+        return Effects(walk.outputs, (*walk.changes(), *self._mark()), 0, notes, self._failures[0] if self._failures else None)
+
+    def _mark(self) -> tuple[Change, ...]:
+        """What the watermark has woken is over: an event that would be a part of it is late, also where a call holds it now."""
+        at = self._walk.watermark_of(self._timer.node)
+        return (("positions", woken_by(self._timer.node), Position(mark=at)),) if self._timer.kind == "mark" else ()
 
     def _went_on(self, event: Emitted) -> Failure | None:
         """Walk what came out behind the operator; why it failed."""
@@ -76,7 +82,7 @@ class _Waking:
         body, content_type = codecs.encode(self._timer.name, "json")
         again = NodeEvent(self._node.name + WAKE, self._origin, content_type, body)
         dead = letter(failure, again, self._process.address, self._arrival.clock)
-        changes: tuple[Change, ...] = (("timers", self._number, None),)
+        changes: tuple[Change, ...] = (("timers", self._number, None), *self._mark())
         return Effects((dead,), changes, notes=("woken", "dead_letter"), failure=failure)
 
 

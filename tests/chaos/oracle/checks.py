@@ -131,7 +131,7 @@ def forward(case: Case) -> Iterator[Violation]:
         for m, entry in entries:
             for name, row in case.changes(m, entry).get("positions", ()):
                 sequence, item, created, _, mark = row
-                if name == "time":
+                if name.startswith("time"):
                     sequence = mark  # a watermark has no place
                 now = (created, sequence, item if item >= 0 else NONE)  # the whole message is behind each event in it
                 if now < before.get(name, now) and not _gap(entry, name):

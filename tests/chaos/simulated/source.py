@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import workload
 from oracle import Violation
-from sim_bus import insist
 from workload import SOURCE
 
 from dspex.bus import codecs, subjects
@@ -24,6 +23,7 @@ from dspex.bus.memory.connection import LATE
 from dspex.bus.memory.store import MemoryStream
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.serving import payloads
+from simulated.bus import insist
 
 if TYPE_CHECKING:
     from simulation import Simulation
