@@ -145,7 +145,7 @@ def _source(subject: str, o: Mapping[str, Any], codec: str) -> Source:
         None if time is None else _event_time(time),
         None if tp is None else validator(tp),
         _media(subject, accept, codec),
-        accept is None or codecs.JSON in accept,
+        plain=accept is None or codecs.JSON in accept,
     )
 
 
