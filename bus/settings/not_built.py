@@ -43,7 +43,7 @@ NAMES = ("Answer", "Chunk", "Session", "StateContext", "asgi", "gather", "tool")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "enrich": ("effect", "reconcile"),
-    "source": ("codec", "idle", "hold"),
+    "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
 CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}

@@ -87,7 +87,8 @@ MOST_PARTITIONS: Final = 1024
 class Source:
     """Where events come from. `stream`: None for the one that captures the subject.
 
-    `idle`: seconds of silence after which the clock moves its watermark.
+    `idle`: seconds of silence after which the clock moves its watermark. `hold`: for how many an event that waits for its
+    time, or asked for more of it, holds the watermark at most.
     """
 
     subject: str
@@ -99,6 +100,7 @@ class Source:
     accept: Callable[[Any], Any] | None = None  # decoded data → typed data; raises InvalidInput
     media: Callable[[str], None] = lambda content_type: None  # raises DecodeError for a content type that is not taken
     idle: float = 30.0
+    hold: float = 3600.0
     plain: bool = True  # whether JSON is taken, which `media` is not asked for then
 
 

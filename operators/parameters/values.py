@@ -93,7 +93,7 @@ def in_seconds(name: str, value: Any, *, zero: bool = True) -> int | float:
     except ConfigError as e:
         raise wrong(name, value, e.fix) from e
     if found == 0 and not zero:
-        raise wrong(name, value, "more than 0: every call would fail")
+        raise wrong(name, value, "more than 0")
     return int(found) if found.is_integer() else found
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypedDict, cast
 from dspex.bus import codecs
 from dspex.bus.codecs.cloud_events import is_structured
 from dspex.bus.errors import DecodeError, InvalidInput
+from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.bus.subjects import is_stream_name
 from dspex.engine.graph.nodes import MOST_PARTITIONS, OnGap, Source, Start
@@ -22,6 +23,7 @@ from dspex.operators.native.problems import wrong
 from dspex.operators.parameters import (
     Arguments,
     ChoiceParameter,
+    DurationParameter,
     ExpressionParameter,
     IntegerParameter,
     Parameter,
@@ -44,6 +46,8 @@ class SourceOptions(TypedDict, total=False):
     partitions: int
     on_gap: OnGap
     accept: Sequence[str]
+    idle: Duration
+    hold: Duration
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,12 @@ SOURCE_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             doc="an event of another content type is a dead letter; default: all that are known, but Arrow only where it is "
             "the topology's codec, or that is `auto`",
         ),
+        "idle": DurationParameter(
+            30, zero=False, doc="after so long without an event the clock moves its event time on, so that windows end"
+        ),
+        "hold": DurationParameter(
+            3600, doc="how long an event that waits (`at`, `after`, `RetryLater`) holds up the windows behind it, at most"
+        ),
     }
 )
 
@@ -142,9 +152,11 @@ def _source(subject: str, o: Mapping[str, Any], codec: str) -> Source:
         _start(o["start"]),
         o["partitions"],
         o["on_gap"],
-        None if time is None else _event_time(time),
-        None if tp is None else validator(tp),
-        _media(subject, accept, codec),
+        time=None if time is None else _event_time(time),
+        accept=None if tp is None else validator(tp),
+        media=_media(subject, accept, codec),
+        idle=float(o["idle"]),
+        hold=float(o["hold"]),
         plain=accept is None or codecs.JSON in accept,
     )
 

@@ -58,6 +58,11 @@ class Stage:
     before: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def hold(self) -> float:
+        """Seconds for which an event that was put off holds the watermark, at most: what its sources say."""
+        return self.source.hold if self.source is not None else max((s.source.hold for s in self.graph.sources), default=3600.0)
+
+    @property
     def begins(self) -> set[str]:
         """The names of what it begins at, its source or its hops; old names, too."""
         hops = {name for name in self.entries if isinstance(self.graph.nodes.get(name), HopNode)}

@@ -22,12 +22,18 @@ from dspex.operators.typing.names import OnError
 
 
 class Session(NamedTuple):
-    """An open session: its number, the times of its first and of its last event, and the sum of all."""
+    """An open session.
+
+    Attributes:
+        number: by which it is known. first, last: times of its first and of its last event. sum: of all of them.
+        timed: the end that its timer is set for, which may have been put off since.
+    """
 
     number: int
     first: int
     last: int
     sum: bytes | None
+    timed: int
 
 
 class _Sessions:
@@ -52,8 +58,8 @@ class _Sessions:
             for gone in mine:
                 if gone.number != one.number:
                     rows.no_alarm(str(gone.number))
-            if rows.alarm_at(str(one.number)) is None:
-                self._ends.alarm(one.last + self._gap, str(one.number), rows)
+            if not mine:
+                self._ends.alarm(one.timed, str(one.number), rows)
 
         return run
 
@@ -63,7 +69,8 @@ class _Sessions:
         for s in sessions:
             sum = s.sum if sum is None or s.sum is None else self._gives.join(sum, s.sum)
         first, last = min([time, *(s.first for s in sessions)]), max([time, *(s.last for s in sessions)])
-        return Session(min((s.number for s in sessions), default=number), first, last, sum)
+        oldest = min(sessions, default=Session(number, first, last, None, last + self._gap))
+        return Session(oldest.number, first, last, sum, oldest.timed)
 
     def woken(self, rows: Rows, name: str) -> Sequence[Emitted]:
         sessions = _read(rows)
@@ -71,11 +78,13 @@ class _Sessions:
         if one is None:
             return ()
         end = one.last + self._gap
-        if not self._ends.ended(end, rows):
+        others = [s for s in sessions if s is not one]
+        if end != one.timed:  # also where it has ended meanwhile: others end before it
+            _write([*others, one._replace(timed=end)], rows)
             self._ends.alarm(end, name, rows)
             return ()
         made = result(rows, one.first, end, self._gives.value(rows, one.sum or b"", one.first, one.last + 1))
-        _write([s for s in sessions if s is not one], rows)
+        _write(others, rows)
         self._gives.forget(rows, one.first, one.last + 1)
         return [made]
 
