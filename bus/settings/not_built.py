@@ -84,7 +84,7 @@ VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "run": frozenset({"--http", "--metrics", "--profile"}),
     "call": frozenset({"--stream", "--detach"}),
     "status": frozenset({"--routes"}),
-    "dlq redrive": frozenset({"--time", "--rate"}),
+    "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
 }

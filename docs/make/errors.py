@@ -203,6 +203,10 @@ MORE = {
         "A dead letter says that its event goes on, or lies, where nothing of its topology does: no engine wrote it.",
         "drop it: `dspex dlq drop`",
     ),
+    "DX625": (
+        "An event that came too late for its window is to be redriven with its own time: it would be late again.",
+        "give it another time: `dspex dlq redrive --time now`",
+    ),
     "DX509": (
         "The event of an open call is stored nowhere any more, so the call cannot be made again or go on.",
         "do not remove messages from the application's stream; the event itself is lost",

@@ -191,11 +191,14 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return dead.listing(self.bus, self.app, topology, node=node, reason=reason)
 
-    async def redrive(self, letters: Iterable[DeadLetter]) -> int:
-        """Run their events again from where they failed: same event id, same run. How many."""
+    async def redrive(self, letters: Iterable[DeadLetter], *, time: datetime | Literal["now"] | None = None) -> int:
+        """Run their events again from where they failed: same event id, same run. How many.
+
+        `time`: their event time from now on. Raises RunError (DX625) for an event that was late and is given none.
+        """
         given = list(letters)
         try:
-            return await dead.redrive(self.bus, self.app, given)
+            return await dead.redrive(self.bus, self.app, given, time=time)
         finally:  # also where one could not be redriven: others were
             await dead.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
 

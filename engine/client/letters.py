@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.times import is_time
-from dspex.bus.errors import DataError, DecodeError, DspexError, RunError, TopologyError
+from dspex.bus.errors import DataError, DecodeError, DspexError, LateEvent, RunError, TopologyError
 from dspex.bus.message import Event, Message, in_session, opened_if_it_can_be
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.server_clock import ServerClock
 from dspex.engine.client.names import names
 from dspex.engine.graph import manifest
-from dspex.engine.graph.nodes import WAKE
 from dspex.engine.log.positions import pages
-from dspex.engine.log.redriven import Redrives
+from dspex.engine.log.redriven import Redrives, check_places, cut
 
-_LONGEST: Final = 200  # characters that a message shows of a name in a letter
 REFUSED: Final = (DataError, RunError, TopologyError)
 """What a letter that cannot be redriven raises."""
 
@@ -185,19 +184,22 @@ async def _shown(bus: Bus, app: str, message: Message) -> DeadLetter:
         return _unreadable(message, e)
 
 
-async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None) -> int:
+async def redrive(
+    bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None, time: datetime | Literal["now"] | None = None
+) -> int:
     """Run events again from where they failed: same event id, same run, the next attempt. How many.
 
-    `data`: instead of what each holds. Each runs once, also where this is cut off and asked for again at any later time.
+    `data`: instead of what each holds. `time`: their event time from now on, which late events need. Each runs once,
+    also where this is cut off and asked for again at any later time.
     What somebody else has redriven or dropped meanwhile is passed over. One that cannot be redriven holds up no other: why is
     raised at the end, see `again`.
     """
-    redrives, done, refused = Redrives(bus, app), 0, list[DspexError]()
+    redrives, done, refused, at = Redrives(bus, app), 0, list[DspexError](), await seconds_of(bus, app, time)
     for dead in letters:
         if not dead.sequence:
             raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
         try:
-            done += await again(redrives, dead.sequence, lambda _: data)
+            done += await again(redrives, dead.sequence, lambda _: data, at)
         except REFUSED as e:
             refused.append(e)
     if refused:
@@ -205,71 +207,46 @@ async def redrive(bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: An
     return done
 
 
-async def again(redrives: Redrives, sequence: int, changed: Callable[[DeadLetter], Any] = lambda _: None) -> bool:
+async def seconds_of(bus: Bus, app: str, time: datetime | Literal["now"] | None) -> float | None:
+    """An event time in seconds since 1970; that of the server for "now"."""
+    if time == "now":
+        clock = ServerClock(bus, subjects.stream(app))
+        await clock.ask()
+        return clock()
+    return None if time is None else (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+async def again(
+    redrives: Redrives,
+    sequence: int,
+    changed: Callable[[DeadLetter], Any] = lambda _: None,
+    time: float | None = None,
+) -> bool:
     """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
 
-    False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no engine runs its stage any more; DataError
-    for a letter that cannot be read; RunError for one that no engine wrote (DX624), and for one whose event is gone.
+    `time`: its event time from now on. False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no
+    engine runs its stage any more; DataError for a letter that cannot be read; RunError for one that no engine wrote (DX624),
+    for one that would be late again (DX625), and for one whose event is gone.
     """
 
     async def frame(message: Message) -> NewMessage:
         letter = await payloads.required(redrives.bus, redrives.app, message)
         dead = _letter(letter)
-        await _check_places(redrives.bus, redrives.app, dead, message.sequence)
-        whole = await _frame(redrives.bus, dead, changed(read(letter)))
+        await check_places(redrives.bus, redrives.app, dead, message.sequence)
+        if time is None and dead.error.get("code") == LateEvent.code:
+            why = f"the event of dead letter {message.sequence} came late, and would be late again"
+            raise RunError(why, code="DX625", fix=f"give it another time: dspex dlq redrive {message.sequence} --time now")
+        whole = await _frame(redrives.bus, dead, changed(read(letter)), time)
         await may_store(redrives.bus, redrives.app)
         return await payloads.checked_in(redrives.bus, redrives.app, whole)
 
     return await redrives.once(sequence, frame)
 
 
-async def _check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> None:
-    """Refuse to redrive an event for a stage that no engine runs any more: nobody would read it (TopologyError).
-
-    And one whose letter says that it goes on elsewhere than in its topology, or lies in a stream that its topology does not
-    read (RunError): whoever may write letters could have anything written, with the rights of who redrives.
-    """
-    applied = (await manifest.of_application(bus, app)).get(letter.topology)
-    words = letter.redrive.split(".")
-    stage, index = words[-2:] if len(words) > 1 else ("", "")
-    counts = applied.partitions if applied is not None else {}
-    known = stage not in counts or index in map(str, range(counts[stage]))
-    if not known or letter.redrive != subjects.edge(app, letter.topology, stage, index):
-        raise _forged(sequence, f"its event goes on at {_cut(letter.redrive)!r}, where no partition of its topology reads")
-    streams = {subjects.stream(app), *(applied.streams.values() if applied is not None else ())}
-    if letter.stored is not None and letter.stored.stream not in streams:
-        raise _forged(sequence, f"its event lies in {_cut(letter.stored.stream)!r}, which its topology does not read")
-    if applied is None or stage not in applied.live:
-        raise TopologyError(
-            f"{_cut(letter.topology)} has no stage {_cut(stage)} any more, where the event of this letter of "
-            f"{_cut(letter.node)} goes on",
-            code="DX232",
-            node=letter.node,
-            fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
-        )
-    name = letter.event.node.removesuffix(WAKE)
-    node = applied.renamed.get(name, name)
-    if node not in {*applied.streams, *applied.calls, *applied.hops, *applied.states} - {*applied.dropped}:
-        raise TopologyError(
-            f"{_cut(letter.topology)} has no operator {_cut(node)} any more, where the event of this letter goes on",
-            code="DX232",
-            node=letter.node,
-            fix=f"bring it back, or drop the letter: dspex dlq drop {sequence}",
-        )
-
-
-def _cut(name: str) -> str:
-    """What a letter says, which may be of any length, as a message shows it."""
-    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
-
-
-def _forged(sequence: int, why: str) -> RunError:
-    message = f"dead letter {sequence} is none that an engine wrote: {why}"
-    return RunError(message, code="DX624", fix=f"drop it: dspex dlq drop {sequence}")
-
-
-async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
+async def _frame(bus: Bus, letter: Letter, data: Any, time: float | None) -> NewMessage:
     event = letter.event
+    if time is not None:
+        event = event._replace(origin=event.origin._replace(time=time))
     headers = {subjects.RUN: event.origin.run} if event.origin.run.isprintable() else {}  # who published may have chosen it
     headers |= in_session(event.origin.session)
     if data is not None:
@@ -277,7 +254,7 @@ async def _frame(bus: Bus, letter: Letter, data: Any) -> NewMessage:
         event = opened_if_it_can_be(event)._replace(data=body, content_type=content_type, outputs=None)
     elif letter.stored:
         if await bus.get(letter.stored.stream, letter.stored.sequence) is None:
-            raise RunError(f"the event of this letter is not in {_cut(letter.stored.stream)} any more", run=event.origin.run)
+            raise RunError(f"the event of this letter is not in {cut(letter.stored.stream)} any more", run=event.origin.run)
         headers[subjects.STORED] = f"{letter.stored.stream}:{letter.stored.sequence}"
     return NewMessage(letter.redrive, pack_frame([event]), headers)
 

@@ -189,9 +189,12 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.each(self._of.dead_letters(topology, node=node, reason=reason))
 
-    def redrive(self, letters: Iterable[DeadLetter]) -> int:
-        """Run their events again from where they failed: same event id, same run. How many."""
-        return background.run(self._of.redrive(letters))
+    def redrive(self, letters: Iterable[DeadLetter], *, time: datetime | Literal["now"] | None = None) -> int:
+        """Run their events again from where they failed: same event id, same run. How many.
+
+        `time`: their event time from now on. Raises RunError (DX625) for an event that was late and is given none.
+        """
+        return background.run(self._of.redrive(letters, time=time))
 
     @lacks("Client.forget")
     def forget(self, *, session: str) -> int:

@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import orjson
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import DataError, Fenced, Unsettled
+from dspex.bus.errors import DataError, Fenced, RunError, TopologyError, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, StoredAt
 from dspex.bus.serving import payloads
+from dspex.engine.graph import manifest
+from dspex.engine.graph.nodes import WAKE
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
 _log = structlog.get_logger("dspex.engine")
+_LONGEST: Final = 200  # characters that a message shows of a name in a letter
 AGAIN = 0.1  # seconds until the markers are looked at again, after somebody else wrote one, or nobody knows
 MOST_UNSURE = 20  # batches in a row of which nobody knows what became of them
 
@@ -150,3 +154,48 @@ async def _found(bus: Bus, app: str, letter: int) -> Message | None:
     """The dead letter at a sequence; None where there is none."""
     found = await stored(bus, subjects.stream(app), letter) if letter > 0 else None
     return found if found is not None and subjects.matches(subjects.dead_pattern(app), found.subject) else None
+
+
+async def check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> None:
+    """Refuse to redrive an event for a stage that no engine runs any more: nobody would read it (TopologyError).
+
+    And one whose letter says that it goes on elsewhere than in its topology, or lies in a stream that its topology does not
+    read (RunError): whoever may write letters could have anything written, with the rights of who redrives.
+    """
+    applied = (await manifest.of_application(bus, app)).get(letter.topology)
+    words = letter.redrive.split(".")
+    stage, index = words[-2:] if len(words) > 1 else ("", "")
+    counts = applied.partitions if applied is not None else {}
+    known = stage not in counts or index in map(str, range(counts[stage]))
+    if not known or letter.redrive != subjects.edge(app, letter.topology, stage, index):
+        raise _forged(sequence, f"its event goes on at {cut(letter.redrive)!r}, where no partition of its topology reads")
+    streams = {subjects.stream(app), *(applied.streams.values() if applied is not None else ())}
+    if letter.stored is not None and letter.stored.stream not in streams:
+        raise _forged(sequence, f"its event lies in {cut(letter.stored.stream)!r}, which its topology does not read")
+    if applied is None or stage not in applied.live:
+        raise TopologyError(
+            f"{cut(letter.topology)} has no stage {cut(stage)} any more, where the event of this letter of "
+            f"{cut(letter.node)} goes on",
+            code="DX232",
+            node=letter.node,
+            fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
+        )
+    name = letter.event.node.removesuffix(WAKE)
+    node = applied.renamed.get(name, name)
+    if node not in {*applied.streams, *applied.calls, *applied.hops, *applied.states} - {*applied.dropped}:
+        raise TopologyError(
+            f"{cut(letter.topology)} has no operator {cut(node)} any more, where the event of this letter goes on",
+            code="DX232",
+            node=letter.node,
+            fix=f"bring it back, or drop the letter: dspex dlq drop {sequence}",
+        )
+
+
+def cut(name: str) -> str:
+    """What a letter says, which may be of any length, as a message shows it."""
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+
+
+def _forged(sequence: int, why: str) -> RunError:
+    message = f"dead letter {sequence} is none that an engine wrote: {why}"
+    return RunError(message, code="DX624", fix=f"drop it: dspex dlq drop {sequence}")

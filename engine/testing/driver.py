@@ -269,11 +269,11 @@ class Driver(Planned, names=METHODS["Driver"]):
     async def _letters(self) -> list[DeadLetter]:
         return [d async for d in letters.listing(self._client.bus, APP)]
 
-    def redrive(self) -> int:
-        """Run the events of all dead letters again. How many."""
+    def redrive(self, *, time: datetime | Literal["now"] | None = None) -> int:
+        """Run the events of all dead letters again. How many. `time`: their event time from now on; late events need one."""
         __tracebackhide__ = True
-        return self._do(self._redrive)
+        return self._do(lambda: self._redrive(time))
 
-    async def _redrive(self) -> int:
+    async def _redrive(self, time: datetime | Literal["now"] | None) -> int:
         found = await _insist(self._letters)
-        return await _insist(lambda: self._client.redrive(found))  # again from the first: none runs twice
+        return await _insist(lambda: self._client.redrive(found, time=time))  # again from the first: none runs twice

@@ -77,6 +77,7 @@ ELSEWHERE = {
     "DX621": "engine/client/test_runs.py::test_a_run_with_a_dead_letter_has_failed",
     "DX622": "engine/client/test_runs.py::test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one",
     "DX623": "engine/cli/test_dlq.py::test_a_redriven_event_keeps_its_run_and_arrives_once",
+    "DX625": "engine/keyed/windows/test_late.py::test_a_late_event_is_redriven_with_a_new_time_only",
     "DX624": "engine/strangers/test_letters.py::test_a_letter_is_redriven_to_a_partition_of_its_topology_or_not_at_all",
     "DX900": "engine/cli/test_app.py::test_a_bug_is_reported_without_a_traceback_and_with_one_on_v",
 }

@@ -7,14 +7,16 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import orjson
 import typer
 
 from dspex.bus.codecs.json import json_bytes, load_json
+from dspex.bus.codecs.times import moment
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput
 from dspex.engine.cli.events.selection import Selection
 from dspex.engine.cli.terminal.client import client, count
@@ -121,27 +123,42 @@ def redrive(
     since: SinceOption = None,
     edit: Annotated[bool, typer.Option("--edit", help="Open the data of each in $EDITOR first.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Change a field: k=v or k:=json.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="now|TIME", help="Their event time from now on, RFC 3339: for late ones.")
+    ] = None,
     dry_run: DryRunOption = False,
     everything: AllOption = False,
 ) -> None:
     """Run the events again from where they failed: the same event ids, the same runs."""
     from dspex.engine.cli.terminal.arguments import pairs
 
-    t, fields = terminal(context), pairs(set_ or [])
+    t, fields, at = terminal(context), pairs(set_ or []), _time(time)
     selection = Selection(tuple(sequences or ()), topology, node, reason, since)
     selection.check("redrive", everything)
 
     async def main(c: Client) -> int:
         if dry_run:
             return await _would(t, c, selection, "redriven")
-        return await _redriven(t, c, selection, edit, fields)
+        return await _redriven(t, c, selection, edit, fields, at)
 
     done = _with_client(t, "dlq", main)
     if not dry_run:
         t.emit({"redriven": done}, f"{count(done, 'dead letter')} redriven" + (": their events run again" if done else ""))
 
 
-async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fields: dict[str, Any]) -> int:
+def _time(text: str | None) -> datetime | Literal["now"] | None:
+    """What `--time` says. Raises ConfigError (DX105)."""
+    if text is None or text == "now":
+        return text  # type: ignore[return-value]
+    try:
+        return moment(text)
+    except (ValueError, OverflowError) as e:
+        raise ConfigError(f"--time {text}: {e}", code="DX105", fix="now, or as 2026-01-31T09:00:00Z") from e
+
+
+async def _redriven(
+    t: Terminal, c: Client, selection: Selection, edit: bool, fields: dict[str, Any], time: datetime | Literal["now"] | None
+) -> int:
     """Redrive letters; how many. All are changed first: an editor may be left with an error. Only what was edited is kept.
 
     One that cannot be redriven holds up no other: the reason is noted, and the first one is raised at the end.
@@ -153,12 +170,13 @@ async def _redriven(t: Terminal, c: Client, selection: Selection, edit: bool, fi
     async for d in selection.each(t, c):
         changed = None if d.unreadable else _changed(d, edit, fields)
         found[d.sequence] = changed if edit else None
-    await letters.audited(c.bus, c.app, "redrive", list(found), changed=edit or bool(fields))
+    at = await letters.seconds_of(c.bus, c.app, time)
+    await letters.audited(c.bus, c.app, "redrive", list(found), changed=edit or bool(fields) or at is not None)
     redrives, done, refused = Redrives(c.bus, c.app), 0, dict[int, DspexError]()
     with t.progress("redrive", len(found)) as bar:
         for sequence, edited in found.items():
             try:
-                done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields))
+                done += await letters.again(redrives, sequence, partial(_data, edit, edited, fields), at)
             except letters.REFUSED as e:
                 refused[sequence] = e
             bar.advance()

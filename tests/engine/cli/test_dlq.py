@@ -100,6 +100,7 @@ def test_letters_are_found_under_the_old_and_the_new_name_of_an_operator(tmp_pat
         ("ls", ["--topology", "nativ"], "DX235", "native"),
         ("redrive", ["--reason", "InvalidInptu"], "DX105", "InvalidInput"),
         ("drop", ["--reason", "502"], "DX105", "DX502"),
+        ("redrive", ["--all", "--time", "yesterday"], "DX105", "now, or as 2026-"),
     ],
 )
 def test_a_name_that_nothing_has_is_an_error_and_names_what_there_is(
