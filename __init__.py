@@ -31,6 +31,7 @@ _HOMES = {
     "connect": "engine.client.client",
     "enrich": "operators.recorded.enrich",
     "predict": "operators.recorded.calls",
+    "gather": "operators.stream",
     "program": "operators.recorded.calls",
     "react": "operators.recorded.calls",
     "run": "engine.hosting.engine",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from dspex.operators.stream import KeyedStream as KeyedStream
     from dspex.operators.stream import Record as Record
     from dspex.operators.stream import Stream as Stream
+    from dspex.operators.stream import gather as gather
     from dspex.operators.topology import Topology as Topology
 
 __all__ = [
@@ -99,6 +101,7 @@ __all__ = [
     "chain_of_thought",
     "connect",
     "enrich",
+    "gather",
     "predict",
     "program",
     "react",

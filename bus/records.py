@@ -59,6 +59,7 @@ class Origin(NamedTuple):
     """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch.
 
     `headers`: the publisher's own; children do not inherit those. `fallback`: the error's class, where outputs stand in.
+    `forks`: gather → the id that the event has for it, in all of its branches.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Origin(NamedTuple):
     trace: str | None = None
     headers: Mapping[str, str] | None = None
     fallback: str | None = None
+    forks: Mapping[str, str] | None = None
 
 
 class StoredAt(NamedTuple):

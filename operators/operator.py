@@ -107,6 +107,11 @@ def same(shape: Shape, arguments: Arguments) -> Shape:
     return shape
 
 
+def alike(shapes: Sequence[Shape]) -> Shape:
+    """The shape that all have."""
+    return shapes[0] if all(shape == shapes[0] for shape in shapes) else UNKNOWN
+
+
 def one(main: object) -> int:
     """The outlets of most operators."""
     return 1
@@ -121,6 +126,7 @@ class Operator(Declaration):
             raises TopologyError for what only it can find out.
         shape: (shape of the data that comes in, arguments) → the shape of what comes out; of each outlet, where there are
             several. Where `into` is given, that is the shape.
+        joined: (shapes of all streams that it joins) → the shape of the data that comes in; by default the one that all have.
         outlets: main argument → the number of streams that come out.
         keyed: whether it keeps something for each key: then its stream needs a key, and it a name, by which its state is known.
         state: likewise, but it takes a stream without a key, too: `build` is told which it is (`keyed=`).
@@ -131,6 +137,7 @@ class Operator(Declaration):
     _: KW_ONLY
     build: Callable[..., Build | Hop | State]
     shape: Callable[[Shape, Arguments], Shape | list[Shape]] = same
+    joined: Callable[[Sequence[Shape]], Shape] = alike
     outlets: Callable[[Any], int] = one
     keyed: bool = False
     typed: bool = False

@@ -89,7 +89,8 @@ class NodeDraft:
             case Sink() as sink:
                 return SinkNode(**common, sink=sink)
             case State() as state:
-                return StateNode(**common, state=state)
+                inputs = [names[d] + (f".{outlet}" if d.outlets > 1 else "") for d, outlet in self.inputs]
+                return StateNode(**common, state=state.named(inputs) if state.named is not None else state)
             case build:
                 return NativeNode(**common, build=build)
 

@@ -31,7 +31,7 @@ from dspex.operators.stateless.parse import ParseAs
 from dspex.operators.stateless.render import Syntax
 from dspex.operators.typing.names import Adapter, Codec, Extra, K_co, Name, OnError, T_co, V
 from dspex.operators.typing.names import Record as Record
-from dspex.operators.typing.shape import UNKNOWN, Shape
+from dspex.operators.typing.shape import Shape
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -104,7 +104,7 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
             self._plan.report(self._draft, "DX205", message, "give it a Stream")
         streams = cast("list[AnyStream]", [self, *given])
         edges = [(s._draft, s._outlet) for s in streams if s._plan is self._plan]
-        shape = self._shape if all(s._shape == self._shape for s in streams) else UNKNOWN
+        shape = operator.joined([s._shape for s in streams])
         draft, shapes = operator.add(self._plan, edges, shape, {**options, operator.name: main}, name)
         for other in streams:
             if other._plan is not self._plan:
@@ -303,6 +303,15 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         raise NotImplementedError
 
     @declared
+    def gather(self, *others: Stream[Any, K_co], within: Duration, into: type[V] | None = None, name: str) -> Stream[V, K_co]:
+        """The branches of one event as one datum, once all have come; `dspex.gather(a, b, …)` is the same.
+
+        All streams must come from one, with no hop in between: their data is put together, `{**a, **b}`. An event of which a
+        branch has not come `within` a time is a dead letter that names it.
+        """
+        raise NotImplementedError
+
+    @declared
     def batch(self, size: int, *, within: Duration, name: str) -> Stream[list[T_co], K_co]:
         """Lists of `size` events, or of what has come within a time after the first: of each key, or of each partition."""
         raise NotImplementedError
@@ -468,6 +477,20 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         options = {"codec": codec, "cloudevents": cloudevents, "stream": stream}
         given = unknown | {name: value for name, value in options.items() if value is not None}
         sink.add(self._plan, self._draft, self._outlet, self._shape, subject, given)
+
+
+def gather(*parts: Stream[Any, K], name: str, within: Duration, into: type[V] | None = None) -> Stream[V, K]:
+    """The branches of one event as one datum, once all have come: `{**a, **b}`.
+
+    All streams must come from one, with no hop in between.
+
+    Args:
+        parts: the branches. Where two have a field of one name, that of the later one counts.
+        within: how long they wait for each other. Then the event is a dead letter that names the branches that are missing.
+        into: a type that validates and types the result.
+    """
+    first, *others = parts
+    return first.gather(*others, name=name, within=within, into=into)
 
 
 KeyedStream: TypeAlias = Stream[T, str]

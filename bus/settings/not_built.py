@@ -20,7 +20,7 @@ CODE: Final = "DX108"
 TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
-OPERATORS = ("gather", "approve")
+OPERATORS = ("approve",)
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("cron", "to_asyncapi"),
@@ -38,7 +38,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
-NAMES = ("Answer", "Chunk", "Session", "StateContext", "asgi", "gather", "tool")
+NAMES = ("Answer", "Chunk", "Session", "StateContext", "asgi", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),

@@ -149,6 +149,10 @@ MORE = {
         "An operator, an option or a value is not built in this version; it is refused rather than ignored.",
         "leave it out",
     ),
+    "DX244": (
+        "The inputs of a `gather` can never meet: they come from no common event, over a hop, or from outlets of one branch.",
+        "branch behind the hop; merge outlets; join streams of several sources",
+    ),
     "DX238": (
         "An older version of the topology was started than the one that is applied: an old process must not undo a change.",
         "start the applied version, or go back on purpose: `dspex apply`",
@@ -227,6 +231,10 @@ MORE = {
     "DX514": (
         "A window that collects its events has as many as it may have.",
         "raise `limit=`, or use `reduce` or `aggregate`, which keep no events; then `dspex dlq redrive`",
+    ),
+    "DX515": (
+        "Branches of an event did not come to its `gather` in time. The letter has those that came, by their names.",
+        "redrive the letters of the other branches and this one, in any order; or allow more time: `within=`",
     ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }

@@ -8,7 +8,8 @@ from itertools import combinations
 
 from dspex.bus import subjects
 from dspex.bus.errors import Problem
-from dspex.engine.graph.nodes import Node, SinkNode, SourceNode
+from dspex.engine.graph.nodes import Node, SinkNode, SourceNode, StateNode
+from dspex.engine.graph.ways import no_gather
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # of a topology, and of an operator
 _OWN = "dspex."  # subjects of every application; a sink there could be read as work or as a commit
@@ -16,7 +17,7 @@ _OWN = "dspex."  # subjects of every application; a sink there could be read as 
 
 def problems(topology: str, nodes: Sequence[Node]) -> list[Problem]:
     """Every problem of a graph that is not frozen yet, so that names need not be unique."""
-    found = [*_names(nodes), *_subjects(nodes), *_sinks(nodes), *_unused(nodes)]
+    found = [*_names(nodes), *_subjects(nodes), *_sinks(nodes), *_unused(nodes), *_gathers(nodes)]
     if not any(isinstance(n, SourceNode) for n in nodes):
         found.append((None, "DX228", "the topology has no source", 'add one: topology.source("support.messages")'))
     return [_problem(topology, *f) for f in found]
@@ -72,6 +73,13 @@ def _sinks(nodes: Sequence[Node]) -> Iterator[Finding]:
             if isinstance(s, SourceNode) and subjects.overlap(n.sink.pattern, s.source.subject):
                 loop = f"the sink {n.name} feeds the source {s.name} of the same topology: events would go round for ever"
                 yield n, "DX216", loop, "use another subject"
+
+
+def _gathers(nodes: Sequence[Node]) -> Iterator[Finding]:
+    by_name = {n.name: n for n in nodes}
+    for n in nodes:
+        if isinstance(n, StateNode) and n.state.gathers and len(n.inputs) > 1 and (found := no_gather(by_name, n)) is not None:
+            yield n, "DX244", *found
 
 
 def _unused(nodes: Sequence[Node]) -> Iterator[Finding]:

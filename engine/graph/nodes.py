@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeAlias
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
+from dspex.bus.errors import DspexError
 from dspex.bus.records import OnError, Order, Origin
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build, Handler, Rows
@@ -120,10 +121,14 @@ class Hop:
 
 
 class Emitted(NamedTuple):
-    """What comes out of an operator that was woken: an event of its own."""
+    """What comes out of an operator that was woken: an event of its own.
+
+    `error`: why it is a dead letter instead, with that data; redriven, `State.back` gets it.
+    """
 
     origin: Origin
     data: Any
+    error: DspexError | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,9 @@ class State:
         first: inputs that are tables: their sources are read to their end, once, before those of the others are.
         keyed: whether its rows are those of the event's key; else all events of a partition have the same.
         read: what came out, of what was written of it; None: that is the same.
+        gathers: whether it brings together the branches of one event: they get an id for it where they part.
+        named: makes it anew with the names of its inputs, where it speaks of them.
+        back: (data, context) → takes what it has let out as a letter, which is redriven.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -151,6 +159,9 @@ class State:
     keyed: bool = True
     read: Callable[[Any], Any] | None = None
     first: tuple[int, ...] = ()
+    gathers: bool = False
+    named: Callable[[Sequence[str]], State] | None = None
+    back: Callable[[Any, Any], None] | None = None
 
 
 WAKE: Final = "~wake"

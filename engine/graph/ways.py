@@ -1,11 +1,11 @@
-"""Ways through a graph: where events come from, and which source has to be read before another."""
+"""Ways through a graph: where events come from, where their ways part, and which source has to be read before another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import SourceNode, StateNode
+from dspex.engine.graph.nodes import HopNode, Node, SourceNode, StateNode
 
 
 def sources_of(graph: Graph, names: Iterable[str]) -> set[str]:
@@ -42,3 +42,44 @@ def _all_before(waits: Mapping[str, set[str]], source: str) -> set[str]:
                 found.add(before)
                 todo.append(before)
     return found
+
+
+def fork_of(nodes: Mapping[str, Node], gather: Node) -> str | None:
+    """The last node that every event of each input of a gather has come through: there its ways part. None: there is none."""
+    through: dict[str, set[str]] = {}
+    for name, node in nodes.items():  # every node comes after its inputs
+        before = [through[inlet.node] for inlet in node.inputs if inlet.node in through]
+        through[name] = set.intersection(*before) | {name} if before else {name}
+        if name == gather.name:
+            break
+    common = set.intersection(*(through[inlet.node] for inlet in gather.inputs)) if gather.inputs else set[str]()
+    return next((name for name in reversed(list(nodes)) if name in common), None)
+
+
+def no_gather(nodes: Mapping[str, Node], gather: Node) -> tuple[str, str] | None:
+    """Why the inputs of a gather can never meet, and what to do; None where they can."""
+    fork = fork_of(nodes, gather)
+    if fork is None:
+        what = f"{gather.name} gathers branches of one event, and no event comes to all of its inputs"
+        return (
+            what,
+            "gather streams that were made of one: a = s.predict(…), b = s.predict(…); to pair events of several, join them",
+        )
+    taken: list[set[int]] = []
+    for first in gather.inputs:
+        outlets, seen, todo = set[int](), set[str](), [first]
+        while todo:
+            inlet = todo.pop()
+            if inlet.node == fork:
+                outlets.add(inlet.outlet)
+            elif inlet.node not in seen:
+                seen.add(inlet.node)
+                todo += nodes[inlet.node].inputs
+                if isinstance(nodes[inlet.node], HopNode):
+                    what = f"{gather.name} gathers over the hop {inlet.node}: behind it a branch may be in another partition"
+                    return what, "put the hop before the branches part, or behind the gather"
+        taken.append(outlets)
+    if not set.intersection(*taken):
+        what = f"{gather.name} gathers outlets of {fork}, and an event takes one of them alone"
+        return what, "merge them: a.merge(b)"
+    return None

@@ -185,7 +185,7 @@ class Walk(StateWalk):
     def inherit(self, origin: Origin) -> None:
         """What stands in its run as `origin` says is derived from now on. Raises InvalidInput where it is too long."""
         self.origin = origin
-        id, _, run, _, key, session, _, _, trace, _, _ = origin
+        id, _, run, _, key, session, _, _, trace, *_ = origin
         if len(id) + len(run) + len(key or "") + len(session or "") + len(trace or "") > INHERITED:
             raise headers_too_long(origin)
 
@@ -193,7 +193,7 @@ class Walk(StateWalk):
         """Send `data` to a sink."""
         to = checked_subject(sink, data) if sink.address else sink.subject
         body, content_type = written(data, codec)
-        id, _, run, _, key, session, _, _, trace, _, fallback = self.origin
+        id, _, run, _, key, session, _, _, trace, _, fallback, _ = self.origin
         self.counts[node] = ordinal = self.counts.get(node, -1) + 1
         h = id_seed(node_id, ordinal).copy()  # derived_id, written out: it is made for every event
         h.update(id.encode())

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "DX241": "engine/planning/test_apply.py::test_a_copy_into_a_stream_of_others_is_refused_unless_they_copy_it_themselves",
     "DX242": "engine/cli/test_delete.py::test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_so",
     "DX243": "engine/planning/test_plan.py::test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out",
+    "DX244": "engine/keyed/test_gather.py::test_branches_that_can_never_meet_are_refused_with_the_reason",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
     "DX322": "engine/cli/test_topology.py::test_check_notes_what_the_order_of_keys_means_for_events_without_one",
@@ -59,6 +60,7 @@ ELSEWHERE = {
     "DX509": "engine/client/test_claim_checks.py::test_a_call_whose_request_lost_its_payload_is_a_dead_letter_at_once",
     "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
     "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
+    "DX515": "engine/keyed/test_gather.py::test_an_event_without_a_branch_is_a_letter_that_names_it_and_can_be_whole_yet",
     "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
     "DX514": "engine/keyed/windows/test_fixed.py::test_more_events_than_a_list_may_have_are_letters_and_the_list_stays",
     "DX504": "engine/keyed/windows/test_fixed.py::"

@@ -141,6 +141,9 @@ assert_type(by_customer.join(others, within="5m", name="pairs"), Stream[tuple[Me
 assert_type(by_customer.join(others, within="5m", how="left", name="l"), Stream[tuple[Message, Record | None], str])
 assert_type(by_customer.lookup(others, ttl="1d", name="known"), Stream[tuple[Message, Record | None], str])
 
+assert_type(dspex.gather(messages, messages.map(word), name="both", within="1m"), Stream[Record])
+assert_type(dspex.gather(by_customer, by_customer, name="both", within="1m", into=Triaged), Stream[Triaged, str])
+
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])
 messages.chain_of_thought(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+import dspex
 from dspex import Record, Signature, Stream, Topology, predict
 
 
@@ -85,3 +86,4 @@ messages.dedupe(lambda m: m.text, within="5s", name="once")  # error
 messages.join(messages.key_by("customer"), within="5s", name="j")  # error
 messages.key_by("customer").join(messages, within="5s", name="j")  # error
 messages.key_by("customer").lookup(messages, name="l")  # error
+dspex.gather(messages, messages, within="1m")  # error

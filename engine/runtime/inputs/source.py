@@ -171,7 +171,7 @@ class SourceInput(Input):
         ms, node = int(time * 1000), self._node
         id = self._form[1] % (ms >> 16, ms & 0xFFFF, sequence & SEQUENCE)  # place_id, written out: it is made for every event
         if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours
-            plain = _new(Origin, (id, subject, id, None, None, None, time, sequence, None, None, None))
+            plain = _new(Origin, (id, subject, id, None, None, None, time, sequence, None, None, None, None))
             return _new(NodeEvent, (node, plain, codecs.JSON, data, None, None, 0))
         at = event_time(m).timestamp() if subjects.TIME in h or subjects.AT in h else time
         own = {k: v for k, v in h.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)}

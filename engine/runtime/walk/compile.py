@@ -16,8 +16,10 @@ from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
 from dspex.engine.graph.nodes import WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
+from dspex.engine.graph.ways import fork_of
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
+from dspex.engine.runtime.walk.forks import fork_step
 from dspex.engine.runtime.walk.hops import arrived_step, handed_on_step, hop_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
 from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
@@ -113,6 +115,10 @@ def _nowhere(data: object, ctx: Context) -> None:
 class _Fuse:
     def __init__(self, graph: Graph, stage: str, hops: Hops) -> None:
         self.graph, self.stage, self.hops = graph, stage, hops
+        self.forks: dict[str, list[tuple[str, str]]] = {}  # node → the gathers whose ways part behind it
+        for node in graph.states:
+            if node.state.gathers and (fork := fork_of(graph.nodes, node)) is not None:
+                self.forks.setdefault(fork, []).append((node.name, self._id(node)))
         self.steps: dict[str, Handler] = {}
         self.states: dict[str, StateNode] = {}
         self.behind: dict[str, Handler] = {}
@@ -124,7 +130,9 @@ class _Fuse:
             for index, inlet in enumerate(follower.inputs):
                 if inlet.node == node.name:
                     behind[inlet.outlet].append((follower, self.step(follower, index)))
-        return [_fan_out(branches) for branches in behind]
+        found = [_fan_out(branches) for branches in behind]
+        gathers = self.forks.get(node.name)
+        return [fork_step(gathers, step) for step in found] if gathers else found
 
     def enter(self, node: Node) -> None:
         """Let events come in at a node."""

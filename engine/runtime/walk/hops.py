@@ -32,7 +32,7 @@ def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) ->
         if len(body) > a.limit:
             raise too_large(name, len(body), a.limit)
         walk.counts[name] = ordinal = walk.counts.get(name, -1) + 1
-        id, subject, run, _, own, session, time, sequence, trace, headers, fallback = o  # _replace is slow
+        id, subject, run, _, own, session, time, sequence, trace, headers, fallback, _ = o  # _replace is slow
         child_id, its = derived_id(id, node_id, ordinal), key if gives else own
         child = Origin(child_id, subject, run, id, its, session, time, sequence, trace, headers, fallback)
         to = _edge_of(a.app, a.topology, stage, key, count)
@@ -58,13 +58,19 @@ def arrived_step(after: Handler, typed: Callable[[Any], Any] | None = None) -> H
 
 
 def wake_step(node: StateNode, after: Handler) -> Handler:
-    """The step at which an operator with state is woken again, whose own function failed when it was."""
-    name, woken = node.name, node.state.woken
+    """The step at which an operator with state is woken again, whose own function failed when it was, or gets back what it let
+    out as a letter."""
+    name, woken, back = node.name, node.state.woken, node.state.back
 
     def step(event: NodeEvent, walk: Any) -> None:
         walk.node = name
         timer = read(event)
-        for origin, data in woken(walk, timer) if woken is not None and isinstance(timer, str) else ():
+        if back is not None and not isinstance(timer, str):
+            back(timer, walk)
+            return
+        for origin, data, error in woken(walk, timer) if woken is not None and isinstance(timer, str) else ():
+            if error is not None:
+                raise error
             walk.resume(origin, name, walk.clock)
             after(data, walk)
 

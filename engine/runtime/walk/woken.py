@@ -64,10 +64,13 @@ class _Waking:
             walk.resume(event.origin, node, arrival.clock)
             self._process.stage.behind[node](event.data, walk)
 
-        failure = Failure(refusal(arrival.refused, node), node) if arrival.refused else attempt(go_on, lambda: walk.node)
+        failure = Failure(event.error, node) if event.error is not None else None
+        entry = node + WAKE if failure is not None else node
+        if failure is None:
+            failure = Failure(refusal(arrival.refused, node), node) if arrival.refused else attempt(go_on, lambda: walk.node)
         if failure is not None and not isinstance(failure.error, RetryLater):
             walk.restore(saved)
-            dead = NodeEvent(node, event.origin, content_type, body)
+            dead = NodeEvent(entry, event.origin, content_type, body)
             walk.outputs.append(letter(failure, dead, self._process.address, arrival.clock))
             self._failures.append(failure)
         return failure
