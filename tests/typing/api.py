@@ -20,6 +20,8 @@ from dspex import (
     Spec,
     Stream,
     Topology,
+    Windowed,
+    WindowedStream,
     chain_of_thought,
     enrich,
     errors,
@@ -143,6 +145,16 @@ assert_type(by_customer.lookup(others, ttl="1d", name="known"), Stream[tuple[Mes
 
 assert_type(dspex.gather(messages, messages.map(word), name="both", within="1m"), Stream[Record])
 assert_type(dspex.gather(by_customer, by_customer, name="both", within="1m", into=Triaged), Stream[Triaged, str])
+windows = by_customer.window("1m", every="10s", lateness=5, late="skip")
+assert_type(windows, WindowedStream[Message])
+assert_type(windows.count(name="many"), Stream[Windowed[int], str])
+assert_type(windows.collect(name="all", limit=10), Stream[Windowed[list[Message]], str])
+assert_type(windows.reduce(lambda a, b: b, name="last"), Stream[Windowed[Message], str])
+assert_type(windows.aggregate(int, lambda n, m: n + len(m.text), name="size"), Stream[Windowed[int], str])
+assert_type(by_customer.session_window("30s").count(name="visits").map(lambda w: w.value + 1), Stream[int, str])
+assert_type(by_customer.aggregate(int, lambda n, m: n + 1, name="n", ttl="1d"), Stream[int, str])
+assert_type(by_customer.reduce(lambda a, b: a, name="first"), Stream[Message, str])
+topology.source("timed", time="sent", idle="1m", hold=60)
 
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])

@@ -87,3 +87,13 @@ messages.join(messages.key_by("customer"), within="5s", name="j")  # error
 messages.key_by("customer").join(messages, within="5s", name="j")  # error
 messages.key_by("customer").lookup(messages, name="l")  # error
 dspex.gather(messages, messages, within="1m")  # error
+# a window without a key, also where only one of merged streams has one; or without what it gives
+messages.window("1m")  # error
+messages.merge(messages.key_by("customer")).session_window("1m")  # error
+messages.key_by("customer").window("1m").sink("out")  # error
+messages.key_by("customer").window("1m").map(of_text)  # error
+messages.key_by("customer").window("1m").count()  # error
+messages.key_by("customer").window("1m", latenes="5s")  # error
+messages.key_by("customer").window("1m", late="drop")  # error
+messages.key_by("customer").window("1m").reduce(lambda a: a, name="r")  # error
+messages.aggregate(int, lambda n, m: n, name="n")  # error
