@@ -192,6 +192,7 @@ class _Clockwork:
     async def read(self, limit: int) -> list[Message]:
         while not (found := await self._input.due(self._partitions)):
             pass
+        await asyncio.sleep(0)  # a watermark may wake a hundred thousand at once, and nothing else here waits for anything
         return found[:limit]
 
     async def close(self) -> None:
