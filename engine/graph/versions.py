@@ -170,6 +170,11 @@ def _call(call: Call) -> dict[str, object]:
     return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
 
 
+def _within(name: str, names: Collection[str]) -> bool:
+    """Whether a node is among these, or belongs to one of them: `once/hop` to `once`, `part/node` to `part`."""
+    return any(name == other or name.startswith(f"{other}/") for other in names)
+
+
 def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int]]) -> None:
     """Refuse changes that would strand state and were not declared. `stages`: as they will be."""
     for node in graph.sources:
@@ -180,9 +185,9 @@ def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int
                 code="DX234",
                 fix=f"keep partitions={count}: a key stays in its partition for good",
             )
-    undeclared = [name for name in gone(graph, before) if name not in graph.drop]
+    undeclared = [name for name in gone(graph, before) if not _within(name, graph.drop)]
     if undeclared:
-        lost = undeclared[0]
+        lost = next(name for name in undeclared if not _within(name.rpartition("/")[0], undeclared))
         raise TopologyError(
             f"{graph.name}: node {lost!r} of the applied version is gone, and nothing said about what it holds",
             code="DX232",

@@ -26,7 +26,8 @@ def dump(graph: Graph) -> str:
     if graph.retention != 7 * 86400.0:
         document["retention"] = graph.retention
     if graph.renamed_from:
-        document["renamed_from"] = dict(graph.renamed_from)
+        hops = {n.name for n in graph.nodes.values() if n.op == HOP}
+        document["renamed_from"] = {new: old for new, old in graph.renamed_from.items() if new not in hops}
     if graph.drop:
         document["drop"] = list(graph.drop)
     sections = {"source": "sources", "sink": "sinks"}

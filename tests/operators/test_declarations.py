@@ -115,7 +115,7 @@ def test_a_method_of_a_topology_that_is_not_built_says_so(method: str) -> None:
 def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.yaml").write_text(
-        "dspex: 1\ntopology: t\nsources: { a.b: { idle: 30s } }\n"
+        "dspex: 1\ntopology: t\nsources: { a.b: { codec: json } }\n"
         "nodes:\n  p: { from: a.b, predict: a -> b, cache: 1h }\nsinks: { c.d: { from: p } }\n"
     )
     found = [(p.line, p.node, "is not built" in p.message) for p in Topology.load("t.yaml").check()]

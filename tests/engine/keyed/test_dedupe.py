@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from engine_lab import Lab
 
+from dspex.bus.errors import TopologyError
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -90,6 +91,25 @@ def test_it_may_get_another_name_and_its_hop_goes_with_it(lab: MakeLab) -> None:
     one.publish("in", {"id": "a", "at": at(1)})
     one.advance(10)
     assert len(one.outputs("out")) == 1
+
+
+def test_dropped_it_takes_its_hop_along_and_is_named_where_nobody_said_so(lab: MakeLab) -> None:
+    def without(**options: Any) -> Topology:
+        topology = Topology("t", **options)
+        topology.source("in", time="at").sink("out")
+        return topology
+
+    one = lab(deduping())
+    one.start()
+    one.publish("in", {"id": "a", "at": at(0)})
+    one.advance(1)
+    one.kill()
+    with pytest.raises(TopologyError, match="node 'once' of the applied version is gone"):
+        one.start("b", without())
+    one.start("c", without(drop=["once"]))
+    one.publish("in", {"id": "a", "at": at(0)})
+    one.advance(10)
+    assert len(one.outputs("out")) == 2
 
 
 def test_yaml_has_the_operator_and_not_its_hop(tmp_path: Any) -> None:

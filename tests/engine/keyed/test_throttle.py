@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from dspex.bus.message import Message
 from dspex.engine.testing.driver import Driver
+from dspex.operators.stream import AnyStream, gather
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -130,3 +131,32 @@ def test_data_of_a_type_has_it_behind_whether_it_waited_or_not() -> None:
         d.publish("in", {"k": "a", "n": 2})
         d.advance("2s")
         assert d.outputs("out") == [[2, 3]]
+
+
+def asked_twice(s: AnyStream) -> AnyStream:
+    keyed = s.key_by("k")
+    asked = [keyed.predict("k -> x", name="x", fallback={"x": ""}), keyed.predict("k -> y", name="y", fallback={"y": ""})]
+    return gather(*asked, within="1m", name="both")
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda s: s.key_by("k").throttle("1/s", name="slow"),
+        lambda s: s.throttle("1/s", name="slow").key_by("k"),
+        lambda s: s.key_by("k").batch(1, within="5s", name="one"),
+        asked_twice,
+    ],
+    ids=["throttle", "throttle of a stream", "batch", "gather of calls"],
+)
+def test_what_waits_is_not_late_for_a_window_behind_it(waits: Callable[[AnyStream], AnyStream]) -> None:
+    topology = Topology("t")
+    waits(topology.source("in", time="at")).window("5s").count(name="count").sink("out")
+    with Driver(topology) as d:
+        d.answer("x", {"x": "1"}, after="7s") if topology.graph.calls else None
+        d.answer("y", {"y": "1"}, after="2s") if topology.graph.calls else None
+        for n in range(6):
+            d.publish("in", {"k": "a", "at": f"2026-01-01T00:00:{n:02d}Z"})
+        d.publish("in", {"k": "z", "at": "2026-01-01T00:01:00Z"})
+        d.advance("9s")
+        assert sorted(o["value"] for o in d.outputs("out")) == [1, 5]
