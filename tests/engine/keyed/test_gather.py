@@ -26,7 +26,7 @@ def gathering(*, fan: bool = False, keyed: bool = False, **options: Any) -> Topo
     if keyed:
         s = s.key_by("str(n)", name="by_n")
     a = s.predict("n: int -> draft", name="draft").set({"drafted": "True"}, name="a")
-    b = s.predict("n: int -> review", name="review")
+    b = s.predict("n: int -> review", name="review", pool="others")
     gather(a, b, within="30s", name="both", **options).sink("out")
     return topology
 
@@ -49,12 +49,13 @@ def test_branches_of_one_event_become_one_datum_whichever_is_answered_first_and_
 def test_events_of_one_flat_map_are_not_mixed_and_nothing_is_left(lab: MakeLab, keyed: bool) -> None:
     one = lab(gathering(fan=True, keyed=keyed))
     one.start()
-    one.work()
     one.answers["draft"] = lambda inputs, request: {"draft": str(inputs["n"])}
     one.answers["review"] = lambda inputs, request: {"review": str(inputs["n"])}
     one.publish("in", {"many": 20})
+    one.work()  # one branch of all of them comes first
     one.kill()
     one.start("b")
+    one.work("others")
     one.advance(10)
     assert sorted(o["n"] for o in one.outputs("out")) == list(range(20))
     assert all(str(o["n"]) == o["draft"] == o["review"] for o in one.outputs("out"))
