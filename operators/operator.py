@@ -9,7 +9,7 @@ class with a method for each purpose would do as well, but then each operator wo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, TypeAlias
 
 from dspex.bus.errors import TopologyError
@@ -132,6 +132,7 @@ class Operator(Declaration):
         state: likewise, but it takes a stream without a key, too: `build` is told which it is (`keyed=`).
         typed: whether `build` takes the type of the data that comes in, as `typed`; of each stream, where it joins several.
         hop: (main argument, options) → the hop that a stream without a key takes to it, so that what belongs together meets.
+        shown: (rows of a key by their sub-keys, their form) → what people are shown of them, without code of the user's.
     """
 
     _: KW_ONLY
@@ -143,6 +144,7 @@ class Operator(Declaration):
     typed: bool = False
     state: bool = False
     hop: Callable[..., Hop] | None = None
+    shown: Callable[[Mapping[str, bytes], str], Any] | None = None
 
     def add(
         self, plan: Plan, inputs: Edges, shape: Shape, given: Mapping[str, object], name: str | None
@@ -175,9 +177,17 @@ class Operator(Declaration):
                 types = [before.shape.type for before, _ in inputs] if self.many_inputs else shape.type
                 typed = {"typed": types} if self.typed else {}
                 keyed = {"keyed": has_key} if self.state else {}
-                draft.payload = self.build(main, **{n: arguments[n] for n in self.options}, **typed, **keyed)
+                made = self.build(main, **{n: arguments[n] for n in self.options}, **typed, **keyed)
+                draft.payload = self._shown(made) if isinstance(made, State) else made
         self._fits(plan, draft, shape, arguments)
         return draft, shapes
+
+    def _shown(self, state: State) -> State:
+        """The state, with what people are shown of it."""
+        shown = self.shown
+        if state.shown is not None or shown is None:
+            return state
+        return replace(state, shown=lambda rows: shown(rows, state.form))
 
     def _meeting(self, plan: Plan, inputs: Edges, shape: Shape, arguments: Arguments, name: str | None) -> Edges:
         """The hop before it, by which events meet that have no key."""

@@ -25,7 +25,7 @@ OPERATORS = ("approve",)
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("cron", "to_asyncapi"),
     "Client": (
-        *("stream", "submit", "session", "sessions", "batch", "runs", "state", "replay", "fork", "diff", "describe"),
+        *("stream", "submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
         *("put_program", "scale", "approvals", "decide", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
@@ -72,7 +72,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "replay", "fork", "diff", "sessions", "state", "pools", "programs"),
+        *("gateway", "replay", "fork", "diff", "sessions", "pools", "programs"),
         *("approvals", "optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

@@ -59,6 +59,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
     "What is going on": {
         "status": "status:status",
         "doctor": "server.server:doctor",
+        "state": _Noun("What operators with state keep.", ("events.state:get", "events.state:ls")),
         "audit": _Noun("Who changed what.", ("audit:ls",)),
     },
     "This machine": {

@@ -27,7 +27,7 @@ from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
-from dspex.engine.client.status import status
+from dspex.engine.client.status import state, status
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -215,6 +215,24 @@ class Client(Planned, names=METHODS["Client"]):
         count = await keyring.forget(self.bus, self.app, session)
         await audit.leave(self.bus, self.app, "forget", session=session, keys=count)
         return count
+
+    # -- state ----------------------------------------------------------------------------------------------------
+    async def state(self, node: str, key: str, *, at: datetime | int | None = None) -> Any:
+        """What an operator with state keeps of a key; None where it keeps nothing. It only reads.
+
+        Nothing of your code is imported: a value is as it was kept, and of a model or a dataclass it is a dict of the fields.
+
+        Args:
+            node: "support-triage/intents_per_minute"; the operator's name is enough where one topology has it.
+            key: as `key_by` gave it; "" for an operator of a stream without keys. That has something for each partition: a list
+                of them where there are several.
+            at: as it was at this time; or as of this sequence of the application's stream, as log entries have it.
+
+        Raises:
+            TopologyError: DX235, no such operator is applied. RecordingIncomplete: what was then is not kept any more.
+        """
+        found = [one.value for one in await state.of_key(self.bus, self.app, node, key, at)]
+        return found if len(found) > 1 else next(iter(found), None)
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

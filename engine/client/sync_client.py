@@ -207,6 +207,22 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.run(self._of.forget(session=session))
 
+    def state(self, node: str, key: str, *, at: datetime | int | None = None) -> Any:
+        """What an operator with state keeps of a key; None where it keeps nothing. It only reads.
+
+        Nothing of your code is imported: a value is as it was kept, and of a model or a dataclass it is a dict of the fields.
+
+        Args:
+            node: "support-triage/intents_per_minute"; the operator's name is enough where one topology has it.
+            key: as `key_by` gave it; "" for an operator of a stream without keys. That has something for each partition: a list
+                of them where there are several.
+            at: as it was at this time; or as of this sequence of the application's stream, as log entries have it.
+
+        Raises:
+            TopologyError: DX235, no such operator is applied. RecordingIncomplete: what was then is not kept any more.
+        """
+        return background.run(self._of.state(node, key, at=at))
+
     def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))

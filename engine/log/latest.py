@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.entries import (
@@ -23,6 +24,7 @@ from dspex.engine.log.entries import (
 )
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back, say_passed_over
+from dspex.engine.log.rows import NONE
 from dspex.engine.log.tables import Tables
 
 _log = structlog.get_logger("dspex.engine")
@@ -180,10 +182,43 @@ async def _begins(bus: Bus, address: LogAddress) -> bool:
     return False
 
 
-async def look(bus: Bus, app: str, topology: str, stage: str, partition: int) -> Tables:
-    """The tables of a partition as its log says now, without a claim: its owner may change them at once."""
-    address, tables = LogAddress.of(app, topology, stage, partition), Tables()
-    end = await latest(bus, address)
+async def look(
+    bus: Bus, app: str, topology: str, stage: str, partition: int, names: Mapping[str, str] | None = None, *, at: int = NONE
+) -> Tables:
+    """The tables of a partition as its log says, without a claim: its owner may change them at once.
+
+    `names`: old name → new name of operators. `at`: as of the last entry up to this sequence of the stream.
+    Raises RecordingIncomplete where what was then is not kept any more.
+    """
+    address, tables = LogAddress.of(app, topology, stage, partition), Tables(names=names)
+    last = await bus.last(address.stream, address.subject)
+    if last is not None and last.sequence > at:
+        return await _as_of(bus, address, at, names)
+    end = await end_of(bus, address, last)
     if end.at:
         await read_back(bus, address, *bases(end.at, end.entry), end.at, tables)
     return tables
+
+
+async def _as_of(bus: Bus, address: LogAddress, at: int, names: Mapping[str, str] | None) -> Tables:
+    """The tables as of the last entry up to a sequence, from the snapshot that was the latest then and what follows it."""
+    stop, width = at, WINDOW
+    while stop > 0:
+        start = max(1, stop - width + 1)
+        for message in reversed(await bus.scan(address.stream, [address.subject], start=start, stop=stop)):
+            if (entry := readable(message.data)) is None:
+                continue
+            tables = Tables(names=names)
+            found = await read_back(bus, address, *bases(message.sequence, entry), message.sequence, tables)
+            if found.commit == (entry["after"] if entry["kind"] == "claim" else message.sequence):
+                return tables
+            raise _not_kept(address)
+        stop, width = start - 1, width * 4
+    if await _begins(bus, address):
+        return Tables()  # it had not begun
+    raise _not_kept(address)
+
+
+def _not_kept(address: LogAddress) -> RecordingIncomplete:
+    why = f"what {address.subject} said then is not kept any more"
+    return RecordingIncomplete(why, fix="ask for a later time: what is older than the topology's retention= is removed")

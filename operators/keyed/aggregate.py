@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dspex.engine.graph.nodes import State
-from dspex.operators.keyed.stateful import Stateful
+from dspex.operators.keyed.stateful import Stateful, shown
 from dspex.operators.keyed.windows.gives import folded
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import Arguments, CallableParameter, DurationParameter
@@ -38,4 +38,5 @@ OPERATOR = Operator(
     build=build,
     shape=shape,
     keyed=True,
+    shown=shown,
 )

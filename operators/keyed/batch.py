@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dspex.bus.codecs import encode
+from dspex.bus.codecs import decode, encode
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.kept import HOLD, KeptData, number, packed, unpacked
+from dspex.operators.keyed.kept import HOLD, KeptData, in_order, number, packed, unpacked
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter, IntegerParameter
 from dspex.operators.typing.shape import UNKNOWN
@@ -66,6 +66,12 @@ class _Batch:
         return Emitted(origin, [self._read.data(body, content_type) for _, _, content_type, body in items])
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> list[Any]:
+    """The data that wait."""
+    items = [unpacked(row, None) for row in in_order(rows)]
+    return [decode(body, content_type) for _, _, content_type, body in items]
+
+
 def build(size: int, within: float, *, typed: object = None, keyed: bool) -> State:
     """Batches of a key; of a stream without keys, those of a partition."""
     kept = KeptData(typed)
@@ -83,4 +89,5 @@ OPERATOR = Operator(
     shape=lambda shape, o: UNKNOWN,
     typed=True,
     state=True,
+    shown=shown,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.kept import HOLD, KeptData, keep
+from dspex.operators.keyed.kept import HOLD, KeptData, keep, shown_event
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
 
@@ -36,5 +36,6 @@ OPERATOR = Operator(
     main=DurationParameter(zero=False, doc="how long a key must be silent"),
     build=build,
     keyed=True,
+    shown=lambda rows, form: shown_event(rows[""]),
     typed=True,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from dspex.engine.graph.context import Handler, Rows
@@ -17,6 +18,11 @@ from dspex.operators.parameters import DurationParameter, ExpressionParameter
 def _key(text: str) -> Callable[[Any, Any], str]:
     function = expressions.compile(text).function
     return lambda data, ctx: key_text(function(data, ctx), "dedupe")
+
+
+def shown(rows: Mapping[str, bytes], form: str) -> dict[str, datetime]:
+    """Business key → when its first event happened."""
+    return {name: datetime.fromtimestamp(unpacked(row, None), tz=UTC) for name, row in sorted(rows.items())}
 
 
 def build(key: str, within: float, *, keyed: bool) -> State:
@@ -49,5 +55,6 @@ OPERATOR = Operator(
     options={"within": DurationParameter(zero=False, doc="how far apart in event time repeats are still repeats")},
     build=build,
     state=True,
+    shown=shown,
     hop=lambda key, within: Hop(_key(key), gives=False),
 )

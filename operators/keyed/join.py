@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from dspex.bus.codecs import encode
+from dspex.bus.codecs import decode, encode
 from dspex.bus.errors import LateEvent
 from dspex.bus.records import Origin
 from dspex.engine.graph.context import Handler, Rows
@@ -81,6 +81,15 @@ class _Join:
         return () if paired else [Emitted(Origin(*origin), (self._sides[0].data(body, content_type), None))]
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> dict[str, Any]:
+    """The data of the events that may still find one, by their streams."""
+    found: dict[str, list[Any]] = {"left": [], "right": []}
+    for sub, row in sorted(rows.items(), key=lambda one: Origin(*unpacked(one[1], None)[0]).time):
+        _, _, content_type, body = unpacked(row, None)
+        found["left" if sub[0] == _SIDES[0] else "right"].append(decode(body, content_type))
+    return found
+
+
 def build(
     main: object, within: float, how: Literal["inner", "left"] = "inner", *, typed: Sequence[object] = (None, None)
 ) -> State:
@@ -106,4 +115,5 @@ OPERATOR = Operator(
     many_inputs=True,
     keyed=True,
     typed=True,
+    shown=shown,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from math import inf, nextafter
 from typing import Any, Final
@@ -45,6 +45,17 @@ class KeptData:
         """The event that `keep` wrote."""
         origin, content_type, body = msgpack.unpackb(row)
         return Emitted(Origin(*origin), self.data(body, content_type))
+
+
+def shown_event(row: bytes) -> Any:
+    """What people are shown of an event that `keep` wrote: its data."""
+    _, content_type, body = msgpack.unpackb(row)
+    return decode(body, content_type)
+
+
+def in_order(rows: Mapping[str, bytes]) -> list[bytes]:
+    """The rows with sub-keys, in their order."""
+    return [row for sub, row in sorted(rows.items()) if sub]
 
 
 def two(operator: str, given: Sequence[object]) -> Sequence[object]:

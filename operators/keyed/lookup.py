@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dspex.bus.codecs import encode
+from dspex.bus.codecs import decode, encode
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.kept import KeptData, after, packed, pairs, two, unpacked
@@ -55,6 +55,12 @@ class _Lookup:
         return ()
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> Any:
+    """The value that events find now."""
+    _, content_type, body = unpacked(rows[""], None)
+    return decode(body, content_type)
+
+
 def build(main: object, ttl: float | None = None, *, typed: Sequence[object] = (None, None)) -> State:
     """The latest value of each key. Where both come from stored sources, the table is read to its end first."""
     data, table = (KeptData(of) for of in two("lookup", typed))
@@ -72,4 +78,5 @@ OPERATOR = Operator(
     many_inputs=True,
     keyed=True,
     typed=True,
+    shown=shown,
 )

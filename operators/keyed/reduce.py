@@ -7,7 +7,7 @@ from typing import Any
 
 from dspex.bus.errors import DataError
 from dspex.engine.graph.nodes import State
-from dspex.operators.keyed.stateful import Stateful
+from dspex.operators.keyed.stateful import Stateful, shown
 from dspex.operators.keyed.values import StateValues
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import CallableParameter, DurationParameter
@@ -34,5 +34,6 @@ OPERATOR = Operator(
     options={"ttl": DurationParameter(None, zero=False, doc="forget a key after so much event time without an event of it")},
     build=build,
     keyed=True,
+    shown=shown,
     typed=True,
 )

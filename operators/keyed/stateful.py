@@ -11,7 +11,7 @@ from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.values import StateValues
+from dspex.operators.keyed.values import StateValues, plain_value
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import CallableParameter, DurationParameter
 from dspex.operators.stateless.flat_map import items
@@ -96,6 +96,11 @@ class Stateful:
         return [Emitted(rows.child()._replace(time=time), item) for item in found]
 
 
+def shown(rows: Mapping[str, bytes], form: str = "") -> Any:
+    """The state of a key; of a model or a dataclass its fields."""
+    return plain_value(msgpack.unpackb(rows[""])[1])
+
+
 def build(
     fn: Callable[..., Any],
     init: Callable[[], Any],
@@ -121,4 +126,5 @@ OPERATOR = Operator(
     },
     build=build,
     keyed=True,
+    shown=shown,
 )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
 from dspex.bus.codecs import encode
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, Hop, State
-from dspex.operators.keyed.kept import HOLD, KeptData, keep, number, packed, unpacked
+from dspex.operators.keyed.kept import HOLD, KeptData, in_order, keep, number, packed, shown_event, unpacked
 from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import wrong
 from dspex.operators.operator import Operator
@@ -81,6 +82,12 @@ class _Throttle:
         return found
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> dict[str, Any]:
+    """What waits, and when the next place is free."""
+    free = datetime.fromtimestamp(unpacked(rows[""], None)[0], tz=UTC)
+    return {"waits": [shown_event(row) for row in in_order(rows)], "free": free}
+
+
 def build(rate: str, burst: int = 1, *, typed: object = None, keyed: bool) -> State:
     """A rate of each key; of a stream without keys, one for all of it."""
     count, unit = rate.split("/")
@@ -98,5 +105,6 @@ OPERATOR = Operator(
     build=build,
     typed=True,
     state=True,
+    shown=shown,
     hop=lambda rate, burst: Hop(lambda data, ctx: "all", gives=False),
 )

@@ -78,6 +78,12 @@ class StateValues:
             ) from e
 
 
+def plain_value(data: bytes) -> Any:
+    """What `pack` wrote, where the type of it is not here: of a model or a dataclass its fields."""
+    found = _value(data)
+    return found[""] if isinstance(found, dict) and found.keys() == {""} else found
+
+
 def _is_typed(kind: type) -> bool:
     return is_model(kind) or dataclasses.is_dataclass(kind)
 

@@ -6,15 +6,15 @@ joined when a window ends. What cannot be joined has a row for each window. A ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import Any, Final
 
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.windows.gives import ITEM, Gives, number_of
+from dspex.operators.keyed.windows.gives import ITEM, Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, named, result, time_of
+from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, moment, named, result, time_of
 from dspex.operators.native.problems import problem
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
@@ -112,6 +112,21 @@ class _Each(_Windows):
         return [result(rows, end - self.size, end, self.gives.value(rows, row, end - self.size, end))]
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
+    """The open windows with what they have so far; of windows that overlap, the parts of time that they are made of."""
+    _, size, each, gives = form.split()
+    length, every = int(size), int(each)
+    pane, whole = gcd(length, every), gives == "aggregate" and length > every
+    found: list[dict[str, Any]] = []
+    for sub, sum in sorted(rows.items()):
+        if sub[0] != ITEM:
+            start = time_of(sub) - (length if whole else 0)
+            end = start + (length if whole else pane)
+            value = shown_sum(rows, sum, start, end, items=gives == "collect")
+            found.append({"start": moment(start), "end": moment(end), "value": value})
+    return found
+
+
 def build(
     size: float,
     *,
@@ -165,4 +180,5 @@ OPERATOR = Operator(
     keyed=True,
     one_of=GIVES,
     typed=True,
+    shown=shown,
 )

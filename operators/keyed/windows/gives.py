@@ -6,7 +6,7 @@ What a window has so far is its sum, as bytes. Lists are kept as one row an even
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 import msgpack
@@ -14,7 +14,7 @@ import msgpack
 from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Rows
-from dspex.operators.keyed.values import StateValues
+from dspex.operators.keyed.values import StateValues, plain_value
 from dspex.operators.keyed.windows.windowed import named
 from dspex.operators.typing.functions import function_name
 
@@ -158,6 +158,14 @@ def folded(fold: Callable[[Any, Any], Any], state: Any, data: Any) -> Any:
 def number_of(sum: bytes | None) -> int:
     """The sum of a count, and of a list."""
     return int(msgpack.unpackb(sum)) if sum is not None else 0
+
+
+def shown_sum(rows: Mapping[str, bytes], sum: bytes, start: int, end: int, *, items: bool) -> Any:
+    """What people are shown of what a window has so far. `items`: whether it keeps the events themselves."""
+    if not items:
+        return plain_value(sum)
+    first, last = ITEM + named(start), ITEM + named(end)
+    return [plain_value(row) for name, row in sorted(rows.items()) if first <= name < last]
 
 
 def _names(rows: Rows, start: int, end: int) -> Sequence[str]:

@@ -6,16 +6,16 @@ got when it was opened; of sessions that grow together the lowest stays. Its tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.windows.gives import Gives, number_of
+from dspex.operators.keyed.windows.gives import Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, result
+from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, moment, result
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
 from dspex.operators.typing.names import OnError
@@ -98,6 +98,15 @@ def _write(sessions: Sequence[Session], rows: Rows) -> None:
     rows.put(msgpack.packb(sorted(sessions, key=lambda s: s.first)) if sessions else None)
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
+    """The open sessions with what they have so far: the times of their first and last events, and the value."""
+    found, items = list[dict[str, Any]](), form.split()[1] in ("collect", "aggregate")
+    for s in (Session(*raw) for raw in msgpack.unpackb(rows[""])):
+        value = shown_sum(rows, s.sum or b"", s.first, s.last + 1, items=items)
+        found.append({"first": moment(s.first), "last": moment(s.last), "value": value})
+    return found
+
+
 def build(gap: float, *, lateness: float = 0, late: OnError = "dead_letter", typed: object = None, **o: Any) -> State:
     """Sessions. Raises TopologyError for what does not go together."""
     sessions = _Sessions(micro(milliseconds("session_window", gap)), Ends(lateness, late), gives_of(o, typed, merging=True))
@@ -114,4 +123,5 @@ OPERATOR = Operator(
     keyed=True,
     one_of=GIVES,
     typed=True,
+    shown=shown,
 )
