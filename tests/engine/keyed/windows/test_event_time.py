@@ -73,6 +73,19 @@ def test_a_window_behind_a_window_gets_its_results_in_time_in_one_stage_and_behi
         assert d.dead_letters() == []
 
 
+def test_a_window_behind_one_waits_for_what_that_may_still_take() -> None:  # E5
+    topology = Topology("t")
+    short = topology.source("in").key_by("k").window("10s", lateness="5s").count(name="short")
+    behind = short.key_by("'all'", name="again").window("1m").aggregate(int, lambda total, w: total + w["value"], name="long")
+    behind.sink("out")
+    with Driver(topology) as d:
+        for seconds, key in ((5, "a"), (62, "a"), (59, "c"), (130, "a")):
+            d.publish("in", {"k": key}, at=at(seconds))
+            d.advance(1)
+        assert values(d) == {"00:00:00": 2, "00:01:00": 1}
+        assert d.dead_letters() == []
+
+
 def test_silence_moves_event_time_by_the_time_that_passes_and_not_to_today() -> None:  # E2, and windows of idle streams end
     topology = Topology("t")
     topology.source("in").key_by("k").window("1m").count(name="w").sink("out")
