@@ -44,6 +44,7 @@ class EngineSettings(SettingsTable):
     Attributes:
         heartbeat: seconds between two signs of life, at most 30; an engine that is silent for five of them is replaced.
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
+        align: seconds that a source may be ahead of another one of its topology in event time, before it waits.
         records: seconds that records of calls are kept.
         max_open_calls: of a partition; above it the source is not read on.
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
@@ -56,6 +57,7 @@ class EngineSettings(SettingsTable):
     commit: CommitSettings = CommitSettings()
     heartbeat: Annotated[PositiveSeconds, Field(le=MOST_HEARTBEAT)] = 1.0
     stall_after: PositiveSeconds = 30.0
+    align: PositiveSeconds = 3600.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
     max_bytes: PositiveSize | None = None

@@ -117,6 +117,7 @@ class Engine:
             heartbeat=s.engine.heartbeat,
             records=s.engine.records,
             stall_after=s.engine.stall_after,
+            align=s.engine.align,
             most_arrivals=s.engine.commit.max_events,
             most_open_calls=s.engine.max_open_calls,
             claim_check_above=s.engine.claim_check_above,

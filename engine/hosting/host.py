@@ -37,6 +37,7 @@ from dspex.engine.runtime.inputs.tables_first import TablesFirst, TableSource
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.walk.compile import Stage, compile_dropped, compile_graph
+from dspex.engine.runtime.watermarks.alignment import Alignment
 
 LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
 READERS = 8  # partitions that catch up with a reader of their own at a time
@@ -56,6 +57,7 @@ class Host:
         heartbeat: seconds between two signs of life; after five without one another engine takes over.
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
+        align: seconds that a source may be ahead of another one of its topology, in event time.
         most_arrivals, most_open_calls: see Services.
         claim_check_above: bytes of a body that is not stored in its message.
         keys: pool → the keys that sign its records; see bus/serving/signatures.py.
@@ -74,6 +76,7 @@ class Host:
         heartbeat: float = 1.0,
         records: float = 30 * 86400.0,
         stall_after: float = 30.0,
+        align: float = 3600.0,
         most_arrivals: int = 500,
         most_open_calls: int = 10_000,
         claim_check_above: int = payloads.ABOVE,
@@ -85,7 +88,7 @@ class Host:
         self.graphs = tuple(graphs)
         self.engine = engine
         self.replicas, self.max_bytes, self._only_additive = replicas, max_bytes, only_additive
-        self.heartbeat = heartbeat
+        self.heartbeat, self._align = heartbeat, align
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app), self._heard)
         self.room = asyncio.Event()  # set while sources need not wait for room in the application's stream
@@ -143,6 +146,7 @@ class Host:
         self._parts.start(self.membership.run(), "membership")
         self._parts.start(pausing.run(), "pauses")
         self._parts.start(self.watchdog.run(), "watchdog")
+        self._parts.start(Alignment(self.bus, alive, self.runners, self.heartbeat, self._align).run(), "alignment")
         self._parts.start(self.consumers.run(), "work consumers")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")

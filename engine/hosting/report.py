@@ -17,6 +17,7 @@ def described(r: StageRunner, operators: Operators) -> dict[str, object]:
         "source": r.stage.name,
         "stopped": r.stopped or r.waits,
         "paused": r.paused,
+        "mark": r.source.highest if r.source is not None else None,
         "events": r.counters["event"],
         "rate": operators.rate((r.topology, r.stage.id), r.counters["event"]),
         "records": r.counters["record"],

@@ -111,8 +111,7 @@ class Watchdog:
             found |= await self._records(runner, partitions)
             if not runner.paused:
                 found |= await self._events(runner, partitions)
-                tables = runner.source.tables if runner.source is not None else None
-                if runner.source is not None and not runner.stage.dropped and not (tables is not None and tables.waits):
+                if runner.source is not None and not runner.stage.dropped and not runner.source.waits:
                     found |= await self._source(runner.source, runner, partitions)
         except BusError:
             return {}  # the server is away: the engine can do nothing, and reconnects

@@ -51,6 +51,7 @@ class SourceInput(Input):
         settings: of the source, as the topology says.
         highest: the highest event time of what was read, whatever partition it is for.
         tables: what is to be read before it; None for nothing.
+        aligned: set while it need not wait for a source that is far behind.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
@@ -77,6 +78,8 @@ class SourceInput(Input):
         self.created, self.readable, self.missing = 0.0, False, False
         self.highest = NO_MARK  # event time of all that was read
         self.tables: TablesFirst | None = None
+        self.aligned = asyncio.Event()
+        self.aligned.set()
         self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
@@ -87,7 +90,12 @@ class SourceInput(Input):
         # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
         time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
         reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)
-        return _WhileThereIsRoom(reader, self.room, self._bus.sealing)
+        return _WhileThereIsRoom(reader, (self.room, self.aligned), self._bus.sealing)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for another source to be read."""
+        return not self.aligned.is_set() or (self.tables is not None and self.tables.waits)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again
@@ -191,16 +199,17 @@ class SourceInput(Input):
 
 
 class _WhileThereIsRoom:
-    """Reads a source, and waits while the application's stream is nearly full. It opens what it can of sealed events, so that a
-    key is not asked for after another.
+    """Reads a source, and waits until it may go on: while the application's stream is nearly full, it may not. It opens what it
+    can of sealed events, so that a key is not asked for after another.
     """
 
-    def __init__(self, reader: Reader, room: asyncio.Event, sealing: Sealing | None) -> None:
-        self._reader, self._room, self._sealing = reader, room, sealing
+    def __init__(self, reader: Reader, may: Sequence[asyncio.Event], sealing: Sealing | None) -> None:
+        self._reader, self._may, self._sealing = reader, may, sealing
 
     async def read(self, limit: int) -> list[Message]:
         messages = await self._reader.read(limit)
-        await self._room.wait()
+        for event in self._may:
+            await event.wait()
         return messages if self._sealing is None else await self._sealing.opened_early(messages)
 
     async def close(self) -> None:

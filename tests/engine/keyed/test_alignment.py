@@ -1,0 +1,80 @@
+"""Sources that are read faster wait for those that are far behind, and for nobody who has nothing to read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from engine_lab import Lab
+
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, Reader
+from dspex.operators.topology import Topology
+
+DAY = 1_600_000_000.0  # in the past
+MakeLab = Callable[..., Lab]
+
+
+class SlowSource(MemoryBus):
+    """A connection on which the source "slow" gives one message a second."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server, BusEvents())
+
+    async def reader(self, stream: str, filters: Any, **options: Any) -> Any:
+        found = await super().reader(stream, filters, **options)
+        return OneBySecond(found) if "slow" in filters else found
+
+
+class OneBySecond:
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._left = reader, list[Any]()
+
+    async def read(self, limit: int) -> list[Any]:
+        if not self._left:
+            self._left = await self._reader.read(limit)
+        await asyncio.sleep(1)
+        return [self._left.pop(0)]
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+
+def joining() -> Topology:
+    topology = Topology("t")
+    slow, fast = (topology.source(s, time="at").key_by("k", name=f"{s}_key") for s in ("slow", "fast"))
+    slow.join(fast, within="10s", name="pairs").sink("out")
+    return topology
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(DAY + seconds, tz=UTC).isoformat()
+
+
+def rows(one: Lab) -> int:
+    return sum(len(p.tables.keyed.rows) for _, p in one.partitions())
+
+
+def test_a_source_far_ahead_waits_for_one_that_has_more_to_read_and_not_for_one_that_is_read(lab: MakeLab) -> None:
+    one = lab(joining())
+    one.start()
+    one.kill()
+    for n in range(20):
+        one.publish("slow", {"k": "a", "at": at(n * 60)})
+    for n in range(40):
+        one.publish("fast", {"k": "b", "at": at(n * 60)})
+    one.start("b", bus=SlowSource(one.server), align=300.0)
+    one.advance(9)  # the first one is silent
+    for n in range(40, 80):  # more than one reading of it
+        one.publish("fast", {"k": "b", "at": at(n * 60)})
+    one.advance(5)
+    source = next(r.source for r, _ in one.partitions() if r.stage.name == "fast")
+    assert source is not None
+    assert source.waits
+    assert source.highest == DAY + 39 * 60
+    one.advance(30)
+    assert not source.waits  # the slow one has nothing more to read
+    assert source.highest == DAY + 79 * 60
+    assert one.hosts["b"][0].watchdog.health == "ok"
