@@ -123,6 +123,10 @@ class Rows(Context, Protocol):
         """The origin of an event that begins a run of its own: what a window gives was caused by many."""
         ...
 
+    def fork(self) -> str | None:
+        """The id that the event has for this gather in all of its branches; None where it came from no single event."""
+        ...
+
     def go_on(self, out: Handler, data: Any, origin: Origin) -> None:
         """Hand something on, as `out(data, rows)` does, as the event that `origin` says."""
         ...

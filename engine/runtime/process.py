@@ -53,7 +53,7 @@ class Process:
 
     def __init__(self, stage: Stage, address: Address, names: Mapping[str, str], source_stream: str) -> None:
         self.stage, self.address, self._names, self._source_stream = stage, address, names, source_stream
-        self._walk, self._settlement = Walk(address, stage.clocks, stage.shared), Settlement(self)
+        self._walk, self._settlement = Walk(address, stage.clocks, stage.shared, stage.names), Settlement(self)
 
     def handle(self, arrival: Arrival, tables: Tables) -> Effects:
         """What an arrival causes."""

@@ -39,7 +39,7 @@ class _Gather:
 
     def _take(self, rows: Any, branch: int, data: Mapping[str, Any]) -> bool:
         """Keep what a branch gave; False where it has given something already."""
-        event = (rows.origin.forks or {}).get(rows.node)
+        event = rows.fork()
         if event is None:
             why = "it comes from no single event: an operator in its branch begins runs of its own"
             raise DataError(why, node=rows.node, fix="gather branches of calls and of operators that change the data alone")
@@ -71,7 +71,7 @@ class _Gather:
         whole: Any = {}
         for part in parts.values():
             whole |= part
-        forks = {node: id for node, id in (origin.forks or {}).items() if node != rows.node}
+        forks = {node: id for node, id in (origin.forks or {}).items() if id != name}
         try:
             typed = self._typed(whole) if self._typed is not None else whole
         except DspexError as e:

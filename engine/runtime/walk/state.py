@@ -25,6 +25,7 @@ MOST_VALUE: Final = 8 << 20  # bytes of one value
 MOST_STATE: Final = 256 << 20  # bytes of the state of a partition, by default
 MOST_STAGED: Final = 16 << 20  # bytes that one arrival may change: an entry of the log has to hold them
 _NOWHERE: Final = Tables()
+_NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 def woken_by(node: str) -> str:
@@ -54,6 +55,7 @@ class StateWalk(EventContext, ABC):
 
     __slots__ = (
         "_clocks",
+        "_names",
         "_shared",
         "_size",
         "address",
@@ -67,9 +69,15 @@ class StateWalk(EventContext, ABC):
         "waking",
     )
 
-    def __init__(self, address: Address, clocks: Mapping[str, NodeClock], shared: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        address: Address,
+        clocks: Mapping[str, NodeClock],
+        shared: frozenset[str] = frozenset(),
+        names: Mapping[str, str] = _NO_NAMES,
+    ) -> None:
         super().__init__(address.topology)
-        self.address, self._clocks, self._shared, self.number = address, clocks, shared, 0
+        self.address, self._clocks, self._shared, self._names, self.number = address, clocks, shared, names, 0
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
         self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
@@ -212,6 +220,10 @@ class StateWalk(EventContext, ABC):
         o, node = self.origin, self.node
         id = derived_id(o.id, self.address.node_id(node), self.ordinal(node))
         return Origin(id, o.subject, id, cause=o.id, key=self._at("")[1] or None, time=time)
+
+    def fork(self) -> str | None:
+        forks = self.origin.forks or {}
+        return next((id for name, id in forks.items() if self.node in (name, self._names.get(name))), None)
 
     def go_on(self, out: Handler, data: object, origin: Origin) -> None:
         before = self.origin, self._event, self._random

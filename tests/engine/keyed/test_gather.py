@@ -63,6 +63,24 @@ def test_events_of_one_flat_map_are_not_mixed_and_nothing_is_left(lab: MakeLab, 
     assert one.differences() == []
 
 
+def test_branches_that_are_on_their_way_meet_at_a_gather_of_another_name(lab: MakeLab) -> None:
+    def named(name: str, **options: Any) -> Topology:
+        topology = Topology("t", **options)
+        s = topology.source("in")
+        gather(s, s.predict("n: int -> answer", name="ask"), within="60s", name=name).sink("out")
+        return topology
+
+    one = lab(named("both"))
+    one.start()
+    one.publish("in", {"n": 1})
+    one.kill()
+    one.start("b", named("whole", renamed_from={"whole": "both"}))
+    one.work()
+    one.advance(10)
+    assert one.outputs("out") == [{"n": 1, "answer": "yes"}]
+    assert one.left() == []
+
+
 def test_an_event_without_a_branch_is_a_letter_that_names_it_and_can_be_whole_yet() -> None:
     with Driver(gathering()) as d:
         d.answer("draft", {"draft": "x"})

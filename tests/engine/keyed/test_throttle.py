@@ -142,11 +142,11 @@ def asked_twice(s: AnyStream) -> AnyStream:
 @pytest.mark.parametrize(
     ("waits", "counts"),
     [
-        (lambda s: s.key_by("k").throttle("1/s", name="slow"), [1, 5]),
-        (lambda s: s.throttle("1/s", name="slow").key_by("k"), [1, 5]),
-        (lambda s: s.key_by("k").batch(3, within="5s", name="some").filter("len(it) < 3", name="small"), [1, 1]),
-        (lambda s: s.key_by("k").join(s.key_by("k + 'x'", name="none"), within="2s", how="left", name="alone"), [1, 5]),
-        (asked_twice, [1, 5]),
+        (lambda s: s.key_by("k").throttle("1/s", name="slow"), [5]),
+        (lambda s: s.throttle("1/s", name="slow").key_by("k"), [5]),
+        (lambda s: s.key_by("k").batch(3, within="5s", name="some").filter("len(it) < 3", name="small"), [1]),
+        (lambda s: s.key_by("k").join(s.key_by("k + 'x'", name="none"), within="2s", how="left", name="alone"), [5]),
+        (asked_twice, [5]),
     ],
     ids=["throttle", "throttle of a stream", "batch", "left join", "gather of calls"],
 )
@@ -159,5 +159,5 @@ def test_what_waits_is_not_late_for_a_window_behind_it(waits: Callable[[AnyStrea
         for n in range(5):
             d.publish("in", {"k": "a", "at": f"2026-01-01T00:00:{n:02d}Z"})
         d.publish("in", {"k": "z", "at": "2026-01-01T00:01:00Z"})
-        d.advance("40s")
-        assert sorted(o["value"] for o in d.outputs("out")) == counts
+        d.advance("9s")
+        assert [o["value"] for o in d.outputs("out")] == counts
