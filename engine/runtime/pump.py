@@ -84,7 +84,7 @@ class Pump:
         self._passed.clear()  # whoever caught up when it stood still reads with the others again
         await input.verify(mine, self._clock())
         # of the partitions as they were: one may have been fenced while the log was looked at
-        self.at = after = min(p.tables.position(input.name).after for p in mine)
+        self.at = after = await input.begin(mine)
         self.at_time = 0.0
         lanes = Tasks(self._name)
         try:

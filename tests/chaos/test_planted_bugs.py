@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from simulation import Simulation
+from timed_simulation import TimedSimulation
 
 from dspex.bus.memory.server import Faults
 from dspex.bus.memory.store import MemoryStream
@@ -19,6 +20,9 @@ from dspex.engine.log import redriven
 from dspex.engine.log.tables import Calls, Table, Tables
 from dspex.engine.runtime.inputs.position import SourceCheck
 from dspex.engine.runtime.inputs.records import RecordsInput
+from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.walk.state import StateWalk
+from dspex.engine.runtime.watermarks.stater import Stater
 
 pytestmark = pytest.mark.no_cover
 SEEDS = 6
@@ -69,6 +73,30 @@ def redrive_without_a_look_at_the_markers(m: pytest.MonkeyPatch) -> None:
     m.setattr(redriven, "_is_whole", unmarked)
 
 
+def let_idle_follow_the_wall_clock(m: pytest.MonkeyPatch) -> None:
+    look = Stater._look
+
+    async def wrong(self: Stater, source: SourceInput) -> None:
+        await look(self, source)
+        self._idle = {index: at and self._s.clock() - source.settings.idle for index, at in self._idle.items()}
+
+    m.setattr(Stater, "_look", wrong)
+
+
+def state_a_watermark_before_the_commit_landed(m: pytest.MonkeyPatch) -> None:
+    m.setattr(Stater, "_watermark", Stater.outward)
+
+
+def leave_the_rows_of_a_window_behind(m: pytest.MonkeyPatch) -> None:
+    put = StateWalk.put
+
+    def kept(self: StateWalk, value: bytes | None, sub: str = "") -> None:
+        if value is not None or self.node != "windows":
+            put(self, value, sub)
+
+    m.setattr(StateWalk, "put", kept)
+
+
 CALM: dict[str, Any] = {
     "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
     "fate": "", "skewed": False, "redriven": False,
@@ -86,14 +114,33 @@ PLANTED: list[tuple[Plant, dict[str, Any]]] = [
 ]
 
 
+TIMED: list[tuple[Plant, int, dict[str, Any]]] = [
+    (let_idle_follow_the_wall_clock, 5, {"count": 12}),
+    (state_a_watermark_before_the_commit_landed, 1, {"count": 12, "kills": 4}),
+    (leave_the_rows_of_a_window_behind, 1, {"count": 6}),
+]
+
+
+@pytest.mark.parametrize(("plant", "seed", "options"), TIMED, ids=lambda of: of.__name__ if callable(of) else None)
+def test_the_simulation_of_time_finds_a_planted_bug(
+    plant: Plant, seed: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    _is_found(lambda _: TimedSimulation(seed, **{**CALM, **options}), monkeypatch)
+
+
 @pytest.mark.parametrize(("plant", "options"), PLANTED, ids=lambda of: of.__name__ if callable(of) else None)
 def test_the_simulation_finds_a_planted_bug(plant: Plant, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    monkeypatch.setattr("simulation.PATIENCE", 60.0)
     monkeypatch.setattr("simulated.source.STOPS", 60.0)
+    _is_found(lambda seed: Simulation(seed, **{**CALM, **options}), monkeypatch)
+
+
+def _is_found(simulation: Callable[[int], Simulation], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulation.PATIENCE", 60.0)
     for seed in range(SEEDS):
-        if not Simulation(seed, **{**CALM, **options}).run().good:
+        if not simulation(seed).run().good:
             monkeypatch.undo()
-            assert Simulation(seed, **{**CALM, **options}).run().good  # so it was the plant
+            assert simulation(seed).run().good  # so it was the plant
             return
     pytest.fail(f"{SEEDS} seeds have not shown it")

@@ -46,7 +46,7 @@ from dspex.operators.topology import Topology
 SOURCE = "timed.events"
 COUNTS, WOKEN, WINDOWS = "timed.counts", "timed.woken", "timed.windows"
 SIZE, LATENESS = 10.0, 6.0  # seconds
-WAKE = 20.0
+WAKE, YEAR = 20.0, 365 * 86400.0
 
 
 class Timed(NamedTuple):
@@ -122,7 +122,7 @@ class TimedSimulation(Simulation):
         if self.skewed:
             loop.call_later(self.random.uniform(0.5, 20.0), self._set_clock)
         await self._publish()
-        await self.until(lambda: self._settled, 1800.0)
+        await self.until(lambda: self._settled)
         await asyncio.sleep(120.0)  # long enough for whatever would come too much
         report = await self._judge(loop.time() - started)
         for task in tasks:
@@ -131,12 +131,15 @@ class TimedSimulation(Simulation):
         return report
 
     async def _publish(self) -> None:
-        """Event times stand in the headers: now, less up to the lateness."""
+        """Event times stand in the headers: now, or a year ago, less up to the lateness."""
         root = f"{new_id(self.server.now)[:15]}000-8000-000000000000"
         numbers, pause = Counter[str](), self.random.choice([0.05, 0.4, 3.0])
+        ago, rest = self.random.choice([0.0, YEAR]), self.random.choice([0.0, 45.0])
         for number in range(self.count):
+            if number == self.count // 2:
+                await asyncio.sleep(rest)  # the source is silent, and its watermark goes on by itself
             key = f"k{self.random.randrange(self.keys)}"
-            time = round(self.server.now - self.random.uniform(0.0, LATENESS * 0.9), 3)
+            time = round(self.server.now - ago - self.random.uniform(0.0, LATENESS * 0.9), 3)
             event = Timed(derived_id(root, "timed", number), key, numbers[key], time)
             numbers[key] += 1
             body = codecs.encode({"k": key, "n": event.n, "text": f"message {number}"})[0]

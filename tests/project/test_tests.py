@@ -29,6 +29,7 @@ SLEEPS = {
     "chaos/simulated/bus.py": "virtual time",
     "chaos/simulated/source.py": "virtual time",
     "chaos/simulation.py": "virtual time",
+    "chaos/timed_simulation.py": "virtual time",
     "chaos/processes/world.py": "scripts/chaos: real faults at random moments",
     "engine/client/test_runs.py": "virtual time",
     "engine/hosting/test_membership.py": "virtual time",

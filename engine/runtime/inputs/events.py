@@ -24,10 +24,11 @@ from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.input import EVERY, Input
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
-from dspex.engine.runtime.watermarks.heard import Heard, read
+from dspex.engine.runtime.watermarks.heard import Heard
 from dspex.engine.runtime.watermarks.reached import next_arrival
 
 MOST_ATTEMPTS: Final = 1 << 31  # of an event; whoever may write frames can say any number
+FAR: Final = 2000  # messages of the stream behind which a partition is asked about, before all since are read for it
 MANY: Final = KEYED_PARTITIONS // 4
 """Partitions from which on all frames of a stage are read, and those of others passed over.
 
@@ -74,21 +75,42 @@ class EventsInput(Input):
         filters = [subjects.edge(self._app, self._topology, self._stage, index) for index in indexes]
         if self._before:
             said = await self._bus.scan(self._stream, self._time, start=1, stop=after) if after else []
+            heard = Heard(self._before)  # of all who read together: they hear the same
             for p in partitions:
-                p.heard = Heard(self._before)
-                for message in said:
-                    self.tell(p, message, self._now)
+                p.heard = heard
+            for message in said:
+                heard.hear(message, self._now)
+            for p in partitions:
+                self._look(p, self._now)
         return await self._bus.reader(self._stream, [*filters, *self._time], after=after, name=name)
 
     def tell(self, p: Partition, message: Message, clock: float) -> None:
-        found = read(message, self._before, clock)
-        if found is None or p.heard is None:
-            return
-        p.heard.hear(*found)
-        self._moved.set()
+        if p.heard is not None:
+            p.heard.hear(message, clock)
+            self._moved.set()
+            self._look(p, clock)
+
+    def _look(self, p: Partition, clock: float) -> None:
+        """See whether the watermark has something to wake."""
         if next_arrival(p, clock) is not None:
             p.closing = True
             self._alarm.set()
+
+    async def begin(self, partitions: Sequence[Partition]) -> int:
+        """A partition that has had no event for long must not have all those of the others read again.
+
+        The leader is asked about those far behind, each by itself: replicas may be behind, each by another number of messages.
+        """
+        behind = {p.index: p.tables.position(self.name).after for p in partitions}
+        info = await self._bus.stream(self._stream)
+        last = info.last if info is not None else 0
+        far = [index for index, after in behind.items() if last - after > FAR]
+        edges = [subjects.edge(self._app, self._topology, self._stage, index) for index in far]
+        found = await asyncio.gather(*[self._bus.last(self._stream, edge) for edge in edges])
+        for index, message in zip(far, found):
+            if message is None or message.sequence <= behind[index]:
+                behind[index] = last
+        return min(behind.values())
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""

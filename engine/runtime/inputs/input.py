@@ -41,6 +41,10 @@ class Input(Protocol):
         """Compare the positions with the log, before anything is read."""
         ...
 
+    async def begin(self, partitions: Sequence[Partition]) -> int:
+        """Behind which sequence these partitions have something to read, after `verify`."""
+        return min(p.tables.position(self.name).after for p in partitions)
+
     def owner(self, message: Message) -> int:
         """The index of the partition that a message is for; EVERY: of all, and they are told."""
         ...

@@ -49,11 +49,16 @@ class Heard:
 
     def __init__(self, counts: Mapping[str, int]) -> None:
         self.counts = counts
+        self._upto = 0
         self._marks: dict[tuple[str, int], float | None] = {}
         self._low: tuple[float, float | None] | None = None  # for the mark that was taken: the lowest
 
-    def hear(self, stage: str, said: Mapping[int, float | None]) -> None:
-        """Take in a statement. Watermarks never go back, whoever states them."""
+    def hear(self, message: Message, now: float) -> None:
+        """Take in a statement, once. Watermarks never go back, whoever states them."""
+        found = read(message, self.counts, now) if message.sequence > self._upto else None
+        if found is None:
+            return
+        self._upto, (stage, said) = message.sequence, found
         for index, at in said.items():
             before = self._marks.get((stage, index))
             if at is not None or before is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +10,11 @@ from engine_lab import APP, Cut, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
+from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.handles import MemoryReader
+from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import partition_of
-from dspex.bus.port import NewMessage
+from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
@@ -231,3 +234,34 @@ def test_status_shows_the_stage_behind_a_hop_and_what_waits_there(lab: MakeLab) 
     rows = {row["stage"]: row for row in one.run(one.client.status())["stages"]}
     assert (rows["s2"]["source"], rows["s2"]["partitions"], rows["s2"]["lag"], rows["s2"]["events"]) == ("by_k", 64, 0, 3)
     one.kill()
+
+
+class Begins(MemoryBus):
+    """A connection that notes behind which sequence events are read."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server, BusEvents())
+        self.after: list[int] = []
+
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> MemoryReader:
+        if any(".edge." in subject for subject in filters):
+            self.after.append(options["after"])
+        return await super().reader(stream, filters, **options)
+
+
+def test_partitions_that_never_had_an_event_do_not_have_all_others_read_again(lab: MakeLab) -> None:
+    one = lab(keyed(partitions=1))
+    one.start()
+    for _ in range(26):
+        send(one, 100, keys=2)
+    one.advance(5)
+    one.kill()
+    bus = Begins(one.server)
+    one.start("b", bus=bus)
+    one.advance(10)
+    read = one.run(one.client.bus.stream(subjects.stream(APP)))
+    assert read is not None
+    assert min(bus.after) > read.last // 2 > 1000
+    send(one, 64, keys=64)
+    one.advance(2)
+    assert len(one.outputs("out")) == 26 * 100 + 64
