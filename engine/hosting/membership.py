@@ -177,7 +177,7 @@ class Membership:
     async def _say(self) -> None:
         self._changed.clear()
         said = {**self.describe(), "heartbeat": self.heartbeat, "versions": self._versions}
-        said["owns"] = [list(part) for part in sorted(self.listed)]
+        said["owns"] = list(map(list, sorted(self.listed)))
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(said))
 
     # -- the others ------------------------------------------------------------------------------------------------
@@ -235,9 +235,12 @@ class Membership:
         found = {self.engine: _Said(self.engine, self.heartbeat, self._versions, frozenset(self.listed))}
         keys = await self.bucket.items("engine")
         self._others = {key: seen for key, seen in self._others.items() if key in keys}
+        own = subjects.member_key("engine", self.engine)
         for key, (value, revision) in keys.items():
+            if key == own:
+                continue  # with many partitions reading it takes a while
             raw, said = _said(value)
-            if said is None or said.engine == self.engine or key != subjects.member_key("engine", said.engine):
+            if said is None or key != subjects.member_key("engine", said.engine):
                 continue
             gone = is_dead(raw)
             seen = self._look_at(key, revision, passed)

@@ -6,6 +6,7 @@ from collections import Counter
 
 from dspex.bus.message import oldest_of
 from dspex.engine.hosting.operators import Operators
+from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 
 
@@ -27,18 +28,21 @@ def described(r: StageRunner, operators: Operators) -> dict[str, object]:
         "dead_letters": r.counters["dead_letter"],
         "unreadable": r.counters["unreadable"],
         "unsigned": r.counters["unsigned"],
-        "partitions": [
-            {
-                "index": p.index,
-                "epoch": p.log.epoch,
-                "source": r.pumps["source" if r.source is not None else "events"].stored(p),
-                "records": p.tables.position("records").sequence,
-                "open_calls": len(p.tables.calls.rows),
-                "calls": Counter(call.pool for call in p.tables.calls.rows.values()),
-                "put_off": p.tables.timers.put_off,
-                "full": p.full,
-                "waits_since": oldest_of(call.id for call in p.tables.calls.rows.values()),
-            }
-            for p in r.partitions.values()
-        ],
+        "partitions": [_of_partition(r, p) for p in r.partitions.values()],
+    }
+
+
+def _of_partition(r: StageRunner, p: Partition) -> dict[str, object]:
+    """It is made for every partition with every heartbeat, so one without open calls costs little."""
+    calls = p.tables.calls.rows
+    return {
+        "index": p.index,
+        "epoch": p.log.epoch,
+        "source": r.pumps["source" if r.source is not None else "events"].stored(p),
+        "records": p.tables.position("records").sequence,
+        "open_calls": len(calls),
+        "calls": Counter(call.pool for call in calls.values()) if calls else {},
+        "put_off": p.tables.timers.put_off,
+        "full": p.full,
+        "waits_since": oldest_of(call.id for call in calls.values()) if calls else 0.0,
     }

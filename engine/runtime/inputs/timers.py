@@ -72,6 +72,8 @@ class TimersInput(Input):
         for p in partitions:
             if p.revoked:
                 continue  # nobody takes them, so they would be found again at once, for ever
+            if not p.tables.timers.rows and not p.closing:
+                continue  # an open call has a timer, too
             if self._closes(p, now):
                 found += [Message(str(p.index), b"", {}, MARKED)] * MOST_AT_ONCE
                 continue
