@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from dspex.bus import codecs
-from dspex.bus.errors import RetryLater
+from dspex.bus.errors import InvalidInput, RetryLater
 from dspex.bus.message import derived_id
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import WAKE, Emitted, StateNode
@@ -57,7 +57,7 @@ class _Waking:
     def _went_on(self, event: Emitted) -> Failure | None:
         """Walk what came out behind the operator; why it failed."""
         walk, arrival, node = self._walk, self._arrival, self._node.name
-        body, content_type = codecs.encode(event.data, cast("codecs.Codec", self._process.stage.graph.codec))
+        body, content_type = _written(event.data, cast("codecs.Codec", self._process.stage.graph.codec))
         saved = walk.saved()
 
         def go_on() -> None:
@@ -100,3 +100,16 @@ def woken(process: Process, arrival: Arrival, due: Due, tables: Tables, next: in
 def _forgotten(timer: Timer, number: int, tables: Tables) -> tuple[Change, ...]:
     subs = ["", *sorted(tables.keyed.subs(timer.node, timer.key))]
     return (("timers", number, None), *(("keyed", (timer.node, timer.key, sub), None) for sub in subs))
+
+
+def _written(data: object, codec: codecs.Codec) -> tuple[bytes, str]:
+    """What came out, for a letter of it: before it goes on, since what is behind may change it.
+
+    What no codec can write may still go on; a letter of it says of which type it was.
+    """
+    for one in (codec, "msgpack"):
+        try:
+            return codecs.encode(data, one)
+        except InvalidInput:
+            continue
+    return codecs.encode(f"a {type(data).__name__}, which cannot be written", "json")

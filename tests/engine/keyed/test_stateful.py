@@ -285,3 +285,27 @@ async def test_state_is_not_kept_in_clear_text_where_payloads_are_sealed() -> No
         await apply(bus, APP, [counting().graph])
     assert refused.value.code == "DX237"
     assert not await bus.has("stream", subjects.stream(APP))
+
+
+@pytest.mark.parametrize("value", [b"\xff", float("nan"), object()], ids=["bytes", "nan", "an object"])
+def test_what_comes_out_later_may_be_what_json_cannot_write_and_stops_nobody_where_it_fails(value: Any) -> None:
+    def check(data: Any) -> str:
+        if fails:
+            raise ValueError("no")
+        return type(data).__name__
+
+    fails: list[bool] = []
+    topology = Topology("t")
+    late = (
+        topology.source("in")
+        .key_by("k")
+        .stateful(lambda s, d, ctx: (ctx.wake("1s"), (1, []))[1], init=int, name="s", on_wake=lambda s, ctx: (None, [value]))
+    )
+    late.map(check, name="check").sink("out")
+    with Driver(topology) as d:
+        for broken in (False, True):
+            fails += [True] * broken
+            d.publish("in", {"k": "a"})
+            d.advance("2s")
+        assert d.outputs("out") == [type(value).__name__]
+        assert [letter.node for letter in d.dead_letters()] == ["check"]
