@@ -144,7 +144,9 @@ class State:
         shown: (the rows of a key by their sub-keys) → the value that people are shown as its state; None: the rows as they are.
         first: inputs that are tables: their sources are read to their end, once, before those of the others are.
         keyed: whether its rows are those of the event's key; else all events of a partition have the same.
-        read: what came out, of what was written of it; None: that is the same.
+        read: what came out, of what a letter has of it; None: that is the same.
+        finish: in place of `read`: what goes on, of what `woken` gave, or of what a letter has of it. It may call functions of
+            the user's: where one fails, the state has moved on, and the letter has what `woken` gave.
         gathers: whether it brings together the branches of one event: they get an id for it where they part.
         named: makes it anew with the names of its inputs, where it speaks of them.
         back: (data, context) → takes what it has let out as a letter, which is redriven.
@@ -158,6 +160,7 @@ class State:
     shown: Callable[[Mapping[str, bytes]], Any] | None = None
     keyed: bool = True
     read: Callable[[Any], Any] | None = None
+    finish: Callable[[Any], Any] | None = None
     first: tuple[int, ...] = ()
     gathers: bool = False
     named: Callable[[Sequence[str]], State] | None = None

@@ -154,7 +154,7 @@ class _Fuse:
             self.states[node.name] = node
             self.behind[node.name] = after = self.outlets(node)[0]
             self.entries[node.name] = arrived_step(
-                after, node.state.read
+                after, node.state.finish or node.state.read
             )  # what came out and failed behind it is redriven there
             self.entries[node.name + WAKE] = wake_step(node, after)
         return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))

@@ -60,7 +60,7 @@ def arrived_step(after: Handler, typed: Callable[[Any], Any] | None = None) -> H
 def wake_step(node: StateNode, after: Handler) -> Handler:
     """The step at which an operator with state is woken again, whose own function failed when it was, or gets back what it let
     out as a letter."""
-    name, woken, back = node.name, node.state.woken, node.state.back
+    name, woken, back, finish = node.name, node.state.woken, node.state.back, node.state.finish
 
     def step(event: NodeEvent, walk: Any) -> None:
         walk.node = name
@@ -72,7 +72,7 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
             if error is not None:
                 raise error
             walk.resume(origin, name, walk.clock)
-            after(data, walk)
+            after(data if finish is None else finish(data), walk)
 
     return step
 

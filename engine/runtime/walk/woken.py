@@ -56,13 +56,18 @@ class _Waking:
 
     def _went_on(self, event: Emitted) -> Failure | None:
         """Walk what came out behind the operator; why it failed."""
-        walk, arrival, node = self._walk, self._arrival, self._node.name
-        body, content_type = _written(event.data, cast("codecs.Codec", self._process.stage.graph.codec))
-        saved = walk.saved()
+        walk, arrival, node, finish = self._walk, self._arrival, self._node.name, self._node.state.finish
+        codec = cast("codecs.Codec", self._process.stage.graph.codec)
+        saved, body = walk.saved(), _written(event.data, codec if finish is None else "msgpack")
 
         def go_on() -> None:
+            nonlocal body
             walk.resume(event.origin, node, arrival.clock)
-            self._process.stage.behind[node](event.data, walk)
+            data = event.data
+            if finish is not None:
+                data = finish(data)
+                body = _written(data, codec)
+            self._process.stage.behind[node](data, walk)
 
         failure = Failure(event.error, node) if event.error is not None else None
         entry = node + WAKE if failure is not None else node
@@ -70,7 +75,7 @@ class _Waking:
             failure = Failure(refusal(arrival.refused, node), node) if arrival.refused else attempt(go_on, lambda: walk.node)
         if failure is not None and not isinstance(failure.error, RetryLater):
             walk.restore(saved)
-            dead = NodeEvent(entry, event.origin, content_type, body)
+            dead = NodeEvent(entry, event.origin, body[1], body[0])
             walk.outputs.append(letter(failure, dead, self._process.address, arrival.clock))
             self._failures.append(failure)
         return failure

@@ -14,7 +14,7 @@ from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.windows.gives import ITEM, Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, moment, named, result, time_of
+from dspex.operators.keyed.windows.windowed import Ends, finished, micro, moment, named, result, time_of
 from dspex.operators.native.problems import problem
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
@@ -71,7 +71,9 @@ class _Windows:
         end = time_of(name)
         panes = [at for sub in rows.subs() if sub[0] != ITEM and (at := time_of(sub)) < end + self.every]
         found = [at for at in panes if end - self.size <= at < end]
-        made = [result(rows, end - self.size, end, self._value(found, end, rows))] if found else []
+        sums = [row for at in found if (row := rows.row(named(at))) is not None]
+        start = end - self.size
+        made = [result(rows, start, end, self.gives.parts(rows, sums, start, end))] if found else []
         for at in found:
             if at // self.every * self.every + self.size == end:  # no later window has it
                 rows.put(None, named(at))
@@ -80,13 +82,6 @@ class _Windows:
         if any(at >= following - self.size for at in panes) and rows.alarm_at(named(following)) is None:
             self.ends.alarm(following, named(following), rows)
         return made
-
-    def _value(self, panes: Sequence[int], end: int, rows: Rows) -> Any:
-        sums = [row for at in panes if (row := rows.row(named(at))) is not None]
-        sum = sums[0]
-        for other in sums[1:]:
-            sum = self.gives.join(sum, other)
-        return self.gives.value(rows, sum, end - self.size, end)
 
 
 class _Each(_Windows):
@@ -109,7 +104,7 @@ class _Each(_Windows):
         if row is None:
             return ()
         rows.put(None, name)
-        return [result(rows, end - self.size, end, self.gives.value(rows, row, end - self.size, end))]
+        return [result(rows, end - self.size, end, [row])]
 
 
 def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
@@ -165,7 +160,7 @@ def build(
     else:
         windows = _Windows(length, each, pane, ends, gives)
     form = f"window {length} {each} {next(name for name in GIVES if o[name] is not None)}"
-    return State(windows.step, windows.woken, delay=lateness, event_time=True, form=form, read=Windowed.read)
+    return State(windows.step, windows.woken, delay=lateness, event_time=True, form=form, finish=finished(gives.made))
 
 
 OPERATOR = Operator(

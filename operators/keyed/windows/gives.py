@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any, ClassVar, Final, cast
 
 import msgpack
@@ -36,9 +37,16 @@ class Gives(ABC):
     def join(self, first: bytes, second: bytes) -> bytes:
         """The sum of two parts, the earlier one first."""
 
+    def parts(self, rows: Rows, sums: Sequence[bytes], start: int, end: int) -> Sequence[bytes]:
+        """What the window gives, before functions of the user's put it together: `made` does. `end` is no part of it.
+
+        `sums`: those of its parts, in the order of time.
+        """
+        return sums
+
     @abstractmethod
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        """What the window gives; `end` is no part of it."""
+    def made(self, parts: Sequence[bytes]) -> Any:
+        """What the window gives."""
 
     def forget(self, rows: Rows, start: int, end: int) -> None:  # noqa: B027  most keep none
         """Remove the events that were kept of this time."""
@@ -56,8 +64,8 @@ class Count(Gives):
     def join(self, first: bytes, second: bytes) -> bytes:
         return cast("bytes", msgpack.packb(number_of(first) + number_of(second)))
 
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        return number_of(sum)
+    def made(self, parts: Sequence[bytes]) -> Any:
+        return sum(map(number_of, parts))
 
 
 class Collect(Gives):
@@ -76,13 +84,11 @@ class Collect(Gives):
     def join(self, first: bytes, second: bytes) -> bytes:
         return cast("bytes", msgpack.packb(number_of(first) + number_of(second)))
 
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        return self.kept(rows, start, end)
+    def parts(self, rows: Rows, sums: Sequence[bytes], start: int, end: int) -> Sequence[bytes]:
+        return [row for name in _names(rows, start, end) if (row := rows.row(name)) is not None]
 
-    def kept(self, rows: Rows, start: int, end: int) -> list[Any]:
-        """The events of a time."""
-        found = [rows.row(name) for name in _names(rows, start, end)]
-        return [self._values.unpack(row) for row in found if row is not None]
+    def made(self, parts: Sequence[bytes]) -> Any:
+        return [self._values.unpack(part) for part in parts]
 
     def forget(self, rows: Rows, start: int, end: int) -> None:
         for name in _names(rows, start, end):
@@ -109,8 +115,8 @@ class Reduce(Gives):
     def join(self, first: bytes, second: bytes) -> bytes:
         return self._values.pack(self._fn(self._values.unpack(first), self._values.unpack(second)))
 
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        return self._values.unpack(sum)
+    def made(self, parts: Sequence[bytes]) -> Any:
+        return reduce(self._fn, map(self._values.unpack, parts))
 
 
 class Aggregate(Gives):
@@ -129,8 +135,8 @@ class Aggregate(Gives):
     def join(self, first: bytes, second: bytes) -> bytes:
         raise AssertionError("two states have no sum")
 
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        return self._values.unpack(sum)
+    def made(self, parts: Sequence[bytes]) -> Any:
+        return self._values.unpack(parts[0])
 
 
 class AggregateAtTheEnd(Collect):
@@ -140,11 +146,8 @@ class AggregateAtTheEnd(Collect):
         super().__init__(None, values)
         self._init, self._fold = init, fold
 
-    def value(self, rows: Rows, sum: bytes, start: int, end: int) -> Any:
-        state = self._init()
-        for data in self.kept(rows, start, end):
-            state = folded(self._fold, state, data)
-        return state
+    def made(self, parts: Sequence[bytes]) -> Any:
+        return reduce(partial(folded, self._fold), map(self._values.unpack, parts), self._init())
 
 
 def folded(fold: Callable[[Any, Any], Any], state: Any, data: Any) -> Any:

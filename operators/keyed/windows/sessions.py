@@ -15,7 +15,7 @@ from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.windows.gives import Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, Windowed, micro, moment, result
+from dspex.operators.keyed.windows.windowed import Ends, finished, micro, moment, result
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
 from dspex.operators.typing.names import OnError
@@ -83,7 +83,7 @@ class _Sessions:
             _write([*others, one._replace(timed=end)], rows)
             self._ends.alarm(end, name, rows)
             return ()
-        made = result(rows, one.first, end, self._gives.value(rows, one.sum or b"", one.first, one.last + 1))
+        made = result(rows, one.first, end, self._gives.parts(rows, [one.sum or b""], one.first, one.last + 1))
         _write(others, rows)
         self._gives.forget(rows, one.first, one.last + 1)
         return [made]
@@ -109,9 +109,10 @@ def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
 
 def build(gap: float, *, lateness: float = 0, late: OnError = "dead_letter", typed: object = None, **o: Any) -> State:
     """Sessions. Raises TopologyError for what does not go together."""
-    sessions = _Sessions(micro(milliseconds("session_window", gap)), Ends(lateness, late), gives_of(o, typed, merging=True))
+    gives = gives_of(o, typed, merging=True)
+    sessions = _Sessions(micro(milliseconds("session_window", gap)), Ends(lateness, late), gives)
     form = f"session {next(name for name in GIVES if o[name] is not None)}"
-    return State(sessions.step, sessions.woken, delay=lateness, event_time=True, form=form, read=Windowed.read)
+    return State(sessions.step, sessions.woken, delay=lateness, event_time=True, form=form, finish=finished(gives.made))
 
 
 OPERATOR = Operator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import floor, isfinite
@@ -34,13 +35,6 @@ class Windowed(Generic[T]):
     start: datetime
     end: datetime
     value: T
-
-    @classmethod
-    def read(cls, data: Any) -> Any:
-        """The result of a window again, of the record that was written of it."""
-        if not isinstance(data, dict) or data.keys() != {"key", "start", "end", "value"}:
-            return data
-        return cls(data["key"], datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["end"]), data["value"])
 
 
 def micro(seconds: float) -> int:
@@ -98,7 +92,26 @@ def _time_of_result(end: int) -> float:
     return (end - 1000) / SECOND
 
 
-def result(rows: Rows, start: int, end: int, value: object) -> Emitted:
-    """What comes out of a window: an event of a run of its own, at the end of the window less a millisecond."""
-    windowed = Windowed(rows.key or "", moment(start), moment(end), value)
-    return Emitted(rows.new_origin(_time_of_result(end)), windowed)
+def result(rows: Rows, start: int, end: int, parts: Sequence[bytes]) -> Emitted:
+    """What comes out of a window: an event of a run of its own, at the end of the window less a millisecond.
+
+    `finished` puts it together. It is not done here, because it calls functions of the user's: the window is over also
+    where one fails, and the letter has what it takes to make the result again.
+    """
+    unfinished = {"key": rows.key or "", "start": start, "end": end, "parts": list(parts)}
+    return Emitted(rows.new_origin(_time_of_result(end)), unfinished)
+
+
+def finished(made: Callable[[Sequence[bytes]], Any]) -> Callable[[Any], Any]:
+    """What makes a Windowed of what `result` gave, and of the record that a letter has. `made`: its value, of its parts."""
+
+    def finish(data: Any) -> Any:
+        names = data.keys() if isinstance(data, dict) else ()
+        if names == {"key", "start", "end", "parts"}:
+            return Windowed(data["key"], moment(data["start"]), moment(data["end"]), made(data["parts"]))
+        if names == {"key", "start", "end", "value"}:
+            start, end = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["end"])
+            return Windowed(data["key"], start, end, data["value"])
+        return data
+
+    return finish

@@ -202,3 +202,31 @@ def test_a_window_outlives_its_engine() -> None:
         d.advance("2m")
         d.crash()
         assert [w["value"] for w in d.outputs("out")] == [2]
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_a_function_that_fails_when_its_window_ends_leaves_a_letter_that_makes_the_same_result(session: bool) -> None:
+    broken = [True]
+
+    def strict(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        if broken[0]:
+            raise ValueError("no")
+        return both(a, b)
+
+    topology = Topology("t")
+    s = topology.source("in").key_by("k")
+    if session:
+        made = s.session_window("10s").aggregate(lambda: {"n": 0}, strict, name="w")
+    else:
+        made = s.window("20s", every="10s").reduce(strict, name="w")
+    made.sink("out")
+    with Driver(topology) as d:
+        for n, seconds in enumerate((1, 5, 9) if session else (1, 12, 23)):  # one in each pane: they are joined at the end
+            d.publish("in", {"k": "a", "n": n}, at=START + timedelta(seconds=seconds))
+        d.advance("2m")
+        assert {(letter.node, letter.code) for letter in d.dead_letters()} == {("w", "DX507")}
+        broken[0] = False
+        d.redrive()
+        found = {w["start"][11:19]: w["value"]["n"] for w in d.outputs("out")}
+        assert found == ({"00:00:01": 3} if session else {"23:59:50": 0, "00:00:00": 1, "00:00:10": 3, "00:00:20": 2})
+        assert len(d.outputs("out")) == len(found)
