@@ -92,3 +92,14 @@ def test_a_batch_has_the_time_of_its_latest_event_and_a_run_of_its_own() -> None
         (event,) = d.events("out")
         assert event.data == 5
         assert event.run not in runs
+
+
+def test_what_waits_can_be_written_in_yaml_and_read_back(tmp_path: Any) -> None:
+    topology = Topology("t")
+    s = topology.source("in")
+    s.batch(10, within="5s", name="ten").sink("tens")
+    s.throttle("10/m", burst=2, name="slow").key_by("k").debounce("1m", name="calm").sink("calm.out")
+    text = topology.to_yaml()
+    assert "throttle: 10/m, burst: 2" in text
+    (tmp_path / "t.yaml").write_text(text)
+    assert Topology.load(str(tmp_path / "t.yaml")).digest == topology.digest
