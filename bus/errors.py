@@ -315,7 +315,7 @@ class LateEvent(DataError):
 
 
 class Reject(DataError):
-    """Raised by a user's function: this event is bad, for the reason given."""
+    """Raised by a user's function: this event is bad, for the reason given. Or a person rejected it (`approve`)."""
 
     code = "DX505"
     fix = "look at the event (dspex dlq show), then redrive or drop it"

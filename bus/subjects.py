@@ -27,6 +27,7 @@ AT: Final = "Dspex-At"  # until when an event of a source waits: RFC 3339, or se
 CLAIM_CHECK: Final = "Dspex-Claim-Check"  # SHA-256 of a payload kept in the object store
 STORED: Final = "Dspex-Stored"  # "stream:sequence" of the event that a message is about, where it is too large to be in it
 RECORD: Final = "Dspex-Record"  # of a request: the message id of its record, for a worker that finds no payload
+DECIDE: Final = "Dspex-Decide"  # the operator at which an event waits that a message decides about
 LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
 SEALED: Final = "Dspex-Sealed"  # of a body that only who has the key can read: see bus/serving/keyring.py
 SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/signatures.py

@@ -20,6 +20,7 @@ from dspex.engine.graph.context import Context, StateContext
 from dspex.operators.keyed.windows.stream import WindowedStream, WindowOptions
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
+from dspex.operators.parameters import NothingParameter
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.recorded import calls
 from dspex.operators.recorded.enrich import enrich
@@ -51,7 +52,7 @@ def declared(method: Method) -> Method:
     The arguments are checked by the declaration, so that a misspelt keyword is a problem that `check` lists with the others.
     """
     operator = operators()[method.__name__]
-    main_name, *more = method.__code__.co_varnames[1 : max(2, method.__code__.co_argcount)]  # `map(fn=...)` is `map(...)`
+    main_name, *more = method.__code__.co_varnames[1 : method.__code__.co_argcount] or ("",)  # `map(fn=...)` is `map(...)`
 
     @wraps(method)
     def add(stream: AnyStream, *main: Any, name: Name = None, **options: object) -> AnyStream | tuple[AnyStream, ...]:
@@ -62,9 +63,11 @@ def declared(method: Method) -> Method:
                 raise TypeError(f"{operator.name}() got {option} twice")
             options[option] = value
         main = main[:1] + main[1 + len(more) :]
-        if len(main) != 1 and not (operator.many_inputs or operator.main.variadic):
-            raise TypeError(f"{operator.name}() takes one argument and options by name, and got {len(main)} arguments")
-        argument = {} if operator.many_inputs else list(main) if operator.main.variadic else main[0]
+        alone = isinstance(operator.main, NothingParameter)
+        if not (operator.many_inputs or operator.main.variadic) and len(main) != (0 if alone else 1):
+            takes = "options by name" if alone else "one argument and options by name"
+            raise TypeError(f"{operator.name}() takes {takes}, and got {len(main)} arguments")
+        argument = {} if alone else list(main) if operator.main.variadic else main[0]
         others = main if operator.many_inputs else ()
         return stream._apply(operator, argument, name, options, others)  # pyright: ignore[reportPrivateUsage]
 
@@ -332,6 +335,22 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
     @declared
     def debounce(self: Stream[A, str], wait: Duration, *, name: str) -> Stream[A, str]:
         """Of a burst of events of a key only the last one goes on, once none has followed it for `wait`."""
+        raise NotImplementedError
+
+    @declared
+    def approve(
+        self,
+        *,
+        show: Sequence[str] | None = None,
+        timeout: Duration | None = None,
+        on_timeout: Literal["dead_letter", "pass", "drop"] = "dead_letter",
+        name: str,
+    ) -> Stream[T_co, K_co]:
+        """Let an event wait until a person has decided about it: `dspex approvals`, `Client.decide`.
+
+        Accepted, it goes on, with the fields that were edited; rejected, it is a dead letter with the note. It waits in the
+        state of its partition, holds no slot, and no other event waits for it. `show`: the fields that people are shown.
+        """
         raise NotImplementedError
 
     @declared

@@ -33,7 +33,7 @@ class AuditEntry:
 
     Attributes:
         sequence: of the entry in its stream. time: when it was stored.
-        verb: publish, call, redrive, drop, forget, apply, pause, resume, delete. who: user@host, as the client says.
+        verb: publish, call, redrive, drop, decide, forget, apply, pause, resume, delete. who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """
 
@@ -57,12 +57,17 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-async def leave(bus: Bus, app: str, verb: str, /, **what: Any) -> None:  # topologies may have these names, too
-    """Leave an entry. Where that is not possible it is logged, and nothing is raised: what it tells of has happened."""
+def entry(app: str, verb: str, /, **what: Any) -> NewMessage:
+    """An entry, to be stored."""
     # what came from the shell may hold bytes that are no text: they must not turn what has happened into an error
     body = json.dumps({"who": whoami(), "what": what}, ensure_ascii=False).encode(errors="replace")
+    return NewMessage(subjects.audit(app, verb), body)
+
+
+async def leave(bus: Bus, app: str, verb: str, /, **what: Any) -> None:  # topologies may have these names, too
+    """Leave an entry. Where that is not possible it is logged, and nothing is raised: what it tells of has happened."""
     try:
-        await bus.publish(NewMessage(subjects.audit(app, verb), body))
+        await bus.publish(entry(app, verb, **what))
     except NotStored as e:  # before the first topology is applied there is no stream for it
         _log.debug("no audit entry", verb=verb, why=e.message)
     except BusError as e:

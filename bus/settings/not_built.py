@@ -20,13 +20,13 @@ CODE: Final = "DX108"
 TOPOLOGY_CODE: Final = "DX237"
 """The code of operators and their options."""
 
-OPERATORS = ("approve",)
+OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("cron", "to_asyncapi"),
     "Client": (
         *("stream", "submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
-        *("put_program", "scale", "approvals", "decide", "score", "evaluate"),
+        *("put_program", "scale", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
     "Driver": ("replay",),
@@ -72,7 +72,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 VERBS = frozenset(
     {
         *("gateway", "replay", "fork", "diff", "sessions", "pools", "programs"),
-        *("approvals", "optimize", "eval", "shadow", "ui", "mcp", "skills"),
+        *("optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }

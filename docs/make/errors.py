@@ -211,6 +211,10 @@ MORE = {
         "An event that came too late for its window is to be redriven with its own time: it would be late again.",
         "give it another time: `dspex dlq redrive --time now`",
     ),
+    "DX626": (
+        "About a decision: the approval is decided already, its time is over, it is not what was shown, or nothing waits so.",
+        "`dspex approvals ls` shows what waits; a decision is final, and a rejected event that is redriven waits again",
+    ),
     "DX509": (
         "The event of an open call is stored nowhere any more, so the call cannot be made again or go on.",
         "do not remove messages from the application's stream; the event itself is lost",
@@ -235,6 +239,10 @@ MORE = {
     "DX515": (
         "Branches of an event did not come to its `gather` in time. The letter has those that came, by their names.",
         "redrive the letters of the other branches and this one, in any order; or allow more time: `within=`",
+    ),
+    "DX516": (
+        "Nobody decided about an event in the time that its `approve` has.",
+        "redriven, it waits again; or `timeout=`, `on_timeout=`",
     ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }

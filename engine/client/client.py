@@ -27,7 +27,8 @@ from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved, resolve
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
-from dspex.engine.client.status import state, status
+from dspex.engine.client.status import approvals, state, status
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -201,6 +202,33 @@ class Client(Planned, names=METHODS["Client"]):
             return await dead.redrive(self.bus, self.app, given, time=time)
         finally:  # also where one could not be redriven: others were
             await dead.audited(self.bus, self.app, "redrive", [letter.sequence for letter in given])
+
+    # -- people ---------------------------------------------------------------------------------------------------
+    def approvals(self, topology: str | None = None) -> AsyncIterator[Approval]:
+        """What waits for a person's decision now (`approve`), the oldest first; of one topology, or of all."""
+        return approvals.listing(self.bus, self.app, topology)
+
+    async def decide(
+        self,
+        approval: str | Approval,
+        decision: Literal["accept", "reject"],
+        *,
+        edit: Mapping[str, Any] | None = None,
+        note: str = "",
+    ) -> None:
+        """Decide about something that waits; returns once that is stored. It is final; deciding the same again does nothing.
+
+        Args:
+            approval: its id, or a unique end of it (6 hex digits or more); or what `approvals` gave: then it is refused if
+                something else waits now than was shown.
+            decision: "accept": the event goes on; "reject": it becomes a dead letter, with the note.
+            edit: fields in the place of those of the data, checked as the operators behind expect their data.
+            note: why, for the audit and the dead letter.
+
+        Raises:
+            RunError: DX626, it is decided otherwise, and by whom; or it does not wait any more.
+        """
+        await approvals.decide(self.bus, self.app, approval, decision, edit=edit, note=note)
 
     # -- forgetting -----------------------------------------------------------------------------------------------
     @lacks("Client.forget")

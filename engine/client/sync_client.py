@@ -20,6 +20,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph.manifest import Manifest
 
@@ -195,6 +196,32 @@ class Client(Planned, names=METHODS["Client"]):
         `time`: their event time from now on. Raises RunError (DX625) for an event that was late and is given none.
         """
         return background.run(self._of.redrive(letters, time=time))
+
+    def approvals(self, topology: str | None = None) -> Iterator[Approval]:
+        """What waits for a person's decision now (`approve`), the oldest first; of one topology, or of all."""
+        return background.each(self._of.approvals(topology))
+
+    def decide(
+        self,
+        approval: str | Approval,
+        decision: Literal["accept", "reject"],
+        *,
+        edit: Mapping[str, Any] | None = None,
+        note: str = "",
+    ) -> None:
+        """Decide about something that waits; returns once that is stored. It is final; deciding the same again does nothing.
+
+        Args:
+            approval: its id, or a unique end of it (6 hex digits or more); or what `approvals` gave: then it is refused if
+                something else waits now than was shown.
+            decision: "accept": the event goes on; "reject": it becomes a dead letter, with the note.
+            edit: fields in the place of those of the data, checked as the operators behind expect their data.
+            note: why, for the audit and the dead letter.
+
+        Raises:
+            RunError: DX626, it is decided otherwise, and by whom; or it does not wait any more.
+        """
+        background.run(self._of.decide(approval, decision, edit=edit, note=note))
 
     @lacks("Client.forget")
     def forget(self, *, session: str) -> int:

@@ -150,6 +150,7 @@ class State:
         gathers: whether it brings together the branches of one event: they get an id for it where they part.
         named: makes it anew with the names of its inputs, where it speaks of them.
         back: (data, context) → takes what it has let out as a letter, which is redriven.
+        told: (data, context) → takes a decision about something that it keeps.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -165,6 +166,7 @@ class State:
     gathers: bool = False
     named: Callable[[Sequence[str]], State] | None = None
     back: Callable[[Any, Any], None] | None = None
+    told: Callable[[Any, Any], None] | None = None
 
 
 WAKE: Final = "~wake"

@@ -14,7 +14,7 @@ answers that the test gives. It has a thread and a loop of its own, so it also w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
@@ -32,7 +32,9 @@ from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.steps import Step, steps
+from dspex.engine.graph.approvals import AcceptOrReject
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.testing.engines import AGAIN, Engines
 from dspex.engine.testing.names import TestedNames
@@ -259,6 +261,21 @@ class Driver(Planned, names=METHODS["Driver"]):
         __tracebackhide__ = True
         known = self._names.state(node)
         return self._do(lambda: self._engines.state(known, key))
+
+    def approvals(self) -> list[Approval]:
+        """What waits for a person's decision, the oldest first."""
+        __tracebackhide__ = True
+        return self._do(self._approvals)
+
+    async def _approvals(self) -> list[Approval]:
+        return [one async for one in self._client.approvals()]
+
+    def decide(
+        self, approval: str | Approval, decision: AcceptOrReject, *, edit: Mapping[str, Any] | None = None, note: str = ""
+    ) -> None:
+        """Decide about something that waits, as `Client.decide` does."""
+        __tracebackhide__ = True
+        self._do(lambda: self._client.decide(approval, decision, edit=edit, note=note))
 
     def dead_letters(self) -> list[DeadLetter]:
         """All dead letters. A test that never asks fails at its end if there are any."""

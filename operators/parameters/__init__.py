@@ -18,6 +18,7 @@ from dspex.operators.parameters.typed import TypeParameter as TypeParameter
 from dspex.operators.parameters.values import ChoiceParameter as ChoiceParameter
 from dspex.operators.parameters.values import DurationParameter as DurationParameter
 from dspex.operators.parameters.values import FieldNameParameter as FieldNameParameter
+from dspex.operators.parameters.values import FieldNamesParameter as FieldNamesParameter
 from dspex.operators.parameters.values import IntegerParameter as IntegerParameter
 from dspex.operators.parameters.values import NothingParameter as NothingParameter
 from dspex.operators.parameters.values import TextParameter as TextParameter

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.settings.duration import seconds
@@ -49,6 +49,27 @@ class FieldNameParameter(TextParameter):
     def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
         if self.holds is not None:
             yield from wrong_field(str(value), self.holds, operator, shape)
+
+
+@dataclass(frozen=True)
+class FieldNamesParameter(Parameter):
+    """Names of fields that the stream has. Checked, they are a tuple."""
+
+    noun: ClassVar[str] = 'names of fields: `["amount", "customer"]`'
+    form: ClassVar[JsonSchema] = {"type": "array", "items": TEXT, "minItems": 1}
+
+    def check(self, name: str, value: object) -> object:
+        names = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+        if not names or not all(isinstance(n, str) and n for n in names):
+            raise wrong(name, value, f'a list of fields: {name}=["amount"]')
+        return tuple(names)
+
+    def plain(self, value: object, others: Arguments) -> object:
+        return list(cast("Sequence[object]", value))
+
+    def misfits(self, operator: str, value: object, shape: Shape, others: Arguments) -> Iterator[TopologyError]:
+        for field in cast("Sequence[str]", value):
+            yield from wrong_field(field, object, operator, shape)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ async def find(bus: Bus, app: str, what: str) -> KeptBy:
     names = [what, f"{topology}/{applied[topology].renamed.get(old, old)}"] if topology in applied else [what]
     found = [there[name] for name in names if name in there] or [one for one in there.values() if one[1] == what]
     if len(found) == 1 or (found and what in there):
-        return _kept(*found[0], applied[found[0][0]])
+        return kept_by(*found[0], applied[found[0][0]])
     close = [f"{t}/{n}" for t, n in found] or get_close_matches(what, there, n=3) or _ending_like(what, there.values())
     fix = f"did you mean {' or '.join(close)}?" if close else f"one of: {', '.join(sorted(there)) or 'none is applied'}"
     why = f"more than one topology has an operator {what!r}" if found else f"there is no operator with state {what!r}"
@@ -80,7 +80,8 @@ def _ending_like(what: str, there: Collection[tuple[str, str]]) -> list[str]:
     return [f"{topology}/{node}" for topology, node in there if node in close]
 
 
-def _kept(topology: str, node: str, applied: Manifest) -> KeptBy:
+def kept_by(topology: str, node: str, applied: Manifest) -> KeptBy:
+    """An operator with state of a topology, by its name of today."""
     begins, stages, hops = [node], set[tuple[str, int]](), False
     while begins:
         name = begins.pop()
@@ -101,22 +102,24 @@ async def of_key(bus: Bus, app: str, what: str, key: str, at: At | None = None) 
     `at`: as it was then. Raises TopologyError (DX235), RecordingIncomplete, BusError.
     """
     kept = await find(bus, app, what)
-    found = await _read(bus, app, kept, at, key if key and kept.hops else None)
+    found = _values(kept, await tables_of(bus, app, kept, at, key if key and kept.hops else None))
     return [one for one in found if one.key == key]
 
 
 async def listing(bus: Bus, app: str, what: str, *, since: datetime | None = None, at: At | None = None) -> list[KeyState]:
     """What an operator keeps of all keys, sorted by key. `since`: only of those that changed since. Raises as `of_key`."""
     kept = await find(bus, app, what)
-    found = await _read(bus, app, kept, at, None)
+    found = _values(kept, await tables_of(bus, app, kept, at))
     if since is not None:
         changed = await _changed(bus, app, kept, since)
         found = [one for one in found if one.key in changed]
     return sorted(found, key=lambda one: (one.key, one.partition))
 
 
-async def _read(bus: Bus, app: str, kept: KeptBy, at: At | None, key: str | None) -> list[KeyState]:
-    """The state in all partitions, or in that of a key."""
+async def tables_of(
+    bus: Bus, app: str, kept: KeptBy, at: At | None = None, key: str | None = None
+) -> list[tuple[str, int, Tables]]:
+    """The tables of all partitions that have any, or of that of a key, with stage and partition."""
     sequence = await _sequence(bus, app, at)
     there = [(stage, index) for stage, count in kept.stages for index in range(count)]
     if key is not None:
@@ -124,12 +127,11 @@ async def _read(bus: Bus, app: str, kept: KeptBy, at: At | None, key: str | None
     if len(there) > 1:  # most of them may never have taken anything
         logs = {subjects.log(app, kept.topology, *one): one for one in there}
         there = [logs[log] for log in sorted(await bus.multi_last(subjects.stream(app), list(logs)))]
-    found: list[KeyState] = []
+    found: list[tuple[str, int, Tables]] = []
     for first in range(0, len(there), _AT_ONCE):
         some = there[first : first + _AT_ONCE]
         tables = await asyncio.gather(*(look(bus, app, kept.topology, *one, kept.names, at=sequence) for one in some))
-        for (_, index), one in zip(some, tables, strict=True):
-            found += _values(kept, index, one)
+        found += [(*one, its) for one, its in zip(some, tables, strict=True)]
     return found
 
 
@@ -140,16 +142,16 @@ async def _sequence(bus: Bus, app: str, at: At | None) -> int:
     return await sequence_before(bus, info, at.timestamp()) if info is not None else NONE
 
 
-def _values(kept: KeptBy, partition: int, tables: Tables) -> list[KeyState]:
+def _values(kept: KeptBy, found: Sequence[tuple[str, int, Tables]]) -> list[KeyState]:
     from dspex.operators.registry import operators  # what shows state lies beside what writes it
 
-    rows: dict[str, dict[str, bytes]] = {}
-    for (node, key, sub), row in tables.keyed.rows.items():
-        if node == kept.node:
-            rows.setdefault(key, {})[sub] = row
-    shown = getattr(operators().get(kept.op), "shown", None)
-    values = {key: shown(of, kept.form) if shown is not None else of for key, of in rows.items()}
-    return [KeyState(kept.topology, kept.node, key, partition, value) for key, value in values.items()]
+    shown, rows = getattr(operators().get(kept.op), "shown", None), dict[tuple[str, int], dict[str, bytes]]()
+    for _, partition, tables in found:
+        for (node, key, sub), row in tables.keyed.rows.items():
+            if node == kept.node:
+                rows.setdefault((key, partition), {})[sub] = row
+    values = {at: shown(of, kept.form) if shown is not None else of for at, of in rows.items()}
+    return [KeyState(kept.topology, kept.node, *at, value) for at, value in values.items()]
 
 
 async def _changed(bus: Bus, app: str, kept: KeptBy, since: datetime) -> set[str]:

@@ -16,6 +16,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
+from dspex.engine.graph.approvals import DECIDE
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
@@ -169,7 +170,11 @@ class EventsInput(Input):
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:
-        """The events of a frame. `stored`: what has the data of its only event. Raises DecodeError."""
+        """The events of a frame; a decision is one, too. `stored`: what has the data of its only event. Raises DecodeError."""
+        if (node := message.headers.get(subjects.DECIDE)) is not None:
+            run = message.headers.get(subjects.RUN, "")
+            origin = Origin(f"{message.subject}@{message.sequence}", message.subject, run, time=message.time)
+            return [NodeEvent(node + DECIDE, origin, codecs.JSON, message.data)]
         events = unpack_frame(message.data)
         if not all(is_time(e.origin.time) and 0 <= e.attempts < MOST_ATTEMPTS for e in events):
             raise DecodeError("a frame with a time or a number of attempts that no event has")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from dspex.bus.codecs.copied import copied
+from dspex.engine.graph.approvals import DECIDE
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
@@ -20,7 +21,7 @@ from dspex.engine.graph.ways import fork_of
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
 from dspex.engine.runtime.walk.forks import fork_step
-from dspex.engine.runtime.walk.hops import arrived_step, handed_on_step, hop_step, wake_step
+from dspex.engine.runtime.walk.hops import arrived_step, handed_on_step, hop_step, told_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
 from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
 
@@ -157,6 +158,8 @@ class _Fuse:
                 after, node.state.finish or node.state.read
             )  # what came out and failed behind it is redriven there
             self.entries[node.name + WAKE] = wake_step(node, after)
+            if node.state.told is not None:
+                self.entries[node.name + DECIDE] = told_step(node)
         return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))
 
     def _make(self, node: Node) -> Handler:
@@ -231,5 +234,5 @@ def _compiled(
     exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
     names = graph.renamed if names is None else names
-    names = {**names, **{old + WAKE: new + WAKE for old, new in names.items() if new in fuse.states}}
+    names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in (WAKE, DECIDE)}}
     return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, dropped)

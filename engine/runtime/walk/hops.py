@@ -77,6 +77,18 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
     return step
 
 
+def told_step(node: StateNode) -> Handler:
+    """The step at which a decision enters: it changes what the operator keeps, and nothing goes on at once."""
+    name, told = node.name, node.state.told
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        walk.node = name
+        if told is not None:
+            told(read(event), walk)
+
+    return step
+
+
 def handed_on_step(stage: str, count: int) -> Handler:
     """The step at which an event ends that was on its way to a stage of before: it goes on to that of now."""
 

@@ -60,6 +60,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.dead.triage.classify": OWNERS,
     "dspex.shop.audit.redriven": {"operator"},
     "dspex.shop.audit.drop": {"operator"},
+    "dspex.shop.audit.decide": {"operator"},
     "dspex.shop.audit.apply": OWNERS,
     "dspex.shop.audit.pause": {"operator"},
     "dspex.shop.audit.resume": {"operator"},
@@ -255,7 +256,16 @@ def _run_all(project: Project, url: str) -> str:
             assert called.code == 0, called.err
         # an engine says what it owns with its next heartbeat
         assert eventually(lambda: run("operator", "status", "--health").code == 0)
-        for verb in (["status"], ["status", "--health"], ["dlq", "ls"], ["doctor"], ["plan"], ["apply"], *PAUSING):
+        for verb in (
+            ["status"],
+            ["status", "--health"],
+            ["dlq", "ls"],
+            ["approvals", "ls"],
+            ["doctor"],
+            ["plan"],
+            ["apply"],
+            *PAUSING,
+        ):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
         for role in ("worker", "publisher", "caller", "reader"):

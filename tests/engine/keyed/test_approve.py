@@ -1,0 +1,232 @@
+"""approve: an event waits for a person, who decides once, for what was shown, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from engine_lab import APP, STREAM, Lab
+from pydantic import BaseModel
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError, RunError
+from dspex.bus.port import NewMessage
+from dspex.bus.serving import audit
+from dspex.engine.client.status.approvals import Approval, find
+from dspex.engine.testing.driver import Driver
+from dspex.operators.recorded import approve
+from dspex.operators.stream import AnyStream
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+class Order(BaseModel):
+    n: int
+    note: str = ""
+
+
+def approving(*, keyed: bool = False, type: Any = None, **options: Any) -> Topology:
+    topology = Topology("t")
+    s: AnyStream = topology.source("in", type) if type else topology.source("in")
+    s = s.key_by("str(n)", name="by_n") if keyed else s
+    s.approve(name="ok", **options).sink("out")
+    return topology
+
+
+def waiting(one: Lab) -> list[Approval]:
+    async def found() -> list[Approval]:
+        return [a async for a in one.client.approvals()]
+
+    result: list[Approval] = one.run(found())
+    return result
+
+
+def decide(one: Lab, approval: str | Approval, decision: Any, **more: Any) -> None:
+    one.run(one.client.decide(approval, decision, **more))
+    one.advance(1)
+
+
+def told(one: Lab, a: Approval, **changes: Any) -> None:
+    """A decision as any NATS client can write it."""
+    body = {"approval": a.id, "digest": a.digest, "decision": "accept"} | changes
+    edge = subjects.edge(APP, "t", a.stage, a.partition)
+    one.store(NewMessage(edge, json.dumps(body).encode(), {subjects.DECIDE: changes.pop("node", "ok")}))
+    one.advance(1)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_accepted_events_go_on_rejected_ones_are_letters_and_nothing_is_left(lab: MakeLab, keyed: bool) -> None:
+    one = lab(approving(keyed=keyed))
+    one.start()
+    for n in range(4):
+        one.publish("in", {"n": n}, session="s")
+    one.advance(1)
+    assert one.outputs("out") == []
+    a, b, c, d = sorted(waiting(one), key=lambda a: a.shown["n"])
+    decide(one, b.id[-12:], "accept")
+    decide(one, c, "reject", note="too much")
+    one.kill()
+    decide(one, a, "accept", edit={"n": 10, "by": "me"})
+    one.start("b")
+    one.advance(10)
+    assert one.outputs("out") == [{"n": 1}, {"n": 10, "by": "me"}]
+    (letter,) = one.letters()
+    assert (letter.node, letter.reason, letter.event.id, letter.event.data) == ("ok", "Reject", c.id, {"n": 2})
+    assert letter.message == f"rejected by {audit.whoami()}: too much"
+    assert [w.id for w in waiting(one)] == [d.id]
+    decide(one, d, "accept")
+    assert one.left() == []
+    assert one.differences() == []
+    headers = one.messages("out")[0].headers
+    assert (headers[subjects.RUN], headers[subjects.SESSION]) == (b.event.run, "s")
+    assert headers.get(subjects.KEY) == ("1" if keyed else None)
+
+
+@pytest.mark.parametrize(("on_timeout", "out"), [("dead_letter", []), ("pass", [{"n": 1}]), ("drop", [])])
+def test_what_nobody_decides_about_in_time_becomes_what_was_said(on_timeout: Any, out: list[Any]) -> None:
+    with Driver(approving(timeout="2m", on_timeout=on_timeout)) as d:
+        d.publish("in", {"n": 1})
+        d.advance("119s")
+        d.crash()
+        (a,) = d.approvals()
+        assert a.due is not None
+        assert a.due - a.since == timedelta(minutes=2)
+        assert d.outputs("out") == d.dead_letters() == []
+        d.advance("2s")
+        assert d.outputs("out") == out
+        assert [letter.code for letter in d.dead_letters()] == ["DX516"] * (on_timeout == "dead_letter")
+        assert d.approvals() == []
+        with pytest.raises(RunError, match="nothing waits"):
+            d.decide(a, "accept")
+
+
+def test_a_rejected_event_that_is_redriven_waits_for_another_decision() -> None:
+    with Driver(approving()) as d:
+        d.publish("in", {"n": 1})
+        (a,) = d.approvals()
+        d.decide(a, "reject")
+        assert [letter.message.startswith("rejected by ") for letter in d.dead_letters()] == [True]
+        d.redrive()
+        (again,) = d.approvals()
+        assert (again.id != a.id, again.shown) == (True, {"n": 1})
+        d.decide(again, "accept")
+        assert d.outputs("out") == [{"n": 1}]
+
+
+def test_a_decision_is_final_and_who_decides_again_is_told_what_it_was() -> None:
+    with Driver(approving()) as d:
+        d.publish("in", {"n": 1})
+        (a,) = d.approvals()
+        d.decide(a.id, "accept", edit={"n": 2}, note="fine")
+        d.decide(a.id, "accept", edit={"n": 2})
+        for other in ({"decision": "accept"}, {"decision": "reject"}):
+            with pytest.raises(RunError, match=r"was accepted, with n edited, by .*: fine") as e:
+                d.decide(a.id, **other)  # type: ignore[arg-type]
+            assert e.value.code == "DX626"
+        assert d.outputs("out") == [{"n": 2}]
+
+
+def test_of_two_who_decide_at_once_one_is_told_that_the_other_has(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(one.client.decide(a, "accept"), one.client.decide(a, "reject"), return_exceptions=True)
+
+    results = one.run(both())
+    one.advance(1)
+    assert sorted(type(r).__name__ for r in results) == ["NoneType", "RunError"]
+    assert len(one.outputs("out")) + len(one.letters()) == 1
+    assert (results[0] is None) == (len(one.outputs("out")) == 1)
+
+
+def test_an_edit_is_checked_by_the_type_of_the_stream() -> None:
+    with Driver(approving(type=Order)) as d:
+        d.publish("in", {"n": 1})
+        d.publish("in", {"n": 2})
+        a, b = sorted(d.approvals(), key=lambda a: a.shown["n"])
+        d.decide(a, "accept", edit={"n": "many"})
+        d.decide(b, "accept", edit={"note": "ok"})
+        assert d.outputs("out") == [{"n": 2, "note": "ok"}]
+        (letter,) = d.dead_letters()
+        assert (letter.node, letter.code, letter.event.data) == ("ok", "DX502", {"n": "many", "note": ""})
+
+
+def test_only_the_fields_that_are_to_be_shown_are() -> None:
+    with Driver(approving(show=["n"])) as d:
+        d.publish("in", {"n": 1, "secret": 2})
+        (a,) = d.approvals()
+        assert (a.shown, a.event.data) == ({"n": 1}, {"n": 1, "secret": 2})
+        assert [w["shown"] for w in d.state("ok", "")] == [{"n": 1}]
+        d.decide(a, "accept")
+    problems = [p.message for p in approving(type=Order, show=["m"]).check()]
+    assert problems == ["approve wants field 'm'; the stream has n: int, note: str"]
+
+
+def test_a_decision_for_something_else_is_a_letter_and_the_event_waits_on(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+    told(one, a, digest="0" * 24)
+    told(one, a, decision="maybe")
+    told(one, a, edits={"n": 2})
+    told(one, a, decision="reject", edit={"n": 2})
+    told(one, a, note="x" * 9000)
+    told(one, a, node="nobody")
+    told(one, a, approval="none")  # nothing waits so: perhaps it did
+    reasons = [letter.reason for letter in one.letters()]
+    assert reasons == [*["InvalidInput"] * 5, "TopologyError"]
+    assert [w.digest for w in waiting(one)] == [a.digest]
+    told(one, a)
+    told(one, a, decision="reject")  # too late
+    assert one.outputs("out") == [{"n": 1}]
+    assert len(one.letters()) == 6
+    assert one.differences() == []
+
+
+def test_what_was_shown_must_be_what_waits(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+    other = Approval(**{**vars(a), "digest": "0"})
+    with pytest.raises(RunError, match="not what was shown"):
+        one.run(one.client.decide(other, "accept"))
+    with pytest.raises(RunError, match="nothing waits"):
+        one.run(one.client.decide("00000000", "accept"))
+    for wrong in ({"decision": "maybe"}, {"decision": "reject", "edit": {"n": 1}}):
+        with pytest.raises(ConfigError):
+            one.run(one.client.decide(a, **wrong))
+    assert one.run(find(one.client.bus, APP, a.id[-6:])) == a
+    decisions = one.messages(subjects.audit(APP, "decide"), STREAM)
+    assert decisions == []
+    decide(one, a, "accept")
+    (entry,) = map(audit.read, one.messages(subjects.audit(APP, "decide"), STREAM))
+    assert entry.what == {"approval": a.id, "topology": "t", "node": "ok", "decision": "accept"}
+
+
+def test_what_waits_holds_the_windows_behind_it_for_an_hour(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approve, "HOLD", 150.0)
+    topology = Topology("t")
+    topology.source("in").key_by("k").approve(name="ok").window("1m").count(name="count").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"k": "a"})
+    one.publish("in", {"k": "a"})
+    one.advance(100)
+    a, b = waiting(one)
+    decide(one, a, "accept")
+    one.advance(20)
+    assert one.outputs("out") == []  # the other one may come into the same window yet
+    one.advance(60)
+    assert [o["value"] for o in one.outputs("out")] == [1]
+    decide(one, b, "accept")
+    assert [letter.reason for letter in one.letters()] == ["LateEvent"]
