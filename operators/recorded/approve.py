@@ -96,7 +96,7 @@ class _Approve:
 
 def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
     """What waits, the oldest first."""
-    found = sorted((Waiting.unpack(row) for row in rows.values()), key=lambda one: (one.since, one.origin.id))
+    found = sorted((Waiting.unpack(row) for row in rows.values()), key=lambda one: (one.since, one.origin.time, one.origin.id))
     return [{"id": o.origin.id, "since": datetime.fromtimestamp(o.since, tz=UTC), "shown": o.shown} for o in found]
 
 

@@ -72,7 +72,7 @@ async def listing(bus: Bus, app: str, topology: str | None = None) -> AsyncItera
                 for stage, partition, tables in await tables_of(bus, app, kept):
                     rows = [Waiting.unpack(row) for (of, _, _), row in tables.keyed.rows.items() if of == node]
                     found += [_approval(name, node, stage, partition, one) for one in rows if one.decided is None]
-    for one in sorted(found, key=lambda one: (one.since, one.id)):
+    for one in sorted(found, key=lambda one: (one.since, one.event.time, one.id)):
         yield one
 
 
