@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
@@ -31,7 +31,7 @@ from dspex.engine.graph.nodes import (
     State,
     StateNode,
 )
-from dspex.operators.typing.shape import UNKNOWN, Shape
+from dspex.operators.typing.shape import UNKNOWN, Shape, reader
 
 HOP: Final = "hop"
 """The operator's word of a hop that an operator takes by itself, so that what belongs together meets. It is not written."""
@@ -85,7 +85,7 @@ class NodeDraft:
             case Call() as call:
                 return CallNode(**common, call=call)
             case Hop() as hop:
-                return HopNode(**common, hop=hop)
+                return HopNode(**common, hop=replace(hop, read=reader(self.shape.type)))
             case Sink() as sink:
                 return SinkNode(**common, sink=sink)
             case State() as state:

@@ -114,10 +114,12 @@ class Hop:
     """Where events change their owner.
 
     `key`: (data, context) → the key that says who has it; raises InvalidInput. `gives`: whether that is their key from then on.
+    `read`: makes data of the stream's type of what crossed the hop; None: it stays plain.
     """
 
     key: Callable[[Any, Any], str]
     gives: bool = True
+    read: Callable[[Any], Any] | None = None
 
 
 class Emitted(NamedTuple):

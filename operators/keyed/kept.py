@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
 from math import inf, nextafter
 from typing import Any, Final
 
@@ -12,9 +11,8 @@ import msgpack
 from dspex.bus.codecs import decode, encode, msgpack_bytes
 from dspex.bus.records import Origin
 from dspex.engine.graph.nodes import Emitted
-from dspex.operators.native.fields.types import is_model
 from dspex.operators.native.problems import problem
-from dspex.operators.typing.shape import validator
+from dspex.operators.typing.shape import reader
 
 HOLD: Final = 3600.0
 """Seconds for which an event that waits on the clock of the engine holds the watermark, at most."""
@@ -30,8 +28,7 @@ class KeptData:
     """Reads data that was kept. It is as behind a hop: plain, or of the type that the stream has. `typed`: that type."""
 
     def __init__(self, typed: object) -> None:
-        has_values = isinstance(typed, type) and (is_model(typed) or is_dataclass(typed))
-        self._typed = validator(typed) if has_values else None
+        self._typed = reader(typed)
 
     def read(self, data: Any) -> Any:
         """The data, from plain data."""

@@ -126,6 +126,13 @@ def validator(tp: object, error: type[DspexError] = InvalidInput, *, extra: str 
     return _pydantic_check(tp, error, extra)
 
 
+def reader(tp: object) -> Validator | None:
+    """What makes data of a type again of what was written of it: a model or a dataclass. None where it stays plain."""
+    if not isinstance(tp, type) or not (is_model(tp) or dataclasses.is_dataclass(tp)):
+        return None
+    return _pydantic_check(tp, InvalidInput, None, written=True)
+
+
 def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
     def check(data: object) -> object:
         if isinstance(data, kind):
@@ -137,10 +144,12 @@ def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
     return check
 
 
-def _pydantic_check(tp: object, error: type[DspexError], extra: str | None) -> Validator:
+def _pydantic_check(tp: object, error: type[DspexError], extra: str | None, *, written: bool = False) -> Validator:
     from pydantic import ValidationError
 
     validate, name = _validate_function(tp), type_text(tp)
+    if written:  # its fields stand under their own names, whatever their aliases
+        validate = partial(validate, by_name=True, by_alias=True)
     if extra is not None:
         validate = partial(validate, extra=extra)
     kind: Any = tp if isinstance(tp, type) and not typing_extensions.is_typeddict(tp) else ()

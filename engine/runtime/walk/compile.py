@@ -138,7 +138,7 @@ class _Fuse:
     def enter(self, node: Node) -> None:
         """Let events come in at a node."""
         if isinstance(node, HopNode):
-            self.entries[node.name] = arrived_step(self.outlets(node)[0])
+            self.entries[node.name] = arrived_step(self.outlets(node)[0], node.hop.read)
         else:
             self.step(node)
 

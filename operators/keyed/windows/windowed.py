@@ -28,7 +28,7 @@ class Windowed(Generic[T]):
         start, end: of the window (UTC); the end is no part of it. That of a session lies its gap behind its last event.
         value: what was made of the events.
 
-    In a sink, and behind `key_by`, it is a record of these fields.
+    In a sink it is a record of these fields.
     """
 
     key: str

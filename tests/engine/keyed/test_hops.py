@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
 from engine_lab import APP, Cut, Lab
+from pydantic import BaseModel, Field
 
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
@@ -18,6 +20,7 @@ from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
+from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -265,3 +268,19 @@ def test_partitions_that_never_had_an_event_do_not_have_all_others_read_again(la
     send(one, 64, keys=64)
     one.advance(2)
     assert len(one.outputs("out")) == 26 * 100 + 64
+
+
+class Order(BaseModel):
+    customer: str = Field(alias="Customer")
+    at: datetime
+
+
+def test_data_is_of_its_type_behind_a_hop_too() -> None:
+    def late(order: Order) -> list[str]:
+        return [type(order).__name__, order.customer, order.at.isoformat()]
+
+    topology = Topology("t")
+    topology.source("in", Order).key_by("customer").map(late).sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"Customer": "Ann", "at": "2026-01-01T00:00:00+00:00"})
+        assert d.outputs("out") == [["Order", "Ann", "2026-01-01T00:00:00+00:00"]]

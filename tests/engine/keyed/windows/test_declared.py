@@ -9,14 +9,14 @@ import jsonschema
 import pytest
 import yaml
 
-from dspex import Stream, Topology
+from dspex import Record, Stream, Topology
 from dspex.operators.formats.schema import yaml_schema
 
 HERE = "test_declared"
 
 
-def both(a: int, b: int) -> int:
-    return a + b
+def both(a: Record, b: Record) -> Record:
+    return a | b
 
 
 def fold(state: list[int], data: Any) -> list[int]:

@@ -59,7 +59,7 @@ def test_a_window_behind_a_window_gets_its_results_in_time_in_one_stage_and_behi
     topology = Topology("t")
     short = topology.source("in").key_by("k").window("10s", lateness="5s").count(name="short")
     short.window("1m").aggregate(int, lambda total, w: total + w.value, name="w1").sink("here")
-    behind = short.key_by("'all'", name="again").window("1m").aggregate(int, lambda total, w: total + w["value"], name="w2")
+    behind = short.key_by("'all'", name="again").window("1m").aggregate(int, lambda total, w: total + w.value, name="w2")
     behind.sink("there")
     with Driver(topology) as d:
         for n in range(30):
@@ -76,7 +76,7 @@ def test_a_window_behind_a_window_gets_its_results_in_time_in_one_stage_and_behi
 def test_a_window_behind_one_waits_for_what_that_may_still_take() -> None:  # E5
     topology = Topology("t")
     short = topology.source("in").key_by("k").window("10s", lateness="5s").count(name="short")
-    behind = short.key_by("'all'", name="again").window("1m").aggregate(int, lambda total, w: total + w["value"], name="long")
+    behind = short.key_by("'all'", name="again").window("1m").aggregate(int, lambda total, w: total + w.value, name="long")
     behind.sink("out")
     with Driver(topology) as d:
         for seconds, key in ((5, "a"), (62, "a"), (59, "c"), (130, "a")):
