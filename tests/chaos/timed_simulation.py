@@ -41,11 +41,13 @@ from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_graph
+from dspex.operators.stream import gather
 from dspex.operators.topology import Topology
 
 SOURCE = "timed.events"
 COUNTS, WOKEN, WINDOWS = "timed.counts", "timed.woken", "timed.windows"
-SIZE, LATENESS = 10.0, 6.0  # seconds
+SESSIONS, BATCHES, ONCE, MET, PAIRS = "timed.sessions", "timed.batches", "timed.once", "timed.met", "timed.pairs"
+SIZE, LATENESS, GAP, NEAR = 10.0, 6.0, 4.0, 8.0  # seconds
 WAKE, YEAR = 20.0, 365 * 86400.0
 
 
@@ -85,6 +87,12 @@ def build(partitions: int) -> Topology:
     retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
     asked = keyed.predict("text -> label: str", name="ask", retry=retry, deadline="30m")
     asked.window(SIZE, lateness=LATENESS).count(name="windows").sink(WINDOWS)
+    keyed.session_window(GAP, lateness=LATENESS).count(name="sessions").sink(SESSIONS)
+    keyed.batch(3, within="5s", name="batched").map(lambda many: {"k": many[0]["k"], "n": [d["n"] for d in many]}).sink(BATCHES)
+    keyed.dedupe("str(n // 3)", within="10m", name="once").sink(ONCE)
+    shouted = keyed.map(lambda d: {"shouted": d["text"].upper()}, name="shout")
+    gather(keyed, shouted, asked, name="met", within="1h").sink(MET)
+    keyed.join(asked, within=NEAR, name="pairs").map(lambda pair: {"k": pair[0]["k"], "n": [d["n"] for d in pair]}).sink(PAIRS)
     again = keyed.key_by("str(n % 3)", name="again")
     again.stateful(last, init=float, ttl="30s", name="last").sink("timed.last")
     return t
@@ -166,8 +174,9 @@ class TimedSimulation(Simulation):
     @property
     def _settled(self) -> bool:
         """Whether all counts are there, and every event is in a window, or late."""
-        counts, windows = self._out(COUNTS), self._out(WINDOWS)
-        return len(counts) >= len(self.given) and sum(w["value"] for _, w in windows) + len(self._letters()) >= len(self.given)
+        counts, met = len(self._out(COUNTS)), len(self._out(MET))
+        closed = sum(w["value"] for _, w in self._out(WINDOWS)) + len(self._letters())
+        return min(counts, met, closed) >= len(self.given)
 
     def _letters(self) -> list[Message]:
         stream = self.server.streams.get(subjects.stream(APP))
@@ -176,7 +185,7 @@ class TimedSimulation(Simulation):
         )
 
     async def _judge(self, took: float) -> Report:
-        found = [*self._of_counts(), *self._of_windows(), *self._of_residue(), *self.failures]
+        found = [*self._of_counts(), *self._of_windows(), *self._of_the_rest(), *self._of_residue(), *self.failures]
         self.server.luck.faults = Faults()
         found += [v async for v in self._replayed()]
         entries = len(self._letters())
@@ -213,13 +222,43 @@ class TimedSimulation(Simulation):
         if sum(d["value"] for _, d in self._out(WINDOWS)) + late != len(self.given):
             yield Violation("every event is in a window, or late", f"{len(self.given)} events, {late} late, {dict(seen)}")
 
+    def _of_the_rest(self) -> Iterator[Violation]:
+        """Of sessions, where nothing was late; of batches, dedupe, gather and join."""
+        places = [(e.key, e.n) for e in self.given]
+        ones = [("dedupe lets the first through", ONCE, [p for p in places if p[1] % 3 == 0]), ("branches meet", MET, places)]
+        for promise, subject, wanted in ones:
+            found = Counter((d["k"], d["n"]) for _, d in self._out(subject))
+            if found != Counter(wanted):
+                yield Violation(promise, f"too many {found - Counter(wanted)}, too few {Counter(wanted) - found}")
+        batched = {key: [n for _, d in self._out(BATCHES) if d["k"] == key for n in d["n"]] for key, _ in places}
+        for key, numbers in batched.items():
+            if numbers != list(range(len(numbers))) or len(numbers) != sum(k == key for k, _ in places):
+                yield Violation("a batch has its events in order", f"{key}: {numbers}")
+        pairs = Counter((d["k"], *d["n"]) for _, d in self._out(PAIRS))
+        near = {(a.key, a.n, b.n) for a in self.given for b in self.given if a.key == b.key and abs(a.time - b.time) <= NEAR}
+        if not self._letters() and pairs != Counter(near):
+            yield Violation("a pair is joined once", f"too many {pairs - Counter(near)}, too few {Counter(near) - pairs}")
+        seen = Counter((d["key"], d["value"]) for _, d in self._out(SESSIONS))
+        if not self._letters() and seen != Counter(self._sessions()):
+            yield Violation("a session has its events", f"{seen}, and there are {Counter(self._sessions())}")
+
+    def _sessions(self) -> Iterator[tuple[str, int]]:
+        for key in {e.key for e in self.given}:
+            times, count = sorted(e.time for e in self.given if e.key == key), 0
+            for time, before in zip(times, [times[0], *times]):
+                if time - before >= GAP:
+                    yield key, count
+                    count = 0
+                count += 1
+            yield key, count
+
     def _of_residue(self) -> Iterator[Violation]:
         """Nothing is left of a window or a TTL that has ended."""
         for host in self.hosts.values():
             for runner in host.runners:
                 for p in runner.partitions.values():
-                    rows = [k for k in p.tables.keyed.rows if k[0] != "tally"]
-                    timers = [t for t in p.tables.timers.rows.values() if t.kind == "mark"]
+                    rows = [k for k in p.tables.keyed.rows if k[0] not in ("tally", "once")]
+                    timers = [t for t in p.tables.timers.rows.values() if t.kind == "mark" and t.node != "once"]
                     if p.settled.is_set() and not p.revoked and (rows or timers or p.tables.calls.rows):
                         yield Violation("nothing is left", f"{runner.stage.id}.{p.index}: {rows} {timers}")
 
