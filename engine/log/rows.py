@@ -5,15 +5,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from typing_extensions import TypedDict  # pydantic takes that of the standard library only from 3.12 on
 
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
+E = TypeVar("E", bound=tuple[Any, ...])
 NONE = 1 << 62  # a sequence or a number behind all others
 NO_MARK = -1e18  # a watermark before all times: there is none
+FEW = 64  # entries of a heap for which nobody looks what became of them
 ALONE = 2  # deaths of a worker after which a call is run alone
 
 
@@ -122,20 +124,34 @@ class Timer(NamedTuple):
     until: float | None = None
 
 
+def pushed(heap: list[E], entry: E, stands: Callable[[E], bool], rows: int) -> None:
+    """Add to a heap whose entries stay when what they stand for is gone, because a heap gives up only its first one.
+
+    Those go together once they are most of it, so it does not grow with all that ever was. `rows`: how many may stand.
+    """
+    if len(heap) >= 2 * rows + FEW:
+        heap[:] = sorted(filter(stands, set(heap)))
+    heapq.heappush(heap, entry)
+
+
 class Holds:
-    """Event times that hold a watermark, by node; the earliest one is asked for."""
+    """Event times that hold a watermark, by node; the earliest one is asked for. `holds`: whether what has a number still
+    holds a node at that time.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, holds: Callable[[str, int, float], bool]) -> None:
         self._heaps: dict[str, list[tuple[float, int]]] = {}
+        self._holds = holds
 
-    def put(self, node: str, at: float, number: int) -> None:
-        """What has this number will come out at `node` with the event time `at`."""
-        heapq.heappush(self._heaps.setdefault(node, []), (at, number))
+    def put(self, node: str, at: float, number: int, rows: int) -> None:
+        """What has this number will come out at `node` with the event time `at`. `rows`: how many numbers there are."""
+        heap = self._heaps.setdefault(node, [])
+        pushed(heap, (at, number), lambda entry: self._holds(node, entry[1], entry[0]), rows)
 
-    def first(self, node: str, holds: Callable[[int, float], bool]) -> float:
-        """The earliest; infinite for none. `holds`: whether what has a number still holds at that time."""
+    def first(self, node: str, ended: Callable[[int], bool] | None = None) -> float:
+        """The earliest; infinite for none. `ended`: whether the hold of what has a number is over, for good."""
         heap = self._heaps.get(node)
-        while heap and not holds(heap[0][1], heap[0][0]):
+        while heap and (not self._holds(node, heap[0][1], heap[0][0]) or (ended is not None and ended(heap[0][1]))):
             heapq.heappop(heap)
         return heap[0][0] if heap else inf
 

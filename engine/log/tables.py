@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from dspex.engine.log.rows import Holds, OpenCall, Place, Position, Split, Timer
+from dspex.engine.log.rows import Holds, OpenCall, Place, Position, Split, Timer, pushed
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -74,7 +74,7 @@ class Calls(Table[int, OpenCall]):
         super().__init__(self._row)
         self._ordered, self._names = ordered, names or {}
         self._queues: dict[tuple[str, str | None], deque[int]] = {}  # ascending: numbers only grow
-        self._holds = Holds()
+        self._holds = Holds(lambda node, number, at: number in self.rows)
 
     def _row(self, raw: Any) -> OpenCall:
         row = OpenCall(*raw)
@@ -84,12 +84,12 @@ class Calls(Table[int, OpenCall]):
         if row.node in self._ordered and key not in self.rows:
             self._queues.setdefault((row.node, row.key), deque()).append(key)
         if key not in self.rows:
-            self._holds.put(row.node, row.time, key)
+            self._holds.put(row.node, row.time, key, len(self.rows))
         super().put(key, row)
 
     def hold(self, node: str) -> float:
         """The earliest event time of what the open calls of a node were made for; infinite where none is open."""
-        return self._holds.first(node, lambda number, _: number in self.rows)
+        return self._holds.first(node)
 
     def turn(self, node: str, key: str | None, *, without: int | None = None) -> int | None:
         """The earliest open call of a key; None where there is none, or the order does not matter.
@@ -120,7 +120,7 @@ class Timers(Table[int, Timer]):
         self._heap: list[tuple[float, int]] = []
         self._marks: dict[str, list[tuple[float, str, str, int]]] = {}  # node → (due, key, name, number)
         self._of: dict[tuple[str, str, str], int] = {}  # (node, key, name) → number
-        self._holds = Holds()
+        self._holds = Holds(self._stands)
         self.put_off = 0  # events that were put off
 
     def _row(self, raw: Any) -> Timer:
@@ -129,14 +129,16 @@ class Timers(Table[int, Timer]):
         return row._replace(place=Place(*row.place)) if row.place else row
 
     def put(self, key: int, row: Timer) -> None:
+        rows = len(self.rows)
         if row.kind == "mark":
-            heapq.heappush(self._marks.setdefault(row.node, []), (row.due, row.key, row.name, key))
+            marks, entry = self._marks.setdefault(row.node, []), (row.due, row.key, row.name, key)
+            pushed(marks, entry, lambda e: self._is_set(e[3], e[0], mark=True), rows)
         else:
-            heapq.heappush(self._heap, (row.due, key))
+            pushed(self._heap, (row.due, key), lambda e: self._is_set(e[1], e[0], mark=False), rows)
         if row.kind in _WOKEN:
             self._of[row.node, row.key, row.name] = key
         if row.hold is not None:
-            self._holds.put(row.node, row.hold, key)
+            self._holds.put(row.node, row.hold, key, rows)
         self.put_off += (row.kind == "event") - self._counted(key)
         super().put(key, row)
 
@@ -148,8 +150,7 @@ class Timers(Table[int, Timer]):
         super().drop(key)
 
     def _counted(self, number: int) -> int:
-        row = self.rows.get(number)
-        return row is not None and row.kind == "event"
+        return number in self.rows and self.rows[number].kind == "event"
 
     @property
     def first(self) -> float:
@@ -165,8 +166,7 @@ class Timers(Table[int, Timer]):
         found: list[tuple[float, int]] = []
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)
-            row = self.rows.get(entry[1])
-            if row is not None and row.due == entry[0] and row.kind != "mark" and entry not in found[-1:]:
+            if self._is_set(entry[1], entry[0], mark=False) and entry not in found[-1:]:
                 found.append(entry)
         for entry in found:  # they stay until they are handled
             heapq.heappush(self._heap, entry)
@@ -176,7 +176,7 @@ class Timers(Table[int, Timer]):
         """The number of the first timer that the watermark of its node has reached, in the order (due, node, key)."""
         found: list[tuple[float, str, str, str, int]] = []
         for node, heap in self._marks.items():
-            while heap and ((row := self.rows.get(heap[0][-1])) is None or row.kind != "mark" or row.due != heap[0][0]):
+            while heap and not self._is_set(heap[0][3], heap[0][0], mark=True):
                 heapq.heappop(heap)
             if heap and heap[0][0] <= watermark(node):
                 due, key, name, number = heap[0]
@@ -185,12 +185,14 @@ class Timers(Table[int, Timer]):
 
     def hold(self, node: str, now: float) -> float:
         """The earliest event time of what the timers of a node will let out; infinite where they hold nothing."""
+        return self._holds.first(node, lambda number: (self.rows[number].until or inf) <= now)
 
-        def holds(number: int, at: float) -> bool:
-            row = self.rows.get(number)
-            return row is not None and row.hold == at and row.node == node and (row.until is None or now < row.until)
+    def _is_set(self, number: int, due: float, *, mark: bool) -> bool:
+        return (row := self.rows.get(number)) is not None and row.due == due and (row.kind == "mark") == mark
 
-        return self._holds.first(node, holds)
+    def _stands(self, node: str, number: int, at: float) -> bool:
+        row = self.rows.get(number)
+        return row is not None and row.hold == at and row.node == node
 
 
 class Keyed(Table[tuple[str, str, str], bytes]):

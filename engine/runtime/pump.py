@@ -113,6 +113,7 @@ class Pump:
                                 await self._take(p, message)
                         elif input.gated and p.full and len(passed) + 1 < len(partitions):
                             passed[p.index] = message.sequence
+                            input.leaves(p)
                             self.before[p.index] = (self.at or 0, self.at_time)
                             lanes.start(self._catch_up(p), f"partition {p.index}")
                         else:

@@ -91,6 +91,9 @@ class EventsInput(Input):
             self._moved.set()
             self._look(p, clock)
 
+    def leaves(self, p: Partition) -> None:
+        p.heard = p.heard.copy() if p.heard is not None else None
+
     def _look(self, p: Partition, clock: float) -> None:
         """See whether the watermark has something to wake."""
         if next_arrival(p, clock) is not None:

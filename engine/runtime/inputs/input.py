@@ -53,6 +53,10 @@ class Input(Protocol):
         """Let a partition know of a message for all of them, in the order of its log."""
         return
 
+    def leaves(self, p: Partition) -> None:
+        """A partition stops reading with the others: what they are told from now on may lie behind what it has not taken."""
+        return
+
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         """All that arrives with a message, where nobody need be asked for more; None: `arrivals` says it. It is only for speed:
         a coroutine for each event costs as much as reading its JSON."""

@@ -53,6 +53,12 @@ class Heard:
         self._marks: dict[tuple[str, int], float | None] = {}
         self._low: tuple[float, float | None] | None = None  # for the mark that was taken: the lowest
 
+    def copy(self) -> Heard:
+        """What was heard so far, for a partition that hears the rest at another time."""
+        found = Heard(self.counts)
+        found._upto, found._marks = self._upto, dict(self._marks)
+        return found
+
     def hear(self, message: Message, now: float) -> None:
         """Take in a statement, once. Watermarks never go back, whoever states them."""
         found = read(message, self.counts, now) if message.sequence > self._upto else None

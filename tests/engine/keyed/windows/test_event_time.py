@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 from engine_lab import APP, Cut, Lab, StageLab
 
 from dspex.bus.errors import RetryLater
-from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.message import Message
+from dspex.bus.port import BusEvents
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.host import Host
 from dspex.engine.testing.driver import Driver
@@ -262,3 +264,28 @@ async def test_many_windows_that_end_at_once_let_everything_else_have_its_turn()
     await client.publish("in", {"count": 1}, time=at(60))
     assert await until(1) <= 300
     await host.drain()
+
+
+class SlowScan(MemoryBus):
+    """A connection on which it takes a moment to find out what watermarks were stated before."""
+
+    async def scan(self, stream: str, filters: Sequence[str], **options: Any) -> list[Message]:
+        if any(".time." in subject for subject in filters):
+            await asyncio.sleep(0.2)
+        return await super().scan(stream, filters, **options)
+
+
+def test_a_partition_that_waits_hears_no_watermark_that_stands_behind_what_it_has_not_taken(lab: MakeLab) -> None:
+    topology = Topology("t")
+    asked = topology.source("in", time="time").key_by("k").predict("n: int -> answer", name="ask", deadline="1h")
+    asked.window("10s").count(name="w").sink("out")
+    one = lab(topology)
+    one.start(bus=SlowScan(one.server, BusEvents()), most_open_calls=5)
+    for key, first, count in (("a", 0, 5), ("a", 20, 10), ("b", 500, 1)):  # after the first five it waits
+        for n in range(first, first + count):
+            one.publish("in", {"k": key, "n": n, "time": at(n - 1000).isoformat()})
+        one.advance(1)
+    one.work()
+    one.advance(60)
+    assert one.letters() == []
+    assert sorted(w["value"] for w in one.outputs("out")) == [1, 5, 10]

@@ -1,0 +1,42 @@
+"""The tables of a partition stay as small as what is in them, however long the run."""
+
+from __future__ import annotations
+
+from dspex.engine.log.rows import OpenCall, Timer
+from dspex.engine.log.tables import Tables
+
+MANY, FEW = 10_000, 200
+
+
+def entries(tables: Tables) -> int:
+    """How much the tables remember beside their rows: all heaps."""
+    timers, calls = tables.timers, tables.calls
+    heaps = [timers._heap, *timers._marks.values(), *timers._holds._heaps.values(), *calls._holds._heaps.values()]
+    return sum(map(len, heaps))
+
+
+def test_calls_that_are_closed_leave_nothing_in_a_topology_in_which_nobody_asks_for_a_watermark() -> None:
+    tables = Tables()
+    for n in range(1, MANY):
+        call = OpenCall("ask", "id", "run", "light", 60.0, b"", time=float(n))
+        tables.change([("calls", n, call), ("timers", n, Timer(1e9, "deadline"))])
+        tables.change([("calls", n, None), ("timers", n, None)])
+    assert entries(tables) < FEW
+
+
+def test_timers_that_are_set_again_and_again_leave_one_of_them() -> None:
+    tables = Tables()
+    for n in range(MANY):
+        wake = Timer(1e9 + n, "wake", node="batch", hold=float(n), until=1e9)
+        tables.change([("timers", 1, wake), ("timers", 2, Timer(float(n), "mark", node="join", hold=1.0))])
+    assert entries(tables) < 2 * FEW
+    assert (tables.hold("batch", 0.0), tables.hold("join", 0.0)) == (MANY - 1, 1.0)
+    assert tables.timers.due(2e9) == [(1, tables.timers.rows[1])]
+    assert tables.timers.reached(lambda node: 1e9) == 2
+
+
+def test_a_hold_ends_for_good_with_its_time_and_the_later_ones_stay() -> None:
+    tables = Tables()
+    rows = [("timers", n, Timer(1e9, "wake", node="batch", hold=float(n), until=10.0 * n)) for n in range(1, 4)]
+    tables.change(rows)
+    assert [tables.hold("batch", now) for now in (5.0, 10.0, 25.0, 30.0)] == [1.0, 2.0, 3.0, float("inf")]
