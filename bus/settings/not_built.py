@@ -55,7 +55,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "calls": _LEAVE_OUT,
     "budgets": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
-    "engine.state_limit": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},

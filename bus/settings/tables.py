@@ -49,6 +49,7 @@ class EngineSettings(SettingsTable):
         max_open_calls: of a partition; above it the source is not read on.
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
             most 16 GiB. The stream of sources gets a fifth of that besides.
+        state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
         encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keyring.py. "NEW,OLD": NEW
             seals new ones, and OLD opens too.
@@ -61,6 +62,7 @@ class EngineSettings(SettingsTable):
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
     max_bytes: PositiveSize | None = None
+    state_limit: PositiveSize = 256 << 20
     claim_check_above: PositiveSize = ABOVE
     encrypt_key_env: Variables | None = None
 

@@ -120,6 +120,7 @@ class Engine:
             align=s.engine.align,
             most_arrivals=s.engine.commit.max_events,
             most_open_calls=s.engine.max_open_calls,
+            state_limit=s.engine.state_limit,
             claim_check_above=s.engine.claim_check_above,
             keys=keys,
             only_additive=not server.local,

@@ -59,6 +59,7 @@ class Host:
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         align: seconds that a source may be ahead of another one of its topology, in event time.
         most_arrivals, most_open_calls: see Services.
+        state_limit: bytes of the state of one partition.
         claim_check_above: bytes of a body that is not stored in its message.
         keys: pool → the keys that sign its records; see bus/serving/signatures.py.
         only_additive: do not start where applying would lose something that the application holds.
@@ -79,6 +80,7 @@ class Host:
         align: float = 3600.0,
         most_arrivals: int = 500,
         most_open_calls: int = 10_000,
+        state_limit: int = 256 << 20,
         claim_check_above: int = payloads.ABOVE,
         keys: Mapping[str, Keys] | None = None,
         only_additive: bool = False,
@@ -88,7 +90,7 @@ class Host:
         self.graphs = tuple(graphs)
         self.engine = engine
         self.replicas, self.max_bytes, self._only_additive = replicas, max_bytes, only_additive
-        self.heartbeat, self._align = heartbeat, align
+        self.heartbeat, self._align, self._state_limit = heartbeat, align, state_limit
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app), self._heard)
         self.room = asyncio.Event()  # set while sources need not wait for room in the application's stream
@@ -133,6 +135,7 @@ class Host:
             most_arrivals=self._most[0],
             most_open_calls=self._most[1],
             limit=payloads.most(self.bus),
+            state_limit=self._state_limit,
             keys=self._keys,
             behind=self.consumers.behind,
         )

@@ -172,7 +172,7 @@ class Walk(StateWalk):
 
     def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int, tables: Tables) -> list[Output]:
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
-        self.tables, self.number, self._size, self.fired = tables, number, 0, 0  # `begin`, written out
+        self.tables, self.number, self._size, self._grown, self.fired = tables, number, 0, 0, 0  # `begin`, written out
         if self.staged.rows or self.staged.timers:
             self.staged = Staged({}, {}, {})
         self.clock, self.node = clock, event.node

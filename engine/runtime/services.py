@@ -41,7 +41,7 @@ class Services:
     readers: bounds how many partitions catch up with a reader of their own at a time.
     most_arrivals: arrivals of one partition in one commit.
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
-    limit: bytes of one payload.
+    limit: bytes of one payload. state_limit: bytes of the state of one partition.
     room: set while the application's stream has room for what sources bring: they wait for it.
     keys: pool → the keys that sign its records; see bus/serving/signatures.py.
     tally: told what was committed, but for events that were only taken.
@@ -62,6 +62,7 @@ class Services:
     most_arrivals: int = 500
     most_open_calls: int = 10_000
     limit: int = MOST
+    state_limit: int = 256 << 20
     keys: Mapping[str, Keys] = field(default_factory=dict[str, Keys], repr=False)
     behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
 

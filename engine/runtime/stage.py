@@ -259,7 +259,7 @@ class StageRunner:
     def _begin(self, index: int, log: CommitLog, tables: Tables, seconds: float) -> None:
         s = self.s
         self.counters["unreadable"] += log.passed
-        address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit)
+        address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit, s.state_limit)
         process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
         outward = self._stater.outward if self._stater is not None else None
         p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most, outward)

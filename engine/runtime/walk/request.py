@@ -36,6 +36,7 @@ class Address:
     partition: int
     nonce: str
     limit: int  # bytes that one payload may have
+    state: int = 256 << 20  # bytes that the state of a partition may have
 
     def node_id(self, node: str) -> str:
         """What the ids of a node's outputs are derived from, besides the event: unique in the application."""

@@ -22,7 +22,6 @@ from dspex.engine.runtime.walk.request import Address, Output
 from dspex.engine.runtime.watermarks.clocks import NodeClock
 
 MOST_VALUE: Final = 8 << 20  # bytes of one value
-MOST_STATE: Final = 256 << 20  # bytes of the state of a partition, by default
 MOST_STAGED: Final = 16 << 20  # bytes that one arrival may change: an entry of the log has to hold them
 _NOWHERE: Final = Tables()
 _NO_NAMES: Final[Mapping[str, str]] = {}
@@ -55,13 +54,13 @@ class StateWalk(EventContext, ABC):
 
     __slots__ = (
         "_clocks",
+        "_grown",
         "_names",
         "_shared",
         "_size",
         "address",
         "counts",
         "fired",
-        "most_state",
         "number",
         "outputs",
         "staged",
@@ -81,12 +80,12 @@ class StateWalk(EventContext, ABC):
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
         self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
-        self.most_state, self._size, self.fired = MOST_STATE, 0, 0
+        self._size, self._grown, self.fired = 0, 0, 0
         self.waking: float | None = None
 
     def begin(self, tables: Tables, number: int) -> None:
         """Forget what is staged. `number`: the first that a call or a timer may get."""
-        self.tables, self.number, self._size, self.fired = tables, number, 0, 0
+        self.tables, self.number, self._size, self._grown, self.fired = tables, number, 0, 0, 0
         if self.staged.rows or self.staged.timers:
             self.staged = Staged({}, {}, {})
 
@@ -138,19 +137,21 @@ class StateWalk(EventContext, ABC):
 
     def put(self, value: bytes | None, sub: str = "") -> None:
         at = self._at(sub)
+        before = len(self.row(sub) or b"")
+        self._grown += len(value or b"") - before
         if value is not None:
             self._size += len(value)
-            self._check(len(value), len(self.row(sub) or b""))
+            self._check(len(value), before)
         elif at not in self.tables.keyed.rows:
             self.staged.rows.pop(at, None)  # it came and went
             return
         self.staged.rows[at] = value
 
     def _check(self, size: int, before: int) -> None:
-        held = self.tables.keyed.size + self._size
-        if size <= MOST_VALUE and self._size <= MOST_STAGED and (held <= self.most_state or size <= before):
+        held = self.tables.keyed.size + self._grown
+        if size <= MOST_VALUE and self._size <= MOST_STAGED and (held <= self.address.state or size <= before):
             return
-        what, most = f"{held:,} bytes of state in partition {self.address.partition}", self.most_state
+        what, most = f"{held:,} bytes of state in partition {self.address.partition}", self.address.state
         if size > MOST_VALUE:
             what, most = f"a value of {size:,} bytes", MOST_VALUE
         elif self._size > MOST_STAGED:
@@ -159,7 +160,7 @@ class StateWalk(EventContext, ABC):
             f"{self.node} has {what} for key {(self.origin.key or '')[:100]!r}, and {most:,} may be",
             code="DX512",
             node=self.node,
-            fix="keep less for each key, or forget keys with ttl=; then: dspex dlq redrive",
+            fix="keep less for each key, or forget keys with ttl=, or raise engine.state_limit; then: dspex dlq redrive",
         )
 
     def subs(self) -> list[str]:

@@ -35,6 +35,7 @@ ACTS: dict[str, str] = {
     "engine.heartbeat": "engine/hosting/engine.py",
     "engine.stall_after": "engine/hosting/engine.py",
     "engine.align": "engine/hosting/engine.py",
+    "engine.state_limit": "engine/hosting/engine.py",
     "engine.records": "engine/hosting/engine.py",
     "engine.max_open_calls": "engine/hosting/engine.py",
     "engine.claim_check_above": "engine/hosting/engine.py",

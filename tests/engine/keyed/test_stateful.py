@@ -309,3 +309,15 @@ def test_what_comes_out_later_may_be_what_json_cannot_write_and_stops_nobody_whe
             d.advance("2s")
         assert d.outputs("out") == [type(value).__name__]
         assert [letter.node for letter in d.dead_letters()] == ["check"]
+
+
+def test_the_state_of_a_partition_has_the_limit_that_the_setting_says(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in").key_by("k").stateful(lambda s, d, ctx: (bytes(d["n"]), [d["n"]]), init=bytes, name="s").sink("out")
+    one = lab(topology)
+    one.start(state_limit=1000)
+    for n in (400, 900, 1100, 500):
+        one.publish("in", {"k": "a", "n": n})
+    one.advance(1)
+    assert one.outputs("out") == [400, 900, 500]  # less is taken at any time
+    assert [letter.code for letter in one.letters()] == ["DX512"]

@@ -81,7 +81,7 @@ def test_branches_that_are_on_their_way_meet_at_a_gather_of_another_name(lab: Ma
     assert one.left() == []
 
 
-def test_an_event_without_a_branch_is_a_letter_that_names_it_and_can_be_whole_yet() -> None:
+def test_an_event_without_a_branch_is_a_letter_that_names_it() -> None:
     with Driver(gathering()) as d:
         d.answer("draft", {"draft": "x"})
         d.fail("review", ValueError("a bug"), times=1)
