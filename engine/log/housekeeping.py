@@ -13,6 +13,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     all these of a stage whose source was dropped     its last entry is kept, or something of it is left to do
     events in the stream of sources                   a stage has not read them, or a dead letter or a redriven event that is
                                                       not read points at them
+    statements of watermarks (at once)                they are an engine's last, and it lives, or others have not said as much
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them
 
@@ -27,8 +28,9 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from dspex.bus import subjects
-from dspex.bus.errors import DspexError
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import DecodeError, DspexError
+from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
@@ -38,7 +40,7 @@ from dspex.engine.log.entries import LogAddress, bases, readable
 from dspex.engine.log.latest import latest
 from dspex.engine.log.positions import needed, pages, sequence_before
 from dspex.engine.log.reading import named_snapshot, restored
-from dspex.engine.log.rows import NONE
+from dspex.engine.log.rows import NO_MARK, NONE
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.unused_payloads import UnusedPayloads
 
@@ -110,6 +112,7 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
     await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
     await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
+    await _statements(bus, app, info, topology)
     sources = await bus.stream(subjects.sources(app))
     if sources is not None:
         for source in [source for source, stream in manifest.streams.items() if stream == sources.name]:
@@ -135,6 +138,31 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young
         return _Kept(address, index, 0, 0, {"work": 0})
     first = needed(tables)  # what was read or written later lies behind the snapshot
     return _Kept(address, index, oldest.at, oldest.first, {**first, "work": min(first["work"], oldest.at)})
+
+
+async def _statements(bus: Bus, app: str, info: StreamInfo, topology: str) -> None:
+    """Who begins to read hears the last statement of each engine, also of one that is gone and knew more than all others."""
+    last: dict[str, Message] = {}
+    async for page in pages(bus, info.name, [subjects.time(app, topology, "*", "*")]):
+        last |= {message.subject: message for message in page}
+    engines = await (await bus.bucket(subjects.bucket(app))).items("engine") if last else {}
+    said = {subject: _said(message) for subject, message in last.items()}
+    for subject, message in sorted(last.items(), key=lambda item: item[1].sequence):
+        (stage, engine), mine = subject.split(".")[-2:], said[subject]
+        others = [marks for other, marks in said.items() if other != subject and other.split(".")[-2] == stage]
+        gone = subjects.member_key("engine", engine) not in engines
+        if gone and all(any(index in o and o[index] >= at for o in others) for index, at in mine.items()):
+            said[subject] = {}
+        await bus.purge(info.name, subject, below=message.sequence + (not said[subject]))
+
+
+def _said(message: Message) -> dict[object, float]:
+    """What a statement says of partitions; nothing for what is none."""
+    try:
+        said = codecs.decode(message.data, codecs.MSGPACK)
+    except DecodeError:
+        return {}
+    return {index: at if isinstance(at, float) else NO_MARK for index, at in said.items()} if isinstance(said, dict) else {}
 
 
 async def _pieces(bus: Bus, address: LogAddress, below: int) -> int:

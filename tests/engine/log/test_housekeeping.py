@@ -10,8 +10,9 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
-from dspex.bus.port import StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
 from dspex.engine.graph import manifest
+from dspex.engine.hosting.membership import FORGOTTEN
 from dspex.engine.log import commit_log, housekeeping
 from dspex.engine.log.entries import LogAddress, Snapshot, bases, packed, unpack
 from dspex.engine.log.reading import restored
@@ -296,3 +297,22 @@ def test_what_was_emitted_stays_when_an_engine_starts_whose_other_partitions_sto
 
 def _refused() -> Any:
     raise ProgramError("no")
+
+
+def test_statements_of_engines_that_are_gone_go_once_others_have_said_as_much(lab: MakeLab) -> None:
+    topology = Topology("kept", retention="30s")
+    topology.source("in").key_by("k").window("10s").count(name="windows").sink("out.kept")
+    one = lab(topology)
+    pattern = subjects.time(APP, "kept", "s1", "*")
+    for name in ("a", "b", "c"):
+        one.start(name, records=KEEP)
+        one.publish("in", {"k": "x"})
+        one.advance(20)
+        one.kill(name)
+    one.store(NewMessage(subjects.time(APP, "kept", "s1", "stranger"), b"\xc1"))
+    assert {m.subject.rpartition(".")[2] for m in one.messages(pattern)} == {"a", "b", "c", "stranger"}
+    one.start("d", records=KEEP)
+    one.publish("in", {"k": "x"})
+    one.advance(FORGOTTEN + LATER)
+    assert {m.subject.rpartition(".")[2] for m in one.messages(pattern)} == {"d"}
+    assert len(one.messages(pattern)) < 2 * SWEEP_EVERY
