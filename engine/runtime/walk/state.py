@@ -53,6 +53,7 @@ class StateWalk(EventContext, ABC):
     """
 
     __slots__ = (
+        "_before",
         "_clocks",
         "_grown",
         "_names",
@@ -77,6 +78,7 @@ class StateWalk(EventContext, ABC):
     ) -> None:
         super().__init__(address.topology)
         self.address, self._clocks, self._shared, self._names, self.number = address, clocks, shared, names, 0
+        self._before = {new: [old for old, now in names.items() if now == new] for new in names.values()}
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
         self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
@@ -125,7 +127,8 @@ class StateWalk(EventContext, ABC):
         """The watermark of a node, as the tables have it. It never goes back behind what it has woken, whatever is open now."""
         tables, clock = self.tables, self._clocks.get(node)
         found = clock.at(tables, tables.position("time").mark, self.clock) if clock is not None else -inf
-        return max(found, tables.position(woken_by(node)).mark)
+        before = self._before.get(node, ())
+        return max(found, tables.position(woken_by(node)).mark, *(tables.position(woken_by(old)).mark for old in before))
 
     def _at(self, sub: str) -> tuple[str, str, str]:
         node = self.node

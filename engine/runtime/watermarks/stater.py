@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from math import isfinite
 from typing import Final
 
 import structlog
@@ -81,12 +80,12 @@ class Stater:
             await asyncio.sleep(OFTEN)
 
     async def _state(self) -> None:
-        said = {index: self._watermark(p) for index, p in self._partitions.items() if not p.revoked}
-        for index, at in said.items():
-            before = self._said.get(index)
-            if before is not None and at is not None and before > at:
-                said[index] = before  # of an earlier claim of ours
-        if not said or said == self._said:
+        mine = {index: self._watermark(p) for index, p in self._partitions.items() if not p.revoked}
+        said = dict(self._said)  # of what others have now, too: it stays true, and who has it may know less for a while
+        for index, at in mine.items():
+            before = said.get(index)
+            said[index] = at if before is None or (at is not None and at > before) else before
+        if not mine or said == self._said:
             return
         ack = await self._s.bus.publish(NewMessage(self._subject, codecs.encode(said, "msgpack")[0]))
         self._said = said
@@ -107,10 +106,7 @@ class Stater:
             idle = self._idle.get(p.index, NO_MARK)
             mark = max(p.tables.position("source").mark, self._source.highest, idle or NO_MARK)
             mark = None if idle is None and mark == NO_MARK else mark
-        if mark is None and not isfinite(self._clock.at(p.tables, NO_MARK + 1, now)):
-            return None
-        at = self._clock.at(p.tables, mark if mark is not None else NO_MARK, now)
-        return max(at, p.mark, NO_MARK)
+        return max(self._clock.at(p.tables, mark, now), p.mark, NO_MARK) if mark is not None else None
 
     # -- sources that are silent ----------------------------------------------------------------------------------------
     async def _look(self, source: SourceInput) -> None:

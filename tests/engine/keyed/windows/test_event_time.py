@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 
 import pytest
 from engine_lab import APP, Cut, Lab, StageLab
 
-from dspex.bus.errors import RetryLater
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import ProgramError, RetryLater
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents
 from dspex.engine.client.client import Client
+from dspex.engine.graph.nodes import Retry
 from dspex.engine.hosting.host import Host
+from dspex.engine.runtime.watermarks import stater
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -289,3 +293,62 @@ def test_a_partition_that_waits_hears_no_watermark_that_stands_behind_what_it_ha
     one.advance(60)
     assert one.letters() == []
     assert sorted(w["value"] for w in one.outputs("out")) == [1, 5, 10]
+
+
+def test_what_was_stated_of_a_partition_is_known_for_good_though_another_engine_has_it_and_knows_less(
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that begins now hears what is kept. What it hears less of a partition, it would not wait for."""
+    monkeypatch.setattr(stater, "KEPT", 1)
+    topology = Topology("t")
+    topology.source("in", time="time", partitions=8).key_by("k").window("10s").count(name="w").sink("out")
+    one = lab(topology)
+    one.start("a")
+
+    def known() -> dict[int, float]:
+        found: dict[int, float] = {}
+        for m in one.messages(subjects.time(APP, "t", "s1", "*")):
+            for index, mark in codecs.decode(m.data, codecs.MSGPACK).items():
+                found[index] = max(found.get(index, -inf), mark or -inf)
+        return found
+
+    def publish(time: float, *keys: int) -> None:
+        for n in keys:
+            one.publish("in", {"k": "a", "time": at(time).isoformat()}, key=str(n))
+        one.advance(2)
+
+    publish(-100, 0)
+    publish(-500, *range(1, 40))
+    before = known()
+    assert set(before.values()) == {at(-100).timestamp()}
+    one.start("b")
+    one.advance(3)
+    assert known() == before
+
+
+def test_a_window_that_has_ended_stays_so_under_a_new_name_whatever_a_call_before_it_holds(lab: MakeLab) -> None:
+    def named(name: str, **options: Any) -> Topology:
+        topology = Topology("t", **options)
+        asked = topology.source("in", time="time").key_by("k").predict("n: int -> answer", name="ask", retry=Retry(attempts=1))
+        asked.window("10s").count(name=name).sink("out")
+        return topology
+
+    def fails(inputs: dict[str, Any], work: Any) -> dict[str, Any]:
+        raise ProgramError("not yet")
+
+    one = lab(named("w"))
+    one.start()
+    one.work()
+    for n, time in enumerate((1, 5, 100)):
+        one.answers["ask"] = fails if n == 1 else lambda inputs, work: {"answer": "yes"}
+        one.publish("in", {"k": "a", "n": n, "time": at(time - 1000).isoformat()})
+        one.advance(1)
+    one.advance(5)
+    assert [w["value"] for w in one.outputs("out")] == [1]
+    one.kill()
+    one.start("b", named("v", renamed_from={"v": "w"}))
+    one.advance(10)
+    assert one.run(one.client.redrive(one.letters())) == 1
+    one.advance(60)
+    assert [w["value"] for w in one.outputs("out")][:2] == [1, 1]
+    assert [letter.reason for letter in one.letters()] == ["LateEvent"]
