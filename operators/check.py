@@ -22,7 +22,14 @@ def check(plan: Plan, renamed_from: Mapping[str, str], drop: Sequence[str]) -> l
     noted = [replace(p, node=names[d]) if d else p for d, p in plan.problems]
     of_graph = graph_check.problems(plan.topology, [d.node(names) for d in plan.drafts])
     moved = _moved(plan, set(names.values()), renamed_from, drop)
-    found = [*noted, *_anchored([*of_graph, *moved], place), *_lonely(plan, names), *_begun(plan), *_suffixed(plan, names)]
+    found = [
+        *noted,
+        *_anchored([*of_graph, *moved], place),
+        *_lonely(plan, names),
+        *_begun(plan),
+        *_misplaced(plan, names),
+        *_suffixed(plan, names),
+    ]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
 
@@ -56,6 +63,15 @@ def _lonely(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
             file, line = d.place or (None, None)
             message, fix = f"{d.op} joins streams, and was given no other", f"a.{d.op}(b)"
             yield Problem("DX204", "error", plan.topology, names[d], file, line, message, fix)
+
+
+def _misplaced(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
+    """DX205: a schedule that would be run by more stages than one, or in partitions that no source has."""
+    for d in plan.drafts:
+        if d.op == "cron" and any(before.op != "source" for before, _ in d.inputs):
+            file, line = d.place or (None, None)
+            fix = "topology.cron(…), or source(…).cron(…)"
+            yield Problem("DX205", "error", plan.topology, names[d], file, line, "cron stands right behind a source", fix)
 
 
 def _begun(plan: Plan) -> Iterator[Problem]:

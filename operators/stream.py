@@ -338,6 +338,22 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         raise NotImplementedError
 
     @declared
+    def cron(
+        self,
+        schedule: str,
+        *,
+        zone: str = "UTC",
+        data: Mapping[str, Any] | None = None,
+        missed: Literal["skip", "last", "all"] = "last",
+        name: str,
+    ) -> Stream[Record]:
+        """Events at the times of a schedule, and one for each event of the source, right behind which it stands.
+
+        `Topology.cron` is this behind a source of its own.
+        """
+        raise NotImplementedError
+
+    @declared
     def approve(
         self,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from types import MappingProxyType
-from typing import Self, cast
+from typing import Any, Literal, Self, cast
 
 from typing_extensions import Unpack
 
@@ -25,7 +25,7 @@ from dspex.operators.stateless import source
 from dspex.operators.stateless.sink import CODEC
 from dspex.operators.stateless.source import SourceOptions
 from dspex.operators.stream import Stream
-from dspex.operators.typing.names import Codec, V
+from dspex.operators.typing.names import Codec, Record, V
 from dspex.operators.typing.refs import resolve
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -97,6 +97,28 @@ class Topology(Planned, names=METHODS["Topology"]):
         """
         given = {**({} if type is None else {"type": type}), **cast("Mapping[str, object]", o)}
         return Stream(self._plan, source.add(self._plan, subject, given))
+
+    def cron(
+        self,
+        schedule: str,
+        *,
+        name: str,
+        data: Mapping[str, Any] | None = None,
+        zone: str = "UTC",
+        missed: Literal["skip", "last", "all"] = "last",
+    ) -> Stream[Record]:
+        """Events at the times of a schedule, each time once, whoever runs it then.
+
+        An event has the fields of `data`, and `due`: when it was to be. Publish to `cron.<topology>.<name>` for one at once.
+
+        Args:
+            schedule: a cron expression, "0 3 * * *"; with six fields the first is the second.
+            zone: the time zone of it. A time that a change of clocks leaves out comes right behind it; one that comes twice is
+                taken once.
+            missed: what was to be while no engine ran: "skip" it, the "last" one alone, or "all".
+        """
+        begins = Stream[Any](self._plan, source.add(self._plan, f"cron.{self.name}.{name}", {}))
+        return begins.cron(schedule, zone=zone, data=data, missed=missed, name=name)
 
     def check(self) -> list[Problem]:
         """Every problem: code, node, file:line, message, fix. Errors first, then warnings."""

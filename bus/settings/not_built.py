@@ -23,7 +23,7 @@ TOPOLOGY_CODE: Final = "DX237"
 OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
-    "Topology": ("cron", "to_asyncapi"),
+    "Topology": ("to_asyncapi",),
     "Client": (
         *("stream", "submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
         *("put_program", "scale", "score", "evaluate"),

@@ -20,8 +20,6 @@ from dspex.bus.codecs.msgpack import load_msgpack
 from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.records import Origin
 
-DECIDE: Final = "~decide"
-"""Behind the name of an operator: where decisions enter. No name of a node has it."""
 AcceptOrReject: TypeAlias = Literal["accept", "reject"]
 LONGEST: Final = 8192  # characters of a note
 

@@ -152,7 +152,8 @@ class State:
         gathers: whether it brings together the branches of one event: they get an id for it where they part.
         named: makes it anew with the names of its inputs, where it speaks of them.
         back: (data, context) → takes what it has let out as a letter, which is redriven.
-        told: (data, context) → takes a decision about something that it keeps.
+        told: (data, context) → takes what it is told from outside, such as a decision about something that it keeps.
+        begins: what it is told whenever its first partition gets an owner; "": nothing.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -169,10 +170,13 @@ class State:
     named: Callable[[Sequence[str]], State] | None = None
     back: Callable[[Any, Any], None] | None = None
     told: Callable[[Any, Any], None] | None = None
+    begins: str = ""
 
 
 WAKE: Final = "~wake"
 """Behind the name of an operator with state: where an event enters that wakes it again. No name of a node has it."""
+TOLD: Final = "~told"
+"""The same: where an event enters by which it is told something."""
 
 
 @dataclass(frozen=True)

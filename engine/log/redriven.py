@@ -26,8 +26,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, StoredAt
 from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
-from dspex.engine.graph.approvals import DECIDE
-from dspex.engine.graph.nodes import WAKE
+from dspex.engine.graph.nodes import TOLD, WAKE
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
@@ -181,7 +180,7 @@ async def check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> Non
             node=letter.node,
             fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
         )
-    name = letter.event.node.removesuffix(WAKE).removesuffix(DECIDE)
+    name = letter.event.node.removesuffix(WAKE).removesuffix(TOLD)
     node = applied.renamed.get(name, name)
     if node not in {*applied.streams, *applied.calls, *applied.hops, *applied.states} - {*applied.dropped}:
         raise TopologyError(

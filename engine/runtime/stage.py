@@ -27,9 +27,10 @@ from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import reset
 from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.inputs.input import Input
-from dspex.engine.runtime.inputs.inputs import inputs
+from dspex.engine.runtime.inputs.inputs import begin, inputs
 from dspex.engine.runtime.inputs.position import SourceWatch
 from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
@@ -184,6 +185,8 @@ class StageRunner:
         """Admit nothing more, so that what is open comes to its end; or go on."""
         if paused != self.paused:
             self.paused = paused
+            timers = cast("TimersInput", self.pumps["timers"].input)
+            timers.waiting = {name for name, node in self.stage.states.items() if paused and node.state.begins}
             self._orders.put_nowait(_Order("restart"))
 
     # -- ownership ------------------------------------------------------------------------------------------------------
@@ -243,6 +246,8 @@ class StageRunner:
             self._begin(logs[log], log, tables, monotonic() - began)
         if won := [logs[log] for log, _ in claims.won]:
             _log.info("owns", topology=self.topology, stage=self.stage.id, partitions=won)
+        if 0 in won:
+            await begin(s, self.stage)
         self._start_pumps()  # at once: some may have to be claimed again until they can be read
         for log, time in claims.ahead:
             self._ahead[logs[log]] = time

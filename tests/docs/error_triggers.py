@@ -61,7 +61,7 @@ ELSEWHERE = {
     "DX510": "engine/client/test_runs.py::test_a_run_waits_for_events_that_are_run_again_later",
     "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
     "DX515": "engine/keyed/meeting/test_gather.py::test_an_event_without_a_branch_is_a_letter_that_names_it",
-    "DX516": "engine/keyed/test_approve.py::test_what_nobody_decides_about_in_time_becomes_what_was_said",
+    "DX516": "engine/outside/test_approve.py::test_what_nobody_decides_about_in_time_becomes_what_was_said",
     "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
     "DX514": "engine/keyed/windows/test_fixed.py::test_more_events_than_a_list_may_have_are_letters_and_the_list_stays",
     "DX504": "engine/keyed/windows/test_fixed.py::"
@@ -81,7 +81,7 @@ ELSEWHERE = {
     "DX622": "engine/client/test_runs.py::test_a_run_is_found_by_the_end_of_its_id_also_if_it_came_without_one",
     "DX623": "engine/cli/test_dlq.py::test_a_redriven_event_keeps_its_run_and_arrives_once",
     "DX625": "engine/keyed/windows/test_late.py::test_a_late_event_is_redriven_with_a_new_time_only",
-    "DX626": "engine/keyed/test_approve.py::test_a_decision_is_final_and_who_decides_again_is_told_what_it_was",
+    "DX626": "engine/outside/test_approve.py::test_a_decision_is_final_and_who_decides_again_is_told_what_it_was",
     "DX624": "engine/strangers/test_letters.py::test_a_letter_is_redriven_to_a_partition_of_its_topology_or_not_at_all",
     "DX900": "engine/cli/test_app.py::test_a_bug_is_reported_without_a_traceback_and_with_one_on_v",
 }

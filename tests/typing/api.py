@@ -156,6 +156,8 @@ assert_type(by_customer.session_window("30s").count(name="visits").map(lambda w:
 assert_type(by_customer.aggregate(int, lambda n, m: n + 1, name="n", ttl="1d"), Stream[int, str])
 assert_type(by_customer.reduce(lambda a, b: a, name="first"), Stream[Message, str])
 topology.source("timed", time="sent", idle="1m", hold=60)
+daily = topology.cron("0 3 * * *", name="daily", zone="Europe/Berlin", data={"n": 1}, missed="all")
+assert_type(daily, Stream[Record])
 
 # -- recorded operators and specs
 assert_type(messages.predict("text -> lang", name="p"), Stream[Record])

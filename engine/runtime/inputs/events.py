@@ -16,8 +16,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
 from dspex.bus.serving import payloads
-from dspex.engine.graph.approvals import DECIDE
-from dspex.engine.graph.nodes import KEYED_PARTITIONS
+from dspex.engine.graph.nodes import KEYED_PARTITIONS, TOLD
 from dspex.engine.log.reading import stored_in
 from dspex.engine.log.redriven import points_at
 from dspex.engine.log.rows import Place, Position
@@ -177,7 +176,7 @@ class EventsInput(Input):
         if (node := message.headers.get(subjects.DECIDE)) is not None:
             run = message.headers.get(subjects.RUN, "")
             origin = Origin(f"{message.subject}@{message.sequence}", message.subject, run, time=message.time)
-            return [NodeEvent(node + DECIDE, origin, codecs.JSON, message.data)]
+            return [NodeEvent(node + TOLD, origin, codecs.JSON, message.data)]
         events = unpack_frame(message.data)
         if not all(is_time(e.origin.time) and 0 <= e.attempts < MOST_ATTEMPTS for e in events):
             raise DecodeError("a frame with a time or a number of attempts that no event has")

@@ -1,10 +1,14 @@
-"""The inputs that a stage has."""
+"""The inputs that a stage has, and what is put into them when it begins."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 
+from dspex.bus import codecs, subjects
+from dspex.bus.port import NewMessage
+from dspex.bus.records import NodeEvent, Origin, pack_frame
+from dspex.engine.graph.nodes import TOLD
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.lost import LostRequests
@@ -37,3 +41,13 @@ def inputs(
     found += [EventsInput(*where, events_of, stage.before, (alarm, moved)), records]
     found.append(TimersInput(s.bus, s.app, events_of, alarm, records, s.clock, LostRequests(records, s.behind)))
     return {input.name: input for input in found}
+
+
+async def begin(s: Services, stage: Stage) -> None:
+    """Tell operators that begin something that they can: in the log of events, where a replay finds it. Raises BusError."""
+    for name, node in stage.states.items():
+        if node.state.begins:
+            body, content_type = codecs.encode(node.state.begins)
+            origin = Origin(f"begins@{stage.id}", stage.name, "", time=s.clock())
+            frame = pack_frame([NodeEvent(name + TOLD, origin, content_type, body)])
+            await s.bus.publish(NewMessage(subjects.edge(s.app, stage.graph.name, stage.id, 0), frame))

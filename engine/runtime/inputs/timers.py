@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 import structlog
@@ -38,6 +38,9 @@ class TimersInput(Input):
     Args:
         source: of the stage; None behind hops. alarm: set when a timer may have become due.
         lost: finds calls to ask again; None where nobody asks workers.
+
+    Attributes:
+        waiting: operators whose timers are not handled now: those that begin something, in a pause.
     """
 
     name: ClassVar[str] = "timers"
@@ -55,6 +58,7 @@ class TimersInput(Input):
     ) -> None:
         self._bus, self._app, self._stream, self._source = bus, app, subjects.stream(app), source
         self._alarm, self._records, self._clock, self._lost = alarm, records, clock, lost
+        self.waiting: Collection[str] = ()
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         return _Clockwork(self, partitions)
@@ -81,6 +85,8 @@ class TimersInput(Input):
             if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
                 due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
             for number, timer in due:
+                if timer.node in self.waiting:
+                    continue
                 row = p.tables.calls.rows.get(number)
                 if timer.place is None and timer.kind != "wake" and not (row is not None and row.work):
                     continue  # its request is in a commit whose answer has not come yet, though its record may have

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from dspex.bus.codecs.copied import copied
-from dspex.engine.graph.approvals import DECIDE
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
-from dspex.engine.graph.nodes import WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
+from dspex.engine.graph.nodes import TOLD, WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
 from dspex.engine.graph.ways import fork_of
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
@@ -159,7 +158,7 @@ class _Fuse:
             )  # what came out and failed behind it is redriven there
             self.entries[node.name + WAKE] = wake_step(node, after)
             if node.state.told is not None:
-                self.entries[node.name + DECIDE] = told_step(node)
+                self.entries[node.name + TOLD] = told_step(node)
         return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))
 
     def _make(self, node: Node) -> Handler:
@@ -234,5 +233,5 @@ def _compiled(
     exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
     names = graph.renamed if names is None else names
-    names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in (WAKE, DECIDE)}}
+    names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in (WAKE, TOLD)}}
     return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, dropped)

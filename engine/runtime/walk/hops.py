@@ -78,7 +78,7 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
 
 
 def told_step(node: StateNode) -> Handler:
-    """The step at which a decision enters: it changes what the operator keeps, and nothing goes on at once."""
+    """The step at which an operator is told something: that changes what it keeps, and nothing goes on at once."""
     name, told = node.name, node.state.told
 
     def step(event: NodeEvent, walk: Any) -> None:

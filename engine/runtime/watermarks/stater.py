@@ -49,6 +49,7 @@ class Stater:
         changed: asyncio.Event,
     ) -> None:
         self._s, self._stage, self._partitions, self._pump, self._source = services, stage, partitions, pump, source
+        self._begins = any(node.state.begins for node in stage.states.values())
         self._clock = of_hops(stage.graph, stage.clocks, stage.exits)
         self._subject = subjects.time(services.app, stage.graph.name, stage.id, services.engine)
         self._changed = changed
@@ -123,7 +124,8 @@ class Stater:
         for p in partitions:
             if p.settled.is_set() and not self._pump.catches_up(p) and await self._stands(p):
                 silent = highest + (now - since) - source.settings.idle if highest > NO_MARK else None
-                self._idle[p.index] = silent
+                by_itself = silent is None and self._begins  # its events are those of a schedule, whose next time holds this
+                self._idle[p.index] = now - source.settings.idle if by_itself else silent
 
     async def _stands(self, p: Partition) -> bool:
         """Whether the claim of a partition still stands, asked of the leader."""

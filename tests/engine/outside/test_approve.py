@@ -147,6 +147,20 @@ def test_of_two_who_decide_at_once_one_is_told_that_the_other_has(lab: MakeLab) 
     assert (results[0] is None) == (len(one.outputs("out")) == 1)
 
 
+def test_of_two_decisions_that_were_stored_before_one_was_taken_the_first_holds(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+    one.kill()
+    told(one, a)
+    told(one, a, decision="reject")
+    one.start("b")
+    one.advance(10)
+    assert (one.outputs("out"), one.letters()) == ([{"n": 1}], [])
+    assert one.differences() == []
+
+
 def test_an_edit_is_checked_by_the_type_of_the_stream() -> None:
     with Driver(approving(type=Order)) as d:
         d.publish("in", {"n": 1})
