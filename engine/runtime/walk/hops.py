@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from dspex.bus import subjects
+from dspex.bus.codecs.times import is_time
+from dspex.bus.errors import InvalidInput
 from dspex.bus.message import derived_id, partition_of
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.context import Handler
@@ -33,6 +35,9 @@ def hop_step(node: HopNode, node_id: str, stage: str, count: int, codec: Any) ->
             raise too_large(name, len(body), a.limit)
         walk.counts[name] = ordinal = walk.counts.get(name, -1) + 1
         id, subject, run, _, own, session, time, sequence, trace, headers, fallback, _ = o  # _replace is slow
+        if not is_time(time):  # else it would be no event behind the hop, and no letter either
+            why = f"its event time, {time:.0f} seconds since 1970 in UTC, is in none of the years 1 to 9999"
+            raise InvalidInput(why, fix="give the source a time= in these years, also where it is another day in UTC")
         child_id, its = derived_id(id, node_id, ordinal), key if gives else own
         child = Origin(child_id, subject, run, id, its, session, time, sequence, trace, headers, fallback)
         to = _edge_of(a.app, a.topology, stage, key, count)

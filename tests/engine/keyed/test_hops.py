@@ -284,3 +284,22 @@ def test_data_is_of_its_type_behind_a_hop_too() -> None:
     with Driver(topology) as d:
         d.publish("in", {"Customer": "Ann", "at": "2026-01-01T00:00:00+00:00"})
         assert d.outputs("out") == [["Order", "Ann", "2026-01-01T00:00:00+00:00"]]
+
+
+def test_an_event_at_a_time_that_no_frame_may_have_is_a_letter_and_takes_no_other_with_it(lab: MakeLab) -> None:
+    topology = Topology("keyed")
+    topology.source("in", time="time").key_by("k").sink("out")
+    one = lab(topology)
+    one.start()
+    times = ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-01-01T00:00:00Z"]
+    one.run(_published(one, [{"k": "a", "time": time} for time in times]))
+    one.advance(5)
+    assert [(letter.node, letter.reason) for letter in one.letters()] == [("by_k", "InvalidInput")] * 2
+    assert one.run(one.client.redrive(one.letters())) == 2
+    one.advance(5)
+    assert (len(one.letters()), [o["time"] for o in one.outputs("out")]) == (2, times[2:])
+
+
+async def _published(one: Lab, events: Sequence[Any]) -> None:
+    for data in events:
+        await one.client.publish("in", data)
