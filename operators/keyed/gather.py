@@ -99,6 +99,16 @@ def build(main: object, within: float, into: object = None, *, keyed: bool = Fal
     return State(state.step, state.woken, form="gather", keyed=False, gathers=True, named=partial(_state, within, into))
 
 
+def shown(rows: Mapping[str, bytes], form: str) -> dict[str, dict[str, Any]]:
+    """Event → the data of its branches that have come, by their numbers."""
+    found: dict[str, dict[str, Any]] = {}
+    for sub, row in sorted(rows.items()):
+        event, _, branch = sub.rpartition("/")
+        _, content_type, body = unpacked(row, None)
+        found.setdefault(event, {})[branch] = decode(body, content_type)
+    return found
+
+
 def together(shapes: Sequence[Shape]) -> Shape:
     """The record that has the fields of all."""
     fields: dict[str, object] = {}
@@ -120,4 +130,5 @@ OPERATOR = Operator(
     joined=together,
     many_inputs=True,
     state=True,
+    shown=shown,
 )

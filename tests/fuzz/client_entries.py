@@ -33,8 +33,8 @@ def _take_letter() -> Take:
         message = Message(subject, case.data, case.headers, 9, NOW)
         shown = e.run(letters._shown(e.bus, APP, message)).as_dict(traceback=True)
         letter = letters._letter(message)
-        e.run(letters._check_places(e.bus, APP, letter, 9))
-        e.run(letters._frame(e.bus, letter, None))
+        e.run(redriven.check_places(e.bus, APP, letter, 9))
+        e.run(letters._frame(e.bus, letter, None, None))
         return shown
 
     return take

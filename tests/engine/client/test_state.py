@@ -21,6 +21,7 @@ from dspex.engine.client.client import connect
 from dspex.engine.client.status.state import find, listing, of_key
 from dspex.engine.hosting.engine import Engine
 from dspex.engine.log import commit_log, housekeeping
+from dspex.operators.stream import gather
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -148,6 +149,7 @@ def test_every_operator_with_state_shows_what_it_holds(lab: MakeLab) -> None:
     keyed.reduce(lambda a, b: {**b, "n": a["n"] + b["n"]}, name="reduce").sink("o11")
     keyed.aggregate(int, lambda s, d: s + d["n"], name="aggregate").sink("o12")
     source.batch(9, within="1h", name="unkeyed").sink("o13")
+    gather(source.set({"x": "1"}), source.filter("n > 9"), within="1h", name="both").sink("o14")
     one = lab(topology)
     one.start()
     start = now(one).replace(second=0, microsecond=0)
@@ -171,6 +173,7 @@ def test_every_operator_with_state_shows_what_it_holds(lab: MakeLab) -> None:
     assert state(one, "sum", "a") == windows
     assert state(one, "session", "a") == [{"first": first, "last": second, "value": data}]
     assert (state(one, "reduce", "a")["n"], state(one, "aggregate", "a")) == (3, 3)
+    assert [one["0"]["n"] for one in state(one, "both", "").values()] == [1, 2]
     kept = [s.key for s in one.run(of_key(one.client.bus, APP, "unkeyed", ""))]
     assert kept == [""]
 
