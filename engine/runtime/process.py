@@ -33,7 +33,7 @@ from dspex.engine.runtime.calls import Asked, Settlement
 from dspex.engine.runtime.failure import Failure, headers_too_long, letter, operator_gone, raised, refusal, refused
 from dspex.engine.runtime.walk.later import not_yet, put_off
 from dspex.engine.runtime.walk.request import Address, Output, checked_subject, cloud_event, open_call, too_large
-from dspex.engine.runtime.walk.state import Staged, StateWalk
+from dspex.engine.runtime.walk.state import StateWalk
 from dspex.engine.runtime.walk.woken import woken
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Process:
         outputs, failure = self.walked(arrival, event, number, tables) if early is None else ((), early)
         changes: tuple[Change, ...] = (("timers", released[0], None),) if released else ()
         if failure is None:
-            if (staged := self._walk.staged).rows or staged.timers:
+            if self._walk.dirty:
                 changes += self._walk.changes()
             return _new(Effects, (outputs, changes, 0, _EVENT, None))
         if isinstance(failure.error, RetryLater):
@@ -160,7 +160,7 @@ class Process:
         changes: tuple[Change, ...] = (("calls", asked.number, None), ("timers", asked.number, None))
         if node.call.order == "key":
             changes = self._settlement.closing(asked)
-        if (staged := self._walk.staged).rows or staged.timers:
+        if self._walk.dirty:
             changes += self._walk.changes()
         return Effects(emitted, changes, 0, ("record", "fallback") if fallback else _RECORD)
 
@@ -172,10 +172,9 @@ class Walk(StateWalk):
 
     def enter(self, entry: Handler, event: NodeEvent, clock: float, number: int, tables: Tables) -> list[Output]:
         """Walk an event from `entry`, the step of its node. Raises what decoding and the operators raise."""
-        self.tables, self.number, self._size, self._grown, self.fired = tables, number, 0, 0, 0  # `begin`, written out
-        if self.staged.rows or self.staged.timers:
-            self.staged = Staged({}, {}, {})
-        self.clock, self.node = clock, event.node
+        self.tables, self.number, self.clock, self.node = tables, number, clock, event.node
+        if self.dirty:
+            self.clean()
         self.inherit(event.origin)
         self.counts.clear()
         self.outputs, self._ids, self._event, self._random = [], 0, None, None
@@ -185,7 +184,7 @@ class Walk(StateWalk):
     def inherit(self, origin: Origin) -> None:
         """What stands in its run as `origin` says is derived from now on. Raises InvalidInput where it is too long."""
         self.origin = origin
-        id, _, run, _, key, session, _, _, trace, *_ = origin
+        id, _, run, _, key, session, _, _, trace, _, _, _ = origin
         if len(id) + len(run) + len(key or "") + len(session or "") + len(trace or "") > INHERITED:
             raise headers_too_long(origin)
 

@@ -49,7 +49,8 @@ class StateWalk(EventContext, ABC):
     Attributes:
         outputs: what came out so far. tables: as they are before the arrival. number: the next one for a call or a timer.
         fired: the number of the timer that wakes the operator now; 0: none does.
-        staged: what changed since. waking: seconds after which a function with state wants to be woken; None: it does not.
+        staged: what changed since. dirty: whether anything may have.
+        waking: seconds after which a function with state wants to be woken; None: it does not.
     """
 
     __slots__ = (
@@ -61,6 +62,7 @@ class StateWalk(EventContext, ABC):
         "_size",
         "address",
         "counts",
+        "dirty",
         "fired",
         "number",
         "outputs",
@@ -81,15 +83,19 @@ class StateWalk(EventContext, ABC):
         self._before = {new: [old for old, now in names.items() if now == new] for new in names.values()}
         self.outputs: list[Output] = []
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
-        self.tables, self.staged = _NOWHERE, Staged({}, {}, {})
-        self._size, self._grown, self.fired = 0, 0, 0
+        self.tables = _NOWHERE
+        self.clean()
         self.waking: float | None = None
 
     def begin(self, tables: Tables, number: int) -> None:
         """Forget what is staged. `number`: the first that a call or a timer may get."""
-        self.tables, self.number, self._size, self._grown, self.fired = tables, number, 0, 0, 0
-        if self.staged.rows or self.staged.timers:
-            self.staged = Staged({}, {}, {})
+        self.tables, self.number = tables, number
+        self.clean()
+        self.dirty = True  # whoever begins so may change anything
+
+    def clean(self) -> None:
+        """Forget what changed."""
+        self.staged, self._size, self._grown, self.fired, self.dirty = Staged({}, {}, {}), 0, 0, 0, False
 
     def changes(self) -> tuple[Change, ...]:
         """What is staged. A timer that has fired is over: where the operator sets it again, it gets a number of its own."""
@@ -140,6 +146,7 @@ class StateWalk(EventContext, ABC):
 
     def put(self, value: bytes | None, sub: str = "") -> None:
         at = self._at(sub)
+        self.dirty = True
         before = len(self.row(sub) or b"")
         self._grown += len(value or b"") - before
         if value is not None:
@@ -195,12 +202,12 @@ class StateWalk(EventContext, ABC):
         if number is None:
             number = self.staged.numbers[at] = self.number
             self.number += 1
-        self.staged.timers[number] = made
+        self.staged.timers[number], self.dirty = made, True
 
     def no_alarm(self, name: str = "") -> None:
         number, row = self._timer(name)
         if number is not None and row is not None:
-            self.staged.timers[number] = None
+            self.staged.timers[number], self.dirty = None, True
 
     def alarm_at(self, name: str = "") -> float | None:
         row = self._timer(name)[1]
