@@ -18,6 +18,7 @@ from dspex.bus.serving import audit
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
 from dspex.engine.graph import pauses
+from dspex.engine.graph.approvals import Decision
 from dspex.engine.log import redriven
 
 
@@ -38,6 +39,15 @@ def _take_letter() -> Take:
         return shown
 
     return take
+
+
+def _decisions() -> list[Case]:
+    made = [Decision("a", "b", "accept"), Decision("a", "b", "accept", {"n": 1, "x": [None]}, "why", "ann@host")]
+    return [Case(one.pack()) for one in [*made, Decision("a", "b", "reject", note="no")]]
+
+
+def _take_decision() -> Take:
+    return lambda case: Decision.read(codecs.decode(case.data, codecs.JSON))
 
 
 def _take_marker() -> Take:
@@ -140,6 +150,7 @@ def _take_pause() -> Take:
 _PAUSES = [Case(b'{"paused":{"":0.0,"in":9e9}}'), Case(b'{"paused":{}}')]
 ENTRIES = [
     Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
+    Entry("decision", _decisions, _take_decision, "json"),
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout",)),

@@ -29,7 +29,6 @@ from dspex.engine.client import letters
 from dspex.engine.client.follow import Follower
 from dspex.engine.client.status import status
 from dspex.engine.graph import manifest
-from dspex.engine.graph.approvals import Decision
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.membership import Membership
 from dspex.engine.log import entries, positions, reading
@@ -234,15 +233,6 @@ def _frames() -> list[Case]:
     return [*(Case(body, {subjects.RUN: "r"}) for body in bodies), Case(bodies[0], {subjects.STORED: f"{STREAM}:1"})]
 
 
-def _decisions() -> list[Case]:
-    made = [Decision("a", "b", "accept"), Decision("a", "b", "accept", {"n": 1, "x": [None]}, "why", "ann@host")]
-    return [Case(one.pack()) for one in [*made, Decision("a", "b", "reject", note="no")]]
-
-
-def _take_decision() -> Take:
-    return lambda case: Decision.read(codecs.decode(case.data, codecs.JSON))
-
-
 # -- logs -----------------------------------------------------------------------------------------------------------
 def _entries() -> list[Case]:
     e = engine()
@@ -401,7 +391,6 @@ ENTRIES = [
     Entry("source arrow", _source(codecs.ARROW), _of_input("source", lambda e: SOURCE), "bytes", HEADERS, "source", slice=60),
     Entry("record", _records, _of_input("records", _record_subject), headers=HEADERS, subject="record", slice=200),
     Entry("frame", _frames, _of_input("events", _edge_subject), headers=HEADERS, subject="edge", slice=150),
-    Entry("decision", _decisions, _take_decision, "json"),
     Entry("log entry", _entries, _take_entry, subject="log"),
     Entry("rows", _rows, _take_rows, subject="pieces", slice=300),
     Entry("manifest", _key_seeds(_manifest), _take_manifest, "json", subject="manifest", slice=300),

@@ -45,7 +45,7 @@ def counted(state: Seen, data: Any, ctx: Any) -> tuple[Seen | None, Iterable[Any
 
 
 def counting(name: str = "t") -> Topology:
-    topology = Topology(name, retention="5m")
+    topology = Topology(name, retention="2m")
     topology.source(f"{name}.in").key_by("k").stateful(counted, init=lambda: Seen(0), name="seen").sink(f"{name}.out")
     return topology
 
@@ -94,9 +94,9 @@ def test_what_was_before_the_retention_is_said_to_be_gone(lab: MakeLab) -> None:
     one.start()
     for _ in range(40):
         one.publish("t.in", {"k": "a"})
-    one.advance(600)
+    one.advance(200)
     one.publish("t.in", {"k": "a"})
-    one.advance(130)
+    one.advance(65)
     first = one.messages(subjects.log(APP, "t", "s2", partition_of("a", 64)))[0].sequence
     assert first > 100
     with pytest.raises(RecordingIncomplete, match="not kept any more"):
