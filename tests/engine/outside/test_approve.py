@@ -161,6 +161,24 @@ def test_of_two_decisions_that_were_stored_before_one_was_taken_the_first_holds(
     assert one.differences() == []
 
 
+def test_what_waits_is_decided_about_under_the_new_name_of_its_operator_and_under_the_old_one(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    for n in (1, 2):
+        one.publish("in", {"n": n})
+    a, b = sorted(waiting(one), key=lambda a: a.shown["n"])
+    one.kill()
+    renamed = Topology("t", renamed_from={"fine": "ok"})
+    renamed.source("in").approve(name="fine").sink("out")
+    one.start("b", renamed)
+    one.advance(10)
+    assert {w.node for w in waiting(one)} == {"fine"}
+    decide(one, a.id, "accept")
+    told(one, b)  # by who has seen it under its old name
+    assert one.outputs("out") == [{"n": 1}, {"n": 2}]
+    assert (waiting(one), one.left()) == ([], [])
+
+
 def test_an_edit_is_checked_by_the_type_of_the_stream() -> None:
     with Driver(approving(type=Order)) as d:
         d.publish("in", {"n": 1})
