@@ -211,8 +211,8 @@ class Keyed(Table[tuple[str, str, str], bytes]):
         before = self.rows.get(key)
         if before is None and key[2]:
             self._subs.setdefault(key[:2], set()).add(key[2])
-        self.size += len(row) - (len(before) if before is not None else -sum(map(len, key)))
-        super().put(key, row)
+        self.size += len(row) - (len(before) if before is not None else -len(key[0]) - len(key[1]) - len(key[2]))
+        self.rows[key] = self._changed[key] = row
 
     def drop(self, key: tuple[str, str, str]) -> None:
         if (before := self.rows.get(key)) is not None:
@@ -225,7 +225,7 @@ class Keyed(Table[tuple[str, str, str], bytes]):
         super().drop(key)
 
     def apply(self, changes: Iterable[tuple[Any, Any]]) -> None:
-        super().apply(((self._names.get(node, node), key, sub), row) for (node, key, sub), row in changes)
+        super().apply(changes if not self._names else (((self._names.get(k[0], k[0]), *k[1:]), row) for k, row in changes))
 
     def subs(self, node: str, key: str) -> Iterable[str]:
         """The sub-keys of a key, in no order."""

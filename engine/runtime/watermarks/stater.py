@@ -29,6 +29,7 @@ from dspex.engine.runtime.watermarks.reached import newest
 _log = structlog.get_logger("dspex.engine")
 OFTEN: Final = 0.25  # seconds between two statements, at least
 LOOK: Final = 2.0  # seconds between two looks at what moves by itself: idle sources, and holds that end
+SELDOM: Final = 10.0  # the same of a source that has long been silent: what was open is closed by then
 KEPT: Final = 64  # statements after which the earlier ones are removed
 
 
@@ -53,6 +54,7 @@ class Stater:
         self._clock = of_hops(stage.graph, stage.clocks, stage.exits)
         self._subject = subjects.time(services.app, stage.graph.name, stage.id, services.engine)
         self._changed = changed
+        self._every = LOOK
         self._idle: dict[int, float | None] = {}  # partition → what its source's silence makes of its watermark; None: no event
         self._said: dict[int, float | None] = {}
         self._sequences: list[int] = []
@@ -67,7 +69,7 @@ class Stater:
         self._idle.clear()
         while True:
             try:
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(self._every):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -115,6 +117,7 @@ class Stater:
         now, read, partitions = self._s.clock(), self._pump.at, [p for p in self._partitions.values() if not p.revoked]
         taken = [p.tables.position("source") for p in partitions]
         since = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)
+        self._every = min(max(LOOK, (now - since) / 10), SELDOM)
         if read is None or now - since < source.settings.idle:
             return
         last = await self._s.bus.last(source.stream, source.settings.subject)
