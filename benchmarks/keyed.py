@@ -59,7 +59,7 @@ async def hops(url: str, used: Callable[[], float], args: argparse.Namespace) ->
     found: Figures = {}
     for number in range(args.rounds):
         for count in HOPS if number % 2 else reversed(HOPS):
-            done = await running.race(url, args.events, processes=1, partitions=1, hops=count, server=used)
+            done = await running.race(url, args.events, processes=1, partitions=1, number=count, server=used)
             await running.forget(url, done.app)
             _note(found, str(count), {**_rates(done, args.events), "ms": await one_by_one(url, count)}, "hops")
     return {str(count): found[str(count)] for count in HOPS}
@@ -70,7 +70,7 @@ async def processes(url: str, used: Callable[[], float], args: argparse.Namespac
     found: Figures = {}
     for number in range(args.rounds):
         for count in (1, 2) if number % 2 else (2, 1):
-            done = await running.race(url, args.events, processes=count, partitions=4, hops=1, server=used)
+            done = await running.race(url, args.events, processes=count, partitions=4, number=1, server=used)
             await running.forget(url, done.app)
             _note(found, str(count), _rates(done, args.events), "engine process(es)")
     return {count: found[count] for count in ("1", "2")}
@@ -91,7 +91,7 @@ async def one_by_one(url: str, hops: int) -> float:
     app = running.new_app()
     await running.empty(url)
     bus = await connect(url)
-    async with running.engine(url, app, running.STREAM, running.SUBJECT, hops=hops) as engine:
+    async with running.engine(url, app, running.STREAM, running.SUBJECT, number=hops) as engine:
         await running.shared([engine], 1 + hops * KEYED_PARTITIONS)
         took = await _turns(bus, app)
     await bus.close()

@@ -7,7 +7,7 @@ A commit is one of the last stage, which stores the results.
 `began`: the modules are there, and the engine starts. `owns`: it claimed a partition; `partitions` is how many it owns.
 `goes on`: it stood still, by SIGSTOP, and runs again. It ends at SIGTERM.
 
-    python benchmarks/one_engine.py --url nats://… --app bench --stream S --subject s [--partitions 4] [--hops 1]
+    python benchmarks/one_engine.py --url nats://… --app bench --stream S --subject s [--partitions 4] [--job hops --number 1]
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from functools import partial
 
 import structlog
 from arguments import positive
-from peers import change
+from jobs.topologies import JOBS, topology
 from running import TOPOLOGY
 
 from dspex.bus import telemetry
 from dspex.bus.settings.model import Settings
 from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
-from dspex.operators.topology import Topology
 
 
 def say(what: str, **facts: object) -> None:
@@ -57,17 +56,13 @@ class Listener:
 
 async def main(args: argparse.Namespace) -> None:
     """Run the engine until a signal ends it."""
-    topology = Topology(TOPOLOGY)
-    stream = topology.source(args.subject, stream=args.stream, partitions=args.partitions)
-    for number in range(args.hops):
-        stream = stream.key_by("customer", name=f"by_{number}")
-    stream.map(change).sink(f"{args.app}.out")
+    made = topology(TOPOLOGY, args.job, args.number, args.subject, args.stream, f"{args.app}.out", args.partitions)
     stopped = stop_on_signals()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, partial(say, "goes on"))
-    telemetry.subscribe(Listener(f"s{1 + args.hops}"))
+    telemetry.subscribe(Listener(f"s{1 + JOBS[args.job].behind(args.number)}"))
     say("began")
     settings = Settings.load(server__url=args.url, app=args.app, engine__encrypt_key_env="SEAL" if args.sealed else None)
-    async with Engine(topology, settings=settings, pools="none") as engine:
+    async with Engine(made, settings=settings, pools="none") as engine:
         await until_stopped(engine, stopped)
 
 
@@ -76,7 +71,8 @@ if __name__ == "__main__":
     for name in ("--url", "--app", "--stream", "--subject"):
         parser.add_argument(name, required=True)
     parser.add_argument("--partitions", type=positive, default=1)
-    parser.add_argument("--hops", type=int, default=0, help="key_by, one behind the other")
+    parser.add_argument("--job", choices=JOBS, default="hops", help="of jobs/topologies.py")
+    parser.add_argument("--number", type=int, default=0, help="how many of it: hops, maps, stages")
     parser.add_argument("--sealed", action="store_true", help="with the key in the variable SEAL")
     errors = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=errors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))

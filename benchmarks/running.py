@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+from jobs.topologies import JOBS
 from peers import event
 
 from dspex.bus import subjects
@@ -76,12 +77,12 @@ class Running:
 
 @asynccontextmanager
 async def engine(
-    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False, hops: int = 0
+    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False, job: str = "hops", number: int = 0
 ) -> AsyncIterator[Running]:
-    """An engine from its start to its drain."""
+    """An engine from its start to its drain. `job`, `number`: what it does, of jobs/topologies.py."""
     script = Path(__file__).with_name("one_engine.py")
     where = ["--url", url, "--app", app, "--stream", stream, "--subject", subject, "--partitions", str(partitions)]
-    where += ["--hops", str(hops)]
+    where += ["--job", job, "--number", str(number)]
     more, spawned = ["--sealed"] if sealed else [], time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), *where, *more, stdout=asyncio.subprocess.PIPE, env={**os.environ, **KEY}
@@ -130,35 +131,43 @@ async def race(
     processes: int,
     partitions: int,
     sealed: bool | None = None,
-    hops: int = 0,
+    job: str = "hops",
+    number: int = 0,
+    results: int | None = None,
+    last: int | None = None,
+    make: Callable[[int], bytes] = event,
     server: Callable[[], float] = lambda: 0.0,
 ) -> Race:
     """Let engines take as many events, from a stream that fills while they stand still: no start is in it, and no publisher.
 
     Args:
         sealed: the events are of 1,000 sessions, and their payloads are sealed, or in clear text. None: they are of no session.
-        hops: that the events cross, each to one of 64 partitions. server: seconds of CPU that the server used so far.
+        job, number: what they do. results: how many come of it; None: one of each event.
+        server: seconds of CPU that the server used so far.
     """
     app = new_app()
     await empty(url)
     async with AsyncExitStack() as stack:
         engines = [
-            await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions, bool(sealed), hops))
+            await stack.enter_async_context(engine(url, app, STREAM, SUBJECT, partitions, bool(sealed), job, number))
             for _ in range(processes)
         ]
-        await shared(engines, partitions + hops * KEYED_PARTITIONS)
+        await shared(engines, partitions + JOBS[job].behind(number) * KEYED_PARTITIONS)
         for one in engines:
             one.process.send_signal(signal.SIGSTOP)
         try:
-            await (fill(url, events) if sealed is None else fill_sessions(url, app, events, sealed=sealed))
+            await (
+                fill(url, events, last=last, make=make) if sealed is None else fill_sessions(url, app, events, sealed=sealed)
+            )
         finally:
             heard, used = [len(one.said) for one in engines], server()
             for one in engines:
                 one.process.send_signal(signal.SIGCONT)
         began = [await one.heard("goes on", since) for one, since in zip(engines, heard)]
-        while (taken := _taken(engines, heard)) < events:
+        wanted = events if results is None else results
+        while (taken := _taken(engines, heard)) < wanted:
             await _any_more(engines)
-        assert taken == events, f"{taken} events were taken of {events}"
+        assert taken == wanted, f"{taken} results were stored of {wanted}"
         used = server() - used
         commits = [one.lines("commit", since) for one, since in zip(engines, heard)]
     ends = [(begin, lines[-1]) for begin, lines in zip(began, commits) if lines]
@@ -192,13 +201,21 @@ async def empty(url: str, stream: str = STREAM, subject: str = SUBJECT) -> None:
     await nc.close()
 
 
-async def fill(url: str, count: int, stream: str = STREAM, subject: str = SUBJECT) -> None:
-    """Store events of 1,000 keys behind what the stream has."""
+async def fill(
+    url: str,
+    count: int,
+    stream: str = STREAM,
+    subject: str = SUBJECT,
+    *,
+    last: int | None = None,
+    make: Callable[[int], bytes] = event,
+) -> None:
+    """Store events of 1,000 keys behind what the stream has. `last`: number of one more. `make`: an event by its number."""
     nc = await nats.connect(url)
     js = nc.jetstream()
-    wanted = (await js.stream_info(stream)).state.messages + count
-    for i in range(count):
-        await nc.publish(subject, event(i), headers={subjects.MESSAGE_ID: new_id(), subjects.KEY: f"c{i % 1000:04}"})
+    wanted = (await js.stream_info(stream)).state.messages + count + (last is not None)
+    for i in [*range(count), *([] if last is None else [last])]:
+        await nc.publish(subject, make(i), headers={subjects.MESSAGE_ID: new_id(), subjects.KEY: f"c{i % 1000:04}"})
         if i % 5000 == 4999:
             await nc.flush()
     await nc.flush()
