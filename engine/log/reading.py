@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -202,7 +202,7 @@ async def restored(bus: Bus, address: LogAddress, snapshot: Snapshot, tables: Ta
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def _no_garbage() -> Generator[None, None, None]:
     """Many rows come at once, and all of them stay: looking at them again and again for garbage took half of the time."""
     collects = gc.isenabled()
     gc.disable()

@@ -71,8 +71,9 @@ class Pump:
 
     def stored(self, p: Partition) -> int:
         """Up to this sequence what a partition has taken is stored too."""
-        durable = p.durable.get(self.input.name, Position()).sequence
-        return self.reached(p) if p.settled.is_set() and not p.revoked else durable
+        if p.settled.is_set() and not p.revoked:
+            return self.reached(p)
+        return p.durable.get(self.input.name, Position()).sequence
 
     async def run(self) -> None:
         """Read until cancelled."""
