@@ -352,3 +352,18 @@ def test_a_window_that_has_ended_stays_so_under_a_new_name_whatever_a_call_befor
     one.advance(60)
     assert [w["value"] for w in one.outputs("out")][:2] == [1, 1]
     assert [letter.reason for letter in one.letters()] == ["LateEvent"]
+
+
+def test_the_longer_a_source_is_silent_the_less_often_its_watermark_is_stated(lab: MakeLab) -> None:
+    """What was open is closed by then, and an engine with nothing to do is to do nothing."""
+    topology = Topology("t")
+    topology.source("in", time="time").key_by("k").window("10s").count(name="w").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"k": "a", "time": at(0).isoformat()})
+    one.advance(60)
+    assert [w["value"] for w in one.outputs("out")] == [1]
+    soon = len(one.messages(subjects.time(APP, "t", "s1", "*")))
+    one.advance(60)
+    later = len(one.messages(subjects.time(APP, "t", "s1", "*"))) - soon
+    assert 5 <= later <= 9, (soon, later)
