@@ -21,23 +21,25 @@ def _key(text: str) -> Callable[[Any, Any], str]:
 
 
 def shown(rows: Mapping[str, bytes], form: str) -> dict[str, datetime]:
-    """Business key → when its first event happened."""
-    return {name: datetime.fromtimestamp(unpacked(row, None), tz=UTC) for name, row in sorted(rows.items())}
+    """Business key → when its first event happened, the latest of several."""
+    return {name: datetime.fromtimestamp(unpacked(row, None)[-1], tz=UTC) for name, row in sorted(rows.items())}
 
 
 def build(key: str, within: float, *, keyed: bool) -> State:
-    """One row a business key: the event time of the first one. It goes once the watermark says that no repeat can follow."""
+    """One row a business key: the event times of first ones, of which there are several where they come out of order and are
+    no repeats of each other. It goes once the watermark says that no repeat can follow.
+    """
     key_of = _key(key)
 
     def step(out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def run(data: Any, rows: Rows) -> None:
             name, time = key_of(data, rows), rows.origin.time
-            first = unpacked(rows.row(name), None)
-            if first is not None and abs(time - first) <= within:
+            firsts = unpacked(rows.row(name), [])
+            if any(abs(time - first) <= within for first in firsts):
                 return
-            if first is None or time > first:
-                rows.put(packed(time), name)
-                rows.alarm(after(time + within), name, mark=True)
+            firsts = sorted([time, *(first for first in firsts if first + within >= rows.watermark)])
+            rows.put(packed(firsts), name)
+            rows.alarm(after(firsts[-1] + within), name, mark=True)
             out(data, rows)
 
         return run

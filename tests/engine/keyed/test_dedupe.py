@@ -110,3 +110,10 @@ def test_yaml_has_the_operator_and_not_its_hop(tmp_path: Any) -> None:
     assert "hop" not in text
     (tmp_path / "t.yaml").write_text(text)
     assert Topology.load(str(tmp_path / "t.yaml")).digest == deduping().digest
+
+
+def test_repeats_of_an_earlier_event_are_dropped_behind_a_later_one_that_is_no_repeat_of_it() -> None:
+    with Driver(deduping()) as d:
+        for n, seconds in enumerate((100, 70, 72, 101, 60, 64)):
+            d.publish("in", {"id": "a", "n": n, "at": at(seconds)})
+        assert [o["n"] for o in d.outputs("out")] == [0, 1, 4]
