@@ -45,6 +45,7 @@ from dspex.engine.log.tables import Tables
 from dspex.engine.log.unused_payloads import UnusedPayloads
 
 _log = structlog.get_logger("dspex.engine")
+MOST_AHEAD = 600.0  # seconds that a watermark may be ahead of the clock
 EVERY = 600.0  # seconds between two sweeps
 
 
@@ -112,7 +113,7 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
     await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
     await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
-    await _statements(bus, app, info, topology)
+    await _statements(bus, app, info, topology, now)
     sources = await bus.stream(subjects.sources(app))
     if sources is not None:
         for source in [source for source, stream in manifest.streams.items() if stream == sources.name]:
@@ -140,13 +141,13 @@ async def _kept(bus: Bus, app: str, topology: str, stage: str, index: int, young
     return _Kept(address, index, oldest.at, oldest.first, {**first, "work": min(first["work"], oldest.at)})
 
 
-async def _statements(bus: Bus, app: str, info: StreamInfo, topology: str) -> None:
+async def _statements(bus: Bus, app: str, info: StreamInfo, topology: str, now: float) -> None:
     """Who begins to read hears the last statement of each engine, also of one that is gone and knew more than all others."""
     last: dict[str, Message] = {}
     async for page in pages(bus, info.name, [subjects.time(app, topology, "*", "*")]):
         last |= {message.subject: message for message in page}
     engines = await (await bus.bucket(subjects.bucket(app))).items("engine") if last else {}
-    said = {subject: _said(message) for subject, message in last.items()}
+    said = {subject: _said(message, now) for subject, message in last.items()}
     for subject, message in sorted(last.items(), key=lambda item: item[1].sequence):
         (stage, engine), mine = subject.split(".")[-2:], said[subject]
         others = [marks for other, marks in said.items() if other != subject and other.split(".")[-2] == stage]
@@ -156,13 +157,14 @@ async def _statements(bus: Bus, app: str, info: StreamInfo, topology: str) -> No
         await bus.purge(info.name, subject, below=message.sequence + (not said[subject]))
 
 
-def _said(message: Message) -> dict[object, float]:
-    """What a statement says of partitions; nothing for what is none."""
+def _said(message: Message, now: float) -> dict[object, float]:
+    """What a statement says of partitions; nothing for what is none, and no time that nobody can have reached."""
     try:
         said = codecs.decode(message.data, codecs.MSGPACK)
     except DecodeError:
         return {}
-    return {index: at if isinstance(at, float) else NO_MARK for index, at in said.items()} if isinstance(said, dict) else {}
+    marks = said if isinstance(said, dict) else {}
+    return {index: at if isinstance(at, float) and at <= now + MOST_AHEAD else NO_MARK for index, at in marks.items()}
 
 
 async def _pieces(bus: Bus, address: LogAddress, below: int) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import NewMessage
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.runtime.inputs.source import SourceInput
@@ -131,9 +131,17 @@ class Stater:
                 self._idle[p.index] = now - source.settings.idle if by_itself else silent
 
     async def _stands(self, p: Partition) -> bool:
-        """Whether the claim of a partition still stands, asked of the leader."""
+        """Whether the claim of a partition still stands, asked of the leader.
+
+        One that does not is given up: who commits nothing would never find out, and nobody would say what its watermark is.
+        """
         last = await self._s.bus.last(self._s.stream, p.log.address.subject)
-        return last is not None and last.sequence == p.log.sequence and p.settled.is_set()
+        if p.revoked or not p.settled.is_set():
+            return False
+        if last is not None and last.sequence > p.log.sequence:
+            p.owner.failed(p, Fenced(f"{p.log.address.subject} was claimed by another engine"))
+            return False
+        return last is not None and last.sequence == p.log.sequence
 
 
 def stater(

@@ -1,12 +1,17 @@
-"""Late events: letters by default, which are redriven only with a time at which they are in time."""
+"""Late events: letters by default, which are redriven only with a time at which they are in time. And owners that come late."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from engine_lab import Lab
 
 from dspex.bus.errors import RunError
+from dspex.engine.log.commit_log import CommitLog
+from dspex.engine.log.entries import LogAddress
+from dspex.engine.log.latest import latest
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -37,3 +42,24 @@ def test_a_late_event_is_redriven_with_a_new_time_only() -> (
         d.advance("3m")
         assert [w["value"] for w in d.outputs("out")] == [1, 3, 1]
         assert d.dead_letters() == []
+
+
+def test_windows_end_though_an_engine_has_lost_its_source_without_ever_committing(lab: Callable[..., Lab]) -> None:  # E7
+    topology = Topology("t")
+    topology.source("in").key_by("k").window("10s").count(name="windows").sink("out")
+    one = lab(topology)
+    host = one.start()
+    one.publish("in", {"k": "a"})
+    one.advance(2)
+    (source,) = [r for r in host.runners if r.source is not None]
+    one.run(claimed_by_another(one, source.partitions[0].log.address))
+    one.advance(60)
+    assert [w["value"] for w in one.outputs("out")] == [1]
+    assert source.partitions[0].log.epoch > 2
+
+
+async def claimed_by_another(one: Lab, log: LogAddress) -> None:
+    """An engine has claimed a log, and died before it did anything."""
+    bus = one.server.connect()
+    other = CommitLog(bus, log, "other", 1)
+    await bus.commit([other.draft(await latest(bus, log), one.server.now)])
