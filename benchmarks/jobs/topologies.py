@@ -62,11 +62,11 @@ def passed(state: int, data: object, ctx: object) -> tuple[int, list[object]]:
 
 
 class Job(NamedTuple):
-    """`stages`: how many stages it has behind hops, where `number` does not say so. `idle`: of its source."""
+    """`stages`: how many lie behind hops, where `number` does not say so. `idle`: of a source that reads the time of events."""
 
     make: Callable[[Any, int], AnyStream]
     stages: int | None = None
-    idle: str = "30s"
+    idle: str | None = None
 
     def behind(self, number: int) -> int:
         """How many stages lie behind hops."""
@@ -77,15 +77,16 @@ JOBS = {
     "hops": Job(hops),
     "maps": Job(maps, 0),
     "count": Job(count, 1),
-    "window": Job(window, 1),
+    "window": Job(window, 1, "30s"),
     "stages": Job(stages, idle="1s"),
-    **{name: Job(query.make, query.stages) for name, query in QUERIES.items()},
+    **{name: Job(query.make, query.stages, "30s" if query.stages else None) for name, query in QUERIES.items()},
 }
 
 
 def topology(name: str, job: str, number: int, subject: str, stream: str, sink: str, partitions: int) -> Topology:
     """A job between a source and a sink. `stream`: of the source; "" for one of the application."""
-    made, of = Topology(name), {"stream": stream} if stream else {}
-    source = made.source(subject, partitions=partitions, time=TIME, idle=JOBS[job].idle, **of)
+    made, of, idle = Topology(name), {"stream": stream} if stream else {}, JOBS[job].idle
+    timed = {"time": TIME, "idle": idle} if idle is not None else {}
+    source = made.source(subject, partitions=partitions, **timed, **of)
     JOBS[job].make(source, number).sink(sink)
     return made
