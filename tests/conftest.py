@@ -29,7 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _QUIET = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
 hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=_QUIET)
 hypothesis.settings.register_profile("nightly", max_examples=20_000, deadline=None, suppress_health_check=_QUIET)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+hypothesis.settings.load_profile(_PROFILE)
+_LONG = 7200  # seconds for all cases of a property in a nightly run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+            if _PROFILE == "nightly":
+                item.add_marker(pytest.mark.timeout(_LONG))
 
 
 @pytest.hookimpl(tryfirst=True)

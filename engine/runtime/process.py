@@ -92,7 +92,7 @@ class Process:
         self, arrival: Arrival, event: NodeEvent, number: int, tables: Tables, released: tuple[int, Timer] | None = None
     ) -> Effects:
         """Walk an event that enters at a node. `released`: the timer that it was put off with."""
-        early = not_yet(self.stage.hold, arrival, event, number) if arrival.headers and AT in arrival.headers else None
+        early = not_yet(self.stage, arrival, event, number) if arrival.headers and AT in arrival.headers else None
         if isinstance(early, Effects):
             return early
         outputs, failure = self.walked(arrival, event, number, tables) if early is None else ((), early)
@@ -103,7 +103,7 @@ class Process:
             return _new(Effects, (outputs, changes, 0, _EVENT, None))
         if isinstance(failure.error, RetryLater):
             at = arrival.clock + (failure.error.retry_after or 1.0)
-            return put_off(self.stage.hold, arrival, event, number, at, event.attempts + 1, released)
+            return put_off(self.stage, arrival, event, number, at, event.attempts + 1, released)
         stored = arrival.stored
         if stored is None and arrival.place.input == "source":
             stored = StoredAt(self._source_stream, arrival.place.sequence)

@@ -16,7 +16,7 @@ from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
 from dspex.engine.graph.nodes import TOLD, WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
-from dspex.engine.graph.ways import fork_of
+from dspex.engine.graph.ways import fork_of, sources_of
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
 from dspex.engine.runtime.walk.forks import fork_step
@@ -43,6 +43,7 @@ class Stage:
         before: the stages before it whose watermarks it needs, with their partitions.
         clocks: node → how its watermark follows from that of the stage. exits: the hops that leave it.
         names: old name → new name of operators that were renamed, since the beginning.
+        hold: seconds for which an event that was put off holds the watermark, at most: what the sources say that lead there.
     """
 
     id: str
@@ -56,13 +57,13 @@ class Stage:
     clocks: dict[str, NodeClock]
     exits: tuple[str, ...]
     names: Names
+    hold: float
     dropped: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def hold(self) -> float:
-        """Seconds for which an event that was put off holds the watermark, at most: what its sources say."""
-        return self.source.hold if self.source is not None else max((s.source.hold for s in self.graph.sources), default=3600.0)
+    def holder(self, entry: str) -> str:
+        """The node that an event holds which is to enter there: what the event will be comes out behind it."""
+        return self.names.get(entry, entry).removesuffix(WAKE).removesuffix(TOLD)
 
     @property
     def begins(self) -> set[str]:
@@ -234,4 +235,7 @@ def _compiled(
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
     names = graph.renamed if names is None else names
     names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in (WAKE, TOLD)}}
-    return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, dropped)
+    before = sources_of(graph, [n.name for n in entries])
+    sources = [source] if source is not None else [s.source for s in graph.sources if s.name in before]
+    hold = max((s.hold for s in sources), default=Source.hold)
+    return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, hold, dropped)

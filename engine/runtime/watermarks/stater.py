@@ -126,9 +126,19 @@ class Stater:
         highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)
         for p in partitions:
             if p.settled.is_set() and not self._pump.catches_up(p) and await self._stands(p):
-                silent = highest + (now - since) - source.settings.idle if highest > NO_MARK else None
-                by_itself = silent is None and self._begins  # its events are those of a schedule, whose next time holds this
-                self._idle[p.index] = now - source.settings.idle if by_itself else silent
+                self._idle[p.index] = self._silent(highest, since, now, source.settings.idle)
+
+    def _silent(self, highest: float, since: float, now: float, idle: float) -> float | None:
+        """What the silence of a source makes of its watermark; None for one that never had an event.
+
+        `since`: when its last event was stored; 0 for none.
+        """
+        if highest > NO_MARK:
+            return highest + (now - since) - idle
+        if self._begins:  # its events are those of a schedule, whose next time holds this
+            return now - idle
+        # Where no event counts, all lie ahead of the clock: it has come to now, and what is open holds times to come.
+        return now if since else None
 
     async def _stands(self, p: Partition) -> bool:
         """Whether the claim of a partition still stands, asked of the leader.
