@@ -253,7 +253,7 @@ class TimedSimulation(Simulation):
         for key in {e.key for e in self.given}:
             times, count = sorted(e.time for e in self.given if e.key == key), 0
             for time, before in zip(times, [times[0], *times]):
-                if time - before >= GAP:
+                if time - before > GAP:
                     yield key, count
                     count = 0
                 count += 1

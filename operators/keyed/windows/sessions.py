@@ -1,5 +1,7 @@
 """session_window: a window lasts as long as there is an event of the key within each `gap`.
 
+An event exactly `gap` behind the last one still belongs to it, as in Kafka Streams, Flink and Bytewax: else events that come
+every ten seconds would make no session of ten. So a session is over only when the watermark has passed its end.
 All open sessions of a key are one row, because an event may make several of them one. A session is known by the number that it
 got when it was opened; of sessions that grow together the lowest stays. Its timer is set anew only when it fires.
 """
@@ -45,7 +47,7 @@ class _Sessions:
     def step(self, out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def run(data: Any, rows: Rows) -> None:
             time, sessions = micro(rows.origin.time), _read(rows)
-            mine = [s for s in sessions if s.first - self._gap < time < s.last + self._gap]
+            mine = [s for s in sessions if s.first - self._gap <= time <= s.last + self._gap]
             others = [s for s in sessions if s not in mine]
             one = self._joined(mine, time, 1 + max((s.number for s in sessions), default=-1))
             if self._ends.ended(one.last + self._gap, rows):
@@ -110,9 +112,10 @@ def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:
 def build(gap: float, *, lateness: float = 0, late: OnError = "dead_letter", typed: object = None, **o: Any) -> State:
     """Sessions. Raises TopologyError for what does not go together."""
     gives = gives_of(o, typed, merging=True)
-    sessions = _Sessions(micro(milliseconds("session_window", gap)), Ends(lateness, late), gives)
+    sessions = _Sessions(micro(milliseconds("session_window", gap)), Ends(lateness, late, within=1), gives)
     form = f"session {next(name for name in GIVES if o[name] is not None)}"
-    return State(sessions.step, sessions.woken, delay=lateness, event_time=True, form=form, finish=finished(gives.made))
+    delay = lateness + 0.001  # a session may open whose end the watermark has just reached, and its result is before that
+    return State(sessions.step, sessions.woken, delay=delay, event_time=True, form=form, finish=finished(gives.made))
 
 
 OPERATOR = Operator(

@@ -25,7 +25,8 @@ class Windowed(Generic[T]):
 
     Attributes:
         key: whose events they were.
-        start, end: of the window (UTC); the end is no part of it. That of a session lies its gap behind its last event.
+        start, end: of the window (UTC); the end is no part of it. That of a session lies its gap behind its last event, and an
+            event exactly there would have been part of it.
         value: what was made of the events.
 
     In a sink it is a record of these fields.
@@ -53,14 +54,20 @@ def time_of(name: str) -> int:
 
 
 class Ends:
-    """When windows end: `lateness` seconds after its end nothing comes into a window any more, and it gives its result."""
+    """When windows end: `lateness` seconds after its end nothing comes into a window any more, and it gives its result.
 
-    def __init__(self, lateness: float, late: OnError) -> None:
-        self.lateness, self._skips = lateness, late == "skip"
+    `within`: microseconds behind its end that are part of a window.
+    """
+
+    def __init__(self, lateness: float, late: OnError, *, within: int = 0) -> None:
+        self.lateness, self._skips, self._within = lateness, late == "skip", within
 
     def ended(self, end: int, rows: Rows) -> bool:
         """Whether a window with this end has given its result, or is about to."""
-        return end / SECOND + self.lateness <= rows.watermark
+        return self._due(end) <= rows.watermark
+
+    def _due(self, end: int) -> float:
+        return (end + self._within) / SECOND + self.lateness
 
     def first_open(self, end: int, every: int, rows: Rows) -> int:
         """The first of the ends `end`, `end + every`, … that has not ended."""
@@ -73,7 +80,7 @@ class Ends:
 
     def alarm(self, end: int, name: str, rows: Rows) -> None:
         """Wake the operator when the window has ended."""
-        rows.alarm(end / SECOND + self.lateness, name, mark=True, hold=_time_of_result(end))
+        rows.alarm(self._due(end), name, mark=True, hold=_time_of_result(end))
 
     def late(self, end: int, rows: Rows) -> None:
         """An event came too late for its last window. Raises LateEvent, unless such events are skipped."""

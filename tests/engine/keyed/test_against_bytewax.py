@@ -89,7 +89,7 @@ def of_bytewax(given: Sequence[Given]) -> Outputs:
     for name, windower in {
         "tumbling": win.TumblingWindower(SIZE, START),
         "sliding": win.SlidingWindower(SIZE, EVERY, START),
-        "session": win.SessionWindower(GAP - timedelta(microseconds=1)),  # its sessions have their ends, ours do not
+        "session": win.SessionWindower(GAP),
     }.items():
         windows = win.collect_window(name, keyed, clock, windower)
         both = op.join(

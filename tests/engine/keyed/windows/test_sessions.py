@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from engine_lab import StageLab
 
 from dspex import Stream, Topology
+from dspex.testing import Driver
 
 SESSIONS = Callable[[Stream[Any, str]], Stream[Any, str]]
 
@@ -23,15 +25,29 @@ def counted(gap: str = "10s", **options: Any) -> StageLab:
     return made(lambda s: s.session_window(gap, **options).count(name="w"))
 
 
-def test_a_session_ends_its_gap_behind_its_last_event_and_an_event_at_its_end_opens_another() -> None:
+def test_a_session_ends_its_gap_behind_its_last_event_and_an_event_at_its_end_is_the_last_of_it() -> None:
     one = counted()
-    for time in (0, 9, 18, 28):
+    for time in (0, 9, 18, 28, 39):
         one.event({}, time)
-    one.mark(27.999)
+    one.mark(38)
     assert one.windows() == []
+    one.mark(38.001)
+    assert one.windows() == [("a", 0, 38, 4)]
     one.mark()
-    assert one.windows() == [("a", 0, 28, 3), ("a", 28, 38, 1)]
+    assert one.windows()[1:] == [("a", 39, 49, 1)]
     assert one.kept == (0, 0)
+
+
+def test_a_session_that_opens_when_the_watermark_is_at_its_end_is_not_late_behind_a_hop() -> None:
+    topology, day = Topology("t"), datetime(2026, 1, 1, tzinfo=UTC)
+    ended = topology.source("in").key_by("k", name="by_k").session_window("10s").count(name="sessions")
+    ended.key_by("'all'", name="together").window("10s").count(name="windows").sink("out")
+    with Driver(topology) as d:
+        for time in (0, 20, 10):
+            d.publish("in", {"k": f"k{time}"}, at=day + timedelta(seconds=time))
+            d.advance("2s")
+        d.advance("2m")
+        assert [w["start"][17:19] for w in d.outputs("out")] == ["00", "10", "20"]
 
 
 def test_an_event_between_sessions_makes_them_one_which_keeps_the_lowest_number() -> None:
@@ -54,7 +70,7 @@ def test_an_event_is_late_when_the_session_that_it_would_be_in_has_ended() -> No
     one.mark(15)
     one.event({}, 1)  # its own session would have ended; the one that is open has not
     one.event({}, 30)
-    one.mark(19)
+    one.mark(19.001)
     one.event({}, 3)
     assert [letter.error["type"] for letter in one.letters] == ["LateEvent"]
     one.mark()
@@ -76,9 +92,9 @@ def test_a_session_that_goes_on_does_not_set_its_timer_with_each_event() -> None
     for time in range(1, 20):
         one.event({}, time)
     assert one.tables.timers.rows == timers
-    one.mark(28)
-    assert one.windows() == []
     one.mark(29)
+    assert one.windows() == []
+    one.mark(29.001)
     assert one.windows() == [("a", 0, 29, 20)]
 
 
