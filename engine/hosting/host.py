@@ -27,7 +27,7 @@ from dspex.engine.hosting.membership import Membership
 from dspex.engine.hosting.operators import Operators
 from dspex.engine.hosting.pausing import Pausing
 from dspex.engine.hosting.planning.there import used_by
-from dspex.engine.hosting.report import described
+from dspex.engine.hosting.report import Reports, described
 from dspex.engine.hosting.watchdog import Watchdog
 from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
@@ -101,6 +101,7 @@ class Host:
         self.membership: Membership | None = None
         self.consumers = WorkConsumers(bus, app, used_by(self.graphs), self._waiting)
         self.operators = Operators(self.graphs, self.clock, lambda: bus.sealing is not None)
+        self._reports = Reports(self.operators)
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
         self.stream_applied = ""  # the same of the application's stream
@@ -118,7 +119,7 @@ class Host:
         self.applied, self.stream_applied = applied.changes, applied.stream
         await self.clock.ask()
         alive, manifests = await self.bus.bucket(subjects.bucket(self.app)), await self.bus.bucket(subjects.applied(self.app))
-        self.membership = Membership(alive, manifests, self.engine, self.heartbeat, self.clock, self.describe)
+        self.membership = Membership(alive, manifests, self.engine, self.heartbeat, self.clock, self._said)
         await self.consumers.look()
         services = Services(
             bus=self.bus,
@@ -265,7 +266,14 @@ class Host:
 
     # -- looking --------------------------------------------------------------------------------------------------
     def describe(self) -> dict[str, Any]:
-        """What this engine is and does, as plain data, for `status`."""
+        """What this engine is and does, as plain data."""
+        return {**self._described(), "stages": [described(r, self.operators) for r in self.runners]}
+
+    def _said(self) -> dict[str, Any]:
+        """The same, for a heartbeat: parts of it are encoded already."""
+        return {**self._described(), "stages": self._reports.of(self.runners)}
+
+    def _described(self) -> dict[str, Any]:
         return {
             "engine": self.engine,
             "topologies": [g.name for g in self.graphs],
@@ -274,7 +282,6 @@ class Host:
             "full": self.full,
             "health": self._of_membership or self.watchdog.health,
             "clock": round(time.time() - self.clock(), 3),
-            "stages": [described(r, self.operators) for r in self.runners],
             "operators": self.operators.report(),
             **process(),
         }

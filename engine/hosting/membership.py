@@ -102,6 +102,7 @@ class Membership:
     _others: dict[str, _Seen] = field(default_factory=dict)
     _looked: float = 0.0  # when the keys were last read
     _found: tuple[Any, Mapping[StagePartition, str]] | None = None  # what was assigned last, and from what
+    _owns: tuple[set[StagePartition], orjson.Fragment] | None = None  # what is listed, and the same as JSON
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, topology: str, version: int, stage: str, count: int, runner: PartitionRunner) -> None:
@@ -177,7 +178,10 @@ class Membership:
     async def _say(self) -> None:
         self._changed.clear()
         said = {**self.describe(), "heartbeat": self.heartbeat, "versions": self._versions}
-        said["owns"] = list(map(list, sorted(self.listed)))
+        if self._owns is None or self._owns[0] != self.listed:  # with many stages encoding it takes a while
+            owns = orjson.dumps(list(map(list, sorted(self.listed))))
+            self._owns = set(self.listed), orjson.Fragment(owns)
+        said["owns"] = self._owns[1]
         await self.bucket.put(subjects.member_key("engine", self.engine), orjson.dumps(said))
 
     # -- the others ------------------------------------------------------------------------------------------------

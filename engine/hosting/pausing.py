@@ -10,7 +10,7 @@ import structlog
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket
-from dspex.engine.graph.pauses import Pauses, read
+from dspex.engine.graph.pauses import read
 from dspex.engine.runtime.stage import StageRunner
 
 _log = structlog.get_logger("dspex.engine")
@@ -40,8 +40,10 @@ class Pausing:
         except BusError as e:
             _log.debug("cannot look now what is paused, trying again", why=e.message)  # all stays as it is
             return
+        now = self.clock()
         for runner in self.runners:
-            end = known.get(runner.topology, Pauses()).until(runner.stage.begins, self.clock())
+            pauses = known.get(runner.topology)
+            end = pauses.until(runner.stage.begins, now) if pauses is not None and pauses.names else None
             if (end is not None) != runner.paused:
                 what = "goes on after a pause" if end is None else "paused: nothing is admitted, what is open comes to its end"
                 _log.warning(what, topology=runner.topology, stage=runner.stage.id)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
+
+import orjson
 
 from dspex.bus.message import oldest_of
 from dspex.engine.hosting.operators import Operators
@@ -10,8 +13,40 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 
 
-def described(r: StageRunner, operators: Operators) -> dict[str, object]:
-    """What an engine says of a stage with each heartbeat; see `StageReport`."""
+class Reports:
+    """What the heartbeats of an engine tell of its stages, with the partitions of each as JSON.
+
+    There may be thousands of them, and most have nothing to do. So those of a stage in which nothing has moved since the
+    heartbeat before are not encoded again.
+    """
+
+    def __init__(self, operators: Operators) -> None:
+        self._operators = operators
+        self._encoded: dict[StageRunner, tuple[object, orjson.Fragment]] = {}
+
+    def of(self, runners: list[StageRunner]) -> list[dict[str, Any]]:
+        """Of all stages, in their order."""
+        self._encoded = {r: self._encoded[r] for r in runners if r in self._encoded}
+        return [{**described(r, self._operators, partitions=False), "partitions": self._partitions(r)} for r in runners]
+
+    def _partitions(self, r: StageRunner) -> orjson.Fragment:
+        moved, (before, encoded) = _moved(r), self._encoded.get(r, (None, None))
+        if encoded is None or moved is None or moved != before:
+            encoded = orjson.Fragment(orjson.dumps(_partitions(r)))
+            self._encoded[r] = moved, encoded
+        return encoded
+
+
+def _moved(r: StageRunner) -> object:
+    """Something else once what is said of the partitions may be another thing; None while it changes without a commit."""
+    pump, mine = r.pumps[_input(r)], r.partitions.values()
+    if any(not p.settled.is_set() or pump.catches_up(p) for p in mine):
+        return None
+    return pump.at, [(p.index, p.log.epoch, p.committed) for p in mine]
+
+
+def described(r: StageRunner, operators: Operators, *, partitions: bool = True) -> dict[str, Any]:
+    """What an engine says of a stage; see `StageReport`."""
     return {
         "topology": r.topology,
         "stage": r.stage.id,
@@ -28,21 +63,31 @@ def described(r: StageRunner, operators: Operators) -> dict[str, object]:
         "dead_letters": r.counters["dead_letter"],
         "unreadable": r.counters["unreadable"],
         "unsigned": r.counters["unsigned"],
-        "partitions": [_of_partition(r, p) for p in r.partitions.values()],
+        **({"partitions": _partitions(r)} if partitions else {}),
     }
+
+
+def _input(r: StageRunner) -> str:
+    """What its events come from."""
+    return "source" if r.source is not None else "events"
+
+
+def _partitions(r: StageRunner) -> list[dict[str, object]]:
+    return [_of_partition(r, p) for p in r.partitions.values()]
 
 
 def _of_partition(r: StageRunner, p: Partition) -> dict[str, object]:
-    """It is made for every partition with every heartbeat, so one without open calls costs little."""
-    calls = p.tables.calls.rows
-    return {
+    """See `PartitionReport`. What waits is said only where something waits."""
+    calls, put_off = p.tables.calls.rows, p.tables.timers.put_off
+    found: dict[str, object] = {
         "index": p.index,
         "epoch": p.log.epoch,
-        "source": r.pumps["source" if r.source is not None else "events"].stored(p),
+        "source": r.pumps[_input(r)].stored(p),
         "records": p.tables.position("records").sequence,
         "open_calls": len(calls),
-        "calls": Counter(call.pool for call in calls.values()) if calls else {},
-        "put_off": p.tables.timers.put_off,
-        "full": p.full,
-        "waits_since": oldest_of(call.id for call in calls.values()) if calls else 0.0,
     }
+    if calls or put_off:
+        found["calls"] = Counter(call.pool for call in calls.values())
+        found |= {"put_off": put_off, "full": p.full}
+        found["waits_since"] = oldest_of(call.id for call in calls.values()) if calls else 0.0
+    return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 import structlog
@@ -30,6 +31,7 @@ _log = structlog.get_logger("dspex.engine")
 LOOKS = 4  # within the time after which a stage counts as stalled
 MOST = 1000  # subjects of one question
 SLOWEST = 5.0  # seconds between looks, at most
+RESTS = 4  # a stage that had nothing to do is looked at this seldom: with many stages it takes a while
 
 
 class _Work(NamedTuple):
@@ -63,11 +65,12 @@ class Watchdog:
 
     async def run(self) -> None:
         """Look at all stages until cancelled."""
-        while True:
+        for number in count():
             await asyncio.sleep(min(SLOWEST, self.after / LOOKS))
             await self._look_for_stream()
-            for runner in self.runners:
-                await self.look(runner)
+            for turn, runner in enumerate(self.runners, number):
+                if turn % RESTS == 0 or self._seen.get(_name(runner)):
+                    await self.look(runner)
 
     async def _look_for_stream(self) -> None:
         try:
@@ -85,7 +88,7 @@ class Watchdog:
 
     async def look(self, runner: StageRunner) -> None:
         """Note what a stage has to do, and whether it moves on: each partition by itself, for one may stand still alone."""
-        name, now = f"{runner.topology}/{runner.stage.id}", asyncio.get_running_loop().time()
+        name, now = _name(runner), asyncio.get_running_loop().time()
         seen, found = self._seen.get(name, {}), {key: (work, now) for key, work in (await self._work(runner)).items()}
         found |= {key: seen[key] for key, (work, _) in found.items() if key in seen and seen[key][0] == work}
         self._seen[name] = found
@@ -151,3 +154,7 @@ class Watchdog:
             messages = await self.bus.multi_last(stream, wanted[start : start + MOST])
             found |= {subject: message.sequence for subject, message in messages.items()}
         return found
+
+
+def _name(runner: StageRunner) -> str:
+    return f"{runner.topology}/{runner.stage.id}"

@@ -172,13 +172,13 @@ class Timers(Table[int, Timer]):
             heapq.heappush(self._heap, entry)
         return [(number, self.rows[number]) for _, number in found]
 
-    def reached(self, watermark: Callable[[str], float]) -> int | None:
-        """The number of the first timer that the watermark of its node has reached, in the order (due, node, key)."""
+    def reached(self, most: float, watermark: Callable[[str], float]) -> int | None:
+        """The number of the first timer that the watermark of its node, `most` at most, has reached, by (due, node, key)."""
         found: list[tuple[float, str, str, str, int]] = []
         for node, heap in self._marks.items():
             while heap and not self._is_set(heap[0][3], heap[0][0], mark=True):
                 heapq.heappop(heap)
-            if heap and heap[0][0] <= watermark(node):
+            if heap and heap[0][0] <= most and heap[0][0] <= watermark(node):
                 due, key, name, number = heap[0]
                 found.append((due, node, key, name, number))
         return min(found)[-1] if found else None

@@ -42,7 +42,7 @@ class _Frame:
     size: int = 0
 
 
-@dataclass
+@dataclass(slots=True)  # each partition has one, and there may be thousands
 class Batch:
     """What one commit will hold, but for its log entry.
 

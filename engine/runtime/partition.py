@@ -8,7 +8,6 @@ pumps ask `takes` before they take the next arrival.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
@@ -92,7 +91,7 @@ class Partition:
         self._positions = tables.positions.rows
         self.durable = dict(self._positions)  # as of the last commit that is stored
         self._sealed = log.bus.sealing is not None  # what is logged is stored, too: then it may not quote an event
-        self.batches: deque[Batch] = deque([Batch(self._sealed)])
+        self.batches = [Batch(self._sealed)]
         self.flying: Batch | None = None
         self._taken = 0.0  # when that one was taken, on the monotonic clock
         self.revoked = False
@@ -262,7 +261,7 @@ class Partition:
         *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=self.snapshot)
         if len(pieces) + count >= room < COMMIT_LIMIT:
             return None
-        self.flying, self._taken = self.batches.popleft(), monotonic()
+        self.flying, self._taken = self.batches.pop(0), monotonic()
         self.room.set()
         batch.snapshot, self.snapshot = self.snapshot, None
         batch.entry = len(entry.data) + sum(len(piece.data) for piece in pieces)

@@ -330,7 +330,7 @@ class StageLab:
         """The watermark is `time` seconds of the day (without one: behind all windows), and wakes what waits for it."""
         mark = DAY + min(time, 1e9)
         self.tables.positions.put("time", Position(mark=mark))
-        while (number := self.tables.timers.reached(lambda node: self.watermark(node))) is not None:
+        while (number := self.tables.timers.reached(mark, self.watermark)) is not None:
             due = Due(number, self.tables.timers.rows[number], Woken())
             self._take(Arrival(Place("timers", number), None, self.clock, due))
 

@@ -113,7 +113,7 @@ class PartitionReport(TypedDict):
     `epoch`: counts the claims of it. `source`: it has taken its events up to this sequence. `records`: sequence of the last
     record that it has taken. `open_calls`: all of them; `calls`: by pool. `put_off`: events that wait for their time.
     `full`: with the open calls these are too many (engine.max_open_calls), so it admits no other event. `waits_since`: when the
-    oldest event with an open call was stored; 0 for none.
+    oldest event with an open call was stored; 0 for none. These four are there only where something is open or put off.
     """
 
     index: int
@@ -121,8 +121,8 @@ class PartitionReport(TypedDict):
     source: int
     records: int
     open_calls: int
-    calls: NotRequired[dict[str, int]]  # an older engine does not report it
-    put_off: NotRequired[int]  # likewise
+    calls: NotRequired[dict[str, int]]
+    put_off: NotRequired[int]
     full: NotRequired[bool]
     waits_since: NotRequired[float]
 

@@ -29,7 +29,8 @@ _log = structlog.get_logger("dspex.engine")
 TICK = 0.1  # seconds until a timer is looked at again that is due, and cannot be handled yet
 MARKED = 0  # in place of the number of a timer: whatever the watermark of the partition wakes next
 MOST_AT_ONCE = 64  # of those, before other partitions have their turn
-IDLE_TICK = 1.0  # the same while there is no timer: the first one wakes us
+OPEN_TICK = 1.0  # the same while something is open or waits: it may end by what nobody tells us, such as a call that was lost
+IDLE_TICK = 10.0  # the same while nothing is: the first timer wakes us, and each watermark
 
 
 class TimersInput(Input):
@@ -99,7 +100,10 @@ class TimersInput(Input):
             try:
                 first = min((p.tables.timers.first for p in partitions), default=NONE)
                 wait = first - self._clock()  # at 0 or below it cannot be taken now: not yet, or somebody else is asked first
-                async with asyncio.timeout(min(wait if wait > 0 else TICK, IDLE_TICK)):
+                tables = [p.tables for p in partitions]
+                busy = any(p.closing for p in partitions) or any(t.calls.rows or t.timers.put_off for t in tables)
+                most = OPEN_TICK if busy else IDLE_TICK
+                async with asyncio.timeout(min(wait if wait > 0 else TICK, most)):
                     await self._alarm.wait()
             except TimeoutError:
                 return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 from dspex.bus.codecs.copied import copied
@@ -72,7 +73,7 @@ class Stage:
         now = hops or {self.name}
         return now | {old for old, new in self.names.items() if new in now}
 
-    @property
+    @cached_property
     def shared(self) -> frozenset[str]:
         """The nodes whose state is that of the partition, whatever key an event has."""
         return frozenset(name for name, node in self.states.items() if not node.state.keyed)

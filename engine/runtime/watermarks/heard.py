@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Final
 
 import structlog
@@ -51,12 +52,12 @@ class Heard:
         self.counts = counts
         self._upto = 0
         self._marks: dict[tuple[str, int], float | None] = {}
-        self._low: tuple[float, float | None] | None = None  # for the mark that was taken: the lowest
+        self._lowest: float | None = -inf  # of all; so low while that of one is not known
 
     def copy(self) -> Heard:
         """What was heard so far, for a partition that hears the rest at another time."""
         found = Heard(self.counts)
-        found._upto, found._marks = self._upto, dict(self._marks)
+        found._upto, found._marks, found._lowest = self._upto, dict(self._marks), self._lowest
         return found
 
     def hear(self, message: Message, now: float) -> None:
@@ -69,22 +70,17 @@ class Heard:
             before = self._marks.get((stage, index))
             if at is not None or before is None:
                 self._marks[stage, index] = at if before is None or at is None else max(at, before)
-        self._low = None
+        if len(self._marks) == sum(self.counts.values()):
+            self._lowest = min([at for at in self._marks.values() if at is not None], default=None)
 
     def lowest(self, taken: float) -> float | None:
         """The watermark of the stage; NO_MARK while nobody knows, None while nothing at all comes from before it.
 
         `taken`: the one that the partition has. What is behind it is a source that was added, and counts from where it is not.
         """
-        if self._low is None or self._low[0] != taken:
-            self._low = taken, self._lowest(taken)
-        return self._low[1]
-
-    def _lowest(self, taken: float) -> float | None:
-        if len(self._marks) < sum(self.counts.values()):
+        lowest = self._lowest
+        if lowest is None or lowest >= taken:  # nearly always, and it is asked for every partition
+            return lowest
+        if lowest == -inf:
             return NO_MARK
-        marks = [at for at in self._marks.values() if at is not None]
-        joined = [at for at in marks if at >= taken]
-        if not joined:
-            return taken if marks else None
-        return min(joined)
+        return min([at for at in self._marks.values() if at is not None and at >= taken], default=taken)

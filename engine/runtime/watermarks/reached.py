@@ -21,7 +21,7 @@ def newest(p: Partition) -> float:
 def reached(p: Partition, mark: float, now: float) -> int | None:
     """The number of the first timer that the watermark of its node has reached. `mark`: of the stage."""
     clocks, tables = p.process.stage.clocks, p.tables
-    return tables.timers.reached(lambda node: clocks[node].at(tables, mark, now) if node in clocks else mark)
+    return tables.timers.reached(mark, lambda node: clocks[node].at(tables, mark, now) if node in clocks else mark)
 
 
 def next_arrival(p: Partition, now: float) -> Arrival | None:

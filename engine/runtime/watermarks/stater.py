@@ -29,7 +29,7 @@ from dspex.engine.runtime.watermarks.reached import newest
 _log = structlog.get_logger("dspex.engine")
 OFTEN: Final = 0.25  # seconds between two statements, at least
 LOOK: Final = 2.0  # seconds between two looks at what moves by itself: idle sources, and holds that end
-SELDOM: Final = 10.0  # the same of a source that has long been silent: what was open is closed by then
+SELDOM: Final = 10.0  # the same of a source that has long been silent, and where nothing is open
 KEPT: Final = 64  # statements after which the earlier ones are removed
 
 
@@ -77,6 +77,8 @@ class Stater:
             try:
                 if self._source is not None:
                     await self._look(self._source)
+                else:
+                    self._every = LOOK if any(_keeps(p) for p in self._partitions.values()) else SELDOM
                 await self._state()
             except BusError as e:
                 _log.debug("cannot state a watermark now, trying again", why=e.message)
@@ -152,6 +154,11 @@ class Stater:
             p.owner.failed(p, Fenced(f"{p.log.address.subject} was claimed by another engine"))
             return False
         return last is not None and last.sequence == p.log.sequence
+
+
+def _keeps(p: Partition) -> bool:
+    """Whether a partition has anything that may hold a watermark back, or stop doing so, as time goes by."""
+    return bool(p.tables.timers.rows or p.tables.calls.rows)
 
 
 def stater(

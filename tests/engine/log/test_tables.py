@@ -32,7 +32,7 @@ def test_timers_that_are_set_again_and_again_leave_one_of_them() -> None:
     assert entries(tables) < 2 * FEW
     assert (tables.hold("batch", 0.0), tables.hold("join", 0.0)) == (MANY - 1, 1.0)
     assert tables.timers.due(2e9) == [(1, tables.timers.rows[1])]
-    assert tables.timers.reached(lambda node: 1e9) == 2
+    assert tables.timers.reached(1e9, lambda node: 1e9) == 2
 
 
 def test_a_hold_ends_for_good_with_its_time_and_the_later_ones_stay() -> None:
