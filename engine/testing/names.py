@@ -17,6 +17,7 @@ class TestedNames:
     def __init__(self, graphs: Sequence[Graph]) -> None:
         self._calls = [n.name for g in graphs for n in g.calls]
         self._states = [n.name for g in graphs for n in g.nodes.values() if isinstance(n, StateNode)]
+        self._approves = [n.name for g in graphs for n in g.nodes.values() if n.op == "approve"]
         self._sources = [n.source.subject for g in graphs for n in g.sources]
         self._sinks = [n.sink.pattern for g in graphs for n in g.sinks]
 
@@ -32,6 +33,13 @@ class TestedNames:
         __tracebackhide__ = True
         if name not in self._states:
             raise _unknown("node with state", name, self._states, "no operator of the topology keeps any")
+        return name
+
+    def approve(self, name: str) -> str:
+        """A node at which events wait for a person."""
+        __tracebackhide__ = True
+        if name not in self._approves:
+            raise _unknown("approve", name, self._approves, "no operator of the topology waits for a person")
         return name
 
     def stored(self, subject: str) -> str:

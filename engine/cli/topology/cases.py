@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
 from dspex.bus.settings.duration import seconds
-from dspex.engine.cli.topology.steps import CRASHES, FAILURES, LOOKS, OPTIONS, STEPS, countable, time_of
+from dspex.engine.cli.topology.steps import CRASHES, DECISIONS, FAILURES, LOOKS, OPTIONS, STEPS, countable, time_of
 from dspex.engine.testing.names import TestedNames
 from dspex.operators.formats.yaml_read import Mapped, read
 from dspex.operators.native.problems import did_you_mean
@@ -212,6 +212,13 @@ class _Reader:
         for subject, _, line in self.mapping(step, how):
             with self.told(line):
                 self.names.source(subject)
+
+    def _decide(self, step: CaseStep, how: str) -> None:
+        for node, decision, line in self.mapping(step, how):
+            with self.told(line):
+                self.names.approve(node)
+            if decision not in DECISIONS:
+                self.file.report(line, f"{node} cannot be decided as {decision!r}", did_you_mean(str(decision), DECISIONS))
 
     def _advance(self, step: CaseStep, how: str) -> None:
         self.duration(step.about, step.line)

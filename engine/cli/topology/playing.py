@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DspexError, RunError
 from dspex.engine.cli.terminal.terminal import to_json
 from dspex.engine.cli.topology.cases import CaseStep, TestCase
 from dspex.engine.cli.topology.steps import FAILURES
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.driver import Driver
 
@@ -87,12 +88,23 @@ def _take(d: Driver, step: CaseStep, outcome: Outcome) -> None:
         case "publish":
             for subject, data in about.items():
                 d.publish(subject, data, **options)
+        case "decide":
+            for node, decision in about.items():
+                d.decide(_oldest(d, node), decision, **options)
         case "advance":
             d.advance(about)
         case "crash":
             d.crash(about or "engine")
         case _:
             _expect(d, step, outcome)
+
+
+def _oldest(d: Driver, node: str) -> Approval:
+    """What waits longest for a decision at a node. Raises RunError (DX626) where nothing does."""
+    found = next((one for one in d.approvals() if one.node == node), None)
+    if found is None:
+        raise RunError(f"nothing waits for a decision at {node}", code="DX626", fix="publish before it what is to wait there")
+    return found
 
 
 def _expect(d: Driver, step: CaseStep, outcome: Outcome) -> None:
@@ -121,6 +133,8 @@ def _looks(d: Driver, about: Mapping[str, Any]) -> Iterator[tuple[Path, Any, Any
             for node, keys in expected.items():
                 for of, wanted in keys.items():
                     yield (key, node, of), wanted, d.state(node, of)
+        elif key == "approvals":
+            yield (key,), expected, [one.as_dict() for one in d.approvals()]
         elif key == "dead_letters":
             yield (key,), expected, [letter.as_dict() for letter in d.dead_letters()]
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dspex.engine.cli.topology.steps import CRASHES, FAILURES
+from dspex.engine.cli.topology.steps import CRASHES, DECISIONS, FAILURES
 from dspex.operators.parameters import DurationParameter
 from dspex.operators.parameters.values import TEXT
 
@@ -22,7 +22,7 @@ def _step(verb: str, about: dict[str, Any], **options: dict[str, Any]) -> dict[s
 def cases_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a test file."""
     duration, many = DurationParameter().schema(), {"type": "integer", "minimum": 1}
-    expected = {"calls": _mapping(_LIST), "dead_letters": _LIST, "state": _mapping({"type": "object"})}
+    expected = {"approvals": _LIST, "calls": _mapping(_LIST), "dead_letters": _LIST, "state": _mapping({"type": "object"})}
     steps = [
         _step("answer", _mapping({"type": "object"}), after=duration),
         _step("fail", _mapping({"enum": list(FAILURES)}), times=many, message=TEXT),
@@ -35,6 +35,7 @@ def cases_schema() -> dict[str, Any]:
             session=TEXT,
             at={"type": "string", "format": "date-time"},
         ),
+        _step("decide", _mapping({"enum": list(DECISIONS)}), edit={"type": "object"}, note=TEXT),
         _step("advance", duration),
         _step("crash", {"enum": [*CRASHES, None]}),
         _step("expect", {"type": "object", "properties": expected, "additionalProperties": _LIST}),

@@ -233,6 +233,53 @@ def test_cases_look_at_state_behind_a_crash(dspex: Dspex, tmp_path: Path, monkey
     )
 
 
+ASKED = """
+dspex: 1
+topology: refunds
+sources: { pay.in: {} }
+nodes:
+  ok: { from: pay.in, approve: {}, show: [amount] }
+sinks: { pay.out: { from: ok } }
+"""
+DECIDED = """\
+topology: refunds.yaml
+cases:
+  what waits longest is decided first:
+    - publish: { pay.in: { amount: 5, who: a } }
+    - publish: { pay.in: { amount: 7, who: b } }
+    - expect: { approvals: [ { node: ok, shown: { amount: 5 } }, { shown: { amount: 7 } } ], pay.out: [] }
+    - decide: { ok: accept }
+      edit: { amount: 4 }
+    - decide: { ok: reject }
+      note: too much
+    - expect:
+        pay.out: [ { amount: 4, who: a } ]
+        approvals: 0
+        dead_letters: [ { node: ok, reason: Reject } ]
+"""
+
+
+def test_cases_decide_about_what_waits_for_a_person(dspex: Dspex) -> None:
+    Path("refunds.yaml").write_text(ASKED)
+    cases = Path("refunds_test.yaml")
+    cases.write_text(DECIDED)
+    found = dspex("test", "refunds_test.yaml")
+    assert found.out.splitlines()[-1] == "1 passed, 0 failed", found.out
+    cases.write_text(DECIDED.replace("reason: Reject", "message: none"))
+    assert ': too much"' in dspex("test", "refunds_test.yaml").out
+    once = DECIDED.replace("    - publish: { pay.in: { amount: 7, who: b } }\n", "").replace(", { shown: { amount: 7 } }", "")
+    cases.write_text(once)
+    assert "refunds_test.yaml:8: nothing waits for a decision at ok" in dspex("test", "refunds_test.yaml").out
+    cases.write_text(DECIDED.replace("ok: reject", "oke: rejekt"))
+    problems = dspex("test", "--json", "refunds_test.yaml").error()["problems"]
+    assert [(p["line"], p["message"].partition(";")[0], p["fix"]) for p in problems] == [
+        (9, "there is no approve 'oke'", "did you mean ok?"),
+        (9, "oke cannot be decided as 'rejekt'", "did you mean reject?"),
+    ]
+    valid = jsonschema_rs.validator_for(json.loads(dspex("test", "--schema").out)).is_valid
+    assert [valid(yaml.safe_load(text)) for text in (DECIDED, DECIDED.replace("reject", "rejekt"))] == [True, False]
+
+
 def test_cases_run_on_a_server_as_they_do_in_memory(dspex: Dspex) -> None:
     found = dspex("test", "--bus", "nats", "-k", "letter")
     assert (found.code, found.out.splitlines()[-1]) == (0, "1 passed, 0 failed"), found.out
