@@ -65,10 +65,12 @@ def _stages(stages: Sequence[StageRow]) -> Block:
 
 
 FULL = "engine.max_open_calls"
+LONG = 60.0  # seconds by which a watermark is held that people are told of: every open call holds it
+WAITS = {"table": "which a lookup reads to its end first", "behind": "which is far behind in event time (engine.align)"}
 
 
 def _gates(s: StageRow) -> Iterator[str]:
-    """Who keeps a stage from admitting events."""
+    """Who keeps a stage from admitting events, and windows from ending."""
     name, gate = f"{s['topology']}/{s['stage']}", s["gate"]
     if s["full"] and gate is not None:
         pools = ", ".join(f"{number:,} of pool {pool}" for pool, number in sorted(gate["calls"].items()))
@@ -77,6 +79,11 @@ def _gates(s: StageRow) -> Iterator[str]:
         yield f"{name}: {s['full']} of {s['partitions']} partitions admit no event: {held}{later} ({FULL})"
     if gate is not None and gate["stream"]:
         yield f"{name}: {gate['stream']}"
+    for source, why in (gate["sources"] if gate is not None else {}).items():
+        yield f"{name}: {s['source']} waits for {source}, {WAITS.get(why, why)}"
+    for node, behind in s["holds"].items():
+        if behind >= LONG:
+            yield f"{name}: {node} holds the watermark {human(behind)} behind: open calls, or events that wait"
 
 
 def _owner(s: StageRow) -> str:

@@ -11,6 +11,7 @@ from dspex.bus.message import oldest_of
 from dspex.engine.hosting.operators import Operators
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
+from dspex.engine.runtime.watermarks.holding import held
 
 
 class Reports:
@@ -54,6 +55,8 @@ def described(r: StageRunner, operators: Operators, *, partitions: bool = True) 
         "stopped": r.stopped or r.waits,
         "paused": r.paused,
         "mark": r.source.highest if r.source is not None else None,
+        "waits_for": r.source.waits_for if r.source is not None else {},
+        "holds": held(r),
         "events": r.counters["event"],
         "rate": operators.rate((r.topology, r.stage.id), r.counters["event"]),
         "records": r.counters["record"],

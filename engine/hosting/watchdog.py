@@ -114,7 +114,7 @@ class Watchdog:
             found |= await self._records(runner, partitions)
             if not runner.paused:
                 found |= await self._events(runner, partitions)
-                if runner.source is not None and not runner.stage.dropped and not runner.source.waits:
+                if runner.source is not None and not runner.stage.dropped and not runner.source.waits_for:
                     found |= await self._source(runner.source, runner, partitions)
         except BusError:
             return {}  # the server is away: the engine can do nothing, and reconnects

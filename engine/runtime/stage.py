@@ -81,7 +81,7 @@ class StageRunner:
         found = inputs(services, stage, (source_stream, count, start), self.counters, self._alarm, self._moved)
         self.pumps = {name: self._pump(input) for name, input in found.items()}
         self.source = cast("SourceInput | None", found.get("source"))
-        self._stater = stater(services, stage, self.partitions, self.pumps, self.source, self._moved)
+        self.stater = stater(services, stage, self.partitions, self.pumps, self.source, self._moved)
         self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
         self._build = build(stage.graph.digest, stage.graph.functions)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
@@ -156,8 +156,8 @@ class StageRunner:
             for name, pump in self.pumps.items():
                 if not (self.paused and pump.input.gated) and (name != "source" or not self.stage.dropped):
                     self._pumps.start(self._pumping(name, pump), name)
-            if self._stater is not None:
-                self._pumps.start(self._stater.run(), "watermarks")
+            if self.stater is not None:
+                self._pumps.start(self.stater.run(), "watermarks")
             if self.source is not None and not self.stage.dropped and not self.paused:
                 self._pumps.start(self._watching(SourceWatch(self.s.bus, self.source, self.pumps["source"])), "watch")
 
@@ -266,7 +266,7 @@ class StageRunner:
         self.counters["unreadable"] += log.passed
         address = Address(s.app, self.topology, self.stage.id, index, log.nonce, s.limit, s.state_limit)
         process, most = Process(self.stage, address, self._names, self.source_stream), (s.most_arrivals, s.most_open_calls)
-        outward = self._stater.outward if self._stater is not None else None
+        outward = self.stater.outward if self.stater is not None else None
         p = Partition(index, log, tables, process, self, s.committer.request_commit, self._alarm, most, outward)
         self._refusals.apply(p)
         self.counters["rolled_back"] += log.is_rolled_back(self._landed.get(index, 0), p.where)

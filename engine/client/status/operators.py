@@ -27,7 +27,7 @@ def is_sound(report: EngineReport) -> bool:
     operators = report.get("operators", [])
     numbers: list[object] = [o.get(name, 0) for o in operators for name in (*_COUNTS, "keyless")]
     numbers += [number for o in operators for number in (o["p50"] or 0.0, o["cost"] or 0.0)]
-    numbers += [s.get("rate", 0.0) for s in report["stages"]]
+    numbers += [n for s in report["stages"] for n in (s.get("rate", 0.0), *s.get("holds", {}).values())]
     return len(operators) <= MOST and all(isinstance(n, int | float) and isfinite(n) and n >= 0 for n in numbers)
 
 

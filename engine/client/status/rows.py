@@ -100,6 +100,8 @@ class StageReport(TypedDict):
     paused: NotRequired[bool]  # an older engine does not report it
     events: int
     rate: NotRequired[float]  # an older engine does not report it
+    waits_for: NotRequired[dict[str, str]]  # likewise
+    holds: NotRequired[dict[str, float]]  # likewise
     retries: int
     fallbacks: NotRequired[int]  # an older engine does not report it
     unsigned: NotRequired[int]  # likewise
@@ -133,12 +135,14 @@ class GateRow(TypedDict):
     Attributes:
         open_calls, put_off: in the partitions that are full, together. calls: of these calls, by pool.
         stream: why sources wait for room in the application's stream, or nothing can be committed; "" where that is not so.
+        sources: those that its source waits for: "table", a `lookup` reads it first; "behind", it is far behind in event time.
     """
 
     open_calls: int
     put_off: int
     calls: dict[str, int]
     stream: str
+    sources: dict[str, str]
 
 
 class StageRow(TypedDict):
@@ -152,6 +156,8 @@ class StageRow(TypedDict):
         put_off: events that wait for their time (publish at= and after=, RetryLater).
         full: partitions that admit no event because too many calls are open and events put off (engine.max_open_calls).
         gate: who keeps it from admitting events; None where it admits them in all partitions.
+        holds: operators (or its source) that hold the watermark with what is still to come out of them, such as open calls and
+            events that wait: by how many seconds of event time what follows them is held back.
         unowned: partitions without an owner.
         events, retries, fallbacks: since the engines that run it were started. rate: events a second, of late; None where
             no engine tells it.
@@ -175,6 +181,7 @@ class StageRow(TypedDict):
     put_off: int
     full: int
     gate: GateRow | None
+    holds: dict[str, float]
     owners: list[str]
     partitions: int
     unowned: int

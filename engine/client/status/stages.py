@@ -110,7 +110,8 @@ class Look:
             "calls": dict(reached.calls),
             "put_off": reached.put_off,
             "full": sum(p.get("full", False) for _, p in owned.values()),
-            "gate": _gate([e["full"] for e, _ in mine], [p for _, p in owned.values()]),
+            "gate": _gate(mine, [p for _, p in owned.values()]),
+            "holds": _holds(mine),
             "owners": sorted({engine for engine, _ in owned.values()}),
             "partitions": count,
             "unowned": len(missing),
@@ -162,15 +163,25 @@ class Look:
         return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)
 
 
-def _gate(full: Sequence[str], owned: Sequence[PartitionReport]) -> GateRow | None:
-    """`full`: why the stream takes nothing, or sources wait, as each engine says that runs the stage; "" for no reason."""
-    held, stream, calls = [p for p in owned if p.get("full")], next(filter(None, full), ""), Counter[str]()
-    if not held and not stream:
+def _gate(mine: Sequence[tuple[EngineReport, StageReport]], owned: Sequence[PartitionReport]) -> GateRow | None:
+    """`mine`: what each engine says that runs the stage."""
+    held, calls = [p for p in owned if p.get("full")], Counter[str]()
+    stream = next((e["full"] for e, _ in mine if e["full"]), "")
+    sources = {source: why for _, s in mine for source, why in sorted(s.get("waits_for", {}).items())}
+    if not held and not stream and not sources:
         return None
     for p in held:
         calls.update(p.get("calls", {}))
     opened, put_off = sum(p["open_calls"] for p in held), sum(p.get("put_off", 0) for p in held)
-    return {"open_calls": opened, "put_off": put_off, "calls": dict(calls), "stream": stream}
+    return {"open_calls": opened, "put_off": put_off, "calls": dict(calls), "stream": stream, "sources": sources}
+
+
+def _holds(mine: Sequence[tuple[EngineReport, StageReport]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for _, stage in mine:
+        for node, behind in sorted(stage.get("holds", {}).items()):
+            found[node] = max(behind, found.get(node, 0.0))
+    return found
 
 
 def _begins(applied: Manifest) -> list[str]:

@@ -51,7 +51,7 @@ class SourceInput(Input):
         settings: of the source, as the topology says.
         highest: the highest event time of what was read, whatever partition it is for.
         tables: what is to be read before it; None for nothing.
-        aligned: set while it need not wait for a source that is far behind.
+        behind: sources that are far behind, for which it waits. aligned: set while there are none.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
@@ -78,7 +78,7 @@ class SourceInput(Input):
         self.created, self.readable, self.missing = 0.0, False, False
         self.highest = NO_MARK  # event time of all that was read
         self.tables: TablesFirst | None = None
-        self.aligned = asyncio.Event()
+        self.aligned, self.behind = asyncio.Event(), list[str]()
         self.aligned.set()
         self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
@@ -93,9 +93,10 @@ class SourceInput(Input):
         return _WhileThereIsRoom(reader, (self.room, self.aligned), self._bus.sealing)
 
     @property
-    def waits(self) -> bool:
-        """Whether it waits for another source to be read."""
-        return not self.aligned.is_set() or (self.tables is not None and self.tables.waits)
+    def waits_for(self) -> dict[str, str]:
+        """The sources that it waits for: as a "table" that is to be read first, or as "behind" in event time."""
+        tables = self.tables.waits_for if self.tables is not None else []
+        return {**dict.fromkeys(self.behind, "behind"), **dict.fromkeys(tables, "table")}
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again

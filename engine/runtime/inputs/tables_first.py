@@ -30,25 +30,25 @@ class TableSource(NamedTuple):
 
 
 class TablesFirst:
-    """The tables that one source of a topology waits for. `waits`: whether it does, now."""
+    """The tables that one source of a topology waits for. `waits_for`: their sources, while it does."""
 
     def __init__(self, bus: Bus, app: str, topology: str, source: str, tables: Sequence[TableSource]) -> None:
         self._bus, self._app, self._topology, self._source, self._tables = bus, app, topology, source, tables
-        self.waits = False
+        self.waits_for = list[str]()
 
     async def wait(self) -> None:
         """Until all of them are read to where their ends are now. Raises BusError."""
-        self.waits = True
+        self.waits_for = sorted(t.subject for t in self._tables)
         try:
             await self._read_to_the_end()
         finally:
-            self.waits = False
+            self.waits_for = []
 
     async def _read_to_the_end(self) -> None:
         last = {t: await self._bus.last(t.stream, t.subject) for t in self._tables}
         todo = {t: message.sequence for t, message in last.items() if message is not None}
         while todo := {t: end for t, end in todo.items() if not await self._is_read(t, end)}:
-            tables = sorted(t.subject for t in todo)
+            self.waits_for = tables = sorted(t.subject for t in todo)
             _log.info("waits until tables are read", topology=self._topology, source=self._source, tables=tables)
             await asyncio.sleep(LOOK)
 

@@ -71,6 +71,7 @@ class Alignment:
                 _log.info(
                     "waits for a source that is far behind", topology=runner.topology, source=runner.stage.name, for_=names
                 )
+            runner.source.behind = names
             (runner.source.aligned.clear if names else runner.source.aligned.set)()
 
     async def _has_more(self, runner: StageRunner, far: SourceRead) -> bool:

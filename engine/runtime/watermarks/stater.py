@@ -103,15 +103,17 @@ class Stater:
         """Of a partition with nothing in flight: what its input has; else what its last commit that is stored has."""
         if not p.settled.is_set() or self._pump.catches_up(p) or self._pump.at is None:
             return max(p.mark, NO_MARK)
-        now = self._s.clock()
+        mark = self.mark(p)
+        return max(self._clock.at(p.tables, mark, self._s.clock()), p.mark, NO_MARK) if mark is not None else None
+
+    def mark(self, p: Partition) -> float | None:
+        """The watermark of the stage, of which nothing is held back; None where no source ever had an event."""
         if self._source is None:
             lowest = p.heard.lowest(p.tables.position("time").mark) if p.heard is not None else NO_MARK
-            mark = newest(p) if lowest is not None else None
-        else:
-            idle = self._idle.get(p.index, NO_MARK)
-            mark = max(p.tables.position("source").mark, self._source.highest, idle or NO_MARK)
-            mark = None if idle is None and mark == NO_MARK else mark
-        return max(self._clock.at(p.tables, mark, now), p.mark, NO_MARK) if mark is not None else None
+            return newest(p) if lowest is not None else None
+        idle = self._idle.get(p.index, NO_MARK)
+        mark = max(p.tables.position("source").mark, self._source.highest, idle or NO_MARK)
+        return None if idle is None and mark == NO_MARK else mark
 
     # -- sources that are silent ----------------------------------------------------------------------------------------
     async def _look(self, source: SourceInput) -> None:

@@ -161,7 +161,7 @@ def test_who_holds_the_gate_of_a_stage_is_named_open_calls_by_pool_parked_events
     one.publish("in", {"text": "b"})
     one.publish("in", {"text": "waits"})
     found = status(one)
-    gate = {"open_calls": 2, "put_off": 1, "calls": {"writers": 2}, "stream": ""}
+    gate = {"open_calls": 2, "put_off": 1, "calls": {"writers": 2}, "stream": "", "sources": {}}
     assert [(s["full"], s["gate"], s["lag"]) for s in found["stages"]] == [(1, gate, 1), (0, None, 0)]
     (said,) = [remark for block in blocks(found) for remark in block.remarks if "admit" in remark]
     assert said == (
@@ -173,6 +173,24 @@ def test_who_holds_the_gate_of_a_stage_is_named_open_calls_by_pool_parked_events
     streams = {s["topology"]: s["gate"] and s["gate"]["stream"] for s in found["stages"]}
     assert streams["other"] == "sources wait: 80% of the stream's max_bytes are used"
     assert any("other/s1: sources wait: 80%" in remark for block in blocks(found) for remark in block.remarks)
+
+
+def test_who_holds_the_watermark_of_a_stage_is_named_once_it_is_held_for_a_minute(lab: MakeLab) -> None:  # E13
+    topology = Topology("asking")
+    asked = topology.source("in").predict("text -> answer", name="ask", timeout="1h", deadline="1h")
+    asked.key_by("event.key", name="by_key").window("10s").count(name="counts").sink("out")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"text": "a"}, key="a")
+    one.advance(40)
+    found = status(one)
+    assert [{*s["holds"]} for s in found["stages"]] == [{"ask"}, set()]
+    assert not [r for block in blocks(found) for r in block.remarks]
+    one.advance(60)
+    (said,) = [r for block in blocks(status(one)) for r in block.remarks]
+    assert said.startswith("asking/s1: ask holds the watermark 1 m ")
+    one.advance(3600)  # its deadline
+    assert [s["holds"] for s in status(one)["stages"]] == [{}, {}]
 
 
 # -- health ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from engine_lab import Lab
 
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, Reader
+from dspex.engine.cli.figures import blocks
 from dspex.operators.topology import Topology
 
 DAY = 1_600_000_000.0  # in the past
@@ -57,6 +58,14 @@ def rows(one: Lab) -> int:
     return sum(len(p.tables.keyed.rows) for _, p in one.partitions())
 
 
+def waiting(one: Lab) -> tuple[dict[str, str], list[str]]:
+    """What `status` says that the fast source waits for, and what people read of it."""
+    found = one.run(one.client.status())
+    (fast,) = [s for s in found["stages"] if s["source"] == "fast"]
+    said = [remark.partition(": ")[2] for block in blocks(found) for remark in block.remarks]
+    return fast["gate"]["sources"] if fast["gate"] is not None else {}, said
+
+
 def test_a_source_far_ahead_waits_for_one_that_has_more_to_read_and_not_for_one_that_is_read(lab: MakeLab) -> None:
     one = lab(joining())
     one.start()
@@ -72,9 +81,30 @@ def test_a_source_far_ahead_waits_for_one_that_has_more_to_read_and_not_for_one_
     one.advance(5)
     source = next(r.source for r, _ in one.partitions() if r.stage.name == "fast")
     assert source is not None
-    assert source.waits
+    assert source.waits_for == {"slow": "behind"}
     assert source.highest == DAY + 39 * 60
-    one.advance(30)
-    assert not source.waits  # the slow one has nothing more to read
+    one.advance(3)
+    assert waiting(one) == ({"slow": "behind"}, ["fast waits for slow, which is far behind in event time (engine.align)"])
+    one.advance(27)
+    assert not source.waits_for  # the slow one has nothing more to read
     assert source.highest == DAY + 79 * 60
+    assert waiting(one) == ({}, [])
     assert one.hosts["b"][0].watchdog.health == "ok"
+
+
+def test_who_waits_until_a_table_is_read_is_shown_with_its_name(lab: MakeLab) -> None:
+    topology = Topology("t")
+    table, events = (topology.source(s).key_by("k", name=f"{s}_key") for s in ("slow", "fast"))
+    events.lookup(table, name="known").sink("out")
+    one = lab(topology)
+    one.start()
+    one.kill()
+    for _ in range(8):
+        one.publish("slow", {"k": "a"})
+    one.publish("fast", {"k": "a"})
+    one.start("b", bus=SlowSource(one.server))
+    one.advance(6)
+    assert waiting(one) == ({"slow": "table"}, ["fast waits for slow, which a lookup reads to its end first"])
+    one.advance(20)
+    assert waiting(one) == ({}, [])
+    assert len(one.outputs("out")) == 1
