@@ -247,7 +247,21 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
     (engine,), (stage,) = found["engines"], found["stages"]
     assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
     assert list(stage) == [
-        *("topology", "stage", "source", "stream", "lag", "oldest", "open_calls", "calls", "put_off", "full", "gate", "owners"),
+        *(
+            "topology",
+            "stage",
+            "source",
+            "stream",
+            "lag",
+            "oldest",
+            "open_calls",
+            "calls",
+            "put_off",
+            "full",
+            "gate",
+            "holds",
+            "owners",
+        ),
         *("partitions", "unowned", "events", "retries", "fallbacks", "unsigned", "dead_letters", "stopped", "paused"),
         *("paused_until", "admits", "dropped", "rate"),
     ]
