@@ -162,12 +162,14 @@ class Split(NamedTuple):
     Attributes:
         done: how many. clock: of the event. number: the first that its calls got.
         digest: of those outputs; a walk that gives others must not go on from there.
+        marks: the watermarks that its walk had, by node.
     """
 
     done: int
     clock: float
     number: int
     digest: bytes
+    marks: tuple[tuple[str, float], ...] = ()
 
 
 class Changes(TypedDict, total=False):

@@ -21,7 +21,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, Place, Position, Split
+from dspex.engine.log.rows import NO_MARK, Place, Position
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -34,6 +34,7 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address, Ask, Output
+from dspex.engine.runtime.walk.state import split_of
 
 
 class Difference(NamedTuple):
@@ -171,15 +172,15 @@ class Replay:
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:
         tables, place = self._p.tables, arrival.place
-        first = tables.number
         if (split := tables.splits.rows.get(place)) is not None:
-            arrival, first = arrival._replace(clock=split.clock), split.number
+            arrival = arrival._replace(clock=split.clock)
         effects = self._p.process.handle(arrival, tables)
         outputs = effects.outputs
         if mark and mark[0] == "part":
+            split = split_of(self._stage, arrival, tables)
             tables.number = max(tables.number, next_number(effects))
             self._append(outputs[effects.done : mark[1]])
-            tables.splits.put(place, Split(mark[1], arrival.clock, first, digest(outputs[: mark[1]])))
+            tables.splits.put(place, split._replace(done=mark[1], digest=digest(outputs[: mark[1]])))
             return
         self._append(outputs[effects.done :])
         tables.change(effects.changes)

@@ -20,7 +20,7 @@ from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
-from dspex.engine.log.rows import NO_MARK, Place, Split
+from dspex.engine.log.rows import NO_MARK, Place
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
 from dspex.engine.runtime.batch import (
@@ -38,6 +38,7 @@ from dspex.engine.runtime.batch import (
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
+from dspex.engine.runtime.walk.state import split_of
 from dspex.engine.runtime.watermarks.heard import Heard
 
 _log = structlog.get_logger("dspex.engine")
@@ -194,12 +195,11 @@ class Partition:
     def _in_parts(self, arrival: Arrival, effects: Effects) -> Sequence[Output]:
         """Fill commits with outputs that one cannot hold; what is left goes with the position.
 
-        Each commit but the last keeps how much of the arrival is done, and its clock and numbers, which are then taken: what
-        arrives before the rest of it, after a crash, must not get the same numbers.
+        Each commit but the last keeps how much of the arrival is done, and its clock, watermarks and numbers, which are then
+        taken: what arrives before the rest of it, after a crash, must not get the same numbers.
         """
         outputs, done = effects.outputs, effects.done
-        split = self.tables.splits.rows.get(arrival.place)
-        first = split.number if split is not None else self.tables.number
+        split = split_of(self.process.stage, arrival, self.tables)
         self.tables.number = max(self.tables.number, next_number(effects))
         while done < len(outputs) and not self.batches[-1].fits(outputs[done:], self._most_changed):
             if self.batches[-1].arrivals:
@@ -209,8 +209,7 @@ class Partition:
             count = most_that_fit(outputs[done:], batch, self._most_changed)
             self._append(batch, outputs[done : done + count])
             done += count
-            split = Split(done, arrival.clock, first, digest(outputs[:done]))
-            self.tables.splits.put(arrival.place, split)
+            self.tables.splits.put(arrival.place, split._replace(done=done, digest=digest(outputs[:done])))
             batch.part(arrival, done)
             self._next_batch()
         return outputs[done:]

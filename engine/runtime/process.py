@@ -77,16 +77,17 @@ class Process:
     def _rest(self, arrival: Arrival, split: Split, tables: Tables) -> Effects:
         """What is left of the outputs of an event of which some are committed already.
 
-        The arrival has the clock and the numbers of the first walk. A walk that gives others, because a function
-        iterates over a set or has changed, must not go on from there: outputs would be lost, and others doubled.
+        It has clock, watermarks and numbers of the first walk. One that gives others must not go on: outputs would be lost.
         """
-        effects, done = self._handled(arrival, tables, split.number), split.done
+        self._walk.pinned, done = dict(split.marks), split.done
+        effects = self._handled(arrival, tables, split.number)
+        self._walk.pinned = {}
         if effects.failure is not None:
             return effects  # it ends in another way now, and says why
-        if digest(effects.outputs[:done]) != split.digest:
-            why = f"its first {done} outputs are committed, and processed again it gives others"
-            effects, done = self._handled(arrival._replace(refused=why), tables, split.number), 0
-        return effects._replace(done=done)
+        if digest(effects.outputs[:done]) == split.digest:
+            return effects._replace(done=done)
+        why = f"its first {done} outputs are committed, and processed again it gives others"
+        return self._handled(arrival._replace(refused=why), tables, split.number)
 
     def event(
         self, arrival: Arrival, event: NodeEvent, number: int, tables: Tables, released: tuple[int, Timer] | None = None

@@ -9,17 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import inf
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dspex.bus.errors import DataError
 from dspex.bus.message import derived_id
 from dspex.bus.records import Origin
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.graph.context import EventContext, Handler
-from dspex.engine.log.rows import Timer
+from dspex.engine.log.rows import NO_MARK, Split, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.walk.request import Address, Output
 from dspex.engine.runtime.watermarks.clocks import NodeClock
+
+if TYPE_CHECKING:
+    from dspex.engine.runtime.arrival import Arrival
+    from dspex.engine.runtime.walk.compile import Stage
 
 MOST_VALUE: Final = 8 << 20  # bytes of one value
 MOST_STAGED: Final = 16 << 20  # bytes that one arrival may change: an entry of the log has to hold them
@@ -30,6 +34,15 @@ _NO_NAMES: Final[Mapping[str, str]] = {}
 def woken_by(node: str) -> str:
     """Under which name the positions have the watermark that has last woken a node."""
     return f"time/{node}"
+
+
+def split_of(stage: Stage, arrival: Arrival, tables: Tables) -> Split:
+    """What stays the same of an arrival whose outputs go in parts, however often it is walked."""
+    known, mark = tables.splits.rows.get(arrival.place), tables.position("time").mark
+    if known is not None:
+        return known
+    found = ((node, stage.clocks[node].at(tables, mark, arrival.clock)) for node in sorted(stage.states))
+    return Split(0, arrival.clock, tables.number, b"", tuple((node, max(at, NO_MARK)) for node, at in found))
 
 
 class Staged(NamedTuple):
@@ -50,6 +63,7 @@ class StateWalk(EventContext, ABC):
         outputs: what came out so far. tables: as they are before the arrival. number: the next one for a call or a timer.
         fired: the number of the timer that wakes the operator now; 0: none does.
         staged: what changed since. dirty: whether anything may have.
+        pinned: watermarks that nodes have whatever was taken since.
         waking: seconds after which a function with state wants to be woken; None: it does not.
     """
 
@@ -66,6 +80,7 @@ class StateWalk(EventContext, ABC):
         "fired",
         "number",
         "outputs",
+        "pinned",
         "staged",
         "tables",
         "waking",
@@ -82,6 +97,7 @@ class StateWalk(EventContext, ABC):
         self.address, self._clocks, self._shared, self._names, self.number = address, clocks, shared, names, 0
         self._before = {new: [old for old, now in names.items() if now == new] for new in names.values()}
         self.outputs: list[Output] = []
+        self.pinned: Mapping[str, float] = {}
         self.counts: dict[str, int] = {}  # node → the ordinal of its latest output
         self.tables = _NOWHERE
         self.clean()
@@ -132,7 +148,9 @@ class StateWalk(EventContext, ABC):
     def watermark_of(self, node: str) -> float:
         """The watermark of a node, as the tables have it. It never goes back behind what it has woken, whatever is open now."""
         tables, clock = self.tables, self._clocks.get(node)
-        found = clock.at(tables, tables.position("time").mark, self.clock) if clock is not None else -inf
+        found = self.pinned.get(node)
+        if found is None:
+            found = clock.at(tables, tables.position("time").mark, self.clock) if clock is not None else -inf
         before = self._before.get(node, ())
         return max(found, tables.position(woken_by(node)).mark, *(tables.position(woken_by(old)).mark for old in before))
 

@@ -25,7 +25,14 @@ def reached(p: Partition, mark: float, now: float) -> int | None:
 
 
 def next_arrival(p: Partition, now: float) -> Arrival | None:
-    """What a partition takes next because of its watermark; None for nothing."""
+    """What a partition takes next because of its watermark; None for nothing.
+
+    What is half committed comes first: windows that ended meanwhile would miss it.
+    """
+    if splits := p.tables.splits.rows:
+        halves = (sequence for input, sequence, _ in sorted(splits) if input == "timers")
+        number = next((n for n in halves if (timer := p.tables.timers.rows.get(n)) is not None and timer.kind == "mark"), None)
+        return _due(p, number, now) if number is not None else None
     mark, taken = newest(p), p.tables.position("time").mark
     number = reached(p, mark, now)
     waking = any(timer.kind == "wake" for _, timer in p.tables.timers.due(now)) if number is None and mark > taken else False
@@ -33,4 +40,8 @@ def next_arrival(p: Partition, now: float) -> Arrival | None:
         return Arrival(Place("time", 0), Position(mark=mark), now, Mark(mark))
     if number is None:
         return None
+    return _due(p, number, now)
+
+
+def _due(p: Partition, number: int, now: float) -> Arrival:
     return Arrival(Place("timers", number), None, now, Due(number, p.tables.timers.rows[number], Woken()))
