@@ -151,7 +151,7 @@ def _values(kept: KeptBy, found: Sequence[tuple[str, int, Tables]]) -> list[KeyS
             if node == kept.node:
                 rows.setdefault((key, partition), {})[sub] = row
     values = {at: shown(of, kept.form) if shown is not None else of for at, of in rows.items()}
-    return [KeyState(kept.topology, kept.node, *at, value) for at, value in values.items()]
+    return [KeyState(kept.topology, kept.node, *at, value) for at, value in values.items() if value is not None]
 
 
 async def _changed(bus: Bus, app: str, kept: KeptBy, since: datetime) -> set[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from engine_lab import Lab
+import pytest
+from engine_lab import APP, Lab
 
 from dspex.bus import subjects
+from dspex.engine.client.status import state
+from dspex.engine.client.status.state import KeyState
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -151,23 +154,40 @@ def test_a_table_is_read_to_its_end_before_the_first_event_is_looked_up(lab: Mak
     assert one.differences() == []
 
 
-def test_a_value_is_forgotten_after_its_time_and_by_none(lab: MakeLab) -> None:
+@pytest.mark.parametrize("options", [{"ttl": "5s"}, {}])
+def test_a_value_is_forgotten_by_none_and_after_its_time_in_whatever_order_they_come(lab: MakeLab, options: Any) -> None:
     topology = Topology("t")
-    customers = topology.source("customers").key_by("event.key", name="customer_key").map(lambda d: d["v"], name="v")
-    topology.source("orders").key_by("k", name="order_key").lookup(customers, name="of", ttl="5s").sink("out")
+    customers = topology.source("customers", idle="1s").key_by("event.key", name="customer_key").map(lambda d: d["v"], name="v")
+    topology.source("orders", idle="1s").key_by("k", name="order_key").lookup(customers, name="of", **options).sink("out")
     one = lab(topology)
     one.start()
-    for key, value in (("a", 1), ("b", 2), ("b", None)):
-        one.publish("customers", {"v": value}, key=key)
-    for key in ("a", "b"):
-        one.publish("orders", {"k": key})
-    one.advance(1)
-    assert sorted(value for _, value in one.outputs("out") if value) == [1]
-    one.advance(40)
-    assert one.left() == []
-    one.publish("orders", {"k": "a"})
-    one.advance(1)
-    assert one.outputs("out")[-1] == [{"k": "a"}, None]
+
+    def change(key: str, value: int | None, seconds: float) -> None:
+        one.publish("customers", {"v": value}, key=key, time=datetime(2001, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
+
+    def found(keys: str) -> list[int | None]:
+        for key in keys:
+            one.publish("orders", {"k": key}, time=datetime(2001, 1, 1, tzinfo=UTC))
+        one.advance(1)
+        return [value for _, value in one.outputs("out")[-len(keys) :]]
+
+    for key, value, seconds in (("a", 1, 0), ("b", 2, 0), ("b", None, 3), ("b", 3, 2), ("c", None, 1), ("c", 4, 0)):
+        change(key, value, seconds)
+    assert found("abc") == [1, None, None]
+    assert [s.key for s in one.run(kept_of(one))] == ["a"]
+    change("c", 5, 3)
+    assert found("c") == [5]
+    for source in ("customers", "orders"):
+        one.publish(source, {"k": "d", "v": 6}, key="d")  # now, which is much later
+    one.advance(2)
+    assert found("abcd") == ([None, None, None, 6] if options else [1, None, 5, 6])
+    one.advance(10)
+    assert len(one.left()) == (0 if options else 3)
+    assert one.differences() == []
+
+
+async def kept_of(one: Lab) -> list[KeyState]:
+    return await state.listing(one.client.bus, APP, "of")
 
 
 def test_yaml_and_python_give_the_same_join_and_lookup(tmp_path: Any) -> None:
