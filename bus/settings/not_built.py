@@ -78,7 +78,6 @@ VERBS = frozenset(
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
-    "apply": frozenset({"--backfill"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
     "call": frozenset({"--stream", "--detach"}),
     "status": frozenset({"--routes"}),

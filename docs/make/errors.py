@@ -149,6 +149,10 @@ MORE = {
         "An operator, an option or a value is not built in this version; it is refused rather than ignored.",
         "leave it out",
     ),
+    "DX245": (
+        "An operator cannot be built from history (`apply --backfill`), or there is none to build.",
+        "what the message says; without `--backfill` it begins now",
+    ),
     "DX244": (
         "The inputs of a `gather` can never meet: they come from no common event, over a hop, or from outlets of one branch.",
         "branch behind the hop; merge outlets; join streams of several sources",

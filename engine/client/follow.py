@@ -104,11 +104,10 @@ class Follower:
         # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
         self._waiting: dict[Waits, deque[tuple[int, Progress]]] = {}
         self._open: dict[RowId, Progress] = {}
-        self._sources = {
-            (m.streams[source], source): [(t, m.stages[source]) for t, m in manifests.items() for s in m.streams if s == source]
-            for m in manifests.values()
-            for source in m.streams
-        }
+        self._sources: dict[tuple[str, str], list[tuple[str, tuple[str, int]]]] = {}  # stream and subject → who reads it
+        for topology, m in manifests.items():
+            for source, stream in m.streams.items():
+                self._sources.setdefault((stream, m.subject(source)), []).append((topology, m.stages[source]))
 
     async def begin(self) -> int:
         """The sequence of the application stream behind which all of these runs began."""

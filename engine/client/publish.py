@@ -75,7 +75,7 @@ async def is_stored_at(bus: Bus, app: str, message: NewMessage, ack: Ack) -> boo
 
 async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStored:
     applied = await manifest.of_application(bus, app)
-    known = {source: topology for topology, m in applied.items() for source in m.streams}
+    known = {source: topology for topology, m in applied.items() for source in m.subjects}
     readers = sorted({topology for source, topology in known.items() if subjects.matches(source, subject)})
     close = difflib.get_close_matches(subject, known, n=1)
     fix = "apply a topology that reads it: dspex run"

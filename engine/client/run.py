@@ -131,7 +131,7 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
             info = await bus.stream(stream)
             if info is None:
                 continue
-            async for page in pages(bus, stream, [source]):
+            async for page in pages(bus, stream, [applied.subject(source)]):
                 found |= {run for m in page if (run := run_of(stream, info.created, m)).endswith(suffix)}
     if len(found) != 1:
         how = "no run ends with" if not found else f"{len(found)} runs end with"

@@ -13,8 +13,26 @@ from dspex.engine.graph.nodes import CallNode, HopNode, Node, SinkNode, SourceNo
 
 
 @dataclass(frozen=True)
+class Lane:
+    """How operators with state are built from history: by copies of all that leads to them, which begin earlier. See lanes.py.
+
+    Attributes:
+        operators: those that are built in it.
+        since: when the history begins. boundary: what comes of events that were stored before goes no further.
+        mark: the same of what the watermark brings out: what was due by then. All three in seconds since the epoch.
+        sources: its own source nodes → their subjects.
+    """
+
+    operators: tuple[str, ...]
+    since: float
+    boundary: float
+    mark: float
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Graph:
-    """A frozen topology. Nodes are in an order in which every node comes after its inputs."""
+    """A frozen topology. Nodes are in an order in which every node comes after its inputs. `lanes`: see lanes.py."""
 
     name: str
     nodes: Mapping[str, Node]
@@ -23,6 +41,7 @@ class Graph:
     renamed_from: Mapping[str, str] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
     file: str | None = None
+    lanes: Mapping[str, Lane] = field(default_factory=dict)
 
     def outputs(self, name: str) -> list[tuple[int, Node]]:
         """The nodes behind `name`, each with the outlet that leads to it, in graph order."""

@@ -20,8 +20,10 @@ from dspex.bus import subjects
 from dspex.bus.codecs.checking import checker
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.port import Bucket, Bus
+from dspex.engine.graph.graph import Lane
 from dspex.engine.graph.nodes import MOST_PARTITIONS
 
+LATEST: Final = 1e11  # of a time that a lane names, in seconds since the epoch
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger("dspex.engine")
 
@@ -43,6 +45,7 @@ class Manifest:
     nodes: all nodes → {"op", "from", "options"}, so that what changes can be named; see versions.described.
     resets: node → the version that dropped its open calls and its state.
     states: operator with state → what its rows look like, so that another form is not read as this one.
+    lanes: name → operators that are built from history, and how; see lanes.py.
     """
 
     version: int
@@ -60,6 +63,16 @@ class Manifest:
     nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resets: Mapping[str, int] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+    lanes: Mapping[str, Lane] = field(default_factory=dict)
+
+    def subject(self, source: str) -> str:
+        """What a source reads: its name, but for those of lanes."""
+        return next((lane.sources[source] for lane in self.lanes.values() if source in lane.sources), source)
+
+    @property
+    def subjects(self) -> list[str]:
+        """What the topology reads now."""
+        return list(dict.fromkeys(map(self.subject, self.streams)))
 
     @property
     def partitions(self) -> dict[str, int]:
@@ -95,6 +108,8 @@ class Manifest:
             and all(call.keys() >= {"spec", "pool"} and isinstance(call["spec"], dict) for call in self.calls.values())
             and all(isinstance(call["pool"], str) for call in self.calls.values())
             and 0 < self.retention < float("inf")
+            and all(lane.sources.keys() <= self.streams.keys() for lane in self.lanes.values())
+            and all(0 <= at < LATEST for lane in self.lanes.values() for at in (lane.since, lane.boundary))
         )
 
 

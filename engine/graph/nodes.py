@@ -154,6 +154,7 @@ class State:
         back: (data, context) → takes what it has let out as a letter, which is redriven.
         told: (data, context) → takes what it is told from outside, such as a decision about something that it keeps.
         begins: what it is told whenever its first partition gets an owner; "": nothing.
+        clocked: whether what comes out depends on the clock of the engine, so that history would bring out something else.
     """
 
     step: Callable[[Handler, int], Callable[[Any, Rows], None]]
@@ -171,6 +172,7 @@ class State:
     back: Callable[[Any, Any], None] | None = None
     told: Callable[[Any, Any], None] | None = None
     begins: str = ""
+    clocked: bool = False
 
 
 WAKE: Final = "~wake"

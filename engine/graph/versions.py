@@ -35,7 +35,7 @@ def next_version(
     A new source starts at 0 in it: who applies it puts the position there.
 
     Args:
-        streams: source subject → stream.
+        streams: source → stream.
         again: whether a version that was applied before, and then replaced, may be applied again.
         reset: nodes whose open calls and state are dropped by it.
         holding: stages that hold something, of those that are divided or joined by it.
@@ -124,6 +124,7 @@ def _next(graph: Graph, streams: Mapping[str, str], before: Manifest | None, hol
         nodes={name: described(node) for name, node in graph.nodes.items()},
         resets=dict(before.resets) if before else {},
         states={n.name: n.state.form for n in graph.states},
+        lanes=dict(graph.lanes),
     )
 
 
@@ -185,7 +186,8 @@ def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int
                 code="DX234",
                 fix=f"keep partitions={count}: a key stays in its partition for good",
             )
-    undeclared = [name for name in gone(graph, before) if not _within(name, graph.drop)]
+    ended = tuple(f"{lane}/" for lane in before.lanes if lane not in graph.lanes)  # what was built in them is gone by itself
+    undeclared = [name for name in gone(graph, before) if not _within(name, graph.drop) and not name.startswith(ended)]
     if undeclared:
         lost = next(name for name in undeclared if not _within(name.rpartition("/")[0], undeclared))
         raise TopologyError(

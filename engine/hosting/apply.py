@@ -22,13 +22,15 @@ from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
 from dspex.bus.serving import clear_text
 from dspex.bus.serving.work_consumers import WorkConsumers
+from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.lanes import Backfill
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.versions import store
 from dspex.engine.hosting.planning import copies
 from dspex.engine.hosting.planning.lines import lines_of
 from dspex.engine.hosting.planning.plan import ApplyPlan, plan
-from dspex.engine.hosting.planning.there import There, look, sources, used_by
+from dspex.engine.hosting.planning.there import There, look, used_by
 from dspex.engine.log.positions import first_position
 
 CONSUMERS = 4000  # of the application stream: the server's own default is 1000
@@ -42,8 +44,10 @@ class Applied:
     Attributes:
         manifests: of each topology, as written.
         changes: of each topology: "created", "changed" or "unchanged". stream: the same of the application's stream.
+        graphs: as they run, with their lanes.
     """
 
+    graphs: Sequence[Graph]
     manifests: Mapping[str, Manifest]
     changes: Mapping[str, str]
     stream: str
@@ -58,6 +62,7 @@ async def apply(
     max_bytes: int | None = -1,
     again: bool = False,
     reset: Collection[str] = (),
+    backfill: Backfill | None = None,
     agreed: ApplyPlan | None = None,
     only_additive: bool = False,
 ) -> Applied:
@@ -65,16 +70,17 @@ async def apply(
 
     Args:
         replicas: of all streams and buckets. max_bytes: of the application stream, see StreamConfig.
-        again, reset: see `plan`.
+        again, reset: see `plan`. backfill: see `look`.
         agreed: the plan that somebody has seen; nothing is done where another one would be carried out.
         only_additive: nothing is done where something that is held would be lost.
 
     Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
     """
+    _may_be_kept(bus, graphs)
     await _seal(bus, app, replicas)
     while True:
-        there = await look(bus, app, graphs, reset)
-        planned = plan(app, graphs, there, again=again, reset=reset)
+        there = await look(bus, app, graphs, reset, backfill=backfill)
+        planned = plan(app, there.graphs, there, again=again, reset=reset)
         if planned.refused is not None:
             raise planned.refused
         await copies.check(bus, app, graphs)
@@ -84,7 +90,7 @@ async def apply(
         if only_additive and planned.lossy:
             raise _loses(planned)
         try:
-            return await _carry_out(bus, app, graphs, there, planned, replicas, max_bytes)
+            return await _carry_out(bus, app, there.graphs, there, planned, replicas, max_bytes)
         except Fenced:
             continue  # another engine applied at the same moment: look at what it wrote
 
@@ -114,8 +120,8 @@ async def _carry_out(
         first, version = known.get(graph.name), planned.manifests[graph.name]
         if version != first:
             ids = first.partitions if first is not None else {}
-            new = [s for s in sources(graph) if version.stages[s.subject][0] not in ids]
-            starts = {s.subject: await first_position(bus, planned.streams[s.subject], s) for s in new}
+            new = {n.name: n.source for n in graph.sources if version.stages[n.name][0] not in ids}
+            starts = {name: await first_position(bus, planned.streams[s.subject], s) for name, s in new.items()}
             version = replace(version, starts={**version.starts, **starts})
             await store(bucket, graph.name, version)
         written[graph.name] = version
@@ -125,7 +131,7 @@ async def _carry_out(
         await WorkConsumers(bus, app, used_by(graphs)).look()
     changes = {name: _change(known.get(name), new) for name, new in written.items()}
     before = there.streams.get(own)
-    return Applied(written, changes, _change(before and set(before.subjects), set(after.subjects)))
+    return Applied(graphs, written, changes, _change(before and set(before.subjects), set(after.subjects)))
 
 
 async def _seal(bus: Bus, app: str, replicas: int) -> None:
@@ -136,6 +142,19 @@ async def _seal(bus: Bus, app: str, replicas: int) -> None:
         await bus.sealing.establish(replicas)
     else:
         await clear_text.need_none(bus, app)
+
+
+def _may_be_kept(bus: Bus, graphs: Sequence[Graph]) -> None:
+    """Refuse operators with state where payloads are sealed: what they keep is made of payloads, and is not sealed."""
+    for graph in graphs:
+        if bus.sealing is not None and graph.states:
+            name = graph.states[0].name
+            raise TopologyError(
+                f"{graph.name}: what {name} keeps would be stored in clear text, and payloads of {bus.sealing.app} are sealed",
+                code=TOPOLOGY_CODE,
+                node=name,
+                fix="run this topology in an application that seals nothing; sealed state is not built in this version",
+            )
 
 
 async def _make_streams(

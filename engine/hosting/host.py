@@ -116,7 +116,7 @@ class Host:
         how: dict[str, Any] = {"replicas": self.replicas, "max_bytes": self.max_bytes, "only_additive": self._only_additive}
         make = partial(apply, self.bus, self.app, self.graphs, **how)
         applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
-        self.applied, self.stream_applied = applied.changes, applied.stream
+        self.applied, self.stream_applied, self.graphs = applied.changes, applied.stream, tuple(applied.graphs)
         await self.clock.ask()
         alive, manifests = await self.bus.bucket(subjects.bucket(self.app)), await self.bus.bucket(subjects.applied(self.app))
         self.membership = Membership(alive, manifests, self.engine, self.heartbeat, self.clock, self._said)
@@ -175,7 +175,7 @@ class Host:
             stream = applied.streams[stage.name] if stage.source is not None else ""
             runner = add(stage, stream, count, applied.starts.get(stage.name, 0))
             if runner.source is not None and (first := tables.get(stage.name)):
-                of = [TableSource(name, applied.streams[name], *applied.stages[name]) for name in first]
+                of = [TableSource(applied.subject(name), applied.streams[name], *applied.stages[name]) for name in first]
                 runner.source.tables = TablesFirst(self.bus, self.app, graph.name, stage.name, of)
         return {
             add(compile_dropped(graph, gone, names, hops), gone.stream, gone.partitions): gone

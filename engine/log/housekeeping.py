@@ -116,7 +116,8 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
     await _statements(bus, app, info, topology, now)
     sources = await bus.stream(subjects.sources(app))
     if sources is not None:
-        for source in [source for source, stream in manifest.streams.items() if stream == sources.name]:
+        read = {manifest.subject(source) for source, stream in manifest.streams.items() if stream == sources.name}
+        for source in sorted(read):
             await _source(bus, app, info, sources, source, applied, now)
 
 
@@ -198,7 +199,7 @@ async def _source(
     below, pointing = sources.last + 1, {subjects.dead_pattern(app): 1}  # subject → where to begin
     for topology, manifest in applied.items():
         for other, stream in manifest.streams.items():
-            if stream != sources.name or not subjects.overlap(source, other):
+            if stream != sources.name or not subjects.overlap(source, manifest.subject(other)):
                 continue
             stage, count = manifest.stages[other]
             young = 1 + await sequence_before(bus, own, now - manifest.retention)

@@ -106,6 +106,6 @@ def _streams(app: str, applied: Mapping[str, Manifest]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for manifest in applied.values():
         for source, stream in manifest.streams.items():
-            if source not in found.setdefault(stream, []):
-                found[stream].append(source)
+            if (subject := manifest.subject(source)) not in found.setdefault(stream, []):
+                found[stream].append(subject)
     return {**found, subjects.stream(app): [">"], subjects.sources(app): [">"]}

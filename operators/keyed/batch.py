@@ -76,7 +76,11 @@ def build(size: int, within: float, *, typed: object = None, keyed: bool) -> Sta
     """Batches of a key; of a stream without keys, those of a partition."""
     kept = KeptData(typed)
     batch, form = _Batch(size, within, kept), f"batch of a {'key' if keyed else 'partition'}"
-    return State(batch.step, batch.woken, form=form, keyed=keyed, read=lambda data: [kept.read(item) for item in data])
+
+    def read(data: Any) -> list[Any]:
+        return [kept.read(item) for item in data]
+
+    return State(batch.step, batch.woken, form=form, keyed=keyed, read=read, clocked=True)
 
 
 OPERATOR = Operator(

@@ -28,7 +28,7 @@ def build(wait: float, *, typed: object = None) -> State:
         rows.put(None)
         return [kept.event(row)] if row is not None else ()
 
-    return State(step, woken, form="debounce", read=kept.read)
+    return State(step, woken, form="debounce", read=kept.read, clocked=True)
 
 
 OPERATOR = Operator(

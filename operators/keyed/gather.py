@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,7 @@ class _Gather:
 def _state(within: float, into: object, branches: Sequence[str]) -> State:
     gather = _Gather(within, into, branches)
     read = gather._typed  # pyright: ignore[reportPrivateUsage]
-    return State(gather.step, gather.woken, form="gather", keyed=False, read=read, gathers=True, back=gather.back)
+    return State(gather.step, gather.woken, form="gather", keyed=False, read=read, gathers=True, back=gather.back, clocked=True)
 
 
 def build(main: object, within: float, into: object = None, *, keyed: bool = False) -> State:
@@ -96,7 +97,7 @@ def build(main: object, within: float, into: object = None, *, keyed: bool = Fal
     if into is not None:
         validator(into)
     state = _state(within, into, ())
-    return State(state.step, state.woken, form="gather", keyed=False, gathers=True, named=partial(_state, within, into))
+    return replace(state, named=partial(_state, within, into))
 
 
 def shown(rows: Mapping[str, bytes], form: str) -> dict[str, dict[str, Any]]:

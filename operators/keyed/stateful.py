@@ -52,7 +52,8 @@ class Stateful:
 
     def state(self) -> State:
         """What the engine runs of it."""
-        return State(self.step, self.woken, event_time=self._ttl is not None, shown=self.shown)
+        clocked = self._on_wake is not None
+        return State(self.step, self.woken, event_time=self._ttl is not None, shown=self.shown, clocked=clocked)
 
     def _saved(self, rows: Any, found: object, of: Callable[..., Any], used: float) -> list[object]:
         """Keep what the function made of the state, and set the timer that it asked for; what it lets out."""

@@ -93,9 +93,8 @@ def build(rate: str, burst: int = 1, *, typed: object = None, keyed: bool) -> St
     count, unit = rate.split("/")
     data = KeptData(typed)
     throttle = _Throttle(_SECONDS[unit] / float(count), burst, data)
-    return State(
-        throttle.step, throttle.woken, read=data.read, form=f"throttle of a {'key' if keyed else 'stream'}", keyed=keyed
-    )
+    form = f"throttle of a {'key' if keyed else 'stream'}"
+    return State(throttle.step, throttle.woken, read=data.read, form=form, keyed=keyed, clocked=True)
 
 
 OPERATOR = Operator(

@@ -112,7 +112,8 @@ def build(
     """Events that wait, of each partition."""
     read = KeptData(typed)
     made = _Approve(show, timeout, on_timeout, read)
-    return State(made.step, made.woken, form="approve", keyed=False, read=read.read, back=made.park, told=made.told)
+    how: dict[str, Any] = {"read": read.read, "back": made.park, "told": made.told}
+    return State(made.step, made.woken, form="approve", keyed=False, clocked=True, **how)
 
 
 OPERATOR = Operator(

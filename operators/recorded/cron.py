@@ -161,7 +161,7 @@ def build(
 ) -> State:
     """Events at the times of a schedule."""
     cron = _Cron(schedule, zone, data or {}, missed)
-    return State(cron.step, cron.woken, form="cron", keyed=False, told=cron.told, begins=cron.text)
+    return State(cron.step, cron.woken, form="cron", keyed=False, told=cron.told, begins=cron.text, clocked=True)
 
 
 def shape(data: Shape, o: Arguments) -> Shape:

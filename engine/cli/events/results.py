@@ -53,7 +53,7 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
 
 async def _read_by_someone(t: Terminal, c: Client, subject: str) -> None:
     applied = await c.manifests()
-    if not any(subjects.matches(source, subject) for m in applied.values() for source in m.streams):
+    if not any(subjects.matches(source, subject) for m in applied.values() for source in m.subjects):
         fix = "apply the topology that reads it: dspex run"
         raise TopologyError(f"no applied topology reads {subject}: there is nothing to wait for", code="DX235", fix=fix)
     if not (await c.status())["engines"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,24 +16,32 @@ from dspex.engine.cli.topology.targets import Targets, load
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client
     from dspex.engine.graph.graph import Graph
+    from dspex.engine.graph.lanes import Backfill
     from dspex.engine.hosting.planning.plan import ApplyPlan
+    from dspex.engine.hosting.planning.there import There
+
+BackfillOption = Annotated[
+    str | None,
+    typer.Option("--backfill", metavar="DUR", help="Build what is new and keeps state from so much history: 12h, 30d."),
+]
 
 
 def plan(
     context: typer.Context,
     targets: Targets = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 where something would change.")] = False,
+    backfill: BackfillOption = None,
 ) -> None:
     """Show what applying topologies would change on the server, and change nothing."""
     t = terminal(context)
-    if t.run(_planned(t, _graphs(t, targets))) and exit_code:
+    if t.run(_planned(t, _graphs(t, targets), _history(backfill))) and exit_code:
         raise typer.Exit(1)
 
 
-async def _planned(t: Terminal, graphs: Sequence[Graph]) -> bool:
+async def _planned(t: Terminal, graphs: Sequence[Graph], backfill: Backfill | None) -> bool:
     """Print the plan; whether it changes something. Raises why it cannot be applied."""
     async with client(t, "plan") as c:
-        found = await _plan(c, graphs, ())
+        found, _ = await _plan(c, graphs, (), backfill)
     _print(t, found)
     if found.refused is not None:
         raise found.refused
@@ -47,6 +55,7 @@ def apply(
         list[str] | None, typer.Option("--reset", metavar="NODE", help="Drop its open calls and its state; again for more.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, also where something is lost.")] = False,
+    backfill: BackfillOption = None,
 ) -> None:
     """Make what topologies need on the server, and put them in force. An engine that runs goes on as it began."""
     t = terminal(context)
@@ -55,7 +64,17 @@ def apply(
     for node in [node for node in reset or () if node not in known]:
         why = f"--reset {node}: {node} is no operator of these topologies"
         raise ConfigError(why, code="DX100", node=node, fix="leave out --reset")
-    t.run(_applied(t, graphs, reset or (), yes))
+    t.run(_applied(t, graphs, reset or (), yes, _history(backfill)))
+
+
+def _history(text: str | None) -> Backfill | None:
+    """The history that `--backfill` asks for. Raises ConfigError."""
+    from dspex.bus.settings.duration import seconds
+    from dspex.engine.graph.lanes import Backfill
+
+    if text is not None and not seconds(text):
+        raise ConfigError("--backfill 0: there is no history in no time", code="DX105", fix="such as --backfill 30d")
+    return Backfill(seconds(text)) if text is not None else None
 
 
 def _graphs(t: Terminal, targets: Sequence[str] | None) -> list[Graph]:
@@ -65,11 +84,12 @@ def _graphs(t: Terminal, targets: Sequence[str] | None) -> list[Graph]:
     return [with_defaults(topology.graph, defaults) for topology in load(t, targets)]
 
 
-async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str]) -> ApplyPlan:
+async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str], backfill: Backfill | None) -> tuple[ApplyPlan, There]:
     from dspex.engine.hosting.planning.plan import plan as make
     from dspex.engine.hosting.planning.there import look
 
-    return make(c.app, graphs, await look(c.bus, c.app, graphs, reset, remarks=True), again=True, reset=reset)
+    there = await look(c.bus, c.app, graphs, reset, remarks=True, backfill=backfill)
+    return make(c.app, there.graphs, there, again=True, reset=reset), there
 
 
 def _print(t: Terminal, found: ApplyPlan) -> None:
@@ -86,24 +106,34 @@ def _print(t: Terminal, found: ApplyPlan) -> None:
         t.note(f"warning: {warning}")
 
 
-async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], yes: bool) -> None:
+async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], yes: bool, backfill: Backfill | None) -> None:
     from dspex.bus.serving import audit
+    from dspex.bus.settings.duration import human
+    from dspex.engine.cli.topology.backfill import announce, watch
     from dspex.engine.hosting.apply import apply as make
 
     settings = t.settings()
     async with client(t, "apply", start=True) as c:
-        planned = await _plan(c, graphs, reset)
+        planned, there = await _plan(c, graphs, reset, backfill)
         _print(t, planned)
         if planned.refused is None and not yes:
             _ask(t, planned)
         replicas, most = settings.server.replicas, settings.engine.max_bytes
-        done = await make(c.bus, c.app, graphs, replicas=replicas, max_bytes=most, again=True, reset=reset, agreed=planned)
+        how: dict[str, Any] = {"replicas": replicas, "max_bytes": most, "reset": reset, "agreed": planned}
+        if backfill is not None:  # the same boundary as was shown
+            how["backfill"] = backfill._replace(at=next(lane.boundary for lane, _ in there.lanes.values()))
+        done = await make(c.bus, c.app, graphs, again=True, **how)
         said: dict[str, object] = {g.name: done.manifests[g.name].version for g in graphs}
-        await audit.leave(c.bus, c.app, "apply", **said, **({"--reset": list(reset)} if reset else {}))
-    for graph in graphs:
-        m, change = done.manifests[graph.name], done.changes[graph.name]
-        row = {"topology": graph.name, "version": m.version, "digest": graph.digest, "change": change, "streams": m.streams}
-        t.emit(row, f"{change:<9} {graph.name}  version {m.version}  {graph.digest}")
+        options: dict[str, object] = {"--reset": list(reset)} if reset else {}
+        options |= {"--backfill": human(backfill.seconds)} if backfill is not None else {}
+        await audit.leave(c.bus, c.app, "apply", **said, **options)
+        for name, m in done.manifests.items():
+            change = done.changes[name]
+            row = {"topology": name, "version": m.version, "digest": m.digest, "change": change, "streams": m.streams}
+            t.emit(row, f"{change:<9} {name}  version {m.version}  {m.digest}")
+        if there.lanes:
+            announce(t, there)
+            await watch(t, c, there)
 
 
 def _ask(t: Terminal, planned: ApplyPlan) -> None:

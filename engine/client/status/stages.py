@@ -91,7 +91,7 @@ class Look:
         owned = _owned(mine)
         missing = sorted(set(range(count)) - owned.keys())
         stream = applied.streams.get(source) or (subjects.stream(self.app) if hop and id in applied.live else None)
-        subject = subjects.edge(self.app, topology, id, "*") if hop else source
+        subject = subjects.edge(self.app, topology, id, "*") if hop else applied.subject(source)
         try:
             reached = await self._reached(topology, id, missing, [p for _, p in owned.values()], "events" if hop else "source")
             unread = (

@@ -19,13 +19,13 @@ class PlannedChange:
 
     Attributes:
         op: "create", "change", "reset" (what it holds is given up) or "delete".
-        name: of the stream, consumer or bucket; of a node with its topology: "triage/classify".
+        name: of the stream, consumer or bucket; of a node or a lane with its topology: "triage/classify".
         before, after: what it was and what it will be, as plain data; None where there is nothing.
         additive: nothing that is held is lost by it.
     """
 
     op: Literal["create", "change", "reset", "delete"]
-    kind: Literal["stream", "consumer", "bucket", "node"]
+    kind: Literal["stream", "consumer", "bucket", "node", "lane"]
     name: str
     before: Any
     after: Any
@@ -45,7 +45,7 @@ class Layout:
         known = {name: m for name in there.manifests if (m := there.last(name)) is not None}
         others = [m for name, m in known.items() if name not in names]
         self.sinks = {n.sink.pattern for g in graphs for n in g.sinks} | {s for m in others for s in m.sinks}
-        self._before = {source: m.streams[source] for m in known.values() for source in m.streams}
+        self._before = {m.subject(source): m.streams[source] for m in known.values() for source in m.streams}
 
     def check_sinks(self) -> None:
         """Refuse a sink on a subject that another stream captures. Raises SubjectTaken."""

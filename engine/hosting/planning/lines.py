@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def _what(c: PlannedChange) -> str:
     if c.kind == "stream":
         new = [s for s in after["subjects"] if s not in before.get("subjects", ())]
         return ", ".join(s for s in new if not s.startswith(OURS))
+    if c.kind == "lane":
+        return _of_lane(after)
     if c.kind != "node" or c.op == "create":
         return str(after.get("op", ""))
     if c.op == "delete":
@@ -44,6 +47,20 @@ def _what(c: PlannedChange) -> str:
     said += [f"{key} {_short(before.get(key))} → {_short(after.get(key))}" for key in _differing(before, after)]
     needs = lost or ("drops its state" if c.op == "reset" else "")
     return "  ".join(part for part in (", ".join(said) or str(after.get("op")), needs) if part)
+
+
+def _of_lane(lane: Mapping[str, Any]) -> str:
+    """What a lane builds, and from what; where there is less history than was asked for, from when on there is some."""
+    said = [f"{', '.join(lane['operators'])} from {lane['since']}"]
+    for subject, found in lane["sources"].items():
+        begins = f" since {found['since']}" if found["since"] else ""
+        said.append(f"{found['events']:,} {'event' if found['events'] == 1 else 'events'} of {subject}{begins}")
+    return "; ".join(said)
+
+
+def time_of(at: float) -> str:
+    """A time, for people."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import CallNode, HopNode, StateNode
 from dspex.engine.graph.versions import changed_forms, described, gone, next_version, not_reset
 from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consumers, of_stores, of_streams, wanted_subjects
-from dspex.engine.hosting.planning.lines import held_words
+from dspex.engine.hosting.planning.lines import held_words, time_of
 from dspex.engine.hosting.planning.remarks import late, mixed, trimmed, unreadable
 from dspex.engine.hosting.planning.there import NONE, Held, There, sources
 
@@ -45,7 +45,7 @@ class ApplyPlan:
 
     def is_within(self, agreed: ApplyPlan) -> bool:
         """Whether it does what somebody agreed to: the same changes. What is held may be more or less by now."""
-        mine, theirs = ([(c.kind, c.name, c.after) for c in p.changes] for p in (self, agreed))
+        mine, theirs = ([(c.kind, c.name, None if c.kind == "lane" else c.after) for c in p.changes] for p in (self, agreed))
         return mine == theirs and {c.name for c in self.lossy} <= {c.name for c in agreed.lossy}
 
     @property
@@ -72,9 +72,9 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
     except SubjectTaken as e:
         return ApplyPlan((), (), e, streams, {}, after)
     refused: DspexError | None = None
-    nodes = [change for g in graphs for change in _nodes(g, there, reset)]
+    nodes = [change for g in graphs for change in (*_nodes(g, there, reset), *_lanes(g, there))]
     for graph in graphs:
-        own = {s.subject: streams[s.subject] for s in sources(graph)}
+        own = {n.name: streams[n.source.subject] for n in graph.sources}
         resets = [reset_key(graph, there, name) for name in reset if name in graph.nodes]
         try:
             versions = there.manifests.get(graph.name, NONE)
@@ -93,7 +93,10 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
     before = there.last(graph.name)
     was = before.nodes if before is not None else {}
     forms = changed_forms(graph, before) if before is not None else {}
+    lanes = tuple(f"{name}/" for name in graph.lanes)
     for name, node in graph.nodes.items():
+        if lanes and name.startswith(lanes) and (node.op == "boundary" or name not in was):
+            continue  # part of a lane, which is shown as one
         old = was.get(name) or was.get(graph.renamed_from.get(name, ""))
         now, held = described(node), held_by(graph, there, name)
         shown, what = _shown(now), (None if old is None else _shown(old) | _held(held))
@@ -115,9 +118,21 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
         yield from _gone(graph, before, there)
 
 
+def _lanes(graph: Graph, there: There) -> Iterator[PlannedChange]:
+    """The lanes that are new. What was read from a source before, and is not any more, stands among the nodes."""
+    for (topology, name), (lane, reads) in there.lanes.items():
+        if topology == graph.name:
+            begins = {r.subject: time_of(r.since) if r.since else None for r in reads.values()}
+            sources = {r.subject: {"events": r.events, "since": begins[r.subject]} for r in reads.values()}
+            times = {"since": time_of(lane.since), "boundary": time_of(lane.boundary)}
+            after = {"operators": list(lane.operators), **times, "sources": sources}
+            yield PlannedChange("create", "lane", f"{topology}/{name}", None, after)
+
+
 def _gone(graph: Graph, before: Manifest, there: There) -> Iterator[PlannedChange]:
     recorded, renamed = gone(graph, before), set(graph.renamed_from.values())
-    for name in [n for n in before.nodes or recorded if n not in graph.nodes and n not in renamed]:
+    parts = {name for name, node in before.nodes.items() if node.get("op") == "boundary"}
+    for name in [n for n in before.nodes or recorded if n not in {*graph.nodes, *renamed, *parts}]:
         held = held_by(graph, there, name)
         lost = {**_held(held), **({"unread": held.unread} if held.unread else {})}
         old = before.nodes.get(name)

@@ -34,7 +34,7 @@ def unreadable(streams: Mapping[str, str], there: There) -> TopologyError | None
 def trimmed(graphs: Sequence[Graph], streams: Mapping[str, str], there: There) -> Iterator[str]:
     """Sources whose stream, which is of others, may remove events before the topology's retention says so."""
     for graph in graphs:
-        for subject in [s.subject for s in sources(graph)]:
+        for subject in dict.fromkeys(s.subject for s in sources(graph)):
             info = there.streams.get(streams[subject])
             if info is None or info.own:
                 continue

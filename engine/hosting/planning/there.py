@@ -11,11 +11,13 @@ from typing import Final, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.port import Bus, Kept, StreamInfo
-from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.hops import regrouped
+from dspex.engine.graph.lanes import Backfill, with_lanes
 from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
 from dspex.engine.graph.versions import changed_forms, described, gone
+from dspex.engine.hosting.planning.history import ToRead, lanes_of, new_in, to_read
 from dspex.engine.log.latest import look as look_at
 from dspex.engine.log.tables import Tables
 
@@ -47,6 +49,7 @@ class There:
         held: (topology, stage) → what it holds, where that decides something.
         strangers: subjects (patterns) of sinks whose last event nobody wrote who commits.
         history: subject of a new source → events that are stored for it already.
+        graphs: as they run, with their lanes. lanes: new ones by topology and name, with what their sources will read.
     """
 
     manifests: Mapping[str, Versions] = field(default_factory=dict)
@@ -57,6 +60,8 @@ class There:
     held: Mapping[tuple[str, str], Held] = field(default_factory=dict)
     history: Mapping[str, int] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
+    graphs: Sequence[Graph] = ()
+    lanes: Mapping[tuple[str, str], tuple[Lane, Mapping[str, ToRead]]] = field(default_factory=dict)
 
     def last(self, topology: str) -> Manifest | None:
         """The version of a topology that is applied."""
@@ -69,20 +74,37 @@ def sources(graph: Graph) -> list[Source]:
     return [n.source for n in graph.sources]
 
 
-async def look(bus: Bus, app: str, graphs: Sequence[Graph], reset: Collection[str] = (), *, remarks: bool = False) -> There:
-    """Look at the server. Makes nothing. Raises BusError. `remarks`: also at what is needed for warnings alone."""
+async def look(
+    bus: Bus,
+    app: str,
+    graphs: Sequence[Graph],
+    reset: Collection[str] = (),
+    *,
+    remarks: bool = False,
+    backfill: Backfill | None = None,
+) -> There:
+    """Look at the server. Makes nothing. Raises BusError; TopologyError where an operator cannot be built from history.
+
+    `remarks`: also at what is needed for warnings alone. `backfill`: the history from which what is new is to be built.
+    """
     applied = subjects.applied(app)
     manifests = await everything(await bus.bucket(applied)) if await bus.has("bucket", applied) else {}
+    lasts = {name: versions.known[-1] for name, versions in manifests.items() if versions.known}
+    lanes = await lanes_of(bus, app, graphs, lasts, reset, backfill) if backfill is not None else {}
+    graphs = [with_lanes(g, lanes[g.name] if lanes else lasts[g.name].lanes if g.name in lasts else {}) for g in graphs]
     patterns = {n.sink.pattern for g in graphs for n in g.sinks} | {s.subject for g in graphs for s in sources(g)}
     holders, stores = await asyncio.gather(_holders(bus, sorted(patterns)), _stores(bus, app))
-    there = There(manifests, {}, holders, stores)
-    before = [m for g in graphs if (m := there.last(g.name)) is not None]
+    there = There(manifests, {}, holders, stores, graphs=graphs)
+    known = [m for g in graphs if (m := there.last(g.name)) is not None]
     own = (subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.told(app))
-    read = {s.stream for g in graphs for s in sources(g) if s.stream} | {name for m in before for name in m.streams.values()}
+    read = {s.stream for g in graphs for s in sources(g) if s.stream} | {name for m in known for name in m.streams.values()}
     names = sorted({*own, *read, *holders.values()})
     infos = await asyncio.gather(*(bus.stream(name) for name in names))
     there = replace(there, streams={name: info for name, info in zip(names, infos) if info is not None})
     there = replace(there, consumers=await _consumers(bus, app, graphs, there))
+    if backfill is not None:
+        new = {(g.name, name): g for g in graphs for name in new_in(g.lanes, there.last(g.name))}
+        there = replace(there, lanes={k: (g.lanes[k[1]], await to_read(bus, g, g.lanes[k[1]])) for k, g in new.items()})
     if remarks:
         history, strangers = await asyncio.gather(_history(bus, graphs, there), _strangers(bus, app, graphs, there))
         there = replace(there, history=history, strangers=strangers)
@@ -138,7 +160,7 @@ async def _history(bus: Bus, graphs: Sequence[Graph], there: There) -> dict[str,
     found: dict[str, int] = {}
     for graph in graphs:
         before = there.last(graph.name)
-        for s in sources(graph):
+        for s in [n.source for n in graph.sources if n.name == n.source.subject]:  # not those of lanes
             name = s.stream or there.holders.get(s.subject)
             if before is not None and s.subject not in before.stages and s.start != "new" and name in there.streams:
                 found[s.subject] = await bus.count(str(name), [s.subject])
@@ -180,8 +202,8 @@ async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Coll
         unread, subject = 0, sources_of.get(stage)
         if subject is not None and subject in lost:
             read = max(min(t.position("source").sequence for t in tables), before.starts.get(subject, 0))
-            there = await bus.stream(before.streams[subject]) is not None
-            unread = await bus.count(before.streams[subject], [subject], after=read) if there else 0
+            there, reads = await bus.stream(before.streams[subject]) is not None, before.subject(subject)
+            unread = await bus.count(before.streams[subject], [reads], after=read) if there else 0
         found[graph.name, stage] = Held(calls, rows, sum(t.timers.put_off for t in tables), unread)
     return found
 

@@ -46,10 +46,12 @@ class Alignment:
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        topologies: dict[str, list[StageRunner]] = {}
+        topologies: dict[tuple[str, str], list[StageRunner]] = {}  # those of a lane are apart: history holds nothing else up
         for runner in self.runners:
             if runner.source is not None and runner.stage.graph.timed and not runner.stage.dropped:
-                topologies.setdefault(runner.topology, []).append(runner)
+                lanes = runner.stage.graph.lanes.items()
+                lane = next((name for name, of in lanes if runner.stage.name in of.sources), "")
+                topologies.setdefault((runner.topology, lane), []).append(runner)
         several = [runners for runners in topologies.values() if len(runners) > 1]
         while several:
             await asyncio.sleep(self.every)

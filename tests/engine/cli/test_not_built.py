@@ -13,7 +13,7 @@ from dspex.engine.cli.app import main
     ("args", "code", "what"),
     [
         (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
-        (["apply", "--backfill", "30d"], "DX108", "--backfill of dspex apply"),
+        (["apply", "--backfil", "30d"], "DX100", "--backfil"),
         (["status", "--routes"], "DX108", "--routes of dspex status"),
         (["replay"], "DX108", "dspex replay"),
         (["bench", "stream"], "DX108", "dspex bench stream"),

@@ -18,6 +18,7 @@ from dspex.bus.errors import BusError, TopologyError
 from dspex.bus.local.server import LocalServer
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage
+from dspex.engine.graph.lanes import Backfill
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
@@ -231,3 +232,40 @@ async def test_a_source_whose_stream_takes_no_more_consumers_is_said_and_read_on
         finally:
             await host.kill()
     assert len([line for line in said if line["event"] == "reading again soon"]) < 5
+
+
+@pytest.mark.asyncio
+async def test_what_is_built_from_history_on_a_server_has_it_all_and_gives_what_is_behind_the_boundary(
+    bus: NatsBus, unique: str
+) -> None:
+    def counting(*, new: bool) -> Topology:
+        topology = Topology("counting")
+        stream = topology.source(f"{unique}.in")
+        stream.sink(f"{unique}.out")
+        if new:
+            stream.key_by("k").stateful(counted, init=int, name="counted").sink(f"{unique}.counts")
+        return topology
+
+    async def stored(what: str) -> list[Any]:
+        found = await bus.page(subjects.stream(unique), [f"{unique}.{what}"], start=1, stop=1 << 40)
+        return [json.loads(m.data) for m in found]
+
+    await apply(bus, unique, [counting(new=False).graph])
+    for n in range(100):
+        await bus.publish(NewMessage(f"{unique}.in", json.dumps({"k": f"k{n % 3}"}).encode()))
+    await apply(bus, unique, [counting(new=True).graph], backfill=Backfill(3600.0))
+    host = Host(bus, unique, [counting(new=True).graph], engine="a", heartbeat=0.1)
+    await host.start()
+    for _ in range(3):
+        await bus.publish(NewMessage(f"{unique}.in", b'{"k": "k0"}'))
+
+    async def done() -> bool:
+        return len(await stored("counts")) == 3 and len(await stored("out")) == 103
+
+    await until(done)
+    await host.drain()
+    assert await stored("counts") == [35, 36, 37]
+
+
+def counted(state: int, data: Any, ctx: Any) -> tuple[int, list[int]]:
+    return state + 1, [state + 1]

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from engine_lab import Lab
+from engine_lab import APP, Lab
 
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, Reader
 from dspex.engine.cli.figures import blocks
+from dspex.engine.graph.lanes import Backfill
+from dspex.engine.hosting.apply import apply
 from dspex.operators.topology import Topology
 
 DAY = 1_600_000_000.0  # in the past
@@ -19,14 +21,15 @@ MakeLab = Callable[..., Lab]
 
 
 class SlowSource(MemoryBus):
-    """A connection on which the source "slow" gives one message a second."""
+    """A connection on which the source "slow", or that of a stage, gives one message a second."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, stage: str = "none") -> None:
         super().__init__(server, BusEvents())
+        self._stage = f"-{stage}-source-"
 
     async def reader(self, stream: str, filters: Any, **options: Any) -> Any:
         found = await super().reader(stream, filters, **options)
-        return OneBySecond(found) if "slow" in filters else found
+        return OneBySecond(found) if "slow" in filters or self._stage in options["name"] else found
 
 
 class OneBySecond:
@@ -108,3 +111,28 @@ def test_who_waits_until_a_table_is_read_is_shown_with_its_name(lab: MakeLab) ->
     one.advance(20)
     assert waiting(one) == ({}, [])
     assert len(one.outputs("out")) == 1
+
+
+def test_no_source_waits_for_history_that_is_far_behind_and_read_in_a_lane(lab: MakeLab) -> None:
+    def reduced(*, new: bool) -> Topology:
+        topology = Topology("t")
+        keyed = topology.source("in", time="at").key_by("k", name="by")
+        keyed.window("10s").count(name="old").sink("out")
+        if new:
+            keyed.window("10s").count(name="new").sink("more")
+        return topology
+
+    one = lab(reduced(new=False))
+    one.start()
+    for n in range(40):
+        one.publish("in", {"k": "a", "at": at(n * 60)})
+    one.advance(1)
+    one.drain()
+    one.run(apply(one.client.bus, APP, [reduced(new=True).graph], backfill=Backfill(86400.0)))
+    one.start("b", reduced(new=True), bus=SlowSource(one.server, "s3"), align=300.0)
+    for n in range(40, 50):  # more than one reading of it
+        one.publish("in", {"k": "a", "at": at(n * 60)})
+        one.advance(0.5)
+    assert (len(one.outputs("out")), one.outputs("more")) == (49, [])
+    one.advance(80)
+    assert len(one.outputs("more")) == 11  # the window of the last event of history ends behind the boundary

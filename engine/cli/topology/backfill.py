@@ -1,0 +1,71 @@
+"""`dspex apply --backfill`: what is built from history, where its results begin, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dspex.engine.cli.terminal.client import count
+from dspex.engine.cli.terminal.terminal import Terminal
+from dspex.engine.hosting.planning.lines import time_of
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+    from dspex.engine.client.status.rows import StageRow
+    from dspex.engine.hosting.planning.there import There
+
+EVERY = 1.0  # seconds between two looks
+SAY_EVERY = 10  # looks between two objects, where they are printed
+
+
+def announce(t: Terminal, there: There) -> None:
+    """Print where the results of what is built begin."""
+    for (topology, name), (lane, reads) in there.lanes.items():
+        events = sum(read.events for read in reads.values())
+        row = {"topology": topology, "lane": name, "operators": list(lane.operators), "events": events}
+        times = {"since": time_of(lane.since), "boundary": time_of(lane.boundary)}
+        what = f"{', '.join(lane.operators)}: {count(events, 'event')} of history"
+        line = f"backfill  {what}; results begin {times['boundary']}"
+        t.emit({**row, **times}, line)
+
+
+async def watch(t: Terminal, c: Client, there: There) -> None:
+    """Show how far the history is read, until it is; where no engine runs and nobody looks on, say so and end."""
+    total = sum(read.events for _, reads in there.lanes.values() for read in reads.values())
+    rows = await _rows(c, there)
+    if not any(row["owners"] for row in rows.values()):
+        t.note("no engine runs this version yet: the history is read when one does (dspex run, or start those that run again)")
+        if not (sys.stderr.isatty() or (await c.status())["engines"]):
+            return
+    t.note("^C ends this display, not the backfill")
+    done, looks = 0, 0
+    with t.progress("history", total) as bar:
+        while True:
+            read = total - sum(await asyncio.gather(*(_left(c, there, key, row) for key, row in rows.items())))
+            bar.advance(read - done, next((row["stopped"] for row in rows.values() if row["stopped"]), None) or "")
+            if t.json and (looks % SAY_EVERY == 0 or read >= total):
+                t.emit({"read": read, "of": total, "done": read >= total})
+            if read >= total:
+                break
+            done, looks = read, looks + 1
+            await asyncio.sleep(EVERY)
+            rows = await _rows(c, there)
+    t.note(f"all {count(total, 'event')} of history are read")
+
+
+async def _rows(c: Client, there: There) -> Mapping[tuple[str, str, str], StageRow]:
+    """The stages of the lanes' sources, by topology, lane and source."""
+    from dspex.engine.client.status.status import stage_rows
+
+    rows = {(row["topology"], row["source"]): row for row in await stage_rows(c.bus, c.app, await c.manifests())}
+    keys = [(topology, name, source) for (topology, name), (_, reads) in there.lanes.items() for source in reads]
+    return {key: rows[key[0], key[2]] for key in keys if (key[0], key[2]) in rows}
+
+
+async def _left(c: Client, there: There, key: tuple[str, str, str], row: StageRow) -> int:
+    """How many events before the boundary one source of a lane has not read."""
+    read = there.lanes[key[:2]][1][key[2]]
+    behind = await c.bus.count(read.stream, [read.subject], after=read.last)
+    return read.events if row["lag"] is None else max(row["lag"] - behind, 0)
