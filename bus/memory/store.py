@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
 from dspex.bus.memory.faults import Luck
+from dspex.bus.memory.matched import Matched
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
@@ -36,7 +37,7 @@ class MemoryStream:
         self.messages: dict[int, Message] = {}
         self.consumers: dict[str, MemoryConsumer] = {}
         self._sizes: dict[int, int] = {}
-        self._matches: dict[tuple[str, ...], dict[str, bool]] = {}  # filters → subject → whether they take it
+        self._found: dict[tuple[str, ...], Matched] = {}  # by the filters
         self._of_subject: dict[str, list[int]] = {}  # sequences in order
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
@@ -150,14 +151,10 @@ class MemoryStream:
             mine = self._of_subject[filters[0]]
             at = bisect_left(mine, start)
             return min(mine[at], stop + 1) if at < len(mine) else stop + 1
-        known = self._matches.setdefault(tuple(filters), {})
-        for sequence in range(max(start, self.first), stop + 1):
-            if (message := self.messages.get(sequence)) is not None:
-                if (subject := message.subject) not in known:
-                    known[subject] = any(matches(f, subject) for f in filters)
-                if known[subject]:
-                    return sequence
-        return stop + 1
+        if (found := self._found.get(key := tuple(filters))) is None:
+            found = self._found[key] = Matched(filters)
+        found.look(self.messages, self.first, self.last)
+        return found.first(self.messages, start, stop)
 
     def matching(self, filters: Sequence[str], start: int, stop: int) -> Iterator[Message]:
         """The messages that match a filter, from `start` to `stop`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
+from math import inf
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, stall: type[Stall] = Stall) -> None:
         self._nanoseconds = 0  # whole ones: a sum of floats would drift away from the timers' own sums
+        self._until: float = 0  # up to here the clock goes on by itself when all is at rest
         self._next: float | None = None
         self._stall = stall(self._at_rest)
         super().__init__(self._stall)
@@ -58,29 +60,37 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _at_rest(self, timeout: float | None) -> None:
         self._next = timeout
-        self.stop()
+        if not self._jump(self._until):
+            self.stop()
+
+    def _jump(self, end: float) -> bool:
+        """Go to the next timer, if it is due before `end` (nanoseconds); whether there was one."""
+        if self._next is None or (at := self._nanoseconds + max(1, round(self._next * 1e9))) > end:
+            return False
+        self._nanoseconds, self._stall.iterations = at, 0
+        return True
 
     def settle(self) -> None:
         """Run until nothing is ready. Time stands still. Raises RuntimeError when that does not come to an end."""
         self._stall.iterations = 0
         self.run_forever()
 
-    def _step(self, limit: float | None = None) -> bool:
-        """Jump to the next timer, if it is due within `limit` seconds, and settle; whether there was one."""
-        if self._next is None or (limit is not None and self._next > limit):
-            return False
-        self._nanoseconds += max(1, round(self._next * 1e9))
-        self.settle()
-        return True
-
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass: from timer to timer in their order, settling at each."""
         end = self._nanoseconds + round(seconds * 1e9)
-        self.settle()
-        while self._step((end - self._nanoseconds) / 1e9):
-            pass
+        self._pass(end)
         self._nanoseconds = end
         self.settle()
+
+    def _pass(self, end: float, task: asyncio.Task[Any] | None = None) -> None:
+        """Go from timer to timer, as long as they are due before `end` (nanoseconds) and `task` is not done."""
+        if task is not None:
+            task.add_done_callback(lambda _: self.stop())
+        self._until = end
+        try:
+            self.settle()
+        finally:
+            self._until = 0
 
     def run(self, main: Coroutine[Any, Any, T], *, advance: bool = False) -> T:
         """Run a coroutine to its end. With `advance` the clock jumps on when nothing else can happen.
@@ -89,8 +99,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """
         task = self.create_task(main)
         self.settle()
-        while not task.done() and advance and self._step():
-            pass
+        if advance and not task.done():
+            self._pass(inf, task)
         if task.done():
             return task.result()
         why = "for time to pass" if self._next is not None else "for something that nobody will do"

@@ -22,7 +22,6 @@ from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
 from dspex.bus.serving import clear_text
 from dspex.bus.serving.work_consumers import WorkConsumers
-from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.lanes import Backfill
 from dspex.engine.graph.manifest import Manifest
@@ -76,7 +75,6 @@ async def apply(
 
     Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
     """
-    _may_be_kept(bus, graphs)
     await _seal(bus, app, replicas)
     while True:
         there = await look(bus, app, graphs, reset, backfill=backfill)
@@ -142,19 +140,6 @@ async def _seal(bus: Bus, app: str, replicas: int) -> None:
         await bus.sealing.establish(replicas)
     else:
         await clear_text.need_none(bus, app)
-
-
-def _may_be_kept(bus: Bus, graphs: Sequence[Graph]) -> None:
-    """Refuse operators with state where payloads are sealed: what they keep is made of payloads, and is not sealed."""
-    for graph in graphs:
-        if bus.sealing is not None and graph.states:
-            name = graph.states[0].name
-            raise TopologyError(
-                f"{graph.name}: what {name} keeps would be stored in clear text, and payloads of {bus.sealing.app} are sealed",
-                code=TOPOLOGY_CODE,
-                node=name,
-                fix="run this topology in an application that seals nothing; sealed state is not built in this version",
-            )
 
 
 async def _make_streams(

@@ -53,11 +53,13 @@ class PartitionRunner(Protocol):
 class _Seen:
     """The key of another engine.
 
-    `silent`: seconds for which it was seen unchanged. `beats`: it was seen to change. `idle`: heartbeats for which it owned
-    nothing of what falls to it. `strange`: the versions that it named, and nobody has applied.
+    `said`: what is in it, read once: those of engines that are gone stay for a while. `silent`: seconds for which it was seen
+    unchanged. `beats`: it was seen to change. `idle`: heartbeats for which it owned nothing of what falls to it. `strange`: the
+    versions that it named, and nobody has applied.
     """
 
     revision: int
+    said: tuple[Mapping[str, Any], _Said | None]
     silent: float = 0.0
     beats: bool = False
     idle: int = 0
@@ -243,21 +245,22 @@ class Membership:
         for key, (value, revision) in keys.items():
             if key == own:
                 continue  # with many partitions reading it takes a while
-            raw, said = _said(value)
+            seen = self._look_at(key, value, revision, passed)
+            raw, said = seen.said
             if said is None or key != subjects.member_key("engine", said.engine):
                 continue
-            gone = is_dead(raw)
-            seen = self._look_at(key, revision, passed)
-            if gone or seen.silent > FORGOTTEN:
+            if is_dead(raw) or seen.silent > FORGOTTEN:
                 await self.bucket.delete(key)
             elif seen.silent < SILENT * min(said.heartbeat, MOST_HEARTBEAT if seen.beats else self.heartbeat):
                 found[said.engine] = said
         return found
 
-    def _look_at(self, key: str, revision: int, passed: float) -> _Seen:
-        seen = self._others.setdefault(key, _Seen(revision))
+    def _look_at(self, key: str, value: bytes, revision: int, passed: float) -> _Seen:
+        seen = self._others.get(key)
+        if seen is None:
+            seen = self._others[key] = _Seen(revision, _said(value))
         if seen.revision != revision:
-            seen.revision, seen.silent, seen.beats = revision, 0.0, True
+            seen.revision, seen.said, seen.silent, seen.beats = revision, _said(value), 0.0, True
         else:
             seen.silent += passed
         return seen

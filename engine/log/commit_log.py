@@ -23,6 +23,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
 from dspex.engine.log.latest import Latest, Newest
 from dspex.engine.log.reading import read_back
+from dspex.engine.log.rows import tell_what_is_kept
 from dspex.engine.log.tables import Tables
 
 _log = structlog.get_logger("dspex.engine")
@@ -122,12 +123,13 @@ class CommitLog:
     def entry(
         self, body: Mapping[str, Any], tables: Mapping[str, Any], *, covers: int, at: float, snapshot: Snapshot | None = None
     ) -> list[NewMessage]:
-        """The entry of a commit, and before it pieces of what it cannot hold.
+        """The entry of a commit, and before it pieces of what it cannot hold, or may not: pieces can be sealed.
 
         `covers`: messages of the commit before it. `snapshot`: the one that it names.
         """
         changed, size = packed(tables), self.piece
-        pieces = [changed[i : i + size] for i in range(0, len(changed), size)] if len(changed) > size else []
+        apart = len(changed) > size or (self.bus.sealing is not None and tell_what_is_kept(tables))
+        pieces = [changed[i : i + size] for i in range(0, len(changed), size)] if apart else []
         what: dict[str, object] = {"pieces": len(pieces)} if pieces else {"tables": tables}
         if snapshot is not None:  # the claim may be removed before this entry is: what it says is said again
             what = {**what, "snapshot": snapshot, **self._facts()}
@@ -158,6 +160,9 @@ class CommitLog:
         whole, size = packed(tables), self.piece
         sequences: list[int] = []
         for i in range(0, max(1, len(whole)), size):
-            ack = await self.bus.publish(NewMessage(self.address.snapshots, whole[i : i + size]))
+            message = NewMessage(self.address.snapshots, whole[i : i + size])
+            if self.bus.sealing is not None and tell_what_is_kept(tables):
+                message = await self.bus.sealing.sealed(message)
+            ack = await self.bus.publish(message)
             sequences.append(ack.sequence)
         return Snapshot(at, sequences[0], sequences[-1], hashlib.sha256(whole).digest(), len(whole))

@@ -34,8 +34,9 @@ LATEST = 1e11  # seconds since the epoch: a time that no clock says
 
 
 class LogAddress(NamedTuple):
-    """The log of one partition: stream, subject, the subject of what one entry cannot hold, and that of its snapshots."""
+    """The log of one partition: application, stream, subject, that of what an entry does not hold, and of its snapshots."""
 
+    app: str
     stream: str
     subject: str
     pieces: str
@@ -45,7 +46,7 @@ class LogAddress(NamedTuple):
     def of(cls, app: str, topology: str, stage: str, partition: int) -> LogAddress:
         subject = subjects.log(app, topology, stage, partition)
         pieces, snapshots = subjects.pieces(app, topology, stage, partition), subjects.snapshot(app, topology, stage, partition)
-        return cls(subjects.stream(app), subject, pieces, snapshots)
+        return cls(app, subjects.stream(app), subject, pieces, snapshots)
 
 
 class Snapshot(NamedTuple):

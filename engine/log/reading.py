@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from dspex.bus import subjects
 from dspex.bus.errors import BusError, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
 from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable
 from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
@@ -191,7 +193,7 @@ async def named_snapshot(bus: Bus, address: LogAddress, sequence: int) -> Snapsh
 async def restored(bus: Bus, address: LogAddress, snapshot: Snapshot, tables: Tables) -> bool:
     """Take over a snapshot. False, and nothing is changed, where it is damaged or gone."""
     found = await bus.scan(address.stream, [address.snapshots], start=snapshot.first, stop=snapshot.last)
-    whole = b"".join(m.data for m in found)
+    whole = await _joined(bus, address, found)
     if hashlib.sha256(whole).digest() != snapshot.sha256:
         return False
     with _no_garbage():
@@ -227,7 +229,13 @@ async def changes(bus: Bus, address: LogAddress, message: Message, entry: Mappin
     if await stored(bus, stream, stop) is None and ((info := await bus.stream(stream)) is None or info.last < stop):
         raise _behind(stream, stop)
     found = await bus.scan(stream, [address.pieces], start=first, stop=stop)
-    return _rows(b"".join(m.data for m in found)) if len(found) == entry["pieces"] else None
+    return _rows(await _joined(bus, address, found)) if len(found) == entry["pieces"] else None
+
+
+async def _joined(bus: Bus, address: LogAddress, pieces: Sequence[Message]) -> bytes:
+    """What pieces hold together; less than that where one cannot be opened. Raises NotAllowed where the key is missing here."""
+    whole = [await payloads.checked_out(bus, address.app, m) if subjects.SEALED in m.headers else m for m in pieces]
+    return b"".join(m.data for m in whole if m is not None)
 
 
 def _rows(data: bytes) -> Mapping[str, Any] | None:

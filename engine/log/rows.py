@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -122,6 +122,12 @@ class Timer(NamedTuple):
     name: str = ""
     hold: float | None = None
     until: float | None = None
+
+
+def tell_what_is_kept(tables: Mapping[str, Any]) -> bool:
+    """Whether changes of tables tell what operators keep, which is made of payloads."""
+    timers = tables.get("timers", ())
+    return bool(tables.get("keyed")) or any(row is not None and row.kind in ("wake", "mark") for _, row in timers)
 
 
 def pushed(heap: list[E], entry: E, stands: Callable[[E], bool], rows: int) -> None:

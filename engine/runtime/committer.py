@@ -125,15 +125,19 @@ class Committer:
         """The messages of a commit, sealed where the bus seals. Large payloads are stored before the commit that names them, or
         touched again.
 
-        The log itself is never checked in.
+        The log itself is never checked in; of it, pieces are sealed: what operators keep is in those.
         """
         most, drafts = payloads.inline(self.bus, self.above), [m for one in taken for m in one.messages]
-        logs = {subject for one in taken for subject in one.partition.log.address[1:]}
-        if self.bus.sealing is not None:
+        logs = {one.partition.log.address.subject for one in taken}
+        pieces = {one.partition.log.address.pieces for one in taken}
+        sealing = self.bus.sealing
+        if sealing is not None:
             most = -1
-            await self.bus.sealing.prepare(draft for draft in drafts if draft.subject not in logs)
+            await sealing.prepare(draft for draft in drafts if draft.subject not in logs)
         for index, draft in enumerate(drafts):
-            if len(draft.data) > most and draft.subject not in logs:
+            if draft.subject in pieces:
+                drafts[index] = await sealing.sealed(draft) if sealing is not None else draft
+            elif len(draft.data) > most and draft.subject not in logs:
                 drafts[index] = await payloads.checked_in(self.bus, self.app, draft, self.above)
         return drafts
 

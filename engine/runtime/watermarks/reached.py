@@ -33,6 +33,8 @@ def next_arrival(p: Partition, now: float) -> Arrival | None:
         halves = (sequence for input, sequence, _ in sorted(splits) if input == "timers")
         number = next((n for n in halves if (timer := p.tables.timers.rows.get(n)) is not None and timer.kind == "mark"), None)
         return _due(p, number, now) if number is not None else None
+    if not p.tables.timers.rows:
+        return None  # most of many partitions, at each statement
     mark, taken = newest(p), p.tables.position("time").mark
     number = reached(p, mark, now)
     waking = any(timer.kind == "wake" for _, timer in p.tables.timers.due(now)) if number is None and mark > taken else False

@@ -7,16 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from engine_lab import APP, Lab
+from engine_lab import Lab
 
-from dspex.bus import subjects
 from dspex.bus.errors import RetryLater, TopologyError
-from dspex.bus.memory.server import MemoryServer
-from dspex.bus.serving.keyring import Keyring
 from dspex.engine.graph.context import StateContext
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import StateNode
-from dspex.engine.hosting.apply import apply
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -275,16 +271,6 @@ def test_state_that_fits_its_type_no_more_is_a_letter_that_says_so(lab: MakeLab)
     one.publish("in", {"k": "a"})
     one.advance(10)
     assert [letter.code for letter in one.letters()] == ["DX513"]
-
-
-@pytest.mark.asyncio
-async def test_state_is_not_kept_in_clear_text_where_payloads_are_sealed() -> None:
-    bus = MemoryServer().connect()
-    bus.sealing = Keyring(bus, APP, "KEY", {"KEY": "0" * 64})
-    with pytest.raises(TopologyError, match="stored in clear text") as refused:
-        await apply(bus, APP, [counting().graph])
-    assert refused.value.code == "DX237"
-    assert not await bus.has("stream", subjects.stream(APP))
 
 
 @pytest.mark.parametrize("value", [b"\xff", float("nan"), object()], ids=["bytes", "nan", "an object"])
