@@ -30,7 +30,7 @@ async def test_of_two_owners_that_commit_at_once_one_is_fenced(buses: Buses, uni
 
 
 @pytest.mark.asyncio
-async def test_messages_of_a_commit_are_stored_in_order_with_consecutive_sequences(buses: Buses, unique: str) -> None:
+async def test_messages_of_a_commit_are_stored_in_order_with_consecutive_sequences(buses: Buses, unique: str) -> None:  # N14
     a, b = buses
     await stream(a, unique)
 

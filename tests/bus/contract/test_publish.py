@@ -71,7 +71,7 @@ async def test_a_subject_without_messages_left_expects_zero(bus: Bus, unique: st
 
 
 @pytest.mark.asyncio
-async def test_a_full_stream_refuses_and_drops_nothing(bus: Bus, unique: str) -> None:
+async def test_a_full_stream_refuses_and_drops_nothing(bus: Bus, unique: str) -> None:  # N6
     await stream(bus, unique, max_messages=3)
     await put(bus, f"{unique}.a", 1, 2)
     with pytest.raises(StreamFull):

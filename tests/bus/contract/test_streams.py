@@ -28,7 +28,7 @@ async def test_a_new_stream_is_empty_and_known_by_name_and_subject(bus: Bus, uni
 
 
 @pytest.mark.asyncio
-async def test_ensure_stream_adds_subjects_and_removes_nothing(bus: Bus, unique: str) -> None:
+async def test_ensure_stream_adds_subjects_and_removes_nothing(bus: Bus, unique: str) -> None:  # N9
     await stream(bus, unique, [f"{unique}.a"])
     await put(bus, f"{unique}.a", 1)
     info = await stream(bus, unique, [f"{unique}.b"])

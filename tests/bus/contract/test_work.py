@@ -73,7 +73,7 @@ async def test_work_takes_only_its_pattern(bus: Bus, unique: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_unsettled_work_comes_again_and_is_counted(buses: Buses, unique: str) -> None:
+async def test_unsettled_work_comes_again_and_is_counted(buses: Buses, unique: str) -> None:  # P2
     a, b = buses
     await stream(a, unique)
     await put(a, f"{unique}.x", "frozen")
@@ -117,7 +117,7 @@ async def test_acknowledged_work_does_not_come_again(bus: Bus, unique: str) -> N
 
 
 @pytest.mark.asyncio
-async def test_an_ack_of_the_first_delivery_settles_work_that_was_delivered_again(bus: Bus, unique: str) -> None:
+async def test_an_ack_of_the_first_delivery_settles_work_that_was_delivered_again(bus: Bus, unique: str) -> None:  # N15
     await stream(bus, unique)
     await put(bus, f"{unique}.x", "late", "other")
     queue = await work(bus, unique, ack_wait=SHORTER)
@@ -131,7 +131,7 @@ async def test_an_ack_of_the_first_delivery_settles_work_that_was_delivered_agai
 
 
 @pytest.mark.asyncio
-async def test_a_sign_of_life_keeps_work_from_coming_again(bus: Bus, unique: str) -> None:
+async def test_a_sign_of_life_keeps_work_from_coming_again(bus: Bus, unique: str) -> None:  # N5
     """Two pieces are taken, and one gives signs of life: the other comes again and again, at each ack_wait, and it does not.
     A machine that is too busy to give signs in time has shown nothing, and is tried again."""
     ack_wait = 0.4
@@ -158,7 +158,7 @@ async def test_a_sign_of_life_keeps_work_from_coming_again(bus: Bus, unique: str
 
 
 @pytest.mark.asyncio
-async def test_refused_work_comes_again_after_its_delay(bus: Bus, unique: str) -> None:
+async def test_refused_work_comes_again_after_its_delay(bus: Bus, unique: str) -> None:  # N4
     await stream(bus, unique)
     await put(bus, f"{unique}.x", "later", "now")
     queue = await work(bus, unique)
@@ -173,7 +173,7 @@ async def test_refused_work_comes_again_after_its_delay(bus: Bus, unique: str) -
 
 
 @pytest.mark.asyncio
-async def test_no_more_work_is_taken_than_there_is_room_for(buses: Buses, unique: str) -> None:
+async def test_no_more_work_is_taken_than_there_is_room_for(buses: Buses, unique: str) -> None:  # N2
     a, b = buses
     await stream(a, unique)
     await put(a, f"{unique}.x", *range(6))

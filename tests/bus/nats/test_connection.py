@@ -321,7 +321,7 @@ async def test_who_waits_for_work_hears_that_its_consumer_was_deleted(
 @pytest.mark.asyncio
 async def test_idle_work_is_back_without_a_missed_heartbeat_after_the_server_was_killed(
     server: Any, opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> None:  # N1
     monkeypatch.setattr("dspex.bus.nats.work.HEARTBEAT", 14.0)  # two missed ones would be too late
     bus = await opened(server.start().url)
     await bus.ensure_stream(StreamConfig("S", ["s.>"]))

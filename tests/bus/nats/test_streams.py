@@ -101,7 +101,9 @@ async def test_a_stream_without_a_size_gets_most_of_what_the_server_lets_it_rese
 
 
 @pytest.mark.asyncio
-async def test_a_stream_without_the_mark_of_dspex_is_never_altered(bus: NatsBus, js: JetStreamContext, unique: str) -> None:
+async def test_a_stream_without_the_mark_of_dspex_is_never_altered(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:  # N9
     subject = f"{unique}.a"
     await js.add_stream(name=unique, subjects=[subject], max_bytes=1 << 20, allow_atomic=True)
     before = (await js.stream_info(unique)).config

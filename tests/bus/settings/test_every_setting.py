@@ -83,7 +83,7 @@ def test_every_setting_names_the_file_that_acts_on_it() -> None:
 
 
 @pytest.mark.parametrize("setting", ACTS)
-def test_the_file_that_acts_on_a_setting_reads_it(setting: str) -> None:
+def test_the_file_that_acts_on_a_setting_reads_it(setting: str) -> None:  # N11
     assert re.search(rf"\b{setting.rpartition('.')[2]}\b", (ROOT / ACTS[setting]).read_text())
 
 

@@ -203,7 +203,7 @@ def test_while_payloads_are_refused_nothing_is_committed_and_nothing_lost(checke
     assert [o["text"] for o in one.outputs("out")] == [LARGE + "!", "small!"]
 
 
-def test_an_event_whose_payload_is_gone_is_a_dead_letter_and_the_rest_goes_on(checked: Callable[..., Lab]) -> None:
+def test_an_event_whose_payload_is_gone_is_a_dead_letter_and_the_rest_goes_on(checked: Callable[..., Lab]) -> None:  # G6
     one = checked(through())
     one.start()
     one.kill()

@@ -155,7 +155,7 @@ def test_a_header_that_says_no_time_makes_a_dead_letter_that_can_be_run(lab: Mak
     assert one.outputs("out") == [{}, {}]
 
 
-def test_events_that_wait_close_the_gate_and_status_says_who_holds_it(lab: MakeLab) -> None:
+def test_events_that_wait_close_the_gate_and_status_says_who_holds_it(lab: MakeLab) -> None:  # G2
     one = lab(plain())
     one.start(most_open_calls=3)
     for n in range(3):

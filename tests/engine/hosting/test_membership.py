@@ -78,7 +78,7 @@ def test_an_idle_partition_costs_no_message_and_no_key(lab: MakeLab) -> None:
     assert set(keys(one)) == {"engine.a", "torn.spread"}  # one for all partitions
 
 
-def test_topologies_of_one_partition_are_shared_among_engines(lab: MakeLab) -> None:
+def test_topologies_of_one_partition_are_shared_among_engines(lab: MakeLab) -> None:  # P14
     one = lab(*[spread(1, f"t{n}") for n in range(6)])
     one.start("a")
     one.start("b")

@@ -46,7 +46,7 @@ def in_order(one: Lab, count: int) -> None:
         assert [o["n"] for o in outputs if o["k"] == key] == list(range(key, count, 8))
 
 
-def test_a_second_engine_gets_its_share_and_the_order_of_keys_is_kept(lab: MakeLab) -> None:
+def test_a_second_engine_gets_its_share_and_the_order_of_keys_is_kept(lab: MakeLab) -> None:  # N8
     one = lab(shared())
     one.start("a")
     publish(one, range(16))
@@ -60,7 +60,7 @@ def test_a_second_engine_gets_its_share_and_the_order_of_keys_is_kept(lab: MakeL
     in_order(one, 48)
 
 
-def test_an_engine_that_leaves_hands_over_at_once(lab: MakeLab) -> None:
+def test_an_engine_that_leaves_hands_over_at_once(lab: MakeLab) -> None:  # P13
     one = lab(shared())
     one.start("a")
     one.start("b")
@@ -86,7 +86,7 @@ def test_an_engine_that_dies_is_followed_after_five_heartbeats(lab: MakeLab) -> 
     in_order(one, 24)
 
 
-def test_a_fenced_engine_commits_nothing_more_and_says_why(lab: MakeLab) -> None:
+def test_a_fenced_engine_commits_nothing_more_and_says_why(lab: MakeLab) -> None:  # P12
     one = lab(shared(1))
     frozen = Cut(one.server, 10**9, landed=False)
     one.start("a", bus=frozen)
@@ -223,7 +223,7 @@ class Unanswered(MemoryBus):
         return await super().commit(drafts, timeout=timeout)
 
 
-def test_an_engine_that_claims_a_partition_anew_while_its_timers_are_due_still_takes_turns(lab: MakeLab) -> None:
+def test_an_engine_that_claims_a_partition_anew_while_its_timers_are_due_still_takes_turns(lab: MakeLab) -> None:  # P9
     """Timers that nobody takes would be found again at once, for ever, and nothing else of the process would run."""
 
     def later(data: Any) -> Any:

@@ -78,7 +78,7 @@ def test_a_commit_that_does_not_end_is_logged_once_and_shown_by_status_until_it_
     assert engine.watchdog.health == "ok"
 
 
-def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:
+def test_a_source_that_is_not_read_on_is_a_stall(lab: MakeLab) -> None:  # P8
     one = lab(echo())
     engine = one.start(stall_after=3.0)
     for task in [t for t in asyncio.all_tasks(one.loop) if t.get_name() == "echo.s1.source"]:
@@ -118,7 +118,7 @@ def test_a_stage_whose_reader_behind_a_hop_is_silent_is_stalled_and_fails_the_he
     assert "events that came over a hop" in " ".join(f.message for f in faults(one.run(one.client.status())))
 
 
-def test_one_partition_that_stands_still_is_a_stall_though_the_others_of_its_stage_go_on(lab: MakeLab) -> None:
+def test_one_partition_that_stands_still_is_a_stall_though_the_others_of_its_stage_go_on(lab: MakeLab) -> None:  # P8
     """It was full, left the reader of its stage, and the one that it got of its own is silent."""
     one = lab(keyed())
     engine = one.start(bus=Silent(one.server, alone=True), stall_after=3.0, most_open_calls=1)

@@ -69,7 +69,7 @@ def waiting(one: Lab) -> tuple[dict[str, str], list[str]]:
     return fast["gate"]["sources"] if fast["gate"] is not None else {}, said
 
 
-def test_a_source_far_ahead_waits_for_one_that_has_more_to_read_and_not_for_one_that_is_read(lab: MakeLab) -> None:
+def test_a_source_far_ahead_waits_for_one_that_has_more_to_read_and_not_for_one_that_is_read(lab: MakeLab) -> None:  # E20
     one = lab(joining())
     one.start()
     one.kill()

@@ -30,7 +30,7 @@ def numbers(outputs: list[Any]) -> list[list[int]]:
     return [[item["n"] for item in batch] for batch in outputs]
 
 
-def test_a_batch_is_full_or_as_old_as_it_may_be_and_never_goes_before() -> None:
+def test_a_batch_is_full_or_as_old_as_it_may_be_and_never_goes_before() -> None:  # P3
     with Driver(batching()) as d:
         for n in range(5):
             d.publish("in", {"k": "a", "n": n})
@@ -52,7 +52,7 @@ def test_a_stream_without_keys_has_batches_of_a_partition_whatever_keys_its_even
         assert [e.key for e in d.events("out")] == [None, None]
 
 
-def test_many_events_at_once_make_full_batches_in_their_order_and_leave_nothing(lab: MakeLab) -> None:
+def test_many_events_at_once_make_full_batches_in_their_order_and_leave_nothing(lab: MakeLab) -> None:  # N10
     one = lab(batching(size=4))
     one.start()
     one.kill()

@@ -50,7 +50,7 @@ def ended(one: Lab) -> dict[str, list[Any]]:
     return {subject: sorted(values, key=str) for subject, values in outputs.items()}
 
 
-def test_whichever_commit_an_engine_dies_in_nothing_is_lost_doubled_or_left(lab: MakeLab) -> None:
+def test_whichever_commit_an_engine_dies_in_nothing_is_lost_doubled_or_left(lab: MakeLab) -> None:  # P10
     straight = lab(everything())
     straight.start()
     publish(straight)

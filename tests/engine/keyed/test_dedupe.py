@@ -59,7 +59,7 @@ def test_a_keyed_stream_is_looked_at_within_its_key_alone() -> None:
         assert [o["k"] for o in d.outputs("out")] == ["x", "y"]
 
 
-def test_what_counts_is_event_time_and_not_how_long_the_engine_was_down(lab: MakeLab) -> None:
+def test_what_counts_is_event_time_and_not_how_long_the_engine_was_down(lab: MakeLab) -> None:  # E19
     one = lab(deduping())
     one.start()
     one.publish("in", {"id": "a", "n": 1, "at": at(0)})

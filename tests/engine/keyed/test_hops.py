@@ -83,7 +83,7 @@ def test_a_frame_for_a_partition_that_is_none_is_passed_over(lab: MakeLab, parti
 
 
 @pytest.mark.parametrize("landed", [False, True])
-def test_events_cross_a_hop_once_whichever_commit_the_engine_dies_in(lab: MakeLab, landed: bool) -> None:
+def test_events_cross_a_hop_once_whichever_commit_the_engine_dies_in(lab: MakeLab, landed: bool) -> None:  # P5
     for at in range(1, 8):
         one = lab(keyed())
         bus = Cut(one.server, at, landed)

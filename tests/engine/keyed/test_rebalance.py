@@ -97,7 +97,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_keyed_events_come_out_once_and_in_order_whatever_engines_come_and_go(lab: MakeLab, seed: int) -> None:
+def test_keyed_events_come_out_once_and_in_order_whatever_engines_come_and_go(lab: MakeLab, seed: int) -> None:  # P9
     one = lab(hops(2), seed=seed)
     crowd = Crowd(one, seed)
     crowd.join()
@@ -116,7 +116,7 @@ def test_keyed_events_come_out_once_and_in_order_whatever_engines_come_and_go(la
     assert len({m.headers[subjects.EVENT_ID] for m in one.messages("out")}) == crowd.sent
 
 
-def test_a_rebalance_moves_each_partition_once_and_makes_one_reader_of_each_stage_and_input(lab: MakeLab) -> None:
+def test_a_rebalance_moves_each_partition_once_and_makes_one_reader_of_each_stage_and_input(lab: MakeLab) -> None:  # P11
     one = lab(hops(3))
     crowd = Crowd(one, 0)
     crowd.join()

@@ -30,7 +30,7 @@ def test_reduce_begins_with_the_first_event_of_the_key() -> None:
     assert one.kept == (0, 0)
 
 
-def test_what_is_changed_behind_does_not_change_what_is_kept() -> None:
+def test_what_is_changed_behind_does_not_change_what_is_kept() -> None:  # I6
     def spoil(state: list[int]) -> list[int]:
         state.append(-1)
         return state

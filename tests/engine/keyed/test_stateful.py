@@ -67,7 +67,7 @@ def test_a_key_is_woken_once_when_it_asked_to_be_also_by_the_next_engine() -> No
         assert [o for o in d.outputs("out") if "woken" in o] == [{"k": "a", "woken": 2}]
 
 
-def test_a_function_that_fails_leaves_the_state_as_it_was() -> None:
+def test_a_function_that_fails_leaves_the_state_as_it_was() -> None:  # I6
     def fails(state: list[int], data: Any, ctx: StateContext) -> tuple[list[int], list[int]]:
         state.append(data["n"])
         if data["n"] == 2:

@@ -35,7 +35,7 @@ def most_within(messages: list[Message], seconds: float) -> int:
     return max(sum(1 for t in times if at <= t < at + seconds) for at in times)
 
 
-def test_a_rate_is_that_of_the_whole_stream_and_order_outlives_the_engine(lab: MakeLab) -> None:
+def test_a_rate_is_that_of_the_whole_stream_and_order_outlives_the_engine(lab: MakeLab) -> None:  # I13, P18
     one = lab(throttled("10/s", partitions=4))
     one.start()
     for n in range(40):

@@ -120,7 +120,7 @@ class Leader(MemoryBus):
         return info and replace(info, now=info.now + self.ahead)
 
 
-def test_a_partition_waits_while_the_clock_is_over_a_minute_behind_its_own(lab: MakeLab) -> None:
+def test_a_partition_waits_while_the_clock_is_over_a_minute_behind_its_own(lab: MakeLab) -> None:  # I11
     one = lab(many(2))
     bus = Leader(one.server, BusEvents())
     bus.ahead = 300.0

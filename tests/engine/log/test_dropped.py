@@ -51,7 +51,7 @@ def entries(one: Lab) -> int:
 @pytest.mark.parametrize("stop", [Lab.drain, Lab.kill])
 def test_calls_of_a_dropped_source_end_as_dead_letters_where_their_operator_is_gone(
     lab: MakeLab, stop: Callable[[Lab], None], partitions: int
-) -> None:
+) -> None:  # E12
     one = lab(version("in", "ask", partitions=partitions))
     asked(one)
     stop(one)

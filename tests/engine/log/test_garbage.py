@@ -173,7 +173,7 @@ def test_an_entry_that_is_missing_is_an_error_and_never_a_hole(lab: MakeLab) -> 
     one.hosts.clear()
 
 
-def test_a_log_of_the_first_version_is_refused_and_says_what_to_do(lab: MakeLab) -> None:
+def test_a_log_of_the_first_version_is_refused_and_says_what_to_do(lab: MakeLab) -> None:  # P6
     one = lab(spoiled())
     one.start()
     one.drain()

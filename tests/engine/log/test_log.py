@@ -70,7 +70,7 @@ class SlowSnapshots(MemoryBus):
         return await super().publish(draft, timeout=timeout)
 
 
-def test_a_snapshot_that_is_slower_than_commits_is_stored_once_and_whole(lab: MakeLab) -> None:
+def test_a_snapshot_that_is_slower_than_commits_is_stored_once_and_whole(lab: MakeLab) -> None:  # I10
     one = lab(logged(), max_payload=10_000)
     one.start(bus=SlowSnapshots(one.server, BusEvents()))
     for n in range(MANY):
@@ -87,7 +87,7 @@ def test_a_snapshot_that_is_slower_than_commits_is_stored_once_and_whole(lab: Ma
     assert sorted(int(o["text"]) for o in one.outputs("out")) == list(range(MANY))
 
 
-def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:
+def test_a_snapshot_larger_than_a_message_is_kept_in_pieces(lab: MakeLab) -> None:  # I10
     one = lab(logged(), max_payload=10_000)
     one.start()
     for n in range(MANY):

@@ -38,7 +38,7 @@ async def applied_versions(one: Lab) -> dict[str, list[Manifest]]:
     return await history(await one.client.bus.bucket(subjects.applied(APP)))
 
 
-def test_a_publisher_that_fills_the_stream_of_sources_does_not_stop_commits(lab: MakeLab) -> None:
+def test_a_publisher_that_fills_the_stream_of_sources_does_not_stop_commits(lab: MakeLab) -> None:  # G5
     topology = Topology("asking")
     topology.source("in").predict("text -> answer", name="ask").sink("out")
     one = lab(topology)

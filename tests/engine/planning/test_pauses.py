@@ -109,7 +109,7 @@ def test_a_pause_outlives_all_engines_and_ends_by_itself_where_it_was_given_an_e
     assert (texts(one), stage["paused"], stage["paused_until"]) == (["a"], False, None)
 
 
-def test_one_stage_alone_is_paused_by_what_it_begins_at(lab: MakeLab) -> None:
+def test_one_stage_alone_is_paused_by_what_it_begins_at(lab: MakeLab) -> None:  # P17
     one = lab(keyed())
     one.start()
     one.work()

@@ -152,7 +152,7 @@ class Formed:
         return replace(topology.graph, nodes=nodes)
 
 
-def test_state_of_another_form_is_shown_as_what_has_to_be_reset_and_a_reset_begins_anew(lab: MakeLab) -> None:
+def test_state_of_another_form_is_shown_as_what_has_to_be_reset_and_a_reset_begins_anew(lab: MakeLab) -> None:  # P16
     one = lab(Formed("window 60"))
     one.start()
     for key in "aab":

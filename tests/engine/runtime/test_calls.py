@@ -33,7 +33,7 @@ def asking(**options: Any) -> Topology:
     return topology
 
 
-def test_a_call_that_fails_is_made_again_after_its_back_off() -> None:
+def test_a_call_that_fails_is_made_again_after_its_back_off() -> None:  # N4
     with Driver(asking(retry=Retry(attempts=3, backoff="10s", jitter=0.0))) as d:
         d.answer("ask", {"answer": "yes"})
         d.fail("ask", CallTimeout("down"), times=2)
@@ -107,7 +107,7 @@ def test_what_is_made_of_a_fallbacks_outputs_names_the_error_in_a_header_and_not
             ]
 
 
-def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error() -> None:
+def test_spent_attempts_without_a_fallback_are_a_dead_letter_with_the_last_error() -> None:  # P1
     with Driver(asking(retry=Retry(attempts=2))) as d:
         d.fail("ask", CallTimeout("down"), times=2)
         run = d.publish("in", {"text": "a"})
@@ -187,7 +187,7 @@ def test_a_deadline_that_passes_falls_back_where_there_is_a_fallback(lab: MakeLa
     assert one.outputs("out") == [{"text": "a", "answer": "perhaps"}]
 
 
-def test_a_result_that_was_stored_in_time_beats_the_deadline_however_long_the_engine_was_away(lab: MakeLab) -> None:
+def test_a_result_that_was_stored_in_time_beats_the_deadline_however_long_the_engine_was_away(lab: MakeLab) -> None:  # G6
     one = lab(asking(deadline="60s"))
     one.start()
     for n in range(700):  # more than the inbox reads at once
@@ -233,7 +233,7 @@ def delayed(lab: Lab, texts: set[str], error: CallError | None = None) -> None:
     lab.answers["ask"] = answer
 
 
-def test_results_of_a_key_are_released_in_its_order_and_other_keys_do_not_wait(lab: MakeLab) -> None:
+def test_results_of_a_key_are_released_in_its_order_and_other_keys_do_not_wait(lab: MakeLab) -> None:  # N7
     one = lab(asking(order="key"))
     delayed(one, {"a1", "n2"})
     one.start()
@@ -246,7 +246,7 @@ def test_results_of_a_key_are_released_in_its_order_and_other_keys_do_not_wait(l
     assert [o["text"] for o in one.outputs("out") if o["text"][0] == "n"] == ["n1", "n2", "n3"]
 
 
-def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) -> None:
+def test_the_order_of_a_key_outlives_a_crash_and_a_call_that_died(lab: MakeLab) -> None:  # N7
     one = lab(asking(order="key", retry=Retry(attempts=1)))
     one.answers["ask"] = lambda inputs, work: {"answer": inputs["text"]}
     one.start()

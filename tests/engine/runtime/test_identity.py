@@ -91,7 +91,7 @@ def test_one_business_id_in_two_streams_is_two_events(lab: MakeLab) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_an_id_that_comes_again_after_the_duplicate_window_is_another_event(lab: MakeLab, killed: bool) -> None:
+def test_an_id_that_comes_again_after_the_duplicate_window_is_another_event(lab: MakeLab, killed: bool) -> None:  # I2
     one = lab(asking("again", "in", "out"))
     one.start()
     one.work()

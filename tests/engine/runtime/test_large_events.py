@@ -208,7 +208,9 @@ def test_what_is_published_and_larger_than_a_payload_may_be_is_refused_with_its_
 
 
 @pytest.mark.parametrize("at", [2, 3])
-def test_of_an_event_that_gives_others_when_processed_again_none_is_lost_or_doubled_in_silence(lab: MakeLab, at: int) -> None:
+def test_of_an_event_that_gives_others_when_processed_again_none_is_lost_or_doubled_in_silence(
+    lab: MakeLab, at: int
+) -> None:  # I3
     """As a function does that iterates over a set, whose order differs in another process."""
     runs: list[int] = []
 

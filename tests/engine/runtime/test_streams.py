@@ -143,7 +143,7 @@ def test_a_sinks_subject_may_be_made_of_fields_and_a_bad_one_is_a_dead_letter() 
 
 
 @pytest.mark.parametrize("limit", ["messages", "bytes"])
-def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: str) -> None:
+def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: str) -> None:  # N6, P15
     topology = Topology("full")
     topology.source("in").flat_map(lambda d: [d] * 10, name="ten").sink("out")
     one = lab(topology)
@@ -161,13 +161,17 @@ def test_a_full_stream_is_backpressure_and_nothing_is_lost(lab: MakeLab, limit: 
     assert host.failure is None
     p = host.runners[0].partitions[0]
     assert p.tables.position("source").sequence < 30  # it reads no more than it may hold
+    one.kill()
+    host = one.start(most_arrivals=5)
+    one.advance(10)
+    assert host.failure is None
     stream.config = config
     one.advance(10)
     assert [o["n"] for o in one.outputs("out")] == [n for n in range(30) for _ in range(10)]
     assert host.committer.full == ""
 
 
-def test_sources_wait_while_the_stream_is_nearly_full_and_open_calls_end(lab: MakeLab) -> None:
+def test_sources_wait_while_the_stream_is_nearly_full_and_open_calls_end(lab: MakeLab) -> None:  # G5
     topology = Topology("nearly")
     topology.source("in").predict("n -> answer", name="ask").sink("out")
     one = lab(topology)

@@ -74,7 +74,7 @@ def changed(old: str, new: str) -> None:
     Path("triage_test.yaml").write_text(CASES.replace(old, new, 1))
 
 
-def test_cases_pass_and_each_is_told(dspex: Dspex) -> None:
+def test_cases_pass_and_each_is_told(dspex: Dspex) -> None:  # P4
     found = dspex("test")
     assert (found.code, found.err) == (0, "")
     assert found.out.splitlines() == [

@@ -87,7 +87,7 @@ async def test_a_function_gets_the_type_that_it_is_annotated_with_and_may_return
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_as_many_calls_run_at_once_as_the_pool_has_slots(bench: Bench) -> None:
+async def test_as_many_calls_run_at_once_as_the_pool_has_slots(bench: Bench) -> None:  # N13
     records = await bench.ask(*[enrich("meeting", {}) for _ in range(12)])
     assert {(r.outputs or {}).get("most") for r in records} == {NO_MODEL["slots"]}, records
 

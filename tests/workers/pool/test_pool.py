@@ -128,7 +128,7 @@ async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_proc
 # -- time ------------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", ["sleeps", "blocks", "blocks_the_loop", "holds_the_gil"])
-async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: Bench, name: str) -> None:
+async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: Bench, name: str) -> None:  # N5
     first = await mortal.answering()
     (late,) = await mortal.ask(work(spec=program(name), timeout=0.5))
     assert late.error is not None
@@ -137,7 +137,7 @@ async def test_an_attempt_ends_at_its_timeout_whatever_the_program_does(mortal: 
 
 
 @pytest.mark.asyncio
-async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(model: Any) -> None:
+async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(model: Any) -> None:  # N2
     async with running(config(model.url), ack_wait=1.0, sign_of_life=0.1) as bench:
         await bench.put(work(spec=program("holds_the_gil"), timeout=2.0))
         busy: set[int] = set()
@@ -178,7 +178,7 @@ async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(s
 
 # -- records ---------------------------------------------------------------------------------------------------------
 @pytest.mark.asyncio(loop_scope="module")
-async def test_work_that_is_delivered_again_leaves_one_record(shared: Bench, shared_model: Any) -> None:
+async def test_work_that_is_delivered_again_leaves_one_record(shared: Bench, shared_model: Any) -> None:  # N15
     item = work("again")
     await shared.ask(item)
     await shared.put(item)

@@ -185,7 +185,7 @@ def of_two_outlets(topology: Topology) -> list[AnyStream]:
 )
 def test_branches_that_can_never_meet_are_refused_with_the_reason(
     parts: Callable[[Topology], list[AnyStream]], why: str
-) -> None:
+) -> None:  # I13
     topology = Topology("t")
     gather(*parts(topology), within="5s", name="g").sink("out")
     (problem,) = topology.check()

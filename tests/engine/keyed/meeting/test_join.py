@@ -140,7 +140,7 @@ def test_an_event_has_the_latest_value_of_its_key() -> None:
         assert d.outputs("out") == [[1, None], [2, 11], [3, None]]
 
 
-def test_a_table_is_read_to_its_end_before_the_first_event_is_looked_up(lab: MakeLab) -> None:
+def test_a_table_is_read_to_its_end_before_the_first_event_is_looked_up(lab: MakeLab) -> None:  # E21
     one = lab(looking())
     one.start()
     one.kill()  # its streams are there
@@ -155,7 +155,7 @@ def test_a_table_is_read_to_its_end_before_the_first_event_is_looked_up(lab: Mak
 
 
 @pytest.mark.parametrize("options", [{"ttl": "5s"}, {}])
-def test_a_value_is_forgotten_by_none_and_after_its_time_in_whatever_order_they_come(lab: MakeLab, options: Any) -> None:
+def test_a_value_is_forgotten_by_none_and_after_its_time_in_whatever_order_they_come(lab: MakeLab, options: Any) -> None:  # P3
     topology = Topology("t")
     customers = topology.source("customers", idle="1s").key_by("event.key", name="customer_key").map(lambda d: d["v"], name="v")
     topology.source("orders", idle="1s").key_by("k", name="order_key").lookup(customers, name="of", **options).sink("out")

@@ -112,7 +112,7 @@ def test_streams_meet_or_part_in_a_new_version_where_nothing_is_held_and_what_wa
 
 
 @pytest.mark.parametrize("meet", [True, False])
-def test_streams_may_not_meet_or_part_while_their_stage_holds_something(lab: MakeLab, *, meet: bool) -> None:
+def test_streams_may_not_meet_or_part_while_their_stage_holds_something(lab: MakeLab, *, meet: bool) -> None:  # I8
     one = lab(made(meet=not meet, ask=True, drop=["ask1"] if not meet else []))
     one.start()
     one.publish("a", {"k": "x", "n": 1})

@@ -84,7 +84,7 @@ def test_yaml_and_python_give_the_same_graph_and_editors_are_told_so(tmp_path: P
         ('aggregate: "builtins:list"', "needs the key 'fold'"),
     ],
 )
-def test_windows_that_make_no_sense_are_refused_with_their_line(tmp_path: Path, node: str, message: str) -> None:
+def test_windows_that_make_no_sense_are_refused_with_their_line(tmp_path: Path, node: str, message: str) -> None:  # E18
     file = tmp_path / "t.yaml"
     head, tail = TEXT.replace(HERE, __name__).split("  sliding:")
     node = node.replace(HERE, __name__)

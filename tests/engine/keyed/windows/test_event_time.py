@@ -92,7 +92,7 @@ def test_a_window_behind_one_waits_for_what_that_may_still_take() -> None:  # E5
         assert d.dead_letters() == []
 
 
-def test_silence_moves_event_time_by_the_time_that_passes_and_not_to_today() -> None:  # E2, and windows of idle streams end
+def test_silence_moves_event_time_by_the_time_that_passes_and_not_to_today() -> None:  # P7, E2, and windows of idle streams end
     topology = Topology("t")
     topology.source("in").key_by("k").window("1m").count(name="w").sink("out")
     then = datetime(2024, 2, 1, tzinfo=UTC)
@@ -297,7 +297,7 @@ def test_a_partition_that_waits_hears_no_watermark_that_stands_behind_what_it_ha
 
 def test_what_was_stated_of_a_partition_is_known_for_good_though_another_engine_has_it_and_knows_less(
     lab: MakeLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> None:  # E10
     """A reader that begins now hears what is kept. What it hears less of a partition, it would not wait for."""
     monkeypatch.setattr(stater, "KEPT", 1)
     topology = Topology("t")

@@ -48,7 +48,7 @@ def test_windows_lie_at_multiples_of_their_length_also_before_1970_and_of_parts_
     ]  # fmt: skip
 
 
-def test_overlapping_windows_have_each_event_several_times_and_share_what_they_keep() -> None:
+def test_overlapping_windows_have_each_event_several_times_and_share_what_they_keep() -> None:  # E18
     one = made(lambda s: s.window("30s", every="10s").count(name="w"))
     for time in (1, 11, 12, 41):
         one.event({}, time)
@@ -83,7 +83,7 @@ def test_lists_are_in_the_order_of_their_times_and_folds_see_each_event(every: s
     assert one.kept == (0, 0)
 
 
-def test_results_come_in_the_order_of_end_node_and_key() -> None:
+def test_results_come_in_the_order_of_end_node_and_key() -> None:  # I4
     def two(s: Stream[Any, str]) -> Stream[Any, str]:
         return s.window("10s").count(name="short").merge(s.window("20s").count(name="long"))
 
@@ -109,7 +109,7 @@ def test_a_result_has_the_last_millisecond_of_its_window_as_its_time_and_a_run_o
 
 
 @pytest.mark.parametrize("every", [None, "2s"])
-def test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts(every: str | None) -> None:
+def test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts(every: str | None) -> None:  # E15
     one = made(lambda s: s.window("10s", every=every, lateness="5s").count(name="w"))
     one.event({}, 9)
     one.mark(14.999)
@@ -173,7 +173,7 @@ def test_a_fold_that_returns_nothing_is_told_so() -> None:
     assert "returned no state" in one.letters[0].error["message"]
 
 
-def test_what_fails_behind_a_window_is_redriven_there_as_what_the_window_gave() -> None:
+def test_what_fails_behind_a_window_is_redriven_there_as_what_the_window_gave() -> None:  # I12
     broken = [True]
 
     def behind(w: Windowed[int]) -> dict[str, Any]:

@@ -18,9 +18,7 @@ from dspex.operators.topology import Topology
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_a_late_event_is_redriven_with_a_new_time_only() -> (
-    None
-):  # E14; the lateness is none by default, and nothing is lost unsaid
+def test_a_late_event_is_redriven_with_a_new_time_only() -> None:  # P19, E14: it is late by default, and nothing is lost unsaid
     topology = Topology("t")
     topology.source("in").key_by("k").window("1m").count(name="w").sink("out")
     with Driver(topology) as d:

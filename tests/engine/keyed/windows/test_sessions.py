@@ -50,7 +50,7 @@ def test_a_session_that_opens_when_the_watermark_is_at_its_end_is_not_late_behin
         assert [w["start"][17:19] for w in d.outputs("out")] == ["00", "10", "20"]
 
 
-def test_an_event_between_sessions_makes_them_one_which_keeps_the_lowest_number() -> None:
+def test_an_event_between_sessions_makes_them_one_which_keeps_the_lowest_number() -> None:  # E16
     one = counted(lateness="1m")
     for time in (0, 15, 30):
         one.event({}, time)
@@ -63,7 +63,7 @@ def test_an_event_between_sessions_makes_them_one_which_keeps_the_lowest_number(
     assert one.kept == (0, 0)
 
 
-def test_an_event_is_late_when_the_session_that_it_would_be_in_has_ended() -> None:
+def test_an_event_is_late_when_the_session_that_it_would_be_in_has_ended() -> None:  # E15
     one = counted()
     one.event({}, 0)
     one.event({}, 9)
