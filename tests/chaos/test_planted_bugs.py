@@ -101,19 +101,18 @@ CALM: dict[str, Any] = {
     "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
     "fate": "", "skewed": False, "redriven": False,
 }  # fmt: skip
-PLANTED: list[tuple[Plant, dict[str, Any]]] = [
-    (skip_the_check_of_the_entry_before, {"kills": 4, "freezes": True}),
-    (ack_before_the_record_is_stored, {"kills": 8}),
-    (drop_the_check_for_gaps, {"fate": "made anew", "on_gap": "skip"}),
-    (drop_the_check_for_gaps, {"fate": "rolled back", "on_gap": "stop"}),
-    (forget_a_change_of_a_table, {}),
-    (reuse_a_number, {}),
-    (let_records_wait_behind_the_gate, {"most_open": 3}),
-    (iterate_a_table_unsorted, {"keys": 1}),
-    (redrive_without_a_look_at_the_markers, {"count": 80, "redriven": True}),
+# The seed that is tried first has shown it: the others are there for when what it decides has changed.
+PLANTED: list[tuple[Plant, int, dict[str, Any]]] = [
+    (skip_the_check_of_the_entry_before, 2, {"count": 15, "kills": 4, "freezes": True}),
+    (ack_before_the_record_is_stored, 4, {"count": 20, "kills": 8}),
+    (drop_the_check_for_gaps, 0, {"count": 15, "fate": "made anew", "on_gap": "skip"}),
+    (drop_the_check_for_gaps, 0, {"count": 15, "fate": "rolled back", "on_gap": "stop"}),
+    (forget_a_change_of_a_table, 3, {"count": 10}),
+    (reuse_a_number, 0, {"count": 10}),
+    (let_records_wait_behind_the_gate, 1, {"count": 10, "most_open": 3}),
+    (iterate_a_table_unsorted, 0, {"count": 10, "keys": 1}),
+    (redrive_without_a_look_at_the_markers, 5, {"count": 20, "redriven": True}),
 ]
-
-
 TIMED: list[tuple[Plant, int, dict[str, Any]]] = [
     (let_idle_follow_the_wall_clock, 5, {"count": 12}),
     (state_a_watermark_before_the_commit_landed, 1, {"count": 12, "kills": 4}),
@@ -126,19 +125,21 @@ def test_the_simulation_of_time_finds_a_planted_bug(
     plant: Plant, seed: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    _is_found(lambda _: TimedSimulation(seed, **{**CALM, **options}), monkeypatch)
+    _is_found(lambda _: TimedSimulation(seed, **{**CALM, **options}), seed, monkeypatch)
 
 
-@pytest.mark.parametrize(("plant", "options"), PLANTED, ids=lambda of: of.__name__ if callable(of) else None)
-def test_the_simulation_finds_a_planted_bug(plant: Plant, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("plant", "first", "options"), PLANTED, ids=lambda of: of.__name__ if callable(of) else None)
+def test_the_simulation_finds_a_planted_bug(
+    plant: Plant, first: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch)
     monkeypatch.setattr("simulated.source.STOPS", 60.0)
-    _is_found(lambda seed: Simulation(seed, **{**CALM, **options}), monkeypatch)
+    _is_found(lambda seed: Simulation(seed, **{**CALM, **options}), first, monkeypatch)
 
 
-def _is_found(simulation: Callable[[int], Simulation], monkeypatch: pytest.MonkeyPatch) -> None:
+def _is_found(simulation: Callable[[int], Simulation], first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simulation.PATIENCE", 60.0)
-    for seed in range(SEEDS):
+    for seed in sorted(range(SEEDS), key=lambda seed: seed != first):
         if not simulation(seed).run().good:
             monkeypatch.undo()
             assert simulation(seed).run().good  # so it was the plant

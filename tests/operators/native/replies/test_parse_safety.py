@@ -21,7 +21,7 @@ from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies import repair
 from dspex.operators.native.signature import Signature
 
-SIZE = 300_000  # characters of an untrusted text
+SIZE = 100_000  # characters of an untrusted text
 BITS = [
     "[", "{", "(", "<", "\\", '"', "'", "[[ ## ", "[[ ## a ## ]]\n", "[[ ## a ## ]]", '{"', '["', '{"a":', '{"a": {"b": [', "[{", '{"a" ', "#", "/", "/*", "//x\n",
     "9", "-", "1,", "1+", "not ", "()", "{}", '{"a": 1} ', "<a>", "<a", "&", "&amp;", "<!--", "<![CDATA[", "]]>", "\n", "\r", " ", "\u2028", "```json\n", "“", "a ", "\ud800",
@@ -38,7 +38,7 @@ def test_a_large_untrusted_reply_is_refused_within_seconds(bit: str) -> None:
             with pytest.raises(InvalidOutput) as e:
                 ANY.parse(text, adapter=adapter)
             assert len(str(e.value)) < 2_000
-        assert time.process_time() - started < 30
+        assert time.process_time() - started < 10
 
 
 class Color(enum.Enum):
@@ -70,7 +70,7 @@ def test_a_long_value_of_a_reply_is_read_or_refused_within_seconds(annotation: A
         started = time.process_time()
         with contextlib.suppress(InvalidOutput):
             parse_value(text, annotation)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 7
 
 
 @pytest.mark.parametrize("depth", [201, 900, 5_000, 100_000])
