@@ -17,8 +17,8 @@ from dspex.engine.testing.door import Door, behind
 
 AGAIN = 0.1  # seconds until what a fault made fail is done again
 LONGEST_DEATH = 3.0  # seconds until a dead engine is started again, at most
-LAST_DEATH = 3  # an engine that died so often in a row before it had started, starts
-LOOK = 0.5  # seconds between two looks whether a frozen engine was replaced
+MOST_DEATHS = 3  # in a row of engines that committed nothing: the next one lives until it has
+LOOK = 0.5  # seconds between two looks whether a frozen engine was replaced, or one that may not die has committed anything
 THAWED = 5.0  # seconds that it goes on, once another one has taken over
 
 
@@ -65,7 +65,7 @@ class Engines:
         self._connect, self._app, self._graphs, self._luck, self._heartbeat = connect, app, graphs, luck, heartbeat
         self._living: list[_Engine] = []
         self._tasks = Tasks("driver", lambda name, error: self._failed(error))
-        self._frozen = 0
+        self._frozen = self._in_vain = 0
         self.lives = 0
         self._failure: BaseException | None = None
 
@@ -105,18 +105,17 @@ class Engines:
         if engine.host.failure is not None:
             self._failed(engine.host.failure)
         self._living.remove(engine)
+        self._in_vain = 0 if engine.host.committer.commits else self._in_vain + 1
         await engine.kill()
 
     async def _start(self, *, safely: bool = False) -> _Engine:
         """Start one until it has started, however often it dies on the way. `safely`: it does not."""
-        deaths = 0
         while True:
             self.lives += 1
             door, bus = Door(self._luck), await self._connect()
-            armed = door.armed and not safely
             if door.armed:
                 bus = behind(door, bus)
-            door.armed = armed and deaths < LAST_DEATH
+            door.armed = door.armed and not safely and self._in_vain < MOST_DEATHS
             engine = _Engine(Host(bus, self._app, self._graphs, engine=self._name, heartbeat=self._heartbeat), bus, door)
             self._living.append(engine)
             try:
@@ -127,9 +126,7 @@ class Engines:
                     raise
             else:
                 if not door.hit.is_set():
-                    door.armed = armed
                     return engine
-                deaths += 1
                 await self._kill(engine)
             await asyncio.sleep(AGAIN)
 
@@ -142,6 +139,9 @@ class Engines:
         """Start the engine again whenever it dies, and another one where it is frozen."""
         while True:
             engine = self._living[-1]
+            while not (engine.door.armed or engine.door.hit.is_set()):
+                await asyncio.sleep(LOOK)  # of what it commits nobody tells
+                engine.door.armed = engine.host.committer.commits > 0
             await engine.door.hit.wait()
             if engine.door.frozen:
                 self._frozen += 1

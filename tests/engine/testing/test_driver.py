@@ -102,6 +102,15 @@ def test_an_engine_that_dies_or_stands_still_anywhere_loses_and_doubles_nothing(
     assert driven(3, faults) == (lives, time, [outputs, calls])  # one seed, one schedule
 
 
+def test_an_engine_that_dies_all_the_time_comes_to_an_end_in_a_time_that_a_test_can_tell() -> None:
+    for seed in range(5):
+        with Driver(asking(), seed=seed, faults=Faults(crash=0.3, unsettled=0.1)) as d:
+            d.answer("ask", {"label": "a"})
+            d.publish("in", {"text": "hi"})
+            d.advance("90s")
+            assert (len(d.outputs("out.a")), d._engines.lives > 5) == (1, True)
+
+
 @pytest.mark.parametrize("wrong", [{"crash": 2}, {"freeze": "often"}, {"disconnect": -0.1}, {"delay": "soon"}])
 def test_a_fault_that_is_no_rate_or_no_time_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"Faults\(|is not a duration"):
