@@ -58,7 +58,8 @@ def next_version(
     number = before.version + 1 if before is not None else 1
     while subjects.manifest_key(graph.name, number) in taken:
         number += 1
-    return replace(after, version=number, resets={**after.resets, **dict.fromkeys(reset, number)})
+    dropped = [name for name in gone(graph, before) if name in before.states] if before is not None else []
+    return replace(after, version=number, resets={**after.resets, **dict.fromkeys([*reset, *dropped], number)})
 
 
 async def store(bucket: Bucket, topology: str, version: Manifest) -> None:

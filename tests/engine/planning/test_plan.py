@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from engine_lab import APP, SOURCES, STREAM, Lab
+from engine_lab import APP, SOURCES, STREAM, Cut, Lab
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, SubjectTaken, TopologyError
@@ -283,3 +283,33 @@ def test_a_source_whose_stream_trims_before_the_retention_has_passed_is_a_warnin
     assert "retention of 168 h 0 m" in warning
     kept = replace(theirs, max_age=0.0, trims=False)
     assert plan(APP, [topology.graph], replace(there, streams={"THEIRS": kept})).warnings == []
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_state_that_was_dropped_does_not_come_back_with_its_name_wherever_an_engine_died(lab: MakeLab, landed: bool) -> None:
+    def version(n: int) -> Topology:
+        topology = Topology("t", drop=["count"] if n == 2 else [])
+        keyed = topology.source("in").key_by("k")
+        keyed.map(lambda d: d, name=f"v{n}").sink("same")
+        if n != 2:
+            keyed.aggregate(int, lambda so_far, d: so_far + 1, name="count", ttl="1h").sink("out")
+        return topology
+
+    one = lab()
+    one.start("a", version(1))
+    for _ in range(2):
+        one.publish("in", {"k": "a"})
+    one.advance(1)
+    one.drain("a")
+    for at in range(1, 4):  # a claim of each stage, and the commits that drop it
+        one.start("b", version(2), bus=Cut(one.server, at, landed))
+        one.kill("b")
+        one.advance(10)
+    one.start("b", version(2))
+    assert one.left() == []
+    one.drain("b")
+    one.start("c", version(3))
+    one.publish("in", {"k": "a"})
+    one.advance(1)
+    assert one.outputs("out") == [1, 2, 1]
+    assert one.differences() == []
