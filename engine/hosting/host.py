@@ -13,7 +13,7 @@ import structlog
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
-from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.port import Bucket, Bus, StreamInfo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.serving.signatures import Keys
@@ -34,6 +34,7 @@ from dspex.engine.log.dropped import Dropped, dropped, has_ended
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.inputs.tables_first import TablesFirst, TableSource
+from dspex.engine.runtime.inputs.upto import meet
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.walk.compile import Stage, compile_dropped, compile_graph
@@ -148,15 +149,21 @@ class Host:
         await self.membership.once()
         self._committing.start(self.committer.run(), "committer")
         self._parts.start(self.membership.run(), "membership")
+        self._start_parts(alive, pausing)
+        for runner in self.runners:
+            running = self._end(runner, ending[runner], self.membership) if runner in ending else runner.run()
+            self._parts.start(running, f"{runner.topology}.{runner.stage.id}")
+
+    def _start_parts(self, alive: Bucket, pausing: Pausing) -> None:
+        """Start what looks at all stages. `alive`: the bucket of heartbeats."""
         self._parts.start(pausing.run(), "pauses")
         self._parts.start(self.watchdog.run(), "watchdog")
         self._parts.start(Alignment(self.bus, alive, self.runners, self.heartbeat, self._align).run(), "alignment")
         self._parts.start(self.consumers.run(), "work consumers")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
-        for runner in self.runners:
-            running = self._end(runner, ending[runner], self.membership) if runner in ending else runner.run()
-            self._parts.start(running, f"{runner.topology}.{runner.stage.id}")
+        if any(graph.lanes for graph in self.graphs):
+            self._parts.start(meet(self.bus, alive, self.runners, self.heartbeat), "boundaries")
 
     async def _add_runners(
         self, services: Services, membership: Membership, graph: Graph, applied: Manifest

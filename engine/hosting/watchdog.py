@@ -114,8 +114,9 @@ class Watchdog:
             found |= await self._records(runner, partitions)
             if not runner.paused:
                 found |= await self._events(runner, partitions)
-                if runner.source is not None and not runner.stage.dropped and not runner.source.waits_for:
-                    found |= await self._source(runner.source, runner, partitions)
+                source = runner.source
+                if source is not None and not runner.stage.dropped and not source.waits_for and source.upto.end is None:
+                    found |= await self._source(source, runner, partitions)
         except BusError:
             return {}  # the server is away: the engine can do nothing, and reconnects
         return found

@@ -68,7 +68,7 @@ class StageRunner:
 
     def __init__(self, services: Services, stage: Stage, source_stream: str, count: int, manifest: int, start: int = 0) -> None:
         self.s, self.stage, self.topology = services, stage, stage.graph.name
-        self.source_stream, self.manifest = source_stream, manifest
+        self.source_stream, self.count, self.manifest = source_stream, count, manifest
         self.partitions, self.counters = dict[int, Partition](), Counter[str]()
         self.stopped: str | None = None
         self.paused = False

@@ -36,7 +36,7 @@ ELSEWHERE = {
     "DX242": "engine/cli/test_delete.py::test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_so",
     "DX243": "engine/planning/test_plan.py::test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out",
     "DX244": "engine/keyed/meeting/test_gather.py::test_branches_that_can_never_meet_are_refused_with_the_reason",
-    "DX245": "engine/keyed/test_lanes.py::test_what_cannot_be_built_from_history_is_refused_with_the_reason",
+    "DX245": "engine/keyed/lanes/test_lanes.py::test_what_cannot_be_built_from_history_is_refused_with_the_reason",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
     "DX322": "engine/cli/test_topology.py::test_check_notes_what_the_order_of_keys_means_for_events_without_one",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import ClassVar
 
 from dspex.bus import codecs, subjects
@@ -19,6 +20,7 @@ from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.failure import Failure, attempt
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.inputs.tables_first import TablesFirst
+from dspex.engine.runtime.inputs.upto import BOUNDARY, UpTo, meeting
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.watermarks.heard import AHEAD
@@ -52,6 +54,7 @@ class SourceInput(Input):
         highest: the highest event time of what was read, whatever partition it is for.
         tables: what is to be read before it; None for nothing.
         behind: sources that are far behind, for which it waits. aligned: set while there are none.
+        upto: up to when it brings what is stored, where it may not go further yet.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
     `check` compares positions with the stream, and gives when that was made. Raises SourceGap. `room`: set while the
@@ -80,17 +83,21 @@ class SourceInput(Input):
         self.tables: TablesFirst | None = None
         self.aligned, self.behind = asyncio.Event(), list[str]()
         self.aligned.set()
+        self.upto = UpTo()
+        self.upto.set(BOUNDARY, meeting(stage.graph, stage.name).boundary)
         self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         filters, places = [self.settings.subject], [p.tables.position("source") for p in partitions]
-        if self.tables is not None and not any(at.sequence for at in places):
+        if self.tables is not None and not any(at.created for at in places):  # else it has taken something
             await self.tables.wait()
         # The stream may be rolled back and filled again since `verify` looked: the reader would not see that by itself.
         time = max((at.time for at in places if at.sequence == after and at.created == self.created), default=0.0)
         reader = await self._bus.reader(self.stream, filters, after=after, name=name, created=self.created, time=time)
-        return _WhileThereIsRoom(reader, (self.room, self.aligned), self._bus.sealing)
+        if any(at.time >= (self.upto.of(BOUNDARY) or inf) for at in places):  # it has been there before
+            self.upto.set(BOUNDARY, None)
+        return _WhileThereIsRoom(reader, (self.room, self.aligned), self.upto, self._bus.sealing)
 
     @property
     def waits_for(self) -> dict[str, str]:
@@ -204,13 +211,16 @@ class _WhileThereIsRoom:
     can of sealed events, so that a key is not asked for after another.
     """
 
-    def __init__(self, reader: Reader, may: Sequence[asyncio.Event], sealing: Sealing | None) -> None:
-        self._reader, self._may, self._sealing = reader, may, sealing
+    def __init__(self, reader: Reader, may: Sequence[asyncio.Event], upto: UpTo, sealing: Sealing | None) -> None:
+        self._reader, self._may, self._upto, self._sealing = reader, may, upto, sealing
+        self._later: list[Message] = []  # what was read, and may not go on yet
 
     async def read(self, limit: int) -> list[Message]:
-        messages = await self._reader.read(limit)
+        self._later = self._later or await self._reader.read(limit)
         for event in self._may:
             await event.wait()
+        count = await self._upto.part(self._later)
+        messages, self._later = self._later[:count], self._later[count:]
         return messages if self._sealing is None else await self._sealing.opened_early(messages)
 
     async def close(self) -> None:

@@ -3,95 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from engine_lab import APP, Cut, Lab
+from with_history import (
+    MONTH,
+    Build,
+    MakeLab,
+    backfilled,
+    begun,
+    both,
+    by_key,
+    history,
+    lag,
+    manifest,
+    send,
+    summed,
+    sums,
+    sums_of,
+    topology,
+    windows,
+)
 
 from dspex.bus import subjects
-from dspex.bus.codecs import encode
 from dspex.bus.errors import TopologyError
-from dspex.bus.port import NewMessage, StreamConfig
 from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.engine.cli.topology.backfill import announce, watch
-from dspex.engine.client.status.state import of_key
-from dspex.engine.client.status.status import stage_rows
-from dspex.engine.graph.lanes import Backfill
-from dspex.engine.graph.manifest import Manifest, of_application
-from dspex.engine.hosting.apply import Applied, apply
+from dspex.engine.graph.manifest import of_application
+from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.planning.lines import lines_of
 from dspex.engine.hosting.planning.plan import plan
 from dspex.engine.hosting.planning.there import look
 from dspex.engine.log.housekeeping import sweep
-from dspex.operators.topology import Topology
-
-MakeLab = Callable[..., Lab]
-Build = Callable[[Any], object]
-MONTH = Backfill(30 * 86400.0)
-
-
-def sums(state: int, data: Any, ctx: Any) -> tuple[int, list[Any]]:
-    return state + data["n"], [{"k": data["k"], "n": data["n"], "sum": state + data["n"]}]
-
-
-def topology(*built: Build, **options: Any) -> Topology:
-    """What was there before, and what is built beside it."""
-    made = Topology("t", **options)
-    keyed = made.source("in").key_by("k", name="by")
-    keyed.map(lambda d: d, name="seen").sink("out")
-    for one in built:
-        one(keyed)
-    return made
-
-
-def summed(keyed: Any) -> None:
-    keyed.stateful(sums, init=int, name="sums").sink("sums.out")
-
-
-def windows(keyed: Any) -> None:
-    keyed.window("10s").count(name="windows").sink("counts")
-
-
-def both(keyed: Any) -> None:
-    """A window behind another operator that is built, and another hop."""
-    again = keyed.stateful(sums, init=int, name="sums").key_by(lambda d: f"x{d['n'] % 2}", name="again")
-    again.window("10s").count(name="windows").sink("counts")
-
-
-def send(one: Lab, numbers: Sequence[int], subject: str = "in") -> None:
-    """Events, stored by another client."""
-
-    async def go() -> None:
-        for n in numbers:
-            await one.client.bus.publish(NewMessage(subject, encode({"k": f"k{n % 7}", "n": n}, "json")[0]))
-
-    one.run(go())
-    one.loop.settle()
-
-
-def backfilled(one: Lab, made: Topology, **options: Any) -> Applied:
-    applied: Applied = one.run(apply(one.client.bus, APP, [made.graph], backfill=MONTH, **options))
-    return applied
-
-
-def manifest(one: Lab) -> Manifest:
-    found: dict[str, Manifest] = one.run(of_application(one.client.bus, APP))
-    return found["t"]
-
-
-def by_key(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for row in rows:
-        found.setdefault(row.get("k", row.get("key")), []).append(row)
-    return found
-
-
-def history(one: Lab, *, first: int = 0, count: int = 60) -> None:
-    """Events over half a minute."""
-    for at in range(first, first + count, count // 3):
-        send(one, range(at, at + count // 3))
-        one.advance(10.3)
 
 
 @pytest.mark.parametrize(("build", "sink"), [(summed, "sums.out"), (windows, "counts"), (both, "counts")])
@@ -119,29 +63,6 @@ def test_what_is_built_gives_what_it_would_had_it_been_there_but_nothing_before_
     assert one.differences() == []
 
 
-def begun(lab: MakeLab, made: Topology, *, events: int = 60) -> Lab:
-    """History of what was there, and then a version with more, built from it, which is run."""
-    one = lab(topology())
-    one.start()
-    history(one, count=events)
-    one.drain()
-    backfilled(one, made)
-    one.start("b", made)
-    return one
-
-
-def sums_of(numbers: Sequence[int], behind: int) -> dict[str, list[Any]]:
-    """What `summed` gives of these events, of those from the `behind`th on."""
-    totals: dict[str, int] = {}
-    rows: list[Any] = []
-    for i, n in enumerate(numbers):
-        key = f"k{n % 7}"
-        totals[key] = totals.get(key, 0) + n
-        if i >= behind:
-            rows.append({"k": key, "n": n, "sum": totals[key]})
-    return by_key(rows)
-
-
 def test_an_engine_that_is_killed_while_it_reads_history_and_live_events_loses_and_doubles_nothing(lab: MakeLab) -> None:
     one = lab(topology())
     one.start()
@@ -163,12 +84,6 @@ def test_an_engine_that_is_killed_while_it_reads_history_and_live_events_loses_a
     assert by_key(one.outputs("sums.out")) == sums_of(range(1160), 1000)
     assert len({m.headers[subjects.EVENT_ID] for m in one.messages("sums.out")}) == 160
     assert one.differences() == []
-
-
-def lag(one: Lab, source: str) -> int:
-    """Events that a source has not read, as `status` tells."""
-    rows = one.run(stage_rows(one.client.bus, APP, one.run(of_application(one.client.bus, APP))))
-    return next(int(row["lag"]) for row in rows if row["source"] == source)
 
 
 def test_a_version_that_is_applied_later_keeps_the_lane_also_where_its_operator_has_another_name(lab: MakeLab) -> None:
@@ -233,66 +148,6 @@ def test_nobody_is_asked_about_history_and_what_goes_by_the_clock_gets_none(lab:
 
 async def waiting(one: Lab) -> list[Any]:
     return [approval async for approval in one.client.approvals()]
-
-
-def left_joined(topology: Topology) -> None:
-    left, right = (topology.source(name).key_by("k", name=f"by_{name}") for name in ("in", "other"))
-    left.join(right, within="12s", how="left", name="pairs").map(lambda p: {"pair": p}, name="named").sink("pairs.out")
-
-
-def test_a_join_of_two_sources_is_built_with_what_waits_in_it(lab: MakeLab) -> None:
-    """Some of its pairs lie across the boundary, and so do some events that find none."""
-    made = Topology("t")
-    left_joined(made)
-    before = 0
-    found: list[list[Any]] = []
-    for new in (False, True):
-        one = lab(made)
-        if not new:
-            one.start()
-        else:
-            one.run(apply(one.client.bus, APP, [through_both().graph]))
-        send(one, range(20))
-        one.advance(10)
-        send(one, range(0, 20, 2), "other")
-        one.advance(15)
-        send(one, range(20, 25))
-        one.advance(1)
-        if new:
-            backfilled(one, made)
-            one.start()
-        else:
-            before = len(one.outputs("pairs.out"))
-        send(one, range(22, 24), "other")
-        one.advance(90)
-        found.append(sorted(map(repr, one.outputs("pairs.out")[0 if new else before :])))
-    assert before
-    assert found[1] == found[0]
-    assert any("None" in pair for pair in found[0])
-
-
-def through_both() -> Topology:
-    made = Topology("t")
-    made.source("in").merge(made.source("other")).sink("out")
-    return made
-
-
-def test_a_new_topology_over_an_old_stream_reads_each_event_once(lab: MakeLab) -> None:
-    made = Topology("t")
-    summed(made.source("in").key_by("k", name="by"))
-    one = lab(made)
-    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", ["in"])))
-    send(one, range(20))
-    one.advance(5)
-    backfilled(one, made)
-    host = one.start()
-    assert [r.stage.name for r in host.runners] == ["sums/in", "sums/by"]
-    run = one.publish("in", {"k": "k1", "n": 100})
-    one.advance(1)
-    assert one.outputs("sums.out") == [{"k": "k1", "n": 100, "sum": 124}]
-    (state,) = one.run(of_key(one.client.bus, APP, "t/sums", "k1"))
-    assert state.value == 124
-    assert [p.info({}).status for p in one.run(anext(one.client.follow([run])))] == ["done"]
 
 
 def predicted(keyed: Any) -> None:
