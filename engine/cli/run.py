@@ -108,6 +108,7 @@ class _Run:
             pools=how.pools,
             start_server=how.start_server,
             on_ready=self._pool_ready,
+            again=how.files is not None,  # who edits back to what was there before means it
             on_output=t.relay if t.people else None,  # else what is drawn in place would be torn
         )
         self.others: EngineProcesses | None = None

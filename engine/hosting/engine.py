@@ -64,6 +64,7 @@ class Engine:
         pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
         on_ready: called when a pool is ready, with its description as plain data.
         on_output: called with each line that a pool logs; None: the pools write to stderr themselves.
+        again: whether a version that another one has replaced is applied again, on the server of this folder.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Engine:
         start_server: bool = True,
         on_ready: Callable[[dict[str, object]], None] = lambda said: None,
         on_output: OnOutput = None,
+        again: bool = False,
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
@@ -82,7 +84,7 @@ class Engine:
         self._running: RunningEngine | None = None
         self._wanted = pools
         self._start_server = start_server
-        self._on_ready, self._on_output = on_ready, on_output
+        self._on_ready, self._on_output, self._again = on_ready, on_output, again
         self._stack = AsyncExitStack()
 
     @property
@@ -124,6 +126,7 @@ class Engine:
             claim_check_above=s.engine.claim_check_above,
             keys=keys,
             only_additive=not server.local,
+            again=self._again and server.local,
         )
         try:
             await host.start()

@@ -64,6 +64,7 @@ class Host:
         claim_check_above: bytes of a body that is not stored in its message.
         keys: pool → the keys that sign its records; see bus/serving/signatures.py.
         only_additive: do not start where applying would lose something that the application holds.
+        again: apply also a version that another one has replaced.
     """
 
     def __init__(
@@ -85,12 +86,18 @@ class Host:
         claim_check_above: int = payloads.ABOVE,
         keys: Mapping[str, Keys] | None = None,
         only_additive: bool = False,
+        again: bool = False,
     ) -> None:
         self.bus = bus
         self.app = app
         self.graphs = tuple(graphs)
         self.engine = engine
-        self.replicas, self.max_bytes, self._only_additive = replicas, max_bytes, only_additive
+        self._how: dict[str, Any] = {
+            "replicas": replicas,
+            "max_bytes": max_bytes,
+            "only_additive": only_additive,
+            "again": again,
+        }
         self.heartbeat, self._align, self._state_limit = heartbeat, align, state_limit
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app), self._heard)
@@ -114,8 +121,7 @@ class Host:
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Apply, and begin to run what falls to this engine."""
-        how: dict[str, Any] = {"replicas": self.replicas, "max_bytes": self.max_bytes, "only_additive": self._only_additive}
-        make = partial(apply, self.bus, self.app, self.graphs, **how)
+        make = partial(apply, self.bus, self.app, self.graphs, **self._how)
         applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
         self.applied, self.stream_applied, self.graphs = applied.changes, applied.stream, tuple(applied.graphs)
         await self.clock.ask()

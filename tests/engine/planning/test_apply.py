@@ -152,6 +152,16 @@ def test_an_old_version_that_starts_again_is_refused_and_may_be_applied_on_purpo
     assert [m.version for m in one.run(applied_versions(one))["changing"]] == [1, 2, 3]
 
 
+def test_an_engine_that_is_told_to_goes_back_to_an_old_version_as_a_run_does_that_begins_anew(lab: MakeLab) -> None:
+    one = lab()
+    old, new = through("changing", "in", "out"), Topology("changing")
+    new.source("in").map(lambda d: d, name="same").sink("out")
+    for name, version in (("a", old), ("b", new), ("c", old)):
+        one.start(name, version, again=True)
+        one.drain(name)
+    assert [m.version for m in one.run(applied_versions(one))["changing"]] == [1, 2, 3]
+
+
 def test_of_engines_with_two_versions_only_the_newer_runs_and_the_older_says_so_and_ends_if_it_is_left_alone(
     lab: MakeLab,
 ) -> None:
