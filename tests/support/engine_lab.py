@@ -23,6 +23,7 @@ from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
+from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
 from dspex.engine.log.rows import Place, Position
@@ -241,6 +242,7 @@ class Lab:
 
     def differences(self) -> list[Any]:
         """Where the log of a partition that has taken anything gives something else when it is replayed."""
+        counts = self.run(self._counts())
 
         async def found(replay: Replay) -> list[Any]:
             return [d async for d in replay.differences()]
@@ -248,10 +250,15 @@ class Lab:
         all: list[Any] = []
         for runner, p in self.partitions():
             if p.tables.positions.rows:
-                many = len(runner.partitions)
+                many = counts[runner.topology][runner.stage.id]
                 replay = Replay(self.client.bus, APP, runner.stage, runner.source_stream, p.index, many, runner.s.limit)
                 all += self.run(found(replay))
         return all
+
+    async def _counts(self) -> dict[str, dict[str, int]]:
+        """How many partitions each stage of each topology has: an engine may run only some of them."""
+        applied = await manifest.of_application(self.client.bus, APP)
+        return {name: dict([*m.stages.values(), *m.hops.values()]) for name, m in applied.items()}
 
     # -- in and out
     def publish(self, subject: str, data: Any, **options: Any) -> str:

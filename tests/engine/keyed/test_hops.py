@@ -105,6 +105,8 @@ def test_stages_behind_hops_are_spread_over_engines_and_handed_over_without_loss
     owned = [{i for r in host.runners if r.stage.id == "s2" for i in r.partitions} for host in (first, second)]
     assert (len(owned[0]), len(owned[1]), owned[0] & owned[1]) == (32, 32, set())
     send(one, 20, keys=20, first=20)
+    one.advance(1)
+    assert one.differences() == []  # of both engines
     one.kill("b")
     send(one, 20, keys=20, first=40)
     one.advance(10)

@@ -42,6 +42,17 @@ def test_a_late_event_is_redriven_with_a_new_time_only() -> None:  # P19, E14: i
         assert d.dead_letters() == []
 
 
+def test_an_event_is_late_by_the_windows_that_its_own_partition_has_ended() -> None:
+    topology = Topology("t")
+    topology.source("in").key_by("k").window("10s").count(name="w").sink("out")
+    with Driver(topology) as d:
+        for seconds, key in ((0, "a"), (100, "a"), (5, "a"), (5, "b"), (6, "b")):
+            d.publish("in", {"k": key}, at=START + timedelta(seconds=seconds))
+            d.advance("2s")
+        assert [(w["key"], w["start"][17:19], w["value"]) for w in d.outputs("out")] == [("a", "00", 1), ("b", "00", 1)]
+        assert [letter.event.key for letter in d.dead_letters()] == ["a", "b"]
+
+
 def test_windows_end_though_an_engine_has_lost_its_source_without_ever_committing(lab: Callable[..., Lab]) -> None:  # E7
     topology = Topology("t")
     topology.source("in").key_by("k").window("10s").count(name="windows").sink("out")
