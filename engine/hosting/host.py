@@ -92,12 +92,7 @@ class Host:
         self.app = app
         self.graphs = tuple(graphs)
         self.engine = engine
-        self._how: dict[str, Any] = {
-            "replicas": replicas,
-            "max_bytes": max_bytes,
-            "only_additive": only_additive,
-            "again": again,
-        }
+        self._apply = partial(apply, replicas=replicas, max_bytes=max_bytes, only_additive=only_additive, again=again)
         self.heartbeat, self._align, self._state_limit = heartbeat, align, state_limit
         self.records = records
         self.clock = ServerClock(bus, subjects.stream(app), self._heard)
@@ -121,7 +116,7 @@ class Host:
     # -- running --------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Apply, and begin to run what falls to this engine."""
-        make = partial(apply, self.bus, self.app, self.graphs, **self._how)
+        make = partial(self._apply, self.bus, self.app, self.graphs)
         applied = await patiently(make, lambda why: _log.warning("waiting for the server", why=why))
         self.applied, self.stream_applied, self.graphs = applied.changes, applied.stream, tuple(applied.graphs)
         await self.clock.ask()
