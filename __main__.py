@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dspex.bus.settings import environment
 
         environment.seal() if handed or "worker" in args else environment.hide()
-    from dspex.engine.cli.terminal.imports import lean
+    from dspex.bus.settings.imports import lean
 
     try:
         lean("structlog", without=["rich"])

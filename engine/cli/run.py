@@ -22,7 +22,7 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
-from dspex.engine.cli.terminal.client import count, shown
+from dspex.engine.cli.terminal.client import count, lean_nats, shown
 from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -122,6 +122,7 @@ class _Run:
         from dspex.engine.hosting.engine import stop_on_signals
 
         stopped = stop_on_signals()
+        lean_nats()
         if self.how.number:
             structlog.contextvars.bind_contextvars(process=self.how.number)
         async with watching(self.t, self.how.files, stopped), self.engine:

@@ -23,14 +23,18 @@ class PoolProcess:
     """One pool's parent process, kept running."""
 
     def __init__(
-        self, name: str, settings: Settings, on_ready: Callable[[dict[str, object]], None], on_output: OnOutput = None
+        self,
+        name: str,
+        settings: Settings,
+        on_ready: Callable[[dict[str, object]], None],
+        on_output: OnOutput = None,
+        grace: float = 30.0,
     ) -> None:
         self.name = name
         self.on_ready = on_ready  # what the pool says about itself when it is ready
         self.ready = asyncio.Event()
-        self.child = CommandProcess(
-            name, ("worker", name, "--with-parent"), settings, self._said, on_output, folder=settings.root
-        )
+        verb = ("worker", name, "--with-parent", "--grace", f"{grace:g}s")
+        self.child = CommandProcess(name, verb, settings, self._said, on_output, folder=settings.root)
         self.failure: DspexError | None = None  # why it does not run; None while it does
         self._tasks = Tasks("dspex.pool", self._keeper_failed)
         self._tasks.start(self._keep(), name)
@@ -69,7 +73,7 @@ class PoolProcess:
 
 
 class Pools:
-    """The pools that an engine started."""
+    """The pools that an engine started. `grace`: seconds that their calls have to finish where this process dies."""
 
     def __init__(
         self,
@@ -77,9 +81,10 @@ class Pools:
         settings: Settings,
         on_ready: Callable[[dict[str, object]], None],
         on_output: OnOutput = None,
+        grace: float = 30.0,
     ) -> None:
         self.names = tuple(names)
-        self.processes = [PoolProcess(name, settings, on_ready, on_output) for name in names]
+        self.processes = [PoolProcess(name, settings, on_ready, on_output, grace) for name in names]
 
     async def ready(self) -> None:
         """Wait until every pool is ready, or has failed for good."""

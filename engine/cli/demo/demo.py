@@ -25,6 +25,7 @@ from dspex.bus.local.open import connect, server_of
 from dspex.bus.message import Message, new_id
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import seconds
+from dspex.bus.settings.imports import lean_nats
 from dspex.bus.settings.model import LOCAL_MODEL, Settings
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.demo.engine import EngineProcess
@@ -114,7 +115,8 @@ class DemoRun:
             self.printed.server(server)
             tasks = Tasks("demo")
             self.engine = EngineProcess(self.settings, tasks)
-            self.pools = Pools([POOL], self.settings, self.printed.pool)
+            self.pools = Pools([POOL], self.settings, self.printed.pool, grace=GRACE)
+            lean_nats()
             bus = await connect(self.settings, server, name="dspex/demo")
             stack.push_async_callback(bus.close)
             stack.push_async_callback(self.pools.stop, GRACE)

@@ -17,6 +17,7 @@ from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
 from dspex.bus.serving.clear_text import need_none
+from dspex.bus.settings.imports import lean_nats
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault
 from dspex.engine.cli.server.models import models
@@ -63,6 +64,7 @@ async def checks(
 # -- server --------------------------------------------------------------------------------------------------------
 async def _server(settings: Settings, server: Found, enough: Rights | None, role: str | None) -> list[Diagnosis]:
     found = [await _version(server), _sync(settings, server.local)]
+    lean_nats()
     bus = await connect(settings, server, name="dspex doctor")
     try:
         found.append(_payload(bus))

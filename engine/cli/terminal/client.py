@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from dspex.engine.cli.terminal.imports import lean
+from dspex.bus.settings.imports import lean_nats as lean_nats
 from dspex.engine.cli.terminal.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def client(t: Terminal, verb: str, *, start: bool = False) -> AsyncGenerat
         if found.started:
             store = shown(settings.store)
             t.note(f"no server was running: started one at {found.url} for this command, data in {store}")
-        lean("dspex.bus.nats", without=["aiohttp"])
+        lean_nats()
         bus = await connect(settings, found, name=f"dspex/{verb}")
         try:
             async with Client(bus=bus, app=settings.app) as c:

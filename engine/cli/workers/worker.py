@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspex.bus.settings.imports import lean_nats
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _serve(t: Terminal, pools: list[str], size: int | None, slots: int | None, g
     from dspex.workers.serve import serve
 
     settings, wait = t.settings(), seconds(grace)
+    lean_nats()
     waiting = {name: resolve(settings, name, size=size, slots=slots).size for name in pools}
     with ExitStack() as stack:
         bar = stack.enter_context(t.progress("warming up", sum(waiting.values())))

@@ -1,4 +1,4 @@
-"""Importing a library without what it would take along: for one command, that costs more than the command.
+"""Importing a library without what it would take along: for one command, or a process of a pool, that costs more than the rest.
 
 structlog takes rich to draw tracebacks that dspex writes otherwise, and nats-py takes aiohttp for servers behind websockets.
 Both do without where it is not installed.
@@ -10,6 +10,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import cast
+
+
+def lean_nats() -> None:
+    """Import the bus on NATS for a command of ours: no server of dspex's is behind websockets."""
+    lean("dspex.bus.nats", without=["aiohttp"])
 
 
 def lean(library: str, without: Sequence[str]) -> None:
