@@ -15,6 +15,11 @@ from dspex.engine.graph.context import Build, Handler
 from dspex.engine.graph.graph import Lane
 
 
+def is_before(stored: float, boundary: float) -> bool:
+    """Whether what was stored at a time lies before a boundary: in whole milliseconds, as ids have it."""
+    return int(stored * 1000) < ceil(boundary * 1000)
+
+
 def _head(milliseconds: int) -> str:
     """How an id of that time begins."""
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
@@ -25,16 +30,17 @@ class _Boundary:
 
     def __init__(self, lane: Lane) -> None:
         first = ceil(lane.boundary * 1000)
-        self.at, self.before, self._mark = _head(first), _head(first - 1), lane.mark
+        self.at, self.before, self._lane = _head(first), _head(first - 1), lane
 
     def told_apart(self, walk: Any) -> Any:
         """The origin of what came out of an operator, with an id that tells on which side of the boundary it is."""
         origin = walk.origin
         if walk.fired:
             timer = walk.tables.timers.rows[walk.fired]
-            late = (timer.due if timer.kind == "mark" else origin.time) > self._mark
+            mark = self._lane.marks.get(timer.node, self._lane.mark)
+            late = (timer.due if timer.kind == "mark" else origin.time) > mark
         elif not origin.sequence and not origin.id.startswith(self.before):  # a letter of what was brought out
-            late = origin.id[:13] >= self.at or origin.time > self._mark
+            late = origin.id[:13] >= self.at or origin.time > self._lane.mark
         else:
             return origin
         head = max(origin.id[:13], self.at) if late else self.before

@@ -20,6 +20,7 @@ class Lane:
         operators: those that are built in it.
         since: when the history begins. boundary: what comes of events that were stored before goes no further.
         mark: the same of what the watermark brings out: what was due by then. All three in seconds since the epoch.
+        marks: another one for some of the operators.
         sources: its own source nodes → their subjects.
     """
 
@@ -27,6 +28,7 @@ class Lane:
     since: float
     boundary: float
     mark: float
+    marks: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.boundary import gate, told_apart
 from dspex.engine.graph.graph import Graph, Lane
+from dspex.engine.graph.hops import behind
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import CallNode, HopNode, Inlet, NativeNode, Node, SinkNode, SourceNode, StateNode
 
@@ -25,10 +27,14 @@ CODE: Final = "DX245"
 
 
 class Backfill(NamedTuple):
-    """So many seconds of history before `at`, which is in seconds since the epoch; 0: what the server's clock says."""
+    """So many seconds of history before `at`, which is in seconds since the epoch; 0: what the server's clock says.
+
+    `marks`: operator → up to which watermark its results are known; of others that is found.
+    """
 
     seconds: float
     at: float = 0.0
+    marks: Mapping[str, float] = MappingProxyType({})
 
 
 def with_lanes(graph: Graph, lanes: Mapping[str, Lane]) -> Graph:
@@ -37,7 +43,11 @@ def with_lanes(graph: Graph, lanes: Mapping[str, Lane]) -> Graph:
         return graph
     now = {old: new for new, old in graph.renamed_from.items()}
     kept = {
-        name: replace(lane, operators=tuple(n for o in lane.operators if (n := now.get(o, o)) in graph.nodes))
+        name: replace(
+            lane,
+            operators=tuple(n for o in lane.operators if (n := now.get(o, o)) in graph.nodes),
+            marks={now.get(o, o): mark for o, mark in lane.marks.items()},
+        )
         for name, lane in lanes.items()
     }
     found = graph
@@ -53,6 +63,7 @@ class _Laid:
     Attributes:
         built: its operators. after: what follows them. between: of that, what leads to one of them again.
         twice: what is copied: all that leads to them.
+        named: what has a name of the lane: that, and the hops in between, whose stages begin with the history, too.
     """
 
     def __init__(self, graph: Graph, name: str, lane: Lane) -> None:
@@ -63,6 +74,7 @@ class _Laid:
         self.between = before & self.after
         others = {i.node for n in self.after for i in graph.nodes[n].inputs} - self.after - self.built
         self.twice = (before | others | _before(graph, others)) - self.built - self.after
+        self.named = self.twice | {n.name for n in graph.hops if n.name in self.between}
         for node in [graph.nodes[n] for n in graph.nodes if n in self.twice or n in self.between]:
             if not isinstance(node, SourceNode | NativeNode | HopNode):
                 raise (_not_again if node.name in before else _meets)(graph, node, lane.operators[0])
@@ -79,7 +91,7 @@ class _Laid:
                 nodes |= self._with_gates(node)
         sources = {self._copy(n.name): n.source.subject for n in graph.sources if n.name in self.twice}
         lanes = {**graph.lanes, self._name: replace(self._lane, sources=sources)}
-        renamed = {self._copy(new): self._copy(old) for new, old in graph.renamed_from.items() if new in self.twice}
+        renamed = {self._copy(new): self._copy(old) for new, old in graph.renamed_from.items() if new in self.named}
         gone = tuple(name for name in graph.nodes if name not in nodes)
         return replace(
             graph, nodes=nodes, lanes=lanes, renamed_from={**graph.renamed_from, **renamed}, drop=(*graph.drop, *gone)
@@ -108,7 +120,7 @@ class _Laid:
 
     def _with_gates(self, node: Node) -> dict[str, Node]:
         """A node of the lane, with the boundary before it where it leads out of what is built."""
-        inputs = [Inlet(self._copy(i.node), i.outlet) if i.node in self.twice else i for i in node.inputs]
+        inputs = [Inlet(self._copy(i.node), i.outlet) if i.node in self.named else i for i in node.inputs]
         leads_out, found = node.name in self.after - self.between, dict[str, Node]()
         for index, (inlet, was) in enumerate(zip(inputs, node.inputs)):
             if leads_out and was.node not in self.after - self.between:
@@ -120,8 +132,9 @@ class _Laid:
             else:
                 continue
             inputs[index] = Inlet(name)
-        changed: Any = replace(node, inputs=tuple(inputs))
-        return {**found, node.name: changed}
+        own = self._copy(node.name) if node.name in self.named else node.name
+        changed: Any = replace(node, name=own, inputs=tuple(inputs))
+        return {**found, own: changed}
 
 
 def new_lanes(graph: Graph, before: Manifest | None, reset: Collection[str], history: Backfill) -> dict[str, Lane]:
@@ -137,17 +150,23 @@ def new_lanes(graph: Graph, before: Manifest | None, reset: Collection[str], his
     built = _built(graph, [n for n in fresh if not n.state.clocked])
     if not built:
         return {name: lane for name, lane in known.items() if lane.operators}
-    for node in [n for n in graph.nodes.values() if n.name in _behind(graph, set(built))]:
-        if isinstance(node, SinkNode | CallNode | StateNode) and node not in fresh and old[node.name] in there:
-            raise _was_there(graph, node, built[0])
-    for node in [n for n in graph.states if n.name in built and old[n.name] in was]:
-        raise _has_emitted(graph, node)
+    beside = {n.name for name in built for n in behind(graph, graph.nodes[name]) if not isinstance(n, HopNode)}
+    for node in [n for n in graph.states if n.name in beside and n not in fresh]:
+        raise _was_there(graph, node, built[0])
     taken = {*graph.nodes, *there, *({*before.stages, *before.hops} if before is not None else ())}
     name, count = built[0], 1
     while any(f"{name}/{n}" in taken for n in graph.nodes):
         name, count = f"{built[0]}/{count + 1}", count + 1
-    made = Lane(tuple(built), max(history.at - history.seconds, 0.0), history.at, history.at)
-    return {**known, name: made}
+    marks = {o: history.marks[o] for o in built if o in history.marks}
+    return {**known, name: Lane(tuple(built), max(history.at - history.seconds, 0.0), history.at, history.at, marks)}
+
+
+def follows_on(graph: Graph, before: Manifest | None, lane: Lane) -> bool:
+    """Whether results of a lane go on where others ended: in sinks, or from operators, that the version before has already."""
+    there = {*before.nodes, *before.calls, *before.sinks} if before is not None else set()
+    kinds = SinkNode | CallNode | StateNode
+    all_behind = [graph.nodes[name] for name in _behind(graph, lane.operators)]
+    return any(isinstance(n, kinds) and graph.renamed_from.get(n.name, n.name) in there for n in all_behind)
 
 
 def _built(graph: Graph, fresh: Collection[StateNode]) -> list[str]:
@@ -209,18 +228,9 @@ def _meets(graph: Graph, node: Node, built: str) -> TopologyError:
 
 def _was_there(graph: Graph, node: Node, built: str) -> TopologyError:
     return TopologyError(
-        f"{graph.name}: {built} cannot be built from history: {node.name} behind it is there already, and what it has "
-        "got so far would come to it again, or be missing",
+        f"{graph.name}: {built} cannot be built from history: {node.name} behind it is there already, and what it keeps lies "
+        f"in the stage of before",
         code=CODE,
         node=node.name,
-        fix=f"leave out --backfill: {built} begins now; or give what is behind it another name, and a sink another subject",
-    )
-
-
-def _has_emitted(graph: Graph, node: Node) -> TopologyError:
-    return TopologyError(
-        f"{graph.name}: {node.name} cannot be built from history: it is there, and where its results ended is not known",
-        code=CODE,
-        node=node.name,
-        fix=f'give it and what is behind it other names, and drop=["{node.name}"]: it is then built beside what is there',
+        fix=f"build both anew: dspex apply --reset {node.name} --backfill …; or give {node.name} another name",
     )

@@ -7,9 +7,9 @@ there can be replaced. The latest that can be read counts, and what was before i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple, NotRequired
 
 import orjson
 from typing_extensions import TypedDict
@@ -25,10 +25,25 @@ LATEST: Final = 1e11
 """Until when a pause may last at most, in seconds since the epoch."""
 
 
+class Rest(NamedTuple):
+    """Where the sources of a topology stop, so that another version goes on exactly there.
+
+    Attributes:
+        at: they bring nothing that was stored at this time or later. until: how long that holds; 0: for good. Both in seconds
+            since the epoch.
+        version: the last version of the manifest for whose engines it holds.
+    """
+
+    at: float
+    until: float
+    version: int
+
+
 class _Stored(TypedDict):
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[misc]  # noqa: RUF012
 
     paused: dict[str, float]
+    rest: NotRequired[tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -39,15 +54,23 @@ class Pauses:
         names: of what is paused: WHOLE, or a source or a key_by, behind which a stage begins → until when, in seconds since the
             epoch on the server's clock; 0: until somebody resumes it.
         number: of the change that made it so; 0 for none.
+        rest: where its sources stop; None: nowhere.
     """
 
     names: Mapping[str, float] = field(default_factory=dict)
     number: int = 0
+    rest: Rest | None = None
 
     def until(self, names: Collection[str], now: float) -> float | None:
         """Until when a stage that begins at one of these names is paused; 0: until it is resumed; None: it is not."""
         ends = [end for name, end in self.names.items() if (name == WHOLE or name in names) and (not end or end > now)]
         return None if not ends else 0.0 if 0.0 in ends else max(ends)
+
+    def stop(self, version: int, now: float) -> float | None:
+        """Where the sources of an engine stop that runs this version; None: nowhere."""
+        rest = self.rest
+        holds = rest is not None and version <= rest.version and (not rest.until or now < rest.until)
+        return rest.at if rest is not None and holds else None
 
 
 async def read(bucket: Bucket) -> dict[str, Pauses]:
@@ -55,9 +78,9 @@ async def read(bucket: Bucket) -> dict[str, Pauses]:
     found: dict[str, Pauses] = {}
     for key, (value, _) in (await bucket.items(subjects.pause_prefix())).items():
         topology, number = subjects.paused_of(key)
-        names = names_of(value)
-        if names is not None and number > found.get(topology, Pauses()).number:
-            found[topology] = Pauses(names, number)
+        stored = _stored(value)
+        if stored is not None and number > found.get(topology, Pauses()).number:
+            found[topology] = replace(stored, number=number)
     return found
 
 
@@ -78,7 +101,18 @@ async def resume(bucket: Bucket, topology: str, name: str) -> Pauses:
     return await _change(bucket, topology, {}, (name,))
 
 
-async def _change(bucket: Bucket, topology: str, more: Mapping[str, float], less: Collection[str]) -> Pauses:
+async def rest(bucket: Bucket, topology: str, where: Rest | None) -> Pauses:
+    """Let the sources of a topology stop, or stop no more. Raises BusError."""
+    return await _change(bucket, topology, {}, (), lambda before: where)
+
+
+async def _change(
+    bucket: Bucket,
+    topology: str,
+    more: Mapping[str, float],
+    less: Collection[str],
+    where: Callable[[Rest | None], Rest | None] = lambda before: before,
+) -> Pauses:
     taken: set[int] = set()  # by what nobody can read, or did not show yet
     while True:
         before = (await read(bucket)).get(topology, Pauses())
@@ -86,8 +120,8 @@ async def _change(bucket: Bucket, topology: str, more: Mapping[str, float], less
         number = before.number + 1
         while number in taken:
             number += 1
-        after = replace(before, names={**kept, **more}, number=number)
-        body = orjson.dumps({"paused": dict(after.names)})
+        after = Pauses({**kept, **more}, number, where(before.rest))
+        body = orjson.dumps({"paused": dict(after.names), **({"rest": list(after.rest)} if after.rest is not None else {})})
         try:
             await bucket.put(subjects.pause_key(topology, number), body, revision=0)
         except Fenced:
@@ -101,10 +135,17 @@ async def _change(bucket: Bucket, topology: str, more: Mapping[str, float], less
         return after
 
 
-def names_of(value: bytes) -> dict[str, float] | None:
+def names_of(value: bytes) -> Mapping[str, float] | None:
     """What is paused; None for what nobody wrote who pauses."""
+    stored = _stored(value)
+    return stored.names if stored is not None else None
+
+
+def _stored(value: bytes) -> Pauses | None:
     try:
-        found: dict[str, float] = checker(_Stored).validate_json(value, strict=True)["paused"]
+        found: _Stored = checker(_Stored).validate_json(value, strict=True)
     except ValueError:
         return None
-    return found if all(0 <= end <= LATEST for end in found.values()) else None
+    rest = Rest(*found["rest"]) if "rest" in found else None
+    times = [*found["paused"].values(), *(rest[:2] if rest is not None else ())]
+    return Pauses(found["paused"], rest=rest) if all(0 <= end <= LATEST for end in times) else None

@@ -187,8 +187,8 @@ def _compare(graph: Graph, before: Manifest, stages: Mapping[str, tuple[str, int
                 code="DX234",
                 fix=f"keep partitions={count}: a key stays in its partition for good",
             )
-    ended = tuple(f"{lane}/" for lane in before.lanes if lane not in graph.lanes)  # what was built in them is gone by itself
-    undeclared = [name for name in gone(graph, before) if not _within(name, graph.drop) and not name.startswith(ended)]
+    lanes = tuple(f"{lane}/" for lane in before.lanes)  # what they are made of goes with what is built in them
+    undeclared = [name for name in gone(graph, before) if not _within(name, graph.drop) and not name.startswith(lanes)]
     if undeclared:
         lost = next(name for name in undeclared if not _within(name.rpartition("/")[0], undeclared))
         raise TopologyError(

@@ -14,24 +14,29 @@ Whoever publishes to a source can fill its stream. That must not stop the commit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
 from dspex.bus.serving import clear_text
 from dspex.bus.serving.work_consumers import WorkConsumers
-from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.lanes import Backfill
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.versions import store
 from dspex.engine.hosting.planning import copies
+from dspex.engine.hosting.planning.history import ToRead
 from dspex.engine.hosting.planning.lines import lines_of
 from dspex.engine.hosting.planning.plan import ApplyPlan, plan
+from dspex.engine.hosting.planning.resting import Rested, Resting, follow_on
 from dspex.engine.hosting.planning.there import There, look, used_by
 from dspex.engine.log.positions import first_position
 
+_log = structlog.get_logger("dspex.engine")
 CONSUMERS = 4000  # of the application stream: the server's own default is 1000
 DAY = 86400.0
 
@@ -43,10 +48,11 @@ class Applied:
     Attributes:
         manifests: of each topology, as written.
         changes: of each topology: "created", "changed" or "unchanged". stream: the same of the application's stream.
-        graphs: as they run, with their lanes.
+        graphs: as they run, with their lanes. lanes: new ones; see There.
     """
 
     graphs: Sequence[Graph]
+    lanes: Mapping[tuple[str, str], tuple[Lane, Mapping[str, ToRead]]]
     manifests: Mapping[str, Manifest]
     changes: Mapping[str, str]
     stream: str
@@ -64,33 +70,70 @@ async def apply(
     backfill: Backfill | None = None,
     agreed: ApplyPlan | None = None,
     only_additive: bool = False,
+    say: Callable[[str], None] = _log.info,
 ) -> Applied:
     """Make what the graphs need: what the plan says that is made of what is there.
+
+    Where results of what is built from history go on where others ended, the topology comes to rest first; see resting.py.
 
     Args:
         replicas: of all streams and buckets. max_bytes: of the application stream, see StreamConfig.
         again, reset: see `plan`. backfill: see `look`.
         agreed: the plan that somebody has seen; nothing is done where another one would be carried out.
         only_additive: nothing is done where something that is held would be lost.
+        say: is told what takes a while.
 
     Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
     """
     await _seal(bus, app, replicas)
-    while True:
-        there = await look(bus, app, graphs, reset, backfill=backfill)
-        planned = plan(app, there.graphs, there, again=again, reset=reset)
-        if planned.refused is not None:
-            raise planned.refused
-        await copies.check(bus, app, graphs)
-        if agreed is not None and not planned.is_within(agreed):
-            what = "what is on the server has changed since the plan was made, and another one would be carried out"
-            raise TopologyError(what, code="DX243", fix="look at the new plan: dspex plan; and apply again")
-        if only_additive and planned.lossy:
-            raise _loses(planned)
-        try:
-            return await _carry_out(bus, app, there.graphs, there, planned, replicas, max_bytes)
-        except Fenced:
-            continue  # another engine applied at the same moment: look at what it wrote
+    resting: list[tuple[Resting, Rested]] = []
+    try:
+        while True:
+            history = backfill and _behind(backfill, resting)
+            there = await look(bus, app, graphs, reset, backfill=history)
+            planned = plan(app, there.graphs, there, again=again, reset=reset)
+            await _may_be_done(bus, app, graphs, planned, agreed, only_additive)
+            if (todo := follow_on(bus, app, there, say)) and not resting:
+                at = max([await one.soon() for one in todo])
+                for one in todo:
+                    resting.append((one, await one.come(at)))
+                continue  # with what is there now
+            for one, rested in resting:
+                await one.stay(rested.at)
+            try:
+                done = await _carry_out(bus, app, there.graphs, there, planned, replicas, max_bytes)
+                resting = []
+                return done
+            except Fenced:
+                await _go_on(resting)  # another engine applied at the same moment: look at what it wrote
+                resting = []
+    finally:
+        await _go_on(resting)
+
+
+async def _go_on(resting: Sequence[tuple[Resting, Rested]]) -> None:
+    for one, _ in resting:
+        await one.end()
+
+
+def _behind(backfill: Backfill, resting: Sequence[tuple[Resting, Rested]]) -> Backfill:
+    """The history before the topologies came to rest."""
+    marks = {name: mark for _, rested in resting for name, mark in rested.marks.items()}
+    return backfill._replace(at=max([rested.at for _, rested in resting], default=backfill.at), marks=marks)
+
+
+async def _may_be_done(
+    bus: Bus, app: str, graphs: Sequence[Graph], planned: ApplyPlan, agreed: ApplyPlan | None, only_additive: bool
+) -> None:
+    """Raise why a plan is not to be carried out."""
+    if planned.refused is not None:
+        raise planned.refused
+    await copies.check(bus, app, graphs)
+    if agreed is not None and not planned.is_within(agreed):
+        what = "what is on the server has changed since the plan was made, and another one would be carried out"
+        raise TopologyError(what, code="DX243", fix="look at the new plan: dspex plan; and apply again")
+    if only_additive and planned.lossy:
+        raise _loses(planned)
 
 
 def _loses(planned: ApplyPlan) -> TopologyError:
@@ -129,7 +172,7 @@ async def _carry_out(
         await WorkConsumers(bus, app, used_by(graphs)).look()
     changes = {name: _change(known.get(name), new) for name, new in written.items()}
     before = there.streams.get(own)
-    return Applied(graphs, written, changes, _change(before and set(before.subjects), set(after.subjects)))
+    return Applied(graphs, there.lanes, written, changes, _change(before and set(before.subjects), set(after.subjects)))
 
 
 async def _seal(bus: Bus, app: str, replicas: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -51,7 +52,7 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     stream = subjects.stream(app)
     info = await bus.stream(stream)
     alive = await bus.bucket(subjects.bucket(app))
-    if running := await _running(alive, topology, info.now if info is not None else 0.0):
+    if running := await engines_of(alive, topology, info.now if info is not None else 0.0):
         why = f"{topology} is run by {', '.join(running)}"
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
     await audit.leave(bus, app, "delete", topology=topology)  # before: with the last topology goes the audit, too
@@ -69,16 +70,16 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     return Deleted(topology, False, keys, messages, kept)
 
 
-async def _running(bucket: Bucket, topology: str, now: float) -> list[str]:
-    """The engines that run it: those that are not known to be gone, and have said so a short while ago."""
-    found: list[str] = []
+async def engines_of(bucket: Bucket, topology: str, now: float) -> dict[str, Any]:
+    """The engines that run it, with what they say: those that are not known to be gone, and have said so a short while ago."""
+    found: dict[str, Any] = {}
     for key, (value, _) in (await bucket.items("engine")).items():
         try:
             said = orjson.loads(value)
             heartbeat = min(float(said.get("heartbeat", 0.0)), MOST_HEARTBEAT)
             living = -AHEAD < now - float(said["time"]) < max(SILENT, 5 * heartbeat)
             if topology in said["topologies"] and living and not is_dead(said):
-                found.append(key.partition(".")[2])
+                found[key.partition(".")[2]] = said
         except (TypeError, KeyError, ValueError):
             continue  # no engine wrote it
     return found

@@ -11,6 +11,7 @@ import structlog
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket
 from dspex.engine.graph.pauses import read
+from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.stage import StageRunner
 
 _log = structlog.get_logger("dspex.engine")
@@ -48,3 +49,9 @@ class Pausing:
                 what = "goes on after a pause" if end is None else "paused: nothing is admitted, what is open comes to its end"
                 _log.warning(what, topology=runner.topology, stage=runner.stage.id)
             runner.pause(end is not None)
+            if runner.source is not None:
+                stop = pauses.stop(runner.manifest, now) if pauses is not None else None
+                if stop is not None and runner.source.upto.of(REST) is None:
+                    what = "another version goes on from here: start that one; this one brings nothing that is stored later"
+                    _log.warning(what, topology=runner.topology, source=runner.stage.name, at=stop)
+                runner.source.upto.set(REST, stop)

@@ -9,6 +9,7 @@ import orjson
 
 from dspex.bus.message import oldest_of
 from dspex.engine.hosting.operators import Operators
+from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.watermarks.holding import held
@@ -57,6 +58,7 @@ def described(r: StageRunner, operators: Operators, *, partitions: bool = True) 
         "mark": r.source.highest if r.source is not None else None,
         "waits_for": r.source.waits_for if r.source is not None else {},
         "holds": held(r),
+        **({"rest": stop} if r.source is not None and (stop := r.source.upto.of(REST)) is not None else {}),
         "events": r.counters["event"],
         "rate": operators.rate((r.topology, r.stage.id), r.counters["event"]),
         "records": r.counters["record"],

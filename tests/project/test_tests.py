@@ -32,6 +32,7 @@ SLEEPS = {
     "chaos/timed_simulation.py": "virtual time",
     "chaos/processes/world.py": "scripts/chaos: real faults at random moments",
     "engine/keyed/lanes/test_meeting.py": "virtual time",
+    "engine/keyed/lanes/test_rebuilt.py": "virtual time",
     "engine/keyed/test_alignment.py": "virtual time",
     "engine/client/test_runs.py": "virtual time",
     "engine/hosting/test_membership.py": "virtual time",

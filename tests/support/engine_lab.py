@@ -240,8 +240,10 @@ class Lab:
         found = [p.tables for _, p in self.partitions()]
         return [row for tables in found for row in (*tables.keyed.rows.items(), *tables.timers.rows.items())]
 
-    def differences(self) -> list[Any]:
-        """Where the log of a partition that has taken anything gives something else when it is replayed."""
+    def differences(self, begins: str = "") -> list[Any]:
+        """Where the log of a partition that has taken anything gives something else when it is replayed. `begins`: only of
+        stages whose names begin so.
+        """
         counts = self.run(self._counts())
 
         async def found(replay: Replay) -> list[Any]:
@@ -249,7 +251,7 @@ class Lab:
 
         all: list[Any] = []
         for runner, p in self.partitions():
-            if p.tables.positions.rows:
+            if p.tables.positions.rows and runner.stage.name.startswith(begins):
                 many = counts[runner.topology][runner.stage.id]
                 replay = Replay(self.client.bus, APP, runner.stage, runner.source_stream, p.index, many, runner.s.limit)
                 all += self.run(found(replay))

@@ -122,7 +122,7 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
         how: dict[str, Any] = {"replicas": replicas, "max_bytes": most, "reset": reset, "agreed": planned}
         if backfill is not None:  # the same boundary as was shown
             how["backfill"] = backfill._replace(at=next(lane.boundary for lane, _ in there.lanes.values()))
-        done = await make(c.bus, c.app, graphs, again=True, **how)
+        done = await make(c.bus, c.app, graphs, again=True, say=t.note, **how)
         said: dict[str, object] = {g.name: done.manifests[g.name].version for g in graphs}
         options: dict[str, object] = {"--reset": list(reset)} if reset else {}
         options |= {"--backfill": human(backfill.seconds)} if backfill is not None else {}
@@ -131,9 +131,9 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
             change = done.changes[name]
             row = {"topology": name, "version": m.version, "digest": m.digest, "change": change, "streams": m.streams}
             t.emit(row, f"{change:<9} {name}  version {m.version}  {m.digest}")
-        if there.lanes:
-            announce(t, there)
-            await watch(t, c, there)
+        if done.lanes:
+            announce(t, done.lanes)
+            await watch(t, c, done.lanes)
 
 
 def _ask(t: Terminal, planned: ApplyPlan) -> None:

@@ -101,6 +101,7 @@ class StageReport(TypedDict):
     events: int
     rate: NotRequired[float]  # an older engine does not report it
     waits_for: NotRequired[dict[str, str]]  # likewise
+    rest: NotRequired[float]  # where its source stops, because another version goes on there
     holds: NotRequired[dict[str, float]]  # likewise
     retries: int
     fallbacks: NotRequired[int]  # an older engine does not report it
@@ -135,8 +136,7 @@ class GateRow(TypedDict):
     Attributes:
         open_calls, put_off: in the partitions that are full, together. calls: of these calls, by pool.
         stream: why sources wait for room in the application's stream, or nothing can be committed; "" where that is not so.
-        sources: those that its source waits for: "table", a `lookup` reads it first; "behind", it is far behind in event time;
-            and "unread": a `key_by`, behind which too much is not read yet.
+        sources: those that its source waits for: "table", a `lookup` reads it first; "behind", it is far behind in event time.
     """
 
     open_calls: int

@@ -120,7 +120,7 @@ class Look:
             "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
             "dead_letters": letters,
-            "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or unread.why,
+            "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or _rests(mine, applied) or unread.why,
             **self._paused(topology, applied, id),
             "admits": any(not s.get("paused", False) for _, s in mine) if mine else None,
             "dropped": stream is None,
@@ -182,6 +182,13 @@ def _holds(mine: Sequence[tuple[EngineReport, StageReport]]) -> dict[str, float]
         for node, behind in sorted(stage.get("holds", {}).items()):
             found[node] = max(behind, found.get(node, 0.0))
     return found
+
+
+def _rests(mine: Sequence[tuple[EngineReport, StageReport]], applied: Manifest) -> str | None:
+    """Why engines bring nothing more that run a version whose successor goes on where they stopped."""
+    stand = any(s["partitions"] and "rest" in s for _, s in mine)
+    what = f"version {applied.version} goes on where version {applied.version - 1} stopped: start its engines"
+    return what if stand else None
 
 
 def _begins(applied: Manifest) -> list[str]:

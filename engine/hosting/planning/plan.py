@@ -134,7 +134,8 @@ def _gone(graph: Graph, before: Manifest, there: There) -> Iterator[PlannedChang
     parts = {name for name, node in before.nodes.items() if node.get("op") == "boundary"}
     for name in [n for n in before.nodes or recorded if n not in {*graph.nodes, *renamed, *parts}]:
         held = held_by(graph, there, name)
-        lost = {**_held(held), **({"unread": held.unread} if held.unread else {})}
+        elsewhere = any(name in lane.sources.values() for lane in graph.lanes.values())  # a lane reads it
+        lost = {**_held(held), **({"unread": held.unread} if held.unread and not elsewhere else {})}
         old = before.nodes.get(name)
         yield PlannedChange(
             "delete", "node", f"{graph.name}/{name}", (_shown(old) if old else {}) | lost, None, additive=not lost

@@ -1,5 +1,7 @@
 """Up to when a source brings what is stored, where it may not go further yet: nothing that was stored at that time or later.
 
+Engines of a version that another one follows stop where that one goes on (`Rest` in engine/graph/pauses.py).
+
 Sources of one lane stop at its boundary until all of them are there: what lies behind it on one side would otherwise meet, or
 pass, what lies before it on the other. How far each is read the heartbeats of all engines say.
 """
@@ -16,12 +18,14 @@ import structlog
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.port import Bucket, Bus
+from dspex.engine.graph.boundary import is_before
 from dspex.engine.graph.graph import Graph
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.stage import StageRunner
 
 BOUNDARY: Final = "boundary"
+REST: Final = "rest"
 _log = structlog.get_logger("dspex.engine")
 
 
@@ -54,7 +58,7 @@ class UpTo:
     async def part(self, messages: Sequence[Message]) -> int:
         """How many of these messages may go on, of some that were stored one after another: at least one, once that is so."""
         while (end := self.end) is not None:
-            count = next((i for i, m in enumerate(messages) if m.time >= end), len(messages))
+            count = next((i for i, m in enumerate(messages) if not is_before(m.time, end)), len(messages))
             if count:
                 return count
             self._moved.clear()
@@ -119,4 +123,4 @@ async def _is_there(bus: Bus, said: Sequence[bytes], runner: StageRunner, bounda
     if len(read) < runner.count or runner.source is None:
         return False
     following = await bus.next(runner.source_stream, runner.source.settings.subject, min(read.values()) + 1)
-    return following is None or following.time >= boundary
+    return following is None or not is_before(following.time, boundary)

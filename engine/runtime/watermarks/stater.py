@@ -19,6 +19,7 @@ from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import NewMessage
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
 from dspex.engine.runtime.services import Services
@@ -122,8 +123,8 @@ class Stater:
         taken = [p.tables.position("source") for p in partitions]
         since = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)
         self._every = min(max(LOOK, (now - since) / 10), SELDOM)
-        if read is None or now - since < source.settings.idle:
-            return
+        if read is None or now - since < source.settings.idle or source.upto.of(REST) is not None:
+            return  # or it is to stand still, and with it what the watermark wakes
         last = await self._s.bus.last(source.stream, source.settings.subject)
         if last is not None and last.sequence > max([read, *(at.sequence for at in taken)]):
             return

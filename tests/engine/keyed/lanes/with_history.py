@@ -48,12 +48,16 @@ def both(keyed: Any) -> None:
     again.window("10s").count(name="windows").sink("counts")
 
 
+def message(n: int, subject: str = "in") -> NewMessage:
+    return NewMessage(subject, encode({"k": f"k{n % 7}", "n": n}, "json")[0])
+
+
 def send(one: Lab, numbers: Sequence[int], subject: str = "in") -> None:
     """Events, stored by another client."""
 
     async def go() -> None:
         for n in numbers:
-            await one.client.bus.publish(NewMessage(subject, encode({"k": f"k{n % 7}", "n": n}, "json")[0]))
+            await one.client.bus.publish(message(n, subject))
 
     one.run(go())
     one.loop.settle()
