@@ -37,6 +37,7 @@ from dspex.bus.local.launch import free_port
 from dspex.bus.local.server import LocalServer
 
 PARTS = ("throughput", "cpu", "processes", "sealed", "start", "idle")
+IDLE = (4, 64)  # partitions of an engine with nothing to do
 GOAL = 1.5  # times the CPU of the bus alone, at most
 
 
@@ -128,7 +129,7 @@ async def start(url: str, args: argparse.Namespace) -> dict[str, dict[str, list[
 async def idle(url: str, monitor: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds of CPU and requests in a minute, by the number of partitions."""
     found: dict[str, dict[str, list[float]]] = {}
-    for partitions in (4, 64):
+    for partitions in IDLE:
         cost = await starts.idle_cost(url, monitor, partitions, args.idle_seconds)
         found[str(partitions)] = {name: [value] for name, value in cost.items()}
         _said("idle", f"{cost['cpu']:>10.2f} s of CPU a minute: {partitions} partitions")

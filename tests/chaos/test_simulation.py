@@ -41,7 +41,7 @@ def test_an_engine_that_dies_between_parts_of_an_event_loses_and_doubles_none(se
 
 
 def test_a_thousand_results_may_wait_for_a_slow_call_while_engines_die() -> None:
-    report = Simulation(0, count=1000, keys=1, kills=2, slots=200).run()
+    report = Simulation(0, count=1200, keys=1, kills=2, slots=200).run()
     assert report.good, str(report)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,13 +54,19 @@ PROSE = {
 _VERB = re.compile(r"\bdspex ([a-z]+)(?: ([a-z]+))?")
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> list[tuple[str, str]]:
     """The texts in the code that are no docstrings, with their places."""
+    return list(_texts())
+
+
+def _texts() -> Iterator[tuple[str, str]]:
     for room in ("bus", "engine", "operators", "workers", "topologies"):
         for file in (ROOT / room).rglob("*.py"):
             tree = ast.parse(file.read_text())
-            docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
-            for node in ast.walk(tree):
+            nodes = list(ast.walk(tree))
+            docs = {id(n.value) for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+            for node in nodes:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", node.value
 

@@ -17,6 +17,10 @@ STARTED = time.perf_counter()
 
 
 async def main(url: str, app: str, source: str, sink: str, partitions: int, calls: bool, heartbeat: str) -> None:
+    from dspex.bus.settings.imports import lean, lean_nats
+
+    lean("structlog", without=["rich"])  # as `dspex run` does
+    lean_nats()
     from dspex.bus.settings.model import Settings
     from dspex.engine.cli.terminal import log
     from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
