@@ -122,7 +122,7 @@ class Client(Planned, names=METHODS["Client"]):
             session: id of the session it belongs to.
             time: event time; by default when it is stored.
             at: when the engine takes it, which is its event time too. It is stored at once. The engine compares with its own
-                clock, which is the server's. At most 366 days ahead.
+                clock, which is the server's. At most 366 days ahead: else it is a dead letter.
             after: the same, counted from when it is stored.
             headers: more headers; dspex's own are refused.
             codec: "json" by default; "auto" chooses by the data.
