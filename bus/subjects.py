@@ -239,6 +239,14 @@ def edge(app: str, topology: str, stage: str, partition: int | str) -> str:
     return f"{prefix(app)}.edge.{topology}.{stage}.{partition}"
 
 
+DECIDED: Final = ".decide"  # how the subjects of decisions end
+
+
+def decision(app: str, topology: str, stage: str, partition: int | str) -> str:
+    """Where decisions about what waits in a partition are stored. Not on its edge: who may write there may do much more."""
+    return f"{edge(app, topology, stage, partition)}{DECIDED}"
+
+
 def time(app: str, topology: str, stage: str, engine: str) -> str:
     """Where an engine states the watermarks of a stage; `*` for those of all engines."""
     return f"{prefix(app)}.time.{topology}.{stage}.{engine}"

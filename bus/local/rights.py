@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.nats.consumer import listed
 from dspex.bus.nats.streams import covers
 
-UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "operator"]
+UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "approver", "operator"]
 ROLES: Final[tuple[UserRole, ...]] = get_args(UserRole)
 _LOOK: Final = ("STREAM.INFO.{}", "STREAM.MSG.GET.{}", "DIRECT.GET.{}", "DIRECT.GET.{}.>")
 _READ: Final = (*_LOOK, "CONSUMER.CREATE.{}.>", "CONSUMER.INFO.{}.>", "CONSUMER.DELETE.{}.>", "CONSUMER.MSG.NEXT.{}.>")
@@ -90,6 +90,7 @@ def rights(
         "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
         "caller": _caller(app, pools),
         "reader": _reader(app, prefix, about),
+        "approver": _approver(app, prefix),
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     subscribe = [f"{prefix}.>", *(calls if role == "worker" else ())]
@@ -182,3 +183,17 @@ def _reader(app: str, prefix: str, sinks: Sequence[str]) -> Iterator[str]:
         yield from (f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}.{sink}" for sink in sinks)
         yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         yield f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}"
+
+
+def _approver(app: str, prefix: str) -> Iterator[str]:
+    """What waits is seen in the logs, and so all that the application's stream has."""
+    stream = subjects.stream(app)
+    yield subjects.ACCOUNT_INFO
+    yield from _api(_LOOK, stream)
+    for consumer in listed(prefix):  # with another name it could change what workers take
+        yield from _api(
+            ("CONSUMER.CREATE.{}", "CONSUMER.CREATE.{}.>", "CONSUMER.MSG.NEXT.{}", "CONSUMER.DELETE.{}"), f"{stream}.{consumer}"
+        )
+    yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which operators wait, and where
+    yield subjects.audit(app, "decide")
+    yield subjects.decision(app, "*", "*", "*")

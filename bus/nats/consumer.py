@@ -132,8 +132,8 @@ def listed(inbox_prefix: str) -> list[str]:
     return [f"{inbox_prefix.removeprefix('_')}-{number}" for number in range(LISTED)]
 
 
-async def create_listed(connection: Connection, stream: str, config: Mapping[str, object]) -> str:
-    """Create a consumer under one of the names that permissions list, and that nobody uses; its name.
+async def create_listed(connection: Connection, stream: str, config: Mapping[str, object]) -> tuple[str, int]:
+    """Create a consumer under one of the names that permissions list, and that nobody uses; its name, and as `create`.
 
     Raises BusError, also where all are used.
     """
@@ -142,12 +142,10 @@ async def create_listed(connection: Connection, stream: str, config: Mapping[str
         # Two that are equal would be one to the server, and each would get half of the messages.
         config = {**config, "name": name, "metadata": {"reader": connection.fresh() + connection.id}}
         try:
-            await create(connection, stream, config)
+            return name, await create(connection, stream, config)
         except ServerRefusal as e:
             if e.number not in _EXISTS:
                 raise
-        else:
-            return name
     fix = "end one of them; one that was killed is forgotten after five minutes"
     raise BusError(f"user {connection.options.inbox_prefix} reads {stream} {LISTED} times already", fix=fix)
 

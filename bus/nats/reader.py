@@ -129,7 +129,7 @@ class NatsReader:
         # nobody need wait until the old one is gone. It is drawn: who could guess it could take messages out of it.
         config = ordered(f"{self._name}-{secrets.token_hex(8)}", self._filters, self._last, IDLE, bodies=self._bodies)
         if self._listed:
-            self._consumer = await create_listed(self._connection, self._stream, config)
+            self._consumer, _ = await create_listed(self._connection, self._stream, config)
         else:
             self._consumer = str(config["name"])
             await create(self._connection, self._stream, config)

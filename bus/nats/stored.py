@@ -8,12 +8,25 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
+from weakref import WeakSet
 
-from dspex.bus.errors import Unreachable
+from dspex.bus import subjects
+from dspex.bus.errors import NotAllowed, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.consumer import STATUS, Deliveries, create, delivery_of, drop, ordered, pass_over, pull, pulls
+from dspex.bus.nats.consumer import (
+    STATUS,
+    Deliveries,
+    create,
+    create_listed,
+    delivery_of,
+    drop,
+    ordered,
+    pass_over,
+    pull,
+    pulls,
+)
 from dspex.bus.nats.failures import NO_MESSAGE, ServerRefusal, what_a_server_says
 from dspex.bus.port import PAGE_BYTES
 
@@ -23,6 +36,7 @@ _PAGE_TIMEOUT: Final = 10.0
 _SUBJECTS: Final = 1024  # of one direct get; with more the server refuses
 _NOT_FOUND: Final = 10043
 _DELETE_FAILED: Final = 10057
+_LISTED: Final = WeakSet[Connection]()  # those whose consumers may only have names that permissions list
 _ABOUT: Final = b"\r\nNats-Stream: "  # where what the server says of a message begins, in a direct get
 
 
@@ -59,8 +73,14 @@ async def scan(
     """
     if stop < max(start, 1):
         return []
-    consumer = _Scan(connection, stream, f"scan-{connection.id}-{connection.fresh()}", most)
-    found = await consumer.run(filters, max(start, 1), stop)
+    consumer = _Scan(connection, stream, most)
+    try:
+        found = await consumer.run(filters, max(start, 1), stop)
+    except NotAllowed:
+        if connection in _LISTED or connection.options.inbox_prefix == subjects.INBOX:
+            raise
+        _LISTED.add(connection)
+        return await scan(connection, stream, filters, start, stop, most)
     if consumer.more:
         return found
     # The consumer read one replica, which may lag. It has all there was if it has the message at `stop`; else ask the
@@ -76,9 +96,8 @@ async def scan(
 class _Scan:
     """The pulls of one scan. `run` gives the messages that the replica has, or raises: nothing is left out in between."""
 
-    def __init__(self, connection: Connection, stream: str, name: str, most: int) -> None:
-        self._connection, self._stream, self._name = connection, stream, name
-        self._deliveries = Deliveries(stream, name)
+    def __init__(self, connection: Connection, stream: str, most: int) -> None:
+        self._connection, self._stream, self._name = connection, stream, ""
         self._once, self._batch = most > 0, min(most or _PAGE, _PAGE)
         self._found: list[Message] = []
         self._page = 0  # messages that came for this pull
@@ -95,11 +114,16 @@ class _Scan:
     async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
         """The messages with start <= sequence <= stop. Raises BusError."""
         connection, inbox = self._connection, self._connection.inbox()
-        config = ordered(self._name, filters, start - 1, _SCAN_IDLE)
+        config = ordered(f"scan-{connection.id}-{connection.fresh()}", filters, start - 1, _SCAN_IDLE)
         interest = connection.listen(f"{inbox}.*", self._take)
         connection.on_end.add(self._over.set)
         try:
-            self._pending = await create(connection, self._stream, config)
+            if connection in _LISTED:
+                self._name, self._pending = await create_listed(connection, self._stream, config)
+            else:
+                self._name = str(config["name"])
+                self._pending = await create(connection, self._stream, config)
+            self._deliveries = Deliveries(self._stream, self._name)
             while self._pending and (not self._found or self._found[-1].sequence < stop):
                 await self._pull(inbox)
                 if self.more:

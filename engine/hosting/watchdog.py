@@ -135,7 +135,8 @@ class Watchdog:
 
     async def _events(self, runner: StageRunner, partitions: Sequence[Partition]) -> dict[str, _Work]:
         """Events that came over a hop, or are redriven, and are not read."""
-        of = {subjects.edge(self.app, runner.topology, runner.stage.id, p.index): p for p in partitions if not p.full}
+        kinds = (subjects.edge, subjects.decision) if runner.stage.decided else (subjects.edge,)
+        of = {kind(self.app, runner.topology, runner.stage.id, p.index): p for p in partitions if not p.full for kind in kinds}
         last, pump = await self._last(list(of)), runner.pumps["events"]
         what = "events that came over a hop are not read" if runner.source is None else "redriven events are not read"
         return {

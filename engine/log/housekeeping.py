@@ -111,6 +111,9 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         )
         await bus.purge(info.name, records_of, below=min(part.needed.get("records", 0), recorded))
         await bus.purge(info.name, events_of, below=min(part.needed.get("events", 0), recorded))
+        if "approve" in manifest.states.values():
+            decided = subjects.decision(app, topology, stage, index)
+            await bus.purge(info.name, decided, below=min(part.needed.get("events", 0), recorded))
     await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
     await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
     await _statements(bus, app, info, topology, now)

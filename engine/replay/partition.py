@@ -164,10 +164,11 @@ class Replay:
         if input == "source" and self._stage.source is not None:
             return await self.bus.scan(self._source_stream, [self._stage.source.subject], start=first, stop=last)
         if input == "events":
-            subject = subjects.edge(a.app, a.topology, a.stage, a.partition)
+            where = (a.app, a.topology, a.stage, a.partition)
+            filters = [subjects.edge(*where), subjects.decision(*where)]
         else:
-            subject = subjects.record(a.app, "*", a.topology, a.stage, a.partition)
-        return await self.bus.scan(self._stream, [subject], start=first, stop=last)
+            filters = [subjects.record(a.app, "*", a.topology, a.stage, a.partition)]
+        return await self.bus.scan(self._stream, filters, start=first, stop=last)
 
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:

@@ -29,6 +29,7 @@ class RoleName(StrEnum):
     PUBLISHER = "publisher"
     CALLER = "caller"
     READER = "reader"
+    APPROVER = "approver"
     OPERATOR = "operator"
 
 
@@ -102,7 +103,7 @@ def _check(role: RoleName, pools: Sequence[str], about: Sequence[str], streams: 
     needed = _NEEDS.get(role)
     if needed and not given[needed]:
         raise ConfigError(f"a {role.value} is one of something: {needed} is missing", code="DX105", fix=f"add {needed} NAME")
-    takes = (needed,) if needed else ("--subject", "--stream")
+    takes = (needed,) if needed else () if role is RoleName.APPROVER else ("--subject", "--stream")
     for option in [option for option, values in given.items() if values and option not in takes]:
         raise ConfigError(f"{option} means nothing for {role.value}", code="DX105", fix="leave it out")
     for pattern in [pattern for pattern in about if not subjects.is_pattern(pattern)]:

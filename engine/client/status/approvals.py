@@ -125,8 +125,8 @@ async def decide(
         what |= {"edited": sorted(edit)} if edit else {}
         what |= {"note": note} if note else {}
         headers = {subjects.DECIDE: found.node} | ({subjects.RUN: found.event.run} if found.event.run.isprintable() else {})
-        edge = subjects.edge(app, found.topology, found.stage, found.partition)
-        batch = [audit.entry(app, VERB, **what)._replace(expect=last), NewMessage(edge, made.pack(), headers)]
+        to = subjects.decision(app, found.topology, found.stage, found.partition)
+        batch = [audit.entry(app, VERB, **what)._replace(expect=last), NewMessage(to, made.pack(), headers)]
         try:
             await bus.commit(batch)
         except (Fenced, Unsettled):  # somebody decided about something meanwhile, or nobody knows whether this is stored

@@ -62,17 +62,19 @@ class EventsInput(Input):
         source: SourceInput | None,
         before: Mapping[str, int] = NOTHING,
         told: tuple[asyncio.Event, asyncio.Event] | None = None,
+        *,
+        decided: bool = False,
     ) -> None:
         self._bus, self._stream, self._source = bus, subjects.stream(app), source
         self._topology, self._stage, self._app = topology, stage, app
-        self._now = 0.0
+        self._now, self._decided = 0.0, decided
         self._before, (self._alarm, self._moved) = before, told or (asyncio.Event(), asyncio.Event())
         self._time = [subjects.time(app, topology, name, "*") for name in before]
         self._prefix = subjects.time(app, topology, "", "")[:-1]
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         indexes: list[int | str] = ["*"] if len(partitions) >= MANY else [p.index for p in partitions]
-        filters = [subjects.edge(self._app, self._topology, self._stage, index) for index in indexes]
+        filters = [subject for index in indexes for subject in self._subjects(index)]
         if self._before:
             said = await self._bus.scan(self._stream, self._time, start=1, stop=after) if after else []
             heard = Heard(self._before)  # of all who read together: they hear the same
@@ -83,6 +85,11 @@ class EventsInput(Input):
             for p in partitions:
                 self._look(p, self._now)
         return await self._bus.reader(self._stream, [*filters, *self._time], after=after, name=name)
+
+    def _subjects(self, index: int | str) -> list[str]:
+        """Of a partition: of its events, and of decisions about what waits in it."""
+        where = (self._app, self._topology, self._stage, index)
+        return [subjects.edge(*where), *([subjects.decision(*where)] if self._decided else [])]
 
     def tell(self, p: Partition, message: Message, clock: float) -> None:
         if p.heard is not None:
@@ -108,11 +115,12 @@ class EventsInput(Input):
         info = await self._bus.stream(self._stream)
         last = info.last if info is not None else 0
         far = [index for index, after in behind.items() if last - after > FAR]
-        edges = [subjects.edge(self._app, self._topology, self._stage, index) for index in far]
-        found = await asyncio.gather(*[self._bus.last(self._stream, edge) for edge in edges])
-        for index, message in zip(far, found):
-            if message is None or message.sequence <= behind[index]:
-                behind[index] = last
+        edges = [(index, subject) for index in far for subject in self._subjects(index)]
+        found = await asyncio.gather(*[self._bus.last(self._stream, subject) for _, subject in edges])
+        unread = {
+            index for (index, _), message in zip(edges, found) if message is not None and message.sequence > behind[index]
+        }
+        behind |= dict.fromkeys(set(far) - unread, last)
         return min(behind.values())
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
@@ -122,7 +130,7 @@ class EventsInput(Input):
     def owner(self, message: Message) -> int:
         if self._before and message.subject.startswith(self._prefix):
             return EVERY
-        last = message.subject.rpartition(".")[2]
+        last = message.subject.removesuffix(subjects.DECIDED).rpartition(".")[2]
         return int(last) if _INDEX.fullmatch(last) else -1  # anybody may have sent it
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
@@ -173,7 +181,10 @@ class EventsInput(Input):
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:
         """The events of a frame; a decision is one, too. `stored`: what has the data of its only event. Raises DecodeError."""
-        if (node := message.headers.get(subjects.DECIDE)) is not None:
+        node = message.headers.get(subjects.DECIDE)
+        if node is None and message.subject.endswith(subjects.DECIDED):
+            raise DecodeError(f"a decision without the header {subjects.DECIDE}, which names the operator")
+        if node is not None:
             run = message.headers.get(subjects.RUN, "")
             origin = Origin(f"{message.subject}@{message.sequence}", message.subject, run, time=message.time)
             return [NodeEvent(node + TOLD, origin, codecs.JSON, message.data)]

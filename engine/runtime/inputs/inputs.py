@@ -38,7 +38,7 @@ def inputs(
         found.append(events_of)
     where = (s.bus, s.app, stage.graph.name, stage.id)
     records = records_input(*where, s.keys, counters)
-    found += [EventsInput(*where, events_of, stage.before, (alarm, moved)), records]
+    found += [EventsInput(*where, events_of, stage.before, (alarm, moved), decided=stage.decided), records]
     found.append(TimersInput(s.bus, s.app, events_of, alarm, records, s.clock, LostRequests(records, s.behind)))
     return {input.name: input for input in found}
 

@@ -78,6 +78,11 @@ class Stage:
         """The nodes whose state is that of the partition, whatever key an event has."""
         return frozenset(name for name, node in self.states.items() if not node.state.keyed)
 
+    @property
+    def decided(self) -> bool:
+        """Whether something waits in it for decisions."""
+        return any(node.op == "approve" for node in self.states.values())
+
 
 def call_step(node: CallNode, codec: Any) -> Handler:
     """The step that ends a walk in a call; its record begins another."""

@@ -54,8 +54,8 @@ def decide(one: Lab, approval: str | Approval, decision: Any, **more: Any) -> No
 def told(one: Lab, a: Approval, **changes: Any) -> None:
     """A decision as any NATS client can write it."""
     body = {"approval": a.id, "digest": a.digest, "decision": "accept"} | changes
-    edge = subjects.edge(APP, "t", a.stage, a.partition)
-    one.store(NewMessage(edge, json.dumps(body).encode(), {subjects.DECIDE: changes.pop("node", "ok")}))
+    to = subjects.decision(APP, "t", a.stage, a.partition)
+    one.store(NewMessage(to, json.dumps(body).encode(), {subjects.DECIDE: changes.pop("node", "ok")}))
     one.advance(1)
 
 

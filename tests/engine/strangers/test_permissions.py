@@ -28,6 +28,7 @@ OPTIONS: Mapping[str, list[str]] = {
     "publisher": ["--subject", "shop.in"],
     "caller": ["--pool", "lightweight"],
     "reader": ["--subject", "shop.out"],
+    "approver": [],
 }
 ROLES = tuple(OPTIONS)
 PAUSING = (["pause", "triage", "--until", "1h"], ["resume", "triage"])
@@ -55,12 +56,14 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.log.triage.s1.0": OWNERS,
     "dspex.shop.log.triage.s1.0.snapshot": OWNERS,
     "dspex.shop.edge.triage.s1.0": OWNERS,
+    "dspex.shop.edge.triage.s1.0.decide": {*OWNERS, "approver"},
+    "dspex.bank.edge.triage.s1.0.decide": set(),
     "dspex.shop.time.triage.s1": OWNERS,
     "dspex.shop.work.lightweight.1.triage.classify": OWNERS,
     "dspex.shop.dead.triage.classify": OWNERS,
     "dspex.shop.audit.redriven": {"operator"},
     "dspex.shop.audit.drop": {"operator"},
-    "dspex.shop.audit.decide": {"operator"},
+    "dspex.shop.audit.decide": {"operator", "approver"},
     "dspex.shop.audit.apply": OWNERS,
     "dspex.shop.audit.pause": {"operator"},
     "dspex.shop.audit.resume": {"operator"},
@@ -85,23 +88,23 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "$KV.DSPEX_bank_applied.manifest.triage.1": set(),
     f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
     f"$O.DSPEX_{APP}_payloads.M.0": {*OWNERS, "worker"},
-    "$JS.API.INFO": {*OWNERS, "worker", "caller", "reader"},
+    "$JS.API.INFO": {*OWNERS, "worker", "caller", "reader", "approver"},
     "$JS.API.STREAM.NAMES": {*OWNERS, "reader"},
     "$JS.API.STREAM.LIST": set(),
-    f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader"},
+    f"$JS.API.STREAM.INFO.{S}": {*OWNERS, "worker", "reader", "approver"},
     f"$JS.API.STREAM.INFO.{KV}": OWNERS,
-    f"$JS.API.STREAM.INFO.{APPLIED}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.STREAM.INFO.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
     f"$JS.API.STREAM.INFO.{S}_keys": {*OWNERS, "worker", "publisher", "caller"},
     f"$JS.API.STREAM.MSG.GET.{S}_keys": OWNERS,
     f"$JS.API.STREAM.MSG.DELETE.{S}_keys": OWNERS,
-    f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker"},
+    f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker", "approver"},
     f"$JS.API.STREAM.MSG.GET.{KV}": OWNERS,
-    f"$JS.API.STREAM.MSG.GET.{APPLIED}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.STREAM.MSG.GET.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
     f"$JS.API.STREAM.MSG.GET.{OBJ}": {*OWNERS, "worker"},
-    f"$JS.API.DIRECT.GET.{S}": OWNERS,
-    f"$JS.API.DIRECT.GET.{S}.shop.out": OWNERS,
+    f"$JS.API.DIRECT.GET.{S}": {*OWNERS, "approver"},
+    f"$JS.API.DIRECT.GET.{S}.shop.out": {*OWNERS, "approver"},
     f"$JS.API.DIRECT.GET.{KV}": OWNERS,
-    f"$JS.API.DIRECT.GET.{APPLIED}": {*OWNERS, "caller", "worker"},
+    f"$JS.API.DIRECT.GET.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
     **{
         f"$JS.API.STREAM.{verb}.{of}": OWNERS
         for verb in ("CREATE", "UPDATE", "PURGE", "MSG.DELETE")
@@ -119,6 +122,8 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0": OWNERS,
     f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0.shop.out": {*OWNERS, "reader"},
     f"$JS.API.CONSUMER.CREATE.{S}.INBOX_reader-0.shop.other": OWNERS,
+    f"$JS.API.CONSUMER.CREATE.{S}.INBOX_approver-0": {*OWNERS, "approver"},
+    f"$JS.API.CONSUMER.CREATE.{S}.INBOX_approver-0.shop.out": {*OWNERS, "approver"},
     f"$JS.API.CONSUMER.DURABLE.CREATE.{S}.INBOX_reader-0": set(),
     f"$JS.API.CONSUMER.MSG.NEXT.{S}.INBOX_reader-0": {*OWNERS, "reader"},
     f"$JS.API.CONSUMER.MSG.NEXT.{S}.work-lightweight-1": {*OWNERS, "worker"},
@@ -268,7 +273,7 @@ def _run_all(project: Project, url: str) -> str:
         ):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
-        for role in ("worker", "publisher", "caller", "reader"):
+        for role in ("worker", "publisher", "caller", "reader", "approver"):
             assert run(role, "--json", "pause", "triage").error()["code"] == "DX403"
         for role in ROLES:
             assert checked(project, url, role, role)["message"] == f"no more than {role} needs"
@@ -291,6 +296,7 @@ def _run_all(project: Project, url: str) -> str:
         (["--role", "reader"], "--subject is missing"),
         (["--role", "publisher", "--subject", "a b"], "is not a subject"),
         (["--role", "publisher", "--subject", "a", "--pool", "p"], "--pool means nothing"),
+        (["--role", "approver", "--subject", "a"], "--subject means nothing"),
         (["--role", "engine", "--stream", "a.b"], "is not the name of a stream"),
         (["--role", "engine", "--user", "a.b"], "cannot be part of a subject"),
     ],
