@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Final
 
 import orjson
 
@@ -14,22 +17,29 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.watermarks.holding import held
 
+LOOK: Final = 5.0  # seconds between two looks at who holds watermarks
+
 
 class Reports:
     """What the heartbeats of an engine tell of its stages, with the partitions of each as JSON.
 
     There may be thousands of them, and most have nothing to do. So those of a stage in which nothing has moved since the
-    heartbeat before are not encoded again.
+    heartbeat before are not encoded again, and who holds watermarks is looked for less often.
     """
 
     def __init__(self, operators: Operators) -> None:
         self._operators = operators
         self._encoded: dict[StageRunner, tuple[object, orjson.Fragment]] = {}
+        self._held: dict[StageRunner, dict[str, float]] = {}
+        self._looked = -inf  # when that was, on the loop's clock
 
     def of(self, runners: list[StageRunner]) -> list[dict[str, Any]]:
         """Of all stages, in their order."""
         self._encoded = {r: self._encoded[r] for r in runners if r in self._encoded}
-        return [{**described(r, self._operators, partitions=False), "partitions": self._partitions(r)} for r in runners]
+        if (now := asyncio.get_running_loop().time()) - self._looked >= LOOK:
+            self._held, self._looked = {r: held(r) for r in runners}, now
+        rows = [described(r, self._operators, self._held.get(r, {})) for r in runners]
+        return [{**row, "partitions": self._partitions(r)} for r, row in zip(runners, rows)]
 
     def _partitions(self, r: StageRunner) -> orjson.Fragment:
         moved, (before, encoded) = _moved(r), self._encoded.get(r, (None, None))
@@ -47,8 +57,8 @@ def _moved(r: StageRunner) -> object:
     return pump.at, [(p.index, p.log.epoch, p.committed) for p in mine]
 
 
-def described(r: StageRunner, operators: Operators, *, partitions: bool = True) -> dict[str, Any]:
-    """What an engine says of a stage; see `StageReport`."""
+def described(r: StageRunner, operators: Operators, holds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What an engine says of a stage; see `StageReport`. `holds`: those that are known, for what lacks the partitions."""
     return {
         "topology": r.topology,
         "stage": r.stage.id,
@@ -57,7 +67,7 @@ def described(r: StageRunner, operators: Operators, *, partitions: bool = True) 
         "paused": r.paused,
         "mark": r.source.highest if r.source is not None else None,
         "waits_for": r.source.waits_for if r.source is not None else {},
-        "holds": held(r),
+        "holds": held(r) if holds is None else holds,
         **({"rest": stop} if r.source is not None and (stop := r.source.upto.of(REST)) is not None else {}),
         "events": r.counters["event"],
         "rate": operators.rate((r.topology, r.stage.id), r.counters["event"]),
@@ -68,7 +78,7 @@ def described(r: StageRunner, operators: Operators, *, partitions: bool = True) 
         "dead_letters": r.counters["dead_letter"],
         "unreadable": r.counters["unreadable"],
         "unsigned": r.counters["unsigned"],
-        **({"partitions": _partitions(r)} if partitions else {}),
+        "partitions": _partitions(r) if holds is None else [],
     }
 
 
