@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError
@@ -21,7 +21,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, Place, Position
+from dspex.engine.log.rows import NO_MARK, Place, Position, Timer
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -35,6 +35,8 @@ from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address, Ask, Output
 from dspex.engine.runtime.walk.state import split_of
+
+_AROUND: Final = 60  # bytes that are shown on each side of where two messages differ
 
 
 class Difference(NamedTuple):
@@ -51,6 +53,10 @@ class Replay:
         stage: compiled from the topology as it was when the log was written.
         source_stream: where the stage's source is read, if it has one. index, count: which partition, of how many.
         limit: bytes of one payload, as the engine had it.
+
+    Attributes:
+        excused: the last difference need not be that of a function that gives something else: something failed there, then or
+            now, or asked for more time, or what was taken is not there any more.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -69,6 +75,8 @@ class Replay:
         self._records = RecordsInput(bus, app, topology, stage.id)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
+        self.excused = self._fails = False
+        self._dead = subjects.dead_pattern(app)
 
     async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
@@ -84,18 +92,20 @@ class Replay:
             await restored(self.bus, self.log, found, tables)
             await restored(self.bus, self.log, found, told)
         self._own(tables, "")
+        begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
         for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=end.at):
             entry = readable(message.data)
             if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
                 continue  # what no engine wrote
             if entry["kind"] == "claim":
-                claim = message.sequence
+                claim, begun = message.sequence, begun or entry["epoch"] == 1
                 self._own(self._p.tables, entry["nonce"])
                 continue
             changed = await changes(self.bus, self.log, message, entry)
             if changed is None:
                 continue
+            self.excused = not begun  # what was before is not there any more
             claim, commit = entry["claim"], message.sequence
             told.apply(changed, message.sequence)
             async for what in self._entry(message.sequence, entry, changed):
@@ -114,7 +124,7 @@ class Replay:
         if not self._nonce:  # it begins in the middle of an owner's time
             claim = await self.bus.get(self.log.stream, entry["claim"])
             self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
-        self._batch = Batch(self.bus.sealing is not None)
+        self._batch, self._fails = Batch(self.bus.sealing is not None), False
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = 0
@@ -122,15 +132,43 @@ class Replay:
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
             if count != run[3]:
+                self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
-        if digest(self._batch.messages) != entry["digest"]:
-            yield f"other messages: {_summary(self._batch.messages)}"
-        mine = plain(packed(self._changes()))
+        mine, same = plain(packed(self._changes())), digest(self._batch.messages) == entry["digest"]
+        if not same or mine != changed:
+            self.excused = self.excused or await self._failed(sequence, entry, changed)
+        if not same:
+            yield f"other messages: {await self._other(sequence, entry)}"
         if mine != changed:
             differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
             yield "other changes: " + "; ".join(f"{n}: {mine.get(n)}, not {changed.get(n)}"[:600] for n in differ)
         self._landed(sequence)
+
+    async def _failed(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+        """Whether something failed in an entry, then or now, or asked for more time. A letter that was redriven is gone."""
+        timers = [Timer(*row) for _, row in changed.get("timers", ()) if row is not None]
+        if self._fails or any(timer.kind in ("event", "held") or timer.attempts for timer in timers):
+            return True
+        stored = await self._before(sequence, entry["covers"])
+        return any(m is None or subjects.matches(self._dead, m.subject) for m in stored)
+
+    async def _before(self, sequence: int, count: int) -> list[Message | None]:
+        """The messages that a commit stored right before its entry."""
+        return [await self.bus.get(self._stream, at) for at in range(sequence - count, sequence)]
+
+    async def _other(self, sequence: int, entry: Mapping[str, Any]) -> str:
+        """The messages of an entry, beside those that it had; or the first one that is another."""
+        messages, count = self._batch.messages, entry["covers"] - entry.get("pieces", 0)
+        stored = await self._before(sequence, count)
+        if len(messages) != count:
+            return f"{_summary(messages)}, not {_summary([m for m in stored if m is not None])}"
+        for mine, was in zip(messages, stored) if self.bus.sealing is None else ():
+            if was is not None and (mine.subject, mine.data) != (was.subject, was.data):
+                at = max(0, _same(mine.data, was.data) - _AROUND)
+                now, then = mine.data[at : at + 2 * _AROUND], was.data[at : at + 2 * _AROUND]
+                return f"to {mine.subject} …{now!r}… now, and …{then!r}… to {was.subject} then"
+        return _summary(messages)
 
     # -- arrivals -----------------------------------------------------------------------------------------------------
     async def _arrivals(
@@ -176,6 +214,7 @@ class Replay:
         if (split := tables.splits.rows.get(place)) is not None:
             arrival = arrival._replace(clock=split.clock)
         effects = self._p.process.handle(arrival, tables)
+        self._fails = self._fails or effects.failure is not None or "put_off" in effects.notes
         outputs = effects.outputs
         if mark and mark[0] == "part":
             split = split_of(self._stage, arrival, tables)
@@ -233,9 +272,14 @@ def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
     return arrival
 
 
-def _summary(messages: Sequence[NewMessage]) -> str:
+def _summary(messages: Sequence[NewMessage | Message]) -> str:
     counts = Counter(m.subject for m in messages)
     return ", ".join(f"{n} to {subject}" for subject, n in sorted(counts.items())) or "none"
+
+
+def _same(one: bytes, other: bytes) -> int:
+    """How many of the first bytes are the same."""
+    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 class _Nobody:

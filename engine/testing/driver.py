@@ -140,6 +140,9 @@ class Driver(Planned, names=METHODS["Driver"]):
                 f"{len(unseen)} dead letter(s) that the test did not ask for; the first, of {first.node}: {first.message}\n"
                 f"{first.traceback}"
             )
+        self._place.luck.faults = Faults()
+        if differs := self._in_thread(lambda: self._run(self._engines.differs(self._client.bus))):
+            raise AssertionError(differs)
 
     def _in_thread(self, fn: Callable[[], T]) -> T:
         __tracebackhide__ = True

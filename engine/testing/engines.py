@@ -13,7 +13,9 @@ from dspex.bus.tasks import Tasks, first
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.hosting.host import Host
+from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.testing.door import Door, behind
+from dspex.engine.testing.replayed import first_difference, logs_of
 
 AGAIN = 0.1  # seconds until what a fault made fail is done again
 LONGEST_DEATH = 3.0  # seconds until a dead engine is started again, at most
@@ -66,6 +68,7 @@ class Engines:
         self._living: list[_Engine] = []
         self._tasks = Tasks("driver", lambda name, error: self._failed(error))
         self._frozen = self._in_vain = 0
+        self._runners: list[StageRunner] = []  # of the one that was started last
         self.lives = 0
         self._failure: BaseException | None = None
 
@@ -101,6 +104,12 @@ class Engines:
         while self._living:
             await self._kill(self._living[-1])
 
+    async def differs(self, bus: Bus) -> str | None:
+        """What gives something else when it is processed again, in words; None for nothing. Ends all. Raises BusError."""
+        logs = logs_of(self._runners)
+        await self.kill()
+        return await first_difference(bus, self._app, logs)
+
     async def _kill(self, engine: _Engine) -> None:
         if engine.host.failure is not None:
             self._failed(engine.host.failure)
@@ -118,6 +127,7 @@ class Engines:
             door.armed = door.armed and not safely and self._in_vain < MOST_DEATHS
             engine = _Engine(Host(bus, self._app, self._graphs, engine=self._name, heartbeat=self._heartbeat), bus, door)
             self._living.append(engine)
+            self._runners = engine.host.runners
             try:
                 await first(engine.host.start(), door.hit.wait())
             except BusError as e:
