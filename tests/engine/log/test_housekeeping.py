@@ -316,3 +316,29 @@ def test_statements_of_engines_that_are_gone_go_once_others_have_said_as_much(la
     one.advance(FORGOTTEN + LATER)
     assert {m.subject.rpartition(".")[2] for m in one.messages(pattern)} == {"d"}
     assert len(one.messages(pattern)) < 2 * SWEEP_EVERY
+
+
+def test_decisions_that_were_taken_go_after_the_retention_and_others_stay(lab: MakeLab) -> None:
+    topology = Topology("kept", retention="30s")
+    topology.source("in").approve(name="ok").sink("out.kept")
+    one = lab(topology)
+    one.start(records=KEEP)
+
+    async def decided() -> None:
+        for a in [a async for a in one.client.approvals()]:
+            await one.client.decide(a, "accept")
+
+    for _ in range(MANY // 4):
+        for _ in range(4):
+            one.publish("in", {"filler": "x" * 50})
+        one.advance(1)
+        one.run(decided())
+        one.advance(1)
+    decisions = subjects.decision(APP, "kept", "*", "*")
+    assert len(one.messages(decisions)) == MANY
+    one.advance(LATER)
+    one.publish("in", {})
+    one.advance(1)
+    one.run(decided())
+    assert 0 < len(one.messages(decisions)) < MANY
+    assert len(one.outputs("out.kept")) == MANY + 1

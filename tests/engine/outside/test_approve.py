@@ -17,6 +17,7 @@ from dspex.bus.errors import ConfigError, RunError
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.client.status.approvals import Approval, find
+from dspex.engine.runtime.inputs import events
 from dspex.engine.testing.driver import Driver
 from dspex.operators.recorded import approve
 from dspex.operators.stream import AnyStream
@@ -262,3 +263,20 @@ def test_what_waits_holds_the_windows_behind_it_for_an_hour(lab: MakeLab, monkey
     assert [o["value"] for o in one.outputs("out")] == [1]
     decide(one, b, "accept")
     assert [letter.reason for letter in one.letters()] == ["LateEvent"]
+
+
+def test_a_decision_that_was_stored_long_before_an_engine_runs_is_taken(lab: MakeLab) -> None:
+    topology = approving()
+    topology.source("other").sink("others")
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"n": 1})
+    one.advance(1)
+    (a,) = waiting(one)
+    one.kill()
+    decide(one, a, "accept")
+    one.run(one.client.bus.publish_all([NewMessage("others", b"{}") for _ in range(events.FAR + 10)]))
+    one.start("b")
+    one.advance(10)
+    assert one.outputs("out") == [{"n": 1}]
+    assert one.differences() == []
