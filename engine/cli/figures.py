@@ -66,7 +66,11 @@ def _stages(stages: Sequence[StageRow]) -> Block:
 
 FULL = "engine.max_open_calls"
 LONG = 60.0  # seconds by which a watermark is held that people are told of: every open call holds it
-WAITS = {"table": "which a lookup reads to its end first", "behind": "which is far behind in event time (engine.align)"}
+WAITS = {
+    "table": "which a lookup reads to its end first",
+    "behind": "which is far behind in event time (engine.align)",
+    "unread": "behind which too much is not read yet",
+}
 
 
 def _gates(s: StageRow) -> Iterator[str]:

@@ -33,6 +33,7 @@ from dspex.engine.log import housekeeping
 from dspex.engine.log.dropped import Dropped, dropped, has_ended
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.committer import Committer
+from dspex.engine.runtime.inputs.backlog import Backlog
 from dspex.engine.runtime.inputs.tables_first import TablesFirst, TableSource
 from dspex.engine.runtime.inputs.upto import meet
 from dspex.engine.runtime.services import Services
@@ -121,7 +122,9 @@ class Host:
         self.applied, self.stream_applied, self.graphs = applied.changes, applied.stream, tuple(applied.graphs)
         await self.clock.ask()
         alive, manifests = await self.bus.bucket(subjects.bucket(self.app)), await self.bus.bucket(subjects.applied(self.app))
-        self.membership = Membership(alive, manifests, self.engine, self.heartbeat, self.clock, self._said)
+        self.membership = Membership(
+            alive, manifests, self.engine, self.heartbeat, self.clock, partial(self.describe, encoded=True)
+        )
         await self.consumers.look()
         services = Services(
             bus=self.bus,
@@ -160,6 +163,7 @@ class Host:
         self._parts.start(pausing.run(), "pauses")
         self._parts.start(self.watchdog.run(), "watchdog")
         self._parts.start(Alignment(self.bus, alive, self.runners, self.heartbeat, self._align).run(), "alignment")
+        self._parts.start(Backlog(self.bus, self.app, alive, self.runners, self.heartbeat).run(), "backlog")
         self._parts.start(self.consumers.run(), "work consumers")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
@@ -273,16 +277,11 @@ class Host:
         await self._parts.stop()
 
     # -- looking --------------------------------------------------------------------------------------------------
-    def describe(self) -> dict[str, Any]:
-        """What this engine is and does, as plain data."""
-        return {**self._described(), "stages": [described(r, self.operators) for r in self.runners]}
-
-    def _said(self) -> dict[str, Any]:
-        """The same, for a heartbeat: parts of it are encoded already."""
-        return {**self._described(), "stages": self._reports.of(self.runners)}
-
-    def _described(self) -> dict[str, Any]:
+    def describe(self, *, encoded: bool = False) -> dict[str, Any]:
+        """What this engine is and does, as plain data. `encoded`: for a heartbeat, parts of it are JSON already."""
+        stages = self._reports.of(self.runners) if encoded else [described(r, self.operators) for r in self.runners]
         return {
+            "stages": stages,
             "engine": self.engine,
             "topologies": [g.name for g in self.graphs],
             "time": self.clock(),

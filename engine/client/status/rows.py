@@ -136,7 +136,8 @@ class GateRow(TypedDict):
     Attributes:
         open_calls, put_off: in the partitions that are full, together. calls: of these calls, by pool.
         stream: why sources wait for room in the application's stream, or nothing can be committed; "" where that is not so.
-        sources: those that its source waits for: "table", a `lookup` reads it first; "behind", it is far behind in event time.
+        sources: those that its source waits for: "table", a `lookup` reads it first; "behind", it is far behind in event time;
+            and "unread": a `key_by`, behind which too much is not read yet.
     """
 
     open_calls: int

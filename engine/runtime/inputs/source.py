@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, SourceGap, Unreachable
@@ -53,7 +53,7 @@ class SourceInput(Input):
         settings: of the source, as the topology says.
         highest: the highest event time of what was read, whatever partition it is for.
         tables: what is to be read before it; None for nothing.
-        behind: sources that are far behind, for which it waits. aligned: set while there are none.
+        free: set while nothing holds it back; see `hold_back`.
         upto: up to when it brings what is stored, where it may not go further yet.
         readable: whether the source could be read when it was looked at last. missing: whether its stream was not there then.
 
@@ -81,8 +81,8 @@ class SourceInput(Input):
         self.created, self.readable, self.missing = 0.0, False, False
         self.highest = NO_MARK  # event time of all that was read
         self.tables: TablesFirst | None = None
-        self.aligned, self.behind = asyncio.Event(), list[str]()
-        self.aligned.set()
+        self.free, self._held = asyncio.Event(), dict[str, Sequence[str]]()
+        self.free.set()
         self.upto = UpTo()
         self.upto.set(BOUNDARY, meeting(stage.graph, stage.name).boundary)
         self._clock, self._seen = clock, (0, NO_MARK)
@@ -98,13 +98,21 @@ class SourceInput(Input):
         boundary = self.upto.of(BOUNDARY)
         if boundary is not None and not all(is_before(at.time, boundary) for at in places):  # it has been there
             self.upto.set(BOUNDARY, None)
-        return _WhileThereIsRoom(reader, (self.room, self.aligned), self.upto, self._bus.sealing)
+        return _WhileThereIsRoom(reader, (self.room, self.free), self.upto, self._bus.sealing)
 
     @property
     def waits_for(self) -> dict[str, str]:
-        """The sources that it waits for: as a "table" that is to be read first, or as "behind" in event time."""
+        """Sources that it waits for, as a "table" that is to be read first or as "behind" in event time; and stages, with too
+        much "unread"."""
         tables = self.tables.waits_for if self.tables is not None else []
-        return {**dict.fromkeys(self.behind, "behind"), **dict.fromkeys(tables, "table")}
+        return {**{name: why for why, names in self._held.items() for name in names}, **dict.fromkeys(tables, "table")}
+
+    def hold_back(self, why: Literal["behind", "unread"], names: Sequence[str]) -> bool:
+        """Wait for these from now on, or for nobody for that reason; whether it begins to wait for it."""
+        begins = bool(names) and not self._held.get(why)
+        self._held[why] = names
+        (self.free.clear if any(self._held.values()) else self.free.set)()
+        return begins
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again

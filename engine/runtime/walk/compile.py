@@ -37,7 +37,7 @@ class Stage:
 
     Attributes:
         id: token of its subjects, fixed by the manifest.
-        name: what it begins at, for people: its source, or a hop. source: None behind hops.
+        name: what it begins at, for people: its source, or a hop. source: None behind hops. hops: all that lead to it.
         dropped: the topology has its source no more: it is not read, and what is open comes to its end.
         entries: node → the step at which a NodeEvent enters there: the source or the hops, and its calls.
         calls: its call nodes by name. states: its nodes with state. behind: the step behind each of those.
@@ -61,6 +61,7 @@ class Stage:
     hold: float
     dropped: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
+    hops: tuple[str, ...] = ()
 
     def holder(self, entry: str) -> str:
         """The node that an event holds which is to enter there: what the event will be comes out behind it."""
@@ -69,8 +70,7 @@ class Stage:
     @property
     def begins(self) -> set[str]:
         """The names of what it begins at, its source or its hops; old names, too."""
-        hops = {name for name in self.entries if isinstance(self.graph.nodes.get(name), HopNode)}
-        now = hops or {self.name}
+        now = {*self.hops} or {self.name}
         return now | {old for old, new in self.names.items() if new in now}
 
     @cached_property
@@ -244,4 +244,6 @@ def _compiled(
     before = sources_of(graph, [n.name for n in entries])
     sources = [source] if source is not None else [s.source for s in graph.sources if s.name in before]
     hold = max((s.hold for s in sources), default=Source.hold)
-    return Stage(id, graph, name, source, fuse.entries, calls, fuse.states, fuse.behind, clocks_of, exits, names, hold, dropped)
+    led = tuple(n.name for n in entries if isinstance(n, HopNode))
+    what = (fuse.entries, calls, fuse.states, fuse.behind, clocks_of)
+    return Stage(id, graph, name, source, *what, exits, names, hold, dropped, hops=led)

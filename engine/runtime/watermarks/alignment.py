@@ -69,12 +69,9 @@ class Alignment:
             ahead = runner.source.highest - self.most
             behind = [o for o in runners if o is not runner and o.stage.id in far and far[o.stage.id].mark < ahead]
             names = [o.stage.name for o in behind if await self._has_more(o, far[o.stage.id])]
-            if names and runner.source.aligned.is_set():
-                _log.info(
-                    "waits for a source that is far behind", topology=runner.topology, source=runner.stage.name, for_=names
-                )
-            runner.source.behind = names
-            (runner.source.aligned.clear if names else runner.source.aligned.set)()
+            if runner.source.hold_back("behind", names):
+                where = {"topology": runner.topology, "source": runner.stage.name}
+                _log.info("waits for a source that is far behind", **where, for_=names)
 
     async def _has_more(self, runner: StageRunner, far: SourceRead) -> bool:
         """Whether there is something to read in a source that is behind: else it is not the one to wait for."""

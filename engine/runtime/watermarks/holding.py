@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from dspex.engine.graph.nodes import StateNode
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.runtime.partition import Partition
@@ -15,12 +17,15 @@ def held(r: StageRunner) -> dict[str, float]:
     An open window is none of them: it waits for its end and its lateness, and nothing else.
     """
     found: dict[str, float] = {}
-    for p in r.partitions.values() if r.stage.graph.timed else ():
+    holders = _holders(r) if r.stage.graph.timed else {}
+    now = r.s.clock()
+    for p in r.partitions.values() if holders else ():
         if not p.tables.calls.rows and not p.tables.timers.rows:
             continue
-        now, mark = r.s.clock(), _mark(r, p)
-        for node, late in _holders(r).items():
-            behind = mark - late - p.tables.hold(node, now)
+        holds = {node: at for node in holders if (at := p.tables.hold(node, now)) < inf}
+        mark = _mark(r, p) if holds else NO_MARK  # it takes a while, and there may be thousands of partitions
+        for node, at in holds.items():
+            behind = mark - holders[node] - at
             if mark > NO_MARK and behind >= 0:
                 found[node] = max(round(behind, 3), found.get(node, 0.0))
     return found

@@ -1,4 +1,4 @@
-"""Sources that are read faster wait for those that are far behind, and for nobody who has nothing to read."""
+"""Sources wait for those that are far behind, and until what lies behind their hops is read; and for nobody else."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from engine_lab import APP, Lab
+import pytest
+from engine_lab import APP, STREAM, Lab
 
+from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, Reader
 from dspex.engine.cli.figures import blocks
+from dspex.engine.graph import pauses
 from dspex.engine.graph.lanes import Backfill
 from dspex.engine.hosting.apply import apply
+from dspex.engine.runtime.inputs import backlog
 from dspex.operators.topology import Topology
 
 DAY = 1_600_000_000.0  # in the past
@@ -136,3 +140,34 @@ def test_no_source_waits_for_history_that_is_far_behind_and_read_in_a_lane(lab: 
     assert (len(one.outputs("out")), one.outputs("more")) == (49, [])
     one.advance(80)
     assert len(one.outputs("more")) == 11  # the window of the last event of history ends behind the boundary
+
+
+def test_a_source_waits_until_the_stages_behind_its_hops_have_read_most_of_what_it_gave_them(  # G5
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change(how: Any, *more: Any) -> None:
+        await how(await one.client.bus.bucket(subjects.applied(APP)), "t", "fast_key_2", *more)
+
+    monkeypatch.setattr(backlog, "MOST", 20)
+    topology = Topology("t")
+    for name in ("slow", "fast"):
+        first = topology.source(name).key_by("k", name=f"{name}_key")
+        first.key_by("k", name=f"{name}_key_2").sink(f"out.{name}")
+    one = lab(topology)
+    one.start()
+    one.run(change(pauses.pause, 0.0))
+    one.advance(1.1)
+    for n in range(100):
+        for name in ("slow", "fast"):
+            one.publish(name, {"k": f"k{n}"})
+        one.advance(0.1)
+    unread = sum(".edge.t.s5." in m.subject for m in one.server.streams[STREAM].messages.values())
+    assert 20 < unread < 45  # a heartbeat, and what was on its way
+    assert len(one.outputs("out.slow")) == 100
+    said = ["fast waits for fast_key_2, behind which too much is not read yet"]
+    assert waiting(one) == ({"fast_key_2": "unread"}, said)
+    assert one.hosts["a"][0].watchdog.health == "ok"
+    one.run(change(pauses.resume))
+    one.advance(10)
+    assert len(one.outputs("out.fast")) == 100
+    assert waiting(one) == ({}, [])

@@ -75,6 +75,27 @@ def test_what_is_open_comes_to_its_end_and_nothing_else_is_admitted_until_it_is_
     assert sorted(texts(one)) == ["a", "b", "c", "d"]
 
 
+def test_a_paused_key_by_stops_what_is_behind_it_and_no_other(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    source = topology.source("in")
+    for name in ("text", "other"):
+        source.key_by("text", name=f"by_{name}").sink(f"out.{name}")
+    one = lab(topology)
+    one.start()
+    pause(one, "by_text")
+    publish(one, "a")
+    one.advance(5)
+    assert (one.outputs("out.text"), one.outputs("out.other")) == ([], [{"text": "a"}])
+    assert {s["source"]: s["paused"] for s in one.run(one.client.status())["stages"]} == {
+        "in": False,
+        "by_text": True,
+        "by_other": False,
+    }
+    resume(one, "by_text")
+    one.advance(5)
+    assert one.outputs("out.text") == [{"text": "a"}]
+
+
 def test_a_full_partition_admits_nothing_more_when_a_place_becomes_free_after_the_pause(lab: MakeLab) -> None:
     """The reader has the next events in its hands already."""
     one = lab(asking())
