@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from engine_lab import APP, Cut, Lab, Slow
 
 from dspex.bus import subjects
@@ -49,19 +48,18 @@ def test_children_of_one_event_are_other_events_behind_a_hop_with_calls_of_their
     assert len({m.headers[subjects.EVENT_ID] for m in one.messages("out")}) == 3
 
 
-@pytest.mark.parametrize("landed", [True, False])
 def test_an_engine_that_dies_within_a_frame_goes_on_there_and_one_poison_event_takes_no_other_along(
-    lab: MakeLab, landed: bool
+    lab: MakeLab,
 ) -> None:  # I5
     one = lab(scattering(90, poison=70))
     one.start()
     one.kill()
-    one.start(bus=Cut(one.server, 5, landed), most_arrivals=30)  # behind two claims, the frame, and the first 30 of it
+    one.start(bus=Cut(one.server, 5, landed=True), most_arrivals=30)  # behind two claims, the frame, and the first 30 of it
     one.publish("in", {})
     one.advance(1)
     (frame,) = one.messages(EDGES)
     assert len(unpack_frame(frame.data)) == 90
-    assert len(one.outputs("out")) == (60 if landed else 30)
+    assert len(one.outputs("out")) == 60
     one.kill()
     one.start("b")
     one.advance(10)

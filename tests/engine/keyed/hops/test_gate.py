@@ -48,7 +48,7 @@ def test_letters_that_are_redriven_are_admitted_as_events_of_a_source_are(lab: M
 def test_the_ends_of_windows_wait_while_too_much_is_open_and_deadlines_do_not(lab: MakeLab) -> None:  # G2, G3
     topology = Topology("t")
     counted = topology.source("in", time="at").key_by("k").window("10s").count(name="w").map(lambda w: {"n": w.value}, name="n")
-    counted.predict("n: int -> answer", name="ask", deadline="60s").sink("out")
+    counted.predict("n: int -> answer", name="ask", deadline="10s").sink("out")
     one = lab(topology)
     one.start(most_open_calls=1)
     keys = [key for n in range(2000) if partition_of(key := f"k{n}", 64) == 5][:4]
@@ -59,10 +59,10 @@ def test_the_ends_of_windows_wait_while_too_much_is_open_and_deadlines_do_not(la
     assert sum(len(p.tables.keyed.rows) for _, p in one.partitions()) == 4  # open windows have held nothing back
     for n in range(4):
         assert (opened(one), len(one.letters())) == (1, n)
-        one.advance(61)  # a deadline
+        one.advance(10.5)  # a deadline
     assert opened(one) == 1  # of the last window
     one.work()
-    one.advance(30)
+    one.advance(2)
     assert [o["n"] for o in one.outputs("out")] == [1]
 
 
