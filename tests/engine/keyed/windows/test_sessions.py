@@ -10,6 +10,7 @@ import pytest
 from engine_lab import StageLab
 
 from dspex import Stream, Topology
+from dspex.bus import subjects
 from dspex.testing import Driver
 
 SESSIONS = Callable[[Stream[Any, str]], Stream[Any, str]]
@@ -35,6 +36,7 @@ def test_a_session_ends_its_gap_behind_its_last_event_and_an_event_at_its_end_is
     assert one.windows() == [("a", 0, 38, 4)]
     one.mark()
     assert one.windows()[1:] == [("a", 39, 49, 1)]
+    assert len({(m.headers or {})[subjects.EVENT_ID] for m in one.written}) == 2
     assert one.kept == (0, 0)
 
 
