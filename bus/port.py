@@ -438,8 +438,8 @@ class Bus(Protocol):
         """The object store, made if missing; `replicas` is for that. Raises `BusError` DX412."""
         ...
 
-    async def has(self, kind: Kept, name: str) -> bool:
-        """Whether there is a stream, bucket or object store of this name. Makes none."""
+    async def has(self, kind: Kept, name: str, *, own: bool = False) -> bool:
+        """Whether there is a stream, bucket or object store of this name; `own`: one that dspex has made. Makes none."""
         ...
 
     async def led_for(self, kind: Kept, name: str) -> float:

@@ -287,9 +287,9 @@ class MemoryBus:
         await self.trip()
         return MemoryObjects(self, self.server.objects.setdefault(name, {}))
 
-    async def has(self, kind: Kept, name: str) -> bool:
+    async def has(self, kind: Kept, name: str, *, own: bool = False) -> bool:
         await self.trip()
-        return name in self.server.kept(kind)
+        return name in self.server.kept(kind)  # nobody else makes anything here
 
     async def led_for(self, kind: Kept, name: str) -> float:
         await self.trip()

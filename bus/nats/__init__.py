@@ -190,8 +190,9 @@ class NatsBus:
     async def objects(self, name: str, *, replicas: int = 1) -> NatsObjects:
         return await NatsObjects(self._connection, name).ensure(replicas)
 
-    async def has(self, kind: Kept, name: str) -> bool:
-        return await streams.info(self._connection, _KEPT_IN[kind] + name) is not None
+    async def has(self, kind: Kept, name: str, *, own: bool = False) -> bool:
+        found = await streams.info(self._connection, _KEPT_IN[kind] + name)
+        return found is not None and (found.own or not own)
 
     async def led_for(self, kind: Kept, name: str) -> float:
         return await streams.led_for(self._connection, _KEPT_IN[kind] + name)

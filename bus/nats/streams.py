@@ -101,17 +101,19 @@ async def make(connection: Connection, config: Mapping[str, object], always: Map
     """Make sure that there is a stream of this name without rollup, message TTL and schedules.
 
     One that is there keeps its configuration otherwise, but for `always`, and to find it needs no more than the right to look
-    at it.
+    at it. BusError where one that dspex did not make would have to be changed.
     """
     found = await _info(connection, str(config["name"]))
     if found is None:
         try:
-            await _limited(connection, config)
+            await _limited(connection, {**config, "metadata": {_OWN: "stream"}})
         except ServerRefusal as e:
             if e.number != NAME_IN_USE:
                 raise
     else:
         changes = {key: value for key, value in (always or {}).items() if found["config"].get(key) != value}
+        if _OWN not in (found["config"].get("metadata") or {}):
+            _leave_as_it_is(found["config"], changes)
         await _updated(connection, found, changes)
 
 
@@ -182,7 +184,8 @@ async def _updated(connection: Connection, found: dict[str, Any], changes: Mappi
         raise BusError(
             f"{config['name']} has {' and '.join(wrong)} switched on, and no server switches that off again",
             code="DX412",
-            fix="choose another application name (app), or remove all that the application has: dspex delete",
+            fix=f"choose another application name (app); or remove it: nats stream rm {config['name']}; or with all that the "
+            "application has: dspex delete",
         )
     if config.get("allow_rollup_hdrs"):
         changes = {**changes, "allow_rollup_hdrs": False}

@@ -197,8 +197,8 @@ MORE = {
         "another application name, or `dspex delete`",
     ),
     "DX414": (
-        "A stream with the name of one of the application's lacks something, and is not marked as made by dspex, which never "
-        "changes streams of others.",
+        "A stream, bucket or object store with the name of one of the application's lacks something, and is not marked as made "
+        "by dspex, which never changes those of others.",
         "make the change yourself: the message says which; or another application name",
     ),
     "DX411": (

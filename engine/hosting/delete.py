@@ -25,7 +25,7 @@ class Deleted:
     """What was removed. `whole`: the application had no other topology, so its streams and stores are gone too.
 
     `messages`: how many of the topology's own were removed, where the streams stay. `kept`: public copies of its sinks, which
-    are the user's.
+    are the user's. `others`: what has the name of something of the application, and dspex did not make it.
     """
 
     topology: str
@@ -33,6 +33,7 @@ class Deleted:
     removed: Sequence[str]
     messages: int = 0
     kept: Sequence[str] = ()
+    others: Sequence[str] = ()
 
 
 async def delete(bus: Bus, app: str, topology: str) -> Deleted:
@@ -57,7 +58,8 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
         raise TopologyError(why, code="DX240", node=topology, fix="stop these engines first (^C, or SIGTERM)")
     await audit.leave(bus, app, "delete", topology=topology)  # before: with the last topology goes the audit, too
     if len(known) == 1:
-        return Deleted(topology, True, await _everything(bus, app), kept=kept)
+        removed, others = await _everything(bus, app)
+        return Deleted(topology, True, removed, kept=kept, others=others)
     patterns, messages = subjects.of_topology(app, topology), 0
     if info is not None:
         messages = await bus.count(stream, patterns)
@@ -85,8 +87,9 @@ async def engines_of(bucket: Bucket, topology: str, now: float) -> dict[str, Any
     return found
 
 
-async def _everything(bus: Bus, app: str) -> list[str]:
-    removed: list[tuple[Kept, str]] = [
+async def _everything(bus: Bus, app: str) -> tuple[list[str], list[str]]:
+    """Remove it; what was removed, and what was there and is of others."""
+    all_of_it: list[tuple[Kept, str]] = [
         ("stream", subjects.sources(app)),
         ("stream", subjects.requests(app)),
         ("stream", subjects.told(app)),
@@ -95,4 +98,7 @@ async def _everything(bus: Bus, app: str) -> list[str]:
         ("objects", subjects.objects(app)),
         *(("bucket", name) for name in subjects.buckets(app)),
     ]
-    return [f"{kind} {name}" for kind, name in removed if await bus.remove(kind, name)]
+    there = [(kind, name) for kind, name in all_of_it if await bus.has(kind, name)]
+    own = [(kind, name) for kind, name in there if await bus.has(kind, name, own=True)]
+    removed = [f"{kind} {name}" for kind, name in own if await bus.remove(kind, name)]
+    return removed, [f"{kind} {name}" for kind, name in there if (kind, name) not in own]

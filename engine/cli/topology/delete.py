@@ -38,7 +38,9 @@ async def _deleted(t: Terminal, topology: str) -> None:
         "messages": done.messages,
         "removed": list(done.removed),
         "kept": list(done.kept),
+        "others": list(done.others),
     }
     what = ", ".join(done.removed) if done.whole else f"{done.messages:,} messages; sinks and streams stay"
     yours = [f"{name} stays, as it is a copy of yours: nats stream rm {name}" for name in done.kept]
+    yours += [f"{name} stays, as dspex did not make it" for name in done.others]
     t.emit(row, f"deleted {topology}: {what}", *yours)

@@ -120,3 +120,22 @@ async def test_a_stream_without_the_mark_of_dspex_is_never_altered(
         await bus.publish(NewMessage(subject, b"second"))
     with pytest.raises(BusError, match="message size"):
         await bus.publish(NewMessage(f"{unique}.b", b"x" * 2000))
+
+
+@pytest.mark.asyncio
+async def test_a_bucket_or_object_store_without_the_mark_of_dspex_is_never_altered(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:
+    theirs = {stream: subject for stream, subject in names(unique).items() if stream != unique}
+    for stream, subject in theirs.items():
+        await js.add_stream(name=stream, subjects=[subject], allow_rollup_hdrs=True, allow_direct=True)
+    for make in (bus.bucket(unique), bus.objects(unique), bus.bucket(unique, once=True)):
+        with pytest.raises(BusError, match="not made by dspex") as e:
+            await make
+        assert e.value.code == "DX414"
+    for stream in theirs:
+        before = (await js.stream_info(stream)).config
+        assert before.allow_rollup_hdrs
+        await js.update_stream(before.evolve(metadata={"dspex": "stream"}))  # the way out that the fix names
+    await made(bus, unique)
+    assert not any([(await js.stream_info(stream)).config.allow_rollup_hdrs for stream in theirs])

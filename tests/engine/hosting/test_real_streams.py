@@ -20,6 +20,7 @@ from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage
 from dspex.engine.graph.lanes import Backfill
 from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.delete import delete
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
@@ -73,6 +74,19 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     assert infos[f"{app}_sources"].max_bytes == (1 << 20) // 5
     assert infos[f"{app}_told"].max_bytes == (1 << 20) // 100
     assert infos[f"{app}_requests"].max_age == 86400.0
+
+
+@pytest.mark.asyncio
+async def test_what_others_made_under_a_name_of_the_application_is_not_deleted_with_it(
+    bus: NatsBus, js: JetStreamContext, unique: str
+) -> None:
+    name = f"KV_{subjects.stream(unique)}_cache"
+    await js.add_stream(name=name, subjects=[f"$KV.{name[3:]}.>"], allow_direct=True)
+    await apply(bus, unique, [reading(f"{unique}.in", f"{unique}.out").graph])
+    done = await delete(bus, unique, "reading")
+    assert (done.whole, done.others, len(done.removed)) == (True, [f"bucket {name[3:]}"], 9)
+    assert await bus.has("bucket", name[3:])
+    assert not await bus.has("stream", subjects.stream(unique))
 
 
 @pytest.mark.asyncio
