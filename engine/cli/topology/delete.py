@@ -42,5 +42,5 @@ async def _deleted(t: Terminal, topology: str) -> None:
     }
     what = ", ".join(done.removed) if done.whole else f"{done.messages:,} messages; sinks and streams stay"
     yours = [f"{name} stays, as it is a copy of yours: nats stream rm {name}" for name in done.kept]
-    yours += [f"{name} stays, as dspex did not make it" for name in done.others]
+    yours += [f"{name} stays, since others made it" for name in done.others]
     t.emit(row, f"deleted {topology}: {what}", *yours)
