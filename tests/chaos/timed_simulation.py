@@ -5,7 +5,8 @@
 Events of some keys come out of order within the lateness. They are counted by key, go through a slow call, and then into
 windows, which must stay open for what the model has not answered. Every run ends with the replay invariant of all partitions
 of all stages, and with nothing left in any table of what has ended. What takes part, and what goes wrong, is that of
-tests/chaos/simulation.py; a seed that fails fails again.
+tests/chaos/simulation.py, and by the seed: a third engine, events that are late and are redriven with another time, events that
+are put off, a pause, a person who decides, and a function that enriches. A seed that fails fails again.
 """
 
 from __future__ import annotations
@@ -15,111 +16,85 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from math import floor
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import simulation
 from oracle import Report, Violation
+from simulated import outsiders
 from simulated.bus import insist
+from simulated.expected import Expected, Place, Refused
 from simulated.sealed import Seals
 from simulated.source import APP
+from simulated.timed import LATENESS, SOURCE, WINDOWS, WOKEN, YEAR, Timed, build
 from simulation import Simulation
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.cloud_events import rfc3339
 from dspex.bus.errors import NotStored
 from dspex.bus.memory.server import Faults, MemoryServer
-from dspex.bus.message import Message, derived_id, new_id
+from dspex.bus.message import Message, derived_id, new_id, run_of
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, Letter
 from dspex.bus.serving import payloads
 from dspex.engine.graph import hops
-from dspex.engine.graph.context import StateContext
-from dspex.engine.graph.nodes import KEYED_PARTITIONS, Retry
+from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_graph
-from dspex.operators.stream import gather
-from dspex.operators.topology import Topology
 
-SOURCE = "timed.events"
-COUNTS, WOKEN, WINDOWS = "timed.counts", "timed.woken", "timed.windows"
-SESSIONS, BATCHES, ONCE, MET, PAIRS = "timed.sessions", "timed.batches", "timed.once", "timed.met", "timed.pairs"
-SIZE, LATENESS, GAP, NEAR = 10.0, 6.0, 4.0, 8.0  # seconds
-WAKE, YEAR = 20.0, 365 * 86400.0
-
-
-class Timed(NamedTuple):
-    """One event: its key, its number within the key, and its event time."""
-
-    id: str
-    key: str
-    n: int
-    time: float
-
-
-def tally(state: int, data: dict[str, Any], ctx: StateContext) -> tuple[int, list[dict[str, Any]]]:
-    ctx.wake(WAKE)
-    return state + 1, [{**data, "count": state + 1}]
-
-
-def woken(state: int, ctx: StateContext) -> tuple[int, list[dict[str, Any]]]:
-    return state, [{"k": ctx.key, "woken": state}]
-
-
-def last(state: float, data: dict[str, Any], ctx: StateContext) -> tuple[float, list[float]]:
-    return max(state, data["n"]), []
-
-
-def start(window: dict[str, Any]) -> float:
-    return datetime.fromisoformat(window["start"]).timestamp()
-
-
-def build(partitions: int) -> Topology:
-    t = Topology("timed")
-    keyed = t.source(SOURCE, partitions=partitions).key_by("k")
-    counted = keyed.stateful(tally, init=int, on_wake=woken, name="tally")
-    one, other = counted.branch("has(n)")
-    other.sink(WOKEN)
-    one.sink(COUNTS)
-    retry = Retry(attempts=12, backoff="200ms", factor=1.5, cap="2s")
-    asked = keyed.predict("text -> label: str", name="ask", retry=retry, deadline="30m")
-    asked.window(SIZE, lateness=LATENESS).count(name="windows").sink(WINDOWS)
-    keyed.session_window(GAP, lateness=LATENESS).count(name="sessions").sink(SESSIONS)
-    keyed.batch(3, within="5s", name="batched").map(lambda many: {"k": many[0]["k"], "n": [d["n"] for d in many]}).sink(BATCHES)
-    keyed.dedupe("str(n // 3)", within="10m", name="once").sink(ONCE)
-    shouted = keyed.map(lambda d: {"shouted": d["text"].upper()}, name="shout")
-    gather(keyed, shouted, asked, name="met", within="1h").sink(MET)
-    keyed.join(asked, within=NEAR, name="pairs").map(lambda pair: {"k": pair[0]["k"], "n": [d["n"] for d in pair]}).sink(PAIRS)
-    again = keyed.key_by("str(n % 3)", name="again")
-    again.stateful(last, init=float, ttl="30s", name="last").sink("timed.last")
-    return t
+STRAY = 60.0  # seconds by which an event may be late
+PUT_OFF = 1.5  # seconds
 
 
 @dataclass
 class TimedSimulation(Simulation):
-    """One run. The options are those of Simulation; those about its source's stream are off.
+    """One run. The options are those of Simulation; those about its source's stream are off. The seed decides what is None.
 
     Attributes:
         behind: partitions behind a hop. An application has 64, and so has one seed in eight. The others have eight: such a run
             costs a third less, with as many commits; what it saves are the claims of partitions without a key.
+        strays: how many of the events are too late, from 0 to 1. put_off: how many wait in the engine for a while.
+        paused: once the topology, or one of its stages, is paused for a while. people: decide about each event.
+        enriched: a function is asked about each event.
+        third: three engines take part instead of two.
+        patient: late events are redriven only when all has been said that their letters lead to.
     """
 
     behind: int | None = None
+    strays: float | None = None
+    put_off: float | None = None
+    paused: bool | None = None
+    people: bool | None = None
+    enriched: bool | None = None
+    third: bool | None = None
+    patient: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.behind = self.behind or (KEYED_PARTITIONS if self.seed // 2 % 8 == 0 else 8)
         self.command = self.command.replace("/simulation.py", "/timed_simulation.py")
         self.fate, self.sealed, self.redriven, self.big = "", False, False, 0
+        self.behind = self.behind or (KEYED_PARTITIONS if self.seed // 2 % 8 == 0 else 8)
+        chance = Random(self.seed + 2)
+        by_seed: dict[str, Any] = {
+            "strays": chance.choice([0.0, 0.0, 0.15]),
+            "put_off": chance.choice([0.0, 0.0, 0.2]),
+            "paused": chance.random() < 0.3,
+            "people": chance.random() < 0.3,
+            "enriched": chance.random() < 0.3,
+            "patient": chance.random() < 0.3,
+            "third": chance.random() < 0.2,
+        }
+        for name, value in by_seed.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.engines += bool(self.third)
 
     @cached_property
     def topology(self) -> Any:
-        return build(1 + 2 * (self.seed % 2)).graph
+        return build(1 + 2 * (self.seed % 2), people=bool(self.people), enriched=bool(self.enriched)).graph
 
     def run(self) -> Report:
         hops.KEYED_PARTITIONS = self.behind  # type: ignore[misc]
@@ -137,16 +112,22 @@ class TimedSimulation(Simulation):
         self._decide()
         self.seals = Seals(self.server, on=False)
         self.given: list[Timed] = []
+        self.times: dict[Place, tuple[float, float]] = {}
+        self.displaced: set[Place] = set()
+        self._known: dict[int, tuple[Message, Any]] = {}
         tasks = [
             *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
             *(asyncio.create_task(self._worker()) for _ in range(self.workers)),
+            *([asyncio.create_task(outsiders.decide(self))] if self.people else []),
+            *([asyncio.create_task(outsiders.pause(self))] if self.paused else []),
         ]
         loop = asyncio.get_running_loop()
         started = loop.time()
+        self.begin = self.server.now - started  # event times do not jump where the server's clock does
         if self.skewed:
             loop.call_later(self.random.uniform(0.5, 20.0), self._set_clock)
         await self._publish()
-        await self.until(lambda: self._settled)
+        await self._come_to_rest()
         await asyncio.sleep(75.0)  # long enough for whatever would come too much: work comes again within 15 s, a TTL is 30 s
         report = await self._judge(loop.time() - started)
         for task in tasks:
@@ -158,17 +139,22 @@ class TimedSimulation(Simulation):
         """Event times stand in the headers: now, or a year ago, less up to the lateness."""
         root = f"{new_id(self.server.now)[:15]}000-8000-000000000000"
         numbers, pause = Counter[str](), self.random.choice([0.05, 0.4, 3.0])
-        begin = self.server.now - asyncio.get_running_loop().time()  # event times do not jump where the server's clock does
-        ago, rest = self.random.choice([0.0, YEAR]), self.random.choice([0.0, 45.0])
+        self.ago, rest = self.random.choice([0.0, YEAR]), self.random.choice([0.0, 45.0])
+        chance = Random(self.seed + 3)
         for number in range(self.count):
             if number == self.count // 2:
                 await asyncio.sleep(rest)  # the source is silent, and its watermark goes on by itself
             key = f"k{self.random.randrange(self.keys)}"
-            time = round(begin + asyncio.get_running_loop().time() - ago - self.random.uniform(0.0, LATENESS * 0.9), 3)
+            late = chance.uniform(LATENESS, STRAY) if chance.random() < (self.strays or 0.0) else 0.0
+            time = round(self.now - self.random.uniform(0.0, LATENESS * 0.9) - late, 3)
             event = Timed(derived_id(root, "timed", number), key, numbers[key], time)
             numbers[key] += 1
             body = codecs.encode({"k": key, "n": event.n, "text": f"message {number}"})[0]
             headers = {subjects.MESSAGE_ID: event.id, subjects.KEY: key, subjects.TIME: rfc3339(time)}
+            waits = chance.random() < (self.put_off or 0.0) and not self.ago
+            if waits:  # its event time is when it is taken
+                headers[subjects.AT] = f"+{PUT_OFF}"
+                self.displaced.add(event.place)
             draft = NewMessage(SOURCE, body, headers)
             while True:
                 try:
@@ -176,102 +162,77 @@ class TimedSimulation(Simulation):
                     break
                 except NotStored:  # no engine has applied the topology yet
                     await asyncio.sleep(0.1)
-            self.given.append(event)
+            self.given.append(event._replace(time=self._stored_at(event.id) + PUT_OFF) if waits else event)
             await asyncio.sleep(self.random.expovariate(1 / pause))
 
+    def _stored_at(self, id: str) -> float:
+        stream = self.server.stream_of(SOURCE)
+        return (
+            next(m.time for m in reversed(stream.messages.values()) if m.headers[subjects.MESSAGE_ID] == id) if stream else 0.0
+        )
+
+    @property
+    def now(self) -> float:
+        """What the publisher says of the time."""
+        return self.begin + asyncio.get_running_loop().time() - self.ago
+
+    async def _come_to_rest(self) -> None:
+        """Wait until all has come, and redrive what was late with a time that is not, until nothing is."""
+        await self.until(lambda: self._settled(lacking=bool(self.patient)))
+        for _ in range(3):
+            if not self.expected.refused.late:
+                return
+            if self.patient:  # else nothing would be left to see of what their letters lead to
+                self.failures += self._violations()
+            await outsiders.redrive(self)
+            await self.until(lambda: self._settled(lacking=True))
+
     def _model(self, request: CallRequest) -> dict[str, Any]:
+        if request.node == "find":
+            return {"outputs": {"found": request.inputs["n"] + 1}}
         return {"outputs": {"label": str(request.inputs["text"]).upper()}}
 
     # -- what came of it --------------------------------------------------------------------------------------------
-    def _out(self, subject: str) -> list[tuple[Message, Any]]:
-        stream = self.server.streams.get(subjects.stream(APP))
-        found = stream.matching([subject], 1, stream.last) if stream is not None else ()
-        return [(m, codecs.decode(self.whole(m).data, m.headers.get(subjects.CONTENT_TYPE, codecs.JSON))) for m in found]
+    def out(self, subject: str) -> list[tuple[Message, Any]]:
+        """What came out on a subject."""
+        return [self._decoded(m) for m in self._stored(subjects.stream(APP), subject)]
+
+    def _decoded(self, m: Message) -> tuple[Message, Any]:
+        if m.sequence not in self._known:  # it is looked at again and again
+            self._known[m.sequence] = m, codecs.decode(self.whole(m).data, m.headers.get(subjects.CONTENT_TYPE, codecs.JSON))
+        return self._known[m.sequence]
+
+    def _stored(self, name: str, subject: str) -> list[Message]:
+        stream = self.server.streams.get(name)
+        return list(stream.matching([subject], 1, stream.last)) if stream is not None else []
 
     @property
-    def _settled(self) -> bool:
-        """Whether all counts are there, and every event is in a window, or late."""
-        counts, met = len(self._out(COUNTS)), len(self._out(MET))
-        closed = sum(w["value"] for _, w in self._out(WINDOWS)) + len(self._letters())
-        return min(counts, met, closed) >= len(self.given)
+    def expected(self) -> Expected:
+        """What is to come of what was published and refused so far."""
+        refused, runs = Refused(), dict[str, Timed]()
+        if found := self._stored(subjects.stream(APP), subjects.dead_pattern(APP)):
+            stream, by_id = self.server.stream_of(SOURCE), {e.id: e for e in self.given}
+            if stream is not None:
+                for m in self._stored(stream.config.name, SOURCE):
+                    runs[run_of(stream.config.name, stream.created, m)] = by_id[m.headers[subjects.MESSAGE_ID]]
+            refused = Refused.read([Letter.unpack(self.whole(m).data) for m in found], runs)
+        on_time = not self.skewed and not self.strays
+        return Expected(self.given, refused, self.out, self.times, self.displaced, on_time)
 
-    def _letters(self) -> list[Message]:
-        stream = self.server.streams.get(subjects.stream(APP))
-        return list(stream.matching([subjects.dead_pattern(APP)], 1, stream.last)) if stream is not None else []
+    def _settled(self, *, lacking: bool) -> bool:
+        return self.expected.settled(people=bool(self.people), enriched=bool(self.enriched), lacking=lacking)
+
+    def _violations(self) -> list[Violation]:
+        return list(self.expected.violations(people=bool(self.people), enriched=bool(self.enriched)))
 
     async def _judge(self, took: float) -> Report:
-        found = [*self._of_counts(), *self._of_windows(), *self._of_the_rest(), *self._of_residue(), *self.failures]
+        found = [*self._violations(), *self._of_residue(), *self.failures]
         self.server.luck.faults = Faults()
         found += [v async for v in self._replayed()]
-        entries = len(self._letters())
+        entries = len(self._stored(subjects.stream(APP), subjects.dead_pattern(APP)))
         numbers = {"seed": self.seed, "events": len(self.given), "virtual seconds": round(took), "dead letters": entries}
-        numbers |= {"windows": len(self._out(WINDOWS)), "woken": len(self._out(WOKEN)), **self.done}
+        numbers |= {"windows": len(self.out(WINDOWS)), "woken": len(self.out(WOKEN)), **self.done}
         return Report(numbers, found, self.command)
-
-    @property
-    def _through(self) -> list[Timed]:
-        """The events that were not late: where one branch refuses an event, no sink gets it."""
-        late = [codecs.decode(Letter.unpack(self.whole(m).data).event.data, codecs.JSON) for m in self._letters()]
-        return [e for e in self.given if (e.key, e.n) not in {(d["k"], d["n"]) for d in late}]
-
-    def _of_counts(self) -> Iterator[Violation]:
-        counted = Counter((d["k"], d["n"]) for _, d in self._out(COUNTS))
-        for event in self._through:
-            if counted[event.key, event.n] != 1:
-                yield Violation("an event is counted once", f"{event.key} {event.n}: {counted[event.key, event.n]} times")
-        for key in sorted({e.key for e in self.given}):
-            counts = [d["count"] for _, d in self._out(COUNTS) if d["k"] == key]
-            if counts != list(range(1, len(counts) + 1)):
-                yield Violation("a state changes in order", f"{key}: {counts}")
-        ids = Counter(m.headers[subjects.EVENT_ID] for s in (COUNTS, WOKEN, WINDOWS) for m, _ in self._out(s))
-        for id, times in ids.items():
-            if times > 1:
-                yield Violation("an id is given once", f"{id}: {times} times")
-
-    def _of_windows(self) -> Iterator[Violation]:
-        wanted = Counter((e.key, floor(e.time / SIZE) * SIZE) for e in self.given)
-        seen = Counter((d["key"], start(d)) for _, d in self._out(WINDOWS))
-        for place, times in seen.items():
-            if times > 1:
-                yield Violation("a window has one result", f"{place}: {times}")
-        late = len(self._letters())
-        if late and not self.skewed:
-            yield Violation("nothing that comes within the lateness is late", f"{late} letters")
-        for _, d in self._out(WINDOWS):
-            if d["value"] > wanted[d["key"], start(d)] or (not late and d["value"] != wanted[d["key"], start(d)]):
-                yield Violation("a window has its events", f"{d}, and there are {wanted[d['key'], start(d)]}")
-        if sum(d["value"] for _, d in self._out(WINDOWS)) + late != len(self.given):
-            yield Violation("every event is in a window, or late", f"{len(self.given)} events, {late} late, {dict(seen)}")
-
-    def _of_the_rest(self) -> Iterator[Violation]:
-        """Of sessions, where nothing was late; of batches, dedupe, gather and join."""
-        places = [(e.key, e.n) for e in self._through]
-        ones = [("dedupe lets the first through", ONCE, [p for p in places if p[1] % 3 == 0]), ("branches meet", MET, places)]
-        for promise, subject, wanted in ones:
-            found = Counter((d["k"], d["n"]) for _, d in self._out(subject))
-            if found != Counter(wanted) and not (self._letters() and subject == ONCE):
-                yield Violation(promise, f"too many {found - Counter(wanted)}, too few {Counter(wanted) - found}")
-        batched = {key: [n for _, d in self._out(BATCHES) if d["k"] == key for n in d["n"]] for key, _ in places}
-        for key, numbers in batched.items():
-            if numbers != sorted(numbers) or not set(numbers) >= {n for k, n in places if k == key}:
-                yield Violation("a batch has its events in order", f"{key}: {numbers}")
-        pairs = Counter((d["k"], *d["n"]) for _, d in self._out(PAIRS))
-        near = {(a.key, a.n, b.n) for a in self.given for b in self.given if a.key == b.key and abs(a.time - b.time) <= NEAR}
-        if not self._letters() and pairs != Counter(near):
-            yield Violation("a pair is joined once", f"too many {pairs - Counter(near)}, too few {Counter(near) - pairs}")
-        seen = Counter((d["key"], d["value"]) for _, d in self._out(SESSIONS))
-        if not self._letters() and seen != Counter(self._sessions()):
-            yield Violation("a session has its events", f"{seen}, and there are {Counter(self._sessions())}")
-
-    def _sessions(self) -> Iterator[tuple[str, int]]:
-        for key in {e.key for e in self.given}:
-            times, count = sorted(e.time for e in self.given if e.key == key), 0
-            for time, before in zip(times, [times[0], *times]):
-                if time - before > GAP:
-                    yield key, count
-                    count = 0
-                count += 1
-            yield key, count
 
     def _of_residue(self) -> Iterator[Violation]:
         """Nothing is left of a window or a TTL that has ended."""

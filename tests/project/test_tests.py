@@ -27,6 +27,7 @@ SLEEPS = {
     "chaos/processes/sources.py": "scripts/chaos: real faults at random moments",
     "chaos/run.py": "scripts/chaos: real faults at random moments",
     "chaos/simulated/bus.py": "virtual time",
+    "chaos/simulated/outsiders.py": "virtual time",
     "chaos/simulated/source.py": "virtual time",
     "chaos/simulation.py": "virtual time",
     "chaos/timed_simulation.py": "virtual time",
