@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from dspex.bus.errors import TopologyError
-from dspex.engine.graph.boundary import gate, told_apart
+from dspex.engine.graph.boundary import Gate, told_apart
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.hops import behind
 from dspex.engine.graph.manifest import Manifest
@@ -125,7 +125,7 @@ class _Laid:
         for index, (inlet, was) in enumerate(zip(inputs, node.inputs)):
             if leads_out and was.node not in self.after - self.between:
                 name = self._copy(f"{node.name}/boundary") + (f"/{index}" if index else "")
-                found[name] = NativeNode(name=name, op="boundary", inputs=(inlet,), build=gate(self._lane))
+                found[name] = NativeNode(name=name, op="boundary", inputs=(inlet,), build=Gate(self._lane))
             elif was.node in self.built:
                 name = self._copy(f"{was.node}/told-apart")  # so that it is known further on, behind a hop
                 found[name] = NativeNode(name=name, op="boundary", inputs=(inlet,), build=told_apart(self._lane))
@@ -167,6 +167,12 @@ def follows_on(graph: Graph, before: Manifest | None, lane: Lane) -> bool:
     kinds = SinkNode | CallNode | StateNode
     all_behind = [graph.nodes[name] for name in _behind(graph, lane.operators)]
     return any(isinstance(n, kinds) and graph.renamed_from.get(n.name, n.name) in there for n in all_behind)
+
+
+def with_copies(graph: Graph, before: Manifest | None, names: Collection[str]) -> list[str]:
+    """Names of operators, and of the hops that lanes have in their place, or besides."""
+    there = before.hops if before is not None else {}
+    return [*names, *(copy for lane in graph.lanes for name in names if (copy := f"{lane}/{name}") in there)]
 
 
 def _built(graph: Graph, fresh: Collection[StateNode]) -> list[str]:

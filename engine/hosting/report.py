@@ -11,6 +11,8 @@ from typing import Any, Final
 import orjson
 
 from dspex.bus.message import oldest_of
+from dspex.engine.graph.boundary import Gate
+from dspex.engine.graph.nodes import NativeNode
 from dspex.engine.hosting.operators import Operators
 from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.partition import Partition
@@ -78,8 +80,15 @@ def described(r: StageRunner, operators: Operators, holds: Mapping[str, float] |
         "dead_letters": r.counters["dead_letter"],
         "unreadable": r.counters["unreadable"],
         "unsigned": r.counters["unsigned"],
+        **({"left_out": _left_out(r)} if r.stage.graph.lanes else {}),
         "partitions": _partitions(r) if holds is None else [],
     }
+
+
+def _left_out(r: StageRunner) -> int:
+    """What came about before the boundary of a lane, and went no further."""
+    nodes = (r.stage.graph.nodes.get(name) for name in r.stage.clocks)
+    return sum(n.build.left_out for n in nodes if isinstance(n, NativeNode) and isinstance(n.build, Gate))
 
 
 def _input(r: StageRunner) -> str:

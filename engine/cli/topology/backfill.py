@@ -38,7 +38,7 @@ def announce(t: Terminal, lanes: Lanes) -> None:
 async def watch(t: Terminal, c: Client, lanes: Lanes) -> None:
     """Show how far the history is read, until it is; where no engine runs and nobody looks on, say so and end."""
     total = sum(read.events for _, reads in lanes.values() for read in reads.values())
-    rows = await _rows(c, lanes)
+    rows, _ = await _rows(c, lanes)
     if not any(row["owners"] for row in rows.values()):
         t.note("no engine runs this version yet: the history is read when one does (dspex run, or start those that run again)")
         if not (sys.stderr.isatty() or (await c.status())["engines"]):
@@ -48,28 +48,31 @@ async def watch(t: Terminal, c: Client, lanes: Lanes) -> None:
     with t.progress("history", total) as bar:
         while done < total or not looks:
             try:
-                rows = await _rows(c, lanes)
+                rows, left_out = await _rows(c, lanes)
                 read = total - sum(await asyncio.gather(*(_left(c, lanes, key, row) for key, row in rows.items())))
             except BusError as e:  # a local server is started again with the engine
                 if not e.retryable:
                     raise
             else:
-                bar.advance(read - done, next((row["stopped"] for row in rows.values() if row["stopped"]), None) or "")
+                note = next((row["stopped"] for row in rows.values() if row["stopped"]), None)
+                bar.advance(read - done, note or f"{count(left_out, 'result')} left out")
                 if t.json and (looks % SAY_EVERY == 0 or read >= total):
-                    t.emit({"read": read, "of": total, "done": read >= total})
+                    t.emit({"read": read, "of": total, "left_out": left_out, "done": read >= total})
                 done, looks = read, looks + 1
             if done < total:
                 await asyncio.sleep(EVERY)
     t.note(f"all {count(total, 'event')} of history are read")
 
 
-async def _rows(c: Client, lanes: Lanes) -> Mapping[tuple[str, str, str], StageRow]:
-    """The stages of the lanes' sources, by topology, lane and source."""
+async def _rows(c: Client, lanes: Lanes) -> tuple[Mapping[tuple[str, str, str], StageRow], int]:
+    """The stages of the lanes' sources, by topology, lane and source; and how many results were left out in the lanes."""
     from dspex.engine.client.status.status import stage_rows
 
-    rows = {(row["topology"], row["source"]): row for row in await stage_rows(c.bus, c.app, await c.manifests())}
+    stages = await stage_rows(c.bus, c.app, await c.manifests())
+    rows = {(row["topology"], row["source"]): row for row in stages}
     keys = [(topology, name, source) for (topology, name), (_, reads) in lanes.items() for source in reads]
-    return {key: rows[key[0], key[2]] for key in keys if (key[0], key[2]) in rows}
+    left_out = sum(row["left_out"] for row in stages if any(row["source"].startswith(f"{name}/") for _, name in lanes))
+    return {key: rows[key[0], key[2]] for key in keys if (key[0], key[2]) in rows}, left_out
 
 
 async def _left(c: Client, lanes: Lanes, key: tuple[str, str, str], row: StageRow) -> int:

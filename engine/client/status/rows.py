@@ -101,6 +101,7 @@ class StageReport(TypedDict):
     events: int
     rate: NotRequired[float]  # an older engine does not report it
     waits_for: NotRequired[dict[str, str]]  # likewise
+    left_out: NotRequired[int]  # where the topology builds something from history
     rest: NotRequired[float]  # where its source stops, because another version goes on there
     holds: NotRequired[dict[str, float]]  # likewise
     retries: int
@@ -164,6 +165,7 @@ class StageRow(TypedDict):
         events, retries, fallbacks: since the engines that run it were started. rate: events a second, of late; None where
             no engine tells it.
         unsigned: likewise, records that were passed over, because their signature was not right.
+        left_out: likewise, results of history that went no further, since they came about before the boundary of a lane.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
         paused: somebody has paused it: nothing is admitted, and what is open comes to its end. paused_until: when it goes on by
@@ -191,6 +193,7 @@ class StageRow(TypedDict):
     retries: int
     fallbacks: int
     unsigned: int
+    left_out: int
     dead_letters: int
     stopped: str | None
     paused: bool

@@ -119,6 +119,7 @@ class Look:
             "retries": sum(s["retries"] for _, s in mine),
             "fallbacks": sum(s.get("fallbacks", 0) for _, s in mine),
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
+            "left_out": sum(s.get("left_out", 0) for _, s in mine),
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or _rests(mine, applied) or unread.why,
             **self._paused(topology, applied, id),

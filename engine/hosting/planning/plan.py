@@ -14,6 +14,7 @@ from typing import Any
 
 from dspex.bus.errors import ConfigError, DspexError, SubjectTaken, TopologyError
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.lanes import with_copies
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import CallNode, HopNode, StateNode
 from dspex.engine.graph.versions import changed_forms, described, gone, next_version, not_reset
@@ -72,6 +73,7 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
     except SubjectTaken as e:
         return ApplyPlan((), (), e, streams, {}, after)
     refused: DspexError | None = None
+    reset = dict.fromkeys(name for g in graphs for name in with_copies(g, there.last(g.name), reset))
     nodes = [change for g in graphs for change in (*_nodes(g, there, reset), *_lanes(g, there))]
     for graph in graphs:
         own = {n.name: streams[n.source.subject] for n in graph.sources}

@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.port import Bus, Kept, StreamInfo
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.hops import regrouped
-from dspex.engine.graph.lanes import Backfill, with_lanes
+from dspex.engine.graph.lanes import Backfill, with_copies, with_lanes
 from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
 from dspex.engine.graph.versions import changed_forms, described, gone
@@ -108,7 +108,7 @@ async def look(
     if remarks:
         history, strangers = await asyncio.gather(_history(bus, graphs, there), _strangers(bus, app, graphs, there))
         there = replace(there, history=history, strangers=strangers)
-    held = {g.name: touched(g, m, reset) for g in graphs if (m := there.last(g.name)) is not None}
+    held = {g.name: touched(g, m, with_copies(g, m, reset)) for g in graphs if (m := there.last(g.name)) is not None}
     found = [await _held(bus, app, g, m, held[g.name]) for g in graphs if (m := there.last(g.name)) is not None]
     whole = {key: value for one in found for key, value in one.items()}
     return replace(there, held=whole)

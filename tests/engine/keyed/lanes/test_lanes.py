@@ -123,6 +123,16 @@ def test_an_operator_that_is_dropped_takes_its_lane_with_it(lab: MakeLab) -> Non
     assert len(one.outputs("out")) == 70
 
 
+def test_a_hop_that_is_reset_gives_up_what_is_held_behind_it_in_the_lane_too(lab: MakeLab) -> None:
+    one = begun(lab, topology(summed))
+    one.drain("b")
+    one.run(apply(one.client.bus, APP, [topology(summed).graph], reset=["by"]))
+    one.start("c", topology(summed))
+    send(one, range(60, 67))
+    one.advance(1)
+    assert sorted(row["sum"] for row in one.outputs("sums.out")) == list(range(60, 67))
+
+
 def asked(keyed: Any) -> None:
     """Calls and a person behind what is built, and an operator that goes by the clock."""
     found = keyed.stateful(sums, init=int, name="sums")
@@ -245,6 +255,6 @@ def test_apply_shows_where_results_begin_and_how_far_the_history_is_read(
     assert "backfill  sums: 60 events of history; results begin 2026-01-01T00:00:01+00:00\n" in said.out
     made, done = (json.loads(line) for line in said.out.splitlines() if line.startswith("{"))
     assert (made["operators"], made["events"], made["since"]) == (["sums"], 60, "2025-12-02T00:00:01+00:00")
-    assert (done["read"], done["of"], done["done"]) == (60, 60, True)
+    assert (done["read"], done["of"], done["left_out"], done["done"]) == (60, 60, 60, True)
     assert said.err.count("no engine runs this version yet") == 1
     assert "all 60 events of history are read" in said.err

@@ -30,6 +30,7 @@ from dspex.bus.errors import TopologyError
 from dspex.engine.client.status.status import stage_rows
 from dspex.engine.graph import pauses
 from dspex.engine.hosting.apply import apply
+from dspex.engine.hosting.host import Host
 
 
 def predicted(keyed: Any) -> None:
@@ -65,25 +66,25 @@ def test_what_is_built_anew_goes_on_exactly_where_it_was(
         at.answers["ask"] = lambda inputs, request: {"answer": str(inputs["seen"])}
         at.start()
         at.work()
-        at.run(trickle(at, range(40)))
+        at.run(trickle(at, range(24)))
 
     async def meanwhile() -> None:
         how: dict[str, Any] = {"reset": reset, "backfill": MONTH, "again": True}
-        await asyncio.gather(apply(one.client.bus, APP, [topology(build).graph], **how), trickle(one, range(40, 80)))
+        await asyncio.gather(apply(one.client.bus, APP, [topology(build).graph], **how), trickle(one, range(24, 54)))
 
     one.run(meanwhile())
-    always.run(trickle(always, range(40, 80)))
+    always.run(trickle(always, range(24, 54)))
     for at in (always, one):
-        at.run(trickle(at, range(80, 100)))
+        at.run(trickle(at, range(54, 64)))
         if at is one:
             at.start("b", topology(build))
         else:
             at.advance(0.5)  # as long as the other one takes
-        at.run(trickle(at, range(100, 110)))
+        at.run(trickle(at, range(64, 70)))
         if at is one:
             at.kill()
-        at.run(trickle(at, range(110, 130)))
-        at.advance(60)
+        at.run(trickle(at, range(70, 84)))
+        at.advance(45)
     for sink in [*sinks, "out"]:
         assert always.outputs(sink)
         assert by_key(one.outputs(sink)) == by_key(always.outputs(sink)), sink
@@ -158,3 +159,51 @@ async def pause_and_resume(one: Lab) -> None:
     bucket = await one.client.bus.bucket(subjects.applied(APP))
     await pauses.pause(bucket, "t", pauses.WHOLE, 0.0)
     await pauses.resume(bucket, "t", pauses.WHOLE)
+
+
+def test_engines_that_die_while_a_topology_comes_to_rest_and_another_change_after_it_lose_and_double_nothing(
+    lab: MakeLab,
+) -> None:
+    """Its lane is replaced by another one, which begins anew."""
+    one = lab(topology(summed))
+    one.start()
+
+    async def killed() -> None:
+        await asyncio.sleep(1.5)
+        host, bus = one.hosts.pop("a")
+        await host.kill()
+        await bus.close()
+        host = Host(bus := one.server.connect(), APP, one.graphs, engine="a2")
+        one.hosts["a2"] = (host, bus)
+        await host.start()
+
+    async def meanwhile(*more: Any) -> None:
+        how: dict[str, Any] = {"reset": ["sums"], "backfill": MONTH, "again": True}
+        await asyncio.gather(apply(one.client.bus, APP, [topology(summed).graph], **how), *more)
+
+    one.run(trickle(one, range(10)))
+    one.run(meanwhile(killed(), trickle(one, range(10, 50))))
+    one.start("b", topology(summed))
+    one.run(trickle(one, range(50, 60)))
+    one.run(meanwhile(trickle(one, range(60, 90))))
+    one.start("c", topology(summed))
+    one.run(trickle(one, range(90, 100)))
+    one.advance(10)
+    assert manifest(one).lanes.keys() == {"sums/2"}
+    assert by_key(one.outputs("sums.out")) == sums_of(range(100), 0)
+    assert len(one.outputs("out")) == 100
+
+
+@pytest.mark.parametrize("silence", [30.0, 35.3])
+def test_windows_that_a_silent_source_ends_while_it_comes_to_rest_give_their_results_once(lab: MakeLab, silence: float) -> None:
+    """The watermark is moved by the clock alone: past the end of a window soon after the rest, or while it comes."""
+    one = lab(topology(windows))
+    one.start()
+    one.run(trickle(one, range(24)))
+    one.advance(silence)
+    backfilled(one, topology(windows), reset=["windows"])
+    one.advance(20)  # the engine of before lives on
+    one.start("b", topology(windows))
+    one.advance(60)
+    found = [(w["key"], w["start"]) for w in one.outputs("counts")]
+    assert (len(found), sum(w["value"] for w in one.outputs("counts"))) == (len(set(found)), 24)
