@@ -55,7 +55,7 @@ def unready(waits: list[type[Exception]]) -> Callable[[Any], Any]:
 
     def check(data: Any) -> Any:
         for error in waits if data.get("bad") else ():
-            raise RetryLater(after=300) if error is RetryLater else ProgramError("no")
+            raise RetryLater(after=60) if error is RetryLater else ProgramError("no")
         return data
 
     return check
@@ -82,7 +82,7 @@ def where_it_is_woken(stream: Stream[Any, str], check: Callable[[Any], Any]) -> 
 def test_an_event_that_was_redriven_and_waits_holds_the_windows_behind_it(way: Callable[..., Stream[Any, str]]) -> None:
     waits: list[type[Exception]] = [ProgramError]
     topology = Topology("t")
-    way(topology.source("in").key_by("k"), unready(waits)).window("1m").count(name="w").sink("out")
+    way(topology.source("in", idle="1s").key_by("k"), unready(waits)).window("1m").count(name="w").sink("out")
     with Driver(topology) as d:
         d.answer("ask", {"answer": "yes"}) if way is behind_a_call else None
         d.publish("in", {"k": "a", "bad": True}, at=at(5))
@@ -91,10 +91,10 @@ def test_an_event_that_was_redriven_and_waits_holds_the_windows_behind_it(way: C
         waits[:] = [RetryLater]
         d.redrive()
         d.publish("in", {"k": "a"}, at=at(100))
-        d.advance("2m")
+        d.advance("40s")
         assert d.outputs("out") == []
         waits.clear()
-        d.advance("5m")
+        d.advance("80s")
         assert sum(w["value"] for w in d.outputs("out")) == 2
         assert d.dead_letters() == []
 
