@@ -67,7 +67,8 @@ def test_a_run_beside_dspy_prints_a_row_for_each_operation(dspy: Any, capsys: py
     assert {row["group"] for row in rows} == {"signature", "predict"}
     numbers = ("p50_us", "p99_us", "rate", "peer_p50_us", "peer_p99_us", "ratio", "worker_p50_us", "worker_p99_us")
     assert all(row[key] > 0 for row in rows for key in numbers if row["group"] != "predict"), rows
-    assert all(row["wire_us"] > 0 and row["peer_p50_us"] > 0 for row in rows if row["group"] == "predict"), rows
+    # what the wire takes is taken off, which on a busy machine may leave nothing
+    assert all(row["wire_us"] > 0 and row["peer_p50_us"] >= 0 for row in rows if row["group"] == "predict"), rows
     assert all(row["met"] is (row["ratio"] >= row["target"]) for row in rows if row["ratio"] is not None)
     assert list(verdict) == ["v", "goals", "met", "missed", "versions"]
     assert verdict["goals"] == verdict["met"] + len(verdict["missed"]) == sum(row["met"] is not None for row in rows)
