@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import io
 import json
@@ -27,6 +28,7 @@ from typing import Any
 
 import pytest
 import structlog
+from standin import StandIn
 
 from dspex import __main__ as cli
 
@@ -37,7 +39,6 @@ needs_proc = pytest.mark.skipif(
     sys.platform != "linux" or (bool(NOT_ROOT) and not shutil.which("setpriv")),
     reason="Linux alone has /proc, and root may look everywhere unless setpriv gives that up",
 )
-STANDIN = HERE / "standin.py"
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ERASES = re.compile(r"(?:\r?\x1b\[[12]K(?:\x1b\[1A)?)+")  # what was drawn goes, line by line
 CLASSIFY = "text -> intent: Literal['card_arrival','lost_card','exchange_rate','other'], urgency: int"
@@ -282,16 +283,20 @@ class Seen:
 
 @contextmanager
 def stand_in() -> Iterator[str]:
-    """The URL of a stand-in for a model's server, in a process of its own."""
-    process = subprocess.Popen([sys.executable, str(STANDIN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdin is not None
+    """The URL of a stand-in for a model's server, in a thread of its own."""
+    loop, server = asyncio.new_event_loop(), StandIn()
+    thread = threading.Thread(target=loop.run_forever, name="stand-in")
+    thread.start()
     try:
-        yield json.loads(process.stdout.readline())["url"]
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(60)
+        try:
+            yield server.url
+        finally:
+            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(60)
     finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
+        loop.close()
 
 
 @pytest.fixture(scope="module")

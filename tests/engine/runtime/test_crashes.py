@@ -34,7 +34,7 @@ def everything() -> Topology:
 
     topology = Topology("everything")
     source = topology.source("in").map(patient, name="patient")
-    source.flat_map(lambda d: [{"n": d["n"], "i": i} for i in range(300)], name="split").sink("many")
+    source.flat_map(lambda d: [{"n": d["n"], "i": i} for i in range(100)], name="split").sink("many")
     source.map(lambda d: {**d, "text": str(d["n"])}, name="text").predict(
         "text -> answer", name="ask", order="key", timeout="5s", deadline="60s"
     ).sink("answers")
@@ -80,7 +80,7 @@ def undisturbed() -> dict[str, Any]:
     one.advance(30)
     seen = results(one)
     one.close()
-    assert len(seen["many"]) == 300 * 18
+    assert len(seen["many"]) == 100 * 18
     assert [n for n, _ in seen["letters"]] == [2, 5, 15, 16]
     return seen
 
