@@ -201,7 +201,7 @@ class _Run:
 
     def _print_topologies(self) -> None:
         host = self.engine.running.host
-        for graph in self.engine.graphs:
+        for graph in host.graphs:
             stages = sum(r.topology == graph.name for r in host.runners)
             change, stream = host.applied[graph.name], subjects.stream(host.app)
             data = {"event": "topology", "topology": graph.name, "digest": graph.digest, "nodes": len(graph.nodes)}

@@ -83,7 +83,7 @@ class SourceInput(Input):
         self.tables: TablesFirst | None = None
         self.free, self._held = asyncio.Event(), dict[str, Sequence[str]]()
         self.free.set()
-        self.upto = UpTo()
+        self.upto, self._in_lane = UpTo(), any(stage.name in lane.sources for lane in stage.graph.lanes.values())
         self.upto.set(BOUNDARY, meeting(stage.graph, stage.name).boundary)
         self._clock, self._seen = clock, (0, NO_MARK)
         self._form = (0.0, "")  # of the ids of its events, and the `created` that it is for
@@ -212,6 +212,9 @@ class SourceInput(Input):
             trace=h.get(subjects.TRACEPARENT),
             headers=own or None,
         )
+        if self._in_lane and subjects.AT in h:  # it comes about when its time has come: on that side of the boundary
+            ms = int(max(at, time) * 1000)
+            origin = origin._replace(id=self._form[1] % (ms >> 16, ms & 0xFFFF, sequence & SEQUENCE))
         return NodeEvent(node, origin, content_type(h) or codecs.JSON, data)
 
 

@@ -24,6 +24,16 @@ nodes:
   size: {{ from: {u}.in, set: {{ size: "len(text)" }} }}
 sinks: {{ {u}.{name}: {{ from: size }} }}
 """
+COUNTING = """
+dspex: 1
+topology: first
+sources: {{ {u}.in: {{}} }}
+nodes:
+  size: {{ from: {u}.in, set: {{ size: "len(text)" }} }}
+  by_text: {{ from: {u}.in, key_by: text }}
+  per_text: {{ from: by_text, window: 1m, count: {{}} }}
+sinks: {{ {u}.first: {{ from: size }}, {u}.counts: {{ from: per_text }} }}
+"""
 
 
 def project(folder: Path, unique: str, nats_url: str, *names: str) -> Project:
@@ -59,6 +69,26 @@ def test_a_version_that_was_replaced_can_be_applied_again_and_run(tmp_path: Path
     assert (refused.code, refused.error()["code"]) == (3, "DX238")
     assert "dspex apply" in refused.error()["fix"]
     assert applied(one, "--yes") == [(3, "changed")]
+
+
+def test_apply_builds_what_is_new_from_history_and_says_where_its_results_begin(
+    tmp_path: Path, unique: str, nats_url: str
+) -> None:
+    one = project(tmp_path, unique, nats_url, "first")
+    assert applied(one) == [(1, "created")]
+    assert one.here("publish", f"{unique}.in", "text=hello").code == 0
+    one.write("first.yaml", COUNTING.format(u=unique))
+    nothing = one.here("--json", "apply", "--backfill", "0s")
+    assert (nothing.code, nothing.error()["code"]) == (2, "DX105")
+    (lane,) = [row for row in one.here("--json", "plan", "--backfill", "1d").objects() if row["kind"] == "lane"]
+    (read,) = lane["after"]["sources"].values()
+    assert (lane["name"], lane["after"]["operators"], read["events"]) == ("first/per_text", ["per_text"], 1)
+    done = one.here("--json", "apply", "--backfill", "1d", "--yes")
+    made, begins = done.objects()[-2:]
+    assert (done.code, made["version"], begins["operators"], begins["events"]) == (0, 2, ["per_text"], 1)
+    assert "no engine runs this version yet" in done.err
+    again = one.here("--json", "apply", "--backfill", "1d")
+    assert (again.code, again.error()["code"]) == (3, "DX245")
 
 
 def test_a_plan_says_what_is_lost_and_apply_does_that_only_where_somebody_says_so(

@@ -123,6 +123,24 @@ def test_an_operator_that_is_dropped_takes_its_lane_with_it(lab: MakeLab) -> Non
     assert len(one.outputs("out")) == 70
 
 
+def test_an_event_that_waits_for_its_time_counts_from_then_on(lab: MakeLab) -> None:
+    one = lab(topology())
+    one.start()
+    for n, after in ((1, "1s"), (2, "60s"), (3, "50s")):
+        one.publish("in", {"k": "a", "n": n}, after=after)
+    one.advance(10)
+    one.drain()
+    backfilled(one, topology(summed))
+    one.start("b", topology(summed))
+    one.advance(45)
+    one.drain("b")
+    one.advance(10)  # one of them is due while no engine runs
+    one.start("c", topology(summed))
+    one.advance(20)
+    assert [(row["n"], row["sum"]) for row in one.outputs("sums.out")] == [(3, 4), (2, 6)]
+    assert one.differences("sums/") == []
+
+
 def test_a_hop_that_is_reset_gives_up_what_is_held_behind_it_in_the_lane_too(lab: MakeLab) -> None:
     one = begun(lab, topology(summed))
     one.drain("b")
