@@ -76,6 +76,8 @@ def test_tests_wait_for_events_and_do_not_sleep() -> None:
     """`sleep(0)` gives way to what is ready, and is no waiting."""
 
     def waits(name: str) -> list[int]:
+        if "sleep(" not in FILES[name].read_text():
+            return []
         return [c.lineno for f, c in called(tree(name)) if f == "sleep" and [ast.unparse(a) for a in c.args] != ["0"]]
 
     assert {name for name in FILES if waits(name)} == set(SLEEPS)
