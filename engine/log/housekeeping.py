@@ -114,6 +114,8 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         if "approve" in manifest.states.values():
             decided = subjects.decision(app, topology, stage, index)
             await bus.purge(info.name, decided, below=min(part.needed.get("events", 0), recorded))
+    if "approve" not in manifest.states.values():  # nobody reads decisions here, whoever has written some
+        await bus.purge(info.name, subjects.decision(app, topology, "*", "*"), below=young)
     await bus.purge(info.name, subjects.work_of(app, topology), below=min(young, *(p.needed["work"] for p in kept.values())))
     await bus.purge(info.name, subjects.interactive_record(app, "*"), below=recorded)
     await _statements(bus, app, info, topology, now)

@@ -36,12 +36,12 @@ def announce(t: Terminal, lanes: Lanes) -> None:
 
 
 async def watch(t: Terminal, c: Client, lanes: Lanes) -> None:
-    """Show how far the history is read, until it is; where no engine runs and nobody looks on, say so and end."""
+    """Show how far the history is read, until it is; where no engine runs this version and nobody looks on, say so and end."""
     total = sum(read.events for _, reads in lanes.values() for read in reads.values())
     rows, _ = await _rows(c, lanes)
     if not any(row["owners"] for row in rows.values()):
         t.note("no engine runs this version yet: the history is read when one does (dspex run, or start those that run again)")
-        if not (sys.stderr.isatty() or (await c.status())["engines"]):
+        if not sys.stderr.isatty():
             return
     t.note("^C ends this display, not the backfill")
     done, looks = 0, 0

@@ -342,3 +342,14 @@ def test_decisions_that_were_taken_go_after_the_retention_and_others_stay(lab: M
     one.run(decided())
     assert 0 < len(one.messages(decisions)) < MANY
     assert len(one.outputs("out.kept")) == MANY + 1
+
+
+def test_decisions_that_nobody_reads_are_removed_after_the_retention(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start(records=KEEP)
+    decisions = subjects.decision(APP, "kept", "s1", 0)
+    one.store(NewMessage(decisions, b"{}"))
+    one.advance(KEEP / 2)
+    assert len(one.messages(decisions)) == 1
+    one.advance(LATER)
+    assert one.messages(decisions) == []
