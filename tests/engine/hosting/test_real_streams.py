@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,34 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     assert infos[f"{app}_sources"].max_bytes == (1 << 20) // 5
     assert infos[f"{app}_told"].max_bytes == (1 << 20) // 100
     assert infos[f"{app}_requests"].max_age == 86400.0
+
+
+@pytest.mark.asyncio
+async def test_pipelines_of_two_applications_on_one_stream_each_get_all_of_it_whichever_starts_again(  # N12
+    bus: NatsBus, unique: str
+) -> None:
+    await somebodys_stream(bus, unique)
+
+    async def start(app: str) -> Host:
+        host = Host(bus, app, [reading(f"{unique}.in", f"{app}.out").graph], engine=f"{app}-{len(hosts)}")
+        await host.start()
+        hosts.append(host)
+        return host
+
+    async def have(number: int) -> bool:
+        return all([await bus.count(subjects.stream(app), [f"{app}.out"]) == number for app in apps])
+
+    apps, hosts = [f"{unique}a", f"{unique}b"], list[Host]()
+    first, second = [await start(app) for app in apps]
+    await bus.publish(NewMessage(f"{unique}.in", b"1"))
+    await until(partial(have, 1))
+    await first.drain()
+    await bus.publish(NewMessage(f"{unique}.in", b"2"))
+    again = await start(apps[0])
+    await bus.publish(NewMessage(f"{unique}.in", b"3"))
+    await until(partial(have, 3))
+    for host in (again, second):
+        await host.drain()
 
 
 @pytest.mark.asyncio
