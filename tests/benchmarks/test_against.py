@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,20 @@ sys.path.append(str(ROOT / "benchmarks"))  # scripts of that folder import each 
 
 import against  # noqa: E402
 
+Refused = Callable[..., tuple[object, str, str]]
 
-def bench(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "benchmarks/against.py", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs the command with these arguments: its exit code, output and errors."""
+
+    def run(*args: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["against.py", *args])
+        with pytest.raises(SystemExit) as ended:
+            against.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -29,17 +40,16 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_unknown_commit_is_refused_in_words_of_our_own() -> None:
-    done = bench("--against", "no-such-branch")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "bench: there is no commit, branch or tag 'no-such-branch' in this repository\n"
+def test_an_unknown_commit_is_refused_in_words_of_our_own(refused: Refused) -> None:
+    said = "bench: there is no commit, branch or tag 'no-such-branch' in this repository\n"
+    assert refused("--against", "no-such-branch") == (2, "", said)
 
 
 @pytest.mark.parametrize(("option", "number"), [("--events", "0"), ("--rounds", "-1"), ("--events", "many")])
-def test_a_number_below_one_is_refused(option: str, number: str) -> None:
-    done = bench("--against", "HEAD", f"{option}={number}")
-    assert done.returncode == 2
-    assert f"argument {option}: '{number}' is not a number of at least 1" in done.stderr
+def test_a_number_below_one_is_refused(refused: Refused, option: str, number: str) -> None:
+    code, _, said = refused("--against", "HEAD", f"{option}={number}")
+    assert code == 2
+    assert f"argument {option}: '{number}' is not a number of at least 1" in said
 
 
 def test_uncommitted_changes_are_mentioned(repository: Path) -> None:
