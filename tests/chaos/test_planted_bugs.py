@@ -102,7 +102,8 @@ CALM: dict[str, Any] = {
     "fate": "", "skewed": False, "redriven": False,
 }  # fmt: skip
 CALM_TIME: dict[str, Any] = {
-    "strays": 0.0, "put_off": 0.0, "paused": False, "people": False, "enriched": False, "third": False, "patient": False,
+    "strays": 0.0, "put_off": 0.0, "paused": False, "people": False, "enriched": False, "third": False,
+    "failing": False, "patient": False,
 }  # fmt: skip
 # The seed that is tried first has shown it: the others are there for when what it decides has changed.
 PLANTED: list[tuple[Plant, int, dict[str, Any]]] = [

@@ -5,8 +5,9 @@
 Events of some keys come out of order within the lateness. They are counted by key, go through a slow call, and then into
 windows, which must stay open for what the model has not answered. Every run ends with the replay invariant of all partitions
 of all stages, and with nothing left in any table of what has ended. What takes part, and what goes wrong, is that of
-tests/chaos/simulation.py, and by the seed: a third engine, events that are late and are redriven with another time, events that
-are put off, a pause, a person who decides, and a function that enriches. A seed that fails fails again.
+tests/chaos/simulation.py, and by the seed: a third engine, events that are late and are redriven with another time, events
+whose call fails until it is redriven, events that are put off, a pause, a person who decides, and a function that enriches.
+A seed that fails fails again.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from simulated.bus import insist
 from simulated.expected import Expected, Place, Refused
 from simulated.sealed import Seals
 from simulated.source import APP
-from simulated.timed import LATENESS, SOURCE, WINDOWS, WOKEN, YEAR, Timed, build
+from simulated.timed import LATENESS, SOURCE, WINDOWS, WOKEN, YEAR, Timed, breaks, build
 from simulation import Simulation
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.cloud_events import rfc3339
-from dspex.bus.errors import NotStored
+from dspex.bus.errors import NotStored, ProgramError
 from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.message import Message, derived_id, new_id, run_of
 from dspex.bus.port import NewMessage
@@ -59,6 +60,7 @@ class TimedSimulation(Simulation):
         strays: how many of the events are too late, from 0 to 1. put_off: how many wait in the engine for a while.
         paused: once the topology, or one of its stages, is paused for a while. people: decide about each event.
         enriched: a function is asked about each event.
+        failing: the model fails at some events, until it is repaired and they are redriven.
         third: three engines take part instead of two.
         patient: late events are redriven only when all has been said that their letters lead to.
     """
@@ -69,6 +71,7 @@ class TimedSimulation(Simulation):
     paused: bool | None = None
     people: bool | None = None
     enriched: bool | None = None
+    failing: bool | None = None
     third: bool | None = None
     patient: bool | None = None
 
@@ -86,6 +89,7 @@ class TimedSimulation(Simulation):
             "enriched": chance.random() < 0.3,
             "patient": chance.random() < 0.3,
             "third": chance.random() < 0.2,
+            "failing": chance.random() < 0.15,
         }
         for name, value in by_seed.items():
             if getattr(self, name) is None:
@@ -149,7 +153,7 @@ class TimedSimulation(Simulation):
             time = round(self.now - self.random.uniform(0.0, LATENESS * 0.9) - late, 3)
             event = Timed(derived_id(root, "timed", number), key, numbers[key], time)
             numbers[key] += 1
-            body = codecs.encode({"k": key, "n": event.n, "text": f"message {number}"})[0]
+            body = codecs.encode({"k": key, "n": event.n, "text": f"{event.n} of {key}"})[0]
             headers = {subjects.MESSAGE_ID: event.id, subjects.KEY: key, subjects.TIME: rfc3339(time)}
             waits = chance.random() < (self.put_off or 0.0) and not self.ago
             if waits:  # its event time is when it is taken
@@ -179,17 +183,29 @@ class TimedSimulation(Simulation):
     async def _come_to_rest(self) -> None:
         """Wait until all has come, and redrive what was late with a time that is not, until nothing is."""
         await self.until(lambda: self._settled(lacking=bool(self.patient)))
-        for _ in range(3):
-            if not self.expected.refused.late:
+        unanswered = set[Place]()
+        for _ in range(5):
+            refused = self.expected.refused
+            if not self._redrivable or (refused.late and self.expected.on_time):
                 return
+            unanswered |= refused.unanswered.keys()
+            if alone := refused.lacking.keys() - unanswered:
+                self.failures.append(Violation("branches meet", f"of {alone} one did not come, and was not refused"))
             if self.patient:  # else nothing would be left to see of what their letters lead to
                 self.failures += self._violations()
             await outsiders.redrive(self)
-            await self.until(lambda: self._settled(lacking=True))
+            await self.until(lambda: self._settled(lacking=bool(self.patient)))
+
+    @property
+    def _redrivable(self) -> int:
+        refused = self.expected.refused
+        return refused.late + refused.failed.total() + refused.lacking.total()
 
     def _model(self, request: CallRequest) -> dict[str, Any]:
         if request.node == "find":
             return {"outputs": {"found": request.inputs["n"] + 1}}
+        if self._broken and breaks(int(str(request.inputs["text"]).split()[0])):
+            return {"error": ProgramError("broken").as_dict()}
         return {"outputs": {"label": str(request.inputs["text"]).upper()}}
 
     # -- what came of it --------------------------------------------------------------------------------------------
@@ -216,8 +232,12 @@ class TimedSimulation(Simulation):
                 for m in self._stored(stream.config.name, SOURCE):
                     runs[run_of(stream.config.name, stream.created, m)] = by_id[m.headers[subjects.MESSAGE_ID]]
             refused = Refused.read([Letter.unpack(self.whole(m).data) for m in found], runs)
-        on_time = not self.skewed and not self.strays
-        return Expected(self.given, refused, self.out, self.times, self.displaced, on_time)
+        on_time = not self.skewed and not self.strays and not self.repaired
+        return Expected(self.given, refused, self.out, self.times, self.displaced, on_time, self._broken)
+
+    @property
+    def _broken(self) -> bool:
+        return bool(self.failing) and not self.repaired
 
     def _settled(self, *, lacking: bool) -> bool:
         return self.expected.settled(people=bool(self.people), enriched=bool(self.enriched), lacking=lacking)
@@ -227,6 +247,8 @@ class TimedSimulation(Simulation):
 
     async def _judge(self, took: float) -> Report:
         found = [*self._violations(), *self._of_residue(), *self.failures]
+        if self._redrivable:
+            found.append(Violation("what is redriven goes through", f"{self.expected.refused}"))
         self.server.luck.faults = Faults()
         found += [v async for v in self._replayed()]
         entries = len(self._stored(subjects.stream(APP), subjects.dead_pattern(APP)))

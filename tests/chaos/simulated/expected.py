@@ -16,22 +16,26 @@ from typing import Any
 from oracle import Violation
 
 from dspex.bus import subjects
+from dspex.bus.errors import ProgramError
 from dspex.bus.message import Message
 from dspex.bus.records import Letter
 from simulated import timed
 from simulated.timed import GAP, NEAR, SIZE, Timed, start
 
+FAILED = ProgramError.code
 Place = tuple[str, int]  # a key, and the number of an event of it
 
 
 @dataclass
 class Refused:
-    """What the letters say that are there. `first`, `behind`: late events, by the walk that refused them. `lacking`: those of
-    which `gather` has not got all branches. `rejected`: by people. `strange`: letters that nothing here should make.
+    """What the letters say that are there. `first`, `behind`: late events, by the walk that refused them. `failed`: what the
+    model failed at. `lacking`: of which `gather` has not got all branches. `rejected`: by people. `strange`: what nothing here
+    should make.
     """
 
     first: Counter[Place] = field(default_factory=Counter)
     behind: Counter[Place] = field(default_factory=Counter)
+    failed: Counter[Place] = field(default_factory=Counter)
     lacking: Counter[Place] = field(default_factory=Counter)
     rejected: Counter[Place] = field(default_factory=Counter)
     strange: list[str] = field(default_factory=list)
@@ -41,7 +45,7 @@ class Refused:
         """`runs`: the events by the ids of their runs, whatever data is left of them."""
         found = cls()
         kinds = {("by_k", "DX504"): found.first, ("ask", "DX504"): found.behind}
-        kinds |= {("met", "DX515"): found.lacking, ("people", "DX505"): found.rejected}
+        kinds |= {("met", "DX515"): found.lacking, ("people", "DX505"): found.rejected, ("ask", FAILED): found.failed}
         for letter in letters:
             late, event = letter.error["code"] == "DX504", runs.get(letter.event.origin.run)
             kind = kinds.get((letter.event.node if late else letter.node, letter.error["code"]))
@@ -55,6 +59,11 @@ class Refused:
     def late(self) -> int:
         return self.first.total() + self.behind.total()
 
+    @property
+    def unanswered(self) -> Counter[Place]:
+        """What has no effects behind the model's answer."""
+        return self.behind + self.failed
+
 
 @dataclass
 class Expected:
@@ -62,6 +71,7 @@ class Expected:
 
     Attributes:
         times: of events that were redriven with another event time: that in the first walk, and that behind the answer.
+        broken: the model fails.
         displaced: what may come behind later events of its key. on_time: nothing may be late.
     """
 
@@ -71,11 +81,12 @@ class Expected:
     times: Mapping[Place, tuple[float, float]] = field(default_factory=dict)
     displaced: Collection[Place] = ()
     on_time: bool = True
+    broken: bool = False
 
     def __post_init__(self) -> None:
-        first, behind = self.refused.first, self.refused.behind
-        self.entered = [e for e in self.given if e.place not in first]
-        self.answered = [e for e in self.entered if e.place not in behind]
+        unanswered = self.refused.unanswered
+        self.entered = [e for e in self.given if e.place not in self.refused.first]
+        self.answered = [e for e in self.entered if e.place not in unanswered]
 
     def _time(self, event: Timed, *, behind: bool) -> float:
         """The event time in the first walk, or behind the answer."""
@@ -85,9 +96,10 @@ class Expected:
         """Whether all is there that is to come. `lacking`: letters of events that lack a branch, too."""
         closed, over = (sum(w["value"] for _, w in self.out(subject)) for subject in (timed.WINDOWS, timed.SESSIONS))
         batched = sum(len(d["n"]) for _, d in self.out(timed.BATCHES))
-        seen = [len(self.out(timed.COUNTS)) - len(self.entered), len(self.out(timed.MET)) - len(self.answered)]
+        halves = self.refused.lacking.keys() - self.refused.unanswered.keys()  # their answer came when the others were given up
+        seen = [len(self.out(timed.COUNTS)) - len(self.entered), len(self.out(timed.MET)) + len(halves) - len(self.answered)]
         seen += [closed - len(self.answered), over - len(self.entered), batched - len(self.entered)]
-        seen += [self.refused.lacking.total() - len(self.refused.behind)] * lacking
+        seen += [self.refused.lacking.total() - len(self.refused.unanswered)] * lacking
         if people:
             seen.append(len(self.out(timed.DECIDED)) + len(self.refused.rejected) - len(self.entered))
         if enriched:
@@ -113,6 +125,8 @@ class Expected:
             yield Violation("nothing is refused but what is late", what)
         if r.late and self.on_time:
             yield Violation("nothing that comes within the lateness is late", f"{r.first} {r.behind}")
+        if r.failed != Counter(e.place for e in self.entered if self.broken and timed.breaks(e.n)):
+            yield Violation("what the model fails at is a letter", f"{r.failed}")
         for place, times in (r.first + r.behind + r.rejected).items():
             if times > 1:
                 yield Violation("an event is refused once", f"{place}: {times} letters")
@@ -190,8 +204,8 @@ class Expected:
 
     def _of_gather(self) -> Iterator[Violation]:
         yield from self._once("branches meet", timed.MET, [e.place for e in self.answered])
-        if self.refused.lacking != Counter(dict.fromkeys(self.refused.behind, 1)):
-            what = f"{self.refused.lacking}, and late behind the answer are {self.refused.behind}"
+        if self.refused.lacking != Counter(dict.fromkeys(self.refused.unanswered, 1)):
+            what = f"{self.refused.lacking}, and without an answer that counts are {self.refused.unanswered}"
             yield Violation("what lacks a branch is a letter", what)
 
     def _of_people(self) -> Iterator[Violation]:

@@ -14,6 +14,7 @@ from dspex.engine.client.status import approvals
 from dspex.engine.graph import pauses
 from dspex.engine.graph.approvals import Decision
 from simulated.bus import Bus, insist
+from simulated.expected import FAILED
 from simulated.source import APP
 from simulated.timed import EDITED, edits, rejects
 
@@ -54,17 +55,20 @@ async def pause(sim: TimedSimulation) -> None:
 
 
 async def redrive(sim: TimedSimulation) -> None:
-    """Redrive what was late with a time that is not, and what lacks a branch, by a command that is sometimes cut off."""
+    """Repair the model. Redrive what was late with a time that is not, what failed, and what lacks a branch, by a command that
+    is sometimes cut off.
+    """
+    sim.repaired = True
     refused, time = sim.expected.refused, round(sim.now + AHEAD, 3)
     for event in sim.given:
         if event.place in refused.first:
             sim.times[event.place] = (time, time)
         elif event.place in refused.behind:
             sim.times[event.place] = (sim.times.get(event.place, (event.time,))[0], time)
-    sim.done["redriven"] += refused.late
-    sim.displaced |= refused.first.keys() | refused.behind.keys()
+    sim.done["redriven"] += refused.late + refused.failed.total()
+    sim.displaced |= refused.first.keys() | refused.unanswered.keys()
     bus = Bus(sim.server, sim.random, forgets=0.3)
-    for code, at in (("DX504", datetime.fromtimestamp(time, UTC)), ("DX515", None)):
+    for code, at in (("DX504", datetime.fromtimestamp(time, UTC)), (FAILED, None), ("DX515", None)):
         while True:
             try:
                 found = [one async for one in letters.listing(bus, APP, reason=code)]

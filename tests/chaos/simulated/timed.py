@@ -35,6 +35,11 @@ class Timed(NamedTuple):
         return self.key, self.n
 
 
+def breaks(n: int) -> bool:
+    """Whether the model fails at an event."""
+    return n % 8 == 2
+
+
 def rejects(n: int) -> bool:
     """Whether people reject an event."""
     return n % 4 == 3
@@ -77,7 +82,7 @@ def build(partitions: int, *, people: bool = False, enriched: bool = False) -> T
     keyed.batch(3, within="5s", name="batched").map(lambda many: {"k": many[0]["k"], "n": [d["n"] for d in many]}).sink(BATCHES)
     keyed.dedupe("str(n // 3)", within="1h", name="once").sink(ONCE)
     shouted = keyed.map(lambda d: {"shouted": d["text"].upper()}, name="shout")
-    gather(keyed, shouted, asked, name="met", within="10m").sink(MET)
+    gather(keyed, shouted, asked, name="met", within="5m").sink(MET)
     keyed.join(asked, within=NEAR, name="pairs").map(lambda pair: {"k": pair[0]["k"], "n": [d["n"] for d in pair]}).sink(PAIRS)
     again = keyed.key_by("str(n % 3)", name="again")
     again.stateful(last, init=float, ttl="30s", name="last").sink("timed.last")
