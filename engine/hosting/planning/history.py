@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.codecs import JSON
@@ -13,12 +13,15 @@ from dspex.bus.message import Message, content_type, event_time
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent, Origin
 from dspex.bus.serving import payloads
+from dspex.engine.graph.boundary import is_before
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.lanes import CODE, Backfill, new_lanes, with_lanes
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.nodes import Source
 from dspex.engine.log.positions import first_position
 from dspex.engine.runtime.inputs.source import time_of
+
+WIDTH: Final = 256  # sequences that are looked at for the last message before a boundary, at first
 
 
 class ToRead(NamedTuple):
@@ -87,11 +90,25 @@ async def _mark(bus: Bus, app: str, graph: Graph, lane: Lane) -> float:
     marks = [lane.boundary]
     for subject in lane.sources.values():
         stream = read[subject].stream or await bus.stream_of(subject)
-        last = await bus.last(stream, subject) if stream is not None else None
+        last = await _last(bus, stream, subject, lane.boundary) if stream is not None else None
         if last is not None:
             silent = max(lane.boundary - last.time - read[subject].idle, 0.0)
             marks.append(await _time(bus, app, read[subject], last, lane.boundary) + silent)
     return min(marks)
+
+
+async def _last(bus: Bus, stream: str, subject: str, boundary: float) -> Message | None:
+    """The last message of a subject before the boundary."""
+    last = await bus.last(stream, subject)
+    if last is None or is_before(last.time, boundary):
+        return last
+    end, width = await first_position(bus, stream, Source(subject, start=boundary)), WIDTH
+    while end > 0:
+        found = await bus.scan(stream, [subject], start=max(1, end - width + 1), stop=end)
+        if found:
+            return found[-1]
+        end, width = end - width, width * 4
+    return None
 
 
 async def _time(bus: Bus, app: str, source: Source, message: Message, otherwise: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf, nextafter
 from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
@@ -37,7 +38,7 @@ AT_ONCE: Final = 16  # logs that are read
 class Rested(NamedTuple):
     """A topology at rest, which has nothing of what was stored since `at`.
 
-    `marks`: operator → the watermark that has last woken it.
+    `marks`: operator → the watermark up to which its results are known.
     """
 
     at: float
@@ -175,13 +176,16 @@ class Resting:
         return ""
 
     def _marks(self, tables: Mapping[tuple[str, int], Tables]) -> dict[str, float]:
-        """Operator → up to which watermark its timers have fired, of those that have any."""
+        """Operator → up to which watermark its timers have fired, of those that have any; where none has, up to the first."""
         found: dict[str, float] = {}
         for name, was in self.operators.items():
             names = [was, *(old for old, new in self.applied.renamed.items() if new == was)]
-            mark = max((its.position(woken_by(n)).mark for its in tables.values() for n in names), default=NO_MARK)
-            if mark > NO_MARK:
-                found[name] = mark
+            fired = max((its.position(woken_by(n)).mark for its in tables.values() for n in names), default=NO_MARK)
+            timers = [t for its in tables.values() for t in its.timers.rows.values() if t.kind == "mark" and t.node in names]
+            if fired > NO_MARK:
+                found[name] = fired
+            elif timers:
+                found[name] = nextafter(min(timer.due for timer in timers), -inf)
         return found
 
 

@@ -210,3 +210,19 @@ def test_windows_that_a_silent_source_ends_while_it_comes_to_rest_give_their_res
     one.advance(60)
     found = [(w["key"], w["start"]) for w in one.outputs("counts")]
     assert (len(found), sum(w["value"] for w in one.outputs("counts"))) == (len(set(found)), 24)
+
+
+def test_windows_of_which_none_has_ended_when_a_topology_comes_to_rest_give_their_results_once(lab: MakeLab) -> None:
+    one = lab(topology(windows))
+    one.start()
+
+    async def meanwhile() -> None:
+        how: dict[str, Any] = {"reset": ["windows"], "backfill": MONTH, "again": True}
+        await asyncio.gather(apply(one.client.bus, APP, [topology(windows).graph], **how), trickle(one, range(13, 30)))
+
+    one.run(trickle(one, range(13)))  # the first one would end three seconds later, when the rest comes
+    one.run(meanwhile())
+    one.start("b", topology(windows))
+    one.advance(60)
+    found = [(w["key"], w["start"]) for w in one.outputs("counts")]
+    assert (len(found), sum(w["value"] for w in one.outputs("counts"))) == (len(set(found)), 30)
