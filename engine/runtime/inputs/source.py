@@ -51,7 +51,8 @@ class SourceInput(Input):
     Attributes:
         created: when the stream was made; ids of events depend on it. 0 until that is known.
         settings: of the source, as the topology says.
-        highest: the highest event time of what was read, whatever partition it is for.
+        highest: the highest event time of what was read, whatever partition it is for. counted: when the last event was stored
+            whose time counts for that; of what was taken before it is not known, so it counts from the last one.
         tables: what is to be read before it; None for nothing.
         free: set while nothing holds it back; see `hold_back`.
         upto: up to when it brings what is stored, where it may not go further yet.
@@ -79,7 +80,7 @@ class SourceInput(Input):
         self._bus, self._app, self._stage, self.stream, self._count, self._check = bus, app, stage, stream, count, check
         self.room, self._node, self.settings = room, stage.name, source
         self.created, self.readable, self.missing = 0.0, False, False
-        self.highest = NO_MARK  # event time of all that was read
+        self.highest, self.counted = NO_MARK, 0.0
         self.tables: TablesFirst | None = None
         self.free, self._held = asyncio.Event(), dict[str, Sequence[str]]()
         self.free.set()
@@ -116,6 +117,7 @@ class SourceInput(Input):
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again
+        self.counted = max((p.tables.position("source").time for p in partitions), default=0.0) or clock
         try:
             self.created, self.readable = await self._check(partitions, clock), True
         except BusError as e:
@@ -146,8 +148,8 @@ class SourceInput(Input):
         return False
 
     def owner(self, message: Message) -> int:
-        if self._clock is not None:
-            self.highest = max(self.highest, self._time(message))
+        if self._clock is not None and (at := self._time(message)) > NO_MARK:
+            self.highest, self.counted = max(self.highest, at), message.time
         return partition_of(spread_of(message), self._count) if self._count > 1 else 0
 
     def _time(self, message: Message) -> float:

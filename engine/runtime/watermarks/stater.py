@@ -121,7 +121,8 @@ class Stater:
         """See whether the silence of the source moves the watermark. Raises BusError."""
         now, read, partitions = self._s.clock(), self._pump.at, [p for p in self._partitions.values() if not p.revoked]
         taken = [p.tables.position("source") for p in partitions]
-        since = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)
+        seen = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)  # of none there is nothing to wait for
+        since = min(seen, source.counted)  # events that do not count do not move the watermark, so they are silence, too
         self._every = min(max(LOOK, (now - since) / 10), SELDOM)
         if read is None or now - since < source.settings.idle or source.upto.of(REST) is not None:
             return  # or it is to stand still, and with it what the watermark wakes

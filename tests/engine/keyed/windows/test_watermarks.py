@@ -50,6 +50,20 @@ def test_windows_end_behind_a_source_whose_events_are_all_ahead_of_the_clock() -
         assert [w["key"] for w in d.outputs("out")] == ["a"] * 2
 
 
+def test_events_ahead_of_the_clock_keep_no_window_open_also_where_they_never_end() -> None:
+    topology = Topology("t")
+    topology.source("in", idle="10s").key_by("k").window("1m").count(name="w").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"k": "a"}, at=at(10))
+        for n in range(20):  # never silent for as long as a source has to be
+            d.publish("in", {"k": "b"}, at=at(86_400 + n))
+            d.advance("5s")
+        assert [w["key"] for w in d.outputs("out")] == ["a"]
+        d.publish("in", {"k": "a"}, at=at(101))  # and it is not ahead of what is still to come
+        d.advance("3m")
+        assert ([w["key"] for w in d.outputs("out")], d.dead_letters()) == (["a", "a"], [])
+
+
 def unready(waits: list[type[Exception]]) -> Callable[[Any], Any]:
     """Fails with the only error in the list for bad data; with none in it, it gives back its argument."""
 
