@@ -188,6 +188,12 @@ async def history(bucket: Bucket, topology: str = "", *, whole: bool = False, be
     return {topology: versions.known for topology, versions in found.items() if versions.known}
 
 
+async def applied(bucket: Bucket, topology: str) -> int:
+    """The version of a topology that is applied; 0 for none. Raises BusError."""
+    found = (await everything(bucket, topology)).get(topology)
+    return found.known[-1].version if found is not None and found.known else 0
+
+
 async def topologies(bus: Bus, app: str) -> set[str]:
     """The topologies of `app`, also those whose manifest is damaged: what removes something must not take them for gone."""
     if not await bus.has("bucket", subjects.applied(app)):

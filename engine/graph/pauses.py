@@ -29,8 +29,8 @@ class Rest(NamedTuple):
     """Where the sources of a topology stop, so that another version goes on exactly there.
 
     Attributes:
-        at: they bring nothing that was stored at this time or later. until: how long that holds; 0: for good. Both in seconds
-            since the epoch.
+        at: they bring nothing that was stored at this time or later.
+        until: how long that holds where no other version comes; else it holds for good. Both in seconds since the epoch.
         version: the last version of the manifest for whose engines it holds.
     """
 
@@ -66,11 +66,9 @@ class Pauses:
         ends = [end for name, end in self.names.items() if (name == WHOLE or name in names) and (not end or end > now)]
         return None if not ends else 0.0 if 0.0 in ends else max(ends)
 
-    def stop(self, version: int, now: float) -> float | None:
+    def stop(self, version: int) -> Rest | None:
         """Where the sources of an engine stop that runs this version; None: nowhere."""
-        rest = self.rest
-        holds = rest is not None and version <= rest.version and (not rest.until or now < rest.until)
-        return rest.at if rest is not None and holds else None
+        return self.rest if self.rest is not None and version <= self.rest.version else None
 
 
 async def read(bucket: Bucket) -> dict[str, Pauses]:

@@ -98,8 +98,6 @@ async def apply(
                 for one in todo:
                     resting.append((one, await one.come(at)))
                 continue  # with what is there now
-            for one, rested in resting:
-                await one.stay(rested.at)
             try:
                 done = await _carry_out(bus, app, there.graphs, there, planned, replicas, max_bytes)
                 resting = []

@@ -10,7 +10,8 @@ import structlog
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket
-from dspex.engine.graph.pauses import read
+from dspex.engine.graph.manifest import applied
+from dspex.engine.graph.pauses import Pauses, read
 from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.stage import StageRunner
 
@@ -50,8 +51,19 @@ class Pausing:
                 _log.warning(what, topology=runner.topology, stage=runner.stage.id)
             runner.pause(end is not None)
             if runner.source is not None:
-                stop = pauses.stop(runner.manifest, now) if pauses is not None else None
+                stop = await self._stop(runner, pauses, now) if pauses is not None else None
                 if stop is not None and runner.source.upto.of(REST) is None:
                     what = "another version goes on from here: start that one; this one brings nothing that is stored later"
                     _log.warning(what, topology=runner.topology, source=runner.stage.name, at=stop)
                 runner.source.upto.set(REST, stop)
+
+    async def _stop(self, runner: StageRunner, pauses: Pauses, now: float) -> float | None:
+        """Where the source of a stage stops. Once another version goes on there, that is for good."""
+        rest = pauses.stop(runner.manifest)
+        if rest is None or now < rest.until:
+            return rest.at if rest is not None else None
+        try:
+            return rest.at if await applied(self.bucket, runner.topology) > rest.version else None
+        except BusError as e:
+            _log.debug("cannot look now what is applied, trying again", why=e.message)
+            return runner.source.upto.of(REST) if runner.source is not None else None

@@ -19,7 +19,7 @@ from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph import pauses
 from dspex.engine.graph.boundary import is_before
 from dspex.engine.graph.lanes import CODE, follows_on
-from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.manifest import Manifest, applied
 from dspex.engine.hosting.delete import engines_of
 from dspex.engine.hosting.planning.there import There
 from dspex.engine.log.latest import look
@@ -76,13 +76,10 @@ class Resting:
             await self.end()
             raise
 
-    async def stay(self, at: float) -> None:
-        """Engines of this version do not go on any more, whatever happens."""
-        await self._stop(pauses.Rest(at, 0.0, self.applied.version))
-
     async def end(self) -> None:
-        """Go on as before."""
-        await self._stop(None)
+        """Go on as before, unless another version does."""
+        if await applied(await self.bus.bucket(subjects.applied(self.app)), self.topology) <= self.applied.version:
+            await self._stop(None)
 
     async def _stop(self, where: pauses.Rest | None) -> None:
         await pauses.rest(await self.bus.bucket(subjects.applied(self.app)), self.topology, where)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from engine_lab import APP, Lab
+from engine_lab import APP, STREAM, Lab
 from with_history import (
     MONTH,
     Build,
@@ -162,6 +162,29 @@ async def pause_and_resume(one: Lab) -> None:
     bucket = await one.client.bus.bucket(subjects.applied(APP))
     await pauses.pause(bucket, "t", pauses.WHOLE, 0.0)
     await pauses.resume(bucket, "t", pauses.WHOLE)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_who_dies_while_a_topology_comes_to_rest_leaves_it_standing_only_where_another_version_goes_on(
+    lab: MakeLab, written: bool
+) -> None:
+    one = lab(topology(summed))
+    one.start()
+    if written:
+        backfilled(one, topology(summed), reset=["sums"])
+
+    async def over() -> None:
+        bucket = await one.client.bus.bucket(subjects.applied(APP))
+        now = (await one.client.bus.stream(STREAM)).now  # type: ignore[union-attr]
+        await pauses.rest(bucket, "t", pauses.Rest(now, now + 5.0, 1))
+
+    one.run(over())
+    one.advance(1.1)
+    send(one, range(5))
+    one.advance(2)
+    assert one.outputs("out") == []
+    one.advance(10)
+    assert len(one.outputs("out")) == (0 if written else 5)
 
 
 def test_engines_that_die_while_a_topology_comes_to_rest_and_another_change_after_it_lose_and_double_nothing(
