@@ -98,7 +98,7 @@ async def _everything(bus: Bus, app: str) -> tuple[list[str], list[str]]:
         ("objects", subjects.objects(app)),
         *(("bucket", name) for name in subjects.buckets(app)),
     ]
-    there = [(kind, name) for kind, name in all_of_it if await bus.has(kind, name)]
-    own = [(kind, name) for kind, name in there if await bus.has(kind, name, own=True)]
+    there: list[tuple[Kept, str]] = [(kind, name) for kind, name in all_of_it if await bus.has(kind, name)]
+    own: list[tuple[Kept, str]] = [(kind, name) for kind, name in there if await bus.has(kind, name, own=True)]
     removed = [f"{kind} {name}" for kind, name in own if await bus.remove(kind, name)]
     return removed, [f"{kind} {name}" for kind, name in there if (kind, name) not in own]
