@@ -49,6 +49,7 @@ def next_version(
         raise refused(strange)
     if not again:
         _is_not_old(graph, known)
+    _of_one_name(graph, known)
     after = _next(graph, streams, before, holding)
     _of_one_form(graph, before, reset)
     if after == before and not reset:
@@ -158,11 +159,27 @@ def _of_one_form(graph: Graph, before: Manifest | None, reset: Collection[str]) 
             raise not_reset(graph.name, name, f"what {name} keeps has another form now ({now}, and it was {was})")
 
 
-def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
-    """Old names of nodes, with those that they have now. A name that a node has today is no old one."""
+def _of_one_name(graph: Graph, known: Sequence[Manifest]) -> None:
+    """Refuse names by which rows of the log, which keep old names, could be those of two nodes."""
+    for old, new in _names(graph, known[-1].renamed if known else {}).items():
+        if old in graph.nodes and old != new:
+            why, other = f"{old} is an old name of {new}, and what was stored under it is of {new}", old
+        elif old != new and any({old, new} <= version.nodes.keys() for version in known):
+            why, other = f"{old} is to be called {new} now, and what is stored under {new} is of a node that is gone", new
+        else:
+            continue
+        raise TopologyError(f"{graph.name}: {why}", code="DX231", node=other, fix=f'give it another name than "{other}"')
+
+
+def _names(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
+    """Old names of nodes, with those that they have now."""
     step = graph.renamed
-    names = {old: step.get(new, new) for old, new in before.items()} | step
-    return {old: new for old, new in names.items() if old not in graph.nodes}
+    return {old: step.get(new, new) for old, new in before.items()} | step
+
+
+def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
+    """The same, without names that they have got back."""
+    return {old: new for old, new in _names(graph, before).items() if old not in graph.nodes}
 
 
 def _call(call: Call) -> dict[str, object]:

@@ -79,6 +79,39 @@ def test_a_plan_is_a_function_of_what_is_there_and_says_all_kinds_of_change() ->
     assert (row["before"]["name"], row["additive"]) == ("ask", True)
 
 
+def test_a_name_by_which_rows_of_two_nodes_would_be_mixed_up_is_refused() -> None:
+    """The log keeps old names: what is renamed on reading it must not hit what another node has stored, or will store."""
+
+    def version(*names: str, **options: Any) -> Graph:
+        topology = Topology("t", **options)
+        stream = topology.source("in").key_by("k")
+        for name in names:
+            stream.reduce(lambda a, b: b, name=name).sink(f"out.{name}")
+        return topology.graph
+
+    def refused(*versions: Graph) -> TopologyError | None:
+        known, found = Versions([], {}, {}), None
+        for graph in versions:
+            made = plan(APP, [graph], There({"t": known}), again=True)
+            found = made.refused if isinstance(made.refused, TopologyError) else None
+            known.known.extend(made.manifests.values())
+        return found
+
+    one, renamed = version("x"), version("y", renamed_from={"y": "x"})
+    assert refused(one, renamed) is None
+    assert refused(one, renamed, version("x", renamed_from={"x": "y"})) is None, "it gets its name back"
+    for wrong in (
+        [one, version("y", "x", renamed_from={"y": "x"})],  # another node has the old name at once
+        [version("x", "y"), version("x", "y", renamed_from={"x": "y", "y": "x"})],
+        [one, renamed, version("y", "x")],  # or later
+        [one, renamed, version("z", drop=["y"]), version("z", "x")],
+        [version("x", "y"), version("x", drop=["y"]), renamed],  # the new name was that of another node
+    ):
+        error = refused(*wrong)
+        assert error is not None
+        assert (error.code, "another name than" in error.fix) == ("DX231", True)
+
+
 def test_a_dropped_operator_is_shown_with_its_open_calls_and_an_engine_of_others_does_not_begin_with_it(lab: MakeLab) -> None:
     one = lab(asking())
     one.start()
