@@ -233,7 +233,7 @@ class _WhileThereIsRoom:
         self._later = self._later or await self._reader.read(limit)
         for event in self._may:
             await event.wait()
-        count = await self._upto.part(self._later)
+        count = await self._upto.part(self._later) if self._upto.ends else len(self._later)
         messages, self._later = self._later[:count], self._later[count:]
         return messages if self._sealing is None else await self._sealing.opened_early(messages)
 

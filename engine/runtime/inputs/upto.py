@@ -30,30 +30,33 @@ _log = structlog.get_logger("dspex.engine")
 
 
 class UpTo:
-    """For one source: reasons not to go on, each with its time, in seconds since the epoch. The earliest counts."""
+    """For one source: reasons not to go on, each with its time, in seconds since the epoch. The earliest counts.
+
+    `ends`: the times, by reason.
+    """
 
     def __init__(self) -> None:
-        self._ends: dict[str, float] = {}
+        self.ends: dict[str, float] = {}
         self._moved = asyncio.Event()
 
     def set(self, why: str, end: float | None) -> None:
         """Stop there, for a reason, or no more for that one."""
         before = self.end
         if end is None:
-            self._ends.pop(why, None)
+            self.ends.pop(why, None)
         else:
-            self._ends[why] = end
+            self.ends[why] = end
         if self.end != before:
             self._moved.set()
 
     @property
     def end(self) -> float | None:
         """Where it stops; None: nowhere."""
-        return min(self._ends.values(), default=None)
+        return min(self.ends.values(), default=None)
 
     def of(self, why: str) -> float | None:
         """Where it stops for one reason."""
-        return self._ends.get(why)
+        return self.ends.get(why)
 
     async def part(self, messages: Sequence[Message]) -> int:
         """How many of these messages may go on, of some that were stored one after another: at least one, once that is so."""
