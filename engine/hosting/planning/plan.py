@@ -112,8 +112,10 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
         elif old is None:
             if before is None or before.nodes:  # else a version that did not say what it has
                 yield PlannedChange("create", "node", title, None, shown)
-        elif name in forms or (isinstance(node, HopNode) and old.get("options") != now["options"] and _held(held)):
+        elif name in forms:
             yield PlannedChange("reset", "node", title, what, shown, additive=not _held(held))
+        elif isinstance(node, HopNode) and old.get("options") != now["options"] and (behind := _with_unread(held)):
+            yield PlannedChange("reset", "node", title, {**(what or {}), **behind}, shown, additive=False)
         elif old != now or name not in was:
             yield PlannedChange("change", "node", title, what, shown)
     if before is not None:
@@ -137,7 +139,7 @@ def _gone(graph: Graph, before: Manifest, there: There) -> Iterator[PlannedChang
     for name in [n for n in before.nodes or recorded if n not in {*graph.nodes, *renamed, *parts}]:
         held = held_by(graph, there, name)
         elsewhere = any(name in lane.sources.values() for lane in graph.lanes.values())  # a lane reads it
-        lost = {**_held(held), **({"unread": held.unread} if held.unread and not elsewhere else {})}
+        lost = _held(held) if elsewhere else _with_unread(held)
         old = before.nodes.get(name)
         yield PlannedChange(
             "delete", "node", f"{graph.name}/{name}", (_shown(old) if old else {}) | lost, None, additive=not lost
@@ -164,6 +166,10 @@ def _held(held: Held) -> dict[str, int]:
     """What is held, for `before`; empty for nothing."""
     found = {"open_calls": sum(held.calls.values()), "rows": sum(held.rows.values()), "parked": held.parked}
     return {name: number for name, number in found.items() if number}
+
+
+def _with_unread(held: Held) -> dict[str, int]:
+    return {**_held(held), **({"unread": held.unread} if held.unread else {})}
 
 
 def _shown(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ AT_ONCE: Final = 16  # logs that are read
 class Held(NamedTuple):
     """What a stage holds. `calls`: open ones, by node; `rows`: of keyed state, by node; `parked`: events that were put off.
 
-    `unread`: events of its source that nobody has read; 0 where that was not asked.
+    `unread`: events of its source, or frames over a hop with another key, that nobody has read; 0 where that was not asked.
     """
 
     calls: Mapping[str, int] = MappingProxyType({})
@@ -194,6 +194,8 @@ async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Coll
     limit, counts = asyncio.Semaphore(AT_ONCE), before.partitions
     sources_of = {before.stages[subject][0]: subject for subject in before.streams}
     lost = set(gone(graph, before))
+    hops = [name if name in before.hops else graph.renamed_from.get(name, name) for name in changed_keys(graph, before)]
+    rekeyed = {before.hops[name][0] for name in hops if name in before.hops}
     found: dict[tuple[str, str], Held] = {}
     for stage in sorted(stages):
         tables = await asyncio.gather(*(_tables(bus, app, graph.name, stage, i, limit) for i in range(counts[stage])))
@@ -204,8 +206,18 @@ async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Coll
             read = max(min(t.position("source").sequence for t in tables), before.starts.get(subject, 0))
             there, reads = await bus.stream(before.streams[subject]) is not None, before.subject(subject)
             unread = await bus.count(before.streams[subject], [reads], after=read) if there else 0
+        elif stage in rekeyed:
+            unread = await _frames(bus, app, graph.name, stage, tables)
         found[graph.name, stage] = Held(calls, rows, sum(t.timers.put_off for t in tables), unread)
     return found
+
+
+async def _frames(bus: Bus, app: str, topology: str, stage: str, tables: Sequence[Tables]) -> int:
+    """Frames that the partitions of a stage have not taken."""
+    read: dict[int, list[str]] = {}
+    for index, t in enumerate(tables):
+        read.setdefault(t.position("events").sequence, []).append(subjects.edge(app, topology, stage, index))
+    return sum([await bus.count(subjects.stream(app), edges, after=after) for after, edges in read.items()])
 
 
 async def _tables(bus: Bus, app: str, topology: str, stage: str, index: int, limit: asyncio.Semaphore) -> Tables:

@@ -12,6 +12,7 @@ from engine_lab import APP, SOURCES, STREAM, Cut, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, SubjectTaken, TopologyError
 from dspex.bus.port import NewMessage, StreamConfig, StreamInfo
+from dspex.engine.graph import pauses
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
 from dspex.engine.graph.manifest import Versions, history
@@ -163,6 +164,22 @@ def test_a_changed_key_is_refused_while_its_stage_holds_something(lab: MakeLab) 
     one.publish("in", {"text": "b", "customer": "c", "city": "x"})
     one.advance(1)
     assert [o["text"] for o in one.outputs("out")] == ["a", "b"]
+
+
+def test_a_changed_key_is_refused_while_frames_of_the_old_one_are_unread(lab: MakeLab) -> None:
+    one = lab(keyed("customer"))
+    one.start()
+    one.run(pauses.pause(one.run(one.client.bus.bucket(subjects.applied(APP))), "keyed", "by", 0.0))
+    one.advance(1.1)  # a heartbeat
+    for customer in "cd":
+        one.publish("in", {"text": "a", "customer": customer, "city": "x"})
+    one.advance(1)
+    one.drain()
+    found = planned(one, keyed("city"))
+    (lost,) = found.lossy
+    assert (lost.op, lost.name, lost.before["unread"]) == ("reset", "keyed/by", 2)
+    assert (found.refused and found.refused.code, "2 unread events" in str(found.refused)) == ("DX231", True)
+    assert planned(one, keyed("city"), reset=["by"]).refused is None
 
 
 @dataclass(frozen=True)
