@@ -92,6 +92,11 @@ class Expected:
         """The event time in the first walk, or behind the answer."""
         return self.times.get(event.place, (event.time, event.time))[behind]
 
+    @property
+    def undecided(self) -> int:
+        """How many events wait for people, or will."""
+        return len(self.entered) - len(self.out(timed.DECIDED)) - self.refused.rejected.total()
+
     def settled(self, *, people: bool, enriched: bool, lacking: bool) -> bool:
         """Whether all is there that is to come. `lacking`: letters of events that lack a branch, too."""
         closed, over = (sum(w["value"] for _, w in self.out(subject)) for subject in (timed.WINDOWS, timed.SESSIONS))
@@ -101,7 +106,7 @@ class Expected:
         seen += [closed - len(self.answered), over - len(self.entered), batched - len(self.entered)]
         seen += [self.refused.lacking.total() - len(self.refused.unanswered)] * lacking
         if people:
-            seen.append(len(self.out(timed.DECIDED)) + len(self.refused.rejected) - len(self.entered))
+            seen.append(-self.undecided)
         if enriched:
             seen.append(len(self.out(timed.FOUND)) - len(self.entered))
         return min(seen) >= 0

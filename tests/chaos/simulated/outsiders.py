@@ -27,7 +27,9 @@ AHEAD = 100.0  # seconds by which what is redriven is ahead of the clock: more t
 async def decide(sim: TimedSimulation) -> None:
     """Decide about whatever waits, for ever, by messages that any client of NATS can write."""
     while True:
-        await asyncio.sleep(sim.random.uniform(5.0, 20.0))
+        await asyncio.sleep(sim.random.uniform(10.0, 30.0))
+        if not sim.expected.undecided:
+            continue  # to look costs as much as a takeover of all partitions
         for one in await insist(lambda: _waiting(sim)):
             n = one.shown["n"]
             edit = {"text": EDITED} if edits(n) else None
