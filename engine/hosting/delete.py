@@ -65,6 +65,8 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
         messages = await bus.count(stream, patterns)
         for pattern in patterns:
             await bus.purge(stream, pattern, below=info.last + 1)
+    for key in await _said_of(alive, topology):
+        await alive.delete(key)  # of an engine that died: how far it had read would be taken for how far a new topology has
     applied = await bus.bucket(subjects.applied(app))
     keys = sorted(await applied.items(subjects.manifest_prefix(topology)))
     for key in (*keys, *await applied.items(subjects.pause_prefix(topology))):
@@ -75,13 +77,25 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
 async def engines_of(bucket: Bucket, topology: str, now: float) -> dict[str, Any]:
     """The engines that run it, with what they say: those that are not known to be gone, and have said so a short while ago."""
     found: dict[str, Any] = {}
+    for key, said in (await _said_of(bucket, topology)).items():
+        try:
+            heartbeat = min(float(said.get("heartbeat", 0.0)), MOST_HEARTBEAT)
+            living = -AHEAD < now - float(said["time"]) < max(SILENT, 5 * heartbeat)
+            if living and not is_dead(said):
+                found[key.partition(".")[2]] = said
+        except (TypeError, KeyError, ValueError):
+            continue  # no engine wrote it
+    return found
+
+
+async def _said_of(bucket: Bucket, topology: str) -> dict[str, Any]:
+    """The keys of engines that run a topology, or did, with what they say."""
+    found: dict[str, Any] = {}
     for key, (value, _) in (await bucket.items("engine")).items():
         try:
             said = orjson.loads(value)
-            heartbeat = min(float(said.get("heartbeat", 0.0)), MOST_HEARTBEAT)
-            living = -AHEAD < now - float(said["time"]) < max(SILENT, 5 * heartbeat)
-            if topology in said["topologies"] and living and not is_dead(said):
-                found[key.partition(".")[2]] = said
+            if topology in said["topologies"]:
+                found[key] = said
         except (TypeError, KeyError, ValueError):
             continue  # no engine wrote it
     return found

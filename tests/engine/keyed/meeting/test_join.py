@@ -12,6 +12,7 @@ from engine_lab import APP, Lab
 from dspex.bus import subjects
 from dspex.engine.client.status import state
 from dspex.engine.client.status.state import KeyState
+from dspex.engine.hosting.delete import delete
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 
@@ -152,6 +153,23 @@ def test_a_table_is_read_to_its_end_before_the_first_event_is_looked_up(lab: Mak
     one.advance(10)
     assert sorted(one.outputs("out")) == [[n, 550 + n] for n in range(50)]
     assert one.differences() == []
+
+
+def test_a_table_is_read_again_where_an_engine_of_a_deleted_topology_had_read_it(lab: MakeLab) -> None:
+    other = Topology("other")  # else all that says how far it was read would be deleted, too
+    other.source("in").sink("out.other")
+    one = lab(looking(), other)
+    one.start()
+    for n in range(10):
+        one.publish("customers", {"k": f"k{n}", "n": n})
+    one.publish("orders", {"k": "k9", "n": 0})
+    one.advance(1)
+    one.kill()
+    one.advance(11)
+    one.run(delete(one.client.bus, APP, "t"))
+    one.start("b", most_arrivals=1)
+    one.advance(5)
+    assert one.outputs("out") == [[0, 9], [0, 9]]
 
 
 @pytest.mark.parametrize("options", [{"ttl": "5s"}, {}])
