@@ -18,6 +18,7 @@ from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.context import Context, StateContext
 from dspex.operators.keyed.windows.stream import WindowedStream, WindowOptions
+from dspex.operators.native.problems import problem
 from dspex.operators.native.signature import Signature
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import NothingParameter
@@ -524,6 +525,8 @@ def gather(*parts: Stream[Any, K], name: str, within: Duration, into: type[V] | 
         within: how long they wait for each other. Then the event is a dead letter that names the branches that are missing.
         into: a type that validates and types the result.
     """
+    if not parts:
+        raise problem("DX204", "gather joins streams, and was given none", "gather(a, b, …)")
     first, *others = parts
     return first.gather(*others, name=name, within=within, into=into)
 

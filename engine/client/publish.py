@@ -111,12 +111,20 @@ def headers_of(
     if session is not None:
         headers[subjects.SESSION] = session
     if time is not None:
-        headers[subjects.TIME] = (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+        headers[subjects.TIME] = _written("time", time)
     if waits is not None:
         headers[subjects.AT] = waits
     if content_type != codecs.JSON:
         headers[subjects.CONTENT_TYPE] = content_type
     return headers
+
+
+def _written(name: str, time: object) -> str:
+    """A time as headers have it. Raises ConfigError (DX105) for anything but a datetime."""
+    if not isinstance(time, datetime):
+        fix = 'a datetime, or datetime.fromisoformat("2026-01-31T09:00:00+01:00")'
+        raise ConfigError(f"{name}={time!r} is no datetime", code="DX105", fix=fix)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
 
 
 def waiting(time: datetime | None, at: datetime | None, after: Duration | None) -> str | None:
@@ -128,7 +136,7 @@ def waiting(time: datetime | None, at: datetime | None, after: Duration | None) 
         why = "an event has one time: at and after say until when it waits, and that is its event time"
         raise ConfigError(why, code="DX105", fix="give one of at, after and time")
     if at is not None:
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()
+        return _written("at", at)
     if after is None:
         return None
     if (wait := seconds(after)) > times.MOST_AHEAD:

@@ -60,7 +60,10 @@ class Stateful:
         if not isinstance(found, tuple) or len(found) != 2:
             raise DataError(f"{function_name(of)} returned no pair (state, outputs)", fix="return state, [output, …]")
         state, out = found
-        outputs = items(out, function_name(of))
+        outputs = items(out, function_name(of), "stateful")
+        if rows.waking is not None and self._on_wake is None:
+            why = f"{function_name(of)} asked to be woken, and there is no on_wake"
+            raise DataError(why, fix="add on_wake=, or do not ask")
         if state is None:
             rows.put(None)
             rows.no_alarm()

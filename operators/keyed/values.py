@@ -11,6 +11,7 @@ import datetime as dt
 from collections import Counter, deque
 from collections.abc import Callable
 from decimal import Decimal
+from enum import Enum
 from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
@@ -45,12 +46,13 @@ _READ: Final = {code: read for code, _, read in _PACKED.values()}
 class StateValues:
     """The values of one operator's state.
 
-    `sample`: one of them, which has the type where that is a model or a dataclass; or `of`: the type itself.
+    `sample`: one of them, which has the type where that is a model or a dataclass; or `of`: the type itself, that of events,
+    which a hop has made of plain data already.
     """
 
     def __init__(self, sample: object = None, *, of: object = None) -> None:
         kind = of if isinstance(of, type) else type(sample)
-        self._type = kind if _is_typed(kind) else None
+        self._type, self._checks = kind if _is_typed(kind) else None, of is None
         self._adapter: Any = None
         if self._type is not None:
             from pydantic import TypeAdapter  # only who has such state waits for it
@@ -59,9 +61,24 @@ class StateValues:
 
     def pack(self, value: object) -> bytes:
         """The value as bytes. Raises InvalidInput for what it cannot keep."""
-        if self._type is not None and type(value) is self._type and self._adapter is not None:
-            value = {"": _plain(value)}
-        return _bytes(value)
+        if self._type is None or type(value) is not self._type:
+            return _bytes(value)
+        packed = _bytes({"": _plain(value)}, _field)
+        if self._checks:
+            self._check(value, packed)
+        return packed
+
+    def _check(self, value: object, packed: bytes) -> None:
+        """Raise InvalidInput where a value would come back as another one, because its type does not write or read all of it:
+        private attributes, fields with `exclude=True` or `init=False`, a subclass in the place of its base.
+        """
+        fix = "keep it in plain fields of the type, which are written and read; or keep a dict"
+        try:
+            again = self.unpack(packed)
+        except DataError as e:
+            raise InvalidInput(f"state cannot be kept: what is written of it cannot be read ({e.__cause__})", fix=fix) from e
+        if again != value and _all_of(again) != _all_of(value):  # NaN is not equal to itself
+            raise InvalidInput(f"state cannot be kept: {value!r} would come back as {again!r}"[:1000], fix=fix)
 
     def unpack(self, data: bytes) -> Any:
         """The value that `pack` wrote, new each time. Raises DataError where the type has changed since."""
@@ -69,7 +86,7 @@ class StateValues:
         if self._adapter is None or not isinstance(found, dict) or found.keys() != {""}:
             return found
         try:
-            return self._adapter.validate_python(found[""])
+            return self._adapter.validate_python(found[""], by_alias=False, by_name=True)
         except ValueError as e:  # pydantic's
             raise DataError(
                 f"state that was kept is no {getattr(self._type, '__name__', self._type)} any more: {e}",
@@ -90,13 +107,24 @@ def _is_typed(kind: type) -> bool:
 
 def _plain(value: Any) -> object:
     if is_model(type(value)):
-        return value.model_dump(mode="python", round_trip=True)
+        return value.model_dump(mode="python", round_trip=True, by_alias=False)
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
-def _bytes(value: object) -> bytes:
+def _all_of(value: object) -> object:
+    return repr(value), getattr(value, "__pydantic_private__", None)
+
+
+def _field(value: Any) -> object:
+    """A value within one whose type makes it again of plain data."""
+    if isinstance(value, Enum):
+        return value.value
+    return _plain(value) if _is_typed(type(value)) else _packed(value)
+
+
+def _bytes(value: object, default: Callable[[Any], object] | None = None) -> bytes:
     try:
-        return cast("bytes", msgpack.packb(value, default=_packed, strict_types=True))
+        return cast("bytes", msgpack.packb(value, default=default or _packed, strict_types=True))
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise InvalidInput(
             f"state cannot be kept: {e}", fix="keep numbers, texts, lists, dicts, sets, times; or a model"

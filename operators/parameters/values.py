@@ -153,6 +153,11 @@ class NothingParameter(Parameter):
     noun: ClassVar[str] = "nothing: `{}` in YAML"
     form: ClassVar[JsonSchema] = {"type": "object", "maxProperties": 0}
 
+    def check(self, name: str, value: object) -> object:
+        if value not in (None, True) and value != {}:
+            raise wrong(name, value, f"it takes nothing, {name}: {{}}; options stand beside it: {name}: {{}}, name: value")
+        return value
+
     def plain(self, value: object, others: Arguments) -> object:
         return {}
 

@@ -12,6 +12,7 @@ from dspex.engine.graph.approvals import Decision, Waiting
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.kept import HOLD, KeptData
+from dspex.operators.native.problems import problem
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import ChoiceParameter, DurationParameter, FieldNamesParameter, NothingParameter
 from dspex.operators.typing.shape import record_of
@@ -109,7 +110,10 @@ def build(
     typed: object = None,
     keyed: bool,
 ) -> State:
-    """Events that wait, of each partition."""
+    """Events that wait, of each partition. Raises TopologyError for an end of a time that is not said."""
+    if timeout is None and on_timeout != "dead_letter":
+        why = f"on_timeout={on_timeout!r} says what happens after timeout=, and there is none: it waits for good"
+        raise problem("DX205", why, 'add timeout="2d", or leave on_timeout= out')
     read = KeptData(typed)
     made = _Approve(show, timeout, on_timeout, read)
     how: dict[str, Any] = {"read": read.read, "back": made.park, "told": made.told}

@@ -37,12 +37,12 @@ def build(fn: Callable[..., Any]) -> Build:
     return make
 
 
-def items(result: Any, name: str) -> list[object]:
+def items(result: Any, name: str, operator: str = "flat_map") -> list[object]:
     """The items of a function's result. Raises DataError for one that is itself a datum."""
     if isinstance(result, (str, bytes, bytearray)) or is_record(result) or not isinstance(result, Iterable):
         raise DataError(
-            f"flat_map needs many items, and {name} returned {type(result).__name__}",
-            fix=f"return a list: [{type(result).__name__}], or use .map()",
+            f"{operator} needs many items, and {name} returned {type(result).__name__}",
+            fix=f"return a list: [{type(result).__name__}]{', or use .map()' if operator == 'flat_map' else '; [] for none'}",
         )
     return list(result)
 

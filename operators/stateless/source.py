@@ -196,7 +196,7 @@ def _event_time(text: str) -> Callable[[Any], datetime]:
         try:
             if isinstance(value, str):
                 value = datetime.fromisoformat(value)
-            elif isinstance(value, (int, float)):
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 value = datetime.fromtimestamp(value, tz=UTC)
         except (ValueError, OverflowError, OSError) as e:
             raise InvalidInput(f'"{text}" gives {value!r}, which is no time: {e}') from e

@@ -14,7 +14,7 @@ from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.windows.gives import ITEM, Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, finished, micro, moment, named, result, time_of
+from dspex.operators.keyed.windows.windowed import Ends, check_years, finished, micro, moment, named, result, time_of
 from dspex.operators.native.problems import problem
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
@@ -39,6 +39,8 @@ class _Windows:
         first = self.ends.first_open(first, self.every, rows)
         if first > last:
             self.ends.late(last, rows)
+        else:
+            check_years(first - self.size, last)
         return first, last
 
     def step(self, out: Handler, inlet: int) -> Callable[[Any, Rows], None]:

@@ -17,7 +17,7 @@ from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
 from dspex.operators.keyed.windows.gives import Gives, number_of, shown_sum
 from dspex.operators.keyed.windows.options import GIVES, OPTIONS, gives_of, milliseconds, shape
-from dspex.operators.keyed.windows.windowed import Ends, finished, micro, moment, result
+from dspex.operators.keyed.windows.windowed import Ends, check_years, finished, micro, moment, result
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import DurationParameter
 from dspex.operators.typing.names import OnError
@@ -53,6 +53,7 @@ class _Sessions:
             if self._ends.ended(one.last + self._gap, rows):
                 self._ends.late(one.last + self._gap, rows)
                 return
+            check_years(one.first, one.last + self._gap)
             if self._gives.items:
                 self._gives.check(number_of(one.sum))
             one = one._replace(sum=self._gives.add(rows, one.sum, data, time))

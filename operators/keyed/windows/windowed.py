@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from math import floor, isfinite
 from typing import Any, Final, Generic, TypeVar
 
-from dspex.bus.errors import LateEvent
+from dspex.bus.errors import InvalidInput, LateEvent
 from dspex.engine.graph.context import Rows
 from dspex.engine.graph.nodes import Emitted
 from dspex.operators.typing.names import OnError
@@ -16,6 +16,8 @@ from dspex.operators.typing.names import OnError
 T = TypeVar("T")
 SECOND: Final = 1_000_000
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST: Final = -62_135_596_800 * SECOND  # the years 1 to 9999
+_LAST: Final = 253_402_300_799 * SECOND
 _SHIFT: Final = 1 << 56  # makes names of times before 1970 sort, too
 
 
@@ -51,6 +53,13 @@ def named(time: int) -> str:
 def time_of(name: str) -> int:
     """The time that `named` gave this name."""
     return int(name) - _SHIFT
+
+
+def check_years(start: int, end: int) -> None:
+    """Raise InvalidInput where a window lies partly in no year that a datetime has: nothing could say when it was."""
+    if start < _FIRST or end > _LAST:
+        why = "its window lies partly outside of the years 1 to 9999"
+        raise InvalidInput(why, fix="correct the event time; or filter such events out before the window")
 
 
 class Ends:

@@ -201,3 +201,12 @@ def test_times_that_cannot_be_are_refused(lab: MakeLab, times: dict[str, Any], w
         one.run(one.client.publish("in", {}, **times))
     assert isinstance(e.value, ConfigError)
     assert e.value.fix
+
+
+@pytest.mark.parametrize("which", ["time", "at"])
+def test_a_time_that_is_no_datetime_is_refused(lab: MakeLab, which: str) -> None:
+    one = lab(plain())
+    one.start()
+    times: dict[str, Any] = {which: "2026-01-31T09:00:00Z"}
+    with pytest.raises(ConfigError, match="is no datetime"):
+        one.run(one.client.publish("in", {}, **times))

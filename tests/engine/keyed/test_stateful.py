@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from math import nan
 from typing import Any
 
 import pytest
 from engine_lab import Lab
+from pydantic import BaseModel, Field, PrivateAttr
 
 from dspex.bus.errors import RetryLater, TopologyError
 from dspex.engine.graph.context import StateContext
@@ -181,6 +184,89 @@ def test_state_that_cannot_be_kept_is_refused_by_name_and_loses_nothing(state: o
         d.publish("in", {"k": "a"})
         (letter,) = d.dead_letters()
         assert (letter.node, letter.code) == ("s", "DX502")
+
+
+class Mood(Enum):
+    FINE = "fine"
+    BAD = "bad"
+
+
+class Aliased(BaseModel):
+    n: int = Field(0, alias="N")
+    mood: Mood = Mood.FINE
+    last: float = 0
+
+
+class Excluded(BaseModel):
+    n: int = Field(0, exclude=True)
+
+
+class Private(BaseModel):
+    _n: int = PrivateAttr(0)
+
+    @property
+    def n(self) -> int:
+        return self._n
+
+    @n.setter
+    def n(self, value: int) -> None:
+        self._n = value
+
+
+class Base(BaseModel):
+    n: int = 0
+    inner: Base | None = None
+
+
+class More(Base):
+    more: int = 1
+
+
+@dataclass
+class Hidden:
+    n: int = field(default=0, init=False)
+
+
+@dataclass
+class Outer:
+    n: int = 0
+    seen: Seen = field(default_factory=lambda: Seen(set()))
+
+
+@pytest.mark.parametrize(
+    ("init", "kept"),
+    [
+        (Aliased, True),
+        (Outer, True),
+        (Excluded, False),
+        (Private, False),
+        (Hidden, False),
+        (lambda: Base(inner=Base()), True),
+        (lambda: Base(inner=More()), False),
+    ],
+)
+def test_state_of_a_type_is_kept_whole_or_refused(init: Callable[[], Any], kept: bool) -> None:
+    def add(state: Any, data: Any, ctx: StateContext) -> tuple[Any, list[Any]]:
+        state.n += 1
+        if isinstance(state, Aliased):
+            state.mood, state.last = Mood.BAD, nan
+        return state, [state.n]
+
+    topology = Topology("t")
+    topology.source("in").key_by("k").stateful(add, init=init, name="s").sink("out")
+    with Driver(topology) as d:
+        for _ in range(3):
+            d.publish("in", {"k": "a"})
+        assert d.outputs("out") == ([1, 2, 3] if kept else [])
+        assert {letter.message[:21] for letter in d.dead_letters()} == (set() if kept else {"state cannot be kept:"})
+
+
+def test_who_asks_to_be_woken_and_has_nothing_for_it_is_told() -> None:
+    with Driver(counting()) as d:
+        d.publish("in", {"k": "a", "wake": "1s"})
+        (letter,) = d.dead_letters()
+        assert (letter.message, letter.event.data["k"]) == ("counted asked to be woken, and there is no on_wake", "a")
+        assert d.state("count", "a") is None
 
 
 def test_a_stream_without_a_key_has_no_state_and_the_fix_is_said() -> None:

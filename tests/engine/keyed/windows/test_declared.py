@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from dspex import Record, Stream, Topology
+from dspex import Record, Stream, Topology, gather
+from dspex.errors import TopologyError
 from dspex.operators.formats.schema import yaml_schema
 
 HERE = "test_declared"
@@ -119,3 +120,33 @@ def test_one_window_may_give_several_things() -> None:
     window.count(name="a").sink("x")
     window.collect(name="b").sink("y")
     assert t.check() == []
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "approve: {timeout: 1h}",
+        "window: 1m, collect: {limit: 5}",
+        "merge: [k]",
+        "gather: {within: 5s}, within: 1s",
+        "approve: wait",
+    ],
+)
+def test_an_option_within_what_takes_nothing_is_refused(node: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    head = "dspex: 1\ntopology: t\nsources: {in: {}}\nnodes:\n  k: {from: in, key_by: k}\n"
+    path.write_text(f"{head}  w: {{from: {'[k, in]' if node[0] in 'mg' else 'k'}, {node}}}\nsinks:\n  out: {{from: w}}\n")
+    found = [p for p in Topology.load(path).check() if p.code == "DX205"]
+    assert ["options stand beside it" in p.fix for p in found] == [True]
+
+
+def test_what_happens_after_a_time_that_is_not_said_is_refused() -> None:
+    t = Topology("t")
+    t.source("in").approve(name="ok", on_timeout="drop").sink("out")
+    (problem,) = t.check()
+    assert (problem.code, "timeout=" in problem.message) == ("DX205", True)
+
+
+def test_gather_of_nothing_says_so() -> None:
+    with pytest.raises(TopologyError, match="gather joins streams, and was given none"):
+        gather(name="g", within="1s")

@@ -72,3 +72,21 @@ async def claimed_by_another(one: Lab, log: LogAddress) -> None:
     bus = one.server.connect()
     other = CommitLog(bus, log, "other", 1)
     await bus.commit([other.draft(await latest(bus, log), one.server.now)])
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:30Z", "9999-12-31T23:59:30Z"])
+def test_a_window_that_no_year_has_is_a_letter_and_state_can_be_looked_at(time: str) -> None:
+    topology = Topology("t")
+    keyed = topology.source("in", time="at").key_by("k")
+    keyed.window("1h", every="30m").count(name="sliding").sink("out")
+    keyed.session_window("1h").count(name="session").sink("sessions")
+    with Driver(topology) as d:
+        d.publish("in", {"k": "a", "at": time})
+        assert {(letter.node, letter.message) for letter in d.dead_letters()} <= {
+            (node, "its window lies partly outside of the years 1 to 9999") for node in ("sliding", "session")
+        }
+        assert d.dead_letters()
+        assert d.state("sliding", "a") is None
+        assert d.state("session", "a") is None or time < "1"
+        d.publish("in", {"k": "a", "at": True})
+        assert d.dead_letters()[-1].message == '"at" gives bool, which is no time'
