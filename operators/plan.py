@@ -90,7 +90,8 @@ class NodeDraft:
                 return SinkNode(**common, sink=sink)
             case State() as state:
                 inputs = [names[d] + (f".{outlet}" if d.outlets > 1 else "") for d, outlet in self.inputs]
-                return StateNode(**common, state=state.named(inputs) if state.named is not None else state)
+                named = replace(state.named(inputs), shown=state.shown) if state.named is not None else state
+                return StateNode(**common, state=named)
             case build:
                 return NativeNode(**common, build=build)
 

@@ -133,7 +133,7 @@ def enrich(fn: Callable[[Any], Awaitable[Any]] | str, *, into: type[V] | None = 
 def _annotated(fn: Callable[..., Any], errors: list[TopologyError]) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
     """The fields that a function wants, and those that it gives; None: unknown. Notes why it cannot enrich."""
     try:
-        takes_data_only(fn, "enrich")
+        takes_data_only(fn, "enrich", awaited=True)
     except TopologyError as e:
         errors.append(e)
         return (), None

@@ -11,10 +11,15 @@ from dspex.engine.graph.check import NAME
 from dspex.operators.native.problems import problem
 
 
-def takes_context(fn: object, op: str) -> bool:
-    """Whether a function takes (data, ctx) rather than (data). Raises TopologyError (DX219) for anything else."""
+def takes_context(fn: object, op: str, *, awaited: bool = False) -> bool:
+    """Whether a function takes (data, ctx) rather than (data). Raises TopologyError (DX219) for anything else.
+
+    `awaited`: whether it may be an `async def`.
+    """
     if not callable(fn):
         raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f".{op}(lambda x: ...)")
+    if not awaited:
+        _gives_at_once(fn, op)
     parameters = _parameters(fn)
     if parameters is None:
         return False  # some builtins have no signature to read; they take the data alone
@@ -33,9 +38,9 @@ def takes_context(fn: object, op: str) -> bool:
     return len(required) == 2 or (len(positional) >= 2 and positional[1].name in ("ctx", "context"))
 
 
-def takes_data_only(fn: object, op: str) -> None:
-    """Raise TopologyError (DX219) unless the function can be called with (data)."""
-    if takes_context(fn, op):
+def takes_data_only(fn: object, op: str, *, awaited: bool = False) -> None:
+    """Raise TopologyError (DX219) unless the function can be called with (data). `awaited`: see `takes_context`."""
+    if takes_context(fn, op, awaited=awaited):
         raise problem(
             "DX219",
             f"{op} calls its function with (data), and {function_name(fn)} wants two arguments",
@@ -47,6 +52,7 @@ def takes_so_many(fn: object, op: str, wanted: Sequence[str]) -> None:
     """Raise TopologyError (DX219) unless the function can be called with these arguments, by their places."""
     if not callable(fn):
         raise problem("DX219", f"{op} takes a function, and {fn!r} is none", f"give it a function of ({', '.join(wanted)})")
+    _gives_at_once(fn, op)
     try:
         inspect.signature(fn).bind(*wanted)
     except ValueError:
@@ -54,6 +60,15 @@ def takes_so_many(fn: object, op: str, wanted: Sequence[str]) -> None:
     except TypeError as e:
         called = f"{op} calls its function with ({', '.join(wanted)})"
         raise problem("DX219", f"{called}, and {function_name(fn)} does not take that: {e}", "give it these parameters") from e
+
+
+def _gives_at_once(fn: Callable[..., Any], op: str) -> None:
+    """Raise TopologyError (DX219) for a function that has to be awaited: what it gives is true, and no data."""
+    whole = inspect.unwrap(fn)
+    for one in (whole, getattr(type(whole), "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one):
+            why = f"{op} awaits nothing, and {function_name(fn)} is an async def"
+            raise problem("DX219", why, "make it a plain function; what asks the world is a call: .enrich(…)")
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:

@@ -150,3 +150,22 @@ def test_the_main_argument_may_be_given_by_its_name() -> None:
     assert problems(lambda s: s.map(fn=str).filter(test="it == 'a'").validate(schema=str).sink("c.d")) == []
     with pytest.raises(TypeError, match="map\\(\\) takes one argument"):
         Topology("t").source("a.b").map(str, int)  # type: ignore[call-overload]
+
+
+async def awaited(*any: object) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: s.map(awaited),
+        lambda s: s.filter(awaited),
+        lambda s: s.branch(awaited)[1],
+        lambda s: s.key_by(awaited, name="k"),
+        lambda s: s.key_by("k").stateful(awaited, init=dict, name="s"),
+        lambda s: s.key_by("k").aggregate(dict, awaited, name="a"),
+    ],
+)
+def test_a_function_that_nobody_awaits_is_refused(use: Any) -> None:
+    assert ("DX219", "awaited is an async def") in [(code, message.split(", and ")[-1]) for code, message, _ in problems(use)]

@@ -37,6 +37,7 @@ def test_branches_of_one_event_become_one_datum_whichever_is_answered_first_and_
         d.answer("review", lambda i: {"review": f"r{i['n']}"}, after="1s")
         runs = [d.publish("in", {"n": n}, key="k") for n in range(3)]
         d.advance("1500ms")
+        assert [list(branches) for branches in d.state("both", "").values()] == [["1"]] * 3  # of each event the second one
         d.crash()
         d.advance("10s")
         whole = [{"n": n, "drafted": True, "draft": f"d{n}", "review": f"r{n}"} for n in range(3)]
