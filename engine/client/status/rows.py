@@ -65,6 +65,7 @@ class EngineReport(_Engine):
 
     stages: list[StageReport]
     operators: NotRequired[list[OperatorReport]]  # an older engine does not report it
+    versions: NotRequired[dict[str, int]]  # topology → version of its manifest
 
 
 class OperatorReport(TypedDict):

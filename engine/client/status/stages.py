@@ -186,8 +186,10 @@ def _holds(mine: Sequence[tuple[EngineReport, StageReport]]) -> dict[str, float]
 
 
 def _rests(mine: Sequence[tuple[EngineReport, StageReport]], applied: Manifest) -> str | None:
-    """Why engines bring nothing more that run a version whose successor goes on where they stopped."""
-    stand = any(s["partitions"] and "rest" in s for _, s in mine)
+    """Why engines bring nothing more: the version that goes on where they stop is about to be applied, or is applied."""
+    stand = [e.get("versions", {}).get(s["topology"], 0) for e, s in mine if s["partitions"] and "rest" in s]
+    if applied.version in stand:
+        return "at rest for dspex apply --backfill; where that was ended it goes on by itself, within 10 minutes"
     what = f"version {applied.version} goes on where version {applied.version - 1} stopped: start its engines"
     return what if stand else None
 

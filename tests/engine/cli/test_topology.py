@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +13,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+import typer
 import yaml
 from cli_bench import Done, in_this_process
+
+from dspex.engine.cli.topology.apply import in_order
 
 PROBLEM = ["v", "code", "level", "topology", "node", "file", "line", "message", "fix"]
 GOOD = """
@@ -215,3 +221,19 @@ def test_show_writes_a_topology_in_every_format(dspex: Dspex, tmp_path: Path) ->
     assert show("good.yaml", "--as", "mermaid").startswith("flowchart LR\n")
     jsonschema_rs.validate(json.loads(show("--schema")), yaml.safe_load(GOOD))
     assert dspex("show", "good.yaml", "--as", "asyncapi").code == 2
+
+
+def test_sigterm_lets_apply_end_in_order() -> None:  # else sources that came to rest for it stand for ten minutes
+    ended: list[str] = []
+
+    async def applying() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("sources go on")
+
+    with pytest.raises(typer.Exit) as exited:
+        asyncio.run(in_order(applying()))
+    assert (exited.value.exit_code, ended) == (128 + signal.SIGTERM, ["sources go on"])

@@ -158,6 +158,22 @@ def test_engines_of_before_are_said_to_stand_where_another_version_goes_on(lab: 
     assert one.hosts["a"][0].watchdog.health == "ok"
 
 
+def test_a_topology_that_stands_for_an_apply_is_said_to_do_so(lab: MakeLab) -> None:
+    one = lab(topology(summed))
+    one.start()
+    send(one, range(5))
+    one.run(at_rest(one))
+    one.advance(2)
+    (row,) = [row for row in one.run(stage_rows(one.client.bus, APP, {"t": manifest(one)})) if row["source"] == "in"]
+    assert (row["stopped"] or "").startswith("at rest for dspex apply --backfill")
+
+
+async def at_rest(one: Lab) -> None:
+    info = await one.client.bus.stream(STREAM)
+    assert info is not None
+    await pauses.rest(await one.client.bus.bucket(subjects.applied(APP)), "t", pauses.Rest(info.now, info.now + 600, 1))
+
+
 async def pause_and_resume(one: Lab) -> None:
     bucket = await one.client.bus.bucket(subjects.applied(APP))
     await pauses.pause(bucket, "t", pauses.WHOLE, 0.0)
