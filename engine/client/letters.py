@@ -17,6 +17,7 @@ from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.engine.client.names import names
+from dspex.engine.client.publish import in_a_zone
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives, check_places, cut
@@ -213,7 +214,7 @@ async def seconds_of(bus: Bus, app: str, time: datetime | Literal["now"] | None)
         clock = ServerClock(bus, subjects.stream(app))
         await clock.ask()
         return clock()
-    return None if time is None else (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return None if time is None else in_a_zone("time", time).timestamp()
 
 
 async def again(

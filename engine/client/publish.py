@@ -111,7 +111,7 @@ def headers_of(
     if session is not None:
         headers[subjects.SESSION] = session
     if time is not None:
-        headers[subjects.TIME] = _written("time", time)
+        headers[subjects.TIME] = in_a_zone("time", time).isoformat()
     if waits is not None:
         headers[subjects.AT] = waits
     if content_type != codecs.JSON:
@@ -119,12 +119,12 @@ def headers_of(
     return headers
 
 
-def _written(name: str, time: object) -> str:
-    """A time as headers have it. Raises ConfigError (DX105) for anything but a datetime."""
+def in_a_zone(name: str, time: object) -> datetime:
+    """A time, which is in UTC where it says no zone. Raises ConfigError (DX105) for anything but a datetime."""
     if not isinstance(time, datetime):
         fix = 'a datetime, or datetime.fromisoformat("2026-01-31T09:00:00+01:00")'
         raise ConfigError(f"{name}={time!r} is no datetime", code="DX105", fix=fix)
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def waiting(time: datetime | None, at: datetime | None, after: Duration | None) -> str | None:
@@ -136,7 +136,7 @@ def waiting(time: datetime | None, at: datetime | None, after: Duration | None) 
         why = "an event has one time: at and after say until when it waits, and that is its event time"
         raise ConfigError(why, code="DX105", fix="give one of at, after and time")
     if at is not None:
-        return _written("at", at)
+        return in_a_zone("at", at).isoformat()
     if after is None:
         return None
     if (wait := seconds(after)) > times.MOST_AHEAD:

@@ -214,8 +214,8 @@ class Driver(Planned, names=METHODS["Driver"]):
 
     def crash(self, what: Literal["engine", "workers", "all"] = "engine") -> None:
         """Kill the engine, the workers or both, as SIGKILL would, and start them again."""
-
         __tracebackhide__ = True
+        self._names.one_of("crash", what, ("engine", "workers", "all"))
 
         def go() -> None:
             if what in ("engine", "all"):

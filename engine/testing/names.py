@@ -21,6 +21,12 @@ class TestedNames:
         self._sources = [n.source.subject for g in graphs for n in g.sources]
         self._sinks = [n.sink.pattern for g in graphs for n in g.sinks]
 
+    def one_of(self, what: str, value: str, words: Sequence[str]) -> None:
+        """Raise ConfigError where it is none of these words."""
+        __tracebackhide__ = True
+        if value not in words:
+            raise ConfigError(f"{what} cannot be {value!r}", code="DX105", fix=f"one of: {', '.join(words)}")
+
     def call(self, name: str) -> str:
         """A recorded node."""
         __tracebackhide__ = True

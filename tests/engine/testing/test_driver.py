@@ -132,3 +132,12 @@ def test_the_state_of_a_key_is_what_the_function_made_of_it_also_behind_a_crash(
         with pytest.raises(ConfigError, match="there is no node with state 'totl'") as caught:
             d.state("totl", "a")
         assert caught.value.fix == "did you mean total?"
+
+
+def test_what_no_driver_can_kill_and_what_is_no_time_are_refused() -> None:
+    with Driver(asking()) as d:
+        with pytest.raises(ConfigError, match="crash cannot be 'engines'") as caught:
+            d.crash("engines")  # type: ignore[arg-type]
+        assert caught.value.fix == "one of: engine, workers, all"
+        with pytest.raises(ConfigError, match="time='yesterday' is no datetime"):
+            d.redrive(time="yesterday")  # type: ignore[arg-type]
