@@ -141,7 +141,8 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
 
 async def in_order(applying: Coroutine[Any, Any, T]) -> T:
     """Let SIGTERM end it as ^C does: sources that came to rest for it go on, and do not stand for minutes."""
-    task, loop, ended = asyncio.ensure_future(applying), asyncio.get_running_loop(), asyncio.Event()
+    task, loop, ended = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
+    assert task is not None
 
     def end() -> None:
         ended.set()
@@ -149,11 +150,12 @@ async def in_order(applying: Coroutine[Any, Any, T]) -> T:
 
     loop.add_signal_handler(signal.SIGTERM, end)
     try:
-        return await task
+        return await applying
     except asyncio.CancelledError:
-        if ended.is_set():
-            raise typer.Exit(128 + signal.SIGTERM) from None
-        raise
+        if not ended.is_set():
+            raise
+        task.uncancel()
+        raise typer.Exit(128 + signal.SIGTERM) from None
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
 
