@@ -78,7 +78,7 @@ class TimedSimulation(Simulation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.command = self.command.replace("/simulation.py", "/timed_simulation.py")
-        self.fate, self.sealed, self.redriven, self.big = "", False, False, 0
+        self.fate, self.redriven, self.big = "", False, 0
         self.behind = self.behind or (KEYED_PARTITIONS if self.seed // 2 % 8 == 0 else 8)
         chance = Random(self.seed + 2)
         by_seed: dict[str, Any] = {
@@ -114,7 +114,8 @@ class TimedSimulation(Simulation):
         self.hosts = {}
         self.repaired = False
         self._decide()
-        self.seals = Seals(self.server, on=False)
+        self.seals = Seals(self.server, on=bool(self.sealed))
+        self.seals.seal(self.bus)
         self.given: list[Timed] = []
         self.times: dict[Place, tuple[float, float]] = {}
         self.displaced: set[Place] = set()

@@ -36,8 +36,13 @@ async def decide(sim: TimedSimulation) -> None:
             decision = Decision(one.id, one.digest, "reject" if rejects(n) else "accept", edit)
             subject = subjects.edge(APP, one.topology, one.stage, one.partition)
             draft = NewMessage(subject, decision.pack(), {subjects.DECIDE: one.node})
-            await insist(lambda d=draft: sim.bus.publish(d))  # once more where no answer came: it changes nothing
+            whole = await insist(lambda d=draft: _sealed(sim, d))
+            await insist(lambda d=whole: sim.bus.publish(d))  # once more where no answer came: it changes nothing
             sim.done["decisions"] += 1
+
+
+async def _sealed(sim: TimedSimulation, draft: NewMessage) -> NewMessage:
+    return await sim.bus.sealing.sealed(draft) if sim.bus.sealing is not None else draft
 
 
 async def _waiting(sim: TimedSimulation) -> list[approvals.Approval]:
@@ -70,6 +75,7 @@ async def redrive(sim: TimedSimulation) -> None:
     sim.done["redriven"] += refused.late + refused.failed.total()
     sim.displaced |= refused.first.keys() | refused.unanswered.keys()
     bus = Bus(sim.server, sim.random, forgets=0.3)
+    sim.seals.seal(bus)
     for code, at in (("DX504", datetime.fromtimestamp(time, UTC)), (FAILED, None), ("DX515", None)):
         while True:
             try:
