@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
@@ -26,6 +27,7 @@ from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
 
 _log = structlog.get_logger("dspex.engine")
+NO_PIECES: Mapping[int, Message] = MappingProxyType({})
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks at a leader that is behind: a new one takes 4 to 9
 
 
@@ -55,10 +57,10 @@ async def stored_in(bus: Bus, stream: str, sequence: int) -> Message | None:
     return None  # the stream was rolled back, or made anew
 
 
-async def scanned(bus: Bus, stream: str, subject: str, start: int, stop: int) -> list[Message]:
-    """The messages of a subject up to the one at `stop`, which was stored. Raises Unreachable where it is not seen."""
+async def scanned(bus: Bus, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
+    """The messages of subjects up to the one at `stop`, which was stored. Raises Unreachable where it is not seen."""
     for pause in (*PAUSES, 0.0):
-        found = await bus.scan(stream, [subject], start=start, stop=stop)
+        found = await bus.scan(stream, filters, start=start, stop=stop)
         if found and found[-1].sequence == stop:
             return found
         await asyncio.sleep(pause)
@@ -111,12 +113,15 @@ class Chain:
     commit: int = 0
     before: tuple[int, Mapping[str, Any]] | None = None
 
-    async def step(self, message: Message) -> Mapping[str, Any] | None:
-        """Go on to a message: what it changes in the tables; None for what no engine wrote. Raises BusError."""
+    async def step(self, message: Message, pieces: Mapping[int, Message] = NO_PIECES) -> Mapping[str, Any] | None:
+        """Go on to a message: what it changes in the tables; None for what no engine wrote. Raises BusError.
+
+        `pieces`: those that are known, by sequence.
+        """
         entry = readable(message.data)
         if entry is None or not follows(entry, self.claim, self.commit) or not self._fits(entry):
             return None
-        changed = {} if entry["kind"] == "claim" else await changes(self.bus, self.address, message, entry)
+        changed = {} if entry["kind"] == "claim" else await changes(self.bus, self.address, message, entry, pieces)
         if changed is None:
             return None
         if entry["kind"] == "claim":
@@ -159,13 +164,18 @@ async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: 
     """Bring `tables`, which are new, to the entry at `stop`. Raises BusError; Unreachable while the entry is not to be seen."""
     taken = await _snapshot(bus, address, base, older, tables)
     chain = Chain(bus, address, taken[2], taken[1].at) if taken else Chain(bus, address)
-    start, size, strange = chain.commit + 1, 0, list[int]()
-    for message in await scanned(bus, address.stream, address.subject, start, stop):
-        changed = await chain.step(message)
+    start, size, strange, pieces = chain.commit + 1, 0, list[int](), dict[int, Message]()
+    # With the pieces of all entries: to ask for those of each would take two questions an entry, where payloads are sealed.
+    for message in await scanned(bus, address.stream, [address.subject, address.pieces], start, stop):
+        if message.subject == address.pieces:
+            pieces[message.sequence] = message
+            continue
+        changed = await chain.step(message, pieces)
         if changed is None:
             strange.append(message.sequence)
             continue
-        size += len(message.data)
+        size += len(message.data) + sum(len(piece.data) for piece in pieces.values())
+        pieces.clear()
         tables.apply(changed, message.sequence)
     say_passed_over(address, strange)
     return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit)
@@ -215,10 +225,12 @@ def _no_garbage() -> Generator[None, None, None]:
             gc.enable()
 
 
-async def changes(bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+async def changes(
+    bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any], known: Mapping[int, Message] = NO_PIECES
+) -> Mapping[str, Any] | None:
     """What an entry changed in the tables, as plain data; None where that is none: no engine wrote it, or a piece is gone.
 
-    Raises BusError; Unreachable while the pieces are not to be seen.
+    `known`: pieces that need not be asked for, by sequence. Raises BusError; Unreachable while the pieces are not to be seen.
     """
     if "pieces" not in entry:
         return entry["tables"] if are_changes(entry["tables"]) else None
@@ -226,9 +238,12 @@ async def changes(bus: Bus, address: LogAddress, message: Message, entry: Mappin
     stop = first + entry["pieces"] - 1
     if first < 1:
         return None
-    if await stored(bus, stream, stop) is None and ((info := await bus.stream(stream)) is None or info.last < stop):
-        raise _behind(stream, stop)
-    found = await bus.scan(stream, [address.pieces], start=first, stop=stop)
+    if all(sequence in known for sequence in range(first, stop + 1)):
+        found = [known[sequence] for sequence in range(first, stop + 1)]
+    else:
+        if await stored(bus, stream, stop) is None and ((info := await bus.stream(stream)) is None or info.last < stop):
+            raise _behind(stream, stop)
+        found = await bus.scan(stream, [address.pieces], start=first, stop=stop)
     return _rows(await _joined(bus, address, found)) if len(found) == entry["pieces"] else None
 
 

@@ -75,7 +75,7 @@ def test_a_log_that_never_shows_the_claim_is_an_error_that_may_pass(lab: MakeLab
     one.start()
     last = one.messages(LOG)[-1].sequence
     with pytest.raises(Unreachable, match="behind"):
-        one.run(scanned(connected(one, lacks=5, looks=10**6), STREAM, LOG, 1, last))
+        one.run(scanned(connected(one, lacks=5, looks=10**6), STREAM, [LOG], 1, last))
 
 
 def test_a_message_that_a_new_leader_does_not_have_yet_is_not_gone(lab: MakeLab) -> None:
