@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import HopNode, Node, SourceNode, StateNode
+
+OF_SEVERAL: Final = frozenset({"window", "session_window", "batch"})
+"""Operators of which each output is made of several events."""
 
 
 def sources_of(graph: Graph, names: Iterable[str]) -> set[str]:
@@ -78,6 +82,9 @@ def no_gather(nodes: Mapping[str, Node], gather: Node) -> tuple[str, str] | None
                 if isinstance(nodes[inlet.node], HopNode):
                     what = f"{gather.name} gathers over the hop {inlet.node}: behind it a branch may be in another partition"
                     return what, "put the hop before the branches part, or behind the gather"
+                if nodes[inlet.node].op in OF_SEVERAL:
+                    what = f"{gather.name} gathers what {inlet.node} gives, which is made of several events: no branch of one"
+                    return what, f"gather before {inlet.node}; or join its stream with the other one"
         taken.append(outlets)
     if not set.intersection(*taken):
         what = f"{gather.name} gathers outlets of {fork}, and an event takes one of them alone"

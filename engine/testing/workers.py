@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from dspex.bus.codecs.msgpack import msgpack_bytes
-from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, NoAnswer, ProgramError
+from dspex.bus.errors import CallError, DspexError, InvalidInput, InvalidOutput, NoAnswer, ProgramError
 from dspex.bus.port import Bus, Delivery
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.work_loop import Job, WorkLoop
+from dspex.engine.runtime.failure import Failure, attempt
 from dspex.engine.testing.places import Ground
 
 Answers = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -100,13 +101,27 @@ class Workers:
                 f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node
             )
             return None
-        outputs = answer.outputs
-        given = dict(outputs(dict(request.inputs)) if callable(outputs) else outputs)
+        made = _made(answer.outputs, request)
+        if isinstance(made, Failure):  # as a program that raises
+            error = made.error if isinstance(made.error, CallError) else ProgramError(made.error.message)
+            return record(error=error.as_dict())
+        if not isinstance(made, Mapping):
+            what = f"the answer of {request.node} is {made!r}, and outputs are a mapping: {{field: value}}"
+            self.problem = NoAnswer(what, node=request.node)
+            return None
+        given = dict(made)
         try:
             msgpack_bytes(given)
         except InvalidInput as e:  # as a worker says it; else no record could be stored, and the call would time out
             return record(error=InvalidOutput(f"the answer cannot be sent: {e.message}", node=request.node).as_dict())
         return record(outputs=given)
+
+
+def _made(outputs: Answers, request: CallRequest) -> Any:
+    """The outputs of an answer; a Failure where its function fails."""
+    if not callable(outputs):
+        return outputs
+    return attempt(lambda: outputs(dict(request.inputs)), lambda: request.node)
 
 
 def _as_error(failure: Exception) -> DspexError:

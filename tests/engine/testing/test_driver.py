@@ -46,6 +46,19 @@ def test_an_answer_that_no_record_can_hold_is_told_as_a_worker_tells_it() -> Non
     assert (letter.reason, letter.message.partition(":")[0]) == ("InvalidOutput", "the answer cannot be sent")
 
 
+def test_an_answer_of_a_function_that_fails_is_that_of_a_program_that_fails_and_one_that_is_no_mapping_is_told() -> None:
+    with Driver(asking()) as d:
+        d.answer("ask", lambda inputs: {"label": 1 / 0})
+        d.publish("in", {"text": "hi"})
+        d.advance("5m")
+        (letter,) = d.dead_letters()
+    assert (letter.reason, "division by zero" in letter.message) == ("ProgramError", True)
+    with Driver(asking()) as d:
+        d.answer("ask", lambda inputs: ["a"])  # type: ignore[arg-type,return-value]
+        with pytest.raises(NoAnswer, match=r"the answer of ask is \['a'\]"):
+            d.publish("in", {"text": "hi"})
+
+
 def _unanswered() -> None:
     with Driver(asking()) as d:
         d.publish("in", {"text": "hi"})

@@ -176,9 +176,21 @@ def of_two_outlets(topology: Topology) -> list[AnyStream]:
     return list(topology.source("in").branch("n > 1", name="split"))
 
 
+def of_a_batch(topology: Topology) -> list[AnyStream]:
+    s = topology.source("in").key_by("k", name="by_k")
+    return [s, s.batch(3, within="1m", name="b").map(len, name="size")]
+
+
+def of_a_window(topology: Topology) -> list[AnyStream]:
+    s = topology.source("in").key_by("k", name="by_k")
+    return [s, s.session_window("1m").count(name="w")]
+
+
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
+        (of_a_batch, "g gathers what b gives, which is made of several events: no branch of one"),
+        (of_a_window, "g gathers what w gives, which is made of several events: no branch of one"),
         (over_a_hop, "g gathers over the hop by_k: behind it a branch may be in another partition"),
         (of_two_sources, "g gathers branches of one event, and no event comes to all of its inputs"),
         (of_two_outlets, "g gathers outlets of split, and an event takes one of them alone"),
