@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.message import partition_of
 from dspex.bus.port import Bus
 from dspex.engine.graph import manifest
@@ -26,6 +26,7 @@ from dspex.engine.log.tables import Tables
 
 At = int | datetime
 """A sequence of the application's stream, as log entries have it; or a time."""
+SKEW: Final = 60.0  # seconds by which the clock of who asks may be ahead of the server's
 _AT_ONCE: Final = 8  # partitions that are read at once
 
 
@@ -136,10 +137,18 @@ async def tables_of(
 
 
 async def _sequence(bus: Bus, app: str, at: At | None) -> int:
-    if not isinstance(at, datetime):
-        return NONE if at is None else at
+    """Raises ConfigError (DX105) for what is still to come."""
+    if at is None:
+        return NONE
     info = await bus.stream(subjects.stream(app))
-    return await sequence_before(bus, info, at.timestamp()) if info is not None else NONE
+    if info is None:
+        return NONE
+    ahead = at.timestamp() > info.now + SKEW if isinstance(at, datetime) else at > info.last
+    if ahead:
+        now = datetime.fromtimestamp(info.now, UTC).isoformat(timespec="seconds")
+        what = f"{at} lies ahead: the last entry is {info.last:,}, and the server's clock says {now}"
+        raise ConfigError(what, code="DX105", node="at", fix="leave it out for what is kept now")
+    return await sequence_before(bus, info, at.timestamp()) if isinstance(at, datetime) else at
 
 
 def _values(kept: KeptBy, found: Sequence[tuple[str, int, Tables]]) -> list[KeyState]:

@@ -14,7 +14,7 @@ from cli_bench import Project
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import RecordingIncomplete, TopologyError
+from dspex.bus.errors import ConfigError, RecordingIncomplete, TopologyError
 from dspex.bus.message import partition_of
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import connect
@@ -86,7 +86,6 @@ def test_the_state_is_seen_as_it_was_at_an_entry_and_at_a_time_also_behind_a_sna
         sequence, time = places[n]
         assert state(one, "seen", "a", at=sequence)["n"] == state(one, "seen", "a", at=time)["n"] == n + 1
     assert state(one, "seen", "a", at=1) is state(one, "seen", "a", at=before - timedelta(days=1)) is None
-    assert state(one, "seen", "a", at=1 << 40)["n"] == 60
 
 
 def test_what_was_before_the_retention_is_said_to_be_gone(lab: MakeLab) -> None:
@@ -201,3 +200,15 @@ def test_the_command_line_shows_state_as_json_and_to_people(tmp_path: Path, uniq
         assert (found.code, found.out, "keeps nothing" in found.err) == (1, "", True)
     assert project.here("--json", "state", "get", "lost", "a").error()["code"] == "DX235"
     assert project.here("--json", "state", "get", "last", "a", "--at", "soon").error()["code"] == "DX105"
+
+
+def test_what_is_kept_at_a_time_to_come_is_not_told(lab: MakeLab) -> None:
+    one = lab(counting())
+    one.start()
+    one.publish("t.in", {"k": "a"})
+    one.advance(1)
+    for at in (10**9, now(one) + timedelta(minutes=5)):
+        with pytest.raises(ConfigError, match="lies ahead") as refused:
+            state(one, "seen", "a", at=at)
+        assert refused.value.code == "DX105"
+    assert state(one, "seen", "a", at=now(one)) == state(one, "seen", "a")
