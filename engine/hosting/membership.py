@@ -18,6 +18,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
@@ -149,8 +150,10 @@ class Membership:
         assigned = self._assigned(members)
         self._look_for_idle(members, assigned)
         wanted = {part for part, engine in assigned.items() if engine == self.engine}
-        for part in sorted(self.listed - wanted - self._leaving):
-            _log.info("hands over", topology=part.topology, stage=part.stage, partition=part.number)
+        leaving = sorted(self.listed - wanted - self._leaving)
+        for (topology, stage), parts in groupby(leaving, lambda part: (part.topology, part.stage)):
+            _log.info("hands over", topology=topology, stage=stage, partitions=[part.number for part in parts])
+        for part in leaving:
             self._leaving.add(part)
             self._runner(part).release(part.number)
         taken = {part for engine, member in members.items() if engine != self.engine for part in member.owns}
