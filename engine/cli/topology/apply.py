@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -141,6 +142,8 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
 
 async def in_order(applying: Coroutine[Any, Any, T]) -> T:
     """Let SIGTERM end it as ^C does: sources that came to rest for it go on, and do not stand for minutes."""
+    if threading.current_thread() is not threading.main_thread():
+        return await applying  # signals come to the main thread, and are those of whose process it is
     task, loop, ended = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
     assert task is not None
 
