@@ -77,9 +77,20 @@ class Running:
 
 @asynccontextmanager
 async def engine(
-    url: str, app: str, stream: str, subject: str, partitions: int = 1, sealed: bool = False, job: str = "hops", number: int = 0
+    url: str,
+    app: str,
+    stream: str,
+    subject: str,
+    partitions: int = 1,
+    sealed: bool = False,
+    job: str = "hops",
+    number: int = 0,
+    longest: float | None = LONGEST,
 ) -> AsyncIterator[Running]:
-    """An engine from its start to its drain. `job`, `number`: what it does, of jobs/topologies.py."""
+    """An engine from its start to its drain.
+
+    `job`, `number`: what it does, of jobs/topologies.py. `longest`: seconds that it may live; None: as long as it takes.
+    """
     script = Path(__file__).with_name("one_engine.py")
     where = ["--url", url, "--app", app, "--stream", stream, "--subject", subject, "--partitions", str(partitions)]
     where += ["--job", job, "--number", str(number)]
@@ -90,7 +101,7 @@ async def engine(
     running = Running(process, spawned)
     listening = asyncio.create_task(running.listen())
     try:
-        async with asyncio.timeout(LONGEST):
+        async with asyncio.timeout(longest):
             yield running
             process.send_signal(signal.SIGTERM)
             await listening

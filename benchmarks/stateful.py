@@ -145,7 +145,7 @@ async def memory(url: str, monitor: str, args: argparse.Namespace) -> Figures:
     app, curve, tenth = running.new_app(), list[float](), args.long // 10
     await running.empty(url)
     began = time.monotonic()
-    async with running.engine(url, app, running.STREAM, running.SUBJECT, job="count") as one:
+    async with running.engine(url, app, running.STREAM, running.SUBJECT, job="count", longest=None) as one:
         process, done, filled, seen = psutil.Process(one.process.pid), 0, 0, 0
         while done < args.long:
             if filled <= done:
@@ -157,6 +157,7 @@ async def memory(url: str, monitor: str, args: argparse.Namespace) -> Figures:
                 heard, seen = one.said[seen:], len(one.said)
                 done += sum(line["events"] for line in heard if line["what"] == "commit")
             curve.append(process.memory_info().rss / 1e6)
+            print(f"  memory: {done:,} events, {curve[-1]:.1f} MB", file=sys.stderr)
         rate = done / (time.monotonic() - began)
     await running.forget(url, app)
     return {"events": args.long, "MB": curve, "events/s, with the publisher": rate}
