@@ -135,9 +135,9 @@ MORE = {
     "DX228": ("The topology has no source.", '`topology.source("support.messages")`'),
     "DX229": ("Arrow is chosen for data that are records.", '`codec="json"`, or `"auto"`'),
     "DX231": (
-        "What a node holds would be read as something else: a `key_by` has another key, what is kept has another form, or "
-        "a name was another node's.",
-        "wait until it is done; or give it another name; or give it up: `dspex apply --reset NODE --yes`",
+        "What a node holds would be read as something else: a `key_by` has another key, or is reset while events "
+        "are on their way to it, what is kept has another form, or a name was another node's.",
+        "wait until it is done or read; or give it another name; or give it up: `dspex apply --reset NODE --yes`",
     ),
     "DX232": ("A node of the applied version is gone, with its calls or letters.", "`renamed_from={…}` or `drop=[…]`"),
     "DX233": ("A newer version of the topology is applied.", "start this engine with that version"),

@@ -85,7 +85,7 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
         except TopologyError as e:
             refused = refused or e
     wanted = wanted_subjects(app, graphs, streams)
-    refused = refused or _not_reset(nodes, reset) or unreadable(streams, there)
+    refused = refused or _on_the_way(graphs, nodes, there) or _not_reset(nodes, reset) or unreadable(streams, there)
     made = [*of_streams(wanted, there), *of_consumers(graphs, there), *of_stores(app, there)]
     warnings = [*trimmed(graphs, streams, there), *mixed(there), *(w for g in graphs for w in late(g, there))]
     return ApplyPlan([*made, *nodes], warnings, refused, streams, wanted, after)
@@ -108,7 +108,9 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
         if name in reset:
             if not isinstance(node, CallNode | HopNode | StateNode) and not held.rows:
                 raise ConfigError(f"--reset {name}: {name} keeps no state", code="DX100", node=name, fix="leave out --reset")
-            yield PlannedChange("reset", "node", title, what, shown, additive=not _held(held))
+            behind = _with_unread(held) if isinstance(node, HopNode) else _held(held)
+            before_it = None if what is None else {**what, **behind}
+            yield PlannedChange("reset", "node", title, before_it, shown, additive=not behind)
         elif old is None:
             if before is None or before.nodes:  # else a version that did not say what it has
                 yield PlannedChange("create", "node", title, None, shown)
@@ -188,6 +190,30 @@ def reset_key(graph: Graph, there: There, name: str) -> str:
     was = graph.renamed_from.get(name, name)
     hops = before.hops if before is not None else {}
     return f"@{hops.get(name, hops.get(was, ('', 0)))[0]}" if isinstance(graph.nodes[name], HopNode) else name
+
+
+def _on_the_way(graphs: Sequence[Graph], nodes: Sequence[PlannedChange], there: There) -> TopologyError | None:
+    """The refusal of another key, or of a stage that begins anew, while events are on their way by the key of before. Where the
+    topology comes to rest first, they are read by then.
+    """
+    rest = {topology for topology, _ in there.following}
+    for graph in [g for g in graphs if g.name not in rest]:
+        hops = {f"{graph.name}/{n.name}": n.name for n in graph.hops}
+        for change in [c for c in nodes if c.op == "reset" and c.name in hops]:
+            if unread := (change.before or {}).get("unread", 0):
+                return _not_read(graph, there.last(graph.name), hops[change.name], held_words({"unread": unread}))
+    return None
+
+
+def _not_read(graph: Graph, before: Manifest | None, hop: str, words: str) -> TopologyError:
+    sources = " and ".join(f"dspex pause {graph.name}/{name}" for name in (before.streams if before is not None else ()))
+    return TopologyError(
+        f"{graph.name}: {words} came over {hop} by the key of before, and would meet there what begins anew",
+        code="DX231",
+        node=hop,
+        fix=f"let them be read: {sources}; apply once dspex status shows no lag behind {hop}, and resume; "
+        f'or give it another name and drop=["{hop}"]',
+    )
 
 
 def _not_reset(nodes: Sequence[PlannedChange], reset: Collection[str]) -> TopologyError | None:

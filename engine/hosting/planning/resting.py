@@ -18,7 +18,7 @@ from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph import pauses
 from dspex.engine.graph.boundary import is_before
-from dspex.engine.graph.lanes import CODE, follows_on
+from dspex.engine.graph.lanes import CODE
 from dspex.engine.graph.manifest import Manifest, applied
 from dspex.engine.hosting.delete import engines_of
 from dspex.engine.hosting.planning.there import There
@@ -189,9 +189,9 @@ class Resting:
 def follow_on(bus: Bus, app: str, there: There, say: Callable[[str], None]) -> list[Resting]:
     """The topologies that have to come to rest, because results of a new lane go on where others end."""
     found: list[Resting] = []
-    for (topology, _), (lane, _) in there.lanes.items():
+    for topology, lane in there.following:
         graph, applied = next(g for g in there.graphs if g.name == topology), there.last(topology)
-        if applied is not None and follows_on(graph, applied, lane):
+        if applied is not None:
             operators = {o: graph.renamed_from.get(o, o) for o in lane.operators}
             found.append(Resting(bus, app, topology, applied, operators, say))
     return found

@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.port import Bus, Kept, StreamInfo
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.hops import regrouped
-from dspex.engine.graph.lanes import Backfill, with_copies, with_lanes
+from dspex.engine.graph.lanes import Backfill, follows_on, with_copies, with_lanes
 from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
 from dspex.engine.graph.versions import changed_forms, described, gone
@@ -28,7 +28,8 @@ AT_ONCE: Final = 16  # logs that are read
 class Held(NamedTuple):
     """What a stage holds. `calls`: open ones, by node; `rows`: of keyed state, by node; `parked`: events that were put off.
 
-    `unread`: events of its source, or frames over a hop with another key, that nobody has read; 0 where that was not asked.
+    `unread`: events of its source, or frames over a hop whose key changes or that is reset, that nobody has read; 0 where that
+    was not asked.
     """
 
     calls: Mapping[str, int] = MappingProxyType({})
@@ -67,6 +68,16 @@ class There:
         """The version of a topology that is applied."""
         known = self.manifests.get(topology, NONE).known
         return known[-1] if known else None
+
+    @property
+    def following(self) -> list[tuple[str, Lane]]:
+        """New lanes whose results go on where others end, each with its topology, which comes to rest before that."""
+        graphs, found = {g.name: g for g in self.graphs}, list[tuple[str, Lane]]()
+        for (topology, _), (lane, _) in self.lanes.items():
+            before = self.last(topology)
+            if before is not None and follows_on(graphs[topology], before, lane):
+                found.append((topology, lane))
+        return found
 
 
 def sources(graph: Graph) -> list[Source]:
@@ -108,8 +119,8 @@ async def look(
     if remarks:
         history, strangers = await asyncio.gather(_history(bus, graphs, there), _strangers(bus, app, graphs, there))
         there = replace(there, history=history, strangers=strangers)
-    held = {g.name: touched(g, m, with_copies(g, m, reset)) for g in graphs if (m := there.last(g.name)) is not None}
-    found = [await _held(bus, app, g, m, held[g.name]) for g in graphs if (m := there.last(g.name)) is not None]
+    lasts = {g.name: m for g in graphs if (m := there.last(g.name)) is not None}
+    found = [await _held(bus, app, g, m, with_copies(g, m, reset)) for g in graphs if (m := lasts.get(g.name)) is not None]
     whole = {key: value for one in found for key, value in one.items()}
     return replace(there, held=whole)
 
@@ -189,15 +200,17 @@ def changed_keys(graph: Graph, before: Manifest) -> list[str]:
     ]
 
 
-async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, stages: Collection[str]) -> dict[tuple[str, str], Held]:
-    """What these stages of a topology hold."""
+async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, reset: Collection[str]) -> dict[tuple[str, str], Held]:
+    """What stages of a topology hold, of those where that matters."""
     limit, counts = asyncio.Semaphore(AT_ONCE), before.partitions
     sources_of = {before.stages[subject][0]: subject for subject in before.streams}
     lost = set(gone(graph, before))
-    hops = [name if name in before.hops else graph.renamed_from.get(name, name) for name in changed_keys(graph, before)]
+    hops = [
+        name if name in before.hops else graph.renamed_from.get(name, name) for name in (*changed_keys(graph, before), *reset)
+    ]
     rekeyed = {before.hops[name][0] for name in hops if name in before.hops}
     found: dict[tuple[str, str], Held] = {}
-    for stage in sorted(stages):
+    for stage in sorted(touched(graph, before, reset)):
         tables = await asyncio.gather(*(_tables(bus, app, graph.name, stage, i, limit) for i in range(counts[stage])))
         calls = Counter(before.renamed.get(row.node, row.node) for t in tables for row in t.calls.rows.values())
         rows = Counter(key[0] for t in tables for key in t.keyed.rows)

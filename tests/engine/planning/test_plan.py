@@ -166,20 +166,31 @@ def test_a_changed_key_is_refused_while_its_stage_holds_something(lab: MakeLab) 
     assert [o["text"] for o in one.outputs("out")] == ["a", "b"]
 
 
-def test_a_changed_key_is_refused_while_frames_of_the_old_one_are_unread(lab: MakeLab) -> None:
+@pytest.mark.parametrize(("key", "reset"), [("city", []), ("city", ["by"]), ("customer", ["by"])])
+def test_neither_is_a_key_changed_nor_its_stage_reset_while_frames_of_before_are_unread(
+    lab: MakeLab, key: str, reset: list[str]
+) -> None:
     one = lab(keyed("customer"))
     one.start()
-    one.run(pauses.pause(one.run(one.client.bus.bucket(subjects.applied(APP))), "keyed", "by", 0.0))
+    bucket = one.run(one.client.bus.bucket(subjects.applied(APP)))
+    one.run(pauses.pause(bucket, "keyed", "by", 0.0))
     one.advance(1.1)  # a heartbeat
     for customer in "cd":
         one.publish("in", {"text": "a", "customer": customer, "city": "x"})
     one.advance(1)
     one.drain()
-    found = planned(one, keyed("city"))
+    found = planned(one, keyed(key), reset=reset)
     (lost,) = found.lossy
     assert (lost.op, lost.name, lost.before["unread"]) == ("reset", "keyed/by", 2)
-    assert (found.refused and found.refused.code, "2 unread events" in str(found.refused)) == ("DX231", True)
-    assert planned(one, keyed("city"), reset=["by"]).refused is None
+    with pytest.raises(TopologyError, match="2 unread events came over by") as e:
+        one.run(apply(one.client.bus, APP, [keyed(key).graph], reset=reset))
+    assert (e.value.code, "dspex pause keyed/in;" in e.value.fix, 'drop=["by"]' in e.value.fix) == ("DX231", True, True)
+    one.run(pauses.resume(bucket, "keyed", "by"))
+    one.run(pauses.pause(bucket, "keyed", "in", 0.0))  # as it says
+    one.start("b")
+    one.work()
+    one.advance(2)
+    one.run(apply(one.client.bus, APP, [keyed(key).graph], reset=reset))
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,30 @@ def test_an_operator_that_is_put_before_a_sink_that_is_there_leaves_no_gap_there
     assert by_key([row for row in out if "sum" in row]) == sums_of(range(60), first)
 
 
+def test_what_is_on_its_way_to_a_stage_that_is_reset_is_read_while_the_topology_comes_to_rest(lab: MakeLab) -> None:
+    one = lab(topology(summed))
+    one.start()
+
+    async def meanwhile() -> None:
+        bucket = await one.client.bus.bucket(subjects.applied(APP))
+        await pauses.pause(bucket, "t", "by", 0.0)
+        await asyncio.sleep(1.1)  # a heartbeat
+        for n in range(10):
+            await one.client.bus.publish(message(n))
+        await asyncio.sleep(1)
+        how: dict[str, Any] = {"reset": ["by", "sums"], "backfill": MONTH}
+        applying = asyncio.ensure_future(apply(one.client.bus, APP, [topology(summed).graph], **how))
+        await asyncio.sleep(2)
+        await pauses.resume(bucket, "t", "by")
+        await applying
+
+    one.run(meanwhile())
+    one.start("b", topology(summed))
+    send(one, range(10, 20))
+    one.advance(2)
+    assert by_key(one.outputs("sums.out")) == sums_of(range(20), 0)
+
+
 def test_who_cannot_come_to_rest_goes_on_as_before(lab: MakeLab) -> None:
     """Without an engine nothing is read, and while a call is open nobody knows what comes of it."""
     one = lab(topology(predicted))
