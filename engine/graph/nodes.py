@@ -179,6 +179,16 @@ WAKE: Final = "~wake"
 """Behind the name of an operator with state: where an event enters that wakes it again. No name of a node has it."""
 TOLD: Final = "~told"
 """The same: where an event enters by which it is told something."""
+BACK: Final = "~back"
+"""The same: where it gets back what it has let out as a letter. Such data may be anything, also the name of a timer."""
+ENTRIES: Final = (WAKE, TOLD, BACK)
+
+
+def operator_of(entry: str) -> str:
+    """The name of the node at which an event enters."""
+    for suffix in ENTRIES:
+        entry = entry.removesuffix(suffix)
+    return entry
 
 
 @dataclass(frozen=True)

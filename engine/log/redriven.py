@@ -26,7 +26,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, StoredAt
 from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
-from dspex.engine.graph.nodes import TOLD, WAKE
+from dspex.engine.graph.nodes import operator_of
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
@@ -180,7 +180,7 @@ async def check_places(bus: Bus, app: str, letter: Letter, sequence: int) -> Non
             node=letter.node,
             fix=f"bring its source back, or drop the letter: dspex dlq drop {sequence}",
         )
-    name = letter.event.node.removesuffix(WAKE).removesuffix(TOLD)
+    name = operator_of(letter.event.node)
     node = applied.renamed.get(name, name)
     if node not in {*applied.streams, *applied.calls, *applied.hops, *applied.states} - {*applied.dropped}:
         raise TopologyError(

@@ -20,6 +20,8 @@ from dspex.operators.typing.shape import record_of
 OnTimeout = Literal["dead_letter", "pass", "drop"]
 
 
+_AGAIN: Final = "redriven, it waits for another decision: dspex dlq redrive"
+_LONGEST: Final = 1000  # characters of an edit that an error tells
 _FOR_GOOD: Final = 100 * 365 * 86400.0  # seconds
 
 
@@ -64,35 +66,30 @@ class _Approve:
         if one is None:
             return ()
         rows.put(None, name)
-        if one.decided is not None:
-            return [self._decided(one, one.decided)]
-        if self._on_timeout == "drop":
+        if one.decided is None and self._on_timeout == "drop":
             return ()
-        error = (
-            None
-            if self._on_timeout == "pass"
-            else DataError(
-                f"nobody decided about it within {self._timeout:g} s",
-                code="DX516",
-                fix="redriven, it waits again: dspex dlq redrive",
-            )
-        )
-        return [Emitted(one.origin, self._read.data(one.body, one.content_type), error)]
-
-    def _decided(self, one: Waiting, decision: Decision) -> Emitted:
-        if decision.decision == "reject":
-            by = f" by {decision.who}" if decision.who else ""
-            why = f"rejected{by}: {decision.note}" if decision.note else f"rejected{by}"
-            error = Reject(why, fix="redriven, it waits for another decision: dspex dlq redrive")
-            return Emitted(one.origin, self._read.data(one.body, one.content_type), error)
-        if not decision.edit:
-            return Emitted(one.origin, self._read.data(one.body, one.content_type))
-        data = one.data
         try:
-            data = {**record_of(data), **decision.edit}
-            return Emitted(one.origin, self._read.read(data))
+            return [Emitted(one.origin, self._decided(one))]
         except DspexError as e:
-            return Emitted(one.origin, data, e)
+            return [Emitted(one.origin, one.data, e)]  # as it was shown, so that it can be decided about again
+
+    def _decided(self, one: Waiting) -> Any:
+        """The data of what goes on. Raises why it does not."""
+        decision = one.decided
+        if decision is None and self._on_timeout != "pass":
+            why = f"nobody decided about it within {self._timeout:g} s"
+            raise DataError(why, code="DX516", fix="redriven, it waits again: dspex dlq redrive")
+        by = f" by {decision.who}" if decision is not None and decision.who else ""
+        if decision is not None and decision.decision == "reject":
+            why = f"rejected{by}: {decision.note}" if decision.note else f"rejected{by}"
+            raise Reject(why, fix=_AGAIN)
+        if decision is None or not decision.edit:
+            return self._read.read(one.data)
+        try:
+            return self._read.read({**record_of(one.data), **decision.edit})
+        except InvalidInput as e:
+            edit = encode(decision.edit, "json")[0].decode()
+            raise InvalidInput(f"edited{by}, {edit[:_LONGEST]}: {e.message}", fix=_AGAIN) from e
 
 
 def shown(rows: Mapping[str, bytes], form: str) -> list[dict[str, Any]]:

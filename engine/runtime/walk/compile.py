@@ -16,12 +16,26 @@ from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
-from dspex.engine.graph.nodes import TOLD, WAKE, CallNode, HopNode, NativeNode, Node, SinkNode, Source, SourceNode, StateNode
+from dspex.engine.graph.nodes import (
+    BACK,
+    ENTRIES,
+    TOLD,
+    WAKE,
+    CallNode,
+    HopNode,
+    NativeNode,
+    Node,
+    SinkNode,
+    Source,
+    SourceNode,
+    StateNode,
+    operator_of,
+)
 from dspex.engine.graph.ways import fork_of, sources_of
 from dspex.engine.log.dropped import Dropped
 from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
 from dspex.engine.runtime.walk.forks import fork_step
-from dspex.engine.runtime.walk.hops import arrived_step, handed_on_step, hop_step, told_step, wake_step
+from dspex.engine.runtime.walk.hops import arrived_step, back_step, handed_on_step, hop_step, told_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
 from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
 
@@ -65,7 +79,7 @@ class Stage:
 
     def holder(self, entry: str) -> str:
         """The node that an event holds which is to enter there: what the event will be comes out behind it."""
-        return self.names.get(entry, entry).removesuffix(WAKE).removesuffix(TOLD)
+        return operator_of(self.names.get(entry, entry))
 
     @property
     def begins(self) -> set[str]:
@@ -166,6 +180,8 @@ class _Fuse:
             self.entries[node.name + WAKE] = wake_step(node, after)
             if node.state.told is not None:
                 self.entries[node.name + TOLD] = told_step(node)
+            if node.state.back is not None:
+                self.entries[node.name + BACK] = back_step(node)
         return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))
 
     def _make(self, node: Node) -> Handler:
@@ -240,7 +256,7 @@ def _compiled(
     exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
     names = graph.renamed if names is None else names
-    names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in (WAKE, TOLD)}}
+    names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in ENTRIES}}
     before = sources_of(graph, [n.name for n in entries])
     sources = [source] if source is not None else [s.source for s in graph.sources if s.name in before]
     hold = max((s.hold for s in sources), default=Source.hold)

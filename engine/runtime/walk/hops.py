@@ -63,21 +63,35 @@ def arrived_step(after: Handler, typed: Callable[[Any], Any] | None = None) -> H
 
 
 def wake_step(node: StateNode, after: Handler) -> Handler:
-    """The step at which an operator with state is woken again, whose own function failed when it was, or gets back what it let
-    out as a letter."""
+    """The step at which an operator with state is woken again, whose own function failed when it was. What would be a letter
+    now, it gets back at once."""
     name, woken, back, finish = node.name, node.state.woken, node.state.back, node.state.finish
 
     def step(event: NodeEvent, walk: Any) -> None:
         walk.node = name
         timer = read(event)
-        if back is not None and not isinstance(timer, str):
-            back(timer, walk)
-            return
-        for origin, data, error in woken(walk, timer) if woken is not None and isinstance(timer, str) else ():
-            if error is not None:
-                raise error
+        if woken is None or not isinstance(timer, str):
+            raise InvalidInput("it is no timer of this operator", fix="drop this letter: dspex dlq drop")
+        for origin, data, error in woken(walk, timer):
             walk.resume(origin, name, walk.clock)
-            after(data if finish is None else finish(data), walk)
+            if error is None:
+                after(data if finish is None else finish(data), walk)
+            elif back is not None:
+                back(data, walk)
+            else:
+                raise error
+
+    return step
+
+
+def back_step(node: StateNode) -> Handler:
+    """The step at which an operator gets back what it has let out as a letter."""
+    name, back = node.name, node.state.back
+
+    def step(event: NodeEvent, walk: Any) -> None:
+        walk.node = name
+        if back is not None:
+            back(read(event), walk)
 
     return step
 

@@ -12,7 +12,7 @@ from dspex.bus import codecs
 from dspex.bus.errors import InvalidInput, RetryLater
 from dspex.bus.message import derived_id
 from dspex.bus.records import NodeEvent, Origin
-from dspex.engine.graph.nodes import WAKE, Emitted, StateNode
+from dspex.engine.graph.nodes import BACK, WAKE, Emitted, StateNode
 from dspex.engine.log.rows import Position, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Arrival, Due, Effects, Note
@@ -70,7 +70,7 @@ class _Waking:
             self._process.stage.behind[node](data, walk)
 
         failure = Failure(event.error, node) if event.error is not None else None
-        entry = node + WAKE if failure is not None else node
+        entry = node + BACK if failure is not None else node
         if failure is None:
             failure = Failure(refusal(arrival.refused, node), node) if arrival.refused else attempt(go_on, lambda: walk.node)
         if failure is not None and not isinstance(failure.error, RetryLater):

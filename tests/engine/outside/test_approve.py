@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engine_lab import APP, STREAM, Lab
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, RunError
@@ -106,17 +106,18 @@ def test_what_nobody_decides_about_in_time_becomes_what_was_said(on_timeout: Any
             d.decide(a, "accept")
 
 
-def test_a_rejected_event_that_is_redriven_waits_for_another_decision() -> None:
+@pytest.mark.parametrize("data", [{"n": 1}, "a text", None, ["a"]])
+def test_a_rejected_event_that_is_redriven_waits_for_another_decision(data: Any) -> None:
     with Driver(approving()) as d:
-        d.publish("in", {"n": 1})
+        d.publish("in", data)
         (a,) = d.approvals()
         d.decide(a, "reject")
         assert [letter.message.startswith("rejected by ") for letter in d.dead_letters()] == [True]
         d.redrive()
         (again,) = d.approvals()
-        assert (again.id != a.id, again.shown) == (True, {"n": 1})
+        assert (again.id != a.id, again.shown) == (True, data)
         d.decide(again, "accept")
-        assert d.outputs("out") == [{"n": 1}]
+        assert d.outputs("out") == [data]
 
 
 def test_a_decision_is_final_and_who_decides_again_is_told_what_it_was() -> None:
@@ -180,7 +181,7 @@ def test_what_waits_is_decided_about_under_the_new_name_of_its_operator_and_unde
     assert (waiting(one), one.left()) == ([], [])
 
 
-def test_an_edit_is_checked_by_the_type_of_the_stream() -> None:
+def test_an_edit_that_does_not_fit_the_type_leaves_the_event_as_it_was_shown_and_to_be_decided_about_anew() -> None:
     with Driver(approving(type=Order)) as d:
         d.publish("in", {"n": 1})
         d.publish("in", {"n": 2})
@@ -189,7 +190,40 @@ def test_an_edit_is_checked_by_the_type_of_the_stream() -> None:
         d.decide(b, "accept", edit={"note": "ok"})
         assert d.outputs("out") == [{"n": 2, "note": "ok"}]
         (letter,) = d.dead_letters()
-        assert (letter.node, letter.code, letter.event.data) == ("ok", "DX502", {"n": "many", "note": ""})
+        assert (letter.node, letter.code, letter.event.data) == ("ok", "DX502", a.shown)
+        assert letter.message.startswith(f'edited by {audit.whoami()}, {{"n":"many"}}: the data does not fit Order: n: ')
+        assert d.redrive() == 1
+        (again,) = d.approvals()
+        assert (again.id != a.id, again.shown) == (True, a.shown)
+        d.decide(again, "accept", edit={"n": 10})
+        assert d.outputs("out")[1:] == [{"n": 10, "note": ""}]
+
+
+def test_what_a_type_refuses_once_its_own_bug_is_corrected_waits_for_another_decision(lab: MakeLab) -> None:
+    broken = [True]
+
+    class Small(Order):
+        @field_validator("n")
+        @classmethod
+        def small(cls, n: int) -> int:
+            if n > 9:
+                raise ZeroDivisionError if broken else ValueError("too large")
+            return n
+
+    one = lab(approving(type=Small))
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+    decide(one, a, "accept", edit={"n": 10})
+    assert [letter.code for letter in one.letters()] == ["DX507"]
+    broken.clear()
+    assert one.run(one.client.redrive(one.letters())) == 1
+    one.advance(1)
+    (again,) = waiting(one)
+    assert again.shown == {"n": 1, "note": ""}
+    decide(one, again, "accept")
+    assert one.outputs("out") == [{"n": 1, "note": ""}]
+    assert one.left() == []
 
 
 def test_only_the_fields_that_are_to_be_shown_are() -> None:
