@@ -1,7 +1,8 @@
 """What waits for a person's decision, and what such a decision says: shared by the operator that parks events, by the engine,
 which takes decisions, and by clients, which make them.
 
-A decision is a message on the subject of the partition's events, with the operator in a header: any NATS client can write it.
+A decision is a message on a subject of its own beside that of the partition's events, with the operator in a header: any NATS
+client with the rights of an approver can write it.
 
     Dspex-Decide: NODE
     {"approval": ID, "digest": DIGEST, "decision": "accept"|"reject", "edit": {…}, "note": "…", "who": "…"}

@@ -180,11 +180,14 @@ class EventsInput(Input):
 
     @staticmethod
     def events(message: Message, stored: Message | None) -> list[NodeEvent]:
-        """The events of a frame; a decision is one, too. `stored`: what has the data of its only event. Raises DecodeError."""
-        node = message.headers.get(subjects.DECIDE)
-        if node is None and message.subject.endswith(subjects.DECIDED):
-            raise DecodeError(f"a decision without the header {subjects.DECIDE}, which names the operator")
-        if node is not None:
+        """The events of a frame, or of a decision: each has a subject of its own, since who decides may write no event.
+
+        `stored`: what has the data of the only event of a frame. Raises DecodeError.
+        """
+        if message.subject.endswith(subjects.DECIDED):
+            node = message.headers.get(subjects.DECIDE)
+            if node is None:
+                raise DecodeError(f"a decision without the header {subjects.DECIDE}, which names the operator")
             run = message.headers.get(subjects.RUN, "")
             origin = Origin(f"{message.subject}@{message.sequence}", message.subject, run, time=message.time)
             return [NodeEvent(node + TOLD, origin, codecs.JSON, message.data)]

@@ -34,7 +34,7 @@ async def decide(sim: TimedSimulation) -> None:
             n = one.shown["n"]
             edit = {"text": EDITED} if edits(n) else None
             decision = Decision(one.id, one.digest, "reject" if rejects(n) else "accept", edit)
-            subject = subjects.edge(APP, one.topology, one.stage, one.partition)
+            subject = subjects.decision(APP, one.topology, one.stage, one.partition)
             draft = NewMessage(subject, decision.pack(), {subjects.DECIDE: one.node})
             whole = await insist(lambda d=draft: _sealed(sim, d))
             await insist(lambda d=whole: sim.bus.publish(d))  # once more where no answer came: it changes nothing

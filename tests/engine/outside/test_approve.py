@@ -17,6 +17,7 @@ from dspex.bus.errors import ConfigError, RunError
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.client.status.approvals import Approval, find
+from dspex.engine.graph.approvals import Decision
 from dspex.engine.runtime.inputs import events
 from dspex.engine.testing.driver import Driver
 from dspex.operators.recorded import approve
@@ -257,6 +258,19 @@ def test_a_decision_for_something_else_is_a_letter_and_the_event_waits_on(lab: M
     assert one.outputs("out") == [{"n": 1}]
     assert len(one.letters()) == 6
     assert one.differences() == []
+
+
+def test_a_decision_counts_on_the_subject_of_decisions_alone(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.start()
+    one.publish("in", {"n": 1})
+    (a,) = waiting(one)
+    decided = Decision(a.id, a.digest, "accept").pack()
+    one.store(NewMessage(subjects.edge(APP, "t", a.stage, a.partition), decided, {subjects.DECIDE: "ok"}))
+    one.advance(1)
+    assert ([w.id for w in waiting(one)], one.outputs("out"), one.letters()) == ([a.id], [], [])
+    told(one, a)
+    assert one.outputs("out") == [{"n": 1}]
 
 
 def test_what_was_shown_must_be_what_waits(lab: MakeLab) -> None:
