@@ -194,6 +194,13 @@ async def applied(bucket: Bucket, topology: str) -> int:
     return found.known[-1].version if found is not None and found.known else 0
 
 
+async def goes_on(bucket: Bucket, topology: str, version: int, at: float) -> bool:
+    """Whether a version behind `version` goes on where the sources of that one stopped, at that time. Raises BusError."""
+    found = (await everything(bucket, topology)).get(topology)
+    behind = [m for m in found.known if m.version > version] if found is not None else []
+    return any(lane.boundary == at for m in behind for lane in m.lanes.values())
+
+
 async def topologies(bus: Bus, app: str) -> set[str]:
     """The topologies of `app`, also those whose manifest is damaged: what removes something must not take them for gone."""
     if not await bus.has("bucket", subjects.applied(app)):

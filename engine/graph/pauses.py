@@ -99,9 +99,14 @@ async def resume(bucket: Bucket, topology: str, name: str) -> Pauses:
     return await _change(bucket, topology, {}, (name,))
 
 
-async def rest(bucket: Bucket, topology: str, where: Rest | None) -> Pauses:
-    """Let the sources of a topology stop, or stop no more. Raises BusError."""
+async def rest(bucket: Bucket, topology: str, where: Rest) -> Pauses:
+    """Let the sources of a topology stop. Raises BusError."""
     return await _change(bucket, topology, {}, (), lambda before: where)
+
+
+async def rest_no_more(bucket: Bucket, topology: str, where: Rest) -> Pauses:
+    """Let the sources of a topology go on that stop there; those that stop elsewhere by now do so still. Raises BusError."""
+    return await _change(bucket, topology, {}, (), lambda before: None if before == where else before)
 
 
 async def _change(

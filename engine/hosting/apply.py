@@ -91,6 +91,8 @@ async def apply(
         while True:
             history = backfill and _behind(backfill, resting)
             there = await look(bus, app, graphs, reset, backfill=history)
+            for one, _ in resting:
+                await one.check()  # else this would be a plan behind a version that did not come to rest
             planned = plan(app, there.graphs, there, again=again, reset=reset)
             await _may_be_done(bus, app, graphs, planned, agreed, only_additive)
             if (todo := follow_on(bus, app, there, say)) and not resting:
@@ -102,9 +104,10 @@ async def apply(
                 done = await _carry_out(bus, app, there.graphs, there, planned, replicas, max_bytes)
                 resting = []
                 return done
-            except Fenced:
-                await _go_on(resting)  # another engine applied at the same moment: look at what it wrote
-                resting = []
+            except Fenced as e:  # another engine applied at the same moment
+                if resting:
+                    raise resting[0][0].overtaken("another version was applied at the same moment") from e
+                # else look at what it wrote
     finally:
         await _go_on(resting)
 

@@ -10,7 +10,7 @@ import structlog
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket
-from dspex.engine.graph.manifest import applied
+from dspex.engine.graph.manifest import goes_on
 from dspex.engine.graph.pauses import Pauses, read
 from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.stage import StageRunner
@@ -63,7 +63,7 @@ class Pausing:
         if rest is None or now < rest.until:
             return rest.at if rest is not None else None
         try:
-            return rest.at if await applied(self.bucket, runner.topology) > rest.version else None
+            return rest.at if await goes_on(self.bucket, runner.topology, rest.version, rest.at) else None
         except BusError as e:
             _log.debug("cannot look now what is applied, trying again", why=e.message)
             return runner.source.upto.of(REST) if runner.source is not None else None

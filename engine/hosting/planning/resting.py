@@ -19,7 +19,7 @@ from dspex.bus.port import Bucket, Bus
 from dspex.engine.graph import pauses
 from dspex.engine.graph.boundary import is_before
 from dspex.engine.graph.lanes import CODE
-from dspex.engine.graph.manifest import Manifest, applied
+from dspex.engine.graph.manifest import Manifest, applied, goes_on
 from dspex.engine.hosting.delete import engines_of
 from dspex.engine.hosting.planning.there import There
 from dspex.engine.log.latest import look
@@ -59,6 +59,7 @@ class Resting:
     operators: Mapping[str, str]
     say: Callable[[str], None]
     _said: str = field(default="", init=False)
+    _rest: pauses.Rest | None = field(default=None, init=False)
 
     async def soon(self) -> float:
         """A moment by which all engines that run it have looked what is paused."""
@@ -67,22 +68,58 @@ class Resting:
         return now + max((3 * float(said.get("heartbeat", 1.0)) for said in running.values()), default=0.0)
 
     async def come(self, at: float) -> Rested:
-        """Come to rest. Raises BusError; TopologyError (DX245) where that takes too long, or nobody does what is left to do."""
-        alive = await self.bus.bucket(subjects.bucket(self.app))
-        await self._stop(pauses.Rest(at, at + PATIENCE, self.applied.version))
+        """Come to rest. Raises BusError; TopologyError where that takes too long, or nobody does what is left to do (DX245),
+        and where something else is applied meanwhile (DX243).
+        """
+        alive, bucket = await self.bus.bucket(subjects.bucket(self.app)), await self._bucket()
+        await self._may_move(alive, bucket)
+        self._rest = pauses.Rest(at, at + PATIENCE, self.applied.version)
         try:
+            await pauses.rest(bucket, self.topology, self._rest)
             return Rested(at, await self._settled(alive, at))
         except BaseException:
             await self.end()
             raise
 
     async def end(self) -> None:
-        """Go on as before, unless another version does."""
-        if await applied(await self.bus.bucket(subjects.applied(self.app)), self.topology) <= self.applied.version:
-            await self._stop(None)
+        """Go on as before, unless a version goes on there, or the topology comes to rest for another one by now."""
+        bucket, rest = await self._bucket(), self._rest
+        if rest is not None and not await goes_on(bucket, self.topology, rest.version, rest.at):
+            await pauses.rest_no_more(bucket, self.topology, rest)
 
-    async def _stop(self, where: pauses.Rest | None) -> None:
-        await pauses.rest(await self.bus.bucket(subjects.applied(self.app)), self.topology, where)
+    async def check(self) -> None:
+        """Raise TopologyError (DX243) where something else was applied meanwhile, or is about to be."""
+        bucket = await self._bucket()
+        version = await applied(bucket, self.topology)
+        if version != self.applied.version:
+            raise self.overtaken(
+                f"version {version} was applied meanwhile, and it was to follow version {self.applied.version}"
+            )
+        found = (await pauses.read(bucket)).get(self.topology)
+        if found is None or found.rest != self._rest:
+            raise self.overtaken("another apply has it come to rest, or has ended that")
+
+    def overtaken(self, why: str) -> TopologyError:
+        """The refusal to write a version behind another one than that which came to rest."""
+        what = f"{self.topology} came to rest for a version that cannot go on there: {why}"
+        return TopologyError(what, code="DX243", node=self.topology, fix="look at the new plan: dspex plan; and apply again")
+
+    async def _may_move(self, alive: Bucket, bucket: Bucket) -> None:
+        """Refuse to let engines go on, up to another moment, that stand where the version that is applied goes on."""
+        found = (await pauses.read(bucket)).get(self.topology)
+        rest = found.rest if found is not None else None
+        if rest is None or not await goes_on(bucket, self.topology, rest.version, rest.at):
+            return
+        for name, said in (await engines_of(alive, self.topology, await self._now())).items():
+            mine = [s for s in said["stages"] if s["topology"] == self.topology and s["partitions"]]
+            version = said.get("versions", {}).get(self.topology, self.applied.version)
+            if mine and version <= rest.version:
+                why = f"{name} runs version {version}, and stands where version {self.applied.version} goes on"
+                fix = f"start the engines that run {self.topology} with what is applied; and apply again"
+                raise TopologyError(f"{self.topology}: {why}", code=CODE, node=self.topology, fix=fix)
+
+    async def _bucket(self) -> Bucket:
+        return await self.bus.bucket(subjects.applied(self.app))
 
     async def _now(self) -> float:
         info = await self.bus.stream(subjects.stream(self.app))
@@ -93,6 +130,7 @@ class Resting:
         before, since, pause = dict[str, int](), 0.0, LOOK  # the ends of the logs, and since when they are the same
         tables: dict[tuple[str, int], Tables] = {}  # as of then
         while True:
+            await self.check()
             now = await self._now()
             running = await engines_of(alive, self.topology, now)
             unseen = [name for name, said in running.items() if not self._stops(said, at)]

@@ -27,10 +27,14 @@ from with_history import (
 
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import BusEvents, Kept, StreamConfig, StreamInfo
 from dspex.engine.client.status.status import stage_rows
 from dspex.engine.graph import pauses
+from dspex.engine.graph.manifest import of_application
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
+from dspex.operators.topology import Topology
 
 
 def predicted(keyed: Any) -> None:
@@ -43,6 +47,10 @@ def predicted(keyed: Any) -> None:
 def several(keyed: Any) -> None:
     windows(keyed)
     predicted(keyed)
+
+
+def more(keyed: Any) -> None:
+    keyed.map(lambda d: d, name="more").sink("more.out")
 
 
 async def trickle(one: Lab, numbers: Sequence[int]) -> None:
@@ -204,6 +212,101 @@ async def pause_and_resume(one: Lab) -> None:
     await pauses.resume(bucket, "t", pauses.WHOLE)
 
 
+def test_a_version_that_is_applied_while_a_topology_comes_to_rest_for_another_one_is_not_written_over(lab: MakeLab) -> None:
+    """Whoever came first stays, and all goes on."""
+    one = lab(topology(predicted))
+    one.start()
+    send(one, range(5))  # the calls keep it from coming to rest
+    one.advance(2)
+    theirs = topology(predicted, more)
+
+    async def meanwhile() -> None:
+        ours = asyncio.ensure_future(apply(one.client.bus, APP, [topology(predicted).graph], reset=["counted"], backfill=MONTH))
+        await asyncio.sleep(3)
+        await apply(one.client.bus, APP, [theirs.graph])
+        begun = one.loop.time()
+        with pytest.raises(TopologyError, match="version 2 was applied meanwhile") as e:
+            await ours
+        assert (e.value.code, one.loop.time() - begun < 10) == ("DX243", True)
+
+    one.run(meanwhile())
+    assert (manifest(one).version, manifest(one).lanes) == (2, {})
+    send(one, range(5, 10))
+    one.work()
+    one.advance(2)
+    assert len(one.outputs("answers")) == 10
+
+
+class Overtaken(MemoryBus):
+    """A connection of one that has `theirs` applied before it looks what is there once all rests, or before it writes."""
+
+    def __init__(self, one: Lab, theirs: Topology, at: str) -> None:
+        super().__init__(one.server, BusEvents())
+        self.one, self.theirs, self.at, self.looks = one, theirs, at, 0
+
+    async def has(self, kind: Kept, name: str, *, own: bool = False) -> bool:
+        self.looks += name == subjects.applied(APP)  # twice a look
+        if self.at == "look" and self.looks == 3:
+            await apply(self.one.client.bus, APP, [self.theirs.graph])
+        return await super().has(kind, name, own=own)
+
+    async def ensure_stream(self, config: StreamConfig) -> StreamInfo:
+        if self.at == "write":
+            await apply(self.one.client.bus, APP, [self.theirs.graph])
+            self.at = ""
+        return await super().ensure_stream(config)
+
+
+@pytest.mark.parametrize("at", ["look", "write"])
+def test_a_version_that_is_applied_once_a_topology_rests_for_another_one_is_not_written_over(lab: MakeLab, at: str) -> None:
+    one = lab(topology(summed))
+    one.start()
+    with pytest.raises(TopologyError, match=r"applied (meanwhile|at the same moment)") as e:
+        one.run(
+            apply(Overtaken(one, topology(summed, more), at), APP, [topology(summed).graph], reset=["sums"], backfill=MONTH)
+        )
+    assert (e.value.code, manifest(one).version, manifest(one).lanes) == ("DX243", 2, {})
+    send(one, range(5))
+    one.advance(2)
+    assert len(one.outputs("sums.out")) == 5
+
+
+def test_engines_that_stand_where_a_version_goes_on_are_not_let_go_on_by_the_next_apply(lab: MakeLab) -> None:
+    one = lab(topology(summed))
+    one.start()
+    send(one, range(10))
+    one.advance(2)
+    backfilled(one, topology(summed), reset=["sums"])
+    send(one, range(10, 20))
+    with pytest.raises(TopologyError, match="a runs version 1, and stands where version 2 goes on") as e:
+        backfilled(one, topology(summed), reset=["sums"])
+    assert e.value.code == "DX245"
+    one.advance(2)
+    one.start("b", topology(summed))
+    one.advance(5)
+    assert by_key(one.outputs("sums.out")) == sums_of(range(20), 0)
+    backfilled(one, topology(summed), reset=["sums"])  # with it the topology comes to rest
+
+
+def test_of_two_applies_for_which_a_topology_comes_to_rest_one_gives_way_and_the_other_one_is_exact(lab: MakeLab) -> None:
+    one = lab(topology(summed))
+    one.start()
+
+    async def applied(after: float) -> None:
+        await asyncio.sleep(after)
+        await apply(one.client.bus, APP, [topology(summed).graph], reset=["sums"], backfill=MONTH)
+
+    async def meanwhile() -> None:
+        first, second, _ = await asyncio.gather(applied(0), applied(1), trickle(one, range(30)), return_exceptions=True)
+        assert isinstance(first, TopologyError)
+        assert (first.code, "another apply has it come to rest" in first.message, second) == ("DX243", True, None)
+
+    one.run(meanwhile())
+    one.start("b", topology(summed))
+    one.advance(5)
+    assert by_key(one.outputs("sums.out")) == sums_of(range(30), 0)
+
+
 @pytest.mark.parametrize("written", [True, False])
 def test_who_dies_while_a_topology_comes_to_rest_leaves_it_standing_only_where_another_version_goes_on(
     lab: MakeLab, written: bool
@@ -216,7 +319,8 @@ def test_who_dies_while_a_topology_comes_to_rest_leaves_it_standing_only_where_a
     async def over() -> None:
         bucket = await one.client.bus.bucket(subjects.applied(APP))
         now = (await one.client.bus.stream(STREAM)).now  # type: ignore[union-attr]
-        await pauses.rest(bucket, "t", pauses.Rest(now, now + 5.0, 1))
+        lanes = (await of_application(one.client.bus, APP))["t"].lanes
+        await pauses.rest(bucket, "t", pauses.Rest(lanes["sums"].boundary if written else now, now + 5.0, 1))
 
     one.run(over())
     one.advance(1.1)
