@@ -76,12 +76,11 @@ class EventsInput(Input):
         indexes: list[int | str] = ["*"] if len(partitions) >= MANY else [p.index for p in partitions]
         filters = [subject for index in indexes for subject in self._subjects(index)]
         if self._before:
-            said = await self._bus.scan(self._stream, self._time, start=1, stop=after) if after else []
-            heard = Heard(self._before)  # of all who read together: they hear the same
+            info = await self._bus.stream(self._stream)
+            said = await self._bus.scan(self._stream, self._time, start=1, stop=info.last if info is not None else 0)
+            heard = Heard.before(self._before, said, after, self._now)  # of all who read together: they hear the same
             for p in partitions:
                 p.heard = heard
-            for message in said:
-                heard.hear(message, self._now)
             for p in partitions:
                 self._look(p, self._now)
         return await self._bus.reader(self._stream, [*filters, *self._time], after=after, name=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Final
 
@@ -52,12 +52,32 @@ class Heard:
         self.counts = counts
         self._upto = 0
         self._marks: dict[tuple[str, int], float | None] = {}
+        self._again: dict[tuple[str, int], float] = {}  # what was said before the reader began, and is still to be heard
         self._lowest: float | None = -inf  # of all; so low while that of one is not known
 
     def copy(self) -> Heard:
         """What was heard so far, for a partition that hears the rest at another time."""
         found = Heard(self.counts)
         found._upto, found._marks, found._lowest = self._upto, dict(self._marks), self._lowest
+        found._again = dict(self._again)
+        return found
+
+    @classmethod
+    def before(cls, counts: Mapping[str, int], said: Iterable[Message], after: int, now: float) -> Heard:
+        """What was heard where a reader begins.
+
+        Args:
+            said: all statements that are stored. after: the message behind which the reader begins.
+        """
+        found, whole = cls(counts), cls(counts)
+        for message in said:
+            whole.hear(message, now)
+            if message.sequence <= after:
+                found.hear(message, now)
+        for one, at in whole._marks.items():
+            heard = found._marks.get(one)
+            if at is not None and at > NO_MARK and (heard is None or heard < at):
+                found._again[one] = at
         return found
 
     def hear(self, message: Message, now: float) -> None:
@@ -70,6 +90,8 @@ class Heard:
             before = self._marks.get((stage, index))
             if at is not None or before is None:
                 self._marks[stage, index] = at if before is None or at is None else max(at, before)
+            if at is not None and at >= self._again.get((stage, index), inf):
+                del self._again[stage, index]
         if len(self._marks) == sum(self.counts.values()):
             self._lowest = min([at for at in self._marks.values() if at is not None], default=None)
 
@@ -78,6 +100,9 @@ class Heard:
 
         `taken`: the one that the partition has. What is behind it is a source that was added, and counts from where it is not.
         """
+        for one, said in self._again.items():
+            if said >= taken and ((heard := self._marks.get(one)) is None or heard < taken):
+                return taken  # who had the partition before knew more of this one, which was not added: it is read again
         lowest = self._lowest
         if lowest is None or lowest >= taken:  # nearly always, and it is asked for every partition
             return lowest
