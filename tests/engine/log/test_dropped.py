@@ -238,3 +238,28 @@ def test_a_source_that_was_renamed_is_not_dropped(lab: MakeLab) -> None:
     one.work()
     one.advance(1)
     assert len(one.outputs("out")) == 10
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_calls_of_a_dropped_operator_go_on_with_what_was_paid_for_once_it_is_brought_back(lab: MakeLab, answered: bool) -> None:
+    one = lab(version("in", "ask"))
+    asked(one)
+    one.drain()
+    one.start("b", version("in", "other", drop=("ask",)))
+    if answered:
+        one.work()
+    one.advance(2 if answered else 700)  # more than its deadline
+    letters = one.letters()
+    assert {(d.node, d.code) for d in letters} == {("ask", "DX232")}
+    assert sorted(d.event.data["text"] for d in letters) == [str(n) for n in range(10)]
+    one.stop_workers()
+    one.drain("b")
+    again = version("in", "ask", drop=("other",))
+    again.source("more").sink("others")
+    one.start("c", again)
+    assert one.run(one.client.redrive(letters)) == 10
+    one.advance(1)
+    assert len(one.outputs("out")) == (10 if answered else 0)  # without another call
+    one.work()
+    one.advance(1)
+    assert sorted(o["text"] for o in one.outputs("out")) == [str(n) for n in range(10)]
