@@ -158,6 +158,10 @@ MORE = {
         "The inputs of a `gather` can never meet: they come from no common event, over a hop, or from outlets of one branch.",
         "branch behind the hop; merge outlets; join streams of several sources",
     ),
+    "DX246": (
+        "A stream meets what comes of itself over one more `key_by`, and event time would stand still behind that.",
+        'a hop of its own for the stream before they meet: `.key_by("event.key", name="again")`',
+    ),
     "DX238": (
         "An older version of the topology was started than the one that is applied: an old process must not undo a change.",
         "start the applied version, or go back on purpose: `dspex apply`",

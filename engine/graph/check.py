@@ -8,6 +8,8 @@ from itertools import combinations
 
 from dspex.bus import subjects
 from dspex.bus.errors import Problem
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.hops import circles
 from dspex.engine.graph.nodes import Node, SinkNode, SourceNode, StateNode
 from dspex.engine.graph.ways import no_gather
 
@@ -17,7 +19,7 @@ _OWN = "dspex."  # subjects of every application; a sink there could be read as 
 
 def problems(topology: str, nodes: Sequence[Node]) -> list[Problem]:
     """Every problem of a graph that is not frozen yet, so that names need not be unique."""
-    found = [*_names(nodes), *_subjects(nodes), *_sinks(nodes), *_unused(nodes), *_gathers(nodes)]
+    found = [*_names(nodes), *_subjects(nodes), *_sinks(nodes), *_unused(nodes), *_gathers(nodes), *_circles(topology, nodes)]
     if not any(isinstance(n, SourceNode) for n in nodes):
         found.append((None, "DX228", "the topology has no source", 'add one: topology.source("support.messages")'))
     return [_problem(topology, *f) for f in found]
@@ -80,6 +82,16 @@ def _gathers(nodes: Sequence[Node]) -> Iterator[Finding]:
     for n in nodes:
         if isinstance(n, StateNode) and n.state.gathers and len(n.inputs) > 1 and (found := no_gather(by_name, n)) is not None:
             yield n, "DX244", *found
+
+
+def _circles(topology: str, nodes: Sequence[Node]) -> Iterator[Finding]:
+    for hop, met in circles(Graph(topology, {n.name: n for n in nodes})):
+        back = f"{hop.name} leads back to where {met.name} led, and event time would stand still for what is behind it"
+        fix = (
+            f"before they meet, let the stream that does not come over {hop.name} take a hop of its own: "
+            '.key_by("event.key", name="again"); or "event.id" where it has no keys'
+        )
+        yield hop, "DX246", back, fix
 
 
 def _unused(nodes: Sequence[Node]) -> Iterator[Finding]:

@@ -6,12 +6,12 @@ inputs has its state in one place; all others have a stage each, so that they go
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import KEYED_PARTITIONS, HopNode, Node
+from dspex.engine.graph.nodes import KEYED_PARTITIONS, HopNode, Node, StateNode
 
 Known: TypeAlias = Mapping[str, tuple[str, int]]
 """Hop or source → (id of the stage that it leads to, its partitions)."""
@@ -37,6 +37,46 @@ def groups(graph: Graph) -> list[tuple[HopNode, ...]]:
         found.append((mine.union(*(nodes for nodes, _ in met)), [*(h for _, hops in met for h in hops), hop]))
     order = list(graph.nodes)
     return sorted((tuple(hops) for _, hops in found), key=lambda hops: order.index(hops[0].name))
+
+
+def timed(graph: Graph) -> set[str]:
+    """The hops that watermarks are said over: those behind which something goes by event time, however far behind."""
+    found: set[str] = set()
+    for name, node in reversed(list(graph.nodes.items())):  # every node comes after its inputs
+        if name in found or (isinstance(node, StateNode) and node.state.event_time):
+            found |= {name, *(inlet.node for inlet in node.inputs)}
+    return {hop.name for hop in graph.hops if hop.name in found}
+
+
+def circles(graph: Graph) -> list[tuple[HopNode, HopNode]]:
+    """Where the watermark of a stage would wait for itself: of each circle the last hop, and the first that leads there, too.
+
+    A stage knows as little as the last of those before it. In a circle of them no window would ever end.
+    """
+    stage, says = {hop.name: hops[0] for hops in groups(graph) for hop in hops}, timed(graph)
+    leads: dict[str, dict[str, None]] = {first.name: {} for first in stage.values()}  # the stages behind one, by first hops
+    ways: list[tuple[str, HopNode]] = []
+    for hop in graph.hops:
+        for out in behind(graph, hop):
+            if isinstance(out, HopNode) and out.name in says:
+                leads[stage[hop.name].name][stage[out.name].name] = None
+                ways.append((stage[hop.name].name, out))
+    after = {name: _all_after(leads, name) for name in leads}
+    found: dict[frozenset[str], HopNode] = {}
+    for first, out in sorted(ways, key=lambda way: graph.hops.index(way[1])):
+        if first in after[stage[out.name].name] or first == stage[out.name].name:
+            found[frozenset(name for name in after[first] if first in after[name])] = out
+    return [(hop, stage[hop.name]) for hop in found.values()]
+
+
+def _all_after(leads: Mapping[str, Iterable[str]], name: str) -> set[str]:
+    """What one leads to, and so on."""
+    found, todo = set[str](), [*leads[name]]
+    while todo:
+        if (at := todo.pop()) not in found:
+            found.add(at)
+            todo += leads[at]
+    return found
 
 
 def keyed(graph: Graph) -> set[str]:

@@ -37,6 +37,10 @@ ELSEWHERE = {
     "DX243": "engine/planning/test_plan.py::test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out",
     "DX244": "engine/keyed/meeting/test_gather.py::test_branches_that_can_never_meet_are_refused_with_the_reason",
     "DX245": "engine/keyed/lanes/test_lanes.py::test_what_cannot_be_built_from_history_is_refused_with_the_reason",
+    "DX246": (
+        "engine/keyed/meeting/test_merge.py::"
+        "test_a_way_back_into_a_stage_before_what_goes_by_event_time_is_refused_and_the_fix_helps"
+    ),
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
     "DX322": "engine/cli/test_topology.py::test_check_notes_what_the_order_of_keys_means_for_events_without_one",

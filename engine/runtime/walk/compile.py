@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 from dspex.bus.codecs.copied import copied
 from dspex.engine.graph.context import Context, Handler
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.hops import groups
+from dspex.engine.graph.hops import groups, timed
 from dspex.engine.graph.nodes import (
     BACK,
     ENTRIES,
@@ -56,7 +56,8 @@ class Stage:
         entries: node → the step at which a NodeEvent enters there: the source or the hops, and its calls.
         calls: its call nodes by name. states: its nodes with state. behind: the step behind each of those.
         before: the stages before it whose watermarks it needs, with their partitions.
-        clocks: node → how its watermark follows from that of the stage. exits: the hops that leave it.
+        clocks: node → how its watermark follows from that of the stage. exits: the hops that leave it. says: those of them that
+            its watermark is said over.
         names: old name → new name of operators that were renamed, since the beginning.
         hold: seconds for which an event that was put off holds the watermark, at most: what the sources say that lead there.
     """
@@ -76,6 +77,7 @@ class Stage:
     dropped: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
     hops: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
 
     def holder(self, entry: str) -> str:
         """The node that an event holds which is to enter there: what the event will be comes out behind it."""
@@ -219,9 +221,9 @@ def compile_graph(graph: Graph, sources: Hops, hops: Hops, names: Names) -> list
     behind = [(group, *hops[group[0].name]) for group in groups(graph)]
     found += [(compile_behind(graph, group, id, names, hops), count) for group, id, count in behind]
     before = {
-        id: {s.id: count for s, count in found if {hop.name for hop in group}.intersection(s.exits)} for group, id, _ in behind
+        id: {s.id: count for s, count in found if {hop.name for hop in group}.intersection(s.says)} for group, id, _ in behind
     }
-    return [(replace(s, before=before.get(s.id, {}) if graph.timed else {}), count) for s, count in found]
+    return [(replace(s, before=before.get(s.id, {})), count) for s, count in found]
 
 
 def compile_dropped(graph: Graph, gone: Dropped, names: Names, hops: Hops = _NO_HOPS) -> Stage:
@@ -254,6 +256,7 @@ def _compiled(
             fuse.entries[hop.name] = handed_on_step(*hops[hop.name])
     calls = {n.name: n for n in graph.calls if n.name in fuse.steps}
     exits = tuple(n.name for n in graph.hops if n.name in fuse.steps)
+    says = tuple(name for name in exits if name in timed(graph))
     clocks_of = clocks(graph, [n.name for n in entries], [*fuse.steps, *fuse.states])
     names = graph.renamed if names is None else names
     names = {**names, **{old + to: new + to for old, new in names.items() if new in fuse.states for to in ENTRIES}}
@@ -262,4 +265,4 @@ def _compiled(
     hold = max((s.hold for s in sources), default=Source.hold)
     led = tuple(n.name for n in entries if isinstance(n, HopNode))
     what = (fuse.entries, calls, fuse.states, fuse.behind, clocks_of)
-    return Stage(id, graph, name, source, *what, exits, names, hold, dropped, hops=led)
+    return Stage(id, graph, name, source, *what, exits, names, hold, dropped, hops=led, says=says)

@@ -41,7 +41,7 @@ def _holders(r: StageRunner) -> dict[str, float]:
     """Nodes that something waits for which goes by event time, with the seconds by which what they let out may be late."""
     clocks, found = r.stage.clocks, dict[str, float]()
     timed = [name for name, node in r.stage.states.items() if node.state.event_time]
-    for name in [*timed, *r.stage.exits]:
+    for name in [*timed, *r.stage.says]:
         for node, _ in clocks[name].holders:
             state = r.stage.states.get(node)
             own = state.state.delay if isinstance(state, StateNode) else 0.0

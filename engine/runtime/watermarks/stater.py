@@ -52,7 +52,7 @@ class Stater:
     ) -> None:
         self._s, self._stage, self._partitions, self._pump, self._source = services, stage, partitions, pump, source
         self._begins = any(node.state.begins for node in stage.states.values())
-        self._clock = of_hops(stage.graph, stage.clocks, stage.exits)
+        self._clock = of_hops(stage.graph, stage.clocks, stage.says)
         self._subject = subjects.time(services.app, stage.graph.name, stage.id, services.engine)
         self._changed = changed
         self._every = LOOK
@@ -174,6 +174,6 @@ def stater(
     changed: asyncio.Event,
 ) -> Stater | None:
     """That of a stage; None where nobody asks for its watermarks."""
-    if not stage.exits or not stage.graph.timed:
+    if not stage.says:
         return None
     return Stater(services, stage, partitions, pumps["source" if source is not None else "events"], source, changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.engine.graph.hops import groups
 from dspex.engine.testing.driver import Driver
+from dspex.operators.stream import AnyStream
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -152,3 +154,40 @@ def test_a_stream_that_comes_back_divides_nothing_and_a_renamed_one_keeps_its_st
     one.publish("b", {"k": "x", "n": 2})
     one.advance(10)
     assert numbers(one) == [1, 2]
+
+
+def round_about(hops: int) -> tuple[Topology, AnyStream, AnyStream]:
+    """A keyed stream, and what comes of it over more hops, the last of which is called "back"."""
+    topology = Topology("t")
+    a = topology.source("in").key_by("k", name="first")
+    names = [*(f"between{n}" for n in range(hops - 1)), "back"]
+    return topology, a, reduce(lambda stream, name: stream.key_by("k", name=name), names, a)
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_way_back_into_a_stage_before_what_goes_by_event_time_is_refused_and_the_fix_helps(hops: int) -> None:
+    topology, a, b = round_about(hops)
+    a.merge(b).window("5s").count(name="w").sink("out")
+    (problem,) = topology.check()
+    assert (problem.code, problem.node) == ("DX246", "back")
+    topology, a, b = round_about(hops)
+    a.key_by("event.key", name="again").merge(b).window("5s").count(name="w").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"k": "x"})
+        d.advance("2m")
+        assert [w["value"] for w in d.outputs("out")] == [2]
+
+
+def test_a_way_back_into_a_stage_holds_up_nothing_that_is_not_behind_it(lab: MakeLab) -> None:
+    topology = Topology("t")
+    once = topology.source("in").dedupe("id", within="10s", name="once")
+    large, small = once.branch("n > 1")
+    large.throttle("1/s", name="slow").merge(small).sink("out")
+    one = lab(topology)
+    one.start()
+    for n in range(4):
+        one.publish("in", {"id": f"i{n % 3}", "n": n})
+    one.advance(120)
+    assert sorted(d["n"] for d in one.outputs("out")) == [0, 1, 2]
+    assert one.left() == []  # the watermark passed what dedupe knew
+    assert one.differences() == []
