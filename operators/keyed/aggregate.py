@@ -30,7 +30,7 @@ def shape(data: Shape, o: Arguments) -> Shape:
 
 OPERATOR = Operator(
     "aggregate",
-    main=CallableParameter(takes=(), doc="makes the state of a key that has none"),
+    main=CallableParameter(takes=(), doc="makes the state of a key that has none; called once at build, too"),
     options={
         "fold": CallableParameter(takes=("state", "data"), doc="gives the new state"),
         "ttl": DurationParameter(None, zero=False, doc="forget a key after so much event time without an event of it"),

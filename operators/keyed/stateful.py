@@ -11,7 +11,7 @@ from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
-from dspex.operators.keyed.values import StateValues, plain_value
+from dspex.operators.keyed.values import StateValues, plain_value, values_of
 from dspex.operators.operator import Operator
 from dspex.operators.parameters import CallableParameter, DurationParameter
 from dspex.operators.stateless.flat_map import items
@@ -35,7 +35,7 @@ class Stateful:
         values: StateValues | None = None,
     ) -> None:
         self._fn, self._init, self._on_wake, self._ttl = fn, init, on_wake, ttl
-        self._values = values or StateValues(init())
+        self._values = values or values_of(init)
 
     def step(self, out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def run(data: Any, rows: Any) -> None:
@@ -122,7 +122,7 @@ OPERATOR = Operator(
         doc="gives `state, [output, …]`; a state of `None` forgets the key",
     ),
     options={
-        "init": CallableParameter(takes=(), doc="makes the state of a key that has none"),
+        "init": CallableParameter(takes=(), doc="makes the state of a key that has none; called once at build, too"),
         "on_wake": CallableParameter(
             None, takes=("state", "ctx"), doc="called when the time comes that `ctx.wake(after)` asked for; gives the same"
         ),

@@ -20,6 +20,8 @@ import msgpack
 
 from dspex.bus.errors import DataError, InvalidInput
 from dspex.operators.native.fields.types import is_model
+from dspex.operators.native.problems import problem
+from dspex.operators.typing.functions import function_name
 
 _PACKED: Final[dict[type, tuple[int, Callable[[Any], object], Callable[[Any], Any]]]] = {
     tuple: (1, list, tuple),
@@ -93,6 +95,29 @@ class StateValues:
                 code="DX513",
                 fix="give the new fields defaults, or the operator another name= (it begins empty)",
             ) from e
+
+
+def begun(init: Callable[[], Any]) -> Any:
+    """What a state begins with. It is called while the topology is built, so that what is wrong is found before any event.
+
+    Raises TopologyError (DX205) for whatever `init` raises.
+    """
+    try:
+        return init()
+    except Exception as e:  # the user's function, which may raise anything
+        why = f"{function_name(init)}, which makes the state of a new key, raised {type(e).__name__}: {e}"
+        raise problem("DX205", why, "correct it: it is called for each new key, and once when the topology is built") from e
+
+
+def values_of(init: Callable[[], Any]) -> StateValues:
+    """The values of a state that begins as `init()`. Raises TopologyError (DX205) where that fails, or cannot be kept."""
+    values = StateValues(sample := begun(init))
+    try:
+        values.pack(sample)
+    except InvalidInput as e:
+        why = f"{function_name(init)} makes the state of a new key, and {e.message}"
+        raise problem("DX205", why, f"{e.fix}; or begin with None") from e
+    return values
 
 
 def plain_value(data: bytes) -> Any:

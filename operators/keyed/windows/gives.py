@@ -15,7 +15,7 @@ import msgpack
 from dspex.bus.codecs.copied import copied
 from dspex.bus.errors import DataError
 from dspex.engine.graph.context import Rows
-from dspex.operators.keyed.values import StateValues, plain_value
+from dspex.operators.keyed.values import StateValues, begun, plain_value, values_of
 from dspex.operators.keyed.windows.windowed import named
 from dspex.operators.typing.functions import function_name
 
@@ -126,7 +126,7 @@ class Aggregate(Gives):
 
     def __init__(self, init: Callable[[], Any], fold: Callable[[Any, Any], Any]) -> None:
         self._init, self._fold = init, fold
-        self._values = StateValues(init())
+        self._values = values_of(init)
 
     def add(self, rows: Rows, sum: bytes | None, data: Any, time: int) -> bytes:
         state = self._init() if sum is None else self._values.unpack(sum)
@@ -145,6 +145,7 @@ class AggregateAtTheEnd(Collect):
     def __init__(self, init: Callable[[], Any], fold: Callable[[Any, Any], Any], values: StateValues) -> None:
         super().__init__(None, values)
         self._init, self._fold = init, fold
+        begun(init)
 
     def made(self, parts: Sequence[bytes]) -> Any:
         return reduce(partial(folded, self._fold), map(self._values.unpack, parts), self._init())

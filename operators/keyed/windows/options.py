@@ -36,7 +36,9 @@ OPTIONS: Mapping[str, Parameter] = {
     "reduce": CallableParameter(
         None, takes=("a", "b"), doc="gives one datum made of all, two by two, in no order that it may count on"
     ),
-    "aggregate": CallableParameter(None, takes=(), doc="makes the state that `fold` begins with, and gives the last one"),
+    "aggregate": CallableParameter(
+        None, takes=(), doc="makes the state that `fold` begins with, and gives the last one; called once at build, too"
+    ),
     "fold": CallableParameter(None, takes=("state", "data"), doc="with `aggregate`: gives the new state"),
 }
 
