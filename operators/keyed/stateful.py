@@ -85,7 +85,9 @@ class Stateful:
         if row is None:
             return ()
         used, packed = msgpack.unpackb(row)
-        if name == TTL and self._ttl is not None:
+        if name == TTL:
+            if self._ttl is None:
+                return ()  # a version before this one had one
             if used + self._ttl > rows.watermark:
                 rows.alarm(used + self._ttl, TTL, mark=True)
             else:

@@ -109,8 +109,9 @@ def checked(
     arguments, errors = Arguments(), [unknown(name, offered, has, not_built) for name in given if name not in parameters]
     for name, parameter in parameters.items():
         if name in given:
+            left_out = given[name] is None and parameter.default is None  # as who hands on what is the default writes it
             try:
-                arguments[name] = parameter.check(name, given[name])
+                arguments[name] = None if left_out else parameter.check(name, given[name])
             except TopologyError as e:
                 errors.append(e)
     return arguments, errors

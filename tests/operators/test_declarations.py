@@ -10,6 +10,7 @@ import pytest
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings import not_built
 from dspex.operators.parameters import ChoiceParameter
+from dspex.operators.parameters.parameter import checked
 from dspex.operators.recorded.calls import CallOperator, predict
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.registry import AnyOperator, operators
@@ -52,6 +53,22 @@ def agrees(operator: AnyOperator, behind_the_main_argument: list[inspect.Paramet
         required = parameter.default is inspect.Parameter.empty
         assert required == (name in operator.required), name
         assert required or parameter.default == operator.options[name].default, name
+
+
+@pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)
+def test_none_is_taken_for_an_option_of_which_it_is_the_default(operator: AnyOperator) -> None:
+    none = {name: None for name, parameter in operator.options.items() if parameter.default is None}
+    assert checked(operator.options, none) == (none, [])
+
+
+def test_none_for_an_option_makes_the_same_topology_as_leaving_it_out() -> None:
+    def digest(**left_out: None) -> str:
+        topology = Topology("t")
+        counts = topology.source("a.b").key_by("k").aggregate(int, max, name="n", **left_out)
+        counts.approve(name="a", **dict.fromkeys(("show", "timeout") if left_out else ())).sink("c.d")
+        return topology.graph.digest
+
+    assert digest(ttl=None) == digest()
 
 
 @pytest.mark.parametrize("name", not_built.OPTIONS["call"])

@@ -71,6 +71,8 @@ class _Windows:
 
     def woken(self, rows: Rows, name: str) -> Sequence[Emitted]:
         end = time_of(name)
+        if self.ends.goes_on(end, name, rows):
+            return ()
         panes = [at for sub in rows.subs() if sub[0] != ITEM and (at := time_of(sub)) < end + self.every]
         found = [at for at in panes if end - self.size <= at < end]
         sums = [row for at in found if (row := rows.row(named(at))) is not None]
@@ -103,7 +105,7 @@ class _Each(_Windows):
 
     def woken(self, rows: Rows, name: str) -> Sequence[Emitted]:
         row, end = rows.row(name), time_of(name)
-        if row is None:
+        if row is None or self.ends.goes_on(end, name, rows):
             return ()
         rows.put(None, name)
         return [result(rows, end - self.size, end, [row])]

@@ -86,6 +86,8 @@ class _Sessions:
             _write([*others, one._replace(timed=end)], rows)
             self._ends.alarm(end, name, rows)
             return ()
+        if self._ends.goes_on(end, name, rows):
+            return ()
         made = result(rows, one.first, end, self._gives.parts(rows, [one.sum or b""], one.first, one.last + 1))
         _write(others, rows)
         self._gives.forget(rows, one.first, one.last + 1)

@@ -91,6 +91,13 @@ class Ends:
         """Wake the operator when the window has ended."""
         rows.alarm(self._due(end), name, mark=True, hold=_time_of_result(end))
 
+    def goes_on(self, end: int, name: str, rows: Rows) -> bool:
+        """Whether a window whose time has come waits for late events yet: `lateness` is longer now than when it was opened."""
+        if self.ended(end, rows):
+            return False
+        self.alarm(end, name, rows)
+        return True
+
     def late(self, end: int, rows: Rows) -> None:
         """An event came too late for its last window. Raises LateEvent, unless such events are skipped."""
         if not self._skips:
