@@ -34,7 +34,7 @@ CATCHES_ALL = {
     "engine/runtime/process.py": "runs the user's functions, which may raise anything; failure.py decides what becomes of it",
     "engine/runtime/failure.py": "asks an exception of the user's what it is, which may raise anything",
     "bus/telemetry.py": "calls listeners, which are somebody else's code and must not stop what they watch",
-    "operators/keyed/values.py": "tries the user's init() when the topology is built, which may raise anything: a problem like others",
+    "operators/keyed/values.py": "tries the init() of the user's at build, which may raise anything: a problem like any other",
     "workers/answerers/refs.py": "imports the user's program, which may raise anything",
     "workers/answerers/router.py": "runs the user's program, which may raise anything",
     "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",
