@@ -101,7 +101,8 @@ def program(
 
 def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
     """A spec from what the user wrote. Raises one TopologyError with every problem."""
-    o, errors = checked(operator.parameters, {**own, **cast("Mapping[str, object]", options)}, not_built=operator.not_built)
+    given = {**own, **cast("Mapping[str, object]", options)}
+    o, errors = checked(operator.parameters, given, options=operator.options, not_built=operator.not_built)
     all_of(errors)
     signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))
     extra = {name: o[name] for name in ("tools", "max_iters", "state") if name in o}

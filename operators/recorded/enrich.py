@@ -123,7 +123,7 @@ def enrich(fn: Callable[[Any], Awaitable[Any]] | str, *, into: type[V] | None = 
     """Fields that an async function finds: `async def fn(data) -> {...}`, or its ref. They are added to the data."""
     given = {"enrich": fn, "into": into, **cast("Mapping[str, object]", o)}
     asks = "enrich asks no model: there is" if _OF_MODELS & given.keys() else "there is"
-    found, errors = checked(ENRICH.parameters, given, has=asks, not_built=ENRICH.not_built)
+    found, errors = checked(ENRICH.parameters, given, has=asks, options=ENRICH.options, not_built=ENRICH.not_built)
     wants, adds = ((), None) if isinstance(fn, str) or errors else _annotated(fn, errors)
     all_of(errors)
     options = {name: found[name] for name in o}

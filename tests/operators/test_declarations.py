@@ -9,8 +9,8 @@ import pytest
 
 from dspex.bus.errors import TopologyError
 from dspex.bus.settings import not_built
-from dspex.operators.parameters import ChoiceParameter
-from dspex.operators.parameters.parameter import checked
+from dspex.operators.parameters import ChoiceParameter, NothingParameter
+from dspex.operators.parameters.parameter import REQUIRED, checked
 from dspex.operators.recorded.calls import CallOperator, predict
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions
 from dspex.operators.registry import AnyOperator, operators
@@ -137,6 +137,37 @@ def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatc
     )
     found = [(p.line, p.node, "is not built" in p.message) for p in Topology.load("t.yaml").check()]
     assert found == [(3, "a.b", True), (5, "p", True)]
+
+
+@pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)
+def test_every_operator_names_an_option_that_it_has_not_and_lists_those_that_it_has(operator: AnyOperator) -> None:
+    topology = Topology("t")
+    stream = topology.source("a.b").key_by("k", name="k")
+    given: dict[str, Any] = {n: p.default for n, p in operator.options.items() if p.default is REQUIRED} | {"zzz": 1}
+    main = [] if isinstance(operator.main, NothingParameter) else [stream if operator.many_inputs else "x"]
+    window = "count" in operator.one_of
+    made = getattr(stream, operator.name)(*main, **given, **({} if window else {"name": "n"}))
+    if window:
+        made.count(name="n")
+    (found,) = [p for p in topology.check() if "zzz" in p.message]
+    listed = found.fix.removeprefix("one of: ").split(", ")
+    assert (found.code, found.node) == ("DX204", "n")
+    assert found.message.endswith("there is no option 'zzz'")
+    assert set(listed) - {"name"} == set(operator.options)
+
+
+@pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)
+def test_every_operator_does_so_in_yaml_with_the_line(tmp_path, monkeypatch, operator: AnyOperator) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = "".join(f", {name}: 1" for name in operator.required) + (", count: {}" if "count" in operator.one_of else "")
+    (tmp_path / "t.yaml").write_text(
+        "dspex: 1\ntopology: t\nsources: { a.b: }\nnodes:\n  k: { from: a.b, key_by: k }\n"
+        f"  n: {{ from: k, {operator.name}: x, zzz: 1{more} }}\nsinks: {{ c.d: {{ from: n }} }}\n"
+    )
+    (found,) = [p for p in Topology.load("t.yaml").check() if "zzz" in p.message]
+    assert (found.code, found.node, found.line) == ("DX204", "n", 6)
+    assert found.message == f"{operator.name} n has no option 'zzz'"
+    assert set(found.fix.removeprefix("one of: ").split(", ")) >= {"from", operator.name, *operator.keys}
 
 
 @pytest.mark.parametrize(
