@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine_lab import APP
-from with_history import MakeLab, backfilled, send, summed, through_both
+from with_history import MakeLab, backfilled, joined, send, summed, through_both
 
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, StreamConfig
@@ -17,15 +17,9 @@ from dspex.engine.hosting.apply import apply
 from dspex.operators.topology import Topology
 
 
-def left_joined(topology: Topology) -> None:
-    left, right = (topology.source(name).key_by("k", name=f"by_{name}") for name in ("in", "other"))
-    left.join(right, within="12s", how="left", name="pairs").map(lambda p: {"pair": p}, name="named").sink("pairs.out")
-
-
 def test_a_join_of_two_sources_is_built_with_what_waits_in_it(lab: MakeLab) -> None:
     """Some of its pairs lie across the boundary, and so do some events that find none."""
-    made = Topology("t")
-    left_joined(made)
+    made = joined("12s", how="left")
     before = 0
     found: list[list[Any]] = []
     for new in (False, True):
@@ -87,9 +81,7 @@ class SlowLane(MemoryBus):
 @pytest.mark.parametrize("slow", ["pairs/in", "pairs/other"])
 def test_no_source_of_a_lane_passes_the_boundary_before_all_are_there(lab: MakeLab, slow: str) -> None:
     """Else a pair over the boundary would be found by the older of its two events, and count as history."""
-    made = Topology("t")
-    left, right = (made.source(name).key_by("k", name=f"by_{name}") for name in ("in", "other"))
-    left.join(right, within="1h", name="pairs").map(lambda p: {"pair": p}, name="named").sink("pairs.out")
+    made = joined("1h")
     one = lab()
     one.run(apply(one.client.bus, APP, [through_both().graph]))
     for subject in ("in", "other"):

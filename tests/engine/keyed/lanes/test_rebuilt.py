@@ -17,6 +17,7 @@ from with_history import (
     by_key,
     manifest,
     message,
+    rebuilt,
     send,
     summed,
     sums,
@@ -78,12 +79,7 @@ def test_what_is_built_anew_goes_on_exactly_where_it_was(
         at.start()
         at.work()
         at.run(trickle(at, range(24)))
-
-    async def meanwhile() -> None:
-        how: dict[str, Any] = {"reset": reset, "backfill": MONTH, "again": True}
-        await asyncio.gather(apply(one.client.bus, APP, [topology(build).graph], **how), trickle(one, range(24, 54)))
-
-    one.run(meanwhile())
+    one.run(rebuilt(one, topology(build), trickle(one, range(24, 54)), reset=reset))
     always.run(trickle(always, range(24, 54)))
     for at in (always, one):
         at.run(trickle(at, range(54, 64)))
@@ -114,12 +110,7 @@ def test_an_operator_that_is_put_before_a_sink_that_is_there_leaves_no_gap_there
     one = lab(topology(straight))
     one.start()
     one.run(trickle(one, range(20)))
-
-    async def meanwhile() -> None:
-        how: dict[str, Any] = {"backfill": MONTH, "again": True}
-        await asyncio.gather(apply(one.client.bus, APP, [topology(in_between).graph], **how), trickle(one, range(20, 50)))
-
-    one.run(meanwhile())
+    one.run(rebuilt(one, topology(in_between), trickle(one, range(20, 50))))
     one.drain()
     one.start("b", topology(in_between))
     one.run(trickle(one, range(50, 60)))
@@ -347,15 +338,12 @@ def test_engines_that_die_while_a_topology_comes_to_rest_and_another_change_afte
         one.hosts["a2"] = (host, bus)
         await host.start()
 
-    async def meanwhile(*more: Any) -> None:
-        how: dict[str, Any] = {"reset": ["sums"], "backfill": MONTH, "again": True}
-        await asyncio.gather(apply(one.client.bus, APP, [topology(summed).graph], **how), *more)
-
+    made = topology(summed)
     one.run(trickle(one, range(10)))
-    one.run(meanwhile(killed(), trickle(one, range(10, 50))))
+    one.run(rebuilt(one, made, killed(), trickle(one, range(10, 50)), reset=["sums"]))
     one.start("b", topology(summed))
     one.run(trickle(one, range(50, 60)))
-    one.run(meanwhile(trickle(one, range(60, 90))))
+    one.run(rebuilt(one, made, trickle(one, range(60, 90)), reset=["sums"]))
     one.start("c", topology(summed))
     one.run(trickle(one, range(90, 100)))
     one.advance(10)
@@ -382,13 +370,8 @@ def test_windows_that_a_silent_source_ends_while_it_comes_to_rest_give_their_res
 def test_windows_of_which_none_has_ended_when_a_topology_comes_to_rest_give_their_results_once(lab: MakeLab) -> None:
     one = lab(topology(windows))
     one.start()
-
-    async def meanwhile() -> None:
-        how: dict[str, Any] = {"reset": ["windows"], "backfill": MONTH, "again": True}
-        await asyncio.gather(apply(one.client.bus, APP, [topology(windows).graph], **how), trickle(one, range(13, 30)))
-
     one.run(trickle(one, range(13)))  # the first one would end three seconds later, when the rest comes
-    one.run(meanwhile())
+    one.run(rebuilt(one, topology(windows), trickle(one, range(13, 30)), reset=["windows"]))
     one.start("b", topology(windows))
     one.advance(60)
     found = [(w["key"], w["start"]) for w in one.outputs("counts")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from engine_lab import APP, Lab
@@ -116,7 +117,21 @@ def lag(one: Lab, source: str) -> int:
     return next(int(row["lag"]) for row in rows if row["source"] == source)
 
 
+async def rebuilt(one: Lab, made: Topology, *meanwhile: Awaitable[Any], reset: Sequence[str] = ()) -> None:
+    """Apply a version with operators that are built anew, while something else goes on."""
+    await asyncio.gather(apply(one.client.bus, APP, [made.graph], reset=reset, backfill=MONTH, again=True), *meanwhile)
+
+
+def joined(within: str, **options: Any) -> Topology:
+    """Pairs of two sources."""
+    made = Topology("t")
+    left, right = (made.source(name).key_by("k", name=f"by_{name}") for name in ("in", "other"))
+    left.join(right, within=within, name="pairs", **options).map(lambda p: {"pair": p}, name="named").sink("pairs.out")
+    return made
+
+
 def through_both() -> Topology:
+    """The same sources, before anything was built of them."""
     made = Topology("t")
     made.source("in").merge(made.source("other")).sink("out")
     return made
