@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import structlog
 
+from dspex.bus import subjects
 from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
@@ -23,11 +24,23 @@ from dspex.engine.log.entries import (
     without_begin,
 )
 from dspex.engine.log.positions import pages
-from dspex.engine.log.reading import Chain, entry_at, fits, follows, is_first, read_back, say_passed_over
+from dspex.engine.log.reading import (
+    Chain,
+    Entries,
+    entry_at,
+    fits,
+    follows,
+    is_first,
+    named_snapshot,
+    read_back,
+    say_passed_over,
+)
 from dspex.engine.log.rows import NONE
 from dspex.engine.log.tables import Tables
 
 _log = structlog.get_logger("dspex.engine")
+AT_ONCE = 16  # logs that are read
+EACH = 500  # entries for each log that one pass brings; those of a log that was seldom used lie too far back for it
 WINDOW = 1000  # sequences looked at for the entry before what is none; four times as many each time
 
 Newest = Callable[[], Awaitable[int]]
@@ -222,3 +235,51 @@ async def _as_of(bus: Bus, address: LogAddress, at: int, names: Mapping[str, str
 def _not_kept(address: LogAddress) -> RecordingIncomplete:
     why = f"what {address.subject} said then is not kept any more"
     return RecordingIncomplete(why, fix="ask for a later time: what is older than the topology's retention= is removed")
+
+
+async def look_at_many(
+    bus: Bus, app: str, topology: str, stage: str, partitions: Sequence[int], names: Mapping[str, str] | None = None
+) -> list[Tables]:
+    """The tables of partitions of a stage, as `look` gives them of one. Raises BusError.
+
+    For the entries of one log the server looks through all that is stored meanwhile: of 64, one by one, that takes seconds. So
+    nearly all of them are read in one pass.
+    """
+    limit, addresses = asyncio.Semaphore(AT_ONCE), [LogAddress.of(app, topology, stage, i) for i in partitions]
+
+    async def end(address: LogAddress) -> tuple[Latest, int]:
+        async with limit:
+            found = await latest(bus, address)
+            snapshot = await named_snapshot(bus, address, bases(found.at, found.entry)[0]) if found.at else None
+            return found, snapshot.at + 1 if snapshot is not None else 1
+
+    async def read(address: LogAddress, found: Latest) -> Tables:
+        tables = Tables(names=names)
+        if found.at:
+            async with limit:
+                await read_back(bus, address, *bases(found.at, found.entry), found.at, tables, entries)
+        return tables
+
+    ends = await asyncio.gather(*map(end, addresses))
+    whole = [subjects.log(app, topology, stage, "*"), subjects.pieces(app, topology, stage, "*")]
+    entries = await _entries(bus, subjects.stream(app), whole, sorted(start for found, start in ends if found.at))
+    return await asyncio.gather(*(read(address, found) for address, (found, _) in zip(addresses, ends, strict=True)))
+
+
+async def _entries(bus: Bus, stream: str, whole: Sequence[str], starts: Sequence[int]) -> Entries | None:
+    """The entries of all logs, with pieces, from where on there are not too many. `starts`: where each log is read from."""
+    low, high = 0, len(starts)
+    while len(starts) > 1 and low < high:
+        middle = (low + high) // 2
+        if await bus.count(stream, whole[:1], after=starts[middle] - 1) <= EACH * len(starts):
+            high = middle
+        else:
+            low = middle + 1
+    if len(starts) - low < 2:
+        return None
+    found: dict[str, list[Message]] = {}
+    for pattern in whole:  # with two filters at once the server looks at each message
+        async for page in pages(bus, stream, [pattern], start=starts[low]):
+            for message in page:
+                found.setdefault(message.subject, []).append(message)
+    return Entries(starts[low], found)

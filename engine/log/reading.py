@@ -160,13 +160,36 @@ def say_passed_over(address: LogAddress, strange: Sequence[int]) -> None:
         _log.error("what is no log entry is passed over", subject=address.subject, messages=len(strange), **between)
 
 
-async def read_back(bus: Bus, address: LogAddress, base: int, older: int, stop: int, tables: Tables) -> Read:
-    """Bring `tables`, which are new, to the entry at `stop`. Raises BusError; Unreachable while the entry is not to be seen."""
+class Entries(NamedTuple):
+    """What was read of many logs from a sequence on, by subject: all that was stored then."""
+
+    begin: int
+    of: Mapping[str, Sequence[Message]]
+
+    def between(self, address: LogAddress, start: int, stop: int) -> list[Message] | None:
+        """The messages of a log, with pieces, up to the one at `stop`; None where that was not read, or not from `start` on."""
+        own = self.of.get(address.subject, ())
+        if start < self.begin or all(m.sequence != stop for m in own):
+            return None
+        found = [m for m in (*own, *self.of.get(address.pieces, ())) if start <= m.sequence <= stop]
+        return sorted(found, key=lambda m: m.sequence)
+
+
+async def read_back(
+    bus: Bus, address: LogAddress, base: int, older: int, stop: int, tables: Tables, entries: Entries | None = None
+) -> Read:
+    """Bring `tables`, which are new, to the entry at `stop`. Raises BusError; Unreachable while the entry is not to be seen.
+
+    `entries`: what of it need not be asked for, as far as it is there.
+    """
     taken = await _snapshot(bus, address, base, older, tables)
     chain = Chain(bus, address, taken[2], taken[1].at) if taken else Chain(bus, address)
     start, size, strange, pieces = chain.commit + 1, 0, list[int](), dict[int, Message]()
-    # With the pieces of all entries: to ask for those of each would take two questions an entry, where payloads are sealed.
-    for message in await scanned(bus, address.stream, [address.subject, address.pieces], start, stop):
+    found = entries.between(address, start, stop) if entries is not None else None
+    if found is None:
+        # With the pieces of all entries: to ask for those of each would take two questions an entry, where payloads are sealed.
+        found = await scanned(bus, address.stream, [address.subject, address.pieces], start, stop)
+    for message in found:
         if message.subject == address.pieces:
             pieces[message.sequence] = message
             continue

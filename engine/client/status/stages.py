@@ -20,7 +20,7 @@ from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status.rows import EngineReport, GateRow, PartitionReport, StageReport, StageRow
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.pauses import Pauses
-from dspex.engine.log.latest import look
+from dspex.engine.log.latest import look_at_many
 
 
 class _Reached(NamedTuple):
@@ -145,7 +145,7 @@ class Look:
         for p in owned:
             calls.update(p.get("calls", {}))
         if missing and self.stream is not None:
-            found = await asyncio.gather(*(look(self.bus, self.app, topology, stage, i) for i in missing))
+            found = await look_at_many(self.bus, self.app, topology, stage, missing)
             read += [tables.position(input).sequence for tables in found]
             calls.update(call.pool for tables in found for call in tables.calls.rows.values())
             put_off += sum(tables.timers.put_off for tables in found)

@@ -22,7 +22,7 @@ from dspex.engine.graph.lanes import CODE
 from dspex.engine.graph.manifest import Manifest, applied, goes_on
 from dspex.engine.hosting.delete import engines_of
 from dspex.engine.hosting.planning.there import There
-from dspex.engine.log.latest import look
+from dspex.engine.log.latest import look_at_many
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.inputs.upto import read_to
@@ -32,7 +32,6 @@ LOOK: Final = 0.5  # seconds between two looks, at first
 SELDOM: Final = 5.0  # the same where it takes long
 PATIENCE: Final = 600.0  # seconds for what is open; then it goes on as before
 MOST: Final = 500  # subjects that the server is asked about at once
-AT_ONCE: Final = 16  # logs that are read
 
 
 class Rested(NamedTuple):
@@ -181,11 +180,10 @@ class Resting:
 
     async def _tables(self) -> dict[tuple[str, int], Tables]:
         found: dict[tuple[str, int], Tables] = {}
-        all_of_them = self._partitions
-        for first in range(0, len(all_of_them), AT_ONCE):
-            some = all_of_them[first : first + AT_ONCE]
-            read = (look(self.bus, self.app, self.topology, *one, self.applied.renamed) for one in some)
-            found |= dict(zip(some, await asyncio.gather(*read), strict=True))
+        for stage in sorted(self.applied.live):
+            indexes = range(self.applied.partitions[stage])
+            read = await look_at_many(self.bus, self.app, self.topology, stage, indexes, self.applied.renamed)
+            found |= {(stage, index): tables for index, tables in zip(indexes, read, strict=True)}
         return found
 
     async def _left(self, alive: Bucket, tables: Mapping[tuple[str, int], Tables], at: float) -> str:

@@ -18,11 +18,10 @@ from dspex.engine.graph.manifest import Manifest, Versions, everything
 from dspex.engine.graph.nodes import HopNode, Source
 from dspex.engine.graph.versions import changed_forms, described, gone
 from dspex.engine.hosting.planning.history import ToRead, lanes_of, new_in, to_read
-from dspex.engine.log.latest import look as look_at
+from dspex.engine.log.latest import look_at_many
 from dspex.engine.log.tables import Tables
 
 NONE: Final = Versions([], {}, {})
-AT_ONCE: Final = 16  # logs that are read
 
 
 class Held(NamedTuple):
@@ -202,7 +201,7 @@ def changed_keys(graph: Graph, before: Manifest) -> list[str]:
 
 async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, reset: Collection[str]) -> dict[tuple[str, str], Held]:
     """What stages of a topology hold, of those where that matters."""
-    limit, counts = asyncio.Semaphore(AT_ONCE), before.partitions
+    counts = before.partitions
     sources_of = {before.stages[subject][0]: subject for subject in before.streams}
     lost = set(gone(graph, before))
     hops = [
@@ -211,7 +210,7 @@ async def _held(bus: Bus, app: str, graph: Graph, before: Manifest, reset: Colle
     rekeyed = {before.hops[name][0] for name in hops if name in before.hops}
     found: dict[tuple[str, str], Held] = {}
     for stage in sorted(touched(graph, before, reset)):
-        tables = await asyncio.gather(*(_tables(bus, app, graph.name, stage, i, limit) for i in range(counts[stage])))
+        tables = await look_at_many(bus, app, graph.name, stage, range(counts[stage]))
         calls = Counter(before.renamed.get(row.node, row.node) for t in tables for row in t.calls.rows.values())
         rows = Counter(key[0] for t in tables for key in t.keyed.rows)
         unread, subject = 0, sources_of.get(stage)
@@ -231,8 +230,3 @@ async def _frames(bus: Bus, app: str, topology: str, stage: str, tables: Sequenc
     for index, t in enumerate(tables):
         read.setdefault(t.position("events").sequence, []).append(subjects.edge(app, topology, stage, index))
     return sum([await bus.count(subjects.stream(app), edges, after=after) for after, edges in read.items()])
-
-
-async def _tables(bus: Bus, app: str, topology: str, stage: str, index: int, limit: asyncio.Semaphore) -> Tables:
-    async with limit:
-        return await look_at(bus, app, topology, stage, index)
