@@ -31,8 +31,9 @@ class _Lookup:
 
     def step(self, out: Handler, inlet: int) -> Callable[[Any, Rows], None]:
         def look(data: Any, rows: Rows) -> None:
-            _, content_type, body = unpacked(rows.row(), NOTHING)
-            value = self._table.data(body, content_type) if content_type else None
+            time, content_type, body = unpacked(rows.row(), NOTHING)
+            over = self._ttl is not None and rows.origin.time > time + self._ttl  # also before the watermark says so
+            value = self._table.data(body, content_type) if content_type and not over else None
             out((self._data.data(*encode(data, "auto")), value), rows)
 
         return self._set if inlet else look

@@ -41,6 +41,9 @@ class Stateful:
         def run(data: Any, rows: Any) -> None:
             row, rows.waking = rows.row(), None
             before, packed = msgpack.unpackb(row) if row is not None else (rows.origin.time, None)
+            if packed is not None and self._ttl is not None and rows.origin.time >= before + self._ttl:
+                before, packed = rows.origin.time, None  # as if the watermark had said so already, which comes when it comes
+                rows.no_alarm()
             state = self._values.unpack(packed) if packed is not None else self._init()
             found = self._saved(rows, self._fn(state, data, rows), self._fn, max(before, rows.origin.time))
             for item in found[:-1]:  # they may share what a function behind them changes

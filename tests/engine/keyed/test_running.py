@@ -1,12 +1,15 @@
-"""aggregate and reduce without a window: every event gives the new value of its key."""
+"""aggregate and reduce without a window: every event gives the new value of its key; and how long values live."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from engine_lab import StageLab
 
 from dspex import Topology
+from dspex.engine.testing.driver import Driver
 
 
 def test_aggregate_gives_the_new_state_of_the_key_with_each_event() -> None:
@@ -55,3 +58,31 @@ def test_a_function_that_returns_nothing_is_told_so_and_forgets_nothing() -> Non
         one.event({"n": n}, n)
     assert one.outputs() == [[1], [1, 2]]
     assert "add returned no state" in one.letters[0].error["message"]
+
+
+@pytest.mark.parametrize("pause", [0, 1])
+def test_what_has_had_its_time_is_forgotten_by_event_time_however_fast_the_events_come(pause: int) -> None:
+    """The watermark says it as well, sooner or later; results may not depend on when."""
+
+    def counted(state: int, data: Any, ctx: Any) -> tuple[int, list[int]]:
+        if not state:
+            ctx.wake("1h")  # for a state that is forgotten
+        return state + 1, [state + 1]
+
+    topology = Topology("t")
+    s = topology.source("in").key_by("k")
+    woken = s.filter("n != 3", name="few").stateful(
+        counted, init=int, on_wake=lambda state, ctx: (state, ["woken"]), ttl="10s", name="count"
+    )
+    woken.sink("out.count")
+    s.aggregate(int, lambda state, d: state + 1, ttl="10s", name="sum").sink("out.sum")
+    s.reduce(lambda a, b: {**b, "n": a["n"] + b["n"]}, ttl="10s", name="all").map(lambda d: d["n"], name="n").sink("out.all")
+    s.lookup(s.filter("n == 1", name="first"), ttl="10s", name="known").map(lambda p: p[1] is not None, name="is").sink(
+        "out.known"
+    )
+    with Driver(topology) as d:
+        for key, n, seconds in (("x", 1, 0), ("x", 2, 9), ("y", 3, 18), ("x", 4, 20), ("x", 5, 21)):
+            d.publish("in", {"k": key, "n": n}, at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
+            d.advance(pause)
+        found = {sink: [e.data for e in d.events(f"out.{sink}") if e.key == "x"] for sink in ("count", "sum", "all", "known")}
+    assert found == {"count": [1, 2, 1, 2], "sum": [1, 2, 1, 2], "all": [1, 3, 4, 9], "known": [True, True, False, False]}
