@@ -34,8 +34,10 @@ def pause(
     """Admit no more events to a topology: what is open comes to its end, the rest waits where it is stored."""
     from dspex.bus.settings.duration import seconds
 
-    t = terminal(context)
-    t.run(_changed(t, "pause", what, seconds(until) if until is not None else None))
+    t, after = terminal(context), seconds(until) if until is not None else None
+    if after == 0:
+        raise ConfigError(f"--until {until}: it would go on at once", code="DX105", fix="how long it is to last: --until 30m")
+    t.run(_changed(t, "pause", what, after))
 
 
 def resume(context: typer.Context, what: PauseTarget) -> None:
@@ -54,13 +56,14 @@ async def _changed(t: Terminal, verb: str, what: str, after: float | None) -> No
         known = await c.manifests()
         _check(c, topology, name, known)
         info = await c.bus.stream(subjects.stream(c.app))
-        end = info.now + after if after is not None and info is not None else 0.0
+        now = info.now if info is not None else 0.0
+        end = now + after if after is not None else 0.0
         if end > pauses.LATEST:
             raise ConfigError("--until is longer than a pause may last", code="DX105", fix="leave it out, and resume it later")
         bucket = await c.bus.bucket(subjects.applied(c.app))
         if verb == "pause":
             await pauses.pause(bucket, topology, name, end)
-        elif name and pauses.WHOLE in (await pauses.read(bucket)).get(topology, pauses.Pauses()).names:
+        elif name and (await pauses.read(bucket)).get(topology, pauses.Pauses()).until((), now) is not None:
             raise ConfigError(f"all of {topology} is paused, not {name} alone", code="DX105", fix=f"dspex resume {topology}")
         else:
             await pauses.resume(bucket, topology, name)

@@ -167,6 +167,10 @@ def test_pause_says_what_waits_and_refuses_what_cannot_be_paused(tmp_path: Path,
     assert text == f"paused first/{unique}.in\n  first/s1 ({unique}.in): 1 event waits, 0 calls open\n"
     verbs = [row["verb"] for row in one.here("--json", "audit", "ls").objects()]
     assert verbs[-3:] == ["pause", "resume", "pause"]
+    at_once = one.here("--json", "pause", "first", "--until", "0s")
+    assert (at_once.code, at_once.error()["code"]) == (2, "DX105")
+    assert one.here("pause", "first", "--until", "1ms").code == 0
+    assert one.here("resume", f"first/{unique}.in").code == 0  # all of it was paused, and is not any more
 
 
 def test_reset_of_an_operator_without_state_is_refused(tmp_path: Path, unique: str, nats_url: str) -> None:

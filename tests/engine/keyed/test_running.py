@@ -86,3 +86,17 @@ def test_what_has_had_its_time_is_forgotten_by_event_time_however_fast_the_event
             d.advance(pause)
         found = {sink: [e.data for e in d.events(f"out.{sink}") if e.key == "x"] for sink in ("count", "sum", "all", "known")}
     assert found == {"count": [1, 2, 1, 2], "sum": [1, 2, 1, 2], "all": [1, 3, 4, 9], "known": [True, True, False, False]}
+
+
+def test_the_timer_of_a_ttl_is_written_when_it_fires_and_not_for_each_event() -> None:
+    topology = Topology("t")
+    topology.source("in").key_by("k").aggregate(int, lambda state, d: state + 1, name="n", ttl="1m").sink("out")
+    one = StageLab(topology)
+    one.event({}, 1)
+    before = dict(one.tables.timers.rows)
+    one.event({}, 30)
+    assert dict(one.tables.timers.rows) == before
+    one.mark(70)
+    assert one.kept == (1, 1)  # it was used at 30
+    one.mark(91)
+    assert one.kept == (0, 0)
