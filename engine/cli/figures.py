@@ -95,10 +95,11 @@ def _owner(s: StageRow) -> str:
         return f"STOPPED: {s['stopped']}"
     if not s["owners"]:
         return "no owner"
+    rest = f"AT REST for dspex apply --backfill until {s['rests_until']} at the latest; " if s["rests_until"] else ""
     until = f" until {s['paused_until']}" if s["paused_until"] else ""
     paused = f"PAUSED{until}; " if s["paused"] else ""
     unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
-    return paused + ", ".join(s["owners"]) + unowned
+    return rest + paused + ", ".join(s["owners"]) + unowned
 
 
 def _operators(operators: Sequence[OperatorRow]) -> Block:

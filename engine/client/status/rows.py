@@ -169,6 +169,8 @@ class StageRow(TypedDict):
         left_out: likewise, results of history that went no further, since they came about before the boundary of a lane.
         dead_letters: of its whole topology, those that are stored now.
         stopped: why, if it is.
+        rests_until: its source stands still, so that a version can go on exactly there (`dspex apply --backfill`): when it goes
+            on by itself if no version comes (RFC 3339); else None.
         paused: somebody has paused it: nothing is admitted, and what is open comes to its end. paused_until: when it goes on by
             itself (RFC 3339); None: when somebody resumes it. admits: an engine that runs it admits events, and may not know of
             a pause yet; None where no engine runs it.
@@ -197,6 +199,7 @@ class StageRow(TypedDict):
     left_out: int
     dead_letters: int
     stopped: str | None
+    rests_until: str | None
     paused: bool
     paused_until: str | None
     admits: bool | None

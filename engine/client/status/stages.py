@@ -48,6 +48,11 @@ class _Paused(TypedDict):
     paused_until: str | None
 
 
+class _Rest(TypedDict):
+    stopped: str | None
+    rests_until: str | None
+
+
 class Look:
     """A look at all stages of an application.
 
@@ -99,6 +104,7 @@ class Look:
             )
         except BusError as e:  # such as a log that another version of dspex has written
             reached, unread = _Reached(0, Counter()), _Unread(why=e.message)
+        rest = self._rest(topology, applied, mine)
         return {
             "topology": topology,
             "stage": id,
@@ -121,7 +127,8 @@ class Look:
             "unsigned": sum(s.get("unsigned", 0) for _, s in mine),
             "left_out": sum(s.get("left_out", 0) for _, s in mine),
             "dead_letters": letters,
-            "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or _rests(mine, applied) or unread.why,
+            "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or rest["stopped"] or unread.why,
+            "rests_until": rest["rests_until"],
             **self._paused(topology, applied, id),
             "admits": any(not s.get("paused", False) for _, s in mine) if mine else None,
             "dropped": stream is None,
@@ -135,6 +142,16 @@ class Look:
         now = self.stream.now if self.stream is not None else 0.0
         end = self.pauses.get(topology, Pauses()).until(names, now)
         return {"paused": end is not None, "paused_until": datetime.fromtimestamp(end, UTC).isoformat() if end else None}
+
+    def _rest(self, topology: str, applied: Manifest, mine: Sequence[tuple[EngineReport, StageReport]]) -> _Rest:
+        """Why its engines bring nothing more: a version goes on where they stand, or is about to be applied there."""
+        found, now = self.pauses.get(topology, Pauses()).rest, self.stream.now if self.stream is not None else 0.0
+        if found is None or not any(s["partitions"] and "rest" in s for _, s in mine):
+            return {"stopped": None, "rests_until": None}
+        if now < found.until and all(lane.boundary != found.at for lane in applied.lanes.values()):
+            return {"stopped": None, "rests_until": datetime.fromtimestamp(found.until, UTC).isoformat(timespec="seconds")}
+        what = f"version {applied.version} goes on where version {found.version} stopped: start its engines"
+        return {"stopped": what, "rests_until": None}
 
     async def _reached(
         self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport], input: str
@@ -183,15 +200,6 @@ def _holds(mine: Sequence[tuple[EngineReport, StageReport]]) -> dict[str, float]
         for node, behind in sorted(stage.get("holds", {}).items()):
             found[node] = max(behind, found.get(node, 0.0))
     return found
-
-
-def _rests(mine: Sequence[tuple[EngineReport, StageReport]], applied: Manifest) -> str | None:
-    """Why engines bring nothing more: the version that goes on where they stop is about to be applied, or is applied."""
-    stand = [e.get("versions", {}).get(s["topology"], 0) for e, s in mine if s["partitions"] and "rest" in s]
-    if applied.version in stand:
-        return "at rest for dspex apply --backfill; where that was ended it goes on by itself, within 10 minutes"
-    what = f"version {applied.version} goes on where version {applied.version - 1} stopped: start its engines"
-    return what if stand else None
 
 
 def _begins(applied: Manifest) -> list[str]:

@@ -263,7 +263,7 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
             "owners",
         ),
         *("partitions", "unowned", "events", "retries", "fallbacks", "unsigned", "left_out", "dead_letters", "stopped"),
-        *("paused", "paused_until", "admits", "dropped", "rate"),
+        *("rests_until", "paused", "paused_until", "admits", "dropped", "rate"),
     ]
     assert (stage["topology"], stage["source"], stage["lag"], stage["unowned"]) == ("native", native.input, 0, 0)
     assert stage["owners"] == [engine["engine"]]

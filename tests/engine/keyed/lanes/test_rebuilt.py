@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, Kept, StreamConfig, StreamInfo
+from dspex.engine.cli.figures import blocks
+from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.status import stage_rows
 from dspex.engine.graph import pauses
 from dspex.engine.graph.manifest import of_application
@@ -185,16 +188,23 @@ def test_a_topology_that_stands_for_an_apply_is_said_to_do_so(lab: MakeLab) -> N
     one = lab(topology(summed))
     one.start()
     send(one, range(5))
-    one.run(at_rest(one))
+    until = one.run(at_rest(one))
     one.advance(2)
-    (row,) = [row for row in one.run(stage_rows(one.client.bus, APP, {"t": manifest(one)})) if row["source"] == "in"]
-    assert (row["stopped"] or "").startswith("at rest for dspex apply --backfill")
+    status = one.run(one.client.status())
+    (row,) = [row for row in status["stages"] if row["source"] == "in"]
+    assert (row["stopped"], row["rests_until"]) == (None, until)
+    assert [f for f in faults(status) if f.check == "stage"] == []
+    shown = {row["source"]: row["owner"] for row in blocks(status)[0].rows}
+    assert shown == {"in": f"AT REST for dspex apply --backfill until {until} at the latest; a", "by": "a"}
+    one.advance(600)
+    assert [row["rests_until"] for row in one.run(one.client.status())["stages"]] == [None, None]
 
 
-async def at_rest(one: Lab) -> None:
-    info = await one.client.bus.stream(STREAM)
-    assert info is not None
-    await pauses.rest(await one.client.bus.bucket(subjects.applied(APP)), "t", pauses.Rest(info.now, info.now + 600, 1))
+async def at_rest(one: Lab) -> str:
+    """Until when."""
+    now = (await one.client.bus.stream(STREAM)).now  # type: ignore[union-attr]
+    await pauses.rest(await one.client.bus.bucket(subjects.applied(APP)), "t", pauses.Rest(now, now + 600, 1))
+    return datetime.fromtimestamp(now + 600, UTC).isoformat(timespec="seconds")
 
 
 async def pause_and_resume(one: Lab) -> None:
