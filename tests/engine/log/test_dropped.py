@@ -13,6 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import RetryLater
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import NodeEvent, Origin, pack_frame
+from dspex.engine.hosting.apply import apply
 from dspex.engine.log import commit_log, housekeeping
 from dspex.operators.topology import Topology
 
@@ -263,3 +264,16 @@ def test_calls_of_a_dropped_operator_go_on_with_what_was_paid_for_once_it_is_bro
     one.work()
     one.advance(1)
     assert sorted(o["text"] for o in one.outputs("out")) == [str(n) for n in range(10)]
+
+
+def test_calls_of_an_operator_that_is_reset_go_without_a_letter(lab: MakeLab) -> None:
+    one = lab(version("in", "ask"))
+    asked(one)
+    one.drain()
+    one.run(apply(one.client.bus, APP, [version("in", "ask").graph], reset=["ask"]))
+    one.start("b")
+    one.publish("in", {"text": "b"})
+    one.work()
+    one.advance(700)
+    assert [o["text"] for o in one.outputs("out")] == ["b"]
+    assert one.letters() == []
