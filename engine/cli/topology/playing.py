@@ -69,7 +69,8 @@ def play(case: TestCase, graphs: Sequence[Graph], *, update: bool = False, **dri
                     break
             line = case.line
     except AssertionError as e:
-        outcome.failures.append(Unmet(line, str(e).strip(), "expect: { dead_letters: [ { reason: ... } ] }"))
+        message, _, fix = str(e).strip().partition("\nfix: ")  # of what gives something else when it is processed again
+        outcome.failures.append(Unmet(line, message, fix or "expect: { dead_letters: [ { reason: ... } ] }"))
     except DspexError as e:
         outcome.failures.append(Unmet(line, e.message, e.fix))
     outcome.seconds = time.monotonic() - began

@@ -208,6 +208,7 @@ def _tell(t: Terminal, outcome: Outcome) -> None:
         t.line("")
         t.line(outcome.case.name)
     for failure in outcome.failures:
-        t.line(f"{outcome.case.file}:{failure.line}: {failure.message}")
+        for text in f"{outcome.case.file}:{failure.line}: {failure.message}".splitlines():
+            t.line(text)
         if failure.fix:
             t.line(f"  fix: {failure.fix}")

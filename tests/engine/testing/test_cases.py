@@ -259,6 +259,22 @@ cases:
 """
 
 
+def test_a_function_that_gives_something_else_is_told_with_what_to_do_about_that(
+    dspex: Dspex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "by_chance.py").write_text(
+        "import itertools\nfrom dspex import Topology\nnumbers = itertools.count()\ntopology = Topology('t')\n"
+        "topology.source('in').map(lambda d: next(numbers)).sink('out')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("chance_test.yaml").write_text("topology: 'by_chance:topology'\ncases:\n  one:\n    - publish: { in: 1 }\n")
+    done = dspex("test", "chance_test.yaml")
+    assert done.code == 1
+    assert "chance_test.yaml:3: t: what in took gives something else when it is processed again" in done.out
+    assert done.out.splitlines()[-2].startswith("  fix: take ctx.now, ctx.random and ctx.uuid()")
+    assert "\\n" not in done.out
+
+
 def test_cases_decide_about_what_waits_for_a_person(dspex: Dspex) -> None:
     Path("refunds.yaml").write_text(ASKED)
     cases = Path("refunds_test.yaml")
