@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_lab import APP, STREAM, Lab
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import ProgramError, RateLimited
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.engine.graph import manifest
@@ -316,6 +316,28 @@ def test_statements_of_engines_that_are_gone_go_once_others_have_said_as_much(la
     one.advance(FORGOTTEN + LATER)
     assert {m.subject.rpartition(".")[2] for m in one.messages(pattern)} == {"d"}
     assert len(one.messages(pattern)) < 2 * SWEEP_EVERY
+
+
+def test_a_statement_of_an_engine_that_is_gone_stays_while_nobody_else_has_said_as_much(lab: MakeLab) -> None:
+    """Who begins to read would know less than those before, and take a source that it had heard of for a new one."""
+    topology = Topology("kept", retention="30s")
+    topology.source("in").key_by("k").window("10s").count(name="windows").sink("out.kept")
+    one = lab(topology)
+    pattern = subjects.time(APP, "kept", "s1", "*")
+
+    async def swept() -> None:
+        applied = await manifest.of_application(one.client.bus, APP)
+        await housekeeping.sweep(one.client.bus, APP, "kept", applied, records=KEEP, now=one.server.now)
+
+    one.start("a", records=KEEP)
+    one.publish("in", {"k": "x"})
+    one.advance(1)
+    ahead = one.messages("in")[0].time + 20.0
+    one.store(NewMessage(subjects.time(APP, "kept", "s1", "gone"), codecs.encode({0: ahead}, "msgpack")[0]))
+    for passed, left in ((1, {"a", "gone"}), (120, {"a"})):
+        one.advance(passed)
+        one.run(swept())
+        assert {m.subject.rpartition(".")[2] for m in one.messages(pattern)} == left
 
 
 def test_decisions_that_were_taken_go_after_the_retention_and_others_stay(lab: MakeLab) -> None:
