@@ -29,6 +29,7 @@ def check(plan: Plan, renamed_from: Mapping[str, str], drop: Sequence[str]) -> l
         *_begun(plan),
         *_misplaced(plan, names),
         *_suffixed(plan, names),
+        *_impatient(plan, names),
     ]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
@@ -92,3 +93,31 @@ def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
                 "dead letters are run again by this name"
             )
             yield Problem("DX320", "warning", plan.topology, names[d], file, line, message, 'give it a name: name="..."')
+
+
+def _impatient(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
+    """DX323: a gather that waits less long than a person in one of its branches may take."""
+    for d in plan.drafts:
+        if d.op != "gather" or len(d.inputs) < 2:
+            continue
+        branches = [_above(before) for before, _ in d.inputs]
+        within = float(str(d.options.get("within") or 0))
+        some, every = set[NodeDraft]().union(*branches), branches[0].intersection(*branches)
+        for waits in sorted(some - every, key=lambda one: names[one]):
+            timeout = waits.options.get("timeout")
+            if waits.op == "approve" and (timeout is None or float(str(timeout)) > within):
+                file, line = d.place or (None, None)
+                takes = "without limit" if timeout is None else f"for {timeout} s"
+                message = f"{names[waits]} waits for a person {takes}, and {names[d]} for its branches {within:g} s"
+                fix = "approve behind the gather; or give approve a timeout that is shorter than within"
+                yield Problem("DX323", "warning", plan.topology, names[d], file, line, message, fix)
+
+
+def _above(draft: NodeDraft) -> set[NodeDraft]:
+    """A node, and all that it gets its events from."""
+    found, left = set[NodeDraft](), [draft]
+    while left:
+        if (one := left.pop()) not in found:
+            found.add(one)
+            left += [before for before, _ in one.inputs]
+    return found

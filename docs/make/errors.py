@@ -196,6 +196,10 @@ MORE = {
         "each other. Whether they have one is known only when they come; `dspex status` counts those that had none.",
         "`dspex publish --key` gives one",
     ),
+    "DX323": (
+        "A `gather` waits less long than a person in one of its branches may take (`approve`).",
+        "approve behind the gather, or with a timeout that is shorter than `within`",
+    ),
     "DX412": (
         "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
         "that off again: whoever may write to it could have messages removed.",

@@ -240,3 +240,18 @@ def test_it_can_fail_again_and_again_and_loses_nothing() -> None:
             d.publish("in", {"n": n}, id=f"m{n}")
         d.advance("25s")
         assert sorted(o["n"] for o in d.outputs("out")) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("timeout", "said"),
+    [(None, "ask waits for a person without limit, and both for its branches 60 s"), ("1h", "for 3600"), ("30s", None)],
+)
+def test_a_gather_that_waits_less_long_than_a_person_may_take_is_a_warning(timeout: str | None, said: str | None) -> None:
+    t = Topology("small")
+    s = t.source("in")
+    before = s.approve(name="first", timeout="2h")
+    asked = before.approve(name="ask", timeout=timeout) if timeout else before.approve(name="ask")
+    gather(before, asked, within="1m", name="both").sink("out")
+    found = [(p.code, p.level, p.node) for p in t.check()]
+    assert found == ([("DX323", "warning", "both")] if said else [])
+    assert said is None or said in t.check()[0].message
