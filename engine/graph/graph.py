@@ -97,12 +97,16 @@ class Graph:
 
 
 def graphs_of(topologies: Sequence[object]) -> list[Graph]:
-    """The graphs of what the user wants to run. Raises TopologyError: DX221 for what is no topology."""
+    """The graphs of what the user wants to run. Raises TopologyError: DX221 for no topology, DX201 for two of a name."""
     for t in topologies:
         if not isinstance(getattr(t, "graph", None), Graph):
             message = f"{t!r} is {type(t).__name__}, not a Topology"
             raise TopologyError(message, code="DX221", fix='Topology.load("triage:topology") gives one')
-    return [cast("HasGraph", t).graph for t in topologies]
+    graphs = [cast("HasGraph", t).graph for t in topologies]
+    for graph in graphs:
+        if sum(other.name == graph.name for other in graphs) > 1:
+            raise TopologyError(f"two topologies are called {graph.name}", code="DX201", fix="give one of them another name")
+    return graphs
 
 
 class HasGraph(Protocol):

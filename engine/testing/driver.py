@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, ConfigError
+from dspex.bus.errors import BusError
 from dspex.bus.memory.faults import Faults, Luck
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
@@ -37,8 +36,9 @@ from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.approvals import AcceptOrReject
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.testing.engines import AGAIN, Engines
-from dspex.engine.testing.names import TestedNames
+from dspex.engine.testing.names import TestedNames, refuse_arguments
 from dspex.engine.testing.places import Ground, InMemory
+from dspex.engine.testing.thread import OwnThread
 from dspex.engine.testing.workers import Answers, Workers
 
 __all__ = ["Driver", "Faults"]
@@ -67,18 +67,19 @@ class Driver(Planned, names=METHODS["Driver"]):
         seed: decides every choice and every fault; two drivers with one seed do the same.
         faults: what goes wrong on the bus; nothing by default. What the test itself does is done again until it passes.
         bus: "nats" starts a nats-server for this driver, which ends with it; the clock is virtual there, too.
+
+    Every argument that is wrong, and every use outside of `with`, raises ConfigError or TopologyError.
     """
 
     def __init__(
         self, *topologies: HasGraph, seed: int = 0, faults: Faults | None = None, bus: Literal["memory", "nats"] = "memory"
     ) -> None:
+        refuse_arguments(topologies, seed, faults, bus)
         self._graphs: list[Graph] = graphs_of(topologies)
         self._names = TestedNames(self._graphs)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-driver")
+        self._thread = OwnThread()
         self._ends = ExitStack()  # what was opened
         self._seed, self._faults = seed, faults
-        if bus not in ("memory", "nats"):
-            raise ConfigError(f"Driver(bus={bus!r}): there is no such bus", code="DX105", fix='"memory" or "nats"')
         self._bus = bus
         self._letters_seen = False
         self._published = 0
@@ -86,12 +87,15 @@ class Driver(Planned, names=METHODS["Driver"]):
     # -- life -----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         __tracebackhide__ = True
-        try:
-            self._in_thread(self._open)
-        except BaseException:
-            self._end()
-            raise
+        self._thread.begin(self._begin)
         return self
+
+    def _begin(self) -> None:
+        try:
+            self._open()
+        except BaseException:
+            self._ends.close()
+            raise
 
     def _open(self) -> None:
         self._place = self._place_of(self._bus)
@@ -121,19 +125,12 @@ class Driver(Planned, names=METHODS["Driver"]):
             if kind is None:
                 self._check_end()
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        __tracebackhide__ = True
-        try:
-            self._in_thread(self._ends.close)
-        finally:
-            self._thread.shutdown()
+            self._thread.end(self._ends.close)
 
     def _check_end(self) -> None:
         __tracebackhide__ = True
         self._check()
-        unseen = [] if self._letters_seen else self._in_thread(lambda: self._run(_insist(self._letters)))
+        unseen = [] if self._letters_seen else self._thread.do(lambda: self._run(_insist(self._letters)))
         if unseen:
             first = unseen[0]
             raise AssertionError(
@@ -141,12 +138,8 @@ class Driver(Planned, names=METHODS["Driver"]):
                 f"{first.traceback}"
             )
         self._place.luck.faults = Faults()
-        if differs := self._in_thread(lambda: self._run(self._engines.differs(self._client.bus))):
+        if differs := self._thread.do(lambda: self._run(self._engines.differs(self._client.bus))):
             raise AssertionError(differs)
-
-    def _in_thread(self, fn: Callable[[], T]) -> T:
-        __tracebackhide__ = True
-        return self._thread.submit(fn).result()
 
     def _run(self, coroutine: Any) -> Any:
         return self._loop.run(coroutine, advance=True)
@@ -161,7 +154,7 @@ class Driver(Planned, names=METHODS["Driver"]):
             self._loop.settle()
             return result
 
-        result = self._in_thread(go)
+        result = self._thread.do(go)
         self._check()
         return result
 
@@ -199,17 +192,19 @@ class Driver(Planned, names=METHODS["Driver"]):
     def answer(self, node: str, outputs: Answers, *, after: Duration = 0) -> None:
         """From now on, calls of `node` give `outputs` (or what the function makes of the inputs), `after` a while."""
         __tracebackhide__ = True
+        self._thread.refuse_outside()
         self._workers.answer(self._names.call(node), outputs, seconds(after))
 
     def fail(self, node: str, error: Exception, *, times: int = 1) -> None:
         """The next `times` calls of `node` fail with `error`. A plain exception is a ProgramError, as in a worker."""
         __tracebackhide__ = True
+        self._thread.refuse_outside()
         self._workers.fail(self._names.call(node), error, times)
 
     def advance(self, by: Duration) -> None:
         """Let time pass: retries, deadlines, heartbeats, redeliveries."""
         __tracebackhide__ = True
-        self._in_thread(lambda: self._loop.advance(seconds(by)))
+        self._thread.do(lambda: self._loop.advance(seconds(by)))
         self._check()
 
     def crash(self, what: Literal["engine", "workers", "all"] = "engine") -> None:
@@ -226,7 +221,7 @@ class Driver(Planned, names=METHODS["Driver"]):
                 self._run(self._workers.start())
             self._loop.advance(0.5)
 
-        self._in_thread(go)
+        self._thread.do(go)
         self._check()
 
     # -- what a test looks at -------------------------------------------------------------------------------------

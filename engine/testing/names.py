@@ -1,4 +1,4 @@
-"""The names that a test may use: recorded nodes, sinks and sources. An empty answer would let a misspelt test pass."""
+"""What a test may say: the arguments of a driver, and names, for which an empty answer would let a misspelt test pass."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from collections.abc import Sequence
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
+from dspex.bus.memory.faults import Faults
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import StateNode
+
+
+def refuse_arguments(topologies: Sequence[object], seed: object, faults: object, bus: object) -> None:
+    """Raise ConfigError (DX105) for arguments that are none."""
+    for wrong, why, fix in (
+        (not topologies, "Driver(): there is nothing to run", "Driver(topology)"),
+        (not isinstance(seed, int), f"Driver(seed={seed!r}): it is an integer", "seed=1"),
+        (not isinstance(faults, Faults | None), f"Driver(faults={faults!r}): it is Faults", "faults=Faults(disconnect=0.05)"),
+        (bus not in ("memory", "nats"), f"Driver(bus={bus!r}): there is no such bus", '"memory" or "nats"'),
+    ):
+        if wrong:
+            raise ConfigError(why, code="DX105", fix=fix)
 
 
 class TestedNames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,3 +155,50 @@ def test_what_no_driver_can_kill_and_what_is_no_time_are_refused() -> None:
         assert caught.value.fix == "one of: engine, workers, all"
         with pytest.raises(ConfigError, match="time='yesterday' is no datetime"):
             d.redrive(time="yesterday")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "says"),
+    [
+        (lambda t: Driver(), "DX105", "there is nothing to run"),
+        (lambda t: Driver(t, t), "DX201", "two topologies are called small"),
+        (lambda t: Driver(t, seed="x"), "DX105", r"Driver\(seed='x'\): it is an integer"),
+        (lambda t: Driver(t, faults={"crash": 0.1}), "DX105", "it is Faults"),
+        (lambda t: Driver(t, bus="kafka"), "DX105", "there is no such bus"),
+    ],
+)
+def test_what_no_driver_can_run_is_refused_before_it_begins(wrong: Any, code: str, says: str) -> None:
+    with pytest.raises((ConfigError, TopologyError), match=says) as caught:
+        wrong(asking())
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+_USES: tuple[Callable[[Driver], Any], ...] = (
+    lambda d: d.publish("in", {"text": "hi"}),
+    lambda d: d.answer("ask", {"label": "a"}),
+    lambda d: d.fail("ask", ValueError("bad")),
+    lambda d: d.advance("1s"),
+    lambda d: d.crash(),
+    lambda d: d.outputs("in"),
+    lambda d: d.calls("ask"),
+    lambda d: d.approvals(),
+    lambda d: d.decide("someone", "accept"),
+    lambda d: d.dead_letters(),
+    lambda d: d.redrive(),
+)
+
+
+def test_a_driver_outside_of_its_block_says_so_whatever_is_done_with_it() -> None:
+    driver = Driver(asking())
+    for use in _USES:
+        with pytest.raises(ConfigError, match="outside of `with`") as caught:
+            use(driver)
+        assert "with Driver(topology) as d" in caught.value.fix
+    with driver:
+        pass
+    for use in _USES:
+        with pytest.raises(ConfigError, match="has ended"):
+            use(driver)
+    with pytest.raises(ConfigError, match="has begun before"), driver:
+        pass
