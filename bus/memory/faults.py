@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from random import Random
 from typing import Any, Self, cast
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings.duration import Duration, seconds
+from dspex.bus.settings.similar import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ class Faults:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
-                raise ConfigError(f"there is no fault {name!r}", code="DX105", fix=fix)
+                raise ConfigError(f"there is no fault {name!r}", code="DX105", fix=did_you_mean(name, known))
         return cls(**given)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, Protocol
 
@@ -12,6 +11,7 @@ from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
 
@@ -65,8 +65,8 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
     applied = await manifest.of_application(bus, app)
     if topology not in applied or node not in applied[topology].calls:
         known = [f"{t}/{n}" for t, m in applied.items() for n in m.calls]
-        close = difflib.get_close_matches(what, known, n=1) or known
-        raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=f"known: {', '.join(close) or 'none'}")
+        fix = did_you_mean(what, known, "none is applied: dspex apply")
+        raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=fix)
     found = applied[topology].calls[node]
     return Resolved(CallSpec.read(found["spec"]), found["pool"], None, topology, node)
 

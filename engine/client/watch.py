@@ -15,6 +15,7 @@ from dspex.bus.message import Event, Message, content_type, event_time, plain, t
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, unpack_event
 from dspex.bus.serving import payloads
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.names import names
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
@@ -67,7 +68,7 @@ async def _node(bus: Bus, app: str, what: str) -> _Node:
         raise TopologyError(
             f"{what!r} cannot be watched: only sinks, sources and recorded nodes pass over the bus",
             code="DX235",
-            fix=f"recorded nodes: {', '.join(applied.calls) if applied else 'none, the topology is not applied'}",
+            fix=did_you_mean(what, [f"{t}/{n}" for t, m in manifests.items() for n in m.calls], "no recorded node is applied"),
         )
     return _Node(topology, now, names(manifests, topology, now))
 

@@ -13,6 +13,7 @@ from dspex.bus.errors import TopologyError
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket, Bus, Kept
 from dspex.bus.serving import audit
+from dspex.bus.settings.similar import did_you_mean
 from dspex.bus.settings.tables import MOST_HEARTBEAT
 from dspex.engine.graph import manifest
 
@@ -46,8 +47,8 @@ async def delete(bus: Bus, app: str, topology: str) -> Deleted:
     """
     known = await manifest.topologies(bus, app)
     if topology not in known:
-        there = ", ".join(sorted(known)) or "none"
-        raise TopologyError(f"{app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
+        fix = did_you_mean(topology, sorted(known), "none is applied")
+        raise TopologyError(f"{app} has no topology {topology!r}", code="DX235", fix=fix)
     last = (await manifest.of_application(bus, app)).get(topology)
     kept = sorted(set(last.copies.values())) if last is not None else []
     stream = subjects.stream(app)

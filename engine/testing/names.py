@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.memory.faults import Faults
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import StateNode
 
@@ -78,7 +78,5 @@ class TestedNames:
 
 
 def _unknown(what: str, name: str, known: list[str], otherwise: str, more: Sequence[str] = ()) -> ConfigError:
-    near = difflib.get_close_matches(name, [*known, *more], n=1)
-    fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join([*known, *more])}" if known or more else otherwise
     message = f"there is no {what} {name!r}; there is: {', '.join(known) or 'none'}"
-    return ConfigError(message, code="DX105", fix=fix)
+    return ConfigError(message, code="DX105", fix=did_you_mean(name, [*known, *more], otherwise))

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Collection, Iterable
-from heapq import nsmallest
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dspex.bus.errors import Problem, TopologyError
+from dspex.bus.settings.similar import did_you_mean as did_you_mean  # so that who says what is wrong finds all of it here
+from dspex.bus.settings.similar import listed as listed
+from dspex.bus.settings.similar import nearest as nearest
 
 T = TypeVar("T")
-
-# The names may be those of an event's fields, and whoever publishes can give any number of them, of any length.
-_COMPARED = 100  # each costs up to 40 us
-_SHOWN, _LENGTH = 20, 80
-
-
-def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that is most like `word`; None if none is. `cutoff`: how similar it must be, from 0 to 1."""
-    known = {w.lower(): w for w in islice(words, _COMPARED)}
-    return next((known[w] for w in difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)), None)
-
-
-def listed(names: Collection[str]) -> str:
-    """The names in alphabetical order, with commas; of very many the first, and how many more there are."""
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(n if len(n) <= _LENGTH else f"{n[:_LENGTH]}…" for n in nsmallest(_SHOWN, names)) + more
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`did you mean map?`, or a list of all known words where none is similar."""
-    known = list(words)
-    near = nearest(word, known)
-    return f"did you mean {near}?" if near else f"one of: {', '.join(known)}"
 
 
 def problem(code: str, message: str, fix: str) -> TopologyError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dspex.bus import errors
 from dspex.bus.errors import ConfigError, DspexError, RunError, TopologyError
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def _of_settings(t: Terminal) -> list[Graph]:
 
 
 def _none(what: str, name: str, there: Iterable[str]) -> TopologyError:
-    listed = get_close_matches(name, there, n=3) or sorted(there)[:_MOST]
-    return TopologyError(f"there is no {what} {name!r}", code="DX235", fix=f"one of: {', '.join(listed) or 'none is applied'}")
+    fix = did_you_mean(name, sorted(there), "none is applied")
+    return TopologyError(f"there is no {what} {name!r}", code="DX235", fix=fix)
 
 
 def _refuse_reason(reason: str | None) -> None:

@@ -62,12 +62,11 @@ def apply(
     backfill: BackfillOption = None,
 ) -> None:
     """Make what topologies need on the server, and put them in force. An engine that runs goes on as it began."""
+    from dspex.engine.hosting.planning.plan import refuse_reset
+
     t = terminal(context)
     graphs = _graphs(t, targets)
-    known = {name for g in graphs for name in g.nodes}
-    for node in [node for node in reset or () if node not in known]:
-        why = f"--reset {node}: {node} is no operator of these topologies"
-        raise ConfigError(why, code="DX100", node=node, fix="leave out --reset")
+    refuse_reset(graphs, reset or ())
     t.run(_applied(t, graphs, reset or (), yes, _history(backfill)))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -92,8 +93,8 @@ async def _followed(t: Terminal, c: Client, topology: str, known: Mapping[str, M
 def _check(c: Client, topology: str, name: str, known: Mapping[str, Manifest]) -> None:
     """Raise TopologyError (DX235) for a topology that is not applied, or a name at which none of its stages begins."""
     if topology not in known:
-        there = ", ".join(sorted(known)) or "none"
-        raise TopologyError(f"{c.app} has no topology {topology!r}; it has: {there}", code="DX235", fix="dspex status")
+        fix = did_you_mean(topology, sorted(known), "none is applied")
+        raise TopologyError(f"{c.app} has no topology {topology!r}", code="DX235", fix=fix)
     m = known[topology]
     begins = [*m.streams, *sorted(m.hops.keys() - m.dropped)]
     if name and name not in begins:
@@ -101,7 +102,7 @@ def _check(c: Client, topology: str, name: str, known: Mapping[str, Manifest]) -
             f"no stage of {topology} begins at {name!r}, so it cannot be paused alone",
             code="DX235",
             node=name,
-            fix=f"one of: {', '.join(begins)}; or all of it: dspex pause {topology}",
+            fix=f"{did_you_mean(name, begins)}  or all of it: dspex pause {topology}",
         )
 
 

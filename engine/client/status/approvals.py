@@ -18,6 +18,7 @@ from dspex.bus.message import Event, id_time
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.audit import AuditEntry
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.status.state import kept_by, tables_of
 from dspex.engine.graph import manifest
 from dspex.engine.graph.approvals import AcceptOrReject, Decision, Waiting
@@ -62,8 +63,8 @@ async def listing(bus: Bus, app: str, topology: str | None = None) -> AsyncItera
     """What waits now, the oldest first. Raises BusError, ConfigError (DX105) for a topology that is not applied."""
     applied = await manifest.of_application(bus, app)
     if topology is not None and topology not in applied:
-        there = ", ".join(sorted(applied)) or "none is applied"
-        raise ConfigError(f"there is no topology {topology!r}", code="DX105", fix=f"one of: {there}")
+        fix = did_you_mean(topology, sorted(applied), "none is applied")
+        raise ConfigError(f"there is no topology {topology!r}", code="DX105", fix=fix)
     found: list[Approval] = []
     for name, known in applied.items():
         for node in known.states if topology in (None, name) else ():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus.errors import ConfigError, DspexError, SubjectTaken, TopologyError
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.lanes import with_copies
 from dspex.engine.graph.manifest import Manifest
@@ -22,6 +23,8 @@ from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consu
 from dspex.engine.hosting.planning.lines import held_words, time_of
 from dspex.engine.hosting.planning.remarks import late, mixed, trimmed, unreadable
 from dspex.engine.hosting.planning.there import NONE, Held, There, sources
+
+_RESETTABLE = (CallNode, HopNode, StateNode)  # what may have open calls, events on their way, or state
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
         again: whether a version that was applied before, and then replaced, may be applied again.
         reset: nodes whose open calls and state are to be dropped.
 
-    Raises: ConfigError for a node in `reset` that has none.
+    Raises: ConfigError for a node in `reset` that has none, or that there is not.
     """
+    refuse_reset(graphs, reset)
     layout = Layout(app, graphs, there)
     streams: dict[str, str] = {}
     after: dict[str, Manifest] = {}
@@ -91,6 +95,20 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
     return ApplyPlan([*made, *nodes], warnings, refused, streams, wanted, after)
 
 
+def refuse_reset(graphs: Sequence[Graph], names: Collection[str]) -> None:
+    """Raise ConfigError for a name in `--reset` that no operator of the graphs has."""
+    for name in names:
+        if not any(name in g.nodes for g in graphs):
+            raise _no_reset(graphs, name, "is no operator of these topologies")
+
+
+def _no_reset(graphs: Sequence[Graph], name: str, why: str) -> ConfigError:
+    lanes = tuple(f"{lane}/" for g in graphs for lane in g.lanes)  # what is in them is reset with what they build
+    there = [n for g in graphs for n, node in g.nodes.items() if isinstance(node, _RESETTABLE) and not n.startswith(lanes)]
+    fix = did_you_mean(name, there, "leave out --reset: no operator here has calls or state")
+    return ConfigError(f"--reset {name}: {name} {why}", code="DX100", node=name, fix=fix)
+
+
 def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[PlannedChange]:
     before = there.last(graph.name)
     was = before.nodes if before is not None else {}
@@ -106,8 +124,8 @@ def _nodes(graph: Graph, there: There, reset: Collection[str]) -> Iterator[Plann
             what = {"name": graph.renamed_from[name], **(what or {})}
         title = f"{graph.name}/{name}"
         if name in reset:
-            if not isinstance(node, CallNode | HopNode | StateNode) and not held.rows:
-                raise ConfigError(f"--reset {name}: {name} keeps no state", code="DX100", node=name, fix="leave out --reset")
+            if not isinstance(node, _RESETTABLE) and not held.rows:
+                raise _no_reset((graph,), name, "keeps no state")
             behind = _with_unread(held) if isinstance(node, HopNode) else _held(held)
             before_it = None if what is None else {**what, **behind}
             yield PlannedChange("reset", "node", title, before_it, shown, additive=not behind)

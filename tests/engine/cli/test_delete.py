@@ -157,9 +157,11 @@ def test_pause_says_what_waits_and_refuses_what_cannot_be_paused(tmp_path: Path,
     (said,) = one.here("--json", "pause", "first", "--until", "1h").objects()
     waiting = {"stage": "s1", "source": f"{unique}.in", "lag": 1, "open_calls": 0, "paused": True}
     assert (said["what"], said["paused"], said["until"] is not None, said["waiting"]) == ("first", True, True, [waiting])
-    for what, code in (("second", "DX235"), ("first/size", "DX235")):
+    begins = f"one of: {unique}.in  or all of it: dspex pause first"
+    for what, fix in (("second", "one of: first"), ("frist", "did you mean first?"), ("first/size", begins)):
         refused = one.here("--json", "pause", what)
-        assert (refused.code, refused.error()["code"]) == (3, code)
+        assert (refused.code, refused.error()["code"]) == (3, "DX235")
+        assert refused.error()["fix"] == fix
     part = one.here("--json", "resume", f"first/{unique}.in")
     assert (part.code, part.error()["fix"]) == (2, "dspex resume first")
     assert one.here("resume", "first").out == "resumed first\n"

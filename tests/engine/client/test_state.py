@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from dspex.bus.message import partition_of
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import connect
 from dspex.engine.client.status.state import find, listing, of_key
+from dspex.engine.hosting.delete import delete
 from dspex.engine.hosting.engine import Engine
 from dspex.engine.log import commit_log, housekeeping
 from dspex.operators.stream import gather
@@ -129,6 +130,26 @@ def test_a_name_that_no_operator_has_is_refused_with_those_that_are_meant(lab: M
         with pytest.raises(TopologyError) as e:
             one.run(find(one.client.bus, APP, wrong))
         assert (e.value.code, meant in e.value.fix) == ("DX235", True), e.value.fix
+
+
+def test_whatever_takes_a_name_of_what_is_applied_says_which_one_was_meant(lab: MakeLab) -> None:
+    one, asking = lab(), Topology("support")
+    asking.source("in").predict("text -> label", name="classify").sink("out")
+    one.start("engine", asking)
+    client = one.client
+
+    async def first(names: AsyncIterator[Any]) -> Any:
+        return await anext(names)
+
+    for use, meant in (
+        (lambda: client.resolve("support/clasify"), "support/classify"),
+        (lambda: first(client.watch("suport/classify")), "support/classify"),
+        (lambda: first(client.approvals("suport")), "support"),
+        (lambda: delete(client.bus, APP, "suport"), "support"),
+    ):
+        with pytest.raises((TopologyError, ConfigError)) as e:
+            one.run(use())
+        assert e.value.fix == f"did you mean {meant}?"
 
 
 def test_every_operator_with_state_shows_what_it_holds(lab: MakeLab) -> None:

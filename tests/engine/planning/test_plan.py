@@ -283,8 +283,16 @@ def differences(one: Lab, topology: Topology) -> list[Any]:
 def test_a_node_that_holds_nothing_cannot_be_reset(lab: MakeLab) -> None:
     one, topology = lab(), Topology("plain")
     topology.source("in").map(lambda d: d, name="same").sink("out")
-    with pytest.raises(ConfigError, match="keeps no state"):
+    with pytest.raises(ConfigError, match="keeps no state") as e:
         planned(one, topology, reset=["same"])
+    assert e.value.fix == "leave out --reset: no operator here has calls or state"
+
+
+@pytest.mark.parametrize(("wrong", "fix"), [("ak", "did you mean ask?"), ("q", "one of: ask"), ("in", "one of: ask")])
+def test_a_reset_of_what_cannot_be_reset_names_what_can(lab: MakeLab, wrong: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"--reset {wrong}") as e:
+        planned(lab(), asking(), reset=[wrong])
+    assert e.value.fix == fix
 
 
 def test_apply_does_nothing_where_another_plan_than_the_one_seen_would_be_carried_out(lab: MakeLab) -> None:
