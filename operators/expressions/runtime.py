@@ -9,7 +9,7 @@ from typing import Any
 from dspex.bus.errors import DataError, ExpressionError
 from dspex.engine.graph.context import Context
 from dspex.operators.native.problems import listed, nearest
-from dspex.operators.typing.shape import is_record, record_of
+from dspex.operators.typing.shape import TO_RECORD, is_record, kind_of, record_of
 
 ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
@@ -18,11 +18,17 @@ class MissingField(LookupError):
     """A field that the data does not have; (the record, the field)."""
 
 
+class NoRecord(TypeError):
+    """Data without named fields, of which some are read; (the data, )."""
+
+
 def record(data: object) -> Mapping[str, object]:
-    """The fields of data, to be read only: a model's own dictionary where it has no others."""
-    if getattr(data, "__pydantic_extra__", data) is None:
+    """The fields of data, to be read only: a model's own dictionary where it has no others. Raises NoRecord."""
+    if getattr(data, "__pydantic_extra__", NoRecord) is None:
         fields: Mapping[str, object] = data.__dict__  # record_of would copy it
         return fields
+    if not is_record(data):
+        raise NoRecord(data)
     return record_of(data)
 
 
@@ -31,7 +37,7 @@ def field(data: Any, name: str) -> object:
     if data.__class__ is dict and name in data:
         return data[name]
     if not is_record(data):
-        raise TypeError(f"{type(data).__name__} has no fields, so no {name!r}")
+        raise TypeError(f"{kind_of(data)} has no fields, so no {name!r}")
     found = record(data)
     if name not in found:
         raise MissingField(found, name)
@@ -42,7 +48,7 @@ def item(data: Any, index: Any) -> object:
     """An item of a list or text by position, of a record by name."""
     if isinstance(data, (list, tuple, str)):
         if not isinstance(index, int):
-            raise TypeError(f"a position is a number, not {type(index).__name__}")
+            raise TypeError(f"a position is a number, not {kind_of(index)}")
         return data[index]
     return field(data, index)
 
@@ -73,7 +79,7 @@ def coalesce(*reads: Callable[[], object]) -> object:
 
 def _number(value: object) -> float:
     if not isinstance(value, (int, float)):
-        raise TypeError(f"{type(value).__name__} is not a number")
+        raise TypeError(f"{kind_of(value)} is not a number")
     return value
 
 
@@ -98,14 +104,14 @@ def round_(value: object, digits: object = None) -> float:
 
 def text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is not text")
+        raise TypeError(f"{kind_of(value)} is not text")
     return value
 
 
 def contains(whole: Any, part: Any) -> bool:
     """Whether a text, list or record has the part."""
     if not isinstance(whole, (str, Sequence, Mapping, set, frozenset)):
-        raise TypeError(f"{type(whole).__name__} contains nothing")
+        raise TypeError(f"{kind_of(whole)} contains nothing")
     return part in whole
 
 
@@ -125,12 +131,19 @@ def matches(value: object, search: Callable[[str], bool]) -> bool:
 
 
 def explain(source: str, data: object, error: Exception) -> DataError:
-    """The ExpressionError for what went wrong: the field that is missing, and the fields that exist."""
+    """The ExpressionError for what went wrong: the field that is missing and those that exist, or what the data is instead."""
+    if isinstance(error, NoRecord):
+        what = f"it reads fields by name, and the data is {kind_of(data)}, which has none"
+        return ExpressionError(f'"{source}": {what}', fix=f"read all of the data as `it`, or {TO_RECORD}")
     if isinstance(error, MissingField):
         return _missing(source, *error.args)
     if isinstance(error, KeyError) and error.args and is_record(data) and isinstance(error.args[0], str):
         return _missing(source, record(data), error.args[0])
-    what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    what = (
+        f"{error.args[0]!r} is missing"
+        if isinstance(error, KeyError) and error.args
+        else str(error).replace("'NoneType'", "null")
+    )
     return ExpressionError(f'"{source}": {what or type(error).__name__}')
 
 

@@ -20,6 +20,8 @@ from dspex.operators.native.fields.types import explain, fields_of, hints_of, is
 
 _RECORDS: tuple[object, ...] = (dict, dict[str, Any], Mapping, Mapping[str, Any])
 
+TO_RECORD = "turn it into a mapping first: .map(lambda x: {...})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -94,6 +96,11 @@ def is_record(data: object) -> bool:
     )
 
 
+def kind_of(data: object) -> str:
+    """What data is, in words of an error: `null`, `list`, `int`."""
+    return "null" if data is None else type(data).__name__
+
+
 def record_of(data: Any) -> dict[str, Any]:
     """The fields of data by name, one level deep. Raises InvalidInput for data that has none."""
     if isinstance(data, dict):
@@ -105,8 +112,8 @@ def record_of(data: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     raise InvalidInput(
-        f"a record with named fields is needed here, and the data is {type(data).__name__}",
-        fix="turn it into a mapping first: .map(lambda x: {...})",
+        f"a record with named fields is needed here, and the data is {kind_of(data)}",
+        fix=TO_RECORD,
     )
 
 
@@ -139,7 +146,7 @@ def _instance_check(kind: Any, error: type[DspexError]) -> Validator:
             return data
         if kind in (dict, Mapping) and is_record(data):
             return record_of(data)
-        raise error(f"the data should be {kind.__name__}, and is {type(data).__name__}")
+        raise error(f"the data should be {kind.__name__}, and is {kind_of(data)}")
 
     return check
 

@@ -42,6 +42,22 @@ def test_a_chain_of_all_native_operators_gives_each_event_its_outputs_in_order()
         assert [o["word"] for o in d.outputs("alarm")] == ["a", "b"]
 
 
+@pytest.mark.parametrize("data", [None, [1], 3, "text"])
+def test_data_without_fields_becomes_a_letter_that_says_so_wherever_an_expression_reads_one(data: object) -> None:
+    topology = Topology("fields")
+    topology.source("a").key_by("k").sink("keyed")
+    topology.source("b").filter("k").sink("filtered")
+    topology.source("c").branch("k")[0].sink("branched")
+    topology.source("d").sink("named.{k}")
+    topology.source("e", time="k").sink("timed")
+    with Driver(topology) as d:
+        for subject in "abcde":
+            d.publish(subject, data)
+        kind = "null" if data is None else type(data).__name__
+        said = f'"k": it reads fields by name, and the data is {kind}, which has none'
+        assert [(one.reason, one.message) for one in d.dead_letters()] == [("ExpressionError", said)] * 5
+
+
 def test_a_branch_sends_each_event_to_the_first_that_matches() -> None:
     topology = Topology("branches")
     a, b, rest = topology.source("in").branch("n > 10", "n > 5")

@@ -98,6 +98,24 @@ def test_a_field_missing_for_an_expression_is_named_with_those_that_exist_and_th
         expressions.compile("a.z")(DATA)
 
 
+@pytest.mark.parametrize(("data", "kind"), [(None, "null"), ([1], "list"), (3, "int"), ("text", "str"), (b"x", "bytes")])
+def test_fields_of_data_that_has_none_are_refused_with_what_the_expression_wanted_and_what_the_data_is(data, kind):
+    for text in ("n", "n.m >= 4", "has(n)", "coalesce(n, 1)"):
+        with pytest.raises(ExpressionError) as e:
+            expressions.compile(text)(data)
+        assert e.value.message == f'"{text}": it reads fields by name, and the data is {kind}, which has none'
+        assert "`it`" in e.value.fix
+
+
+@pytest.mark.parametrize(
+    "text", ["none.m", "none + 1", "-none", "none < 4", "len(none)", "lower(none)", "none[0]", "contains(none, 1)"]
+)
+def test_what_cannot_be_done_with_nothing_says_null_and_no_name_of_pythons(text):
+    with pytest.raises(ExpressionError, match="null") as e:
+        expressions.compile(text)(DATA)
+    assert "NoneType" not in e.value.message
+
+
 @pytest.mark.parametrize(
     "text",
     ["n < text", "n.x", "text.upper", "list[9]", "1 / (n - 4)", "int(text)", "lower(n)", "len(n)", "none + 1", "text['n']"],
