@@ -13,7 +13,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_origin
 from uuid import UUID
 
 import msgpack
@@ -53,7 +53,8 @@ class StateValues:
     """
 
     def __init__(self, sample: object = None, *, of: object = None) -> None:
-        kind = of if isinstance(of, type) else type(sample)
+        known = get_origin(of) or of
+        kind = known if isinstance(known, type) else type(sample)
         self._type, self._checks = kind if _is_typed(kind) else None, of is None
         self._adapter: Any = None
         if self._type is not None:

@@ -134,10 +134,19 @@ def validator(tp: object, error: type[DspexError] = InvalidInput, *, extra: str 
 
 
 def reader(tp: object) -> Validator | None:
-    """What makes data of a type again of what was written of it: a model or a dataclass. None where it stays plain."""
-    if not isinstance(tp, type) or not (is_model(tp) or dataclasses.is_dataclass(tp)):
+    """What makes data of a type again of what was written of it: a model or a dataclass. None where it stays plain.
+
+    `Windowed[X]` is made without a look at X where nothing can check data against that.
+    """
+    kind = get_origin(tp) or tp
+    if not isinstance(kind, type) or not (is_model(kind) or dataclasses.is_dataclass(kind)):
         return None
-    return _pydantic_check(tp, InvalidInput, None, written=True)
+    try:
+        return _pydantic_check(tp, InvalidInput, None, written=True)
+    except TopologyError:
+        if get_origin(tp) is None:
+            raise
+        return reader(kind)
 
 
 def _instance_check(kind: Any, error: type[DspexError]) -> Validator:

@@ -76,9 +76,10 @@ def shape(data: Shape, o: Arguments) -> Shape:
     if o.get("count") is not None:
         value = int
     elif o.get("collect") is not None:
-        value = list
+        value = list if data.type is None else list[data.type]  # type: ignore[name-defined]
     elif o.get("reduce") is not None:
         value = data.type or Any
     elif callable(fold := o.get("fold")):
         value = returned(fold).type or Any
-    return Shape(Windowed, {"key": str, "start": datetime, "end": datetime, "value": value})
+    whole = Windowed if value is Any else Windowed[value]  # type: ignore[valid-type]
+    return Shape(whole, {"key": str, "start": datetime, "end": datetime, "value": value})

@@ -20,6 +20,7 @@ from dspex.engine.client.status.approvals import Approval, find
 from dspex.engine.graph.approvals import Decision
 from dspex.engine.runtime.inputs import events
 from dspex.engine.testing.driver import Driver
+from dspex.operators.keyed.windows.windowed import Windowed
 from dspex.operators.recorded import approve
 from dspex.operators.stream import AnyStream
 from dspex.operators.topology import Topology
@@ -198,6 +199,55 @@ def test_an_edit_that_does_not_fit_the_type_leaves_the_event_as_it_was_shown_and
         assert (again.id != a.id, again.shown) == (True, a.shown)
         d.decide(again, "accept", edit={"n": 10})
         assert d.outputs("out")[1:] == [{"n": 10, "note": ""}]
+
+
+def _number_of(state: int, data: Any) -> int:
+    return state + 1
+
+
+class Odd:
+    """What nothing can check data against."""
+
+
+def _odd(state: int, data: Any) -> Odd:
+    found: Any = state + 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("give", "wrong", "right"),
+    [
+        (lambda w: w.count(name="w"), "many", 7),
+        (lambda w: w.collect(name="w"), [{"n": "many"}], [Order(n=7)]),
+        (lambda w: w.reduce(lambda a, b: b, name="w"), {"note": "no number"}, Order(n=7)),
+        (lambda w: w.aggregate(int, _number_of, name="w"), "many", 7),
+    ],
+)
+def test_behind_a_window_an_edit_of_the_value_has_to_fit_the_type_of_what_it_gives(give: Any, wrong: Any, right: Any) -> None:
+    topology, taken = Topology("t"), list[Any]()
+    windows = topology.source("in", Order).key_by("str(n)", name="by").window("1m")
+    give(windows).approve(name="ok").map(lambda w: taken.append(w) or {}, name="take").sink("out")
+    with Driver(topology) as d:
+        for n in (1, 2):
+            d.publish("in", {"n": n})
+        d.advance("2m")
+        a, b = d.approvals()
+        d.decide(a, "accept", edit={"value": wrong})
+        d.decide(b, "accept", edit={"value": json.loads(json.dumps(right, default=dict))})
+        (letter,) = d.dead_letters()
+        assert (letter.reason, "the data does not fit Windowed[" in letter.message) == ("InvalidInput", True)
+        assert [(type(w), w.value) for w in taken] == [(Windowed, right)]
+
+
+def test_a_value_of_a_window_that_nothing_can_check_takes_every_edit() -> None:
+    topology = Topology("t")
+    topology.source("in").key_by("k").window("1m").aggregate(int, _odd, name="w").approve(name="ok").sink("out")
+    with Driver(topology) as d:
+        d.publish("in", {"k": "a"})
+        d.advance("2m")
+        (a,) = d.approvals()
+        d.decide(a, "accept", edit={"value": "many"})
+        assert d.outputs("out")[0]["value"] == "many"
 
 
 def test_what_a_type_refuses_once_its_own_bug_is_corrected_waits_for_another_decision(lab: MakeLab) -> None:
