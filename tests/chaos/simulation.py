@@ -68,6 +68,7 @@ class Simulation:
         on_gap: the policy that the topology begins with.
         skewed: engines are told a time that is up to 25 s wrong, and not always the same; the server's own is set once.
         above: bytes of a body that is stored beside its message.
+        few: messages that a reader of an engine gives at a time, at most; all by default.
         redriven: the model is repaired when all is done, and the events that it had failed are redriven, some of them twice.
     """
 
@@ -89,6 +90,7 @@ class Simulation:
     redriven: bool | None = None
     above: int | None = None
     sealed: bool | None = None
+    few: int | None = None
     faults: Faults = ROUGH
     model_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -264,20 +266,14 @@ class Simulation:
         fates = self._fates()
         for life in numbers():
             fate = fates[life] if life < len(fates) else PATIENCE
-            bus = Bus(self.server, self.random, deadly=self.deadly if fate != PATIENCE else 0.0, slow=self.slow or 0.0)
+            deadly = self.deadly if fate != PATIENCE else 0.0
+            bus = Bus(self.server, self.random, deadly=deadly, slow=self.slow or 0.0, few=self.few or 0)
             self.seals.seal(bus)
             if self.skewed and fate != PATIENCE:
                 bus.skew = self.random.uniform(-25.0, 25.0)
                 asyncio.get_running_loop().call_later(self.random.uniform(0.0, fate), setattr, bus, "skew", -bus.skew)
-            host = Host(
-                bus,
-                APP,
-                [self.topology],
-                engine=f"e{index}-{life}",
-                heartbeat=0.6,
-                most_open_calls=self.most_open or 0,
-                claim_check_above=self.above or 0,
-            )
+            most = {"most_open_calls": self.most_open or 0, "claim_check_above": self.above or 0}
+            host = Host(bus, APP, [self.topology], engine=f"e{index}-{life}", heartbeat=0.6, **most)
             self.hosts[index], policy = host, self.on_gap
             try:
                 await asyncio.wait_for(insist(host.start), 10.0)

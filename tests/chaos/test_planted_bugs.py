@@ -22,6 +22,7 @@ from dspex.engine.runtime.inputs.position import SourceCheck
 from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.walk.state import StateWalk
+from dspex.engine.runtime.watermarks.heard import Heard
 from dspex.engine.runtime.watermarks.stater import Stater
 
 pytestmark = pytest.mark.no_cover
@@ -97,13 +98,24 @@ def leave_the_rows_of_a_window_behind(m: pytest.MonkeyPatch) -> None:
     m.setattr(StateWalk, "put", kept)
 
 
+def forget_what_was_said_before_a_reader_began(m: pytest.MonkeyPatch) -> None:
+    before = Heard.before
+
+    def forgotten(*arguments: Any) -> Heard:
+        found = before(*arguments)
+        found._again.clear()
+        return found
+
+    m.setattr(Heard, "before", forgotten)
+
+
 CALM: dict[str, Any] = {
     "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
-    "fate": "", "skewed": False, "redriven": False,
+    "fate": "", "skewed": False, "redriven": False, "few": 0,
 }  # fmt: skip
 CALM_TIME: dict[str, Any] = {
     "strays": 0.0, "put_off": 0.0, "paused": False, "people": False, "enriched": False, "third": False,
-    "failing": False, "patient": False,
+    "failing": False, "patient": False, "two": False,
 }  # fmt: skip
 # The seed that is tried first has shown it: the others are there for when what it decides has changed.
 PLANTED: list[tuple[Plant, int, dict[str, Any]]] = [
@@ -121,6 +133,7 @@ TIMED: list[tuple[Plant, int, dict[str, Any]]] = [
     (let_idle_follow_the_wall_clock, 5, {"count": 12}),
     (state_a_watermark_before_the_commit_landed, 1, {"count": 12, "kills": 4}),
     (leave_the_rows_of_a_window_behind, 1, {"count": 6}),
+    (forget_what_was_said_before_a_reader_began, 6, {"count": 15, "kills": 4, "slow": 0.5, "two": True, "few": 1}),
 ]
 
 
@@ -142,7 +155,7 @@ def test_the_simulation_finds_a_planted_bug(
 
 
 def _is_found(simulation: Callable[[int], Simulation], first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulation.PATIENCE", 60.0)
+    monkeypatch.setattr("simulation.PATIENCE", 120.0)  # two sources are silent for as long before the last window ends
     for seed in sorted(range(SEEDS), key=lambda seed: seed != first):
         if not simulation(seed).run().good:
             monkeypatch.undo()

@@ -8,7 +8,7 @@ from timed_simulation import TimedSimulation
 pytestmark = pytest.mark.no_cover
 
 
-@pytest.mark.parametrize("seed", [0, 5])  # with one partition of the source and with three; both are told wrong times
+@pytest.mark.parametrize("seed", [0, 5])  # one source of one partition, and two of three each; both are told wrong times
 def test_no_count_and_no_window_is_wrong_whoever_dies(seed: int) -> None:
     report = TimedSimulation(seed, count=20, kills=3).run()
     assert report.good, str(report)

@@ -7,14 +7,14 @@ windows, which must stay open for what the model has not answered. Every run end
 of all stages, and with nothing left in any table of what has ended. What takes part, and what goes wrong, is that of
 tests/chaos/simulation.py, and by the seed: a third engine, events that are late and are redriven with another time, events
 whose call fails until it is redriven, events that are put off, a pause, a person who decides, and a function that enriches.
-A seed that fails fails again.
+In a third of the seeds there are two sources whose times run apart, merged and joined, and readers give a few messages at a
+time. A seed that fails fails again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,19 +24,17 @@ from typing import Any
 import simulation
 from oracle import Report, Violation
 from simulated import outsiders
-from simulated.bus import insist
 from simulated.expected import Expected, Place, Refused
+from simulated.publisher import Publisher
 from simulated.sealed import Seals
 from simulated.source import APP
-from simulated.timed import LATENESS, SOURCE, WINDOWS, WOKEN, YEAR, Timed, breaks, build
+from simulated.timed import OTHER, SOURCE, WINDOWS, WOKEN, Timed, breaks, build
 from simulation import Simulation
 
 from dspex.bus import codecs, subjects
-from dspex.bus.codecs.cloud_events import rfc3339
-from dspex.bus.errors import NotStored, ProgramError
+from dspex.bus.errors import ProgramError
 from dspex.bus.memory.server import Faults, MemoryServer
-from dspex.bus.message import Message, derived_id, new_id, run_of
-from dspex.bus.port import NewMessage
+from dspex.bus.message import Message, run_of
 from dspex.bus.records import CallRequest, Letter
 from dspex.bus.serving import payloads
 from dspex.engine.graph import hops
@@ -45,9 +43,6 @@ from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_graph
-
-STRAY = 60.0  # seconds by which an event may be late
-PUT_OFF = 1.5  # seconds
 
 
 @dataclass
@@ -63,6 +58,7 @@ class TimedSimulation(Simulation):
         failing: the model fails at some events, until it is repaired and they are redriven.
         third: three engines take part instead of two.
         patient: late events are redriven only when all has been said that their letters lead to.
+        two: a second source, whose events are some seconds behind those of the first one.
     """
 
     behind: int | None = None
@@ -74,6 +70,7 @@ class TimedSimulation(Simulation):
     failing: bool | None = None
     third: bool | None = None
     patient: bool | None = None
+    two: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,15 +87,25 @@ class TimedSimulation(Simulation):
             "patient": chance.random() < 0.3,
             "third": chance.random() < 0.2,
             "failing": chance.random() < 0.15,
+            "two": (two := chance.random() < 1 / 3),
+            "few": chance.choice([1, 5] if two else [0, 0, 0, 5]),
         }
         for name, value in by_seed.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.engines += bool(self.third)
 
+    @property
+    def partitions(self) -> int:  # of a source
+        return 1 + 2 * (self.seed % 2)
+
+    @property
+    def sources(self) -> list[str]:
+        return [SOURCE, OTHER] if self.two else [SOURCE]
+
     @cached_property
     def topology(self) -> Any:
-        return build(1 + 2 * (self.seed % 2), people=bool(self.people), enriched=bool(self.enriched)).graph
+        return build(self.partitions, people=bool(self.people), enriched=bool(self.enriched), two=bool(self.two)).graph
 
     def run(self) -> Report:
         hops.KEYED_PARTITIONS = self.behind  # type: ignore[misc]
@@ -131,7 +138,7 @@ class TimedSimulation(Simulation):
         self.begin = self.server.now - started  # event times do not jump where the server's clock does
         if self.skewed:
             loop.call_later(self.random.uniform(0.5, 20.0), self._set_clock)
-        await self._publish()
+        await Publisher(self).publish()
         await self._come_to_rest()
         await asyncio.sleep(75.0)  # long enough for whatever would come too much: work comes again within 15 s, a TTL is 30 s
         report = await self._judge(loop.time() - started)
@@ -139,42 +146,6 @@ class TimedSimulation(Simulation):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return report
-
-    async def _publish(self) -> None:
-        """Event times stand in the headers: now, or a year ago, less up to the lateness."""
-        root = f"{new_id(self.server.now)[:15]}000-8000-000000000000"
-        numbers, pause = Counter[str](), self.random.choice([0.05, 0.4, 3.0])
-        self.ago, rest = self.random.choice([0.0, YEAR]), self.random.choice([0.0, 45.0])
-        chance = Random(self.seed + 3)
-        for number in range(self.count):
-            if number == self.count // 2:
-                await asyncio.sleep(rest)  # the source is silent, and its watermark goes on by itself
-            key = f"k{self.random.randrange(self.keys)}"
-            late = chance.uniform(LATENESS, STRAY) if chance.random() < (self.strays or 0.0) else 0.0
-            time = round(self.now - self.random.uniform(0.0, LATENESS * 0.9) - late, 3)
-            event = Timed(derived_id(root, "timed", number), key, numbers[key], time)
-            numbers[key] += 1
-            body = codecs.encode({"k": key, "n": event.n, "text": f"{event.n} of {key}"})[0]
-            headers = {subjects.MESSAGE_ID: event.id, subjects.KEY: key, subjects.TIME: rfc3339(time)}
-            waits = chance.random() < (self.put_off or 0.0) and not self.ago
-            if waits:  # its event time is when it is taken
-                headers[subjects.AT] = f"+{PUT_OFF}"
-                self.displaced.add(event.place)
-            draft = NewMessage(SOURCE, body, headers)
-            while True:
-                try:
-                    await insist(lambda d=draft: self.bus.publish(d))
-                    break
-                except NotStored:  # no engine has applied the topology yet
-                    await asyncio.sleep(0.1)
-            self.given.append(event._replace(time=self._stored_at(event.id) + PUT_OFF) if waits else event)
-            await asyncio.sleep(self.random.expovariate(1 / pause))
-
-    def _stored_at(self, id: str) -> float:
-        stream = self.server.stream_of(SOURCE)
-        return (
-            next(m.time for m in reversed(stream.messages.values()) if m.headers[subjects.MESSAGE_ID] == id) if stream else 0.0
-        )
 
     @property
     def now(self) -> float:
@@ -212,14 +183,14 @@ class TimedSimulation(Simulation):
     # -- what came of it --------------------------------------------------------------------------------------------
     def out(self, subject: str) -> list[tuple[Message, Any]]:
         """What came out on a subject."""
-        return [self._decoded(m) for m in self._stored(subjects.stream(APP), subject)]
+        return [self._decoded(m) for m in self.stored(subjects.stream(APP), subject)]
 
     def _decoded(self, m: Message) -> tuple[Message, Any]:
         if m.sequence not in self._known:  # it is looked at again and again
             self._known[m.sequence] = m, codecs.decode(self.whole(m).data, m.headers.get(subjects.CONTENT_TYPE, codecs.JSON))
         return self._known[m.sequence]
 
-    def _stored(self, name: str, subject: str) -> list[Message]:
+    def stored(self, name: str, subject: str) -> list[Message]:
         stream = self.server.streams.get(name)
         return list(stream.matching([subject], 1, stream.last)) if stream is not None else []
 
@@ -227,10 +198,12 @@ class TimedSimulation(Simulation):
     def expected(self) -> Expected:
         """What is to come of what was published and refused so far."""
         refused, runs = Refused(), dict[str, Timed]()
-        if found := self._stored(subjects.stream(APP), subjects.dead_pattern(APP)):
-            stream, by_id = self.server.stream_of(SOURCE), {e.id: e for e in self.given}
-            if stream is not None:
-                for m in self._stored(stream.config.name, SOURCE):
+        if found := self.stored(subjects.stream(APP), subjects.dead_pattern(APP)):
+            by_id = {e.id: e for e in self.given}
+            for source in self.sources:
+                if (stream := self.server.stream_of(source)) is None:
+                    continue
+                for m in self.stored(stream.config.name, source):
                     runs[run_of(stream.config.name, stream.created, m)] = by_id[m.headers[subjects.MESSAGE_ID]]
             refused = Refused.read([Letter.unpack(self.whole(m).data) for m in found], runs)
         on_time = not self.skewed and not self.strays and not self.repaired
@@ -252,7 +225,7 @@ class TimedSimulation(Simulation):
             found.append(Violation("what is redriven goes through", f"{self.expected.refused}"))
         self.server.luck.faults = Faults()
         found += [v async for v in self._replayed()]
-        entries = len(self._stored(subjects.stream(APP), subjects.dead_pattern(APP)))
+        entries = len(self.stored(subjects.stream(APP), subjects.dead_pattern(APP)))
         numbers = {"seed": self.seed, "events": len(self.given), "virtual seconds": round(took), "dead letters": entries}
         numbers |= {"windows": len(self.out(WINDOWS)), "woken": len(self.out(WOKEN)), **self.done}
         return Report(numbers, found, self.command)
@@ -269,11 +242,12 @@ class TimedSimulation(Simulation):
 
     async def _replayed(self) -> AsyncIterator[Violation]:
         graph = self.topology
-        count = 1 + 2 * (self.seed % 2)
-        behind = {name: (f"s{i}", self.behind or 0) for i, name in enumerate((h.name for h in graph.hops), 2)}
-        for stage, partitions in compile_graph(graph, {SOURCE: ("s1", count)}, behind, {}):
-            stream = self.server.stream_of(SOURCE)
-            name = stream.config.name if stage.source is not None and stream is not None else ""
+        sources = {name: (f"s{i}", self.partitions) for i, name in enumerate(self.sources, 1)}
+        first = len(sources) + 1
+        behind = {hop.name: (f"s{i}", self.behind or 0) for i, met in enumerate(hops.groups(graph), first) for hop in met}
+        for stage, partitions in compile_graph(graph, sources, behind, {}):
+            stream = self.server.stream_of(stage.source.subject) if stage.source is not None else None
+            name = stream.config.name if stream is not None else ""
             for index in range(partitions):
                 replay = Replay(self.bus, APP, stage, name, index, partitions, payloads.most(self.bus))
                 end = await latest(self.bus, replay.log)

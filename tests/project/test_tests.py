@@ -28,6 +28,7 @@ SLEEPS = {
     "chaos/run.py": "scripts/chaos: real faults at random moments",
     "chaos/simulated/bus.py": "virtual time",
     "chaos/simulated/outsiders.py": "virtual time",
+    "chaos/simulated/publisher.py": "virtual time",
     "chaos/simulated/source.py": "virtual time",
     "chaos/simulation.py": "virtual time",
     "chaos/timed_simulation.py": "virtual time",

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dspex.bus.errors import BusError, Unreachable
 from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.handles import MemoryReader
 from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage, StreamInfo
 
 T = TypeVar("T")
@@ -21,15 +23,24 @@ class Bus(MemoryBus):
 
     `deadly`: how likely a commit is the last thing that the process does; half of these land first. `slow`: seconds until the
     answer to a commit comes, at most; what follows from it may be there before. `forgets`: how likely the process is cut off
-    before it removes a message. `skew`: seconds that the time which it is told is ahead of the server's.
+    before it removes a message. `few`: messages that a reader gives at once, at most, so that what was stored
+    together is not heard together; 0 for as many as there are. `skew`: seconds that the time which it is told is ahead of the
+    server's.
     """
 
     def __init__(
-        self, server: MemoryServer, random: Random, *, deadly: float = 0.0, slow: float = 0.0, forgets: float = 0.0
+        self,
+        server: MemoryServer,
+        random: Random,
+        *,
+        deadly: float = 0.0,
+        slow: float = 0.0,
+        forgets: float = 0.0,
+        few: int = 0,
     ) -> None:
         super().__init__(server, BusEvents())
         self.random, self.deadly, self.slow, self.forgets = random, deadly, slow, forgets
-        self.skew = 0.0
+        self.few, self.skew = few, 0.0
         self.thawed, self.dead = asyncio.Event(), asyncio.Event()
         self.thawed.set()
 
@@ -54,6 +65,10 @@ class Bus(MemoryBus):
             await self.thawed.wait()
         return sequence
 
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
+        found = await super().reader(stream, filters, **options)
+        return Sips(found, self) if self.few else found
+
     async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
         if self.forgets and self.random.random() < self.forgets:
             raise Unreachable("the process was cut off (a fault of the test)")
@@ -63,6 +78,19 @@ class Bus(MemoryBus):
         self.thawed.clear()
         self.dead.set()
         await asyncio.Event().wait()
+
+
+class Sips:
+    """A reader that gives a few messages at a time."""
+
+    def __init__(self, reader: MemoryReader, bus: Bus) -> None:
+        self._reader, self._bus = reader, bus
+
+    async def read(self, limit: int) -> list[Message]:
+        return await self._reader.read(min(limit, self._bus.random.randint(1, self._bus.few)))
+
+    async def close(self) -> None:
+        await self._reader.close()
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:

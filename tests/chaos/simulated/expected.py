@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import floor
 from typing import Any
 
@@ -44,7 +45,7 @@ class Refused:
     def read(cls, letters: Sequence[Letter], runs: Mapping[str, Timed]) -> Refused:
         """`runs`: the events by the ids of their runs, whatever data is left of them."""
         found = cls()
-        kinds = {("by_k", "DX504"): found.first, ("ask", "DX504"): found.behind}
+        kinds = {**dict.fromkeys([(hop, "DX504") for hop in timed.HOPS], found.first), ("ask", "DX504"): found.behind}
         kinds |= {("met", "DX515"): found.lacking, ("people", "DX505"): found.rejected, ("ask", FAILED): found.failed}
         for letter in letters:
             late, event = letter.error["code"] == "DX504", runs.get(letter.event.origin.run)
@@ -183,21 +184,33 @@ class Expected:
                 count += 1
             yield key, count
 
+    def _in_order(self, key: str, numbers: Sequence[int]) -> bool:
+        """Whether the events of each source came in its order; between sources there is none."""
+        source, came = {e.n: e.source for e in self.given if e.key == key}, dict[str, list[int]]()
+        for n in numbers:
+            if (key, n) not in self.displaced:
+                came.setdefault(source[n], []).append(n)
+        return all(those == sorted(those) for those in came.values())
+
     def _of_lists(self) -> Iterator[Violation]:
         """Of batches and dedupe, which depend on the order in which events come."""
         for key in sorted({e.key for e in self.entered}):
             wanted = [e.n for e in self.entered if e.key == key]
             batches = [d["n"] for _, d in self.out(timed.BATCHES) if d["k"] == key]
             numbers = [n for batch in batches for n in batch]
-            kept = [n for n in numbers if (key, n) not in self.displaced]
-            if sorted(numbers) != wanted or kept != sorted(kept) or max(map(len, batches)) > 3:
+            if sorted(numbers) != wanted or not self._in_order(key, numbers) or max(map(len, batches)) > 3:
                 yield Violation("a batch has its events in order", f"{key}: {batches}, and there are {wanted}")
         passed = Counter((d["k"], d["n"] // 3) for _, d in self.out(timed.ONCE))
-        groups: dict[Place, list[int]] = {}
+        groups: dict[Place, list[Timed]] = {}
         for e in self.entered:
-            groups.setdefault((e.key, e.n // 3), []).append(e.n)
+            groups.setdefault((e.key, e.n // 3), []).append(e)
         firsts = {(d["k"], d["n"]) for _, d in self.out(timed.ONCE)}
-        wrong = [p for p, n in groups.items() if not {(p[0], i) for i in n} & {*self.displaced} and (p[0], n[0]) not in firsts]
+        wrong = [
+            place
+            for place, events in groups.items()
+            if not {e.place for e in events} & {*self.displaced}
+            and firsts.isdisjoint({e.source: e.place for e in reversed(events)}.values())  # of each source the first
+        ]
         if passed != Counter(groups.keys()) or wrong:
             yield Violation("dedupe lets the first through", f"{passed}, and there are {groups}; not the first: {wrong}")
 
@@ -208,6 +221,15 @@ class Expected:
         near = Counter((k, n, m) for k, n, a in left for other, m, b in right if k == other and abs(a - b) <= NEAR)
         if found != near:
             yield Violation("a pair is joined once", f"too many {found - near}, too few {near - found}")
+        found = Counter((d["k"], *d["n"]) for _, d in self.out(timed.TWO))
+        sides = ([e for e in self.entered if e.source == source] for source in (timed.SOURCE, timed.OTHER))
+        near = Counter(
+            (a.key, a.n, b.n)
+            for a, b in product(*sides)
+            if a.key == b.key and abs(self._time(a, behind=False) - self._time(b, behind=False)) <= NEAR
+        )
+        if found != near:
+            yield Violation("a pair of two sources is joined once", f"too many {found - near}, too few {near - found}")
 
     def _of_gather(self) -> Iterator[Violation]:
         yield from self._once("branches meet", timed.MET, [e.place for e in self.answered])
@@ -227,6 +249,5 @@ class Expected:
         yield from self._once("an event is enriched once", timed.FOUND, [e.place for e in self.entered])
         for key in sorted({e.key for e in self.entered}):
             found = [d for _, d in self.out(timed.FOUND) if d["k"] == key]
-            numbers = [d["n"] for d in found if (key, d["n"]) not in self.displaced]
-            if numbers != sorted(numbers) or any(d["found"] != d["n"] + 1 for d in found):
+            if not self._in_order(key, [d["n"] for d in found]) or any(d["found"] != d["n"] + 1 for d in found):
                 yield Violation("what was found goes on in the order of its key", f"{key}: {found}")

@@ -12,23 +12,25 @@ from dspex.engine.graph.nodes import Retry
 from dspex.operators.stream import gather
 from dspex.operators.topology import Topology
 
-SOURCE = "timed.events"
+SOURCE, OTHER = "timed.events", "timed.others"
+HOPS = ("by_k", "by_other")  # behind each of them
 COUNTS, WOKEN, WINDOWS = "timed.counts", "timed.woken", "timed.windows"
 SESSIONS, BATCHES, ONCE, MET, PAIRS = "timed.sessions", "timed.batches", "timed.once", "timed.met", "timed.pairs"
-DECIDED, FOUND = "timed.decided", "timed.found"
-SINKS = (COUNTS, WOKEN, WINDOWS, SESSIONS, BATCHES, ONCE, MET, PAIRS, DECIDED, FOUND)
+DECIDED, FOUND, TWO = "timed.decided", "timed.found", "timed.two"
+SINKS = (COUNTS, WOKEN, WINDOWS, SESSIONS, BATCHES, ONCE, MET, PAIRS, DECIDED, FOUND, TWO)
 EDITED = "edited"  # by people
 SIZE, LATENESS, GAP, NEAR = 10.0, 6.0, 4.0, 8.0  # seconds
 WAKE, YEAR = 20.0, 365 * 86400.0
 
 
 class Timed(NamedTuple):
-    """One event: its key, its number within the key, and its event time."""
+    """One event: its key, its number within the key, its event time, and the subject of its source."""
 
     id: str
     key: str
     n: int
     time: float
+    source: str = SOURCE
 
     @property
     def place(self) -> tuple[str, int]:
@@ -67,10 +69,17 @@ def start(window: dict[str, Any]) -> float:
     return datetime.fromisoformat(window["start"]).timestamp()
 
 
-def build(partitions: int, *, people: bool = False, enriched: bool = False) -> Topology:
-    """`people`: events wait for their decision. `enriched`: a function is asked for each, in the order of their keys."""
+def build(partitions: int, *, people: bool = False, enriched: bool = False, two: bool = False) -> Topology:
+    """`people`: events wait for their decision. `enriched`: a function is asked for each, in the order of their keys.
+    `two`: a second source is merged with the first one behind hops of their own, and joined with it.
+    """
     t = Topology("timed")
-    keyed = t.source(SOURCE, partitions=partitions).key_by("k")
+    keyed = t.source(SOURCE, partitions=partitions).key_by("k", name=HOPS[0])
+    if two:
+        other = t.source(OTHER, partitions=partitions).key_by("k", name=HOPS[1])
+        both = keyed.join(other, within=NEAR, name="two")
+        both.map(lambda pair: {"k": pair[0]["k"], "n": [d["n"] for d in pair]}).sink(TWO)
+        keyed = keyed.merge(other)
     counted = keyed.stateful(tally, init=int, on_wake=woken, name="tally")
     one, other = counted.branch("has(n)")
     other.sink(WOKEN)
