@@ -68,6 +68,7 @@ class Stater:
     async def run(self) -> None:
         """State what changed until cancelled."""
         self._idle.clear()
+        self._every = LOOK  # whoever had these partitions before may have been about to state what windows wait for
         while True:
             try:
                 async with asyncio.timeout(self._every):
@@ -124,10 +125,14 @@ class Stater:
         seen = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)  # of none there is nothing to wait for
         since = min(seen, source.counted)  # events that do not count do not move the watermark, so they are silence, too
         self._every = min(max(LOOK, (now - since) / 10), SELDOM)
-        if read is None or now - since < source.settings.idle or source.upto.of(REST) is not None:
+        if read is None:
+            self._every = LOOK
+            return
+        if now - since < source.settings.idle or source.upto.of(REST) is not None:
             return  # or it is to stand still, and with it what the watermark wakes
         last = await self._s.bus.last(source.stream, source.settings.subject)
         if last is not None and last.sequence > max([read, *(at.sequence for at in taken)]):
+            self._every = LOOK
             return
         highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)
         for p in partitions:

@@ -144,3 +144,23 @@ def test_a_source_that_is_dropped_holds_no_window_whatever_it_has_open(lab: Make
     one.publish("in", {"k": "a"})
     one.advance(60)
     assert [w["value"] for w in one.outputs("out")] == [1, 1]
+
+
+def test_who_takes_over_looks_at_a_source_that_has_long_been_silent_as_soon_as_at_any_other(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in", partitions=2, idle="5s").key_by("k").window("10s").count(name="w").sink("out")
+    one = lab(topology)
+    hosts = [one.start(name) for name in "ab"]
+    one.publish("in", {"k": "a"}, key="a")
+    one.advance(200)
+    one.kill("b")
+    (source,) = [r for r in hosts[0].runners if r.source is not None]
+    while len(source.partitions) < 2:
+        one.advance(0.25)
+
+    def stated() -> int:
+        return len(one.messages(subjects.time(APP, "t", "s1", "a")))
+
+    before = stated()
+    one.advance(3)
+    assert stated() > before
