@@ -156,7 +156,10 @@ class SourceWatch:
                 self._behind.pop(p.index, None)
             elif behind > lag or clock - self._behind.setdefault(p.index, clock) >= LATE:
                 self._behind.pop(p.index, None)
-                moved = to._replace(sequence=sequence, time=time, mark=p.tables.position("source").mark)
+                mark = p.tables.position("source").mark
+                if not self.pump.catches_up(p):  # a restart does not read again what the others' events said, either
+                    mark = max(mark, self.input.highest)
+                moved = to._replace(sequence=sequence, time=time, mark=mark)
                 p.take_in(Arrival(Place("source", sequence), moved, clock, None))
 
 

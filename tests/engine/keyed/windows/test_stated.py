@@ -11,8 +11,9 @@ from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import codecs, subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
-from dspex.bus.message import Message
+from dspex.bus.message import Message, partition_of
 from dspex.bus.port import BusEvents, Reader
+from dspex.engine.runtime.inputs.position import LATE
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -61,6 +62,12 @@ class Single(Held):
         for _ in range(20):
             await asyncio.sleep(0)
         return await super().read(1)
+
+
+def owner(one: Lab, stage: str, partition: int) -> str:
+    return next(
+        name for name, (host, _) in one.hosts.items() for r in host.runners if r.stage.id == stage and partition in r.partitions
+    )
 
 
 def test_a_source_with_unread_events_is_not_idle_however_long_none_came_to_an_engine(lab: MakeLab) -> None:  # E7
@@ -164,3 +171,25 @@ def test_who_takes_over_looks_at_a_source_that_has_long_been_silent_as_soon_as_a
     before = stated()
     one.advance(3)
     assert stated() > before
+
+
+def test_who_starts_while_a_source_is_silent_lets_no_window_wait_for_a_partition_with_rare_events(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in", partitions=2, idle="5s").key_by("k").window("5m").count(name="w").sink("out")
+    rare, often = (next(f"k{n}" for n in range(9) if partition_of(f"k{n}", 2) == index) for index in (1, 0))
+    one = lab(topology)
+    one.start("a")
+    one.start("b")  # each has one of the source's partitions
+    one.advance(5)
+    one.publish("in", {"k": "a"}, key=rare)
+    for _ in range(6):
+        one.advance(60)
+        one.publish("in", {"k": "a"}, key=often)
+    one.advance(LATE + 10)  # long enough for a partition to leave behind it what was read for the other one
+    one.kill(owner(one, "s1", 1))
+    one.start("c")
+    one.advance(250)  # the last event's window ends 235 s behind it
+    assert owner(one, "s1", 1) == "c"
+    assert [w["value"] for w in one.outputs("out")] == [5, 2]
+    assert one.letters() == []
+    assert one.differences() == []
