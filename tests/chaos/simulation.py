@@ -267,7 +267,7 @@ class Simulation:
         for life in numbers():
             fate = fates[life] if life < len(fates) else PATIENCE
             deadly = self.deadly if fate != PATIENCE else 0.0
-            bus = Bus(self.server, self.random, deadly=deadly, slow=self.slow or 0.0, few=self.few or 0)
+            bus = Bus(self.server, self.random, deadly=deadly, slow=self.slow or 0.0, few=lambda: self.few or 0)
             self.seals.seal(bus)
             if self.skewed and fate != PATIENCE:
                 bus.skew = self.random.uniform(-25.0, 25.0)

@@ -23,9 +23,8 @@ class Bus(MemoryBus):
 
     `deadly`: how likely a commit is the last thing that the process does; half of these land first. `slow`: seconds until the
     answer to a commit comes, at most; what follows from it may be there before. `forgets`: how likely the process is cut off
-    before it removes a message. `few`: messages that a reader gives at once, at most, so that what was stored
-    together is not heard together; 0 for as many as there are. `skew`: seconds that the time which it is told is ahead of the
-    server's.
+    before it removes a message. `few`: gives how many messages a reader may give at once now, so that what was stored together
+    is not heard together; 0 for as many as there are. `skew`: seconds that the time which it is told is ahead of the server's.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class Bus(MemoryBus):
         deadly: float = 0.0,
         slow: float = 0.0,
         forgets: float = 0.0,
-        few: int = 0,
+        few: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(server, BusEvents())
         self.random, self.deadly, self.slow, self.forgets = random, deadly, slow, forgets
@@ -67,7 +66,7 @@ class Bus(MemoryBus):
 
     async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
         found = await super().reader(stream, filters, **options)
-        return Sips(found, self) if self.few else found
+        return Sips(found, self) if self.few() else found
 
     async def delete(self, stream: str, sequence: int, *, erase: bool = False) -> None:
         if self.forgets and self.random.random() < self.forgets:
@@ -87,7 +86,8 @@ class Sips:
         self._reader, self._bus = reader, bus
 
     async def read(self, limit: int) -> list[Message]:
-        return await self._reader.read(min(limit, self._bus.random.randint(1, self._bus.few)))
+        few = self._bus.few()
+        return await self._reader.read(min(limit, self._bus.random.randint(1, few)) if few else limit)
 
     async def close(self) -> None:
         await self._reader.close()

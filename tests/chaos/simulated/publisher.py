@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STRAY: Final = 60.0  # seconds by which an event may be late
 PUT_OFF: Final = 1.5  # seconds
+MOST_BEHIND: Final = 30.0  # seconds by which the events of the second source are behind those of the first
 
 
 class Publisher:
@@ -36,7 +37,7 @@ class Publisher:
         self.root = f"{new_id(sim.server.now)[:15]}000-8000-000000000000"
         self.numbers = Counter[str]()
         self.chance = Random(sim.seed + 3)
-        self.behind = {SOURCE: 0.0, OTHER: Random(sim.seed + 4).uniform(2 * LATENESS, 30.0)}
+        self.behind = {SOURCE: 0.0, OTHER: Random(sim.seed + 4).uniform(2 * LATENESS, MOST_BEHIND)}
 
     async def publish(self) -> None:
         sim, pause = self.sim, self.sim.random.choice([0.05, 0.4, 3.0])
