@@ -209,7 +209,7 @@ class TimedSimulation(Simulation):
                     runs[run_of(stream.config.name, stream.created, m)] = by_id[m.headers[subjects.MESSAGE_ID]]
             refused = Refused.read([Letter.unpack(self.whole(m).data) for m in found], runs)
         on_time = not self.skewed and not self.strays and not self.repaired
-        return Expected(self.given, refused, self.out, self.times, self.displaced, on_time, self._broken)
+        return Expected(self.given, refused, self.out, self.times, self.displaced, on_time, self._broken, bool(self.strays))
 
     @property
     def _broken(self) -> bool:
