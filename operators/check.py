@@ -96,14 +96,17 @@ def _suffixed(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
 
 
 def _impatient(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
-    """DX323: a gather that waits less long than a person in one of its branches may take."""
+    """DX323: a gather that waits less long than a person in one of its branches may take. Of one with a wrong option the times
+    are not known, and what is wrong is reported already.
+    """
+    refused = {d for d, _ in plan.problems}
     for d in plan.drafts:
-        if d.op != "gather" or len(d.inputs) < 2:
+        if d.op != "gather" or d in refused or len(d.inputs) < 2:
             continue
         branches = [_above(before) for before, _ in d.inputs]
         within = float(str(d.options.get("within") or 0))
         some, every = set[NodeDraft]().union(*branches), branches[0].intersection(*branches)
-        for waits in sorted(some - every, key=lambda one: names[one]):
+        for waits in sorted(some - every - refused, key=lambda one: names[one]):
             timeout = waits.options.get("timeout")
             if waits.op == "approve" and (timeout is None or float(str(timeout)) > within):
                 file, line = d.place or (None, None)

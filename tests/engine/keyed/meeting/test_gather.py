@@ -255,3 +255,11 @@ def test_a_gather_that_waits_less_long_than_a_person_may_take_is_a_warning(timeo
     found = [(p.code, p.level, p.node) for p in t.check()]
     assert found == ([("DX323", "warning", "both")] if said else [])
     assert said is None or said in t.check()[0].message
+
+
+@pytest.mark.parametrize(("within", "timeout"), [("soon", "1h"), ("1m", "soon")])
+def test_where_a_time_is_none_that_alone_is_said(within: str, timeout: str) -> None:
+    t = Topology("small")
+    s = t.source("in")
+    gather(s, s.approve(name="ask", timeout=timeout), within=within, name="both").sink("out")
+    assert [p.code for p in t.check()] == ["DX205"]
