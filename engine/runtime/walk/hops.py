@@ -86,24 +86,19 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
 
 def back_step(node: StateNode) -> Handler:
     """The step at which an operator gets back what it has let out as a letter."""
-    name, back = node.name, node.state.back
-
-    def step(event: NodeEvent, walk: Any) -> None:
-        walk.node = name
-        if back is not None:
-            back(read(event), walk)
-
-    return step
+    return _given(node.name, node.state.back)
 
 
 def told_step(node: StateNode) -> Handler:
     """The step at which an operator is told something: that changes what it keeps, and nothing goes on at once."""
-    name, told = node.name, node.state.told
+    return _given(node.name, node.state.told)
 
+
+def _given(name: str, take: Callable[[Any, Any], None] | None) -> Handler:
     def step(event: NodeEvent, walk: Any) -> None:
         walk.node = name
-        if told is not None:
-            told(read(event), walk)
+        if take is not None:
+            take(read(event), walk)
 
     return step
 
