@@ -146,7 +146,9 @@ class TimedSimulation(Simulation):
         report = await self._judge(loop.time() - started)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if ended is not None and not isinstance(ended, asyncio.CancelledError):
+                raise ended  # whoever should have done something until the end did nothing
         return report
 
     @property
@@ -206,7 +208,9 @@ class TimedSimulation(Simulation):
                 if (stream := self.server.stream_of(source)) is None:
                     continue
                 for m in self.stored(stream.config.name, source):
-                    runs[run_of(stream.config.name, stream.created, m)] = by_id[m.headers[subjects.MESSAGE_ID]]
+                    event = by_id.get(m.headers[subjects.MESSAGE_ID])
+                    if event is not None:  # else its publisher does not know yet that it is stored
+                        runs[run_of(stream.config.name, stream.created, m)] = event
             refused = Refused.read([Letter.unpack(self.whole(m).data) for m in found], runs)
         on_time = not self.skewed and not self.strays and not self.repaired
         return Expected(self.given, refused, self.out, self.times, self.displaced, on_time, self._broken, bool(self.strays))
