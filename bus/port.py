@@ -168,6 +168,20 @@ class Subscription(Protocol):
     async def close(self) -> None: ...
 
 
+class Answers(Protocol):
+    """Where the answers to a question come.
+
+    Attributes:
+        inbox: the subject; what is sent carries it as `reply`.
+    """
+
+    inbox: str
+
+    def close(self) -> None:
+        """No more of them: those that still come are dropped."""
+        ...
+
+
 class Bucket(Protocol):
     """Small values under keys, with revisions (compare and set)."""
 
@@ -421,8 +435,11 @@ class Bus(Protocol):
         """Call `handler` for each message, one at a time, in order; in a `queue` group one member gets each."""
         ...
 
-    def inbox(self) -> str:
-        """A subject of its own for answers."""
+    def answers(self, take: Callable[[Message], None]) -> Answers:
+        """A subject of its own for answers: `take` is called with each, in order, as it comes. Costs the server nothing.
+
+        `take` must not raise. Where a message that asked for an answer reaches nobody, one comes with `Status` 503.
+        """
         ...
 
     # -- keys and objects

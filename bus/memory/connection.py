@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dspex.bus.errors import BusError, DataError, DspexError, NotStored, PayloadTooLarge, Saturated, Unreachable, Unsettled
-from dspex.bus.memory.handles import MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
+from dspex.bus.memory.handles import MemoryAnswers, MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
 from dspex.bus.port import (
@@ -246,26 +246,26 @@ class MemoryBus:
         await self.trip()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
-        async def answered(message: Message) -> None:
+        def answered(message: Message) -> None:
             if not answer.done():
                 answer.set_result(message)
 
-        inbox = self.inbox()
-        subscription = await self.subscribe(inbox, answered)
+        answers = self.answers(answered)
         try:
-            if not self.server.route(Message(subject, data, headers or {}, reply=inbox)):
+            if not self.server.route(Message(subject, data, headers or {}, reply=answers.inbox)):
                 raise Saturated(f"no process listens on {subject}")
             async with asyncio.timeout(timeout):
                 return await self.wait(answer)
         except TimeoutError:
             raise Unreachable(f"no answer from {subject} within {timeout:g} s") from None
         finally:
-            await subscription.close()
+            answers.close()
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         self._check(NewMessage(subject, data, headers))
         await self.trip()
-        self.server.route(Message(subject, data, headers or {}, reply=reply))
+        if not self.server.route(Message(subject, data, headers or {}, reply=reply)) and reply:
+            self.server.route(Message(reply, b"", {"Status": "503"}))
 
     async def subscribe(
         self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
@@ -275,8 +275,8 @@ class MemoryBus:
         self.server.subscriptions.append(subscription)
         return subscription
 
-    def inbox(self) -> str:
-        return f"_INBOX.memory.{self.server.number()}"
+    def answers(self, take: Callable[[Message], None]) -> MemoryAnswers:
+        return MemoryAnswers(self, take)
 
     # -- keys and objects
     async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> MemoryBucket:

@@ -120,6 +120,18 @@ class MemoryWorkQueue:
                 self._consumer.pulls.remove(pull)
 
 
+class MemoryAnswers:
+    """Gives each message that comes to a subject of its own to `take`."""
+
+    def __init__(self, bus: MemoryBus, take: Callable[[Message], None]) -> None:
+        self.inbox = f"_INBOX.memory.{bus.server.number()}"
+        self._takers = bus.server.answers
+        self._takers[self.inbox] = take
+
+    def close(self) -> None:
+        self._takers.pop(self.inbox, None)
+
+
 class MemorySubscription:
     """Hands messages to a handler, one after the other."""
 

@@ -8,7 +8,7 @@ tasks their turn first, as a trip over the wire would: an await that never yield
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +48,7 @@ class MemoryServer:
         self.once: set[str] = set()  # buckets whose keys take one value each
         self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
+        self.answers: dict[str, Callable[[Message], None]] = {}  # inbox → who takes what comes there
         self.led_since = 0.0  # when its server of today became the leader; tests set it
         self._epoch = epoch
         self._numbers = 0
@@ -137,4 +138,7 @@ class MemoryServer:
         got += [self.luck.random.choice(members) for members in groups.values()]
         for subscription in got:
             subscription.inbox.put_nowait(message)
+        if (take := self.answers.get(message.subject)) is not None:
+            take(message)
+            return len(got) + 1
         return len(got)

@@ -49,6 +49,7 @@ class Connection:
         self._tasks = self.tasks(self._broken)
         self._subscriptions: dict[bytes, WireSubscription] = {}
         self.pending: dict[bytes, PendingRequest] = {}  # requests without an answer yet
+        self.answers: dict[bytes, WireRoute] = {}  # who takes the answers to questions that may have several
         self._count = 0
         self._answers = f"{options.inbox_prefix}.{self.id}.r"
         self.listen(f"{self._answers}.*", self._answered)
@@ -253,17 +254,23 @@ class Connection:
     ) -> Generator[PendingRequest, None, None]:
         """A request about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
         token = self.fresh()
-        pending = PendingRequest(subjects, f"{self._answers}.{token}", final)
+        pending = PendingRequest(subjects, self.answered_on(token), final)
         self.pending[token.encode()] = pending
         try:
             yield pending
         finally:
             del self.pending[token.encode()]
 
+    def answered_on(self, token: str) -> str:
+        """The subject on which answers with this token (see `fresh`) come, by the one subscription that there is for them."""
+        return f"{self._answers}.{token}"
+
     def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         token, _, place = subject.rpartition(b".")[2].partition(b"-")
         if (pending := self.pending.get(token)) is not None:
             pending.take(data, head, place)
+        elif (take := self.answers.get(token)) is not None:
+            take(subject, reply, data, head)
 
     async def ask(
         self,

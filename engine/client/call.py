@@ -114,28 +114,32 @@ async def ask(
         left=timeout,
     )
     asking = _Asking(bus, app, what.pool, request)
-    subscription = await bus.subscribe(asking.inbox, asking.frames.put)
     try:
         async with asyncio.timeout(timeout):
             record = await asking.record()
     except TimeoutError:
         raise asking.gave_up(timeout) from None
     finally:
-        await subscription.close()
+        asking.close()
     if record.error is not None:
         raise from_dict(record.error).of_call()
     return record, time.monotonic() - began
 
 
 class _Asking:
-    """One call on its way to a worker."""
+    """One call on its way to a worker.
+
+    Its frames are taken as they come, outside the task that waits, which wakes once: for the result, or where it must ask again.
+    """
 
     def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest) -> None:
         self.bus, self.app, self.pool, self.request = bus, app, pool, request
-        self.inbox = bus.inbox()
-        self.frames: asyncio.Queue[Message] = asyncio.Queue()
+        self.answers = bus.answers(self._take)
         self.taken = False  # a worker has accepted it
         self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
+        self._late: asyncio.TimerHandle | None = None
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
@@ -147,14 +151,41 @@ class _Asking:
             await may_store(self.bus, self.app)
         draft = await payloads.sent(self.bus, self.app, draft)
         while True:
-            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox)
-            if await _accepted(self.frames) is not None:
-                self.taken = True
-                result = await payloads.required(self.bus, self.app, await _result(self.frames))
+            if (result := await self._asked(draft)) is not None:
+                result = await payloads.required(self.bus, self.app, result)
                 return CallRecord.unpack(result.data)
             self.seen = await _someone_there(self.bus, self.app, self.pool)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
+
+    async def _asked(self, draft: NewMessage) -> Message | None:
+        """The result; None where no worker takes the call: all are busy or frozen, or there is none."""
+        if not self.taken:  # else one that was slow has taken it meanwhile
+            self._heard = self._loop.create_future()
+            self._late = self._loop.call_later(ACCEPT_WITHIN, self._not_taken)
+            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.answers.inbox)
+        return await self._heard
+
+    def _take(self, frame: Message) -> None:
+        kind = frame.headers.get(subjects.KIND, "")
+        if kind in (ACCEPTED, RESULT):  # the result alone is a refusal
+            if not self.taken and self._heard.done():
+                self._heard = self._loop.create_future()  # of a worker that was taken for frozen
+            self.taken = True
+            if kind == RESULT and not self._heard.done():
+                self._heard.set_result(frame)
+        elif kind == BUSY or frame.headers.get("Status") == "503":
+            self._not_taken()
+
+    def _not_taken(self) -> None:
+        if not self.taken and not self._heard.done():
+            self._heard.set_result(None)
+
+    def close(self) -> None:
+        """It is over: what still comes is dropped."""
+        self.answers.close()
+        if self._late is not None:
+            self._late.cancel()
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""
@@ -168,23 +199,6 @@ class _Asking:
             run=run,
             fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
         )
-
-
-async def _accepted(frames: asyncio.Queue[Message]) -> Message | None:
-    """The accepted frame, or a refusal, which stays in `frames`. None where a worker was busy or frozen, or there was none."""
-    try:
-        async with asyncio.timeout(ACCEPT_WITHIN):
-            while True:
-                frame = await frames.get()
-                kind = frame.headers.get(subjects.KIND, "")
-                if kind == RESULT:
-                    frames.put_nowait(frame)
-                if kind in (ACCEPTED, RESULT):
-                    return frame
-                if kind == BUSY or frame.headers.get("Status") == "503":
-                    return None
-    except TimeoutError:
-        return None
 
 
 async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
@@ -202,10 +216,3 @@ async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
         pass
     fix = f"start one: dspex worker {pool}   (or dspex run, which starts all pools)"
     raise Saturated(f"pool {pool} {why}", node=pool, fix=fix)
-
-
-async def _result(frames: asyncio.Queue[Message]) -> Message:
-    while True:
-        frame = await frames.get()
-        if frame.headers.get(subjects.KIND) not in (ACCEPTED, BUSY):
-            return frame

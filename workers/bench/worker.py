@@ -39,20 +39,20 @@ class Worker:
     async def call(self, spec: CallSpec, inputs: Mapping[str, object]) -> tuple[dict[str, object], float]:
         """The outputs of one call, and the seconds from the request to their arrival. Raises the call's error."""
         began = time.perf_counter()
-        inbox, result = self._bus.inbox(), asyncio.get_running_loop().create_future()
+        result: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        async def heard(message: Message) -> None:
+        def heard(message: Message) -> None:
             if message.headers.get(subjects.KIND) == RESULT and not result.done():
                 result.set_result(message.data)
 
-        subscription = await self._bus.subscribe(inbox, heard)
+        answers = self._bus.answers(heard)
         try:
             work = CallRequest(id := new_id(), 1, 1, "", "bench", asdict(spec), inputs, id, timeout=LIMIT)
-            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=inbox)
+            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=answers.inbox)
             async with asyncio.timeout(LIMIT):
                 record = CallRecord.unpack(await result)
         finally:
-            await subscription.close()
+            answers.close()
         if record.error is not None:
             raise from_dict(record.error)
         return dict(record.outputs or {}), time.perf_counter() - began

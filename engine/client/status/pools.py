@@ -43,19 +43,18 @@ def _absent(pool: str) -> PoolRow:
 
 async def _ask(bus: Bus, app: str, pool: str) -> list[PoolRow]:
     """The answers of all processes of a pool, which may run on several hosts."""
-    answers: asyncio.Queue[Message] = asyncio.Queue()
-    inbox = bus.inbox()
-    subscription = await bus.subscribe(inbox, answers.put)
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+    answers = bus.answers(queue.put_nowait)
     found: list[PoolRow] = []
     try:
-        await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=inbox)
+        await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=answers.inbox)
         async with asyncio.timeout(FIRST_ANSWER) as limit:
-            while (answer := await answers.get()).headers.get("Status") != "503":
+            while (answer := await queue.get()).headers.get("Status") != "503":
                 if (row := pool_row(answer)) is not None:
                     found.append(row)
                 limit.reschedule(asyncio.get_running_loop().time() + MORE_ANSWERS)
     except TimeoutError:
         pass  # no more of them
     finally:
-        await subscription.close()
+        answers.close()
     return sorted(found, key=lambda process: str(process["id"]))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from bus_bench import PATIENCE, Buses, put, soon, stream
 
+from dspex.bus import subjects
 from dspex.bus.errors import Saturated, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
@@ -127,12 +128,26 @@ async def test_a_core_subscriber_sees_what_is_stored_as_it_comes(buses: Buses, u
 
 
 @pytest.mark.asyncio
-async def test_every_inbox_is_unique_and_receives_what_is_sent_to_it(buses: Buses) -> None:
+async def test_every_inbox_is_unique_and_takes_what_is_sent_to_it_until_it_is_closed(buses: Buses) -> None:
     a, b = buses
-    inbox = a.inbox()
-    assert len({inbox, a.inbox(), b.inbox()}) == 3
     got: asyncio.Queue[Message] = asyncio.Queue()
-    await a.subscribe(inbox, got.put)
-    await b.send(inbox, b"frame", headers={"N": "1"}, reply="back")
+    first, second = a.answers(got.put_nowait), a.answers(got.put_nowait)
+    assert len({first.inbox, second.inbox, b.answers(got.put_nowait).inbox}) == 3
+    assert all(subjects.is_inbox(answers.inbox) for answers in (first, second))
+    for n in (b"1", b"2"):
+        await b.send(first.inbox, n, headers={"N": "1"}, reply="back")
+    frames = [await soon(got.get()), await soon(got.get())]
+    assert [(f.subject, f.data, f.headers["N"], f.reply) for f in frames] == [(first.inbox, n, "1", "back") for n in (b"1", b"2")]
+    first.close()
+    await b.send(first.inbox, b"dropped")
+    await b.send(second.inbox, b"taken")
+    assert (await soon(got.get())).data == b"taken"
+
+
+@pytest.mark.asyncio
+async def test_who_asks_and_reaches_nobody_hears_it(buses: Buses, unique: str) -> None:
+    got: asyncio.Queue[Message] = asyncio.Queue()
+    answers = buses[0].answers(got.put_nowait)
+    await buses[0].send(unique, b"question", reply=answers.inbox)
     frame = await soon(got.get())
-    assert (frame.subject, frame.data, frame.headers["N"], frame.reply) == (inbox, b"frame", "1", "back")
+    assert (frame.data, frame.headers["Status"]) == (b"", "503")

@@ -61,13 +61,13 @@ async def caller(nats_url: str) -> AsyncIterator[NatsBus]:
 
 async def asked(bus: NatsBus, subject: str, request: CallRequest) -> CallRecord:
     """What a pool answers to a request on a subject."""
-    inbox, frames = bus.inbox(), asyncio.Queue[Message]()
-    subscription = await bus.subscribe(inbox, frames.put)
+    frames = asyncio.Queue[Message]()
+    answers = bus.answers(frames.put_nowait)
     async with asyncio.timeout(60):
-        await bus.send(subject, request.pack(), reply=inbox)
+        await bus.send(subject, request.pack(), reply=answers.inbox)
         while (frame := await frames.get()).headers.get(subjects.KIND) != RESULT:
             pass
-    await subscription.close()
+    answers.close()
     return CallRecord.unpack(frame.data)
 
 

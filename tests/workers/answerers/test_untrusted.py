@@ -138,13 +138,13 @@ async def test_a_caller_hears_of_a_refusal_at_once(shared: Bench) -> None:
 
 async def asked(bench: Bench, data: bytes) -> CallRecord:
     """The record of an interactive call with these bytes."""
-    inbox, frames = bench.bus.inbox(), asyncio.Queue[Message]()
-    subscription = await bench.bus.subscribe(inbox, frames.put)
-    await bench.bus.send(subjects.ad_hoc_call(APP, POOL, "predict"), data, reply=inbox)
+    frames = asyncio.Queue[Message]()
+    answers = bench.bus.answers(frames.put_nowait)
+    await bench.bus.send(subjects.ad_hoc_call(APP, POOL, "predict"), data, reply=answers.inbox)
     async with asyncio.timeout(30):
         while (frame := await frames.get()).headers[subjects.KIND] != RESULT:
             pass
-    await subscription.close()
+    answers.close()
     return CallRecord.unpack(frame.data)
 
 
