@@ -431,6 +431,10 @@ class Bus(Protocol):
         """Publish without storing and without an answer."""
         ...
 
+    def tell(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """`send` that does not wait while the socket takes no more: for little at a time, where nothing can wait."""
+        ...
+
     async def subscribe(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Subscription:
         """Call `handler` for each message, one at a time, in order; in a `queue` group one member gets each."""
         ...

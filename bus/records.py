@@ -48,7 +48,11 @@ class _Packed:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The object that `pack` wrote. Raises DecodeError."""
-        known = checked(cls, f"a {cls.__name__}", codecs.decode(data, codecs.MSGPACK))
+        return cls._read(codecs.decode(data, codecs.MSGPACK))
+
+    @classmethod
+    def _read(cls, raw: object) -> Self:
+        known = checked(cls, f"a {cls.__name__}", raw)
         try:
             return cls(**known)
         except TypeError as e:
@@ -158,7 +162,7 @@ class CallRequest(_Packed):
         try_number: from 1: which execution this is.
         attempt: from 1: the same, without executions that do not count because the model was not to be had.
         topology, node: the operator that makes the call; "" for a call of no topology.
-        spec: CallSpec as a map.
+        spec: what is run.
         inputs: signature inputs by name.
         run, session: of the event; the id of the call where there is none.
         timeout: seconds for this execution.
@@ -174,7 +178,7 @@ class CallRequest(_Packed):
     attempt: int
     topology: str
     node: str
-    spec: Mapping[str, Any]
+    spec: CallSpec
     inputs: Mapping[str, Any]
     run: str
     session: str | None = None
@@ -184,11 +188,17 @@ class CallRequest(_Packed):
     alone: bool = False
     record: RecordTo | None = None
 
+    def pack(self) -> bytes:
+        """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
+        return codecs.msgpack_bytes(vars(self) | {"spec": self.spec.packed})
+
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The request that `pack` wrote. Raises DecodeError, also where its spec or its times are none."""
-        found = super().unpack(data)
-        CallSpec.read(found.spec)
+        raw = codecs.decode(data, codecs.MSGPACK)
+        if not (isinstance(raw, dict) and isinstance(raw.get("spec"), bytes)):
+            raise DecodeError("not a CallRequest of dspex: it has no spec")
+        found = cls._read(raw | {"spec": CallSpec.unpack(raw["spec"])})
         if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
         return found
@@ -197,7 +207,7 @@ class CallRequest(_Packed):
         """The subject that an interactive call with this request belongs on."""
         if self.topology:
             return subjects.call(app, pool, self.topology, self.node)
-        return subjects.ad_hoc_call(app, pool, str(self.spec.get("kind")))
+        return subjects.ad_hoc_call(app, pool, self.spec.kind)
 
 
 @dataclass(frozen=True)

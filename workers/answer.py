@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dspex.bus.errors import DspexError
@@ -67,5 +67,5 @@ class Answer:
             dspy_version=self.dspy_version,
             started=self.started,
             elapsed=self.elapsed,
-            usage=asdict(self.usage) if self.usage else {},
+            usage=dict(vars(self.usage)) if self.usage else {},
         )

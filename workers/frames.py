@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dspex.bus import codecs
@@ -110,7 +109,10 @@ _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 def pack(frame: Frame) -> bytes:
     """A frame as it goes over the socket. Raises InvalidInput for a value that MessagePack cannot hold."""
-    body = codecs.msgpack_bytes({"type": _NAMES[type(frame)], **vars(frame)})
+    plain = {"type": _NAMES[type(frame)], **vars(frame)}
+    if isinstance(frame, DoneFrame):  # as maps at once: the encoder would ask of each object what it is
+        plain["answer"] = vars(frame.answer) | {"usage": frame.answer.usage and vars(frame.answer.usage)}
+    body = codecs.msgpack_bytes(plain)
     return _HEAD.pack(len(body)) + body
 
 
@@ -133,46 +135,93 @@ def _unpack(body: bytes) -> Frame:
         raise DecodeError(f"not a frame of dspex: {e!r}") from None
 
 
-async def read(stream: asyncio.StreamReader) -> Frame | None:
-    """The next frame; None when the other side has closed. Raises DecodeError for what is no frame."""
-    try:
-        (size,) = _HEAD.unpack(await stream.readexactly(_HEAD.size))
-        if size > MOST:
-            raise DecodeError(f"a frame of {size:,} bytes, of which {MOST:,} are allowed")
-        return _unpack(await stream.readexactly(size))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
+class Link(asyncio.Protocol):
+    """One end of the socket, on a loop: what comes is cut into frames, and each is handed on as it comes. No task, no thread.
 
+    Args:
+        take: called with each frame, in order. It must not raise.
+        ended: called once, when the other side has closed; with the error where what it sent was no frame.
+    """
 
-class Pipe:
-    """The child's end: blocking, safe from any thread."""
+    def __init__(self, take: Callable[[Frame], None], ended: Callable[[DecodeError | None], None]) -> None:
+        self._take, self._ended = take, ended
+        self._transport: asyncio.Transport | None = None
+        self._parts: list[bytes] = []  # the beginning of a frame whose rest has not come
+        self._missing = 0  # bytes that it needs at least
+        self._wrong: DecodeError | None = None
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._lock = threading.Lock()
+    async def begin(self, sock: socket.socket) -> None:
+        """Talk over a connected socket, on the running loop."""
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
 
     def send(self, frame: Frame) -> None:
-        """Write one frame. Waits while the parent does not read. Raises InvalidInput as `pack` does."""
-        data = pack(frame)
-        with self._lock:
-            self._sock.sendall(data)
+        """Write one frame; without effect where the link is closed. Called on the loop. Raises InvalidInput as `pack` does."""
+        self.write(pack(frame))
 
-    def receive(self) -> Frame | None:
-        """The next frame; None when the parent has ended."""
-        head = self._exactly(_HEAD.size)
-        body = self._exactly(_HEAD.unpack(head)[0]) if head else None
-        if body is None:
+    def write(self, packed: bytes) -> None:
+        """`send` for a frame that is packed."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packed)
+
+    def close(self) -> None:
+        """Close this end; what was sent before still goes out."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- what asyncio calls
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parts.append(data)
+        if len(data) < self._missing:  # joined at each chunk, a frame of 64 MiB would be copied hundreds of times
+            self._missing -= len(data)
+            return
+        if len(self._parts) > 1:
+            data = b"".join(self._parts)
+        try:
+            at, self._missing = self._cut(data)
+        except DecodeError as error:
+            self._wrong = error
+            self._parts.clear()
+            self.close()
+            return
+        self._parts = [data[at:]] if at < len(data) else []
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(self._wrong)
+
+    def _cut(self, data: bytes) -> tuple[int, int]:
+        """Hand the frames in `data` on: where the rest begins, and how many bytes that needs at least. Raises DecodeError."""
+        at = 0
+        while (start := at + _HEAD.size) <= len(data):
+            (size,) = _HEAD.unpack_from(data, at)
+            if size > MOST:
+                raise DecodeError(f"a frame of {size:,} bytes, of which {MOST:,} are allowed")
+            if start + size > len(data):
+                return at, start + size - len(data)
+            frame = _unpack(data[start : start + size])
+            at = start + size
+            self._take(frame)
+        return at, start - len(data)
+
+
+def receive(sock: socket.socket) -> Frame | None:
+    """One frame from a blocking socket; None when the other side has closed. Raises DecodeError for what is no frame."""
+    head = _exactly(sock, _HEAD.size)
+    body = _exactly(sock, _HEAD.unpack(head)[0]) if head else None
+    return None if body is None else _unpack(body)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        try:
+            part = sock.recv(size - len(data))
+        except ConnectionError:
             return None
-        return _unpack(body)
-
-    def _exactly(self, size: int) -> bytes | None:
-        data = bytearray()
-        while len(data) < size:
-            try:
-                part = self._sock.recv(size - len(data))
-            except ConnectionError:
-                return None
-            if not part:
-                return None
-            data += part
-        return bytes(data)
+        if not part:
+            return None
+        data += part
+    return bytes(data)

@@ -29,11 +29,11 @@ def checker(kind: Any) -> TypeAdapter[Any]:
 
 def checked(kind: Any, what: str, raw: object) -> Any:
     """`raw`, checked by type. Raises DecodeError that names the first wrong value, and does not show it."""
-    from pydantic import ValidationError
-
+    validator = checker(kind).validator
     try:
-        return checker(kind).validate_python(raw, strict=True)
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
+        return validator.validate_python(raw, strict=True)
+    except ValueError as e:  # a ValidationError is one, and importing that at each call would cost as much as checking
+        errors: Any = e
+        first = errors.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:MOST_SHOWN]  # keys in it are anybody's
         raise DecodeError(f"not {what} of dspex: {place}: {first['msg']}") from None

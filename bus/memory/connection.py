@@ -9,7 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dspex.bus.errors import BusError, DataError, DspexError, NotStored, PayloadTooLarge, Saturated, Unreachable, Unsettled
-from dspex.bus.memory.handles import MemoryAnswers, MemoryBucket, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
+from dspex.bus.memory.handles import (
+    MemoryAnswers,
+    MemoryBucket,
+    MemoryObjects,
+    MemoryReader,
+    MemorySubscription,
+    MemoryWorkQueue,
+)
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
 from dspex.bus.port import (
@@ -264,8 +271,17 @@ class MemoryBus:
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         self._check(NewMessage(subject, data, headers))
         await self.trip()
-        if not self.server.route(Message(subject, data, headers or {}, reply=reply)) and reply:
-            self.server.route(Message(reply, b"", {"Status": "503"}))
+        self._routed(Message(subject, data, headers or {}, reply=reply))
+
+    def tell(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        self._check(NewMessage(subject, data, headers))
+        if not self.connected:
+            raise Unreachable("the connection is closed")
+        asyncio.get_running_loop().call_soon(self._routed, Message(subject, data, headers or {}, reply=reply))
+
+    def _routed(self, message: Message) -> None:
+        if not self.server.route(message) and message.reply:
+            self.server.route(Message(message.reply, b"", {"Status": "503"}))
 
     async def subscribe(
         self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""

@@ -175,6 +175,9 @@ class NatsBus:
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         await self._connection.send(protocol.message(subject, data, headers, reply=reply, limit=self._connection.max_payload))
 
+    def tell(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        self._connection.put(protocol.message(subject, data, headers, reply=reply, limit=self._connection.max_payload))
+
     async def subscribe(
         self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = ""
     ) -> NatsSubscription:

@@ -29,6 +29,7 @@ from dspex.bus.port import OLDEST_SERVER
 
 _CHUNK = 1 << 18
 _CLOSING = 1.0  # seconds
+_MUCH = 1 << 16  # bytes that wait for the socket: where asyncio has its own limit
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,30 @@ class WireClient(Client):
         self._ended, self._complained = ended, complained
         self._over = False
         self._echoes: set[asyncio.Future[object]] = set()
+        self._unsent: list[bytes] = []
+        self._size = 0  # of them
 
     def put(self, data: bytes) -> None:
-        """Hand bytes to the socket at once: nothing waits in nats-py's buffer."""
-        self._transport.write(data)  # type: ignore[union-attr]
+        """Send bytes on this turn of the loop, together with what else is put on it: one call of the system for all of it."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unsent.append(data)
+        self._size += len(data)
+
+    def _write(self) -> None:
+        data, self._unsent, self._size = self._unsent, [], 0
+        if data and not self._over:
+            self._transport.write(data[0] if len(data) == 1 else b"".join(data))  # type: ignore[union-attr]
+
+    @property
+    def clogged(self) -> bool:
+        """Whether so much waits for the socket that who sends should wait too."""
+        waiting: int = self._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
+        return waiting + self._size > _MUCH
 
     async def drained(self) -> None:
         """Wait until the socket has taken most of what was put."""
+        self._write()
         await self._transport.drain()  # type: ignore[union-attr]
 
     @property
@@ -107,7 +125,8 @@ class WireClient(Client):
         self._echoes.add(pong)
         self._pongs.append(pong)
         try:
-            self.put(b"PING\r\n")
+            self._unsent.append(b"PING\r\n")
+            self._write()  # at once: nats-py sends pings too, and each pong is taken for the oldest of them
             await pong
         finally:
             self._echoes.discard(pong)

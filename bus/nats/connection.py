@@ -178,6 +178,8 @@ class Connection:
         """`put`, and wait while the socket takes no more. Raises Unreachable."""
         client = self.client()
         client.put(data)
+        if not client.clogged:  # nearly always: a timeout for each message costs more than sending it
+            return
         try:
             async with asyncio.timeout(timeout):
                 await client.drained()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Self
+from functools import cached_property, lru_cache
+from typing import Self, cast
 
 from typing_extensions import TypedDict
 
+from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 
@@ -76,6 +80,51 @@ class CallSpec:
         """Whether it may: only a function that enriches never does."""
         return self.kind != "enrich"
 
+    @cached_property
+    def packed(self) -> bytes:
+        """The spec as MessagePack, which `unpack` takes."""
+        return codecs.msgpack_bytes(self.plain())
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """The spec that `packed` holds, which is the same object for the same bytes: specs repeat from call to call.
+
+        Raises DecodeError for what is none.
+        """
+        return cast(Self, _kept(packed) if len(packed) <= _SMALL else _unpacked(packed))
+
+    @cached_property
+    def signature_json(self) -> str:
+        """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
+        plain: dict[str, object] = {
+            "signature": self.signature or self.target,
+            "instructions": self.instructions,
+            "fields": self.fields,
+        }
+        if self.types:
+            plain["types"] = self.types
+        return json.dumps(plain, default=str)  # not sorted: a model sees the properties of a type in the order of the type
+
+    @cached_property
+    def program(self) -> str:
+        """`predict#…`: the kind, and a digest of what the program is made from. The same for every answerer."""
+        made_from = [self.signature or self.target, self.instructions, self.tools, self.max_iters]
+        text = json.dumps([*made_from, *(more for more in (self.fields, self.types) if more)], default=str)
+        return f"{self.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @cached_property
+    def refused_config(self) -> str | None:
+        """Why its config is none that a call may have. Whoever may ask a worker can write anything there, and one parameter is
+        the address that a model's client sends its key to.
+        """
+        known = ModuleConfig.__annotations__
+        try:
+            checked(ModuleConfig, "the config of a call", {k: v for k, v in self.config.items() if k in known})
+        except DecodeError as error:
+            return error.message
+        unknown = min(self.config.keys() - known.keys(), default=None)
+        return None if unknown is None else f"a call may not set config.{unknown}"
+
     @classmethod
     def read(cls, raw: Mapping[str, object]) -> Self:
         """The spec of a request; keys of a newer version are left out. Raises DecodeError for what is none."""
@@ -85,6 +134,19 @@ class CallSpec:
             return cls(**checked(cls, "a spec of a call", known))
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
+
+
+_SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones
+
+
+def _unpacked(packed: bytes) -> CallSpec:
+    raw = codecs.decode(packed, codecs.MSGPACK)
+    if not isinstance(raw, dict):
+        raise DecodeError("not a spec of a call")
+    return CallSpec.read(raw)
+
+
+_kept = lru_cache(1024)(_unpacked)
 
 
 def is_async(fn: object) -> bool:

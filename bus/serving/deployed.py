@@ -51,7 +51,7 @@ class Deployed:
 
         Raises BusError where that cannot be read.
         """
-        topology, node, asked = request.topology, request.node, CallSpec.read(request.spec)
+        topology, node, asked = request.topology, request.node, request.spec
         if not topology:
             return
         now = asyncio.get_running_loop().time()

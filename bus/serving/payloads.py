@@ -21,6 +21,7 @@ from dspex.bus.errors import DataError, DecodeError, NotAllowed
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.records import CallRequest, RecordTo
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.clear_text import SETTING
 from dspex.bus.serving.new_leader import shown
 
@@ -121,7 +122,7 @@ def named_in_headers(app: str, message: Message) -> CallRequest:
     topology, stage, partition, number, try_number, _ = words
     record = subjects.record(app, where[3], topology, stage, int(partition))
     to, run = RecordTo(record, id, int(number), b""), message.headers.get(subjects.RUN, call)
-    return CallRequest(call, int(try_number), int(try_number), topology, where[-1], {}, {}, run, record=to)
+    return CallRequest(call, int(try_number), int(try_number), topology, where[-1], CallSpec("", "", ""), {}, run, record=to)
 
 
 async def required(bus: Bus, app: str, message: Message) -> Message:

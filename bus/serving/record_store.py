@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -12,13 +15,26 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, NotStored, OutputTooLarge, PayloadTooLarge
 from dspex.bus.message import INHERITED, in_session
-from dspex.bus.port import Ack, Bus, NewMessage
+from dspex.bus.port import WINDOW, WINDOW_BYTES, Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.signatures import Keys, is_signed, signed
+from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+LATER: Final = 0.01  # seconds that a record may wait for others which nobody waits for
+
+
+@dataclass
+class _Waiting:
+    """A record to be stored. `stored`: who waits for that; None: nobody does."""
+
+    message: NewMessage
+    request: CallRequest
+    stored: asyncio.Future[bool] | None
+    alone: bool = False  # not stored with its batch
 
 
 class RecordStore:
@@ -29,15 +45,24 @@ class RecordStore:
         keys: of the pool; without them its records are not signed.
 
     Attributes:
-        pending: records that the bus has not taken yet.
         collisions: records whose id had been taken by something else. None in a system without a fault.
         lost: records that the bus refused for good. None in a system without a fault.
     """
 
     def __init__(self, bus: Bus, app: str, pool: str, above: int = payloads.ABOVE, keys: Keys = ()) -> None:
         self.bus, self.app, self.pool, self.above, self._keys = bus, app, pool, above, keys
-        self.pending = self.collisions = self.lost = 0
+        self.collisions = self.lost = 0
+        self._counted = 0  # records that somebody waits for, or that were not stored at the first try
+        self._waiting: list[_Waiting] = []
+        self._hurry = asyncio.Event()  # somebody waits for one of them
+        self._storing = False
+        self._tasks = Tasks(f"records of {pool}", lambda name, error: log.error("a record was not stored", exc_info=error))
         self._seldom = Seldom(log)
+
+    @property
+    def pending(self) -> int:
+        """Records that the bus has not taken yet, without those of one batch that nobody waits for."""
+        return self._counted + max(0, len(self._waiting) - WINDOW)
 
     def check(self, request: CallRequest) -> None:
         """Raise DecodeError where no record can be stored as the request says, or would be stored where this pool's records
@@ -58,26 +83,115 @@ class RecordStore:
         Tries again for as long as the bus may still take it: also after a missing permission, which somebody can give, and
         after what a server says that nobody here knows. An answer was paid for, and its call is not run again.
         """
-        self.pending += 1
+        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._add(record, request, stored)
+        return await stored
+
+    def put(self, record: CallRecord, request: CallRequest) -> None:
+        """The same for a record that nobody waits for: within `LATER` seconds, together with others."""
+        self._add(record, request, None)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until all are stored, for so long; then store nothing more."""
+        end = asyncio.get_running_loop().time() + seconds
+        while self._tasks and (left := end - asyncio.get_running_loop().time()) > 0:
+            await self._tasks.finish(left)
+        await self._tasks.stop()
+
+    # -- many at once
+    def _add(self, record: CallRecord, request: CallRequest, stored: asyncio.Future[bool] | None) -> None:
+        self._counted += stored is not None
+        one = _Waiting(NewMessage("", b""), request, stored)
         try:
-            await self._store(self._message(record, request), request)
-            return True
+            one.message = self._message(record, request)
+        except DataError as error:
+            self._lost(one, error)
+            return
+        self._waiting.append(one)
+        if stored is not None:
+            self._hurry.set()
+        if not self._storing:
+            self._storing = True
+            self._tasks.start(self._store_waiting(), "records")
+
+    async def _store_waiting(self) -> None:
+        """Store what waits, and what has come meanwhile, until nothing is left. One at a time: the longer the bus takes for a
+        batch, the larger is the next one.
+        """
+        try:
+            while self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LATER):
+                        await self._hurry.wait()
+                self._hurry.clear()
+                batch, self._waiting = self._waiting[:WINDOW], self._waiting[WINDOW:]
+                if self._waiting:
+                    self._hurry.set()
+                await self._store_batch(batch)
+        finally:
+            self._storing = False
+
+    async def _store_batch(self, batch: Sequence[_Waiting]) -> None:
+        """Store the records of a batch. One that is not stored so goes on by itself, and the others pass it."""
+        most = payloads.inline(self.bus, self.above)
+        for one in [one for one in batch if len(one.message.data) > most]:
+            self._go_alone(one, None)
+        batch = [one for one in batch if len(one.message.data) <= most]
+        for one, outcome in zip(batch, await self._written([one.message for one in batch])):
+            if isinstance(outcome, Ack) and not outcome.duplicate:
+                self._settle(one, True)
+            else:
+                self._go_alone(one, outcome)
+
+    async def _written(self, messages: Sequence[NewMessage]) -> Sequence[Ack | DspexError | None]:
+        """What came of each; None: nothing was tried.
+
+        All go in one commit, with one answer for all; each by itself where the server does not take that, as it does not where
+        one of them was stored before.
+        """
+        try:
+            drafts = [await self._ready(message) for message in messages]
+            if len(drafts) > 1 and sum(len(draft.data) for draft in drafts) < WINDOW_BYTES:
+                with suppress(BusError):
+                    return [Ack("", await self.bus.commit(drafts))] * len(drafts)
+            return await self.bus.publish_all(drafts)
+        except (BusError, DataError) as error:
+            return [error] if len(messages) == 1 else [None] * len(messages)  # it may be the fault of one of them
+
+    async def _ready(self, message: NewMessage) -> NewMessage:
+        ready = await payloads.checked_in(self.bus, self.app, message, self.above)
+        return signed(ready, self._keys) if self._keys else ready
+
+    def _go_alone(self, one: _Waiting, outcome: Ack | DspexError | None) -> None:
+        self._counted += one.stored is None
+        one.alone = True
+        self._tasks.start(self._store_alone(one, outcome), "record")
+
+    async def _store_alone(self, one: _Waiting, outcome: Ack | DspexError | None) -> None:
+        """See `store`. `outcome`: what came of the first try; None: there was none."""
+        try:
+            await self._store(one.message, one.request, outcome)
+            self._settle(one, True)
         except NotStored as error:
-            if request.record is not None:
-                return self._lost(request, error)
+            if one.request.record is not None:
+                self._lost(one, error)
+                return
             # Nothing has been applied, and nobody asked for a record. Said now and then, not at each call.
             why = "the application has no stream, because nothing was applied"
             self._seldom.warning("interactive calls are answered, and not recorded", pool=self.pool, why=why, fix="dspex apply")
-            return False
+            self._settle(one, False)
         except (BusError, DataError) as error:
-            return self._lost(request, error)
-        finally:
-            self.pending -= 1
+            self._lost(one, error)
 
-    def _lost(self, request: CallRequest, error: DspexError) -> bool:
+    def _lost(self, one: _Waiting, error: DspexError) -> None:
         self.lost += 1
-        log.error("a record cannot be stored", pool=self.pool, call=request.call, why=error.message)
-        return False
+        log.error("a record cannot be stored", pool=self.pool, call=one.request.call, why=error.message)
+        self._settle(one, False)
+
+    def _settle(self, one: _Waiting, stored: bool) -> None:
+        self._counted -= one.stored is not None or one.alone
+        if one.stored is not None and not one.stored.done():
+            one.stored.set_result(stored)
 
     def _message(self, record: CallRecord, request: CallRequest) -> NewMessage:
         to = request.record
@@ -89,23 +203,24 @@ class RecordStore:
         headers = {subjects.MESSAGE_ID: id, subjects.RUN: request.run, **in_session(request.session)}
         return NewMessage(subject, self.sized(record), headers)
 
-    async def _store(self, message: NewMessage, request: CallRequest) -> None:
+    async def _store(self, message: NewMessage, request: CallRequest, outcome: Ack | DspexError | None) -> None:
         """Store the message. Tries again after an error that may pass, and under another id where something else has it."""
         pause = 0.1
         while True:
-            try:
-                ready = await payloads.checked_in(self.bus, self.app, message, self.above)
-                ack = await self.bus.publish(signed(ready, self._keys) if self._keys else ready)
-                if not ack.duplicate or await self._is_record(ack, message.subject, request):
+            if isinstance(outcome, (NotStored, PayloadTooLarge, DataError)):
+                raise outcome
+            if isinstance(outcome, Ack):
+                if not outcome.duplicate or await self._is_record(outcome, message.subject, request):
                     return
-                message = self._under_fresh_id(message, ack, request)
-                continue
-            except BusError as error:
-                if isinstance(error, (NotStored, PayloadTooLarge)):
-                    raise
-                log.warning("record not stored", pool=self.pool, call=request.call, error=error.message)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+                message = self._under_fresh_id(message, outcome, request)
+            elif outcome is not None:
+                log.warning("record not stored", pool=self.pool, call=request.call, error=outcome.message)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            try:
+                outcome = await self.bus.publish(await self._ready(message))
+            except (BusError, DataError) as error:
+                outcome = error
 
     async def _is_record(self, ack: Ack, subject: str, request: CallRequest) -> bool:
         """Whether what the bus stored first under the id is a record of this execution. Asks the leader of the stream."""

@@ -99,6 +99,7 @@ class WorkLoop:
         """Stop as a killed process does: nothing is handed back, and what was taken comes again after `ack_wait`."""
         await self._loops.stop()
         await self.calls.stop()
+        await self.records.drain(0)
 
     # -- taking work -----------------------------------------------------------------------------------------------
     async def _take(self, band: int) -> None:

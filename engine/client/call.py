@@ -106,7 +106,7 @@ async def ask(
         attempt=1,
         topology=what.topology,
         node=what.node,
-        spec=what.spec.plain(),
+        spec=what.spec,
         inputs=inputs,
         run=id,
         session=session,
@@ -129,7 +129,7 @@ async def ask(
 class _Asking:
     """One call on its way to a worker.
 
-    Its frames are taken as they come, outside the task that waits, which wakes once: for the result, or where it must ask again.
+    Its frames are taken as they come, outside the task that waits, which wakes once: for the result, or to ask again.
     """
 
     def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest) -> None:

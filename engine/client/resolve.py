@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, Protocol
 
 from typing_extensions import TypeVar
@@ -54,7 +55,7 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
         call = what.to_call()
         return Resolved(call.spec, call.pool, call)
     if "->" in what:
-        return Resolved(CallSpec(kind="predict", target=what, signature=what, route="auto"), DEFAULT_POOL)
+        return Resolved(_predict(what), DEFAULT_POOL)
     if "/" not in what:
         raise ConfigError(
             f"{what!r} is neither a signature nor a node",
@@ -69,6 +70,11 @@ async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
         raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=fix)
     found = applied[topology].calls[node]
     return Resolved(CallSpec.read(found["spec"]), found["pool"], None, topology, node)
+
+
+@lru_cache(256)
+def _predict(signature: str) -> CallSpec:
+    return CallSpec(kind="predict", target=signature, signature=signature, route="auto")
 
 
 def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeAlias, cast
 
 from typing_extensions import Unpack
@@ -118,7 +119,11 @@ class Spec(Generic[T_co]):
             yield from CALL_OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
 
     def to_call(self) -> Call[T_co]:
-        """The call as the engine runs it."""
+        """The call as the engine runs it. Made once: whoever calls a thousand times asks a thousand times."""
+        return self._call
+
+    @cached_property
+    def _call(self) -> Call[T_co]:
         o: dict[str, Any] = {**DEFAULTS, **self.options}
         return Call(
             spec=self._work(o),

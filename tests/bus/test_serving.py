@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -206,7 +206,7 @@ WORK = subjects.work("lab", "lightweight", "t", "n")
 
 def request(try_number: int = 1) -> CallRequest:
     to = RecordTo(RECORDS, "t.s.0.5.1.nonce", 5, b"event")
-    return CallRequest("call", try_number, 1, "t", "n", asdict(CallSpec("predict", "a -> b", "a -> b")), {}, "run", record=to)
+    return CallRequest("call", try_number, 1, "t", "n", CallSpec("predict", "a -> b", "a -> b"), {}, "run", record=to)
 
 
 class Lab:

@@ -354,7 +354,7 @@ class Simulation:
             return {"error": LMUnavailable("500").as_dict()}
         if "standin:nonsensex1" in text and first:
             return {"outputs": {"intent": "card", "urgency": "very"}}
-        return {"outputs": workload.model(request.inputs, str(request.spec["signature"]))}
+        return {"outputs": workload.model(request.inputs, request.spec.signature)}
 
 
 def sweep(seeds: Sequence[int], **said: Any) -> list[Report]:

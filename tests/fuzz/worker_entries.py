@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ import structlog
 from engine_entries import APP, HEADERS, NOW, POOL, TOPOLOGY, Take, lab
 from fuzzing import Bug, Entry
 from mutations import Case
+from pool_bench import received
 
 from dspex.bus import errors, subjects
 from dspex.bus.errors import CallError, DataError
@@ -29,7 +29,7 @@ from dspex.engine.cli.terminal import log
 from dspex.operators.native.signature import Signature
 from dspex.workers import frames
 from dspex.workers.answer import Answer, error_map
-from dspex.workers.answerers.attempt import Attempt, checked, enter_context, program_name, spec_of
+from dspex.workers.answerers.attempt import Attempt, checked, enter_context
 from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import DoneFrame, FatalFrame, HelloFrame, StatusFrame
@@ -49,8 +49,8 @@ def requests() -> list[CallRequest]:
         for one in (spec, CallSpec("react", signature, signature, tools=("pkg:tool",), fields=fields)):
             to = RecordTo(subjects.record(APP, POOL, TOPOLOGY, "s1", 0), f"{TOPOLOGY}.s1.0.3.1.nonce", 3, b"event")
             inputs = {"text": "hello", "n": 3, "tags": ["a"]}
-            found.append(CallRequest("c", 1, 1, TOPOLOGY, "label", asdict(one), inputs, "r", "s", record=to))
-            found.append(CallRequest("c", 1, 1, "", "", asdict(one), inputs, "c"))
+            found.append(CallRequest("c", 1, 1, TOPOLOGY, "label", one, inputs, "r", "s", record=to))
+            found.append(CallRequest("c", 1, 1, "", "", one, inputs, "c"))
     return found
 
 
@@ -74,10 +74,9 @@ def _take_request() -> Take:
         work = CallRequest.unpack(case.data)
         store.check(work)
         work.called_on(APP, POOL)
-        attempt = Attempt(work, spec_of(work), None, lm="main")
+        attempt = Attempt(work, None, lm="main")
         enter_context(attempt, lambda text: None)
-        attempt.work = checked(work, attempt.spec)
-        program_name(attempt.spec)
+        attempt.work = checked(work)
         return attempt.work, native.refuses(attempt)
 
     return take
@@ -105,16 +104,10 @@ def _take_body() -> Take:
 
 
 def _take_frame() -> Take:
-    loop, work = lab().loop, requests()[0]
-
-    async def first(data: bytes) -> frames.Frame | None:
-        stream = asyncio.StreamReader()
-        stream.feed_data(data)
-        stream.feed_eof()
-        return await frames.read(stream)
+    work = requests()[0]
 
     def take(case: Case) -> object:
-        frame = loop.run(first(case.data))
+        frame = received(case.data)
         if isinstance(frame, DoneFrame):
             return frame.answer.record(work, "w").pack()
         return errors.from_dict(frame.error).as_dict() if isinstance(frame, FatalFrame) else frame

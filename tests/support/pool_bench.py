@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dspex.bus import subjects
+from dspex.bus.errors import DecodeError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
@@ -18,6 +19,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.frames import Frame, Link
 from dspex.workers.pool.pool import Pool
 
 HERE = Path(__file__).parent
@@ -34,7 +36,7 @@ def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", *
     call = call or new_id()
     known: dict[str, Any] = {
         "try_number": 1, "attempt": 1, "topology": "triage", "node": "classify", "run": call, "timeout": 60.0,
-        "spec": asdict(spec or CallSpec("predict", SIGNATURE, SIGNATURE)), "inputs": {"text": text},
+        "spec": spec or CallSpec("predict", SIGNATURE, SIGNATURE), "inputs": {"text": text},
         "record": RecordTo(RECORDS, f"{call}.{new_id()[-12:]}", 7, b"the event of the call"),
     }  # fmt: skip
     if options.get("record", known) is None:
@@ -45,6 +47,18 @@ def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", *
 def program(name: str, **options: Any) -> CallSpec:
     """A spec for one of tests/support/programs."""
     return CallSpec("program", f"sample:{name}", options.pop("signature", "text -> reply"), **options)
+
+
+def received(data: bytes) -> Frame | None:
+    """The first frame that a parent reads, where its child sends this and ends. Raises DecodeError for what is no frame."""
+    got: list[Frame] = []
+    wrong: list[DecodeError | None] = []
+    link = Link(got.append, wrong.append)
+    link.data_received(data)
+    link.connection_lost(None)
+    if wrong[0] is not None:
+        raise wrong[0]
+    return got[0] if got else None
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import traceback
@@ -11,12 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
-import structlog
-
-from dspex.bus.codecs.checking import checked as typed
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
-from dspex.bus.errors import DecodeError, DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
+from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.operators.native.prompts.values import to_jsonable
@@ -34,7 +30,7 @@ class Attempt:
     """What is asked, and what is known so far of the answer.
 
     Attributes:
-        work, spec: the call.
+        work: the call.
         local: where the local model's server is; None where there is none.
         lm: the profile that is tried; "" for none.
         route, dspy_version: of the answerer that is asked.
@@ -45,7 +41,6 @@ class Attempt:
     """
 
     work: CallRequest
-    spec: CallSpec
     local: str | None
     lm: str = ""
     route: str = "worker"
@@ -54,6 +49,10 @@ class Attempt:
     usage: Usage | None = None
     refusals: list[str] = field(default_factory=list[str])
     started: float = field(default_factory=time.time)
+
+    @property
+    def spec(self) -> CallSpec:
+        return self.work.spec
 
     def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
@@ -78,45 +77,22 @@ class Attempt:
         )
 
 
-def spec_of(work: CallRequest) -> CallSpec:
-    """The spec of a piece of work. Raises InvalidInput.
+def checked(work: CallRequest) -> CallRequest:
+    """The work with inputs that fit its signature. Raises InvalidInput, also for a config that no call may have.
 
-    Whoever may ask a worker can write anything here. Parameters that are not of `ModuleConfig` are refused: one of them is the
-    address that a model's client sends its key to.
+    Only the inputs of an interactive call are looked at, because anybody may make one. The engine has checked those of a
+    durable call.
     """
-    known = ModuleConfig.__annotations__
-    try:
-        spec = CallSpec.read(work.spec)
-        typed(ModuleConfig, "the config of a call", {k: v for k, v in spec.config.items() if k in known})
-    except DecodeError as error:
-        raise InvalidInput(error.message, node=work.node) from None
-    if unknown := sorted(spec.config.keys() - known.keys()):
-        fix = f"a call may set {', '.join(known)}; the server and its key are those of the profile"
-        raise InvalidInput(f"a call may not set config.{short(unknown[0])}", fix=fix, node=work.node)
-    return spec
-
-
-def signature_of(spec: CallSpec) -> str:
-    """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
-    plain: dict[str, object] = {
-        "signature": spec.signature or spec.target,
-        "instructions": spec.instructions,
-        "fields": spec.fields,
-    }
-    if spec.types:
-        plain["types"] = spec.types
-    return json.dumps(plain, default=str)  # not sorted: a model sees the properties of a type in the order of the type
-
-
-def checked(work: CallRequest, spec: CallSpec) -> CallRequest:
-    """The work with inputs that fit its signature. Raises InvalidInput.
-
-    Only an interactive call is checked, because anybody may make one. The engine has checked the inputs of a durable call.
-    """
+    spec = work.spec
+    if (why := spec.refused_config) is not None:
+        known = ", ".join(ModuleConfig.__annotations__)
+        raise InvalidInput(
+            short(why), fix=f"a call may set {known}; the server and its key are those of the profile", node=work.node
+        )
     if work.record is not None or not spec.asks_a_model:
         return work
     try:
-        signature = _signature(signature_of(spec))
+        signature = _signature(spec.signature_json)
     except TopologyError:
         return work  # the answerer says what is wrong with it
     if spec.kind != "program":
@@ -130,13 +106,6 @@ def _signature(plain: str) -> Signature:
     return Signature.from_plain(json.loads(plain))
 
 
-def program_name(spec: CallSpec) -> str:
-    """`predict#…`: the kind, and a digest of what the program is made from. The same for every answerer."""
-    made_from = [spec.signature or spec.target, spec.instructions, spec.tools, spec.max_iters]
-    text = json.dumps([*made_from, *(more for more in (spec.fields, spec.types) if more)], default=str)
-    return f"{spec.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
 def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
     """Make this attempt what `dspex.workers.context()` gives a program."""
     work = attempt.work
@@ -148,7 +117,7 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
             session=work.session,
             attempt=work.attempt,
             deadline=datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
-            log=structlog.get_logger("program").bind(call=work.call, run=work.run, node=work.node, attempt=work.attempt),
+            node=work.node,
             report=status,
         )
     )

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
+
+import structlog
 
 from dspex.bus.settings.not_built import METHODS, Planned
 
@@ -21,7 +24,7 @@ class CallContext(Planned, names=METHODS["CallContext"]):
         session: id of its session; None where it has none.
         attempt: from 1.
         deadline: when this attempt is stopped (UTC).
-        log: a structlog logger bound to the call; it writes to the pool's log.
+        node: the operator; "" for a call of no topology.
     """
 
     call: str
@@ -29,8 +32,13 @@ class CallContext(Planned, names=METHODS["CallContext"]):
     session: str | None
     attempt: int
     deadline: datetime
-    log: Any
+    node: str
     report: Callable[[str], None]
+
+    @cached_property
+    def log(self) -> Any:
+        """A structlog logger bound to the call; it writes to the pool's log."""
+        return structlog.get_logger("program").bind(call=self.call, run=self.run, node=self.node, attempt=self.attempt)
 
     def status(self, text: str) -> None:
         """Write to the pool's log how the call goes, in a few words. Who waits for the answer does not see it in this version.

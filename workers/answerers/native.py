@@ -13,7 +13,7 @@ from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.signature import Signature
-from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
+from dspex.workers.answerers.attempt import KEPT, Attempt, plain
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
 
 _OPENAI = "https://api.openai.com/v1"
@@ -42,7 +42,7 @@ class Native:
         """The outputs. Raises the error that fits what the model's server did, or what is wrong with its answer."""
         predict = self._predict_of(attempt)
         assert isinstance(predict, Predict), "only called where refuses() gave None"
-        attempt.program = program_name(attempt.spec)
+        attempt.program = attempt.spec.program
         profile, work = self._pool.profile(attempt.lm), attempt.work
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
 
@@ -59,7 +59,7 @@ class Native:
             return f"{spec.kind} runs in DSPy only"
         config = json.dumps(spec.config, sort_keys=True, default=str) if spec.config else ""
         local = attempt.local if self._pool.profile(attempt.lm).local else None
-        return self._predict(spec.kind, signature_of(spec), spec.adapter, config, attempt.lm, local)
+        return self._predict(spec.kind, spec.signature_json, spec.adapter, config, attempt.lm, local)
 
     def _make(self, kind: str, plain: str, adapter: str | None, config: str, name: str, local: str | None) -> Predict | str:
         profile = self._pool.profile(name)

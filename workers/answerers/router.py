@@ -12,18 +12,16 @@ import structlog
 
 from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidOutput, LMUnavailable, ProgramError, WorkerLost
 from dspex.bus.records import CallRequest, Outputs
-from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
-from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context, spec_of
+from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context
 from dspex.workers.answerers.functions import Functions
 from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import Refs, bounded
 from dspex.workers.config import PoolConfig
 
-_NONE = CallSpec("", "", "")  # of a call whose spec cannot be read
 _SHORTEST = 8  # characters of a key; a server that needs none is given a word instead: x, none, EMPTY
 
 
@@ -62,12 +60,10 @@ class Router:
             status: told what a program says about its call.
             given_up: whether whoever asked has cancelled the call.
         """
-        attempt = Attempt(work, _NONE, local, dspy_version=self.dspy_version)
+        attempt = Attempt(work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}")
         try:
-            attempt.spec = spec = spec_of(work)
-            attempt.program = f"{spec.kind}:{spec.target}"
             enter_context(attempt, status)
-            attempt.work = checked(work, spec)
+            attempt.work = checked(work)
             return attempt.answer(await self._first_available(attempt))
         except asyncio.CancelledError:
             return attempt.answer(error=error_map(_cancelled(work.node, given_up())))

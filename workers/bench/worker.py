@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Worker:
 
         answers = self._bus.answers(heard)
         try:
-            work = CallRequest(id := new_id(), 1, 1, "", "bench", asdict(spec), inputs, id, timeout=LIMIT)
+            work = CallRequest(id := new_id(), 1, 1, "", "bench", spec, inputs, id, timeout=LIMIT)
             await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=answers.inbox)
             async with asyncio.timeout(LIMIT):
                 record = CallRecord.unpack(await result)

@@ -1,9 +1,10 @@
 """A worker's child process: `python -m dspex.workers.child.main FD`. Runs programs, does not use NATS.
 
-Three things must not depend on what a program does: that the parent's end is noticed, that frames stay whole, and that a
-cancel is read. So a thread of its own reads the socket, and ends the process when the socket does; the kernel does the same
-(PR_SET_PDEATHSIG) for a program that holds the GIL in C. Programs run on the main thread's loop, or in threads, and what they
-raise there ends the task that raised it, and never the loop.
+Programs run on the main thread's loop, or in threads, and what they raise there ends the task that raised it, and never the
+loop. The loop reads the socket too: a thread of its own for that would have each call wait for the GIL twice. What it buys,
+a cancel that is read while a program keeps the loop busy, is of no use: nothing can act on it, and the parent kills the
+process. A program that keeps the loop busy does not outlive the parent: the kernel ends the process with it (PR_SET_PDEATHSIG),
+and where there is no such kernel, `die_with` has a thread that looks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import platform
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,10 +22,10 @@ from typing import Any
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import OVER, PoolConfig
-from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Pipe, StartFrame
+from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Link, StartFrame, receive
 from dspex.workers.processes import die_with, limit_memory
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -34,34 +34,32 @@ _HOP_THREADS = 64  # DSPy's acall goes through the loop's default executor sever
 _OTHER_THREADS = 16  # of the process itself, and of libraries
 
 
-def _listen(pipe: Pipe, loop: asyncio.AbstractEventLoop, handle: Callable[[Frame], None]) -> None:
-    while (frame := pipe.receive()) is not None:
-        loop.call_soon_threadsafe(handle, frame)
-    os._exit(0)  # the parent has ended: nobody would read an answer
-
-
-async def _main(pipe: Pipe, pool: PoolConfig, limited: bool) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
+async def _main(sock: socket.socket, pool: PoolConfig, limited: bool) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_HOP_THREADS, thread_name_prefix="dspy"))
     early: list[Frame] = []  # that come before there is a runner
     handle: Callable[[Frame], None] = early.append
-    threading.Thread(target=_listen, args=(pipe, loop, lambda f: handle(f)), daemon=True, name="frames").start()
+    link = Link(lambda frame: handle(frame), _parent_ended)
+    await link.begin(sock)
     try:
-        from dspex.workers.answerers.router import Router  # here, so that the socket is read while they are imported
+        from dspex.workers.answerers.router import Router
         from dspex.workers.child.runner import Runner
 
         router = Router(pool)
     except DspexError as error:
-        pipe.send(FatalFrame(error.as_dict()))
+        link.send(FatalFrame(error.as_dict()))
         return
-    runner = Runner(pipe, router)
+    runner = Runner(link, router)
     handle = runner.handle
     for frame in early:
         runner.handle(frame)
     found, failed = router.scan()
-    pipe.send(HelloFrame(os.getpid(), router.dspy_version, platform.python_version(), found, failed, limited))
+    link.send(HelloFrame(os.getpid(), router.dspy_version, platform.python_version(), found, failed, limited))
     await runner.wait()
     await router.close()
+
+
+def _parent_ended(wrong: DecodeError | None) -> None:
+    os._exit(0)  # nobody would read an answer
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:
@@ -92,8 +90,8 @@ def main() -> None:
     """Serve until the parent says stop or ends."""
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
-    pipe = Pipe(socket.socket(fileno=fd))
-    start = pipe.receive()
+    sock = socket.socket(fileno=fd)
+    start = receive(sock)
     if not isinstance(start, StartFrame):  # the parent has ended already
         return
     die_with(start.parent)
@@ -110,7 +108,7 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    _run(_main(pipe, start.pool, limited))
+    _run(_main(sock, start.pool, limited))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # do not wait for threads of programs, which cannot be cancelled

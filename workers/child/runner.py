@@ -10,14 +10,15 @@ from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.router import Router
-from dspex.workers.frames import CallFrame, CancelFrame, DoneFrame, Frame, Pipe, StatusFrame, StopFrame
+from dspex.workers.frames import CallFrame, CancelFrame, DoneFrame, Frame, Link, StatusFrame, StopFrame, pack
 
 
 class Runner:
     """Runs calls as tasks of one loop."""
 
-    def __init__(self, pipe: Pipe, router: Router) -> None:
-        self._pipe, self._router = pipe, router
+    def __init__(self, link: Link, router: Router) -> None:
+        self._link, self._router = link, router
+        self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
@@ -42,6 +43,10 @@ class Runner:
         """Wait until the parent says stop. Raises what a call raised that could not be answered: the parent sees this end."""
         await first(self._stopped.wait(), self._tasks.wait())
 
+    def _say(self, frame: StatusFrame) -> None:
+        """Send what a program says, which it may say in any thread."""
+        self._loop.call_soon_threadsafe(self._link.write, pack(frame))
+
     def _ended(self, number: int) -> None:
         self._calls.pop(number, None)
         self._given_up.discard(number)
@@ -50,16 +55,16 @@ class Runner:
         try:
             work = CallRequest.unpack(call.work)
         except DecodeError as error:  # the parent could read it: dspex has another version here
-            self._pipe.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
+            self._link.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
             return
         answer = await self._router.run(
-            work, call.local, lambda text: self._pipe.send(StatusFrame(call.id, text)), lambda: call.id in self._given_up
+            work, call.local, lambda text: self._say(StatusFrame(call.id, text)), lambda: call.id in self._given_up
         )
         done = DoneFrame(call.id, answer)
         try:
-            self._pipe.send(done)
+            self._link.send(done)
         except InvalidInput as error:  # a call that never ends would end this process, and its other calls with it
-            self._pipe.send(_sendable(done, work.node, error.message))
+            self._link.send(_sendable(done, work.node, error.message))
 
 
 def _sendable(done: DoneFrame, node: str, why: str) -> DoneFrame:

@@ -21,7 +21,7 @@ from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
-from dspex.workers.answerers.attempt import KEPT, Attempt, plain, program_name, signature_of
+from dspex.workers.answerers.attempt import KEPT, Attempt, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
 from dspex.workers.dspy import replies, values
@@ -99,7 +99,7 @@ class Programs:
 
     # -- specs -----------------------------------------------------------------------------------------------------
     def _signature(self, spec: CallSpec, adapter: str) -> type[dspy.Signature]:
-        plain = signature_of(spec)
+        plain = spec.signature_json
         made = _kept(self._signatures, plain, lambda: signatures.to_dspy(signatures.read(json.loads(plain))))
         if spec.types and spec.kind != "program" and adapter != "chat":
             signatures.refuse_large(made)
@@ -109,7 +109,7 @@ class Programs:
         """The program, made once, and its name."""
         if spec.state:
             raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
-        key = json.dumps([spec.kind, spec.target, signature_of(spec), spec.tools, spec.max_iters])
+        key = json.dumps([spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters])
         return _kept(self._programs, key, lambda: self._build(spec, signature))
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
@@ -117,7 +117,7 @@ class Programs:
         if spec.kind == "program":
             target = self._refs.load(spec.target)
             return _instance(target, spec.target), f"{spec.target}#{self._refs.digest_of(target)}"
-        name = program_name(spec)
+        name = spec.program
         if spec.kind == "react":
             tools: Sequence[Callable[..., object]] = [self._refs.load(ref) for ref in spec.tools]
             return dspy.ReAct(signature, tools=list(tools), max_iters=spec.max_iters), name

@@ -114,18 +114,18 @@ class LocalModels:
         """Of the servers that run."""
         return [m.pid for m in self._models.values() if m.pid is not None]
 
-    async def url_for(self, work: CallRequest) -> str | None:
-        """Where the server of the call's local model listens; None for a call that names no local model.
+    def needed(self, work: CallRequest) -> str | None:
+        """The profile of the local model that a call may ask; None where it names none."""
+        default = self._config.default_profile()
+        names = work.spec.lm or ([default.name] if default else [])
+        profiles = self._config.profiles
+        return next((name for name in names if name in profiles and profiles[name].local), None)
+
+    async def url(self, name: str) -> str:
+        """Where the server of the profile's model listens; starts it if it does not run.
 
         Raises ConfigError (not installed) or LMUnavailable.
         """
-        default = self._config.default_profile()
-        names = list(work.spec.get("lm") or ([default.name] if default else []))
-        local = [n for n in names if n in self._config.profiles and self._config.profiles[n].local]
-        return await self.url(local[0]) if local else None
-
-    async def url(self, name: str) -> str:
-        """Where the server of the profile's model listens; starts it if it does not run. Raises as `url_for`."""
         profile = self._config.profile(name)
         if profile.model not in self._models:
             # One core is left to everybody else. llama.cpp's threads wait for each other at every step: with as many as

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -11,10 +12,10 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import telemetry
 from dspex.bus.errors import CallTimeout, DspexError, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.child_process import Child
-from dspex.workers.pool.slots import Reservation
 from dspex.workers.pool.supervisor import Supervisor
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -22,86 +23,191 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 REACT_WITHIN = 2.0  # seconds a child has to give up a call before it is killed
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
 
+Ended = Callable[[CallRecord], None]
+
 
 class Attempts:
-    """Has calls answered by the children of one pool. `worker`: the name that goes into the records."""
+    """Has calls answered by the children of one pool. `worker`: the name that goes into the records.
+
+    No call has a task or a thread here: what happens to it calls what comes next. At thousands of calls a second a task for
+    each, with its timeout and its futures, is most of what a call costs.
+    """
 
     def __init__(self, children: Supervisor, models: LocalModels, worker: str) -> None:
-        self._children, self._models = children, models
-        self._pool, self._worker = children.config.name, worker
+        self.children, self.models = children, models
+        self.pool, self._worker = children.config.name, worker
+        self.open: dict[Attempt, None] = {}
+        self._closed: asyncio.Event | None = None  # set when none is open any more
+        self.tasks = Tasks(f"model servers for {self.pool}")
 
-    async def run(
-        self, work: CallRequest, packed: bytes, reservation: Reservation, *, delivered: int = 1, age: float = 0.0
-    ) -> CallRecord:
-        """One execution of a call, from waiting for a slot to its record. An error is a record too.
+    def start(self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0) -> Attempt:
+        """Begin one execution of a call: it waits for a slot, and its record goes to `ended`. An error is a record too.
 
         Args:
+            packed: the request as it came.
+            delivered: how often it was, this time included.
             age: seconds since the request was stored or sent.
         """
-        about = {"pool": self._pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
-        telemetry.emit("call_started", **about)
-        record = await self._record(work, packed, reservation, delivered, age)
+        telemetry.emit("call_started", **self._about(work))
+        attempt = Attempt(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age)
+        self.open[attempt] = None
+        if delivered > DELIVERIES:
+            attempt.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
+        elif attempt.in_time():
+            self.children.slots.take(attempt)
+        return attempt
+
+    def over(self, attempt: Attempt, record: CallRecord) -> None:
+        """The end of an attempt."""
+        del self.open[attempt]
+        if self._closed is not None and not self.open:
+            self._closed.set()
         telemetry.emit(
             "call_ended",
-            **about,
+            **self._about(attempt.work),
             route=record.route,
             lm=record.lm,
             seconds=record.elapsed,
             error=(record.error or {}).get("type", ""),
             usage=record.usage,
         )
-        return record
+        attempt.ended(record)
 
-    async def _record(
-        self, work: CallRequest, packed: bytes, reservation: Reservation, delivered: int, age: float
-    ) -> CallRecord:
-        started: float | None = None
-        until = asyncio.get_running_loop().time() + work.left - age
-        try:
-            if delivered > DELIVERIES:
-                raise WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node)
-            _check_deadline(work, until)
-            child = await reservation.child()
-            started = time.time()
-            _check_deadline(work, until)
-            answer = await self._run_in(child, work, packed, until, await self._models.url_for(work))
-        except DspexError as error:
-            return self.failed(work, error, started)
+    def answered(self, work: CallRequest, answer: Answer) -> CallRecord:
+        """The record of an attempt that a child answered."""
         return answer.record(work, self._worker)
 
     def failed(self, work: CallRequest, error: DspexError, started: float | None = None) -> CallRecord:
         """The record of an attempt that no child answered. `started`: when a child got it; None: none ever did."""
-        answer = Answer.failed(error, self._children.hello.dspy_version, started=started)
+        answer = Answer.failed(error, self.children.hello.dspy_version, started=started)
         return answer.record(work, self._worker)
 
-    async def _run_in(self, child: Child, work: CallRequest, packed: bytes, until: float, local: str | None) -> Answer:
-        number, future = child.call(packed, local, lambda text: self._log_status(work, text))
-        limit = min(work.timeout, until - asyncio.get_running_loop().time())
+    async def drain(self, grace: float) -> None:
+        """Wait until none is open, and after `grace` seconds until the children have given them up: their records say that the
+        pool was stopped.
+        """
         try:
-            await asyncio.wait([future], timeout=limit)
-        except asyncio.CancelledError:
-            await self._give_up(child, number, future)
-            raise
-        if future.done():
-            return future.result()
-        await self._give_up(child, number, future)
-        if future.exception() is None and future.result().outputs is not None:
-            return future.result()  # the result arrived while the call was being cancelled: keep it
-        raise CallTimeout(f"no answer within {limit:.1f} s", node=work.node)
+            async with asyncio.timeout(grace):
+                await self._all_over()
+        except TimeoutError:
+            for attempt in list(self.open):
+                attempt.give_up()
+            await self._all_over()
+        await self.tasks.stop()
 
-    async def _give_up(self, child: Child, number: int, future: asyncio.Future[Answer]) -> None:
-        """Ask the child to stop the call; kill it if it does not react, which ends its other calls in WorkerLost."""
-        child.cancel(number)
-        await asyncio.wait([future], timeout=REACT_WITHIN)
-        if not future.done():
-            log.error("worker does not react, killing it", pool=self._pool, pid=child.pid, calls=child.busy)
-            child.kill()
-            await asyncio.wait([future])
+    async def _all_over(self) -> None:
+        self._closed = asyncio.Event()
+        if self.open:
+            await self._closed.wait()
 
-    def _log_status(self, work: CallRequest, text: str) -> None:
-        log.info("status", pool=self._pool, call=work.call, node=work.node, text=text)
+    def _about(self, work: CallRequest) -> dict[str, object]:
+        return {"pool": self.pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
 
 
-def _check_deadline(work: CallRequest, until: float) -> None:
-    if asyncio.get_running_loop().time() >= until:
-        raise CallTimeout("its deadline passed before a worker was free", node=work.node)
+class Attempt:
+    """One execution of a call, until it has a record.
+
+    Attributes:
+        slots: how many it takes.
+        ended: gets the record.
+    """
+
+    def __init__(self, attempts: Attempts, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
+        self._all, self.work, self._packed, self.ended, self._until = attempts, work, packed, ended, until
+        self.slots = attempts.children.slots.per_child if work.alone else 1
+        self._loop = asyncio.get_running_loop()
+        self._child: Child | None = None
+        self._number = 0  # of the call in the child; 0: it does not have it
+        self._started: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: DspexError | None = None  # why it is given up
+
+    # -- what slots say
+    def begin(self, child: Child) -> None:
+        """It has its slots."""
+        self._child, self._started = child, time.time()
+        if not self.in_time():
+            return
+        if (model := self._all.models.needed(self.work)) is None:
+            self._ask(child, None)
+        else:
+            self._all.tasks.start(self._ask_with(child, model), "local model")
+
+    def refuse(self, error: DspexError) -> None:
+        self.fail(error)
+
+    # -- what the child says
+    def answered(self, answer: Answer) -> None:
+        """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
+        if self._error is None or answer.outputs is not None:
+            self._over(self._all.answered(self.work, answer))
+        else:
+            self.fail(self._error)
+
+    def lost(self, error: WorkerLost) -> None:
+        """The child has ended."""
+        self.fail(self._error or error)
+
+    def status(self, text: str) -> None:
+        """What the program says."""
+        log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=text)
+
+    # -- the end
+    def give_up(self) -> None:
+        """Stop it, because the pool stops."""
+        self._abandon(WorkerLost("the pool was stopped", node=self.work.node))
+
+    def fail(self, error: DspexError) -> None:
+        """End with an error."""
+        self._over(self._all.failed(self.work, error, self._started))
+
+    def in_time(self) -> bool:
+        """Whether its deadline is still to come; else it has failed."""
+        if self._loop.time() < self._until:
+            return True
+        self.fail(CallTimeout("its deadline passed before a worker was free", node=self.work.node))
+        return False
+
+    def _over(self, record: CallRecord) -> None:
+        if self not in self._all.open:
+            return  # it has ended already
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._child is not None:
+            self._all.children.slots.vacate(self._child, self.slots)
+        self._all.over(self, record)
+
+    def _ask(self, child: Child, local: str | None) -> None:
+        limit = min(self.work.timeout, self._until - self._loop.time())
+        self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
+        self._number = child.call(self._packed, local, self)
+
+    async def _ask_with(self, child: Child, model: str) -> None:
+        """The same with a local model, whose server may have to be started first."""
+        try:
+            url = await self._all.models.url(model)
+        except DspexError as error:
+            self.fail(error)
+        else:
+            if self in self._all.open:
+                self._ask(child, url)
+
+    def _late(self, limit: float) -> None:
+        self._abandon(CallTimeout(f"no answer within {limit:.1f} s", node=self.work.node))
+
+    def _abandon(self, error: DspexError) -> None:
+        """Ask the child to stop the call; it is killed if it does not react, which ends its other calls in WorkerLost."""
+        if self._child is None or not self._number:
+            self._all.children.slots.leave(self)
+            self.fail(error)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._error is None:
+            self._error = error
+            self._child.cancel(self._number)
+        self._timer = self._loop.call_later(REACT_WITHIN, self._unmoved, self._child)
+
+    def _unmoved(self, child: Child) -> None:
+        log.error("worker does not react, killing it", pool=self._all.pool, pid=child.pid, calls=child.busy)
+        child.kill()

@@ -8,9 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -18,7 +16,6 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import errors
 from dspex.bus.errors import DecodeError, WorkerLost
 from dspex.bus.tasks import Tasks
-from dspex.workers import frames
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, child_environment
 from dspex.workers.frames import (
@@ -28,6 +25,7 @@ from dspex.workers.frames import (
     FatalFrame,
     Frame,
     HelloFrame,
+    Link,
     StartFrame,
     StatusFrame,
     StopFrame,
@@ -41,12 +39,14 @@ CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end o
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
 
 
-@dataclass(frozen=True)
-class _OpenCall:
-    """A call that the child runs: where its answer goes, and what its program says meanwhile."""
+class Caller(Protocol):
+    """Who has a call run: told of its end, once, and of what its program says meanwhile."""
 
-    answer: asyncio.Future[Answer]
-    status: Callable[[str], None]
+    def answered(self, answer: Answer) -> None: ...
+
+    def lost(self, error: WorkerLost) -> None: ...
+
+    def status(self, text: str) -> None: ...
 
 
 class Child:
@@ -59,22 +59,20 @@ class Child:
         gone: set when the process is dead and its calls are answered.
     """
 
-    def __init__(
-        self, pool: str, process: asyncio.subprocess.Process, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-    ) -> None:
+    def __init__(self, pool: str, process: asyncio.subprocess.Process) -> None:
         self.pool = pool
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
         self.retiring = False
         self.gone = asyncio.Event()
         self._process = process
-        self._reader, self._writer = stream
-        self._open: dict[int, _OpenCall] = {}
+        self._open: dict[int, Caller] = {}
+        self._none_open = asyncio.Event()
         self._ids = itertools.count(1)
         self._started = time.monotonic()
+        self._link = Link(self._handle, self._closed)
         self._greeting: asyncio.Future[HelloFrame] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(f"worker {process.pid}")
-        self._tasks.start(self._read(), "frames")
         for name, printed in {"stdout": process.stdout, "stderr": process.stderr}.items():
             if printed is not None:
                 self._tasks.start(forward(printed, name, pool, process.pid), name)
@@ -96,8 +94,9 @@ class Child:
             start_new_session=True,  # ^C in a terminal goes to the parent alone, which drains
         )
         theirs.close()
-        child = cls(config.name, process, await asyncio.open_connection(sock=ours, limit=2**20))
-        child._send(StartFrame(os.getpid(), config.for_child()))
+        child = cls(config.name, process)
+        await child._link.begin(ours)
+        child._link.send(StartFrame(os.getpid(), config.for_child()))
         return child
 
     @property
@@ -125,20 +124,20 @@ class Child:
         return hello
 
     # -- calls -----------------------------------------------------------------------------------------------------
-    def call(self, work: bytes, local: str | None, status: Callable[[str], None]) -> tuple[int, asyncio.Future[Answer]]:
-        """Run a packed CallRequest; a number to cancel it by, and its answer to come (WorkerLost if the process dies)."""
+    def call(self, work: bytes, local: str | None, caller: Caller) -> int:
+        """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died."""
         number = next(self._ids)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._none_open.clear()
+        self._open[number] = caller
         if self.gone.is_set():
-            future.set_exception(self._lost())
-            return number, future
-        self._open[number] = _OpenCall(future, status)
-        self._send(CallFrame(number, work, local))
-        return number, future
+            asyncio.get_running_loop().call_soon(self._lose_all)
+        else:
+            self._link.send(CallFrame(number, work, local))
+        return number
 
     def cancel(self, number: int) -> None:
         """Ask the child to give a call up."""
-        self._send(CancelFrame(number))
+        self._link.send(CancelFrame(number))
 
     @property
     def open(self) -> int:
@@ -148,7 +147,7 @@ class Child:
     async def idle(self) -> None:
         """Returns when no call runs."""
         while self._open:
-            await asyncio.wait([call.answer for call in self._open.values()])
+            await self._none_open.wait()
 
     # -- end -------------------------------------------------------------------------------------------------------
     def kill(self) -> None:
@@ -157,7 +156,7 @@ class Child:
 
     async def stop(self) -> None:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
-        self._send(StopFrame())
+        self._link.send(StopFrame())
         try:
             async with asyncio.timeout(STOP_WITHIN):
                 await self._process.wait()
@@ -168,39 +167,10 @@ class Child:
         await self._tasks.stop()
 
     # -- frames ----------------------------------------------------------------------------------------------------
-    def _send(self, frame: Frame) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(frames.pack(frame))
-
-    async def _read(self) -> None:
-        try:
-            while (frame := await frames.read(self._reader)) is not None:
-                self._handle(frame)
-        except DecodeError as error:  # a program wrote to the socket of its process: nobody knows what else it has broken
-            log.error("a worker sent what is no frame, and is ended", pool=self.pool, pid=self.pid, why=error.message)
-            self.kill()
-        try:
-            async with asyncio.timeout(CLOSED_WITHIN):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()  # it closed its socket and goes on: nobody can reach it any more
-            await self._process.wait()
-        self._writer.close()
-        if not self._greeting.done():
-            self._greeting.set_exception(self._lost())
-            self._greeting.exception()  # nobody may be waiting any more
-        for call in self._open.values():
-            if not call.answer.done():
-                call.answer.set_exception(self._lost())
-        self._open.clear()
-        self.gone.set()
-
     def _handle(self, frame: Frame) -> None:
         match frame:
             case DoneFrame(id=number, answer=answer) if number in self._open:
-                future = self._open.pop(number).answer
-                if not future.done():
-                    future.set_result(answer)
+                self._ended(number).answered(answer)
             case StatusFrame(id=number, text=text) if number in self._open:
                 self._open[number].status(text)
             case HelloFrame() if not self._greeting.done():
@@ -209,6 +179,36 @@ class Child:
                 self._greeting.set_exception(errors.from_dict(error))
             case _:
                 pass  # about a call that nobody waits for any more
+
+    def _closed(self, wrong: DecodeError | None) -> None:
+        if wrong is not None:  # a program wrote to the socket of its process: nobody knows what else it has broken
+            log.error("a worker sent what is no frame, and is ended", pool=self.pool, pid=self.pid, why=wrong.message)
+            self.kill()
+        self._tasks.start(self._end(), "end")
+
+    async def _end(self) -> None:
+        """Wait until the process whose socket is closed has ended, and tell who waits for its answers."""
+        try:
+            async with asyncio.timeout(CLOSED_WITHIN):
+                await self._process.wait()
+        except TimeoutError:
+            self.kill()  # it closed its socket and goes on: nobody can reach it any more
+            await self._process.wait()
+        if not self._greeting.done():
+            self._greeting.set_exception(self._lost())
+            self._greeting.exception()  # nobody may be waiting any more
+        self.gone.set()
+        self._lose_all()
+
+    def _lose_all(self) -> None:
+        for number in list(self._open):
+            self._ended(number).lost(self._lost())
+
+    def _ended(self, number: int) -> Caller:
+        caller = self._open.pop(number)
+        if not self._open:
+            self._none_open.set()
+        return caller
 
     def _lost(self) -> WorkerLost:
         code = self.returncode

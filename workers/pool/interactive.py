@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed, WorkerLost
+from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed
 from dspex.bus.message import Message, in_session
 from dspex.bus.port import NewMessage, Subscription
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
+from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
-from dspex.workers.pool.slots import Reservation
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -43,6 +44,7 @@ class Interactive:
         pool.children.slots.freed = self._changed.set
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
+        self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
 
     async def run(self) -> None:
@@ -58,6 +60,11 @@ class Interactive:
         finally:
             if self._subscription is not None:
                 await self._subscription.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Have what is large sent."""
+        await self._large.finish(seconds)
+        await self._large.stop()
 
     async def _join_or_leave(self) -> None:
         config, free = self._pool.config, self._pool.free()
@@ -76,24 +83,20 @@ class Interactive:
         if not subjects.is_inbox(message.reply):  # nobody waits for an answer, or it would go where the caller may not publish
             self._refused(message, "it has no inbox for the answer")
             return
-        if self._pool.free() <= 0:
-            self._changed.set()
-            await self._pool.bus.send(message.reply, b"", headers={subjects.KIND: BUSY})
-            return
         try:
+            if self._pool.free() <= 0:
+                self._changed.set()
+                self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+                return
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = self._read(message)
             await self._deployed.check(work)
+            self._begin(message, work)
         except (DataError, NotAllowed) as error:
             self._refused(message, error.message)
-            await self._reply(message, _refusal(error))
-            return
+            self._reply(message.reply, _refusal(error))
         except BusError as error:
             log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
-            return
-        reservation = self._pool.children.slots.reserve()
-        self._changed.set()
-        self._pool.work.calls.start(self._serve(message, work, reservation), "interactive call")
 
     def _read(self, message: Message) -> CallRequest:
         """The request. Raises DataError where it is none, NotAllowed where it came on a subject that is not its own."""
@@ -112,34 +115,47 @@ class Interactive:
         self._seldom.error("requests are refused; dspex status --json counts them", pool=pool)
         log.debug("a request was refused", pool=pool, subject=message.subject, why=why)
 
-    async def _serve(self, message: Message, work: CallRequest, reservation: Reservation) -> None:
+    def _begin(self, message: Message, work: CallRequest) -> None:
         pool = self._pool
-        with reservation:
-            slots = pool.children.slots
-            accepted = {
-                "kind": ACCEPTED,
-                "call": work.call,
-                "worker": pool.worker,
-                "free": pool.free(),
-                "waiting": slots.waiting,
-            }
-            await pool.bus.send(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
-            try:
-                record = await pool.attempts.run(work, message.data, reservation)
-            except asyncio.CancelledError:
-                stopped = pool.attempts.failed(work, WorkerLost("the pool was stopped", node=work.node))
-                await self._reply(message, stopped, work.session)
-                raise
-        await self._reply(message, record, work.session)
-        await pool.records.store(record, work)
+        slots = pool.children.slots
+        accepted = {
+            "kind": ACCEPTED,
+            "call": work.call,
+            "worker": pool.worker,
+            "free": pool.free() - 1,
+            "waiting": slots.waiting,
+        }
+        pool.bus.tell(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
+        pool.attempts.start(work, message.data, partial(self._answered, message.reply, work))
+        self._changed.set()
 
-    async def _reply(self, message: Message, record: CallRecord, session: str | None = None) -> None:
+    def _answered(self, reply: str, work: CallRequest, record: CallRecord) -> None:
+        """Send the result, and have it recorded."""
+        self._reply(reply, record, work.session)
+        self._pool.records.put(record, work)
+
+    def _reply(self, reply: str, record: CallRecord, session: str | None = None) -> None:
         """Send the result; one that no message holds by its hash."""
         pool = self._pool
-        headers = {subjects.KIND: RESULT, **in_session(session)}
-        draft = NewMessage(message.reply, pool.records.sized(record), headers)
-        draft = await payloads.sent(pool.bus, pool.config.app, draft)
-        await pool.bus.send(draft.subject, draft.data, headers=draft.headers)
+        draft = NewMessage(reply, pool.records.sized(record), {subjects.KIND: RESULT, **in_session(session)})
+        if payloads.must_be_stored(pool.bus, draft):
+            self._large.start(self._reply_large(draft), "large result")
+            return
+        try:
+            pool.bus.tell(draft.subject, draft.data, headers=draft.headers)
+        except BusError as error:
+            self._not_sent(error)
+
+    async def _reply_large(self, draft: NewMessage) -> None:
+        pool = self._pool
+        try:
+            draft = await payloads.sent(pool.bus, pool.config.app, draft)
+            await pool.bus.send(draft.subject, draft.data, headers=draft.headers)
+        except BusError as error:
+            self._not_sent(error)
+
+    def _not_sent(self, error: BusError) -> None:
+        log.warning("a result was not sent; it is recorded", pool=self._pool.config.name, why=error.message)
 
 
 def _refusal(error: DspexError) -> CallRecord:

@@ -26,11 +26,12 @@ from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.attempts import Attempts
 from dspex.workers.pool.interactive import Interactive
-from dspex.workers.pool.slots import Reservation
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.supervisor import Supervisor
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+LAST_WORDS = 1.0  # seconds for the results and records of the interactive calls that end last
 
 
 class Pool:
@@ -95,8 +96,11 @@ class Pool:
     async def drain(self, grace: float) -> None:
         """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, end the children."""
         self.draining = True
+        end = asyncio.get_running_loop().time() + grace
         await self._tasks.stop()
-        await self.work.drain(grace)
+        await asyncio.gather(self.work.drain(grace), self.attempts.drain(grace))
+        left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
+        await asyncio.gather(self.interactive.drain(left), self.records.drain(left))
         if self._control is not None:
             await self._control.close()
         await self.children.stop()
@@ -129,14 +133,27 @@ class Pool:
         return max(0, slots.free)
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
-        return partial(self._answer, work, delivery, self.children.slots.reserve(alone=work.alone))
+        return _Answering(self.attempts, work, delivery, self.work.clock.age(delivery.message.time)).record
 
-    async def _answer(self, work: CallRequest, delivery: Delivery, reservation: Reservation) -> CallRecord:
-        with reservation:
-            return await self.attempts.run(
-                work,
-                delivery.message.data,
-                reservation,
-                delivered=delivery.delivered,
-                age=self.work.clock.age(delivery.message.time),
-            )
+
+class _Answering:
+    """A durable call that is being answered, from when it is accepted: its slot counts from then on."""
+
+    def __init__(self, attempts: Attempts, work: CallRequest, delivery: Delivery, age: float) -> None:
+        self._over = asyncio.Event()
+        self._record: CallRecord | None = None
+        self._attempt = attempts.start(work, delivery.message.data, self._ended, delivered=delivery.delivered, age=age)
+
+    async def record(self) -> CallRecord | None:
+        """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that."""
+        try:
+            await self._over.wait()
+        except asyncio.CancelledError:
+            self._attempt.give_up()
+            await self._over.wait()
+            raise
+        return self._record
+
+    def _ended(self, record: CallRecord) -> None:
+        self._record = record
+        self._over.set()

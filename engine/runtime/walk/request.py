@@ -93,7 +93,7 @@ def request(
         attempt=event.attempts + row.attempts,
         topology=a.topology,
         node=row.node,
-        spec=call.spec.plain(),
+        spec=call.spec,
         inputs=inputs,
         run=event.origin.run,
         session=event.origin.session,

@@ -137,7 +137,9 @@ async def test_every_inbox_is_unique_and_takes_what_is_sent_to_it_until_it_is_cl
     for n in (b"1", b"2"):
         await b.send(first.inbox, n, headers={"N": "1"}, reply="back")
     frames = [await soon(got.get()), await soon(got.get())]
-    assert [(f.subject, f.data, f.headers["N"], f.reply) for f in frames] == [(first.inbox, n, "1", "back") for n in (b"1", b"2")]
+    assert [(f.subject, f.data, f.headers["N"], f.reply) for f in frames] == [
+        (first.inbox, n, "1", "back") for n in (b"1", b"2")
+    ]
     first.close()
     await b.send(first.inbox, b"dropped")
     await b.send(second.inbox, b"taken")

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def test_a_module_that_is_allowed_is_no_door_to_what_it_imported(application: Ap
 def request(application: Application, kind: str = "predict", **changes: Any) -> tuple[str, bytes]:
     """The subject and the bytes of an interactive call. `changes`: of its spec."""
     target = "sample:echo" if kind == "program" else "text -> reply"
-    spec = {**asdict(CallSpec(kind, target, "text -> reply")), **changes}
+    spec = replace(CallSpec(kind, target, "text -> reply"), **changes)
     made = CallRequest("call", 1, 1, "", "", spec, {"text": "hello"}, "run")
     return subjects.ad_hoc_call(application.app, POOL, kind), made.pack()
 

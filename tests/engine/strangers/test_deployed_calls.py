@@ -6,7 +6,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ async def asked(bus: NatsBus, subject: str, request: CallRequest) -> CallRecord:
 
 def request(spec: CallSpec, topology: str, node: str) -> CallRequest:
     call = new_id()
-    return CallRequest(call, 1, 1, topology, node, asdict(spec), {"text": "where is my card"}, call)
+    return CallRequest(call, 1, 1, topology, node, spec, {"text": "where is my card"}, call)
 
 
 def requests_to(model: str) -> int:

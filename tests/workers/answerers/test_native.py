@@ -17,7 +17,7 @@ import pytest_asyncio
 from pool_bench import POOL, SIGNATURE, Bench, config, program, running, work
 from waiting import until
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
 from dspex.bus.records import ACCEPTED, CallRecord, CallRequest
@@ -156,8 +156,8 @@ async def test_a_call_that_must_be_native_and_cannot_says_why_and_is_not_tried_a
 @pytest.mark.asyncio(loop_scope="module")
 async def test_work_of_an_engine_that_knew_dspy_alone_goes_to_dspy(shared: Bench) -> None:
     item = work()
-    old = {k: v for k, v in item.spec.items() if k != "route"}
-    (record,) = await shared.ask(replace(item, spec=old))
+    old = {k: v for k, v in item.spec.plain().items() if k != "route"}
+    (record,) = await shared.ask(replace(item, spec=CallSpec.unpack(codecs.msgpack_bytes(old))))
     assert (record.route, record.error) == ("worker", None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 import standin
-from pool_bench import APP, POOL, RECORDS, SIGNATURE, Bench, program, work
+from pool_bench import APP, POOL, RECORDS, SIGNATURE, Bench, program, received, work
 from waiting import until
 
 from dspex.bus import codecs, subjects
@@ -84,8 +84,8 @@ def wrongly(wrong: dict[str, Any], **options: Any) -> bytes:
     """A packed call with what is wrong in it, by the names of its fields; of its spec, where that is a map, by those."""
     whole = vars(work(spec=spec(), **options))
     inner = wrong.get("spec")
-    wrong = {"spec": {**whole["spec"], **inner} if inner else inner} if isinstance(inner, dict) else wrong
-    return codecs.msgpack_bytes({**whole, **wrong})
+    packed = codecs.msgpack_bytes({**spec().plain(), **inner} if isinstance(inner, dict) and inner else inner)
+    return codecs.msgpack_bytes({**whole, **wrong, "spec": packed if "spec" in wrong else spec().packed})
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -163,13 +163,21 @@ NO_FRAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize("written", NO_FRAMES)
-async def test_what_is_no_frame_is_refused_by_who_reads_it(written: str) -> None:
-    stream = asyncio.StreamReader()
-    stream.feed_data(bytes.fromhex(written))
+def test_what_is_no_frame_is_refused_by_who_reads_it(written: str) -> None:
     with pytest.raises(DecodeError):
-        await frames.read(stream)
+        received(bytes.fromhex(written))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])
+def test_frames_come_out_whole_however_they_are_cut_on_their_way(size: int) -> None:
+    sent: list[frames.Frame] = [frames.StatusFrame(n, "x" * 300 * n) for n in range(5)]
+    data = b"".join(map(frames.pack, sent))
+    got: list[frames.Frame] = []
+    link = frames.Link(got.append, print)
+    for at in range(0, len(data), size):
+        link.data_received(data[at : at + size])
+    assert got == sent
 
 
 @pytest.mark.asyncio(loop_scope="module")
