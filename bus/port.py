@@ -168,14 +168,14 @@ class Subscription(Protocol):
     async def close(self) -> None: ...
 
 
-class Answers(Protocol):
+class Inbox(Protocol):
     """Where the answers to a question come.
 
     Attributes:
-        inbox: the subject; what is sent carries it as `reply`.
+        subject: its own; what is sent carries it as `reply`.
     """
 
-    inbox: str
+    subject: str
 
     def close(self) -> None:
         """No more of them: those that still come are dropped."""
@@ -439,7 +439,7 @@ class Bus(Protocol):
         """Call `handler` for each message, one at a time, in order; in a `queue` group one member gets each."""
         ...
 
-    def answers(self, take: Callable[[Message], None]) -> Answers:
+    def inbox(self, take: Callable[[Message], None]) -> Inbox:
         """A subject of its own for answers: `take` is called with each, in order, as it comes. Costs the server nothing.
 
         `take` must not raise. Where a message that asked for an answer reaches nobody, one comes with `Status` 503.

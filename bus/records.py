@@ -17,6 +17,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.call_spec import Usage as Usage
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
@@ -208,38 +209,6 @@ class CallRequest(_Packed):
         if self.topology:
             return subjects.call(app, pool, self.topology, self.node)
         return subjects.ad_hoc_call(app, pool, self.spec.kind)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens and money of one call, or of many together.
-
-    Attributes:
-        cost: in USD; None where the price is not known.
-        cached_tokens: those of the input that the provider had in its cache.
-        finish: the server's word for why the model stopped, of the last reply: "stop", "length"; "" where it has none.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = None
-    cached_tokens: int = 0
-    finish: str = ""
-
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Self:
-        """What a record says was used. Raises DecodeError for what is no usage."""
-        return cls(**checked(cls, "the usage of a call", dict(raw)))
-
-    def __add__(self, other: Usage) -> Usage:
-        costs = [c for c in (self.cost, other.cost) if c is not None]
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            sum(costs) if costs else None,
-            self.cached_tokens + other.cached_tokens,
-            other.finish or self.finish,
-        )
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dspex.bus.errors import BusError, DataError, DspexError, NotStored, PayloadTooLarge, Saturated, Unreachable, Unsettled
-from dspex.bus.memory.handles import (
-    MemoryAnswers,
-    MemoryBucket,
-    MemoryObjects,
-    MemoryReader,
-    MemorySubscription,
-    MemoryWorkQueue,
-)
+from dspex.bus.errors import BusError, DataError, DspexError, NotStored, PayloadTooLarge, Unreachable, Unsettled
+from dspex.bus.memory import handles
+from dspex.bus.memory.handles import MemoryBucket, MemoryInbox, MemoryObjects, MemoryReader, MemorySubscription, MemoryWorkQueue
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, size
 from dspex.bus.message import Message
 from dspex.bus.port import (
@@ -85,7 +79,7 @@ class MemoryBus:
         finally:
             del self._waiting[future]
 
-    def _check(self, draft: NewMessage) -> None:
+    def check(self, draft: NewMessage) -> None:
         if not _SUBJECT.fullmatch(draft.subject):
             raise DataError(f"{draft.subject!r} is not a subject to publish to", fix="no spaces, wildcards or empty tokens")
         for name, value in (draft.headers or {}).items():
@@ -116,12 +110,12 @@ class MemoryBus:
 
     # -- write
     async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
-        self._check(draft)
+        self.check(draft)
         return await self._write(lambda: self.server.publish(draft))
 
     async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
         for draft in drafts:
-            self._check(draft)
+            self.check(draft)
         await self.trip()
         outcomes: list[Ack | BusError] = []
         for draft in drafts:
@@ -135,7 +129,7 @@ class MemoryBus:
         if not 0 < len(drafts) <= COMMIT_LIMIT:
             raise BusError(f"a commit of {len(drafts)} messages: it takes 1 to {COMMIT_LIMIT}")
         for draft in drafts:
-            self._check(draft)
+            self.check(draft)
         batch = tuple(drafts)
         return await self._write(lambda: self.server.commit(batch))
 
@@ -249,32 +243,17 @@ class MemoryBus:
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
     ) -> Message:
-        self._check(NewMessage(subject, data, headers))
+        self.check(NewMessage(subject, data, headers))
         await self.trip()
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-
-        def answered(message: Message) -> None:
-            if not answer.done():
-                answer.set_result(message)
-
-        answers = self.answers(answered)
-        try:
-            if not self.server.route(Message(subject, data, headers or {}, reply=answers.inbox)):
-                raise Saturated(f"no process listens on {subject}")
-            async with asyncio.timeout(timeout):
-                return await self.wait(answer)
-        except TimeoutError:
-            raise Unreachable(f"no answer from {subject} within {timeout:g} s") from None
-        finally:
-            answers.close()
+        return await handles.request(self, Message(subject, data, headers or {}), timeout)
 
     async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        self._check(NewMessage(subject, data, headers))
+        self.check(NewMessage(subject, data, headers))
         await self.trip()
         self._routed(Message(subject, data, headers or {}, reply=reply))
 
     def tell(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        self._check(NewMessage(subject, data, headers))
+        self.check(NewMessage(subject, data, headers))
         if not self.connected:
             raise Unreachable("the connection is closed")
         asyncio.get_running_loop().call_soon(self._routed, Message(subject, data, headers or {}, reply=reply))
@@ -291,8 +270,8 @@ class MemoryBus:
         self.server.subscriptions.append(subscription)
         return subscription
 
-    def answers(self, take: Callable[[Message], None]) -> MemoryAnswers:
-        return MemoryAnswers(self, take)
+    def inbox(self, take: Callable[[Message], None]) -> MemoryInbox:
+        return MemoryInbox(self, take)
 
     # -- keys and objects
     async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> MemoryBucket:

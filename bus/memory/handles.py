@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, StreamFull, Unreachable
+from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Saturated, StreamFull, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
 from dspex.bus.subjects import matches
@@ -120,16 +120,36 @@ class MemoryWorkQueue:
                 self._consumer.pulls.remove(pull)
 
 
-class MemoryAnswers:
+class MemoryInbox:
     """Gives each message that comes to a subject of its own to `take`."""
 
     def __init__(self, bus: MemoryBus, take: Callable[[Message], None]) -> None:
-        self.inbox = f"_INBOX.memory.{bus.server.number()}"
-        self._takers = bus.server.answers
-        self._takers[self.inbox] = take
+        self.subject = f"_INBOX.memory.{bus.server.number()}"
+        self._takers = bus.server.inboxes
+        self._takers[self.subject] = take
 
     def close(self) -> None:
-        self._takers.pop(self.inbox, None)
+        self._takers.pop(self.subject, None)
+
+
+async def request(bus: MemoryBus, message: Message, timeout: float) -> Message:
+    """`Bus.request`, once the message is on the server."""
+    answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    def answered(message: Message) -> None:
+        if not answer.done():
+            answer.set_result(message)
+
+    inbox = bus.inbox(answered)
+    try:
+        if not bus.server.route(message._replace(reply=inbox.subject)):
+            raise Saturated(f"no process listens on {message.subject}")
+        async with asyncio.timeout(timeout):
+            return await bus.wait(answer)
+    except TimeoutError:
+        raise Unreachable(f"no answer from {message.subject} within {timeout:g} s") from None
+    finally:
+        inbox.close()
 
 
 class MemorySubscription:

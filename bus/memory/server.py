@@ -48,7 +48,7 @@ class MemoryServer:
         self.once: set[str] = set()  # buckets whose keys take one value each
         self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []
-        self.answers: dict[str, Callable[[Message], None]] = {}  # inbox → who takes what comes there
+        self.inboxes: dict[str, Callable[[Message], None]] = {}  # inbox → who takes what comes there
         self.led_since = 0.0  # when its server of today became the leader; tests set it
         self._epoch = epoch
         self._numbers = 0
@@ -138,7 +138,7 @@ class MemoryServer:
         got += [self.luck.random.choice(members) for members in groups.values()]
         for subscription in got:
             subscription.inbox.put_nowait(message)
-        if (take := self.answers.get(message.subject)) is not None:
+        if (take := self.inboxes.get(message.subject)) is not None:
             take(message)
             return len(got) + 1
         return len(got)

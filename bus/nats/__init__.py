@@ -12,7 +12,7 @@ from dspex.bus.message import Message
 from dspex.bus.nats import consumer, core, protocol, stored, streams, writer
 from dspex.bus.nats.client import Options
 from dspex.bus.nats.connection import Connection
-from dspex.bus.nats.core import NatsAnswers, NatsSubscription
+from dspex.bus.nats.core import NatsInbox, NatsSubscription
 from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
@@ -183,8 +183,8 @@ class NatsBus:
     ) -> NatsSubscription:
         return await NatsSubscription(self._connection, subject, handler, queue).start()
 
-    def answers(self, take: Callable[[Message], None]) -> NatsAnswers:
-        return NatsAnswers(self._connection, take)
+    def inbox(self, take: Callable[[Message], None]) -> NatsInbox:
+        return NatsInbox(self._connection, take)
 
     # -- keys and objects
     async def bucket(self, name: str, *, replicas: int = 1, once: bool = False) -> NatsBucket:

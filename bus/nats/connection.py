@@ -21,7 +21,7 @@ from dspex.bus.nats import protocol
 from dspex.bus.nats.client import Options, WireClient, dial
 from dspex.bus.nats.failures import JETSTREAM_OFF, NO_LEADER, answer_of, refused, translated
 from dspex.bus.nats.isolation import Isolation
-from dspex.bus.nats.pending import PendingRequest, RawReply, WireSubscription, any_answer
+from dspex.bus.nats.pending import PendingRequest, RawReply, WireSubscription, any_answer, refuse
 from dspex.bus.nats.protocol import WireRoute
 from dspex.bus.port import BusEvents
 from dspex.bus.tasks import Tasks
@@ -38,8 +38,7 @@ class Connection:
         self.max_payload = (1 << 20) - protocol.RESERVE  # of the last server
         self.up = asyncio.Event()
         self.on_end: set[Callable[[], None]] = set()  # called when the connection ends
-        self.closed = False
-        self.at = ""  # URL of the server
+        self.closed, self.at = False, ""  # `at`: URL of the server
         self._servers = options.servers()
         self._client: WireClient | None = None
         self._left: dict[str, float] = {}  # URL → when it was left because JetStream did not answer there: tried last
@@ -49,7 +48,7 @@ class Connection:
         self._tasks = self.tasks(self._broken)
         self._subscriptions: dict[bytes, WireSubscription] = {}
         self.pending: dict[bytes, PendingRequest] = {}  # requests without an answer yet
-        self.answers: dict[bytes, WireRoute] = {}  # who takes the answers to questions that may have several
+        self.inboxes: dict[bytes, WireRoute] = {}  # who takes answers of which there may be several
         self._count = 0
         self._answers = f"{options.inbox_prefix}.{self.id}.r"
         self.listen(f"{self._answers}.*", self._answered)
@@ -125,16 +124,8 @@ class Connection:
                     pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _complained(self, text: str) -> None:
-        """-ERR of the server. A missing permission fails at once what needs it: otherwise that would wait for its timeout."""
         self.events.error(text)
-        error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
-        subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")
-        if "for publish" in kind:
-            for pending in [q for q in self.pending.values() if subject in q.subjects]:
-                pending.fail(error)
-        for interest in list(self._subscriptions.values()):
-            if subject == (interest.asks if "for publish" in kind else interest.subject):
-                interest.refused(error)
+        refuse(text, self.pending.values(), self._subscriptions.values())
 
     async def close(self) -> None:
         """End the connection; what was put before is sent first, if the server still listens."""
@@ -269,10 +260,10 @@ class Connection:
 
     def _answered(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         token, _, place = subject.rpartition(b".")[2].partition(b"-")
-        if (pending := self.pending.get(token)) is not None:
-            pending.take(data, head, place)
-        elif (take := self.answers.get(token)) is not None:
-            take(subject, reply, data, head)
+        if token in self.pending:
+            self.pending[token].take(data, head, place)
+        elif token in self.inboxes:
+            self.inboxes[token](subject, reply, data, head)
 
     async def ask(
         self,

@@ -31,17 +31,17 @@ async def request(
     return Message(subject, answer, found)
 
 
-class NatsAnswers:
-    """`dspex.bus.port.Answers`: what comes with one token on the subject where all answers to a connection come."""
+class NatsInbox:
+    """`dspex.bus.port.Inbox`: what comes with one token on the subject where all answers to a connection come."""
 
     def __init__(self, connection: Connection, take: Callable[[Message], None]) -> None:
         self._connection, self._take = connection, take
         self._token = connection.fresh()
-        self.inbox = connection.answered_on(self._token)
-        connection.answers[self._token.encode()] = self._route
+        self.subject = connection.answered_on(self._token)
+        connection.inboxes[self._token.encode()] = self._route
 
     def close(self) -> None:
-        self._connection.answers.pop(self._token.encode(), None)
+        self._connection.inboxes.pop(self._token.encode(), None)
 
     def _route(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         self._take(Message(protocol.text(subject), data, protocol.headers(head), reply=protocol.text(reply)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, NotAllowed
 from dspex.bus.nats.protocol import WireRoute
 
 RawReply = tuple[bytes, bytes]
@@ -64,3 +64,15 @@ class PendingRequest:
         async with asyncio.timeout(timeout):
             await asyncio.shield(self.done)
         return self.answers
+
+
+def refuse(text: str, pending: Iterable[PendingRequest], subscriptions: Iterable[WireSubscription]) -> None:
+    """-ERR of the server: a missing permission fails at once what needs it, which would wait for its timeout otherwise."""
+    error, parts = NotAllowed(f"the server says: {text}"), text.split('"')
+    subject, kind = (parts[1], parts[0].lower()) if len(parts) > 2 else ("", "")
+    if "for publish" in kind:
+        for request in [q for q in pending if subject in q.subjects]:
+            request.fail(error)
+    for interest in list(subscriptions):
+        if subject == (interest.asks if "for publish" in kind else interest.subject):
+            interest.refused(error)

@@ -1,4 +1,4 @@
-"""A recorded operator as data: what a worker is asked to run."""
+"""A recorded operator as data: what a worker is asked to run; and what it cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from typing_extensions import TypedDict
 
@@ -134,6 +134,38 @@ class CallSpec:
             return cls(**checked(cls, "a spec of a call", known))
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and money of one call, or of many together.
+
+    Attributes:
+        cost: in USD; None where the price is not known.
+        cached_tokens: those of the input that the provider had in its cache.
+        finish: the server's word for why the model stopped, of the last reply: "stop", "length"; "" where it has none.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+    cached_tokens: int = 0
+    finish: str = ""
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Self:
+        """What a record says was used. Raises DecodeError for what is no usage."""
+        return cls(**checked(cls, "the usage of a call", dict(raw)))
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [c for c in (self.cost, other.cost) if c is not None]
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            sum(costs) if costs else None,
+            self.cached_tokens + other.cached_tokens,
+            other.finish or self.finish,
+        )
 
 
 _SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones

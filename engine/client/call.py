@@ -134,7 +134,7 @@ class _Asking:
 
     def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest) -> None:
         self.bus, self.app, self.pool, self.request = bus, app, pool, request
-        self.answers = bus.answers(self._take)
+        self.inbox = bus.inbox(self._take)
         self.taken = False  # a worker has accepted it
         self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
         self._loop = asyncio.get_running_loop()
@@ -163,7 +163,7 @@ class _Asking:
         if not self.taken:  # else one that was slow has taken it meanwhile
             self._heard = self._loop.create_future()
             self._late = self._loop.call_later(ACCEPT_WITHIN, self._not_taken)
-            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.answers.inbox)
+            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox.subject)
         return await self._heard
 
     def _take(self, frame: Message) -> None:
@@ -183,7 +183,7 @@ class _Asking:
 
     def close(self) -> None:
         """It is over: what still comes is dropped."""
-        self.answers.close()
+        self.inbox.close()
         if self._late is not None:
             self._late.cancel()
 

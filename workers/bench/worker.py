@@ -44,14 +44,14 @@ class Worker:
             if message.headers.get(subjects.KIND) == RESULT and not result.done():
                 result.set_result(message.data)
 
-        answers = self._bus.answers(heard)
+        inbox = self._bus.inbox(heard)
         try:
             work = CallRequest(id := new_id(), 1, 1, "", "bench", spec, inputs, id, timeout=LIMIT)
-            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=answers.inbox)
+            await self._bus.send(work.called_on(APP, POOL), work.pack(), reply=inbox.subject)
             async with asyncio.timeout(LIMIT):
                 record = CallRecord.unpack(await result)
         finally:
-            answers.close()
+            inbox.close()
         if record.error is not None:
             raise from_dict(record.error)
         return dict(record.outputs or {}), time.perf_counter() - began

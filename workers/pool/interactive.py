@@ -126,7 +126,7 @@ class Interactive:
             "waiting": slots.waiting,
         }
         pool.bus.tell(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
-        pool.attempts.start(work, message.data, partial(self._answered, message.reply, work))
+        pool.executions.start(work, message.data, partial(self._answered, message.reply, work))
         self._changed.set()
 
     def _answered(self, reply: str, work: CallRequest, record: CallRecord) -> None:

@@ -24,7 +24,7 @@ from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
-from dspex.workers.pool.attempts import Attempts
+from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.supervisor import Supervisor
@@ -44,7 +44,7 @@ class Pool:
 
     Attributes:
         id: of this pool process. `worker`: the name that goes into its records.
-        children, attempts, models: who answers calls.
+        children, executions, models: who answers calls.
         work: the loop that serves durable calls; `interactive` serves the others.
         status: answers questions about the pool.
         draining: it takes nothing more.
@@ -57,7 +57,7 @@ class Pool:
         self.draining = False
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
-        self.attempts = Attempts(self.children, self.models, self.worker)
+        self.executions = Executions(self.children, self.models, self.worker)
         keys = keys_of(config.name, config.hmac_key_env)
         self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)
         self.work = WorkLoop(
@@ -98,7 +98,7 @@ class Pool:
         self.draining = True
         end = asyncio.get_running_loop().time() + grace
         await self._tasks.stop()
-        await asyncio.gather(self.work.drain(grace), self.attempts.drain(grace))
+        await asyncio.gather(self.work.drain(grace), self.executions.drain(grace))
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left))
         if self._control is not None:
@@ -133,23 +133,23 @@ class Pool:
         return max(0, slots.free)
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
-        return _Answering(self.attempts, work, delivery, self.work.clock.age(delivery.message.time)).record
+        return _Answering(self.executions, work, delivery, self.work.clock.age(delivery.message.time)).record
 
 
 class _Answering:
     """A durable call that is being answered, from when it is accepted: its slot counts from then on."""
 
-    def __init__(self, attempts: Attempts, work: CallRequest, delivery: Delivery, age: float) -> None:
+    def __init__(self, executions: Executions, work: CallRequest, delivery: Delivery, age: float) -> None:
         self._over = asyncio.Event()
         self._record: CallRecord | None = None
-        self._attempt = attempts.start(work, delivery.message.data, self._ended, delivered=delivery.delivered, age=age)
+        self._execution = executions.start(work, delivery.message.data, self._ended, delivered=delivery.delivered, age=age)
 
     async def record(self) -> CallRecord | None:
         """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that."""
         try:
             await self._over.wait()
         except asyncio.CancelledError:
-            self._attempt.give_up()
+            self._execution.give_up()
             await self._over.wait()
             raise
         return self._record

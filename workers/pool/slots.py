@@ -10,7 +10,7 @@ from dspex.bus.errors import CallError
 from dspex.workers.pool.child_process import Child
 
 
-class Waiting(Protocol):
+class Taker(Protocol):
     """A call that wants slots. `slots`: how many; all of a child's where no other call shall die with it."""
 
     slots: int
@@ -39,7 +39,7 @@ class Slots:
         self.total = size * per_child
         self.freed: Callable[[], None] = lambda: None
         self._refusal: Callable[[], CallError] | None = None
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[Taker] = deque()
         self._handing_out = False
 
     @property
@@ -67,7 +67,7 @@ class Slots:
             return self.total
         return sum(self.per_child - c.busy for c in self.usable) - len(self._waiting)
 
-    def take(self, call: Waiting) -> None:
+    def take(self, call: Taker) -> None:
         """Have the call begin: at once where there is room, else behind those that wait."""
         if self._refusal is not None:
             call.refuse(self._refusal())
@@ -77,7 +77,7 @@ class Slots:
         else:
             self._waiting.append(call)
 
-    def leave(self, call: Waiting) -> None:
+    def leave(self, call: Taker) -> None:
         """A call that waits does so no more."""
         if call in self._waiting:
             self._waiting.remove(call)

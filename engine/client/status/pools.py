@@ -44,10 +44,10 @@ def _absent(pool: str) -> PoolRow:
 async def _ask(bus: Bus, app: str, pool: str) -> list[PoolRow]:
     """The answers of all processes of a pool, which may run on several hosts."""
     queue: asyncio.Queue[Message] = asyncio.Queue()
-    answers = bus.answers(queue.put_nowait)
+    inbox = bus.inbox(queue.put_nowait)
     found: list[PoolRow] = []
     try:
-        await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=answers.inbox)
+        await bus.send(subjects.control(app, pool), orjson.dumps({"kind": "status"}), reply=inbox.subject)
         async with asyncio.timeout(FIRST_ANSWER) as limit:
             while (answer := await queue.get()).headers.get("Status") != "503":
                 if (row := pool_row(answer)) is not None:
@@ -56,5 +56,5 @@ async def _ask(bus: Bus, app: str, pool: str) -> list[PoolRow]:
     except TimeoutError:
         pass  # no more of them
     finally:
-        answers.close()
+        inbox.close()
     return sorted(found, key=lambda process: str(process["id"]))

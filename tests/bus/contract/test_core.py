@@ -131,25 +131,25 @@ async def test_a_core_subscriber_sees_what_is_stored_as_it_comes(buses: Buses, u
 async def test_every_inbox_is_unique_and_takes_what_is_sent_to_it_until_it_is_closed(buses: Buses) -> None:
     a, b = buses
     got: asyncio.Queue[Message] = asyncio.Queue()
-    first, second = a.answers(got.put_nowait), a.answers(got.put_nowait)
-    assert len({first.inbox, second.inbox, b.answers(got.put_nowait).inbox}) == 3
-    assert all(subjects.is_inbox(answers.inbox) for answers in (first, second))
+    first, second = a.inbox(got.put_nowait), a.inbox(got.put_nowait)
+    assert len({first.subject, second.subject, b.inbox(got.put_nowait).subject}) == 3
+    assert all(subjects.is_inbox(inbox.subject) for inbox in (first, second))
     for n in (b"1", b"2"):
-        await b.send(first.inbox, n, headers={"N": "1"}, reply="back")
+        await b.send(first.subject, n, headers={"N": "1"}, reply="back")
     frames = [await soon(got.get()), await soon(got.get())]
     assert [(f.subject, f.data, f.headers["N"], f.reply) for f in frames] == [
-        (first.inbox, n, "1", "back") for n in (b"1", b"2")
+        (first.subject, n, "1", "back") for n in (b"1", b"2")
     ]
     first.close()
-    await b.send(first.inbox, b"dropped")
-    await b.send(second.inbox, b"taken")
+    await b.send(first.subject, b"dropped")
+    await b.send(second.subject, b"taken")
     assert (await soon(got.get())).data == b"taken"
 
 
 @pytest.mark.asyncio
 async def test_who_asks_and_reaches_nobody_hears_it(buses: Buses, unique: str) -> None:
     got: asyncio.Queue[Message] = asyncio.Queue()
-    answers = buses[0].answers(got.put_nowait)
-    await buses[0].send(unique, b"question", reply=answers.inbox)
+    inbox = buses[0].inbox(got.put_nowait)
+    await buses[0].send(unique, b"question", reply=inbox.subject)
     frame = await soon(got.get())
     assert (frame.data, frame.headers["Status"]) == (b"", "503")

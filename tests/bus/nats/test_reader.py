@@ -119,7 +119,7 @@ async def test_a_reader_misses_nothing_when_a_delivery_is_lost(server: Any, open
     reader = await bus.reader("S", ["s.a"], after=0, name="r")
     stolen: list[Message] = []
 
-    inbox = thief.answers(stolen.append).inbox
+    inbox = thief.inbox(stolen.append).subject
     pull = b'{"batch": 30, "expires": 5000000000}'  # shares the consumer's messages with the reader
     await thief.send(f"$JS.API.CONSUMER.MSG.NEXT.S.{await consumer(bus)}", pull, reply=inbox)
     await thief._connection.flush()

@@ -126,7 +126,7 @@ async def test_with_an_inbox_prefix_of_its_own_a_user_may_hear_nothing_of_others
     (message,) = await asyncio.wait_for(reader.read(10), 30)
     assert message.data == b"good"
     assert [m.data for m in await bus.scan("S", ["s.a"], start=1, stop=1)] == [b"good"]
-    assert bus.answers(print).inbox.startswith("_INBOX_apart.")
+    assert bus.inbox(print).subject.startswith("_INBOX_apart.")
     for subject in ("_INBOX.>", f"_INBOX.{other._connection.id}.>", "s.>"):
         with pytest.raises(NotAllowed):
             await bus.subscribe(subject, asyncio.Queue[Message]().put)

@@ -62,12 +62,12 @@ async def caller(nats_url: str) -> AsyncIterator[NatsBus]:
 async def asked(bus: NatsBus, subject: str, request: CallRequest) -> CallRecord:
     """What a pool answers to a request on a subject."""
     frames = asyncio.Queue[Message]()
-    answers = bus.answers(frames.put_nowait)
+    inbox = bus.inbox(frames.put_nowait)
     async with asyncio.timeout(60):
-        await bus.send(subject, request.pack(), reply=answers.inbox)
+        await bus.send(subject, request.pack(), reply=inbox.subject)
         while (frame := await frames.get()).headers.get(subjects.KIND) != RESULT:
             pass
-    answers.close()
+    inbox.close()
     return CallRecord.unpack(frame.data)
 
 

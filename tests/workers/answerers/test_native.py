@@ -257,13 +257,13 @@ async def test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives(s
 async def interactive(bench: Bench, item: CallRequest) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
-    answers = bench.bus.answers(frames.put_nowait)
+    inbox = bench.bus.inbox(frames.put_nowait)
     await until(lambda: bench.joined)
-    await bench.bus.send(item.called_on("test", POOL), item.pack(), reply=answers.inbox)
+    await bench.bus.send(item.called_on("test", POOL), item.pack(), reply=inbox.subject)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass
-    answers.close()
+    inbox.close()
     return CallRecord.unpack(message.data)
 
 

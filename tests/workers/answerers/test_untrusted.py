@@ -139,12 +139,12 @@ async def test_a_caller_hears_of_a_refusal_at_once(shared: Bench) -> None:
 async def asked(bench: Bench, data: bytes) -> CallRecord:
     """The record of an interactive call with these bytes."""
     frames = asyncio.Queue[Message]()
-    answers = bench.bus.answers(frames.put_nowait)
-    await bench.bus.send(subjects.ad_hoc_call(APP, POOL, "predict"), data, reply=answers.inbox)
+    inbox = bench.bus.inbox(frames.put_nowait)
+    await bench.bus.send(subjects.ad_hoc_call(APP, POOL, "predict"), data, reply=inbox.subject)
     async with asyncio.timeout(30):
         while (frame := await frames.get()).headers[subjects.KIND] != RESULT:
             pass
-    answers.close()
+    inbox.close()
     return CallRecord.unpack(frame.data)
 
 

@@ -284,14 +284,14 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
 # -- interactive -----------------------------------------------------------------------------------------------------
 async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], subject: str = "") -> list[tuple[str, Message]]:
     """Ask as the engine's client does; the frames up to the last, by kind."""
-    answers = bench.bus.answers(frames.put_nowait)
-    await bench.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=answers.inbox)
+    inbox = bench.bus.inbox(frames.put_nowait)
+    await bench.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=inbox.subject)
     found: list[tuple[str, Message]] = []
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:
             message = await frames.get()
             found.append((message.headers.get(subjects.KIND, message.headers.get("Status", "")), message))
-    answers.close()
+    inbox.close()
     return found
 
 

@@ -1,4 +1,4 @@
-"""One attempt at a call: a slot, a child, a time limit, and what becomes of a child that does not react."""
+"""One execution at a call: a slot, a child, a time limit, and what becomes of a child that does not react."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DELIVERIES = 10  # work that was delivered more often has killed its workers, pa
 Ended = Callable[[CallRecord], None]
 
 
-class Attempts:
+class Executions:
     """Has calls answered by the children of one pool. `worker`: the name that goes into the records.
 
     No call has a task or a thread here: what happens to it calls what comes next. At thousands of calls a second a task for
@@ -36,11 +36,11 @@ class Attempts:
     def __init__(self, children: Supervisor, models: LocalModels, worker: str) -> None:
         self.children, self.models = children, models
         self.pool, self._worker = children.config.name, worker
-        self.open: dict[Attempt, None] = {}
+        self.open: dict[Execution, None] = {}
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self.tasks = Tasks(f"model servers for {self.pool}")
 
-    def start(self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0) -> Attempt:
+    def start(self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0) -> Execution:
         """Begin one execution of a call: it waits for a slot, and its record goes to `ended`. An error is a record too.
 
         Args:
@@ -49,36 +49,36 @@ class Attempts:
             age: seconds since the request was stored or sent.
         """
         telemetry.emit("call_started", **self._about(work))
-        attempt = Attempt(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age)
-        self.open[attempt] = None
+        execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age)
+        self.open[execution] = None
         if delivered > DELIVERIES:
-            attempt.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
-        elif attempt.in_time():
-            self.children.slots.take(attempt)
-        return attempt
+            execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
+        elif execution.in_time():
+            self.children.slots.take(execution)
+        return execution
 
-    def over(self, attempt: Attempt, record: CallRecord) -> None:
-        """The end of an attempt."""
-        del self.open[attempt]
+    def over(self, execution: Execution, record: CallRecord) -> None:
+        """The end of an execution."""
+        del self.open[execution]
         if self._closed is not None and not self.open:
             self._closed.set()
         telemetry.emit(
             "call_ended",
-            **self._about(attempt.work),
+            **self._about(execution.work),
             route=record.route,
             lm=record.lm,
             seconds=record.elapsed,
             error=(record.error or {}).get("type", ""),
             usage=record.usage,
         )
-        attempt.ended(record)
+        execution.ended(record)
 
     def answered(self, work: CallRequest, answer: Answer) -> CallRecord:
-        """The record of an attempt that a child answered."""
+        """The record of an execution that a child answered."""
         return answer.record(work, self._worker)
 
     def failed(self, work: CallRequest, error: DspexError, started: float | None = None) -> CallRecord:
-        """The record of an attempt that no child answered. `started`: when a child got it; None: none ever did."""
+        """The record of an execution that no child answered. `started`: when a child got it; None: none ever did."""
         answer = Answer.failed(error, self.children.hello.dspy_version, started=started)
         return answer.record(work, self._worker)
 
@@ -90,8 +90,8 @@ class Attempts:
             async with asyncio.timeout(grace):
                 await self._all_over()
         except TimeoutError:
-            for attempt in list(self.open):
-                attempt.give_up()
+            for execution in list(self.open):
+                execution.give_up()
             await self._all_over()
         await self.tasks.stop()
 
@@ -104,7 +104,7 @@ class Attempts:
         return {"pool": self.pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
 
 
-class Attempt:
+class Execution:
     """One execution of a call, until it has a record.
 
     Attributes:
@@ -112,9 +112,9 @@ class Attempt:
         ended: gets the record.
     """
 
-    def __init__(self, attempts: Attempts, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
-        self._all, self.work, self._packed, self.ended, self._until = attempts, work, packed, ended, until
-        self.slots = attempts.children.slots.per_child if work.alone else 1
+    def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
+        self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
+        self.slots = executions.children.slots.per_child if work.alone else 1
         self._loop = asyncio.get_running_loop()
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it
