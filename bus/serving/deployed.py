@@ -23,6 +23,8 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving.call_spec import CallSpec
 
 FRESH: Final = 10.0  # seconds for which what was read is believed
+OUTDATED: Final = "DX517"
+"""The code of the refusal of a call that is not what its node runs: who asked may know an older version."""
 _log = structlog.get_logger("dspex.workers")
 
 
@@ -69,11 +71,11 @@ class Deployed:
         if found:  # who makes names up fills no memory
             self._known[topology] = now, found
         if (wanted := found.get(node)) is None:
-            raise InvalidInput(f"no node {topology}/{node} of pool {self._pool} is applied", fix="apply its topology")
+            why = f"no node {topology}/{node} of pool {self._pool} is applied"
+            raise InvalidInput(why, code=OUTDATED, fix="apply its topology")
         if wanted != asked:
-            raise InvalidInput(
-                f"that is not what {topology}/{node} runs as it is applied", fix="call it by its name, and try again"
-            )
+            why = f"that is not what {topology}/{node} runs as it is applied"
+            raise InvalidInput(why, code=OUTDATED, fix="call it by its name, and try again")
 
     async def _read(self, topology: str) -> dict[str, CallSpec]:
         """The specs of a topology's nodes of this pool, by node. Empty where it is not applied."""

@@ -257,6 +257,11 @@ MORE = {
         "Nobody decided about an event in the time that its `approve` has.",
         "redriven, it waits again; or `timeout=`, `on_timeout=`",
     ),
+    "DX517": (
+        "A call says that it is of a deployed node, and is not what that node runs: the pool has no such node, or another "
+        "version was applied meanwhile. A client that calls it by its name reads what it runs, and asks again.",
+        "call the node by its name, `topology/node`; apply its topology",
+    ),
     "DX507": ("A function of yours raised in the engine.", "correct it, then `dspex dlq redrive`"),
 }
 

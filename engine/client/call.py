@@ -16,13 +16,14 @@ import orjson
 from typing_extensions import TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallError, CallTimeout, PayloadTooLarge, Saturated, from_dict
+from dspex.bus.errors import CallError, CallTimeout, InvalidInput, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.clear_text import may_store
-from dspex.engine.client.resolve import HasCall, Resolved, resolve
+from dspex.bus.serving.deployed import OUTDATED
+from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.status.pools import pool_row, pool_rows
 from dspex.engine.client.status.rows import PoolRow
 
@@ -68,10 +69,21 @@ class Result(Generic[T]):
 
 
 async def call(
-    bus: Bus, app: str, what: HasCall[V] | str, data: Any, *, timeout: float | None, session: str | None = None
+    bus: Bus, nodes: Nodes, what: HasCall[V] | str, data: Any, *, timeout: float | None, session: str | None = None
 ) -> Result[V]:
     """See `Client.call`."""
-    asked = await resolve(bus, app, what)
+    asked, fresh = await nodes.resolve(bus, what)
+    try:
+        return await _call(bus, nodes.app, asked, data, timeout=timeout, session=session)
+    except InvalidInput as error:
+        if fresh or error.code != OUTDATED or not isinstance(what, str):
+            raise
+        nodes.forget(what)  # another version was applied meanwhile
+        asked, _ = await nodes.resolve(bus, what)
+        return await _call(bus, nodes.app, asked, data, timeout=timeout, session=session)
+
+
+async def _call(bus: Bus, app: str, asked: Resolved[V], data: Any, *, timeout: float | None, session: str | None) -> Result[V]:
     known = asked.call
     if timeout is None:
         timeout = min(known.timeout, known.deadline) if known else TIMEOUT

@@ -25,7 +25,7 @@ from dspex.engine.client import watch
 from dspex.engine.client.call import Result
 from dspex.engine.client.follow import Progress
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.resolve import HasCall, Resolved, resolve
+from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
 from dspex.engine.client.status import approvals, state, status
 from dspex.engine.client.status.approvals import Approval
@@ -62,6 +62,7 @@ class Client(Planned, names=METHODS["Client"]):
                 raise ConfigError("a client needs settings, or a bus and an app", fix="dspex.connect()")
             app = settings.app
         self.app: str = app
+        self._nodes = Nodes(app)
         if bus is not None and bus.sealing is not None and bus.sealing.app != app:  # nobody in `app` could open what it seals
             why = f"this connection seals for application {bus.sealing.app}, and the client is one of {app}"
             raise ConfigError(why, code="DX124", fix="give it a connection of its own")
@@ -163,11 +164,11 @@ class Client(Planned, names=METHODS["Client"]):
                 them out.
         """
         limit = None if timeout is None else seconds(timeout)
-        return await interactive.call(self.bus, self.app, what, data, timeout=limit, session=session)
+        return await interactive.call(self.bus, self._nodes, what, data, timeout=limit, session=session)
 
     async def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
         """What `call` asks for. Raises ConfigError, TopologyError."""
-        return await resolve(self.bus, self.app, what)
+        return (await self._nodes.resolve(self.bus, what))[0]
 
     # -- runs -----------------------------------------------------------------------------------------------------
     def run(self, id: str) -> Run:

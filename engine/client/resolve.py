@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.deployed import FRESH
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import Call
@@ -48,14 +50,37 @@ class Resolved(NamedTuple, Generic[V]):
     node: str = ""
 
 
-async def resolve(bus: Bus, app: str, what: HasCall[V] | str) -> Resolved[V]:
-    """What is asked for. Raises ConfigError, TopologyError."""
-    if not isinstance(what, str):
-        _refuse_options_of_topologies(what.options)
-        call = what.to_call()
-        return Resolved(call.spec, call.pool, call)
-    if "->" in what:
-        return Resolved(_predict(what), DEFAULT_POOL)
+class Nodes:
+    """What is asked for, by name. What deployed nodes run is kept for a moment: it is a round trip or two to read, and a worker
+    refuses a call that is not what its node runs any more (OUTDATED).
+    """
+
+    def __init__(self, app: str) -> None:
+        self.app = app
+        self._known: dict[str, tuple[float, Resolved[Any]]] = {}  # node → when it was read, and what it runs
+
+    def forget(self, node: str) -> None:
+        """Read the node again when it is asked for."""
+        self._known.pop(node, None)
+
+    async def resolve(self, bus: Bus, what: HasCall[V] | str) -> tuple[Resolved[V], bool]:
+        """What is asked for, and whether that is certain to be so now. Raises ConfigError, TopologyError."""
+        if not isinstance(what, str):
+            _refuse_options_of_topologies(what.options)
+            call = what.to_call()
+            return Resolved(call.spec, call.pool, call), True
+        if "->" in what:
+            return Resolved(_predict(what), DEFAULT_POOL), True
+        now = asyncio.get_running_loop().time()
+        read, found = self._known.get(what, (-FRESH, None))
+        if found is not None and now - read < FRESH:
+            return found, False
+        found = await _deployed(bus, self.app, what)
+        self._known[what] = now, found  # of nodes that there are: no more than are applied
+        return found, True
+
+
+async def _deployed(bus: Bus, app: str, what: str) -> Resolved[Any]:
     if "/" not in what:
         raise ConfigError(
             f"{what!r} is neither a signature nor a node",

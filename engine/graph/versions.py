@@ -183,9 +183,8 @@ def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
 
 
 def _call(call: Call) -> dict[str, object]:
-    spec: dict[str, object] = orjson.loads(
-        orjson.dumps(call.spec)
-    )  # through JSON, as it is stored, so that the two compare equal
+    # through JSON, as it is stored, so that the two compare equal
+    spec: dict[str, object] = orjson.loads(orjson.dumps(call.spec.plain()))
     return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
 
 

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "DX511": "engine/client/test_claim_checks.py::test_a_call_whose_record_lost_its_payload_is_a_dead_letter_at_once",
     "DX515": "engine/keyed/meeting/test_gather.py::test_an_event_without_a_branch_is_a_letter_that_names_it",
     "DX516": "engine/outside/test_approve.py::test_what_nobody_decides_about_in_time_becomes_what_was_said",
+    "DX517": "engine/strangers/test_deployed_calls.py::test_a_client_keeps_what_a_node_runs_until_it_is_refused",
     "DX512": "engine/keyed/test_stateful.py::test_more_state_than_a_partition_may_have_is_a_letter_and_what_was_kept_stays",
     "DX514": "engine/keyed/windows/test_fixed.py::test_more_events_than_a_list_may_have_are_letters_and_the_list_stays",
     "DX504": "engine/keyed/windows/test_fixed.py::"

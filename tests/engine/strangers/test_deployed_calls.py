@@ -188,6 +188,38 @@ def test_an_old_version_is_known_for_seconds_where_nobody_calls_the_new_one(lab:
     assert "not what asking/ask runs" in lab.refused(first)
 
 
+def test_a_client_keeps_what_a_node_runs_until_it_is_refused(lab: Lab) -> None:
+    client = Client(bus=lab.server.connect(), app="lab")
+
+    refusals: list[str] = []
+
+    async def answer(message: Message) -> None:
+        work = CallRequest.unpack(message.data)
+        found = CallRecord(work.call, 1, 1, "asking", "ask", outputs={"by": work.spec.signature})
+        try:
+            await lab.deployed.check(work)
+        except InvalidInput as e:
+            refusals.append(e.code)
+            found = replace(found, outputs=None, error=e.as_dict())
+        await lab.bus.send(message.reply, found.pack(), headers={subjects.KIND: RESULT})
+
+    async def ask() -> object:
+        return (await client.call("asking/ask", {"text": "x"})).data
+
+    first, second = "text -> answer", "text -> answer, why"
+    lab.apply(first)
+    lab.loop.run(lab.bus.subscribe(subjects.call("lab", "p", "asking", "ask"), answer, queue="p"))
+    assert lab.loop.run(ask()) == {"by": first}
+    kept, lab.server.buckets = lab.server.buckets, {}
+    assert lab.loop.run(ask()) == {"by": first}
+    lab.server.buckets = kept
+    lab.apply(second)
+    lab.loop.advance(FRESH / 2)
+    assert lab.refused(CallSpec("predict", second, second, route="auto")) == ""  # the worker knows it, and the client does not
+    assert lab.loop.run(ask()) == {"by": second}
+    assert refusals == ["DX517"]
+
+
 def test_a_node_of_another_pool_is_none_of_this_one(lab: Lab) -> None:
     assert "no node asking/ask of pool p is applied" in lab.refused(lab.apply("text -> answer", pool="q"))
 
