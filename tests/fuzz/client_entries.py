@@ -153,7 +153,7 @@ ENTRIES = [
     Entry("decision", _decisions, _take_decision, "json"),
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
-    Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout",)),
+    Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout", "Saturated")),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
     Entry("pause", lambda: _PAUSES, _take_pause, "json", subject="pause"),
     Entry("error", _errors, _take_error, "json", slice=500),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 from dspex.bus.errors import DecodeError, InvalidInput, InvalidOutput
@@ -12,13 +13,15 @@ from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.router import Router
 from dspex.workers.frames import CallFrame, CancelFrame, DoneFrame, Frame, Link, StatusFrame, StopFrame, pack
 
+SAID_WITHIN = 1.0  # seconds that a thread waits while another program keeps the loop busy
+
 
 class Runner:
     """Runs calls as tasks of one loop."""
 
     def __init__(self, link: Link, router: Router) -> None:
         self._link, self._router = link, router
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
@@ -44,8 +47,21 @@ class Runner:
         await first(self._stopped.wait(), self._tasks.wait())
 
     def _say(self, frame: StatusFrame) -> None:
-        """Send what a program says, which it may say in any thread."""
-        self._loop.call_soon_threadsafe(self._link.write, pack(frame))
+        """Send what a program says, which it may say in any thread. Returns when it is on its way: what the program does next
+        may keep the loop, or the whole process, from doing anything.
+        """
+        packed = pack(frame)
+        if threading.get_ident() == self._thread:
+            self._link.write(packed)
+            return
+        sent = threading.Event()
+
+        def send() -> None:
+            self._link.write(packed)
+            sent.set()
+
+        self._loop.call_soon_threadsafe(send)
+        sent.wait(SAID_WITHIN)
 
     def _ended(self, number: int) -> None:
         self._calls.pop(number, None)
