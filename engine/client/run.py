@@ -71,7 +71,7 @@ class Run(Planned, names=METHODS["Run"]):
     async def wait(self, timeout: Duration | None = None) -> RunInfo:
         """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
         id, applied = await self._known()
-        async for finished in finishing(self._bus, self._app, [id], timeout):
+        async for finished in finishing(self._bus, self._app, [id], timeout, applied):
             info = finished[0].info(applied)
             if info.dead_letters:
                 raise RunFailed(f"run {id} is done, with {info.dead_letters} dead letter(s)", run=id)
@@ -87,12 +87,14 @@ class Run(Planned, names=METHODS["Run"]):
         return f"Run({self.id!r})"
 
 
-async def finishing(bus: Bus, app: str, ids: Iterable[str], timeout: Duration | None) -> AsyncIterator[list[Progress]]:
+async def finishing(
+    bus: Bus, app: str, ids: Iterable[str], timeout: Duration | None, applied: Mapping[str, Manifest] | None = None
+) -> AsyncIterator[list[Progress]]:
     """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`.
 
-    `ids`: full ones; see `full_ids`.
+    `ids`: full ones; see `full_ids`. `applied`: what is applied, where that was read just now.
     """
-    follower = Follower(bus, app, await manifest.of_application(bus, app), ids)
+    follower = Follower(bus, app, applied if applied is not None else await manifest.of_application(bus, app), ids)
     try:
         async with asyncio.timeout(seconds(timeout) if timeout is not None else None):
             async for finished in follower.follow():

@@ -11,6 +11,8 @@ from dspex.engine.graph.nodes import Source
 from dspex.engine.log.rows import NONE, Place
 from dspex.engine.log.tables import Change, Tables
 
+NEAR = 64  # messages before the end of a stream, among which a time is looked for first
+
 
 async def first_position(bus: Bus, stream: str, source: Source) -> int:
     """The sequence behind which a stage starts when its topology is applied for the first time."""
@@ -25,15 +27,18 @@ async def first_position(bus: Bus, stream: str, source: Source) -> int:
 
 
 async def sequence_before(bus: Bus, info: StreamInfo, at: float) -> int:
-    """The last sequence stored before `at` (seconds since the epoch), found by halving."""
-    low, high = max(1, info.first), info.last + 1
+    """The last sequence stored before `at` (seconds since the epoch), found by halving.
+
+    It looks near the end first: who waits for what was just published need not look through the whole stream.
+    """
+    low, high, step = max(1, info.first), info.last + 1, NEAR
     while low < high:
-        middle = (low + high) // 2
+        middle = max((low + high) // 2, high - step)
         message = await bus.next(info.name, ">", middle)  # what was removed in between is passed over
         if message is not None and message.sequence < high and message.time < at:
-            low = message.sequence + 1
+            low, step = message.sequence + 1, high
         else:
-            high = middle
+            high, step = middle, step * 8
     return low - 1
 
 
