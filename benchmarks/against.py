@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from arguments import positive
-from peers import preload
+from jobs.peers import preload
 
 from dspex.bus.local.server import LocalServer
 

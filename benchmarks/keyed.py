@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import running
 from arguments import one_of, positive
-from peers import event
+from jobs.peers import event
 
 from dspex.bus import subjects
 from dspex.bus.local.server import LocalServer

@@ -2,11 +2,11 @@
 
 All in one run, on one server, over the same preloaded events (220 bytes of JSON):
 
-* throughput: events a second, beside the peers (peers.py).
+* throughput: events a second, beside the peers (jobs/peers.py).
 * cpu: the engine's CPU time for an event, beside that of the bus alone (beside_bus.py).
 * processes: two engine processes on a source of 4 partitions, beside one (running.py).
 * sealed: the same engine with payloads that are sealed, of 1,000 sessions, beside payloads in clear text (running.py).
-* start, idle: seconds until the first commit; CPU and requests of an engine with nothing to do (starts.py).
+* start, idle: seconds until the first commit; CPU and requests of an engine with nothing to do (jobs/starts.py).
 
     python benchmarks/pipeline.py --events 60000 --rounds 3 [--parts throughput,cpu] [--json]
 
@@ -29,9 +29,9 @@ from typing import Any
 
 import beside_bus
 import running
-import starts
 from arguments import one_of, positive
-from peers import PEERS, preload
+from jobs import starts
+from jobs.peers import PEERS, preload
 
 from dspex.bus.local.launch import free_port
 from dspex.bus.local.server import LocalServer

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import nats
+from jobs.peers import event
 from jobs.topologies import JOBS
-from peers import event
 
 from dspex.bus import subjects
 from dspex.bus.message import new_id

@@ -32,9 +32,8 @@ from typing import Any
 import msgpack
 import psutil
 import running
-import starts
 from arguments import one_of, positive
-from jobs import by_hand, in_bytewax, nexmark
+from jobs import by_hand, in_bytewax, nexmark, starts
 from jobs.topologies import MINUTE
 
 from dspex.bus.local.launch import free_port

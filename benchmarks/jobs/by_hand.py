@@ -9,7 +9,8 @@ from collections import Counter
 
 import msgpack
 import orjson
-import peers
+
+from jobs import peers
 
 MINUTE = 60.0
 

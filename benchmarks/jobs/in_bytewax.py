@@ -11,7 +11,8 @@ import bytewax.operators.windowing as win
 import orjson
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, run_main
-from peers import event
+
+from jobs.peers import event
 
 START = datetime(1970, 1, 1, tzinfo=UTC)
 BATCH = 1000  # events at once, as the others take them

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from peers import change
-
 from dspex.operators.stream import AnyStream
 from dspex.operators.topology import Topology
 from jobs.nexmark import QUERIES
+from jobs.peers import change
 
 TIME = "id / 1000"  # the event time of the benchmarks' events: 1,000 events a second, so 60 of each key in a minute
 MINUTE = 60_000  # events of a minute, so

@@ -11,8 +11,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts of tha
 
 import orjson
 from jobs import by_hand, nexmark
+from jobs.peers import event
 from jobs.topologies import topology
-from peers import event
 
 from dspex.testing import Driver
 

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Mapping
 
 import psutil
-from jobs.topologies import JOBS
 from running import STREAM, SUBJECT, TOPOLOGY, Running, empty, engine, fill, forget, new_app, shared
 
 from dspex.bus.nats import connect
@@ -25,6 +24,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.latest import latest, look
 from dspex.engine.log.tables import Tables
+from jobs.topologies import JOBS
 
 STAGE = "s1"
 BATCH = 900  # entries that are written at once
