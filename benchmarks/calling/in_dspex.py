@@ -1,0 +1,121 @@
+"""dspex, with a pool as `dspex worker` runs it. Each is a way to call the same program.
+
+* direct: `client.call`. Nothing is stored before the answer.
+* durable: an event is published, and `dspex run` calls the program for it; then `run.wait` and `run.outputs`.
+* watched: the same, but its client reads all results by one `client.watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import dspex
+from calling.load import Coroutines
+from calling.processes import FOLDER, System, module, running
+from calling.where import Where
+from dspex.bus import subjects
+from dspex.bus.port import StreamConfig
+from dspex.bus.settings.imports import lean_nats
+from dspex.bus.settings.model import Settings
+
+lean_nats()  # as in `dspex run`
+
+APP, POOL, SIGNATURE = "calls", "calls", "text -> reply"
+SOURCE, SINK = "calls.asked", "calls.answered"
+LIMIT = "60s"
+
+
+def _program(where: Where) -> str:
+    return f"calling.programs:{where.program}"
+
+
+topology = dspex.Topology("durable")  # an event comes, the program is called, and what it gave is stored
+topology.source(SOURCE).program(_program(Where.here()), SIGNATURE, name="call", pool=POOL).sink(SINK)
+
+
+@asynccontextmanager
+async def direct(where: Where) -> AsyncGenerator[System]:
+    """A pool, and a client that asks it."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(where, folder)
+        async with _worker(settings, where) as pid, dspex.connect(settings=settings) as client:
+            await client.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+            spec = dspex.program(_program(where), SIGNATURE, pool=POOL)
+
+            async def ask(text: str) -> object:
+                return (await client.call(spec, {"text": text}, timeout=LIMIT)).data["reply"]
+
+            yield System(Coroutines(ask), {"worker": pid})
+
+
+@asynccontextmanager
+async def durable(where: Where) -> AsyncGenerator[System]:
+    """A pool, an engine, and a client that follows each of its runs."""
+    async with _engine(where) as (client, workers):
+
+        async def ask(text: str) -> object:
+            run = await client.publish(SOURCE, {"text": text})
+            await run.wait(LIMIT)
+            (event,) = await run.outputs()
+            return event.data["reply"]
+
+        yield System(Coroutines(ask), workers)
+
+
+@asynccontextmanager
+async def watched(where: Where) -> AsyncGenerator[System]:
+    """A pool, an engine, and a client that reads the sink."""
+    async with _engine(where) as (client, workers):
+        waiting: dict[str, asyncio.Future[object]] = {}
+
+        async def ask(text: str) -> object:
+            waiting[text] = answer = asyncio.get_running_loop().create_future()
+            await client.publish(SOURCE, {"text": text})
+            return await answer
+
+        async def read() -> None:
+            async for event in client.watch(SINK, start="all"):
+                waiting.pop(event.data["text"]).set_result(event.data["reply"])
+
+        async with asyncio.TaskGroup() as group:  # whatever ends the reading ends the measurement
+            reading = group.create_task(read())
+            yield System(Coroutines(ask), workers)
+            reading.cancel()
+
+
+@asynccontextmanager
+async def _engine(where: Where) -> AsyncGenerator[tuple[dspex.Client, dict[str, int]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(where, folder)
+        variables = {**where.variables(), "DSPEX_SETTINGS_JSON": settings.to_json()}
+        run = module("dspex", "--json", "run", "calling.in_dspex:topology", "--pools", "none", "--no-server", "--grace", "0s")
+        start = partial(running, run, variables, ready='"ready"', folder=folder)
+        async with start() as engine, _worker(settings, where) as pid, dspex.connect(settings=settings) as client:
+            yield client, {"engine": engine, "worker": pid}
+
+
+def _settings(where: Where, folder: str) -> Settings:
+    pool = {"programs": ["calling.programs:*"], "size": where.processes, "slots": where.slots}
+    found = Settings.model_validate(
+        {
+            "app": APP,
+            "path": [str(FOLDER)],
+            "server": {"url": where.nats},
+            "pools": {POOL: pool},
+            "telemetry": {"log": "error"},
+        }
+    )
+    return found.placed(Path(folder), {})
+
+
+@asynccontextmanager
+async def _worker(settings: Settings, where: Where) -> AsyncGenerator[int]:
+    variables = {**where.variables(), "DSPEX_SETTINGS_JSON": settings.to_json()}
+    command = module("dspex", "--json", "--quiet", "worker", POOL, "--grace", "0s")
+    async with running(command, variables, ready='"pool ready"', folder=str(settings.root)) as pid:
+        yield pid
