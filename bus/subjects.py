@@ -348,6 +348,20 @@ def control(app: str, pool: str) -> str:
     return f"{prefix(app)}.control.{token(pool, 'pool')}"
 
 
+SERVICE_VERBS: Final = ("PING", "INFO", "STATS")  # of the NATS service protocol
+
+
+def service(app: str, pool: str) -> str:
+    """The name of a pool in the NATS service protocol."""
+    return f"dspex-{application(app)}-{token(pool, 'pool')}"
+
+
+def service_patterns(app: str, pool: str, id: str) -> list[str]:
+    """Where a process of a pool is asked as a service. `id`: of the process; `*` for all of them."""
+    name = service(app, pool)
+    return [*(f"$SRV.{verb}" for verb in SERVICE_VERBS), f"$SRV.*.{name}", f"$SRV.*.{name}.{id}"]
+
+
 # -- of the server ---------------------------------------------------------------------------------------------------
 ACCOUNT_INFO: Final = "$JS.API.INFO"  # ask it for the use and the limits of JetStream
 USER_INFO: Final = "$SYS.REQ.USER.INFO"  # and this for one's own permissions

@@ -93,6 +93,7 @@ def rights(
         "approver": _approver(app, prefix),
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
+    calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
     subscribe = [f"{prefix}.>", *(calls if role == "worker" else ())]
     more = _sealed(app, role) if sealed else ()
     return Rights((subjects.USER_INFO, *dict.fromkeys([*publish[role], *more])), tuple(subscribe), role == "worker", prefix)
@@ -147,6 +148,7 @@ def _operator(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Se
     for name in _kept(app):
         yield from _api(("STREAM.DELETE.{}",), name)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))
+    yield "$SRV.>"
 
 
 def _worker(app: str, pool: str) -> Iterator[str]:
@@ -172,6 +174,7 @@ def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which nodes there are
     for pool in pools:
         yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
+        yield from (f"$SRV.*.{subjects.service(app, pool)}", f"$SRV.*.{subjects.service(app, pool)}.*")
 
 
 def _reader(app: str, prefix: str, sinks: Sequence[str]) -> Iterator[str]:

@@ -133,6 +133,7 @@ class Interactive:
         """Send the result, and have it recorded."""
         self._reply(reply, record, work.session)
         self._pool.records.put(record, work)
+        self._pool.service.heard(record)
 
     def _reply(self, reply: str, record: CallRecord, session: str | None = None) -> None:
         """Send the result; one that no message holds by its hash."""

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from dspex import __version__
 from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
@@ -26,6 +27,7 @@ from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
+from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.supervisor import Supervisor
 
@@ -46,7 +48,7 @@ class Pool:
         id: of this pool process. `worker`: the name that goes into its records.
         children, executions, models: who answers calls.
         work: the loop that serves durable calls; `interactive` serves the others.
-        status: answers questions about the pool.
+        status: answers questions about the pool. service: those that any NATS service is asked.
         draining: it takes nothing more.
     """
 
@@ -72,6 +74,7 @@ class Pool:
         )
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
+        self.service = PoolService(self, __version__)
         self._tasks = Tasks(f"pool {config.name}", lambda name, error: self._fail(error))
         self._control: Subscription | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -89,6 +92,7 @@ class Pool:
         else:
             await self.children.start()
         self._control = await self.status.subscribe()
+        await self.service.start()
         self.work.start()
         self._tasks.start(self.interactive.run(), "interactive calls")
         log.info("pool ready", **self.status.summary())
@@ -103,6 +107,7 @@ class Pool:
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left))
         if self._control is not None:
             await self._control.close()
+        await self.service.stop()
         await self.children.stop()
         await self.models.stop()
         log.info("pool stopped", pool=self.config.name, served=self.work.served)

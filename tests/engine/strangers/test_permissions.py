@@ -140,6 +140,9 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "_INBOX_caller.one": set(),
     "$SYS.REQ.SERVER.PING": set(),
     "$SYS.REQ.USER.INFO": set(ROLES),
+    "$SRV.PING": {"operator"},
+    "$SRV.STATS.dspex-shop-lightweight": {"operator", "caller"},
+    "$SRV.STATS.dspex-shop-gpu": {"operator"},
 }
 HEARD: Mapping[str, Collection[str]] = {
     ">": set(),
@@ -151,6 +154,9 @@ HEARD: Mapping[str, Collection[str]] = {
     "dspex.shop.call.lightweight.>": {"worker"},
     "dspex.shop.call.gpu.>": set(),
     "dspex.shop.control.lightweight": {"worker"},
+    "$SRV.PING": {"worker"},
+    "$SRV.*.dspex-shop-lightweight": {"worker"},
+    "$SRV.*.dspex-shop-gpu": set(),
     "dspex.shop.work.>": set(),
     "dspex.shop.record.>": set(),
     "$KV.>": set(),

@@ -1,0 +1,59 @@
+"""A pool as a NATS service: what `nats micro` shows of it, read as nats-py reads any service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
+from pool_bench import APP, POOL, Bench, program, work
+
+from dspex.bus import subjects
+from dspex.bus.records import RESULT
+from dspex.workers.pool.service import TYPES
+
+NAME = f"dspex-{APP}-{POOL}"
+
+
+async def said(bench: Bench, subject: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await bench.bus.request(subject, b"")).data)
+    return found
+
+
+async def call(bench: Bench, name: str) -> None:
+    done = asyncio.Event()
+    inbox = bench.bus.inbox(lambda m: done.set() if m.headers.get(subjects.KIND) == RESULT else None)
+    item = work(spec=program(name), record=None)
+    await bench.bus.send(item.called_on(APP, POOL), item.pack(), reply=inbox.subject)
+    async with asyncio.timeout(30):
+        await done.wait()
+    inbox.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_pool_answers_as_a_service_by_verb_by_name_and_by_id(shared: Bench) -> None:
+    id = shared.pool.id
+    for where in ("", f".{NAME}", f".{NAME}.{id}"):
+        ping = await said(shared, f"$SRV.PING{where}")
+        assert ping["type"] == TYPES["PING"] == "io.nats.micro.v1.ping_response"
+        assert (found := ServicePing.from_dict(ping)).name == NAME
+        assert (found.id, found.version) == (id, "0.1.0")
+    (endpoint,) = ServiceInfo.from_dict(await said(shared, f"$SRV.INFO.{NAME}")).endpoints
+    assert (endpoint.subject, endpoint.queue_group) == (subjects.call_pattern(APP, POOL), POOL)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_its_statistics_count_calls_their_time_and_their_errors(shared: Bench) -> None:
+    async def stats() -> Any:
+        return ServiceStats.from_dict(await said(shared, f"$SRV.STATS.{NAME}")).endpoints[0]
+
+    before = await stats()
+    await call(shared, "echo")
+    await call(shared, "raises")
+    after = await stats()
+    assert (after.num_requests - before.num_requests, after.num_errors - before.num_errors) == (2, 1)
+    assert after.processing_time > before.processing_time
+    assert after.average_processing_time == after.processing_time // after.num_requests
+    assert after.last_error.startswith("ProgramError")
