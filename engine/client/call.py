@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Generic, cast
@@ -16,7 +17,7 @@ import orjson
 from typing_extensions import TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import CallError, CallTimeout, InvalidInput, PayloadTooLarge, Saturated, from_dict
+from dspex.bus.errors import BusError, CallError, CallTimeout, InvalidInput, PayloadTooLarge, Saturated, from_dict
 from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest, Usage
@@ -148,6 +149,7 @@ class _Asking:
         self.bus, self.app, self.pool, self.request = bus, app, pool, request
         self.inbox = bus.inbox(self._take)
         self.taken = False  # a worker has accepted it
+        self._answered = False
         self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
@@ -184,6 +186,7 @@ class _Asking:
             if not self.taken and self._heard.done():
                 self._heard = self._loop.create_future()  # of a worker that was taken for frozen
             self.taken = True
+            self._answered = self._answered or kind == RESULT
             if kind == RESULT and not self._heard.done():
                 self._heard.set_result(frame)
         elif kind == BUSY or frame.headers.get("Status") == "503":
@@ -194,10 +197,14 @@ class _Asking:
             self._heard.set_result(None)
 
     def close(self) -> None:
-        """It is over: what still comes is dropped."""
+        """It is over: what still comes is dropped, and a worker that has it and has not answered stops it."""
         self.inbox.close()
         if self._late is not None:
             self._late.cancel()
+        if self.taken and not self._answered:
+            said = orjson.dumps({"kind": "cancel", "call": self.request.call})
+            with suppress(BusError):  # who cannot be told finds out by its deadline
+                self.bus.tell(subjects.control(self.app, self.pool), said)
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""

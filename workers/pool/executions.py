@@ -10,7 +10,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import CallTimeout, DspexError, WorkerLost
+from dspex.bus.errors import CallTimeout, Cancelled, DspexError, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
@@ -82,6 +82,11 @@ class Executions:
         answer = Answer.failed(error, self.children.hello.dspy_version, started=started)
         return answer.record(work, self._worker)
 
+    def cancel(self, call: str) -> None:
+        """Stop an interactive call, whose caller does not wait for it any more. A durable one is its engine's."""
+        for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
+            execution.give_up(Cancelled("its caller gave it up", node=execution.work.node))
+
     async def drain(self, grace: float) -> None:
         """Wait until none is open, and after `grace` seconds until the children have given them up: their records say that the
         pool was stopped.
@@ -91,7 +96,7 @@ class Executions:
                 await self._all_over()
         except TimeoutError:
             for execution in list(self.open):
-                execution.give_up()
+                execution.give_up(WorkerLost("the pool was stopped", node=execution.work.node))
             await self._all_over()
         await self.tasks.stop()
 
@@ -153,10 +158,6 @@ class Execution:
         log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=text)
 
     # -- the end
-    def give_up(self) -> None:
-        """Stop it, because the pool stops."""
-        self._abandon(WorkerLost("the pool was stopped", node=self.work.node))
-
     def fail(self, error: DspexError) -> None:
         """End with an error."""
         self._over(self._all.failed(self.work, error, self._started))
@@ -193,10 +194,13 @@ class Execution:
                 self._ask(child, url)
 
     def _late(self, limit: float) -> None:
-        self._abandon(CallTimeout(f"no answer within {limit:.1f} s", node=self.work.node))
+        self.give_up(CallTimeout(f"no answer within {limit:.1f} s", node=self.work.node))
 
-    def _abandon(self, error: DspexError) -> None:
-        """Ask the child to stop the call; it is killed if it does not react, which ends its other calls in WorkerLost."""
+    def give_up(self, error: DspexError) -> None:
+        """Stop it: it ends with this error, unless its answer is on its way.
+
+        The child is asked to, and killed if it does not react, which ends its other calls in WorkerLost.
+        """
         if self._child is None or not self._number:
             self._all.children.slots.leave(self)
             self.fail(error)

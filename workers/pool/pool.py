@@ -154,7 +154,7 @@ class _Answering:
         try:
             await self._over.wait()
         except asyncio.CancelledError:
-            self._execution.give_up()
+            self._execution.give_up(WorkerLost("the pool was stopped"))
             await self._over.wait()
             raise
         return self._record

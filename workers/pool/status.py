@@ -42,15 +42,18 @@ class PoolStatus:
         self._said = (-FRESH, b"")
 
     async def subscribe(self) -> Subscription:
-        """Answer from now on, until the subscription is closed."""
+        """Answer, and do what is asked, from now on, until the subscription is closed."""
         config = self._pool.config
         return await self._pool.bus.subscribe(subjects.control(config.app, config.name), self._on_request)
 
     async def _on_request(self, message: Message) -> None:
         try:
-            kind = orjson.loads(message.data).get("kind")
+            asked = orjson.loads(message.data)
+            kind = asked.get("kind")
         except (ValueError, AttributeError):
             return
+        if kind == "cancel" and isinstance(call := asked.get("call"), str):
+            self._pool.executions.cancel(call)
         if kind == "status" and subjects.is_inbox(message.reply):
             await self._pool.bus.send(message.reply, self._answer())
 

@@ -1,0 +1,69 @@
+"""A caller that leaves ends its call: the worker stops it, and so does the request to the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pool_bench import APP, POOL, SIGNATURE, Bench, program
+from waiting import until
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import CallTimeout
+from dspex.bus.records import CallRecord
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.engine.client.call import ask
+from dspex.engine.client.resolve import Resolved
+
+
+async def last_record(bench: Bench) -> tuple[int, CallRecord | None]:
+    found = await bench.bus.last(subjects.stream(APP), subjects.interactive_record(APP, POOL))
+    return (found.sequence, CallRecord.unpack(found.data)) if found is not None else (0, None)
+
+
+async def leave(bench: Bench, spec: CallSpec, text: str, begun: Callable[[], bool]) -> CallRecord:
+    """Ask, leave when `begun()` says that the call runs, and see what is recorded of it."""
+    before, _ = await last_record(bench)
+    calling = asyncio.create_task(ask(bench.bus, APP, Resolved(spec, POOL), {"text": text}, timeout=60))
+    await until(begun)
+    calling.cancel()
+    await asyncio.wait([calling])
+    assert calling.cancelled()
+
+    async def recorded() -> bool:
+        return (await last_record(bench))[0] > before
+
+    await until(recorded, 5.0)
+    _, record = await last_record(bench)
+    assert record is not None
+    return record
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_a_caller_that_leaves_ends_the_request_to_the_model(shared: Bench, shared_model: Any, route: str) -> None:
+    shared_model.fault(f"hangs {route}", "hang")
+    spec = CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
+    record = await leave(shared, spec, f"hangs {route}", lambda: shared_model.running == 1)
+    await until(lambda: shared_model.running == 0, 1.0)
+    assert (record.error or {})["type"] == "Cancelled"
+    assert shared.pool.children.restarts == 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_caller_whose_time_is_over_leaves_too(shared: Bench) -> None:
+    with pytest.raises(CallTimeout):
+        await ask(shared.bus, APP, Resolved(program("sleeps"), POOL), {"text": "x"}, timeout=0.5)
+    await until(lambda: shared.pool.children.slots.busy == 0, 3.0)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "said", [{"kind": "cancel"}, {"kind": "cancel", "call": 5}, {"kind": "cancel", "call": "no such call"}]
+)
+async def test_what_cancels_nothing_harms_nobody(shared: Bench, said: dict[str, object]) -> None:
+    calling = asyncio.create_task(ask(shared.bus, APP, Resolved(program("echo"), POOL), {"text": "x"}, timeout=30))
+    await shared.bus.send(subjects.control(APP, POOL), codecs.encode(said)[0])
+    assert (await calling)[0].error is None
