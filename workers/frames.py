@@ -35,11 +35,18 @@ class StartFrame:
 
 @dataclass(frozen=True)
 class CallFrame:
-    """Answer a call. `work`: packed; `local`: where the local model's server is, if the call may need it."""
+    """Answer a call.
+
+    Attributes:
+        work: the request, packed.
+        local: where the local model's server is, if the call may need it.
+        lms: the profiles to try, in order; None: those of the request, or the pool's.
+    """
 
     id: int
     work: bytes
     local: str | None = None
+    lms: list[str] | None = None
 
 
 @dataclass(frozen=True)

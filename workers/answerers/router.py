@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import structlog
@@ -53,18 +53,20 @@ class Router:
         local: str | None,
         status: Callable[[str], None],
         given_up: Callable[[], bool] = lambda: False,
+        lms: Sequence[str] | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
         Args:
             status: told what a program says about its call.
             given_up: whether whoever asked has cancelled the call.
+            lms: the profiles to try, in order; None: those of the request, or the pool's.
         """
         attempt = Attempt(work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}")
         try:
             enter_context(attempt, status)
             attempt.work = checked(work)
-            return attempt.answer(await self._first_available(attempt))
+            return attempt.answer(await self._first_available(attempt, lms))
         except asyncio.CancelledError:
             return attempt.answer(error=error_map(_cancelled(work.node, given_up())))
         except BaseException as error:  # noqa: BLE001  a user's program may raise anything
@@ -84,13 +86,13 @@ class Router:
         """What is said of a call without the keys of the pool: a model's server may repeat what it was sent."""
         return reduce(without_key, (key for key in self._pool.keys.values() if len(key) >= _SHORTEST), text)
 
-    async def _first_available(self, attempt: Attempt) -> Outputs:
+    async def _first_available(self, attempt: Attempt, chosen: Sequence[str] | None) -> Outputs:
         """The outputs, with the first profile whose model can be reached."""
         spec, node = attempt.spec, attempt.work.node
         if not spec.asks_a_model:
             return await self._functions.ask(attempt)
         default = self._pool.default_profile()
-        profiles = spec.lm or ((default.name,) if default else ())
+        profiles = chosen or spec.lm or ((default.name,) if default else ())
         if not profiles and spec.kind != "program":
             raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=node)
         *others, last = profiles or ("",)  # a program may need no model at all

@@ -74,7 +74,11 @@ class Runner:
             self._link.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
             return
         answer = await self._router.run(
-            work, call.local, lambda text: self._say(StatusFrame(call.id, text)), lambda: call.id in self._given_up
+            work,
+            call.local,
+            lambda text: self._say(StatusFrame(call.id, text)),
+            lambda: call.id in self._given_up,
+            lms=call.lms,
         )
         done = DoneFrame(call.id, answer)
         try:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -114,10 +115,10 @@ class LocalModels:
         """Of the servers that run."""
         return [m.pid for m in self._models.values() if m.pid is not None]
 
-    def needed(self, work: CallRequest) -> str | None:
-        """The profile of the local model that a call may ask; None where it names none."""
+    def needed(self, work: CallRequest, lms: Sequence[str] | None = None) -> str | None:
+        """The profile of the local model that a call may ask; None where it names none. `lms`: see `Execution`."""
         default = self._config.default_profile()
-        names = work.spec.lm or ([default.name] if default else [])
+        names = lms or work.spec.lm or ([default.name] if default else [])
         profiles = self._config.profiles
         return next((name for name in names if name in profiles and profiles[name].local), None)
 

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 import structlog
@@ -124,15 +125,18 @@ class Child:
         return hello
 
     # -- calls -----------------------------------------------------------------------------------------------------
-    def call(self, work: bytes, local: str | None, caller: Caller) -> int:
-        """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died."""
+    def call(self, work: bytes, local: str | None, caller: Caller, lms: Sequence[str] | None = None) -> int:
+        """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died.
+
+        `lms`: the profiles to try, where they are chosen already.
+        """
         number = next(self._ids)
         self._none_open.clear()
         self._open[number] = caller
         if self.gone.is_set():
             asyncio.get_running_loop().call_soon(self._lose_all)
         else:
-            self._link.send(CallFrame(number, work, local))
+            self._link.send(CallFrame(number, work, local, list(lms) if lms else None))
         return number
 
     def cancel(self, number: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -16,6 +17,7 @@ from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.child_process import Child
+from dspex.workers.pool.steps import CallStep
 from dspex.workers.pool.supervisor import Supervisor
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -27,21 +29,26 @@ Ended = Callable[[CallRecord], None]
 
 
 class Executions:
-    """Has calls answered by the children of one pool. `worker`: the name that goes into the records.
+    """Has calls answered: by a step, or by a child of the pool. `worker`: the name that goes into the records.
 
     No call has a task or a thread here: what happens to it calls what comes next. At thousands of calls a second a task for
     each, with its timeout and its futures, is most of what a call costs.
+
+    Attributes:
+        steps: what is asked before a child is.
+        preparing: executions that wait for a step; each will want a slot.
     """
 
-    def __init__(self, children: Supervisor, models: LocalModels, worker: str) -> None:
-        self.children, self.models = children, models
+    def __init__(self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep] = ()) -> None:
+        self.children, self.models, self.steps = children, models, steps
+        self.preparing = 0
         self.pool, self._worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
         self._closed: asyncio.Event | None = None  # set when none is open any more
-        self.tasks = Tasks(f"model servers for {self.pool}")
+        self.tasks = Tasks(f"calls of {self.pool}")
 
     def start(self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0) -> Execution:
-        """Begin one execution of a call: it waits for a slot, and its record goes to `ended`. An error is a record too.
+        """Begin one execution of a call: the steps, then a slot. Its record goes to `ended`. An error is a record too.
 
         Args:
             packed: the request as it came.
@@ -53,8 +60,8 @@ class Executions:
         self.open[execution] = None
         if delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
-        elif execution.in_time():
-            self.children.slots.take(execution)
+        else:
+            execution.go_on()
         return execution
 
     def over(self, execution: Execution, record: CallRecord) -> None:
@@ -72,6 +79,8 @@ class Executions:
             usage=record.usage,
         )
         execution.ended(record)
+        for step in reversed(execution.passed):
+            step.after(execution, record)
 
     def answered(self, work: CallRequest, answer: Answer) -> CallRecord:
         """The record of an execution that a child answered."""
@@ -113,8 +122,11 @@ class Execution:
     """One execution of a call, until it has a record.
 
     Attributes:
+        work: the request.
         slots: how many it takes.
         ended: gets the record.
+        lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
+        passed: the steps that let it pass.
     """
 
     def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
@@ -125,7 +137,49 @@ class Execution:
         self._number = 0  # of the call in the child; 0: it does not have it
         self._started: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._record: CallRecord | None = None
         self._error: DspexError | None = None  # why it is given up
+        self.lms: Sequence[str] | None = None
+        self.passed: list[CallStep] = []
+        self._to_ask: Iterator[CallStep] = iter(executions.steps)
+
+    # -- the steps
+    def go_on(self) -> None:
+        """Ask the steps that have not been asked, and then for slots."""
+        for step in self._to_ask:
+            try:
+                found = step.before(self)
+            except DspexError as error:
+                self.fail(error)
+                return
+            if isinstance(found, Coroutine):
+                self._all.preparing += 1
+                self._all.tasks.start(self._ask_step(step, found), "step")
+                return
+            if not self._goes_on(step, found):
+                return
+        if self.in_time():
+            self._all.children.slots.take(self)
+
+    async def _ask_step(self, step: CallStep, asked: Coroutine[Any, Any, Answer | None]) -> None:
+        try:
+            found = await asked
+        except DspexError as error:
+            self.fail(error)
+            return
+        finally:
+            self._all.preparing -= 1
+        if self._record is not None:  # given up meanwhile
+            step.after(self, self._record)
+        elif self._goes_on(step, found):
+            self.go_on()
+
+    def _goes_on(self, step: CallStep, found: Answer | None) -> bool:
+        if found is not None:
+            self._over(self._all.answered(self.work, found))
+            return False
+        self.passed.append(step)
+        return True
 
     # -- what slots say
     def begin(self, child: Child) -> None:
@@ -133,7 +187,7 @@ class Execution:
         self._child, self._started = child, time.time()
         if not self.in_time():
             return
-        if (model := self._all.models.needed(self.work)) is None:
+        if (model := self._all.models.needed(self.work, self.lms)) is None:
             self._ask(child, None)
         else:
             self._all.tasks.start(self._ask_with(child, model), "local model")
@@ -170,8 +224,9 @@ class Execution:
         return False
 
     def _over(self, record: CallRecord) -> None:
-        if self not in self._all.open:
+        if self._record is not None:
             return  # it has ended already
+        self._record = record
         if self._timer is not None:
             self._timer.cancel()
         if self._child is not None:
@@ -181,7 +236,7 @@ class Execution:
     def _ask(self, child: Child, local: str | None) -> None:
         limit = min(self.work.timeout, self._until - self._loop.time())
         self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self)
+        self._number = child.call(self._packed, local, self, self.lms)
 
     async def _ask_with(self, child: Child, model: str) -> None:
         """The same with a local model, whose server may have to be started first."""
@@ -190,7 +245,7 @@ class Execution:
         except DspexError as error:
             self.fail(error)
         else:
-            if self in self._all.open:
+            if self._record is None:
                 self._ask(child, url)
 
     def _late(self, limit: float) -> None:

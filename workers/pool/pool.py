@@ -12,7 +12,6 @@ from functools import partial
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex import __version__
 from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
@@ -29,6 +28,7 @@ from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
+from dspex.workers.pool.steps import CallStep
 from dspex.workers.pool.supervisor import Supervisor
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -46,7 +46,7 @@ class Pool:
 
     Attributes:
         id: of this pool process. `worker`: the name that goes into its records.
-        children, executions, models: who answers calls.
+        children, executions, models: who answers calls. steps: what is asked before them.
         work: the loop that serves durable calls; `interactive` serves the others.
         status: answers questions about the pool. service: those that any NATS service is asked.
         draining: it takes nothing more.
@@ -59,7 +59,8 @@ class Pool:
         self.draining = False
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
-        self.executions = Executions(self.children, self.models, self.worker)
+        self.steps: list[CallStep] = []
+        self.executions = Executions(self.children, self.models, self.worker, self.steps)
         keys = keys_of(config.name, config.hmac_key_env)
         self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)
         self.work = WorkLoop(
@@ -74,7 +75,7 @@ class Pool:
         )
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
-        self.service = PoolService(self, __version__)
+        self.service = PoolService(self)
         self._tasks = Tasks(f"pool {config.name}", lambda name, error: self._fail(error))
         self._control: Subscription | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -135,7 +136,7 @@ class Pool:
         slots = self.children.slots
         if self.draining or self.records.pending > slots.total:
             return 0
-        return max(0, slots.free)
+        return max(0, slots.free - self.executions.preparing)
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
         return _Answering(self.executions, work, delivery, self.work.clock.age(delivery.message.time)).record

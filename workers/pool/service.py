@@ -7,6 +7,7 @@ behind that, and then its id, to ask one kind or one process.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -26,8 +27,8 @@ MOST_SHOWN: Final = 200  # characters of an error
 class PoolService:
     """What a pool says as a service. `heard` is to be called with the record of each interactive call."""
 
-    def __init__(self, pool: Pool, version: str) -> None:
-        self._pool, self._version = pool, version
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._version = pool, version("dspex")
         self._started = datetime.now(UTC)
         self._requests = self._errors = self._nanoseconds = 0
         self._last_error = ""

@@ -1,0 +1,33 @@
+"""What a pool's parent asks about a call before a child gets it: whether it is answered already, and whether it may be made.
+
+The steps of a pool are asked in order (`Pool.steps`): what may answer comes first (the cache), then what may refuse (budgets,
+the breaker). Behind them are the slots, and in the child native calls and then DSPy. None of it waits: a limit that is reached
+refuses the call with the time after which it may come again, and who asked decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dspex.bus.records import CallRecord
+from dspex.workers.answer import Answer
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.executions import Execution
+
+
+class CallStep(Protocol):
+    """One of them. It hears of every execution that passed it, once, when that has its record."""
+
+    def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
+        """The answer, if there is one already; None where the call goes on. May choose `execution.lms`.
+
+        A coroutine where the bus has to be asked: what can be known without is known at once, because a task costs more than a
+        call of a cached answer. Raises CallError where the call may not be made now.
+        """
+        ...
+
+    def after(self, execution: Execution, record: CallRecord) -> None:
+        """The end of an execution that `before` let pass; of one that was given up in it, too."""
+        ...
