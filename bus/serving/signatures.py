@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.serving.secrets import secrets_of
+from dspex.bus.serving.keys.secrets import secrets_of
 
 Keys: TypeAlias = Sequence[bytes]
 """The keys of a pool: the first one signs, each of them is right. None: its records are not signed."""

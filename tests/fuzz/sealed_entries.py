@@ -13,8 +13,8 @@ from dspex.bus import codecs, subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import keyring, payloads
-from dspex.bus.serving.ciphers import Wrapping
 from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.ciphers import Wrapping
 
 SECRET = {"SEAL": "k" * 64}
 ANN = Wrapping.of(SECRET["SEAL"].encode()).name_of("ann")
