@@ -23,7 +23,8 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
-from dspex.engine.client.follow import Progress
+from dspex.engine.client.following.follower import Progress
+from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
@@ -67,12 +68,15 @@ class Client(Planned, names=METHODS["Client"]):
             why = f"this connection seals for application {bus.sealing.app}, and the client is one of {app}"
             raise ConfigError(why, code="DX124", fix="give it a connection of its own")
         self._stack = AsyncExitStack()
+        self._waits: RunWaits | None = None  # who never closes the client leaves nothing that reads
 
     async def __aenter__(self) -> Self:
         if self._bus is None and self._settings is not None:
             from dspex.bus.local.open import open_bus
 
             self._bus = await self._stack.enter_async_context(open_bus(self._settings, name="dspex/client"))
+        self._waits = RunWaits(self.app)
+        self._stack.push_async_callback(self._waits.close)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -136,7 +140,7 @@ class Client(Planned, names=METHODS["Client"]):
         waits = publishing.waiting(time, at, after)
         own = publishing.headers_of(id, key, session, time, headers, content_type, waits)
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
-        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above)
+        return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above, self._waits)
 
     def watch(self, what: str, *, start: Literal["new", "all"] | int | datetime = "new") -> AsyncIterator[Event[Any]]:
         """Events of a subject (wildcards allowed), or results of a recorded node `topology/node`. It only reads them.
@@ -173,7 +177,7 @@ class Client(Planned, names=METHODS["Client"]):
     # -- runs -----------------------------------------------------------------------------------------------------
     def run(self, id: str) -> Run:
         """A run by its full id, or by a unique end of it (6 hex digits or more)."""
-        return Run(self.bus, self.app, id)
+        return Run(self.bus, self.app, id, waits=self._waits)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[Progress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -14,22 +14,25 @@ from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.bus.settings.duration import Duration, seconds
+from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.run import AT, Run
 from dspex.engine.graph import manifest
 
 
-async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE) -> Run:
+async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE, waits: RunWaits | None = None) -> Run:
     """Store an event of a source; the run that it begins.
 
-    `above`: bytes of data that is not stored in its message. Raises ConfigError for what is no subject, and (DX124) where the
-    application's payloads are sealed, and there is no key here; NotStored, PayloadTooLarge.
+    `above`: bytes of data that is not stored in its message. `waits`: of the client.
+
+    Raises ConfigError for what is no subject, and (DX124) where the application's payloads are sealed, and there is no key
+    here; NotStored, PayloadTooLarge.
     """
     (draft,) = await ready(bus, app, [message], above)
     try:
         ack = await bus.publish(draft)
     except NotStored as e:
         raise await _suggested(bus, app, message.subject, e) from None
-    return run_at(bus, app, message.subject, ack)
+    return run_at(bus, app, message.subject, ack, waits)
 
 
 async def ready(bus: Bus, app: str, messages: Sequence[NewMessage], above: int = payloads.ABOVE) -> list[NewMessage]:
@@ -50,9 +53,9 @@ async def ready(bus: Bus, app: str, messages: Sequence[NewMessage], above: int =
     return [await payloads.checked_in(bus, app, message, above) for message in messages]
 
 
-def run_at(bus: Bus, app: str, subject: str, ack: Ack) -> Run:
+def run_at(bus: Bus, app: str, subject: str, ack: Ack, waits: RunWaits | None = None) -> Run:
     """The run of an event that was stored."""
-    return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate)
+    return Run(bus, app, f"{ack.stream}{AT}{ack.sequence}", subject, ack.stream, ack.sequence, ack.duplicate, waits)
 
 
 async def is_stored_at(bus: Bus, app: str, message: NewMessage, ack: Ack) -> bool | None:

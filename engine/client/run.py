@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from dspex.bus import codecs, subjects
@@ -13,7 +13,8 @@ from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
-from dspex.engine.client.follow import Follower, Progress, RunInfo
+from dspex.engine.client.following.follower import Follower, Progress, RunInfo
+from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages
@@ -41,8 +42,10 @@ class Run(Planned, names=METHODS["Run"]):
         stream: str = "",
         sequence: int = 0,
         duplicate: bool = False,
+        waits: RunWaits | None = None,
     ) -> None:
         self._bus = bus
+        self._waits = waits
         self._app = app
         self.id = id
         self.subject = subject
@@ -70,12 +73,26 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def wait(self, timeout: Duration | None = None) -> RunInfo:
         """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
+        try:
+            async with asyncio.timeout(seconds(timeout) if timeout is not None else None):
+                info = await self._finished()
+        except TimeoutError:
+            raise _too_late([self.id], 1, timeout) from None
+        if info.dead_letters:
+            raise RunFailed(f"run {info.id} is done, with {info.dead_letters} dead letter(s)", run=info.id)
+        return info
+
+    async def _finished(self) -> RunInfo:
+        """What is known of it once it is done."""
+        if self._waits is not None and AT in self.id:
+            stream, _, number = self.id.rpartition(AT)
+            told = await self._waits.wait(self._bus, stream, int(number)) if number.isdecimal() else None
+            if told is not None:
+                self.id = told[0].id
+                return told[0].info(told[1])
         id, applied = await self._known()
-        async for finished in finishing(self._bus, self._app, [id], timeout, applied):
-            info = finished[0].info(applied)
-            if info.dead_letters:
-                raise RunFailed(f"run {id} is done, with {info.dead_letters} dead letter(s)", run=id)
-            return info
+        async for finished in finishing(self._bus, self._app, [id], None, applied):
+            return finished[0].info(applied)
         raise RunNotFound(f"run {id} is not known", run=id)
 
     async def outputs(self) -> list[Event[Any]]:
@@ -101,11 +118,15 @@ async def finishing(
                 yield finished
     except TimeoutError:
         left = [r.id for r in follower.runs.values() if not r.done]
-        raise CallTimeout(
-            f"{len(left)} of {len(follower.runs)} runs are not finished after {human(seconds(timeout or 0))}",
-            run=left[0],
-            fix="wait longer, or see what they wait for: dspex status",
-        ) from None
+        raise _too_late(left, len(follower.runs), timeout) from None
+
+
+def _too_late(left: Sequence[str], of: int, timeout: Duration | None) -> CallTimeout:
+    return CallTimeout(
+        f"{len(left)} of {of} runs are not finished after {human(seconds(timeout or 0))}",
+        run=left[0],
+        fix="wait longer, or see what they wait for: dspex status",
+    )
 
 
 async def full_ids(bus: Bus, ids: Iterable[str]) -> list[str]:

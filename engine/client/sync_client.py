@@ -17,7 +17,7 @@ from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
-from dspex.engine.client.follow import Progress, RunInfo
+from dspex.engine.client.following.follower import Progress, RunInfo
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.status.approvals import Approval

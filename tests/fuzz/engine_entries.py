@@ -26,7 +26,7 @@ from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.engine.client import letters
-from dspex.engine.client.follow import Follower
+from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.status import status
 from dspex.engine.graph import manifest
 from dspex.engine.hosting.host import Host

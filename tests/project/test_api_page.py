@@ -31,7 +31,7 @@ HOMES = {  # of what is no name of dspex itself
     "SourceOptions": "dspex.operators.stateless.source",
     "DeadLetter": "dspex.engine.client.letters",
     "Step": "dspex.engine.client.steps",
-    "RunInfo": "dspex.engine.client.follow",
+    "RunInfo": "dspex.engine.client.following.follower",
     "Usage": "dspex.bus.records",
     "register_codec": "dspex.codecs",
     "Driver": "dspex.testing",

@@ -18,7 +18,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, to_json
 if TYPE_CHECKING:
     from dspex.bus.message import Event
     from dspex.engine.client.client import Client
-    from dspex.engine.client.follow import Progress
+    from dspex.engine.client.following.follower import Progress
     from dspex.engine.client.letters import DeadLetter
     from dspex.engine.client.run import Run
 

@@ -72,8 +72,13 @@ class Progress:
     dead_letters: int = 0
 
     @property
+    def idle(self) -> bool:
+        """Nothing of it is known to be outstanding."""
+        return not (self.waiting or self.open)
+
+    @property
     def done(self) -> bool:
-        return self.started and not (self.waiting or self.open)
+        return self.started and self.idle
 
     def info(self, manifests: Mapping[str, Manifest]) -> RunInfo:
         status = "running" if not self.done else "failed" if self.dead_letters else "done"
@@ -154,16 +159,20 @@ class Follower:
         elif subjects.matches(self._records, m.subject):
             self._record(m)
         elif subjects.matches(self._dead, m.subject):
-            if (run := self.runs.get(m.headers.get(subjects.RUN, ""))) is not None:
+            if (run := self._of(m.headers.get(subjects.RUN, ""))) is not None:
                 run.dead_letters += 1
         else:
             for (stream, source), readers in self._sources.items():
                 if stream == self.stream and subjects.matches(source, m.subject):
                     self._arrived(stream, m, readers, self._created)
 
+    def _of(self, id: str) -> Progress | None:
+        """The run with this id; None for one that is not followed."""
+        return self.runs.get(id)
+
     def _arrived(self, stream: str, m: Message, readers: list[tuple[str, tuple[str, int]]], created: float) -> None:
         """An event of a source: its stages must read past it."""
-        run = self.runs.get(run_of(stream, created, m))
+        run = self._of(run_of(stream, created, m))
         if run is None:
             return
         run.started = True
@@ -173,7 +182,7 @@ class Follower:
             self._wait_for(run.id, ((topology, stage, partition), "source"), m.sequence)
 
     def _wait_for(self, id: str, what: Waits, sequence: int) -> None:
-        run = self.runs.get(id)
+        run = self._of(id)
         if run is not None and self._taken.get(what, 0) < sequence:
             run.waiting[what] = sequence
             run.finished = None
@@ -193,7 +202,7 @@ class Follower:
         partition = _partition(m)
         touched = [*self._rows(partition, changes), *self._positions(partition, changes)]
         for run in touched:
-            if run.done and run.finished is None:
+            if run.idle and run.finished is None:
                 run.finished = datetime.fromtimestamp(m.time, tz=UTC)
 
     def _rows(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
@@ -207,9 +216,9 @@ class Follower:
                     run.open.discard(row)
                     run.calls += table == "calls"
                     yield run
-            elif id in self.runs:
-                self.runs[id].open.add(row)
-                self._open[row] = self.runs[id]
+            elif (run := self._of(id)) is not None:
+                run.open.add(row)
+                self._open[row] = run
 
     def _positions(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
         """Events that the entry has taken."""
@@ -224,7 +233,7 @@ class Follower:
                     yield run
 
     def _record(self, m: Message) -> None:
-        run = self.runs.get(m.headers.get(subjects.RUN, ""))
+        run = self._of(m.headers.get(subjects.RUN, ""))
         if run is None:
             return
         try:
