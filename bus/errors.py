@@ -368,7 +368,7 @@ class LMUnavailable(CallError):
 
 
 class CircuitOpen(CallError):
-    """Too many failures lately: the profile is not called for a while."""
+    """Too many failures in a row: the profile, or the program, is not asked for a while."""
 
     code, retryable, _exit = "DX605", True, 5
     fix = "wait until the breaker closes, or name another profile: lm=[...]"

@@ -137,6 +137,25 @@ def unpack_frame(data: bytes) -> list[NodeEvent]:
     return [_sound(event) for event in events]
 
 
+ANSWERED = "answered"
+"""Why nothing more was tried: see `Tried`."""
+
+
+class Tried(NamedTuple):
+    """One decision about who answers a call.
+
+    Attributes:
+        lm: the profile.
+        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; or "behind",
+            another one was asked first because it does better lately.
+        ms: milliseconds that it took.
+    """
+
+    lm: str
+    why: str
+    ms: float = 0.0
+
+
 class RecordTo(NamedTuple):
     """Where the record of a durable call is stored.
 
@@ -224,6 +243,7 @@ class CallRecord(_Packed):
         lm, worker, program, dspy_version: who answered, with what.
         started: seconds since the epoch; elapsed: seconds.
         usage: Usage as a map.
+        routing: what was decided about the profiles, in order; empty where there was one, which was asked.
     """
 
     call: str
@@ -243,6 +263,7 @@ class CallRecord(_Packed):
     started: float = 0.0
     elapsed: float = 0.0
     usage: Mapping[str, Any] = field(default_factory=dict)
+    routing: list[Tried] = field(default_factory=list[Tried])
 
 
 @dataclass(frozen=True)

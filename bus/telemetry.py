@@ -35,7 +35,8 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "full": "why: the stream takes nothing, and the engine waits",
     "room": ": the stream takes messages again",
     "call_started": "pool topology node call attempt: a worker runs a call",
-    "call_ended": "pool topology node call attempt route lm seconds error usage: it has a record",
+    "call_ended": "pool topology node call attempt route lm seconds error usage routing: it has a record",
+    "breaker": "pool what state: the breaker of a profile or a program has opened, or closed",
     "worker_started": "pool worker: a worker process is ready",
     "worker_lost": "pool worker why: a worker process ended, or was ended",
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dspex.bus.errors import DspexError
-from dspex.bus.records import CallRecord, CallRequest, Outputs, Usage
+from dspex.bus.records import CallRecord, CallRequest, Outputs, Tried, Usage
 
 ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
 
@@ -31,6 +31,7 @@ class Answer:
         dspy_version: whose behaviour it has; "" where there is no DSPy.
         usage: tokens and cost; None where nothing is known.
         started: seconds since the epoch; elapsed: seconds.
+        routing: see CallRecord.
     """
 
     started: float
@@ -42,6 +43,7 @@ class Answer:
     program: str = ""
     dspy_version: str = ""
     usage: Usage | None = None
+    routing: list[Tried] = field(default_factory=list[Tried])
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -49,6 +51,11 @@ class Answer:
         now = time.time()
         begun = now if started is None else started
         return cls(begun, now - begun, error=error_map(error), dspy_version=dspy_version)
+
+    def given_up(self, error: DspexError) -> Answer:
+        """The answer of a child that was told to give the call up, and had none: why it was told so, and what it cost."""
+        tried = [*self.routing[:-1], *(last._replace(why=type(error).__name__) for last in self.routing[-1:])]
+        return replace(self, outputs=None, error=error_map(error), routing=tried)
 
     def record(self, work: CallRequest, worker: str) -> CallRecord:
         """The record of the attempt. `worker`: name of the pool's process."""
@@ -68,4 +75,5 @@ class Answer:
             started=self.started,
             elapsed=self.elapsed,
             usage=dict(vars(self.usage)) if self.usage else {},
+            routing=self.routing,
         )

@@ -30,7 +30,10 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class Profile:
-    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input", "output" and "cached"."""
+    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input", "output" and "cached".
+
+    `breaker`: the fields of a BreakerRule that are not as it has them.
+    """
 
     name: str
     model: str
@@ -39,6 +42,7 @@ class Profile:
     adapter: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     price: Mapping[str, float] = field(default_factory=dict)
+    breaker: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:
@@ -177,7 +181,7 @@ def _check_own_keys(settings: Settings, pool: str, profiles: Iterable[Profile]) 
 
 def _profile(name: str, lm: LMProfile) -> Profile:
     price = {name: usd for name, usd in (lm.price.model_dump() if lm.price else {}).items() if usd is not None}
-    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price)
+    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, lm.breaker.model_dump())
 
 
 def missing_key(profile: Profile, pool: str) -> ConfigError:

@@ -41,12 +41,14 @@ class CallFrame:
         work: the request, packed.
         local: where the local model's server is, if the call may need it.
         lms: the profiles to try, in order; None: those of the request, or the pool's.
+        limit: seconds after which the parent gives it up; None: those of the request.
     """
 
     id: int
     work: bytes
     local: str | None = None
     lms: list[str] | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)

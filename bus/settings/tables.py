@@ -130,6 +130,14 @@ class LMPrice(SettingsTable):
     cached: Annotated[float, Field(ge=0)] | None = None
 
 
+class BreakerSettings(SettingsTable):
+    """After `failures` in a row within `within` seconds a profile is not asked for `open` seconds; then one call tries it."""
+
+    failures: Annotated[int, Field(ge=1)] = 5
+    within: PositiveSeconds = 30.0
+    open: PositiveSeconds = 15.0
+
+
 class LMProfile(SettingsTable):
     """A named language model. `key_env`: the variable that has its key; None: it needs none.
 
@@ -142,6 +150,7 @@ class LMProfile(SettingsTable):
     adapter: Adapter | None = None
     params: dict[str, Any] = Field(default_factory=dict[str, Any])
     price: LMPrice | None = None
+    breaker: BreakerSettings = BreakerSettings()
 
     @property
     def local(self) -> bool:

@@ -273,7 +273,7 @@ def classes() -> list[type[errors.DspexError]]:
 
 
 NOT_RAISED = {
-    "CircuitOpen", "BudgetExceeded",
+    "BudgetExceeded",
     "SessionError", "SessionConflict", "SessionEnded", "AffinityLost",
     "ReplayError", "Divergence", "RecordingIncomplete",
 }  # fmt: skip

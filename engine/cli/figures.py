@@ -10,12 +10,24 @@ from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.live import Block
 
 if TYPE_CHECKING:
-    from dspex.engine.client.status.rows import EngineRow, LetterRow, OperatorRow, PoolRow, StageReport, StageRow, Status
+    from dspex.engine.client.status.rows import (
+        EngineRow,
+        LetterRow,
+        LmRow,
+        OperatorRow,
+        PoolRow,
+        RouteRow,
+        StageReport,
+        StageRow,
+        Status,
+    )
 
 
-def blocks(found: Status) -> list[Block]:
-    """All that there is to show of what runs."""
+def blocks(found: Status, *, routes: bool = False) -> list[Block]:
+    """All that there is to show of what runs. `routes`: models that are well, and which way calls went, too."""
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
+    made += [_lms([row for row in found["lms"] if routes or row["breaker"] != "closed"])]
+    made += [_routes(found["routes"])] if routes else []
     return [block for block in made if block.rows]
 
 
@@ -100,6 +112,37 @@ def _owner(s: StageRow) -> str:
     paused = f"PAUSED{until}; " if s["paused"] else ""
     unowned = f" ({s['unowned']} of {s['partitions']} partitions have no owner)" if s["unowned"] else ""
     return rest + paused + ", ".join(s["owners"]) + unowned
+
+
+def _lms(lms: Sequence[LmRow]) -> Block:
+    rows = [
+        {
+            "model": f"lm.{row['lm']}" if "lm" in row else row.get("program", ""),
+            "breaker": row["breaker"],
+            "again": f"in {row['retry_after']:.1f} s" if row["breaker"] == "open" else "",
+            "calls": f"{row['calls']:,}",
+            "errors": f"{row['errors']:,}",
+            "p50": _time(row["p50"]),
+            "p95": _time(row["p95"]),
+        }
+        for row in lms
+    ]
+    names = ("model", "breaker", "again", "calls", "errors", "p50", "p95")
+    return Block(rows, {name: name for name in names if name != "again" or any(row["again"] for row in rows)})
+
+
+def _routes(routes: Sequence[RouteRow]) -> Block:
+    rows = [
+        {
+            "calls of": f"{row['topology']}/{row['node']}" if row["topology"] else "no topology",
+            "route": row["route"],
+            "model": f"lm.{row['lm']}" if row["lm"] else "",
+            "reason": row["reason"],
+            "count": f"{row['calls']:,}",
+        }
+        for row in routes
+    ]
+    return Block(rows, {name: name for name in ("calls of", "route", "model", "reason", "count")})
 
 
 def _operators(operators: Sequence[OperatorRow]) -> Block:

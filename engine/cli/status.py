@@ -22,18 +22,19 @@ EVERY = 2.0  # seconds between two looks of --watch
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 s, until ^C.")] = False,
+    routes: Annotated[bool, typer.Option("--routes", help="Show also which models answer, and which way calls went.")] = False,
     health: Annotated[bool, typer.Option("--health", help="Print only what is wrong; exit 1 where something is.")] = False,
 ) -> None:
     """Show what runs: server, engines, stages with lag and owner, operators, dead letters that wait, pools."""
     t = terminal(context)
-    if health and watch:
-        raise typer.BadParameter("--health looks once: leave out --watch")
+    if health and (watch or routes):
+        raise typer.BadParameter("--health looks once, and prints only what is wrong: leave out --watch and --routes")
     if health:
         if not t.run(_healthy(t)):
             raise typer.Exit(1)
         return
     try:
-        t.run(_status(t, watch))
+        t.run(_status(t, watch, routes))
     except KeyboardInterrupt:
         if not watch:
             raise
@@ -50,7 +51,7 @@ async def _healthy(t: Terminal) -> bool:
     return not found
 
 
-async def _status(t: Terminal, watch: bool) -> None:
+async def _status(t: Terminal, watch: bool, routes: bool) -> None:
     pools = list(t.settings().pools)
     async with client(t, "status") as c:
         while True:
@@ -60,13 +61,13 @@ async def _status(t: Terminal, watch: bool) -> None:
             else:
                 if watch:
                     t.clear()
-                _print(t, found)
+                _print(t, found, routes)
             if not watch:
                 return
             await asyncio.sleep(EVERY)
 
 
-def _print(t: Terminal, found: Status) -> None:
+def _print(t: Terminal, found: Status, routes: bool) -> None:
     server = found["server"]
     most = f" of {_size(server['max_bytes'])}" if server["max_bytes"] > 0 else ""
     stream = f"stream {server['stream']}: {count(server['messages'], 'message')}, {_size(server['bytes'])}{most}"
@@ -76,7 +77,7 @@ def _print(t: Terminal, found: Status) -> None:
         stream = f"app {server['app']}: {why}"
     t.line(f"server  {server['url']}  {stream}")
     _engines(t, found["engines"])
-    for block in blocks(found):
+    for block in blocks(found, routes=routes):
         t.block(block)
 
 

@@ -112,8 +112,9 @@ class Bench:
 
 
 def config(url: str, **options: Any) -> PoolConfig:
-    """A pool of one child that uses the stand-in."""
-    profiles = {"main": Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0})}
+    """A pool of one child that uses the stand-in. Its breaker never opens: tests have the model fail again and again."""
+    profile = Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0}, breaker={"failures": 10**6})
+    profiles = {"main": profile}
     known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*",), "path": (str(HERE / "programs"),)}
     return PoolConfig(APP, POOL, **{**known, **options})
 

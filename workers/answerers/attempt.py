@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,7 +14,7 @@ from functools import lru_cache
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
-from dspex.bus.records import CallRequest, Outputs, Usage
+from dspex.bus.records import ANSWERED, CallRequest, Outputs, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.operators.native.prompts.values import to_jsonable
 from dspex.operators.native.signature import Signature
@@ -38,6 +39,7 @@ class Attempt:
         usage: what the attempt has cost so far; None while nothing is known.
         refusals: why the answerers that come before this one do not answer.
         started: seconds since the epoch.
+        routing: what became of the profiles of a list.
     """
 
     work: CallRequest
@@ -49,6 +51,19 @@ class Attempt:
     usage: Usage | None = None
     refusals: list[str] = field(default_factory=list[str])
     started: float = field(default_factory=time.time)
+    routing: list[Tried] = field(default_factory=list[Tried])
+
+    @contextmanager
+    def trying(self, lm: str) -> Iterator[None]:
+        """Note what becomes of a profile."""
+        began, why = time.perf_counter(), ANSWERED
+        try:
+            yield
+        except BaseException as error:
+            why = type(error).__name__
+            raise
+        finally:
+            self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3)))
 
     @property
     def spec(self) -> CallSpec:
@@ -74,6 +89,7 @@ class Attempt:
             program=self.program,
             dspy_version=self.dspy_version,
             usage=self.usage,
+            routing=self.routing,
         )
 
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 
 import structlog
 
-from dspex.bus.errors import Cancelled, ConfigError, DspexError, InvalidOutput, LMUnavailable, ProgramError, WorkerLost
+from dspex.bus.errors import (
+    CallTimeout,
+    Cancelled,
+    ConfigError,
+    DspexError,
+    InvalidOutput,
+    LMUnavailable,
+    ProgramError,
+    RateLimited,
+    WorkerLost,
+)
 from dspex.bus.records import CallRequest, Outputs
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
@@ -22,6 +34,7 @@ from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import Refs, bounded
 from dspex.workers.config import PoolConfig
 
+NOT_HAD = (LMUnavailable, RateLimited, CallTimeout)  # errors after which the next profile of a list is asked, at once
 _SHORTEST = 8  # characters of a key; a server that needs none is given a word instead: x, none, EMPTY
 
 
@@ -54,6 +67,7 @@ class Router:
         status: Callable[[str], None],
         given_up: Callable[[], bool] = lambda: False,
         lms: Sequence[str] | None = None,
+        limit: float | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -61,12 +75,13 @@ class Router:
             status: told what a program says about its call.
             given_up: whether whoever asked has cancelled the call.
             lms: the profiles to try, in order; None: those of the request, or the pool's.
+            limit: seconds that they have together; None: those of the request.
         """
         attempt = Attempt(work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}")
         try:
             enter_context(attempt, status)
             attempt.work = checked(work)
-            return attempt.answer(await self._first_available(attempt, lms))
+            return attempt.answer(await self._first_available(attempt, lms, work.timeout if limit is None else limit))
         except asyncio.CancelledError:
             return attempt.answer(error=error_map(_cancelled(work.node, given_up())))
         except BaseException as error:  # noqa: BLE001  a user's program may raise anything
@@ -86,8 +101,10 @@ class Router:
         """What is said of a call without the keys of the pool: a model's server may repeat what it was sent."""
         return reduce(without_key, (key for key in self._pool.keys.values() if len(key) >= _SHORTEST), text)
 
-    async def _first_available(self, attempt: Attempt, chosen: Sequence[str] | None) -> Outputs:
-        """The outputs, with the first profile whose model can be reached."""
+    async def _first_available(self, attempt: Attempt, chosen: Sequence[str] | None, limit: float) -> Outputs:
+        """The outputs, with the first profile whose model can be had. Each has an equal part of the time that is left: one that
+        hangs must leave some for the next.
+        """
         spec, node = attempt.spec, attempt.work.node
         if not spec.asks_a_model:
             return await self._functions.ask(attempt)
@@ -96,13 +113,16 @@ class Router:
         if not profiles and spec.kind != "program":
             raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=node)
         *others, last = profiles or ("",)  # a program may need no model at all
-        for name in others:
+        end = time.monotonic() + limit
+        for place, name in enumerate(others):
             try:
-                return await self._ask(attempt, name)
-            except LMUnavailable as error:
+                with attempt.trying(name):
+                    return await _within((end - time.monotonic()) / (len(profiles) - place), self._ask(attempt, name), name)
+            except NOT_HAD as error:
                 said = self._without_keys(error.message)[:200]
                 structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=said)
-        return await self._ask(attempt, last)
+        with attempt.trying(last) if others or chosen else nullcontext():
+            return await self._ask(attempt, last)
 
     async def _ask(self, attempt: Attempt, lm: str) -> Outputs:
         """The outputs, with the profile `lm`, from the first answerer that does not refuse."""
@@ -118,6 +138,17 @@ class Router:
             fix='route="auto" lets DSPy answer what native calls do not cover',
             node=node,
         )
+
+
+async def _within(seconds: float, asked: Awaitable[Outputs], lm: str) -> Outputs:
+    """The outputs, if they come in time. Raises CallTimeout."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await asked
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # a program's own
+        raise CallTimeout(f"no answer of lm.{lm} within {seconds:.1f} s, its part of the time of the call") from error
 
 
 async def _asked(answerer: Answerer, attempt: Attempt) -> Outputs:

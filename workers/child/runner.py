@@ -79,6 +79,7 @@ class Runner:
             lambda text: self._say(StatusFrame(call.id, text)),
             lambda: call.id in self._given_up,
             lms=call.lms,
+            limit=call.limit,
         )
         done = DoneFrame(call.id, answer)
         try:

@@ -125,10 +125,12 @@ class Child:
         return hello
 
     # -- calls -----------------------------------------------------------------------------------------------------
-    def call(self, work: bytes, local: str | None, caller: Caller, lms: Sequence[str] | None = None) -> int:
+    def call(
+        self, work: bytes, local: str | None, caller: Caller, lms: Sequence[str] | None = None, limit: float | None = None
+    ) -> int:
         """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died.
 
-        `lms`: the profiles to try, where they are chosen already.
+        `lms`: the profiles to try, where they are chosen already; `limit`: see CallFrame.
         """
         number = next(self._ids)
         self._none_open.clear()
@@ -136,7 +138,7 @@ class Child:
         if self.gone.is_set():
             asyncio.get_running_loop().call_soon(self._lose_all)
         else:
-            self._link.send(CallFrame(number, work, local, list(lms) if lms else None))
+            self._link.send(CallFrame(number, work, local, list(lms) if lms else None, limit))
         return number
 
     def cancel(self, number: int) -> None:

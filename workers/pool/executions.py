@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -12,11 +13,12 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
 from dspex.bus.errors import CallTimeout, Cancelled, DspexError, WorkerLost
-from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest, Tried
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.child_process import Child
+from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallStep
 from dspex.workers.pool.supervisor import Supervisor
 
@@ -37,6 +39,7 @@ class Executions:
     Attributes:
         steps: what is asked before a child is.
         preparing: executions that wait for a step; each will want a slot.
+        routes: which way they went.
     """
 
     def __init__(self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep] = ()) -> None:
@@ -44,6 +47,7 @@ class Executions:
         self.preparing = 0
         self.pool, self._worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
+        self.routes = Routes()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self.tasks = Tasks(f"calls of {self.pool}")
 
@@ -77,7 +81,9 @@ class Executions:
             seconds=record.elapsed,
             error=(record.error or {}).get("type", ""),
             usage=record.usage,
+            routing=record.routing,
         )
+        self.routes.count(execution.work, record)
         execution.ended(record)
         for step in reversed(execution.passed):
             step.after(execution, record)
@@ -126,6 +132,7 @@ class Execution:
         slots: how many it takes.
         ended: gets the record.
         lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
+        routing: what the steps have decided about profiles.
         passed: the steps that let it pass.
     """
 
@@ -140,6 +147,7 @@ class Execution:
         self._record: CallRecord | None = None
         self._error: DspexError | None = None  # why it is given up
         self.lms: Sequence[str] | None = None
+        self.routing: list[Tried] = []
         self.passed: list[CallStep] = []
         self._to_ask: Iterator[CallStep] = iter(executions.steps)
 
@@ -195,13 +203,17 @@ class Execution:
     def refuse(self, error: DspexError) -> None:
         self.fail(error)
 
+    @property
+    def ran(self) -> float:
+        """Seconds since a child got it; 0 where none did."""
+        return 0.0 if self._started is None else time.time() - self._started
+
     # -- what the child says
     def answered(self, answer: Answer) -> None:
         """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
-        if self._error is None or answer.outputs is not None:
-            self._over(self._all.answered(self.work, answer))
-        else:
-            self.fail(self._error)
+        if self._error is not None and answer.outputs is None:
+            answer = answer.given_up(self._error)
+        self._over(self._all.answered(self.work, answer))
 
     def lost(self, error: WorkerLost) -> None:
         """The child has ended."""
@@ -226,7 +238,7 @@ class Execution:
     def _over(self, record: CallRecord) -> None:
         if self._record is not None:
             return  # it has ended already
-        self._record = record
+        self._record = record = replace(record, routing=[*self.routing, *record.routing]) if self.routing else record
         if self._timer is not None:
             self._timer.cancel()
         if self._child is not None:
@@ -236,7 +248,7 @@ class Execution:
     def _ask(self, child: Child, local: str | None) -> None:
         limit = min(self.work.timeout, self._until - self._loop.time())
         self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self, self.lms)
+        self._number = child.call(self._packed, local, self, self.lms, limit)
 
     async def _ask_with(self, child: Child, model: str) -> None:
         """The same with a local model, whose server may have to be started first."""

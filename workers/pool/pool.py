@@ -26,6 +26,7 @@ from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
+from dspex.workers.pool.routing.routing import Routing
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.steps import CallStep
@@ -46,7 +47,7 @@ class Pool:
 
     Attributes:
         id: of this pool process. `worker`: the name that goes into its records.
-        children, executions, models: who answers calls. steps: what is asked before them.
+        children, executions, models: who answers calls. steps: what is asked before them; routing: the last one.
         work: the loop that serves durable calls; `interactive` serves the others.
         status: answers questions about the pool. service: those that any NATS service is asked.
         draining: it takes nothing more.
@@ -59,7 +60,8 @@ class Pool:
         self.draining = False
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
-        self.steps: list[CallStep] = []
+        self.routing = Routing(config, asyncio.get_running_loop().time)
+        self.steps: list[CallStep] = [self.routing]
         self.executions = Executions(self.children, self.models, self.worker, self.steps)
         keys = keys_of(config.name, config.hmac_key_env)
         self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)

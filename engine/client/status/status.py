@@ -18,6 +18,7 @@ from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.status.operators import is_sound, letter_rows, operator_rows
 from dspex.engine.client.status.pools import pool_rows
+from dspex.engine.client.status.routes import lm_rows, route_rows
 from dspex.engine.client.status.rows import EngineReport, EngineRow, ServerRow, StageRow, Status
 from dspex.engine.client.status.stages import Look
 from dspex.engine.graph.manifest import Manifest
@@ -38,14 +39,15 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     alive = [report for report, row in engines if row["alive"]]
     look = Look(bus, app, alive, info, await of_application(bus, app))
     stages, letters = await asyncio.gather(look.stages(manifests), letter_rows(bus, app, info, manifests))
+    operators = operator_rows(alive, manifests)
     return {
         "server": _server(bus, app, info),
         "engines": [row for report, row in engines if row["alive"] or not _is_gone(report, row)],
         "stages": stages,
         "pools": processes,
-        "lms": [],
-        "routes": [],
-        "operators": operator_rows(alive, manifests),
+        "lms": lm_rows(processes),
+        "routes": route_rows(processes, operators),
+        "operators": operators,
         "letters": letters,
     }
 

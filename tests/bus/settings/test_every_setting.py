@@ -51,6 +51,7 @@ ACTS: dict[str, str] = {
         for name in ("temperature", "max_tokens", "top_p", "n", "stop", "rollout_id")
     },
     **{f"lm.*.{name}": "workers/config.py" for name in ("model", "key_env", "base_url", "adapter", "params")},
+    **{f"lm.*.breaker.{name}": "workers/pool/routing/breaker.py" for name in ("failures", "within", "open")},
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output", "cached")},
     **{
         f"pools.*.{name}": "workers/config.py"

@@ -178,7 +178,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
         ('http = { bind = ":8080" }\n', "http"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
         ('[lm.main]\nmodel = "a/b"\nlimits = { cost = "50 USD/day" }\n', "lm.main.limits"),
-        ('[lm.main]\nmodel = "a/b"\nbreaker = { failures = 5 }\n', "lm.main.breaker"),
         ("[pools.a]\ncpu = 1.0\n", "pools.a.cpu"),
         ('[pools.a]\ntimeout = "4h"\n', "pools.a.timeout"),
         ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),

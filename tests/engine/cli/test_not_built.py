@@ -14,7 +14,6 @@ from dspex.engine.cli.app import main
     [
         (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
-        (["status", "--routes"], "DX108", "--routes of dspex status"),
         (["replay"], "DX108", "dspex replay"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "ls"], "DX108", "dspex runs"),

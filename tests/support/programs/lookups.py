@@ -81,3 +81,8 @@ def blocks(data: dict[str, Any]) -> dict[str, Any]:
 
 async def imported(data: dict[str, Any]) -> dict[str, Any]:
     return {"dspy": "dspy" in sys.modules}
+
+
+async def hangs(data: dict[str, Any]) -> dict[str, Any]:
+    """It never ends by itself."""
+    return await asyncio.get_running_loop().create_future()

@@ -50,6 +50,7 @@ async def shared(shared_model: Any) -> AsyncIterator[Bench]:
     known = config(shared_model.url)
     more = [
         Profile("two", "openai/stand-in", base_url=shared_model.url, params={"n": 2}),
+        Profile("well", "openai/stand-in", base_url=shared_model.url),
         Profile("gone", "openai/a", base_url="http://127.0.0.1:9/v1"),
         Profile("thinks", "openai/o3-mini", base_url=shared_model.url),
         Profile("else", "anthropic/claude-sonnet-4-5", base_url=shared_model.url),
@@ -172,11 +173,11 @@ async def test_a_call_that_dspy_would_send_to_another_server_is_not_answered_nat
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_next_profile_is_tried_only_when_one_is_unavailable_whoever_serves_it(shared: Bench) -> None:
     served, refused, mixed = await shared.ask(
-        work("one", spec=spec(lm=("gone", "main", "two"))),
-        work("standin:401", spec=spec(lm=("gone", "main", "two"))),
+        work("one", spec=spec(lm=("gone", "well", "two"))),
+        work("standin:401", spec=spec(lm=("gone", "well", "two"))),
         work("two", spec=spec(lm=("gone", "two"))),
     )
-    assert (served.lm, served.route, served.error) == ("main", "native", None)
+    assert (served.lm, served.route, served.error) == ("well", "native", None)
     assert error(refused)["type"] == "LMRefused"
     assert (mixed.lm, mixed.route, mixed.error) == ("two", "worker", None)
 

@@ -1,0 +1,1 @@
+"""Which models a call may use, and in which order: breakers, and what was measured of each."""

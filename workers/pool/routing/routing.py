@@ -1,0 +1,176 @@
+"""The step that chooses the models of a call: those whose breaker is closed, the better ones first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus import telemetry
+from dspex.bus.errors import CircuitOpen
+from dspex.bus.records import ANSWERED, CallRecord, Tried
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.workers.config import PoolConfig
+from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
+from dspex.workers.pool.routing.measured import Measured
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.executions import Execution
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+DOWN: Final = frozenset({"LMUnavailable", "CallTimeout"})  # errors that say that a model is down, or hangs
+OF_USERS: Final = frozenset({"program", "react", "enrich"})  # kinds of calls that run code of users, which may hang by itself
+SLOWER: Final = 3.0  # times the median of another profile of the list: it is tried behind that one
+FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
+LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
+PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
+TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
+
+
+@dataclass
+class LmHealth:
+    """What a pool's process knows of a profile."""
+
+    breaker: Breaker
+    measured: Measured = field(default_factory=Measured)
+
+    def blames(self, seconds: float) -> bool:
+        """Whether a timeout after so long is its fault: a caller who waits a moment only could close it to all others."""
+        return seconds >= (TOO_LONG if self.measured.p95 is None else self.measured.p95)
+
+
+class Routing:
+    """Knows the profiles of one process of a pool, and the programs it runs. Each process learns by itself.
+
+    Args:
+        now: the time of the event loop, in seconds.
+    """
+
+    def __init__(self, config: PoolConfig, now: Callable[[], float]) -> None:
+        default = config.default_profile()
+        self._now, self._pool = now, config.name
+        self._default = (default.name,) if default else ()
+        self.lms = {name: LmHealth(Breaker(BreakerRule(**profile.breaker))) for name, profile in config.profiles.items()}
+        self._programs: dict[str, Breaker] = {}
+        self._probes: dict[Execution, list[Breaker]] = {}
+        self._turn = itertools.count(1)
+
+    # -- before
+    def before(self, execution: Execution) -> None:
+        """Choose `execution.lms`. Raises CircuitOpen where none of them may be asked, or the program may not be run."""
+        spec, now = execution.work.spec, self._now()
+        used: list[Breaker] = []
+        if spec.kind in OF_USERS and (breaker := self._programs.get(spec.target)) is not None:
+            if wait := breaker.wait(now):
+                raise self._open(spec.target, wait, execution.work.node)
+            used.append(breaker)
+        if names := (execution.lms or spec.lm or self._default) if spec.asks_a_model else ():
+            usable = self._usable(names, now, execution)
+            if len(names) > 1:
+                usable = self._ordered(usable, execution)
+                execution.lms = usable
+            if (first := self.lms.get(usable[0])) is not None:
+                used.append(first.breaker)
+        if probes := [breaker for breaker in used if breaker.begin(now)]:
+            self._probes[execution] = probes
+
+    def _usable(self, names: Sequence[str], now: float, execution: Execution) -> Sequence[str]:
+        """The names without those whose breaker is open. One that no profile has is kept: the child says what is wrong."""
+        waits = {n: wait for n in names if (found := self.lms.get(n)) is not None and (wait := found.breaker.wait(now))}
+        if not waits:
+            return names
+        if len(waits) == len(names):
+            raise self._open(", ".join(f"lm.{name}" for name in names), min(waits.values()), execution.work.node)
+        execution.routing += [Tried(name, "open") for name in waits]
+        return [name for name in names if name not in waits]
+
+    def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
+        """The names as they are written, and those last that are much worse than another one."""
+        known = {name: found.measured for name in names if (found := self.lms.get(name)) is not None}
+        worse = [name for name in known if any(_is_worse(known[name], known[other]) for other in known if other != name)]
+        if not worse or next(self._turn) % LOOK_AGAIN == 0:
+            return names
+        execution.routing += [Tried(name, "behind") for name in worse]
+        return [*(name for name in names if name not in worse), *worse]
+
+    def _open(self, what: str, wait: float, node: str) -> CircuitOpen:
+        said = f"{what} failed too often lately, and is not asked for {wait:.1f} s"
+        return CircuitOpen(f"pool {self._pool}: {said}", node=node, retry_after=wait)
+
+    # -- after
+    def after(self, execution: Execution, record: CallRecord) -> None:
+        """Learn from the record."""
+        spec, now = execution.work.spec, self._now()
+        why = str(record.error.get("type", "")) if record.error else ANSWERED
+        tried = [t for t in record.routing if t.why not in ("open", "behind")]
+        for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
+            self._learn(one, now, hung=spec.kind in OF_USERS)
+        if spec.kind in OF_USERS:
+            self._learn_of(spec, why, execution, now)
+        for probe in self._probes.pop(execution, ()):
+            probe.released()
+
+    def _learn(self, one: Tried, now: float, *, hung: bool) -> None:
+        """`hung`: a timeout may be the fault of the user's code, and is no sign of the model."""
+        if (found := self.lms.get(one.lm)) is None:
+            return
+        seconds = one.ms / 1000
+        if one.why == ANSWERED:
+            found.measured.add(seconds)
+            if found.breaker.succeeded(now):
+                self._tell(f"lm.{one.lm}", "closed")
+        elif one.why in DOWN and not (one.why == "CallTimeout" and (hung or not found.blames(seconds))):
+            found.measured.add(None)
+            if found.breaker.failed(now):
+                self._tell(f"lm.{one.lm}", "open")
+
+    def _learn_of(self, spec: CallSpec, why: str, execution: Execution, now: float) -> None:
+        """Of a program: only that it hangs. What it raises is about what it was given, and a bad event harms no other one."""
+        breaker = self._programs.get(spec.target)
+        if why == "CallTimeout" and execution.ran >= TOO_LONG:
+            if breaker is None:
+                if len(self._programs) >= PROGRAMS:
+                    del self._programs[next(iter(self._programs))]
+                breaker = self._programs[spec.target] = Breaker(BreakerRule())
+            if breaker.failed(now):
+                self._tell(spec.target, "open")
+        elif why != "CallTimeout" and why != "WorkerLost" and breaker is not None:
+            if breaker.succeeded(now):
+                self._tell(spec.target, "closed")
+            if breaker.state(now) == "closed":
+                del self._programs[spec.target]
+
+    def _tell(self, what: str, state: str) -> None:
+        telemetry.emit("breaker", pool=self._pool, what=what, state=state)
+        (log.warning if state == "open" else log.info)("breaker", pool=self._pool, of=what, state=state)
+
+    # -- status
+    def rows(self) -> list[dict[str, object]]:
+        """Of each profile that was asked, and each program that hung: what `status` shows."""
+        now = self._now()
+        rows: list[dict[str, object]] = [
+            {"lm": name, **_state_of(found.breaker, found.measured, now)} for name, found in self.lms.items()
+        ]
+        return rows + [{"program": name, **_state_of(one, Measured(), now)} for name, one in self._programs.items()]
+
+
+def _state_of(breaker: Breaker, measured: Measured, now: float) -> dict[str, object]:
+    return {
+        "breaker": breaker.state(now),
+        "retry_after": round(breaker.wait(now), 1),
+        "calls": measured.calls,
+        "errors": measured.errors,
+        "p50": measured.p50,
+        "p95": measured.p95,
+    }
+
+
+def _is_worse(one: Measured, other: Measured) -> bool:
+    if one.error_rate > FAILING and one.error_rate > 2 * other.error_rate:
+        return True
+    return one.p50 is not None and other.p50 is not None and one.p50 > SLOWER * other.p50
