@@ -10,10 +10,12 @@ Parts:
 * half: milliseconds where calls come at random times, each counted from when it is due, at half the rate at which a core is
   full: that at which the busiest process would fill one (or all processes together all cores), by what they used with 64 in
   flight. Where too few are answered in time at that, at half as many, and so on.
+* crowd: calls of dspex at a fixed rate, alone, and beside another pool all of whose slots have calls that wait: what the crowd
+  costs those who are not in it.
 * slots: calls of dspex that wait for 100 ms, as for a model, with more and more slots and as many in flight: the rate beside
   what so many slots could do, and the share of a core of each process.
 
-    python benchmarks/calls.py [--seconds 5] [--rounds 3] [--systems raw,direct] [--parts 1,16,64,half,slots] [--json FILE]
+    python benchmarks/calls.py [--seconds 5] [--rounds 3] [--systems raw,direct] [--parts 1,16,64,half] [--json FILE]
 
 Each system runs by turns in processes of its own, with a server of its own, the order changing with every round; the middle
 of all rounds counts. nats-server stores in files and syncs them every two minutes; redis-server stores nothing on disk, which
@@ -66,7 +68,9 @@ SYSTEMS = {
     "dramatiq": Needs("dramatiq", redis=True),
     "taskiq-nats": Needs("taskiq_nats"),
 }
-PARTS = ("1", "16", "64", "half", "slots")
+PARTS = ("1", "16", "64", "half", "crowd", "slots")
+OWN = ("crowd", "slots")  # parts that are of dspex alone
+CROWD_RATE = 300  # calls a second
 SLOTS = (1, 2, 4, 8, 16, 32, 64, 128)
 BESIDE = ("raw", "celery")
 Figures = dict[str, Any]
@@ -94,17 +98,19 @@ async def measure(args: argparse.Namespace) -> tuple[Rounds, dict[str, str]]:
         for slots in SLOTS if "slots" in args.parts else ():
             where = Where(processes=args.processes, slots=slots, program="waits")
             turn.append(("slots", "direct", [str(slots * args.processes)], where))
+        for crowd in (0, Where().slots) if "crowd" in args.parts else ():
+            turn.append(("crowd", "direct", [f"@{CROWD_RATE}"], Where(processes=args.processes, crowd=crowd)))
         for name, system, of, where in turn if number % 2 else turn[::-1]:
             rows, why = await one(system, args.seconds, of, where)
             failed |= {name: why} if why else {}
             for row in rows:
-                _note(found, name, row)
+                _note(found, name, {**row, "part": str(where.crowd)} if name == "crowd" else row)
     return found, failed
 
 
 def _in_order(wanted: Collection[str]) -> list[str]:
     """The parts of each system; before `half` the one that says how much that is."""
-    parts = [part for part in wanted if part not in ("half", "slots")]
+    parts = [part for part in wanted if part not in ("half", *OWN)]
     if "half" in wanted:
         parts += ["half"] if "64" in parts else ["64", "half"]
     return parts
@@ -162,10 +168,12 @@ def _middle(rounds: Sequence[Figures]) -> Figures:
 def tables(middle: Mapping[str, Mapping[str, Figures]]) -> list[str]:
     """The figures for people: each part of which there are some."""
     lines: list[str] = []
-    systems = {name: parts for name, parts in middle.items() if name != "slots"}
+    systems = {name: parts for name, parts in middle.items() if name not in OWN}
     for part in PARTS:
         if rows := {name: parts[part] for name, parts in systems.items() if part in parts}:
             lines += ["", *(_latencies(part, rows) if part in ("1", "half") else _rates(part, rows))]
+    if "crowd" in middle:
+        lines += ["", *_crowd(middle["crowd"])]
     if "slots" in middle:
         lines += ["", *_slots(middle["slots"])]
     return lines[1:]
@@ -201,6 +209,14 @@ def _rates(part: str, rows: Mapping[str, Figures]) -> list[str]:
     return lines
 
 
+def _crowd(rows: Mapping[str, Figures]) -> list[str]:
+    lines = [f"{'calls that wait':<16}{'p50, ms':>10}{'p99, ms':>10}{'p99 beside none':>17}"]
+    for waiting, row in sorted(rows.items(), key=lambda item: int(item[0])):
+        beside = f"{row['p99'] / rows['0']['p99']:.2f}x" if "0" in rows else "-"
+        lines.append(f"{waiting:<16}{row['p50']:>10.2f}{row['p99']:>10.2f}{beside:>17}")
+    return lines
+
+
 def _slots(rows: Mapping[str, Figures]) -> list[str]:
     lines = [f"{'slots':<16}{'calls/s':>10}{'of linear':>10}   CPU, share of a core"]
     for slots, row in sorted(rows.items(), key=lambda item: int(item[0])):
@@ -230,7 +246,7 @@ def main() -> None:
     if args.json is not None:
         how = {"seconds": args.seconds, "rounds": args.rounds, "processes": args.processes, "cores": os.cpu_count()}
         args.json.write_text(json.dumps({**how, "left out": left_out, "medians": middle, "figures": figures}))
-    if any(name == "slots" or not SYSTEMS[name].package for name in failed):
+    if any(name in OWN or not SYSTEMS[name].package for name in failed):
         sys.exit(1)
 
 

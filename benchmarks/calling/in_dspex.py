@@ -25,7 +25,7 @@ from dspex.bus.settings.model import Settings
 
 lean_nats()  # as in `dspex run`
 
-APP, POOL, SIGNATURE = "calls", "calls", "text -> reply"
+APP, POOL, CROWD, SIGNATURE = "calls", "calls", "crowd", "text -> reply"
 SOURCE, SINK = "calls.asked", "calls.answered"
 LIMIT = "60s"
 
@@ -43,7 +43,7 @@ async def direct(where: Where) -> AsyncGenerator[System]:
     """A pool, and a client that asks it."""
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(where, folder)
-        async with _worker(settings, where) as pid, dspex.connect(settings=settings) as client:
+        async with _worker(settings, where) as pid, dspex.connect(settings=settings) as client, _crowd(settings, where):
             await client.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
             spec = dspex.program(_program(where), SIGNATURE, pool=POOL)
 
@@ -99,6 +99,25 @@ async def _engine(where: Where) -> AsyncGenerator[tuple[dspex.Client, dict[str, 
             yield client, {"engine": engine, "worker": pid}
 
 
+@asynccontextmanager
+async def _crowd(settings: Settings, where: Where) -> AsyncGenerator[None]:
+    """The other pool, once all of its slots are taken."""
+    if not where.crowd:
+        yield
+        return
+    spec, limit = dspex.program("calling.programs:stays", SIGNATURE, pool=CROWD), "1h"
+    async with _worker(settings, where, CROWD), dspex.connect(settings=settings) as client, asyncio.TaskGroup() as group:
+        calls = [group.create_task(client.call(spec, {"text": str(n)}, timeout=limit)) for n in range(where.crowd)]
+        while True:
+            (pool,) = (await client.status([CROWD]))["pools"]
+            if pool["busy"] == where.crowd:
+                break
+            await asyncio.sleep(0.05)
+        yield
+        for call in calls:
+            call.cancel()
+
+
 def _settings(where: Where, folder: str) -> Settings:
     pool = {"programs": ["calling.programs:*"], "size": where.processes, "slots": where.slots}
     found = Settings.model_validate(
@@ -106,7 +125,7 @@ def _settings(where: Where, folder: str) -> Settings:
             "app": APP,
             "path": [str(FOLDER)],
             "server": {"url": where.nats},
-            "pools": {POOL: pool},
+            "pools": {POOL: pool, CROWD: pool | {"size": 1, "slots": max(1, where.crowd)}},
             "telemetry": {"log": "error"},
         }
     )
@@ -114,8 +133,8 @@ def _settings(where: Where, folder: str) -> Settings:
 
 
 @asynccontextmanager
-async def _worker(settings: Settings, where: Where) -> AsyncGenerator[int]:
+async def _worker(settings: Settings, where: Where, pool: str = POOL) -> AsyncGenerator[int]:
     variables = {**where.variables(), "DSPEX_SETTINGS_JSON": settings.to_json()}
-    command = module("dspex", "--json", "--quiet", "worker", POOL, "--grace", "0s")
+    command = module("dspex", "--json", "--quiet", "worker", pool, "--grace", "0s")
     async with running(command, variables, ready='"pool ready"', folder=str(settings.root)) as pid:
         yield pid

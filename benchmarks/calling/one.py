@@ -31,6 +31,7 @@ SYSTEMS = {
     "dramatiq": "in_dramatiq:system",
     "taskiq-nats": "in_taskiq:system",
 }
+AT = "@"  # before a number of calls a second
 MOST = "64"  # calls in flight, by which the rate is known at which a core is full: before `half`
 KEPT = 0.9  # of the calls on a schedule: with fewer answered at its end, it was too much
 LEAST = 1 / 16  # of what fills a core
@@ -43,11 +44,13 @@ async def measure(name: str, seconds: float, parts: list[str]) -> None:
     async with _opened(name, where) as system:
         async with asyncio.timeout(READY):
             await system.load.once()
-        await system.load.in_flight(max(int(part) for part in parts if part.isdigit()), min(WARM, seconds))
+        await system.load.in_flight(max((int(part) for part in parts if part.isdigit()), default=1), min(WARM, seconds))
         rate = 0.0
         for part in parts:
             if part == "half":
                 found = await _on_schedule(system, where, rate, seconds)
+            elif part.startswith(AT):
+                found = await _figures(system, where, partial(system.load.on_schedule, float(part[1:]), seconds))
             else:
                 found = await _figures(system, where, partial(system.load.in_flight, int(part), seconds))
             if part == MOST:

@@ -16,3 +16,9 @@ async def waits(text: str) -> dict[str, str]:
     """The same, after a tenth of a second in which no processor is needed."""
     await asyncio.sleep(WAIT)
     return {"reply": text}
+
+
+async def stays(text: str) -> dict[str, str]:
+    """The same, after longer than anybody measures."""
+    await asyncio.sleep(3600)
+    return {"reply": text}

@@ -15,7 +15,7 @@ class Where(NamedTuple):
     Attributes:
         nats, redis: their addresses; "" for one that is not needed. server: the process whose CPU counts as the server's.
         processes: that run calls, of one worker. slots: calls at once in each, where a system has such a number.
-        program: of programs.py, for dspex.
+        program: of programs.py, for dspex. crowd: calls that wait in another pool of dspex, and have all of its slots.
     """
 
     nats: str = ""
@@ -24,6 +24,7 @@ class Where(NamedTuple):
     processes: int = 1
     slots: int = 64
     program: str = "nothing"
+    crowd: int = 0
 
     def variables(self) -> dict[str, str]:
         """For the environment of a process."""

@@ -55,6 +55,8 @@ def test_a_table_shows_each_beside_the_raw_request_and_beside_celery() -> None:
     assert lines[1].split() == ["raw", "1.00", "2.00", "1.00x", "0.33x"]
     assert lines[6].split() == ["celery", "1,000", "2.00", "0.25x", "1.00x", "client", "50,", "worker", "70"]
     assert lines[-1].split() == ["32", "240", "0.75", "client", "0.01,", "worker", "0.02"]
+    crowd = calls.tables({"crowd": {"0": row, "64": {**row, "p99": 3.0}}})
+    assert [line.split() for line in crowd[1:]] == [["0", "1.00", "2.00", "1.00x"], ["64", "1.00", "3.00", "1.50x"]]
 
 
 def test_a_peer_that_is_not_there_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
