@@ -16,7 +16,9 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
+from dspex.bus.serving.call_spec import ANSWERED as ANSWERED
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.call_spec import Tried as Tried
 from dspex.bus.serving.call_spec import Usage as Usage
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
@@ -137,25 +139,6 @@ def unpack_frame(data: bytes) -> list[NodeEvent]:
     return [_sound(event) for event in events]
 
 
-ANSWERED = "answered"
-"""Why nothing more was tried: see `Tried`."""
-
-
-class Tried(NamedTuple):
-    """One decision about who answers a call.
-
-    Attributes:
-        lm: the profile.
-        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; or "behind",
-            another one was asked first because it does better lately.
-        ms: milliseconds that it took.
-    """
-
-    lm: str
-    why: str
-    ms: float = 0.0
-
-
 class RecordTo(NamedTuple):
     """Where the record of a durable call is stored.
 
@@ -191,6 +174,8 @@ class CallRequest(_Packed):
         invalid: earlier attempts that ended in InvalidOutput.
         alone: run by itself in a process, because workers died of it.
         record: where the record is stored; None for an interactive call, whose caller waits for the reply.
+        tenant: on whose behalf; None: nobody said so.
+        cost: slots that it takes.
     """
 
     call: str
@@ -207,6 +192,8 @@ class CallRequest(_Packed):
     invalid: int = 0
     alone: bool = False
     record: RecordTo | None = None
+    tenant: str | None = None
+    cost: int = 1
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -221,6 +208,8 @@ class CallRequest(_Packed):
         found = cls._read(raw | {"spec": CallSpec.unpack(raw["spec"])})
         if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
+        if found.cost < 1:
+            raise DecodeError("not a CallRequest of dspex: a call takes one slot at least")
         return found
 
     def called_on(self, app: str, pool: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final
 
 from dspex.bus.errors import ConfigError
@@ -180,6 +181,16 @@ def bucket(app: str) -> str:
 def applied(app: str) -> str:
     """The key-value bucket of the manifests. Each of its keys takes one value."""
     return f"{bucket(app)}_applied"
+
+
+def limits(app: str) -> str:
+    """The key-value bucket with what is used of limits and budgets."""
+    return f"{bucket(app)}_limits"
+
+
+def cooling(app: str) -> str:
+    """Where pools tell each other that a model's provider asked for a pause (core NATS)."""
+    return f"{prefix(app)}.cooling"
 
 
 def buckets(app: str) -> list[str]:
@@ -407,6 +418,11 @@ def work_key(pool: str, band: int) -> str:
 def torn_key(topology: str) -> str:
     """Up to where the stream was looked at for what torn commits of a topology left."""
     return f"torn.{token(topology, 'topology')}"
+
+
+def limit_key(*words: str) -> str:
+    """What is used of a limit, in the bucket of limits. A word that cannot be part of a key is there by its hash."""
+    return ".".join(word if _NAME.fullmatch(word) else f"={sha256(word.encode()).hexdigest()[:32]}" for word in words)
 
 
 def member_key(kind: str, id: str) -> str:

@@ -7,18 +7,19 @@ programs can read that of other processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.serving.limits import DAY, MINUTE, Budget, Measure
 from dspex.bus.serving.payloads import ABOVE
-from dspex.bus.settings import environment
+from dspex.bus.settings import duration, environment
 from dspex.operators.native.adapters import ADAPTERS, Adapter
 
 if TYPE_CHECKING:  # a child process gets what was resolved: it need not know what settings are
     from dspex.bus.settings.model import Settings
-    from dspex.bus.settings.tables import LMProfile
+    from dspex.bus.settings.tables import BudgetSettings, LMProfile
 
 LOCAL = "local/"  # prefix of models that run on this machine
 LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
@@ -33,6 +34,7 @@ class Profile:
     """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input", "output" and "cached".
 
     `breaker`: the fields of a BreakerRule that are not as it has them.
+    `limits`: by what is counted, the most and the seconds of a window; see bus/serving/limits.py.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Profile:
     params: Mapping[str, Any] = field(default_factory=dict)
     price: Mapping[str, float] = field(default_factory=dict)
     breaker: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[Measure, Sequence[float]] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:
@@ -55,6 +58,7 @@ class PoolConfig:
     """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
 
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
+    `budgets`: all of the settings.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
     hears of it.
     """
@@ -80,6 +84,7 @@ class PoolConfig:
     claim_check_above: int = ABOVE
     hmac_key_env: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    budgets: tuple[Budget, ...] = ()
 
     def for_child(self, environ: Mapping[str, str] = os.environ) -> PoolConfig:
         """What a child needs to know; the rest is the parent's. `environ`: of the parent, which has the keys."""
@@ -100,7 +105,7 @@ class PoolConfig:
     def from_plain(cls, plain: Mapping[str, Any]) -> PoolConfig:
         """The configuration whose fields, as plain data, are `plain`."""
         read: dict[str, Any] = {**plain}
-        for name in ("programs", "path", "devices"):
+        for name in ("programs", "path", "devices", "budgets"):
             read[name] = tuple(plain[name])
         read["profiles"] = {name: Profile(**profile) for name, profile in plain["profiles"].items()}
         return cls(**read)
@@ -159,6 +164,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         devices=p.devices,
         claim_check_above=settings.engine.claim_check_above,
         hmac_key_env=p.hmac_key_env,
+        budgets=tuple(_budget(name, budget) for name, budget in settings.budgets.items()),
     )
 
 
@@ -181,7 +187,19 @@ def _check_own_keys(settings: Settings, pool: str, profiles: Iterable[Profile]) 
 
 def _profile(name: str, lm: LMProfile) -> Profile:
     price = {name: usd for name, usd in (lm.price.model_dump() if lm.price else {}).items() if usd is not None}
-    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, lm.breaker.model_dump())
+    given = lm.limits
+    rates: dict[Measure, str | None] = {"requests": given.requests, "tokens": given.tokens, "cost": given.cost}
+    limits: dict[Measure, Sequence[float]] = {
+        measure: duration.rate(text, money=measure == "cost") for measure, text in rates.items() if text is not None
+    }
+    if given.concurrent is not None:
+        limits["concurrent"] = (float(given.concurrent), 0.0)
+    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, lm.breaker.model_dump(), limits)
+
+
+def _budget(name: str, given: BudgetSettings) -> Budget:
+    per = {"minute": MINUTE, "day": DAY, "run": 0.0}[given.per]
+    return Budget(name, given.profile, given.tenant, given.topology, given.tokens, given.cost, per)
 
 
 def missing_key(profile: Profile, pool: str) -> ConfigError:

@@ -94,7 +94,7 @@ def rights(
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
-    subscribe = [f"{prefix}.>", *(calls if role == "worker" else ())]
+    subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else ())]
     more = _sealed(app, role) if sealed else ()
     return Rights((subjects.USER_INFO, *dict.fromkeys([*publish[role], *more])), tuple(subscribe), role == "worker", prefix)
 
@@ -161,6 +161,8 @@ def _worker(app: str, pool: str) -> Iterator[str]:
         yield f"$JS.ACK.{stream}.{consumer}.>"
     yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), stream)  # whether a record that is there is its own
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # what deployed nodes run
+    yield from _api(_LOOK, f"KV_{subjects.limits(app)}")  # what all pools use of limits
+    yield from (f"$KV.{subjects.limits(app)}.>", subjects.cooling(app))
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"

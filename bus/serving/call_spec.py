@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 from typing_extensions import TypedDict
 
@@ -144,6 +144,7 @@ class Usage:
         cost: in USD; None where the price is not known.
         cached_tokens: those of the input that the provider had in its cache.
         finish: the server's word for why the model stopped, of the last reply: "stop", "length"; "" where it has none.
+        requests: that a model answered.
     """
 
     input_tokens: int = 0
@@ -151,6 +152,7 @@ class Usage:
     cost: float | None = None
     cached_tokens: int = 0
     finish: str = ""
+    requests: int = 0
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
@@ -165,7 +167,29 @@ class Usage:
             sum(costs) if costs else None,
             self.cached_tokens + other.cached_tokens,
             other.finish or self.finish,
+            self.requests + other.requests,
         )
+
+
+ANSWERED = "answered"
+"""Why nothing more was tried: see `Tried`."""
+
+
+class Tried(NamedTuple):
+    """One decision about who answers a call.
+
+    Attributes:
+        lm: the profile.
+        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; or "behind",
+            another one was asked first because it does better lately; or "limited", it had no room in a limit or budget.
+        ms: milliseconds that it took.
+        wait: seconds that its provider asked to wait.
+    """
+
+    lm: str
+    why: str
+    ms: float = 0.0
+    wait: float = 0.0
 
 
 _SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones

@@ -37,6 +37,11 @@ class ServerClock:
         slewed = min(now, self._until) - self._at if self._until > self._at else 0.0
         return self._value + slewed * self._rate + (now - self._at - slewed)
 
+    @property
+    def known(self) -> bool:
+        """Whether the server has told its time."""
+        return self._asked
+
     def age(self, stored: float) -> float:
         """Seconds since a message was stored; 0 while the server's time is not known, which refuses nobody wrongly."""
         return max(0.0, self() - stored) if self._asked else 0.0

@@ -15,6 +15,14 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
 MOST = 1 << 63  # bytes
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)(\s*USD)?")
+_THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_WINDOWS = {
+    **dict.fromkeys(("s", "second"), 1.0),
+    **dict.fromkeys(("min", "minute"), 60.0),
+    **dict.fromkeys(("h", "hour"), 3600.0),
+    **dict.fromkeys(("d", "day"), 86400.0),
+}
 _SIZES = {"b": 1, "kb": 10**3, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 
 
@@ -46,6 +54,30 @@ def size(value: str | int) -> int:
         if found < MOST:
             return int(found)
     raise ConfigError(f"{value!r} is not a size", code="DX103", fix='write "512MiB", "1GB" or a number of bytes')
+
+
+def amount(value: str | float, *, money: bool = False) -> float:
+    """How much, over 0: a number, `"200k"`, `"1.5M"`; of money `"50 USD"`. Raises ConfigError (DX105)."""
+    found = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        result = float(value)
+    elif found is not None and (money or not found[3]):
+        result = float(found[1]) * _THOUSANDS[found[2]]
+    else:
+        result = 0.0
+    if not 0 < result < 1e15:
+        example = '"50 USD"' if money else '1000, "200k" or "1.5M"'
+        raise ConfigError(f"{value!r} is no amount over 0", code="DX105", fix=f"write {example}")
+    return result
+
+
+def rate(value: str, *, money: bool = False) -> tuple[float, float]:
+    """How much in how many seconds: `"600/min"`, `"200k/min"`, `"50 USD/day"`. Raises ConfigError (DX105)."""
+    much, _, window = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if window.strip() not in _WINDOWS:
+        example = '"50 USD/day"' if money else '"600/min" or "200k/min"'
+        raise ConfigError(f"{value!r} is no amount in a time", code="DX105", fix=f"write {example}: per s, min, h or day")
+    return amount(much, money=money), _WINDOWS[window.strip()]
 
 
 def human(value: float) -> str:

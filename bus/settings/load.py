@@ -62,8 +62,8 @@ def checked(values: Any, build: Callable[[Any], S], origins: Mapping[SettingPath
         settings = build(values)
     except ValidationError as e:
         raise _all_of([_problem(error, values, origins) for error in e.errors(include_url=False)]) from None
-    if unknown := list(_unknown_names(settings, origins)):
-        raise _all_of(unknown)
+    if wrong := [*_unknown_names(settings, origins), *_without_prices(settings, origins)]:
+        raise _all_of(wrong)
     return settings
 
 
@@ -197,12 +197,25 @@ def _unknown_names(settings: Settings, origins: Mapping[SettingPath, str]) -> It
     named = [(("pools", name, "lm"), pool.lm) for name, pool in settings.pools.items() if pool.lm]
     named += [(("pools", name, "lms"), lm) for name, pool in settings.pools.items() for lm in pool.lms]
     named += [(("defaults", "call", "lm"), lm) for lm in settings.defaults.call.lm or ()]
+    named += [(("budgets", name, "profile"), budget.profile) for name, budget in settings.budgets.items() if budget.profile]
     for key, lm in named:
         if lm not in settings.lm:
             close = difflib.get_close_matches(lm, settings.lm, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.lm)}"
             origin = layers.origin_of(key, origins)
             yield _problem_at("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
+
+
+def _without_prices(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
+    """Budgets of money for profiles of which nobody knows what they cost."""
+    for name, budget in settings.budgets.items():
+        profiles = [budget.profile] if budget.profile in settings.lm else [lm for lm in settings.lm if budget.profile is None]
+        priceless = [lm for lm in profiles if settings.lm[lm].price is None and not settings.lm[lm].local]
+        if budget.cost is not None and priceless:
+            key = ("budgets", name, "cost")
+            said = f"counts no call of lm.{priceless[0]}, which has no price"
+            fix = f"say what its tokens cost: lm.{priceless[0]}.price = {{ input = …, output = … }}"
+            yield _problem_at("DX105", ".".join(key), layers.origin_of(key, origins), said, fix)
 
 
 def _problem_at(code: str, key: str, origin: str, message: str, fix: str) -> Problem:

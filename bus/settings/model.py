@@ -19,7 +19,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
 from dspex.bus.settings.server import ServerSettings
-from dspex.bus.settings.tables import Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
+from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
 from dspex.bus.settings.values import AppName, SettingsTable, Texts
 
 LOCAL_MODEL = "local/smollm2-135m"
@@ -49,6 +49,7 @@ class Settings(SettingsTable):
     lm: dict[str, LMProfile] = Field(default_factory=lambda: {"local": LMProfile(model=LOCAL_MODEL)}, min_length=1)
     pools: dict[str, PoolSettings] = Field(default_factory=lambda: {DEFAULT_POOL: PoolSettings()}, min_length=1)
     telemetry: TelemetrySettings = TelemetrySettings()
+    budgets: dict[str, BudgetSettings] = Field(default_factory=dict[str, BudgetSettings])
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -53,12 +53,10 @@ _LEAVE_OUT = "leave it out"
 SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "http": _LEAVE_OUT,
     "calls": _LEAVE_OUT,
-    "budgets": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
-    "lm.*.limits": _LEAVE_OUT,
     "pools.*.cpu": _LEAVE_OUT,
     "pools.*.timeout": "leave it out; timeout= at the operator, or defaults.call.timeout",
     "pools.*.scale": _LEAVE_OUT,

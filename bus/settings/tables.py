@@ -5,7 +5,7 @@ Only what has an effect is here; `bus/settings/not_built.py` names what the desi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,11 +15,15 @@ from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
+    Amount,
     LogLevels,
+    Money,
+    MoneyRate,
     NotEmpty,
     PoolName,
     PositiveSeconds,
     PositiveSize,
+    Rate,
     Seconds,
     SettingsTable,
     Texts,
@@ -138,6 +142,18 @@ class BreakerSettings(SettingsTable):
     open: PositiveSeconds = 15.0
 
 
+class LMLimits(SettingsTable):
+    """The most that all workers of the application may use of a profile together.
+
+    `requests`, `tokens`, `cost`: in a time; `concurrent`: calls at once. None: any.
+    """
+
+    requests: Rate | None = None
+    tokens: Rate | None = None
+    concurrent: Annotated[int | None, Field(ge=1)] = None
+    cost: MoneyRate | None = None
+
+
 class LMProfile(SettingsTable):
     """A named language model. `key_env`: the variable that has its key; None: it needs none.
 
@@ -151,6 +167,7 @@ class LMProfile(SettingsTable):
     params: dict[str, Any] = Field(default_factory=dict[str, Any])
     price: LMPrice | None = None
     breaker: BreakerSettings = BreakerSettings()
+    limits: LMLimits = LMLimits()
 
     @property
     def local(self) -> bool:
@@ -165,6 +182,35 @@ class LMProfile(SettingsTable):
                     raise without_effect(name, f"{self.model} runs on this machine")
             if self.adapter not in (None, "json"):
                 raise without_effect("adapter", f"{self.model} always answers as the JSON adapter asks")
+        return self
+
+    @model_validator(mode="after")
+    def _what_has_no_price_costs_nothing(self) -> Self:
+        if self.limits.cost is not None and self.price is None:
+            said = "limits.cost would never be reached: nobody knows what a call costs"
+            raise custom_error(ConfigError(said, code="DX105", fix="say what tokens cost: price = { input = …, output = … }"))
+        return self
+
+
+class BudgetSettings(SettingsTable):
+    """What calls may use together: those of a profile, a tenant and a topology, where it names them. `per`: counted anew each
+    minute or day (UTC), or for each run.
+
+    tenant: "*": each tenant has one of its own.
+    """
+
+    profile: NotEmpty | None = None
+    tenant: NotEmpty | None = None
+    topology: NotEmpty | None = None
+    tokens: Amount | None = None
+    cost: Money | None = None
+    per: Literal["minute", "day", "run"]
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.tokens is None and self.cost is None:
+            said = "has neither tokens nor cost, so it would never be reached"
+            raise custom_error(ConfigError(said, code="DX105", fix='write tokens = "200k", or cost = "5 USD"'))
         return self
 
 

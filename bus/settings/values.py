@@ -51,6 +51,21 @@ def _positive_size(value: object) -> int:
     return found
 
 
+def _rate(value: object, money: bool) -> str:
+    try:
+        duration.rate(cast("str", value), money=money)  # raises for what is none
+    except ConfigError as e:
+        raise custom_error(e) from None
+    return str(value)
+
+
+def _amount(value: object, money: bool) -> float:
+    try:
+        return duration.amount(cast("str | float", value), money=money)  # raises for what is none
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
 def _log(value: object) -> str:
     try:
         log_levels(str(value))
@@ -96,6 +111,11 @@ def listed(value: object) -> object:
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds)]
 PositiveSeconds: TypeAlias = Annotated[float, BeforeValidator(_positive)]
 PositiveSize: TypeAlias = Annotated[int, BeforeValidator(_positive_size)]
+Rate: TypeAlias = Annotated[str, BeforeValidator(lambda value: _rate(value, money=False))]
+"""An amount in a time, as `duration.rate` reads it."""
+MoneyRate: TypeAlias = Annotated[str, BeforeValidator(lambda value: _rate(value, money=True))]
+Amount: TypeAlias = Annotated[float, BeforeValidator(lambda value: _amount(value, money=False))]
+Money: TypeAlias = Annotated[float, BeforeValidator(lambda value: _amount(value, money=True))]
 LogLevels: TypeAlias = Annotated[str, BeforeValidator(_log)]
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]

@@ -44,6 +44,7 @@ SLEEPS = {
     "engine/keyed/windows/test_event_time.py": "virtual time",
     "engine/log/test_log.py": "virtual time",
     "engine/runtime/test_pump.py": "virtual time",
+    "workers/limits/test_limits.py": "virtual time",
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
     "support/programs/sample.py": "the programs of a user, who sleeps as long as he likes",

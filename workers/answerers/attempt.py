@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
-from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost
+from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost, is_seconds
 from dspex.bus.records import ANSWERED, CallRequest, Outputs, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.operators.native.prompts.values import to_jsonable
@@ -56,14 +56,15 @@ class Attempt:
     @contextmanager
     def trying(self, lm: str) -> Iterator[None]:
         """Note what becomes of a profile."""
-        began, why = time.perf_counter(), ANSWERED
+        began, why, wait = time.perf_counter(), ANSWERED, 0.0
         try:
             yield
         except BaseException as error:
             why = type(error).__name__
+            wait = float(asked) if is_seconds(asked := getattr(error, "retry_after", None)) else 0.0
             raise
         finally:
-            self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3)))
+            self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3), wait))
 
     @property
     def spec(self) -> CallSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import lru_cache
 
 from dspex.bus.errors import TopologyError
@@ -47,7 +48,7 @@ class Native:
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
 
         def spent(usage: Usage) -> None:
-            attempt.spend(usage, profile)
+            attempt.spend(replace(usage, requests=1), profile)
 
         found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=False, spent=spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}

@@ -76,7 +76,10 @@ class Programs:
                 try:
                     result = await self._call(program, inputs)
                 finally:
-                    attempt.spend(replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked)), profile)
+                    attempt.spend(
+                        replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests),
+                        profile,
+                    )
         except dspy.utils.exceptions.DSPyError as error:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)

@@ -29,6 +29,11 @@ def look() -> None:
 class Spent(UsageTracker):  # type: ignore[misc]  # DSPy has no types
     """The tokens of one call, also of the threads that it starts: for those DSPy copies its tracker, and drops the copies."""
 
+    @property
+    def requests(self) -> int:
+        """How many a model has answered."""
+        return sum(len(of_one) for of_one in self.usage_data.values())
+
     def __deepcopy__(self, memo: object) -> Spent:
         return self
 

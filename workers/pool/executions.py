@@ -151,6 +151,11 @@ class Execution:
         self.passed: list[CallStep] = []
         self._to_ask: Iterator[CallStep] = iter(executions.steps)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a child has got it."""
+        return bool(self._number)
+
     # -- the steps
     def go_on(self) -> None:
         """Ask the steps that have not been asked, and then for slots."""

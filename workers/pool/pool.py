@@ -22,6 +22,7 @@ from dspex.bus.serving.signatures import keys_of
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.config import PoolConfig, check_keys
+from dspex.workers.limits.step import Limits
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.executions import Executions
@@ -47,8 +48,10 @@ class Pool:
 
     Attributes:
         id: of this pool process. `worker`: the name that goes into its records.
-        children, executions, models: who answers calls. steps: what is asked before them; routing: the last one.
+        children, executions, models: who answers calls. steps: what is asked before them.
+        routing: the one that chooses the models.
         work: the loop that serves durable calls; `interactive` serves the others.
+        limits: of profiles, and budgets: the last one, which knows what was chosen.
         status: answers questions about the pool. service: those that any NATS service is asked.
         draining: it takes nothing more.
     """
@@ -75,6 +78,8 @@ class Pool:
             records=self.records,
             sign_of_life=sign_of_life,
         )
+        self.limits = Limits(bus, config, self.id, self.work.clock)
+        self.steps.append(self.limits)
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
         self.service = PoolService(self)
@@ -96,6 +101,7 @@ class Pool:
             await self.children.start()
         self._control = await self.status.subscribe()
         await self.service.start()
+        await self.limits.start()
         self.work.start()
         self._tasks.start(self.interactive.run(), "interactive calls")
         log.info("pool ready", **self.status.summary())
@@ -111,6 +117,7 @@ class Pool:
         if self._control is not None:
             await self._control.close()
         await self.service.stop()
+        await self.limits.stop()
         await self.children.stop()
         await self.models.stop()
         log.info("pool stopped", pool=self.config.name, served=self.work.served)

@@ -52,6 +52,8 @@ ACTS: dict[str, str] = {
     },
     **{f"lm.*.{name}": "workers/config.py" for name in ("model", "key_env", "base_url", "adapter", "params")},
     **{f"lm.*.breaker.{name}": "workers/pool/routing/breaker.py" for name in ("failures", "within", "open")},
+    **{f"lm.*.limits.{name}": "workers/config.py" for name in ("requests", "tokens", "concurrent", "cost")},
+    **{f"budgets.*.{name}": "workers/config.py" for name in ("profile", "tenant", "topology", "tokens", "cost", "per")},
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output", "cached")},
     **{
         f"pools.*.{name}": "workers/config.py"
@@ -116,6 +118,16 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
         ({"pools": {"a": {"size": True}}}, "pools.a.size", "DX105"),
         ({"pools": {"gpu": {"gpus": 1, "devices": [True]}}}, "pools.gpu.devices", "DX105"),
         ({"lm": {"x": {"model": ""}}}, "lm.x.model", "DX105"),
+        ({"lm": {"x": {"model": "a/b", "limits": {"tokens": "200k"}}}}, "lm.x.limits.tokens", "DX105"),
+        ({"lm": {"x": {"model": "a/b", "limits": {"requests": "5 USD/min"}}}}, "lm.x.limits.requests", "DX105"),
+        ({"lm": {"x": {"model": "a/b", "limits": {"requests": "0/min"}}}}, "lm.x.limits.requests", "DX105"),
+        ({"lm": {"x": {"model": "a/b", "limits": {"cost": "50 USD/day"}}}}, "lm.x", "DX105"),
+        ({"lm": {"x": {"model": "a/b", "limits": {"concurrent": 0}}}}, "lm.x.limits.concurrent", "DX105"),
+        ({"budgets": {"b": {"per": "day"}}}, "budgets.b", "DX105"),
+        ({"budgets": {"b": {"tokens": 100}}}, "budgets.b.per", "DX105"),
+        ({"budgets": {"b": {"tokens": "-1", "per": "day"}}}, "budgets.b.tokens", "DX105"),
+        ({"budgets": {"b": {"tokens": 1, "per": "day", "profile": "none"}}}, "budgets.b.profile", "DX111"),
+        ({"budgets": {"b": {"cost": "5 USD", "per": "day"}}, "lm": {"x": {"model": "a/b"}}}, "budgets.b.cost", "DX105"),
         ({"server": {"url": "http://h:4222"}}, "server.url", "DX105"),
         *(
             ({"defaults": {"call": {"config": {name: value}}}}, f"defaults.call.config.{name}", "DX105")

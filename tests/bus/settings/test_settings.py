@@ -177,14 +177,12 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
     [
         ('http = { bind = ":8080" }\n', "http"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
-        ('[lm.main]\nmodel = "a/b"\nlimits = { cost = "50 USD/day" }\n', "lm.main.limits"),
         ("[pools.a]\ncpu = 1.0\n", "pools.a.cpu"),
         ('[pools.a]\ntimeout = "4h"\n', "pools.a.timeout"),
         ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
         ("[telemetry]\ncontent = false\n", "telemetry.content"),
         ('[defaults.call]\ncache = "1h"\n', "defaults.call.cache"),
         ('[defaults.call]\nfallback = "a:b"\n', "defaults.call.fallback"),
-        ("[budgets.team]\ntokens = 1000\n", "budgets"),
     ],
 )
 def test_a_setting_that_is_not_built_is_refused_wherever_it_is_written(

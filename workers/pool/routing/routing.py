@@ -29,6 +29,7 @@ SLOWER: Final = 3.0  # times the median of another profile of the list: it is tr
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
+NOT_ASKED: Final = ("open", "behind", "limited")  # why a profile was not
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
 
 
@@ -107,7 +108,7 @@ class Routing:
         """Learn from the record."""
         spec, now = execution.work.spec, self._now()
         why = str(record.error.get("type", "")) if record.error else ANSWERED
-        tried = [t for t in record.routing if t.why not in ("open", "behind")]
+        tried = [t for t in record.routing if t.why not in NOT_ASKED]
         for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
             self._learn(one, now, hung=spec.kind in OF_USERS)
         if spec.kind in OF_USERS:

@@ -1,0 +1,100 @@
+"""What a call will use, as far as one can tell before it is made.
+
+The first calls of a program are estimated by their texts and by what the model may write at most. Once some were measured, by
+the 90th percentile of what calls of the program used beyond their inputs: of an agent, which makes many requests, all together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from dspex.bus.records import CallRequest, Usage
+from dspex.bus.serving.limits import Amounts
+from dspex.workers.config import Profile
+
+CHARACTERS: Final = 4.0  # of a token, about
+FORM: Final = 150.0  # tokens of what an adapter writes around the fields
+WRITES: Final = 1000  # tokens that a model may write where nothing says how many; DSPy's own default
+ENOUGH: Final = 8  # measured calls, from which on they are believed
+KEPT: Final = 64  # of a program
+PROGRAMS: Final = 512
+_WORST: Final = 0.9
+_PICTURE: Final = 6000  # characters that an image or a file counts as, which is a text of its bytes
+
+
+class Estimates:
+    """What the calls of programs are expected to use."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[str, str], _Samples] = {}
+
+    def of(self, work: CallRequest, profile: Profile) -> Amounts:
+        """By what is counted."""
+        read = _characters(work.inputs) / CHARACTERS
+        price = profile.price
+        samples = self._measured.get((work.spec.program, profile.name))
+        if samples is not None and samples.count >= ENOUGH:
+            more, requests, cost = samples.worst()
+            return {"requests": requests, "tokens": read + more, "cost": cost, "concurrent": 1.0}
+        read += len(work.spec.signature_json) / CHARACTERS + FORM
+        found = {**profile.params, **work.spec.config}
+        wanted, times = found.get("max_tokens"), found.get("n")
+        written = (wanted if isinstance(wanted, int) else WRITES) * (times if isinstance(times, int) else 1)
+        cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6
+        return {"requests": 1.0, "tokens": read + written, "cost": cost, "concurrent": 1.0}
+
+    def measured(self, work: CallRequest, profile: Profile, usage: Usage) -> None:
+        """What a call has used."""
+        key = (work.spec.program, profile.name)
+        samples = self._measured.pop(key, None) or _Samples()
+        self._measured[key] = samples  # the latest last
+        if len(self._measured) > PROGRAMS:
+            del self._measured[next(iter(self._measured))]
+        more = max(0.0, usage.input_tokens + usage.output_tokens - _characters(work.inputs) / CHARACTERS)
+        samples.add(_Sample(more, max(1.0, float(usage.requests)), usage.cost or 0.0))
+
+
+class _Sample(NamedTuple):
+    """Of one call. `more`: tokens beyond those of its inputs."""
+
+    more: float
+    requests: float
+    cost: float
+
+
+class _Samples:
+    """The last calls of a program."""
+
+    def __init__(self) -> None:
+        self._order: deque[_Sample] = deque()
+        self._sorted: tuple[list[float], ...] = ([], [], [])
+
+    @property
+    def count(self) -> int:
+        return len(self._order)
+
+    def add(self, sample: _Sample) -> None:
+        self._order.append(sample)
+        for column, value in zip(self._sorted, sample):
+            insort(column, value)
+        if len(self._order) > KEPT:
+            for column, value in zip(self._sorted, self._order.popleft()):
+                del column[bisect_left(column, value)]
+
+    def worst(self) -> _Sample:
+        """What nine in ten of them stay below."""
+        return _Sample(*(column[int(_WORST * (len(column) - 1))] for column in self._sorted))
+
+
+def _characters(value: object) -> int:
+    """Of all texts in a value, and about as many as other values have when they are written."""
+    if isinstance(value, (str, bytes)):
+        return min(len(value), _PICTURE) if value[:5] in ("data:", b"data:") else len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(key)) + _characters(inner) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_characters, value))
+    return 8

@@ -1,0 +1,255 @@
+"""The limits of profiles and the budgets, asked before each call that may ask a model, and told what it has used afterwards.
+
+A limit that is reached refuses with RateLimited, which is tried again when its window ends; a budget with BudgetExceeded, which
+is not. Nothing waits here. Of several profiles (`lm=[a, b]`) those are left out that have no room.
+
+What an execution used is settled once, in the process that ran it, from what its own child said. Records that are delivered or
+read again settle nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import structlog
+
+from dspex.bus import subjects
+from dspex.bus.errors import BudgetExceeded, CallError, DspexError, RateLimited
+from dspex.bus.port import Bucket, Bus
+from dspex.bus.records import CallRecord, CallRequest, Tried, Usage
+from dspex.bus.serving.limits import COUNTED, Amounts, Limit, Measure, key_of
+from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.tasks import Tasks
+from dspex.workers.answer import Answer
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.limits.account import Account, Lease, named
+from dspex.workers.limits.cooling import Cooling
+from dspex.workers.limits.estimates import Estimates
+from dspex.workers.limits.planning import Full
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.executions import Execution
+
+log = structlog.get_logger("dspex.workers")
+
+MOST_ACCOUNTS: Final = 1000  # of runs and tenants; those that are idle are forgotten
+_WORDS: Final[Mapping[Measure, str]] = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "cost": "USD",
+    "concurrent": "calls at once",
+}
+_WINDOWS: Final[Mapping[float, str]] = {1.0: " a second", 60.0: " a minute", 3600.0: " an hour", 86400.0: " a day"}
+
+
+class Granted(NamedTuple):
+    """What an execution may use, of the profile that is asked first."""
+
+    profile: Profile
+    estimate: Amounts
+    leases: Sequence[tuple[Account, Lease]]
+
+
+class Limits:
+    """The limits and budgets of one pool process. It is a step of its calls.
+
+    Args:
+        id: of the process.
+        clock: the server's time, where it is known.
+    """
+
+    def __init__(self, bus: Bus, config: PoolConfig, id: str, clock: ServerClock) -> None:
+        self._bus, self._config, self._id, self._clock = bus, config, id, clock
+        self._accounts: dict[str, Account] = {}
+        self._granted: dict[Execution, Granted] = {}
+        self._opened: Bucket | None = None
+        self._estimates = Estimates()
+        self._tasks = Tasks("limits", lambda name, error: log.error("limits: a bug of dspex", exc_info=error))
+        self.cooling = Cooling(bus, config)
+
+    async def start(self) -> None:
+        """Hear what other pools say of providers. Raises BusError."""
+        await self.cooling.start()
+
+    async def stop(self) -> None:
+        """Give back what is not used."""
+        await self.cooling.stop()
+        await asyncio.gather(*(account.close() for account in list(self._accounts.values())))
+        await self._tasks.stop()
+
+    # -- a step of calls
+    def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
+        """See CallStep."""
+        work, names = execution.work, self._profiles(execution)
+        if not names:
+            return None
+        refused: CallError | None = None
+        for name in names:
+            found = self._take_now(work, self._config.profile(name))
+            if found is None:
+                return self._take(execution, names)
+            if isinstance(found, Granted):
+                self._grant(execution, found, names)
+                return None
+            refused = refused or found
+        assert refused is not None
+        raise refused
+
+    def after(self, execution: Execution, record: CallRecord) -> None:
+        """See CallStep."""
+        granted = self._granted.pop(execution, None)
+        if granted is None:
+            return
+        work, used = execution.work, granted.estimate
+        if not record.usage:
+            used = granted.estimate if execution.begun else {}  # a child that died has said nothing
+        else:
+            usage = Usage.read(record.usage)
+            used = _used(usage, granted.estimate)
+        other = self._config.profiles.get(record.lm)
+        if other is not None and other is not granted.profile and record.usage:  # the first was down
+            for account in self._accounts_of(work, other):
+                account.settle(None, used)
+            used = {}
+        if record.usage and record.error is None:
+            self._estimates.measured(work, other or granted.profile, Usage.read(record.usage))
+        for account, lease in granted.leases:
+            account.settle(lease, used)
+        self.cooling.hear(record)
+
+    # -- taking
+    def _profiles(self, execution: Execution) -> Sequence[str]:
+        """The profiles that a call may ask, in order; those that the pool does not have are refused by others."""
+        spec = execution.work.spec
+        if not spec.asks_a_model:
+            return ()
+        default = self._config.default_profile()
+        names = execution.lms or spec.lm or ((default.name,) if default else ())
+        return [name for name in names if name in self._config.profiles]
+
+    def _take_now(self, work: CallRequest, profile: Profile) -> Granted | CallError | None:
+        """What is known without a question to the bus; None where there has to be one."""
+        if (refused := self.cooling.refuses(profile.name)) is not None:
+            return refused
+        amounts = self._estimates.of(work, profile)
+        leases: list[tuple[Account, Lease]] = []
+        for account in self._accounts_of(work, profile):
+            said = account.try_take(amounts)
+            if not isinstance(said, Lease):
+                _give_back(leases)
+                return said if said is None else _error(account, said)
+            leases.append((account, said))
+        return Granted(profile, amounts, leases)
+
+    async def _take(self, execution: Execution, names: Sequence[str]) -> None:
+        """The same with questions. Raises the refusal of the first profile where none has room."""
+        refused: CallError | None = None
+        for name in names:
+            found = await self._asked(execution.work, self._config.profile(name))
+            if isinstance(found, Granted):
+                self._grant(execution, found, names)
+                return
+            refused = refused or found
+        assert refused is not None
+        raise refused
+
+    async def _asked(self, work: CallRequest, profile: Profile) -> Granted | CallError:
+        if (refused := self.cooling.refuses(profile.name)) is not None:
+            return refused
+        await self._know_the_time()
+        amounts = self._estimates.of(work, profile)
+        leases: list[tuple[Account, Lease]] = []
+        try:
+            for account in self._accounts_of(work, profile):
+                said = await account.take(amounts)
+                if isinstance(said, Full):
+                    _give_back(leases)
+                    return _error(account, said)
+                leases.append((account, said))
+        except DspexError:
+            _give_back(leases)
+            raise
+        return Granted(profile, amounts, leases)
+
+    def _grant(self, execution: Execution, granted: Granted, names: Sequence[str]) -> None:
+        self._granted[execution] = granted
+        if (at := list(names).index(granted.profile.name)) > 0:
+            execution.routing += [Tried(name, "limited") for name in names[:at]]
+            execution.lms = names[at:]
+
+    # -- accounts
+    def _accounts_of(self, work: CallRequest, profile: Profile) -> Iterable[Account]:
+        found = [self._account({"lm": profile.name}, _limits(profile))]
+        for budget in self._config.budgets:
+            if budget.profile in (None, profile.name) and budget.covers(work.topology, work.tenant):
+                found.append(self._account(budget.about(work.tenant, work.run), budget.limits))
+        return found
+
+    def _account(self, about: Mapping[str, str], limits: Mapping[Measure, Limit]) -> Account:
+        key = key_of(about)
+        account = self._accounts.get(key)
+        if account is None:
+            if len(self._accounts) >= MOST_ACCOUNTS:
+                self._accounts = {key: account for key, account in self._accounts.items() if not account.idle}
+            account = self._accounts[key] = Account(about, limits, self._id, self._bucket, self._now, self._tasks)
+        return account
+
+    async def _bucket(self, limited: bool) -> Bucket | None:
+        """The bucket; None where nothing was applied yet, and so nobody looks at what is only counted."""
+        if self._opened is None and (limited or await self._bus.has("bucket", subjects.limits(self._config.app))):
+            self._opened = await self._bus.bucket(subjects.limits(self._config.app))
+        return self._opened
+
+    def _now(self) -> float:
+        return self._clock() if self._clock.known else time.time()
+
+    async def _know_the_time(self) -> None:
+        """Ask for it, unless it is known or nobody knows: nothing was applied yet."""
+        if not self._clock.known:
+            await self._clock.ask()
+
+
+def _limits(profile: Profile) -> Mapping[Measure, Limit]:
+    return {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
+
+
+def _used(usage: Usage, estimate: Amounts) -> Amounts:
+    """What a call has used, by what its child said. A server that tells no tokens has used what was expected."""
+    tokens, told = usage.input_tokens + usage.output_tokens, usage.requests == 0
+    return {
+        "requests": max(1.0, float(usage.requests)),
+        "tokens": float(tokens) if tokens or told else estimate["tokens"],
+        "cost": usage.cost if usage.cost is not None and (tokens or told) else estimate["cost"],
+    }
+
+
+def _give_back(leases: Iterable[tuple[Account, Lease]]) -> None:
+    for account, lease in leases:
+        account.settle(lease, {})
+
+
+def _error(account: Account, full: Full) -> CallError:
+    """The refusal. It names the limit."""
+    most, what = full.limit.most or 0.0, _WORDS[full.measure]
+    window = _WINDOWS.get(full.limit.per, f" in {full.limit.per:g} s") if full.limit.per else ""
+    name = named(account.about)
+    if "budget" in account.about and not full.limit.per:
+        window = " a run"
+    said = f"{name}: {_number(full.taken)} of {_number(most)} {what}{window} are used or reserved"
+    if "budget" in account.about:
+        error = BudgetExceeded(f"the budget {account.about['budget']} is reached: {said}", node=name, retry_after=full.again)
+        error.fix = f"wait until it is counted anew, or raise budgets.{account.about['budget']}"
+        return error
+    return RateLimited(
+        f"the limit of a profile is reached: {said}",
+        node=name,
+        retry_after=full.again,
+        fix=f"wait {full.again:,.0f} s, or raise {name}.limits.{full.measure}",
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4g}"
