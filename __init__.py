@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chunk": "engine.client.calls.events",
     "Client": "engine.client.client",
     "Context": "engine.graph.context",
     "Duration": "bus.settings.duration",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from dspex.bus.settings.duration import Duration as Duration
     from dspex.bus.settings.model import Settings as Settings
     from dspex.engine.client.call import Result as Result
+    from dspex.engine.client.calls.events import Chunk as Chunk
     from dspex.engine.client.client import Client as Client
     from dspex.engine.client.client import connect as connect
     from dspex.engine.client.run import Run as Run
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from dspex.operators.topology import Topology as Topology
 
 __all__ = [
+    "Chunk",
     "Client",
     "Context",
     "Duration",

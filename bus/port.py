@@ -287,6 +287,11 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def clogged(self) -> bool:
+        """Whether so much waits to be sent that who can do without sending something should."""
+        ...
+
     async def close(self) -> None: ...
 
     # -- streams

@@ -176,6 +176,7 @@ class CallRequest(_Packed):
         record: where the record is stored; None for an interactive call, whose caller waits for the reply.
         tenant: on whose behalf; None: nobody said so.
         cost: slots that it takes.
+        stream: the caller is told of the answer while it is made.
     """
 
     call: str
@@ -194,6 +195,7 @@ class CallRequest(_Packed):
     record: RecordTo | None = None
     tenant: str | None = None
     cost: int = 1
+    stream: bool = False
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -279,10 +281,3 @@ class Letter(_Packed):
     time: float = 0.0
     stored: StoredAt | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-
-
-# -- between a pool's parent and its children, and for interactive calls -----------------------------------------
-# What a reply to an interactive call is, in its header subjects.KIND.
-ACCEPTED = "accepted"  # first frame of an answer: {"kind", "call", "worker", "free", "waiting"}; slots, and calls for one
-BUSY = "busy"  # the worker's last slot was taken meanwhile: ask again
-RESULT = "result"  # last frame: a packed CallRecord

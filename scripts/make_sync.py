@@ -1,7 +1,7 @@
 """Write engine/client/sync_client.py from the asynchronous client: `python scripts/make_sync.py`. A test holds it to that.
 
 A method keeps its name, parameters, types and docstring. What is awaited runs on the loop of `background`, and its result is
-handed on: a Run as a synchronous Run, an asynchronous iterator as a plain one.
+handed on: a Run or an Answer as a synchronous one, an asynchronous iterator as a plain one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOM = Path(__file__).parents[1] / "engine/client"
 PAGE = ROOM / "sync_client.py"
-CLASSES = {"Run": ROOM / "run.py", "Client": ROOM / "client.py"}
+CLASSES = {"Run": ROOM / "run.py", "Answer": ROOM / "calls/stream.py", "Client": ROOM / "client.py"}
+MODULES = {name: f"_{path.stem}" for name, path in CLASSES.items()}
+INNER = {"Answer": ("accepted", "said", "ended")}  # methods that are not for users
 HEAD = '''"""Generated from `client` and `run` by scripts/make_sync.py: the same names without `await`. Do not edit."""
 '''
 Method = ast.FunctionDef | ast.AsyncFunctionDef
@@ -25,10 +27,16 @@ def generated() -> str:
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in CLASSES.items()}
     classes = [_class(name, tree) for name, tree in trees.items()]
     used = {n.id for text in classes for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
-    used |= {"V", "TypeVar", "TYPE_CHECKING"}
-    imports = sorted({line for tree in trees.values() for line in _imports(tree, used)})
-    own = "from dspex.engine.client import background, client as _client, run as _run"
-    iterators = "from collections.abc import Iterator\nfrom typing import Self, TYPE_CHECKING"
+    used |= {"V", "TypeVar"}
+    found = {line for tree in trees.values() for line in _imports(tree, used)}
+    imports = sorted(line for line in found if line.removeprefix(_TYPED) == line or line.removeprefix(_TYPED) not in found)
+    own = (
+        "from dspex.engine.client import background, client as _client, run as _run\n"
+        "from dspex.engine.client.calls import stream as _stream"
+    )
+    iterators = (
+        "from collections.abc import Iterator\nfrom types import TracebackType\nfrom typing import Generic, Self, TYPE_CHECKING"
+    )
     variable = next(
         ast.unparse(n) for n in trees["Client"].body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "V"
     )
@@ -41,24 +49,31 @@ def _imports(tree: ast.Module, used: set[str]) -> Iterator[str]:
     for node in tree.body:
         inner = node.body if isinstance(node, ast.If) else [node]
         for one in inner:
-            if isinstance(one, ast.ImportFrom) and one.module != "dspex.engine.client.run":
+            if isinstance(one, ast.ImportFrom) and one.module not in _ASYNCHRONOUS:
                 names = [a.name for a in one.names if (a.asname or a.name) in used - {"background"}]
                 if names and one.module != "__future__":
                     line = f"from {one.module} import {', '.join(names)}"
-                    yield f"if TYPE_CHECKING:\n    {line}" if isinstance(node, ast.If) else line
+                    yield f"{_TYPED}{line}" if isinstance(node, ast.If) else line
+
+
+_TYPED = "if TYPE_CHECKING:\n    "
+_ASYNCHRONOUS = ("dspex.engine.client.run", "dspex.engine.client.calls.stream")
 
 
 def _class(name: str, tree: ast.Module) -> str:
     (found,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
     methods = [n for n in found.body if isinstance(n, Method)]
-    entered = any(m.name == "__aenter__" for m in methods)
+    names = {m.name for m in methods}
+    bases = ", ".join(map(ast.unparse, [*found.bases, *found.keywords]))
+    generic = "[V]" if "Generic" in bases else ""
     parts = [
-        f"class {name}({', '.join(map(ast.unparse, [*found.bases, *found.keywords]))}):",
+        f"class {name}({bases}):",
         _doc(found),
-        f"    def __init__(self, of: _{name.lower()}.{name}) -> None:\n        self._of = of",
+        f"    def __init__(self, of: {MODULES[name]}.{name}{generic}) -> None:\n        self._of = of",
         *(_attribute(*a) for a in _attributes(methods)),
-        *(_method(m) for m in methods if not m.name.startswith("_")),
-        *([_ENTER] if entered else []),
+        *(_method(m) for m in methods if not m.name.startswith("_") and m.name not in INNER.get(name, ())),
+        *([_ENTER] if "__aenter__" in names else []),
+        *([_ITER] if "__aiter__" in names else []),
         "    def __repr__(self) -> str:\n        return repr(self._of)",
     ]
     return "\n\n".join(parts)
@@ -69,8 +84,12 @@ _ENTER = """\
         background.run(self._of.__aenter__())
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()"""
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        background.run(self._of.__aexit__(kind, e, tb))"""
+
+_ITER = """\
+    def __iter__(self) -> Iterator[Chunk]:
+        return background.each(self._of.__aiter__())"""
 
 
 def _doc(node: ast.ClassDef | Method) -> str:
@@ -79,7 +98,7 @@ def _doc(node: ast.ClassDef | Method) -> str:
     indent = "    " if isinstance(node, ast.ClassDef) else "        "
     assert isinstance(inner.value, ast.Constant)
     assert isinstance(inner.value.value, str)
-    return f'{indent}"""{inner.value.value}"""'
+    return f'{indent}"""{inner.value.value.replace("`async with ", "`with ")}"""'
 
 
 def _attributes(methods: list[Method]) -> Iterator[tuple[str, str]]:
@@ -106,7 +125,7 @@ def _method(m: Method) -> str:
         call = f"background.run({call})"
     if any(ast.unparse(d) == "property" for d in m.decorator_list):
         call = f"self._of.{m.name}"
-    call = f"Run({call})" if given == "Run" else call
+    call = f"{given.split('[')[0]}({call})" if given == "Run" or given.startswith("Answer") else call
     body = call if given == "None" else f"return {call}"
     decorators = "".join(f"    @{ast.unparse(d)}\n" for d in m.decorator_list)
     return f"{decorators}    def {m.name}({ast.unparse(m.args)}) -> {given}:\n{_doc(m)}\n        {body}"

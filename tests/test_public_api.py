@@ -14,6 +14,7 @@ import pytest
 import dspex
 
 PUBLIC = [
+    "Chunk",
     "Client",
     "Context",
     "Duration",

@@ -95,6 +95,15 @@ class StatusFrame:
 
 
 @dataclass(frozen=True)
+class ChunkFrame:
+    """What a model has written of an output of a call, where its caller wants to be told: the next piece of its text."""
+
+    id: int
+    field: str
+    text: str
+
+
+@dataclass(frozen=True)
 class DoneFrame:
     """The end of a call."""
 
@@ -102,7 +111,7 @@ class DoneFrame:
     answer: Answer
 
 
-Frame = StartFrame | CallFrame | CancelFrame | StopFrame | HelloFrame | FatalFrame | StatusFrame | DoneFrame
+Frame = StartFrame | CallFrame | CancelFrame | StopFrame | HelloFrame | FatalFrame | StatusFrame | ChunkFrame | DoneFrame
 _TYPES: Mapping[str, type[Frame]] = {
     "start": StartFrame,
     "call": CallFrame,
@@ -111,6 +120,7 @@ _TYPES: Mapping[str, type[Frame]] = {
     "hello": HelloFrame,
     "fatal": FatalFrame,
     "status": StatusFrame,
+    "chunk": ChunkFrame,
     "done": DoneFrame,
 }
 _NAMES = {kind: name for name, kind in _TYPES.items()}

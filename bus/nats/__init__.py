@@ -76,6 +76,10 @@ class NatsBus:
         return self._connection.up.is_set()
 
     @property
+    def clogged(self) -> bool:
+        return self.connected and self._connection.client().clogged
+
+    @property
     def asking(self) -> bool:
         """Whether an answer of the server is waited for."""
         connection = self._connection

@@ -25,7 +25,7 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("stream", "submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
+        *("submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
         *("put_program", "scale", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
@@ -38,7 +38,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
-NAMES = ("Answer", "Chunk", "Session", "StateContext", "asgi", "tool")
+NAMES = ("Session", "StateContext", "asgi", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),

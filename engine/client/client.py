@@ -23,7 +23,8 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
-from dspex.engine.client.following.follower import Progress
+from dspex.engine.client.calls.stream import Answer
+from dspex.engine.client.following.follower import RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
@@ -170,6 +171,18 @@ class Client(Planned, names=METHODS["Client"]):
         limit = None if timeout is None else seconds(timeout)
         return await interactive.call(self.bus, self._nodes, what, data, timeout=limit, session=session)
 
+    def stream(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
+    ) -> Answer[V]:
+        """The same, with the text of the answer as the model writes it: `async with client.stream(…) as answer`.
+
+        Leaving the block before the end cancels the call in the worker. `timeout`: of the whole call; by default the smaller of
+        `timeout` and `deadline` of a Spec that has one of them, else 10 minutes. Reading raises what `call` raises.
+        """
+        limit = None if timeout is None else seconds(timeout)
+        bus, nodes = self.bus, self._nodes
+        return Answer(lambda told: interactive.call(bus, nodes, what, data, timeout=limit, session=session, told=told))
+
     async def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
         """What `call` asks for. Raises ConfigError, TopologyError."""
         return (await self._nodes.resolve(self.bus, what))[0]
@@ -179,7 +192,7 @@ class Client(Planned, names=METHODS["Client"]):
         """A run by its full id, or by a unique end of it (6 hex digits or more)."""
         return Run(self.bus, self.app, id, waits=self._waits)
 
-    async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[Progress]]:
+    async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
         async for finished in finishing(self.bus, self.app, await full_ids(self.bus, ids), timeout):
             yield finished

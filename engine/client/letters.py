@@ -16,8 +16,8 @@ from dspex.bus.records import Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.clear_text import may_store
 from dspex.bus.serving.server_clock import ServerClock
-from dspex.engine.client.names import names
 from dspex.engine.client.publish import in_a_zone
+from dspex.engine.client.status.names import names
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import pages
 from dspex.engine.log.redriven import Redrives, check_places, cut

@@ -13,7 +13,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
-from dspex.engine.client.following.follower import Follower, Progress, RunInfo
+from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -106,7 +106,7 @@ class Run(Planned, names=METHODS["Run"]):
 
 async def finishing(
     bus: Bus, app: str, ids: Iterable[str], timeout: Duration | None, applied: Mapping[str, Manifest] | None = None
-) -> AsyncIterator[list[Progress]]:
+) -> AsyncIterator[list[RunProgress]]:
     """The runs that have just finished, as they do, until all of `ids` have. Raises CallTimeout after `timeout`.
 
     `ids`: full ones; see `full_ids`. `applied`: what is applied, where that was read just now.

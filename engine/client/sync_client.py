@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, Self
+from types import TracebackType
+from typing import Any, Generic, Literal, Self
 
 from typing_extensions import TypeVar
 
@@ -17,7 +18,9 @@ from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
-from dspex.engine.client.following.follower import Progress, RunInfo
+from dspex.engine.client.calls import stream as _stream
+from dspex.engine.client.calls.events import Accepted, Chunk, Progress
+from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.status.approvals import Approval
@@ -71,6 +74,40 @@ class Run(Planned, names=METHODS["Run"]):
     def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
         return background.run(self._of.outputs())
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+
+class Answer(Generic[V]):
+    """An answer while it is made: `with client.stream(…) as answer`. Leaving the block before the end cancels the call in
+    the worker.
+
+    Iterating gives its pieces of text, `events` gives everything, and `result` the whole. Each event is given once, whoever
+    takes it. The pieces of a field, put together, are its text: what was lost on the way, and what was never told piece by
+    piece, is taken from the result and comes last. Memory holds what is not read yet, and no worker waits for who reads.
+    """
+
+    def __init__(self, of: _stream.Answer[V]) -> None:
+        self._of = of
+
+    def events(self) -> Iterator[Accepted | Progress | Chunk]:
+        """Everything that comes before the result; `Accepted` is the first. Raises the call's error at the end."""
+        return background.each(self._of.events())
+
+    def result(self) -> Result[V]:
+        """The whole answer, when it is there; no piece need be read. Raises the call's error."""
+        return background.run(self._of.result())
+
+    def __enter__(self) -> Self:
+        background.run(self._of.__aenter__())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        background.run(self._of.__aexit__(kind, e, tb))
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return background.each(self._of.__aiter__())
 
     def __repr__(self) -> str:
         return repr(self._of)
@@ -166,6 +203,16 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.run(self._of.call(what, data, timeout=timeout, session=session))
 
+    def stream(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
+    ) -> Answer[V]:
+        """The same, with the text of the answer as the model writes it: `with client.stream(…) as answer`.
+
+        Leaving the block before the end cancels the call in the worker. `timeout`: of the whole call; by default the smaller of
+        `timeout` and `deadline` of a Spec that has one of them, else 10 minutes. Reading raises what `call` raises.
+        """
+        return Answer(self._of.stream(what, data, timeout=timeout, session=session))
+
     def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
         """What `call` asks for. Raises ConfigError, TopologyError."""
         return background.run(self._of.resolve(what))
@@ -174,7 +221,7 @@ class Client(Planned, names=METHODS["Client"]):
         """A run by its full id, or by a unique end of it (6 hex digits or more)."""
         return Run(self._of.run(id))
 
-    def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[Progress]]:
+    def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
         return background.each(self._of.follow(ids, timeout))
 
@@ -258,8 +305,8 @@ class Client(Planned, names=METHODS["Client"]):
         background.run(self._of.__aenter__())
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        background.run(self._of.__aexit__(kind, e, tb))
 
     def __repr__(self) -> str:
         return repr(self._of)

@@ -16,7 +16,7 @@ from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, unpack_event
 from dspex.bus.serving import payloads
 from dspex.bus.settings.similar import did_you_mean
-from dspex.engine.client.names import names
+from dspex.engine.client.status.names import names
 from dspex.engine.graph import manifest
 from dspex.engine.log.positions import sequence_before
 

@@ -13,8 +13,9 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallError, from_dict
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import ACCEPTED, RESULT, CallRecord
+from dspex.bus.records import CallRecord
 from dspex.bus.serving import audit
+from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
 from dspex.engine.graph import pauses
@@ -87,6 +88,33 @@ def _take_reply() -> Take:
     return take
 
 
+def _sayings() -> list[Case]:
+    return [Case(Saying(1, [Said("label", 0, "a"), Said("", 0, "half of it"), Said("label", 1, "b")]).pack())]
+
+
+def _take_saying() -> Take:
+    """A worker says of each call what is tried, and then answers."""
+    one = lab()
+    bus, found = one.server.connect(), [Case(b"")]
+
+    async def answer(request: Message) -> None:
+        bus.tell(request.reply, b"", headers={subjects.KIND: ACCEPTED})
+        bus.tell(request.reply, found[0].data, headers={subjects.KIND: SAID, **found[0].headers})
+        bus.tell(request.reply, _replies()[0].data, headers={subjects.KIND: RESULT})
+
+    one.run(bus.subscribe(subjects.call_pattern(APP, POOL), answer, queue=POOL))
+
+    async def streamed() -> object:
+        async with one.client.stream("text -> label", {"text": "a"}, timeout=1.0) as answer:
+            return [event async for event in answer.events()]
+
+    def take(case: Case) -> object:
+        found[0] = case
+        return one.run(streamed())
+
+    return take
+
+
 def _pool_rows() -> list[Case]:
     row = {"pool": POOL, "id": "p", "host": "h", "pid": 1, "size": 1, "slots": 4, "busy": 0, "ready": 1, "restarts": 0}
     return [
@@ -152,6 +180,7 @@ ENTRIES = [
     Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
     Entry("decision", _decisions, _take_decision, "json"),
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
+    Entry("saying", _sayings, _take_saying, slice=150),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout", "Saturated")),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),

@@ -32,7 +32,7 @@ from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.attempt import Attempt, checked, enter_context
 from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.frames import DoneFrame, FatalFrame, HelloFrame, StatusFrame
+from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, StatusFrame
 from dspex.workers.pool.output import forward
 from dspex.workers.pool.status import PoolStatus
 
@@ -89,6 +89,7 @@ def _frames() -> list[Case]:
         HelloFrame(3, "3.0", "3.11", ["a:b"], {"c:*": "no"}),
         FatalFrame(error_map(CallError("no"))),
         StatusFrame(1, "half"),
+        ChunkFrame(1, "label", "a"),
     ]
     return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]
 

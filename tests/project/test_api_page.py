@@ -29,6 +29,9 @@ HOMES = {  # of what is no name of dspex itself
     "CallOptions": "dspex.operators.recorded.options",
     "WindowOptions": "dspex.operators.keyed.windows.stream",
     "SourceOptions": "dspex.operators.stateless.source",
+    "Answer": "dspex.engine.client.calls.stream",
+    "Accepted": "dspex.engine.client.calls.events",
+    "Progress": "dspex.engine.client.calls.events",
     "DeadLetter": "dspex.engine.client.letters",
     "Step": "dspex.engine.client.steps",
     "RunInfo": "dspex.engine.client.following.follower",
@@ -40,8 +43,6 @@ HOMES = {  # of what is no name of dspex itself
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
 COMES_WITH = {
-    "Progress": "stream",
-    "Accepted": "stream",
     "Turn": "session",
     "StepDiff": "diff",
     "Diff": "diff",

@@ -14,6 +14,8 @@ Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by P
     standin:nonsense  text that no adapter can parse      standin:garbage  a body that is no JSON
     standin:slow=0.5  answer after half a second          standin:hang     never      standin:drop  close the connection
     standin:cut  (in pieces only) close the connection in the middle
+    standin:trickle=0.02  (in pieces only) so long between two pieces
+    standin:gate  (in pieces only) half of it, and the rest when `gate` is set
     standin:length  standin:content_filter  half of the answer, with that finish_reason
     standin:refusal  no content, and a message.refusal
 
@@ -28,6 +30,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -40,6 +43,9 @@ _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):", re.M)
 _ELEMENT = re.compile(r"^<(\w+)>\n(.*?)\n</\1>", re.S | re.M)
 _SECTION = re.compile(r"^\[\[ ## (\w+) ## \]\]\n(.*?)(?=\n\n\[\[ ## |\n\nRespond with|\Z)", re.S | re.M)
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+
+
+Response = tuple[int, "bytes | AsyncIterator[bytes]", dict[str, str]]
 
 
 def answer(type_: str, name: str, text: str) -> Any:
@@ -95,6 +101,7 @@ class StandIn:
     peak: int = 0
     last_key: str = ""
     bodies: list[dict[str, Any]] | None = None  # a list: every request is kept in it
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> StandIn:
         loop = asyncio.get_running_loop()
@@ -133,7 +140,7 @@ class StandIn:
             "peak": self.peak,
         }
 
-    async def respond(self, method: str, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]] | None:
+    async def respond(self, method: str, path: str, body: bytes) -> Response | None:
         """Status, body and headers; None to close the connection without an answer."""
         if method == "GET":
             found = path == "/stats"
@@ -149,7 +156,7 @@ class StandIn:
         finally:
             self.running -= 1
 
-    async def _complete(self, request: dict[str, Any]) -> tuple[int, bytes, dict[str, str]] | None:
+    async def _complete(self, request: dict[str, Any]) -> Response | None:
         if self.bodies is not None:
             self.bodies.append(request)
         messages = [(m["role"], text_of(m["content"])) for m in request["messages"]]
@@ -179,7 +186,19 @@ class StandIn:
         if kind in ("length", "content_filter"):
             content = content[: len(content) // 2]
         done = _completion(request.get("model", ""), content, system + user, kind)
-        return (200, _pieces(content, done, cut=kind == "cut"), _EVENTS) if request.get("stream") else (200, done, {})
+        if not request.get("stream"):
+            return 200, done, {}
+        events = _pieces(content, done, cut=kind == "cut")
+        slow = self._slowly(events, kind, float(value or 0)) if kind in ("trickle", "gate") else None
+        return (200, slow or "".join(events).encode(), _EVENTS)
+
+    async def _slowly(self, events: list[str], kind: str, pause: float) -> AsyncIterator[bytes]:
+        for n, event in enumerate(events):
+            if kind == "trickle":
+                await asyncio.sleep(pause)
+            elif n == len(events) // 2:
+                await self.gate.wait()
+            yield event.encode()
 
     def _fault(self, text: str) -> tuple[str, str]:
         match = _FAULT.search(self.faults.get(text, text))
@@ -226,7 +245,7 @@ REFUSAL = "I am sorry, I cannot help with that."
 _EVENTS = {"Content-Type": "text/event-stream"}
 
 
-def _pieces(content: str, done: bytes, *, cut: bool) -> bytes:
+def _pieces(content: str, done: bytes, *, cut: bool) -> list[str]:
     """An answer as server-sent events, seven characters at a time, and its usage last. `cut`: only the first half."""
     head = {"id": "standin", "object": "chat.completion.chunk", "model": json.loads(done)["model"]}
     refused = "refusal" in json.loads(done)["choices"][0]["message"]
@@ -241,7 +260,7 @@ def _pieces(content: str, done: bytes, *, cut: bool) -> bytes:
         events.append({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]})
         events.append({**head, "choices": [], "usage": json.loads(done)["usage"]})
     lines = [f"data: {json.dumps(e)}\n\n" for e in events]
-    return "".join([*lines, "" if cut else "data: [DONE]\n\n"]).encode()
+    return lines if cut else [*lines, "data: [DONE]\n\n"]
 
 
 class _Connection(asyncio.Protocol):
@@ -292,10 +311,24 @@ class _Connection(asyncio.Protocol):
         status, data, headers = response
         reason = _REASONS.get(status, "Error")
         more = "".join(f"{k}: {v}\r\n" for k, v in {"Content-Type": "application/json", **headers}.items())
-        self.transport.write(f"HTTP/1.1 {status} {reason}\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        head = f"HTTP/1.1 {status} {reason}\r\n{more}"
+        if isinstance(data, bytes):
+            self.transport.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        else:
+            await self._stream(head, data)
         self._task = None
         if self._buffer:
             self._next()
+
+    async def _stream(self, head: str, parts: AsyncIterator[bytes]) -> None:
+        self.transport.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        self._server.running += 1
+        try:
+            async for part in parts:
+                self.transport.write(b"%x\r\n%s\r\n" % (len(part), part))
+        finally:
+            self._server.running -= 1
+        self.transport.write(b"0\r\n\r\n")
 
 
 async def _main(port: int, latency: float, answers: dict[str, Any]) -> None:

@@ -40,6 +40,8 @@ class Attempt:
         refusals: why the answerers that come before this one do not answer.
         started: seconds since the epoch.
         routing: what became of the profiles of a list.
+        chunk: told, on the loop, what the model writes: (field, text); None where nobody wants to know.
+        streamed: something was told: the same is not asked for again, because it would be told twice.
     """
 
     work: CallRequest
@@ -52,6 +54,8 @@ class Attempt:
     refusals: list[str] = field(default_factory=list[str])
     started: float = field(default_factory=time.time)
     routing: list[Tried] = field(default_factory=list[Tried])
+    chunk: Callable[[str, str], None] | None = None
+    streamed: bool = False
 
     @contextmanager
     def trying(self, lm: str) -> Iterator[None]:
@@ -69,6 +73,12 @@ class Attempt:
     @property
     def spec(self) -> CallSpec:
         return self.work.spec
+
+    def write(self, name: str, text: str) -> None:
+        """Tell what the model has written of an output. Called on the loop, where `chunk` is there."""
+        if self.chunk is not None and text:
+            self.streamed = True
+            self.chunk(name, sendable(text))
 
     def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
@@ -184,6 +194,11 @@ def as_error(error: BaseException, node: str, target: str) -> DspexError:
         return WorkerLost("its worker may not have more memory (pools.*.memory)", node=node)
     said = str(traceback.TracebackException(type(error), error, None))  # str(error) may raise, and this does not
     return ProgramError(f"{target} raised {type(error).__name__}: {short(said)}", node=node)
+
+
+def sendable(text: str) -> str:
+    """A text that every process can read: half of a character, which no encoding has, becomes a question mark."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def short(text: object) -> str:

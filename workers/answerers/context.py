@@ -41,7 +41,7 @@ class CallContext(Planned, names=METHODS["CallContext"]):
         return structlog.get_logger("program").bind(call=self.call, run=self.run, node=self.node, attempt=self.attempt)
 
     def status(self, text: str) -> None:
-        """Write to the pool's log how the call goes, in a few words. Who waits for the answer does not see it in this version.
+        """Tell in a few words how the call goes: who streams the answer gets it, and it stands in the pool's log.
 
         Can be called from any thread.
         """

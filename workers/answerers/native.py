@@ -50,7 +50,11 @@ class Native:
         def spent(usage: Usage) -> None:
             attempt.spend(replace(usage, requests=1), profile)
 
-        found = await predict.ask(work.inputs, timeout=work.timeout + SPARE, retry=False, spent=spent)
+        limit = work.timeout + SPARE
+        if attempt.chunk is None:
+            found = await predict.ask(work.inputs, timeout=limit, retry=False, spent=spent)
+        else:
+            found = await predict.told(work.inputs, attempt.write, timeout=limit, spent=spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}
 
     def _predict_of(self, attempt: Attempt) -> Predict | str:

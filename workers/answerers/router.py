@@ -68,6 +68,7 @@ class Router:
         given_up: Callable[[], bool] = lambda: False,
         lms: Sequence[str] | None = None,
         limit: float | None = None,
+        chunk: Callable[[str, str], None] | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -76,8 +77,11 @@ class Router:
             given_up: whether whoever asked has cancelled the call.
             lms: the profiles to try, in order; None: those of the request, or the pool's.
             limit: seconds that they have together; None: those of the request.
+            chunk: see `Attempt`.
         """
-        attempt = Attempt(work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}")
+        attempt = Attempt(
+            work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}", chunk=chunk
+        )
         try:
             enter_context(attempt, status)
             attempt.work = checked(work)
@@ -119,6 +123,8 @@ class Router:
                 with attempt.trying(name):
                     return await _within((end - time.monotonic()) / (len(profiles) - place), self._ask(attempt, name), name)
             except NOT_HAD as error:
+                if attempt.streamed:
+                    raise
                 said = self._without_keys(error.message)[:200]
                 structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=said)
         with attempt.trying(last) if others or chosen else nullcontext():
@@ -158,7 +164,7 @@ async def _asked(answerer: Answerer, attempt: Attempt) -> Outputs:
     try:
         return await answerer.ask(attempt)
     except InvalidOutput:
-        if attempt.work.record is not None:
+        if attempt.work.record is not None or attempt.streamed:
             raise
     return await answerer.ask(attempt)
 

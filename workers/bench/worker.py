@@ -20,8 +20,9 @@ from dspex.bus.local.open import open_bus
 from dspex.bus.local.server import LocalServer
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, StreamConfig
-from dspex.bus.records import RESULT, CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import RESULT
 from dspex.bus.settings.model import Settings
 from dspex.workers.bench.server import REPLIES
 

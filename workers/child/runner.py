@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from functools import partial
 
 from dspex.bus.errors import DecodeError, InvalidInput, InvalidOutput
 from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import Answer, error_map
+from dspex.workers.answerers.attempt import sendable
 from dspex.workers.answerers.router import Router
-from dspex.workers.frames import CallFrame, CancelFrame, DoneFrame, Frame, Link, StatusFrame, StopFrame, pack
+from dspex.workers.frames import CallFrame, CancelFrame, ChunkFrame, DoneFrame, Frame, Link, StatusFrame, StopFrame, pack
 
 SAID_WITHIN = 1.0  # seconds that a thread waits while another program keeps the loop busy
 
@@ -46,6 +48,9 @@ class Runner:
         """Wait until the parent says stop. Raises what a call raised that could not be answered: the parent sees this end."""
         await first(self._stopped.wait(), self._tasks.wait())
 
+    def _chunk(self, number: int, field: str, text: str) -> None:
+        self._link.send(ChunkFrame(number, field, text))
+
     def _say(self, frame: StatusFrame) -> None:
         """Send what a program says, which it may say in any thread. Returns when it is on its way: what the program does next
         may keep the loop, or the whole process, from doing anything.
@@ -76,10 +81,11 @@ class Runner:
         answer = await self._router.run(
             work,
             call.local,
-            lambda text: self._say(StatusFrame(call.id, text)),
+            lambda text: self._say(StatusFrame(call.id, sendable(text))),
             lambda: call.id in self._given_up,
             lms=call.lms,
             limit=call.limit,
+            chunk=partial(self._chunk, call.id) if work.stream else None,
         )
         done = DoneFrame(call.id, answer)
         try:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, get_args
 
+import anyio
+import anyio.to_thread
 import dspy
 from pydantic import BaseModel
 
@@ -19,6 +21,7 @@ from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.tasks import Tasks
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain
@@ -28,6 +31,7 @@ from dspex.workers.dspy import replies, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
+from dspex.workers.dspy.streaming import Writing
 
 _REASONED = ("chain_of_thought", "react")
 Made = TypeVar("Made")
@@ -43,6 +47,8 @@ class Programs:
         self._refs = refs
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
+        self._streaming = anyio.CapacityLimiter(pool.slots)  # threads of programs that are streamed
+        self._streamed = Tasks("streamed programs", lambda name, error: None)  # who waits for one gets its error
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, tuple[Any, str]] = {}
         replies.look()
@@ -62,6 +68,8 @@ class Programs:
             inputs = values.as_annotated(program, inputs, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         asked = replies.asking()
+        if attempt.chunk is not None:
+            asked |= Writing(attempt, _outputs_of(signature, spec)).settings()
         try:
             with (
                 dspy.context(
@@ -74,7 +82,7 @@ class Programs:
                 ),
             ):
                 try:
-                    result = await self._call(program, inputs)
+                    result = await self._call(program, inputs, attempt.chunk is not None)
                 finally:
                     attempt.spend(
                         replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests),
@@ -84,14 +92,19 @@ class Programs:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 
-    async def _call(self, program: Any, inputs: dict[str, Any]) -> Any:
-        """`acall` where there is an asynchronous path, else a thread of ours."""
+    async def _call(self, program: Any, inputs: dict[str, Any], streams: bool) -> Any:
+        """`acall` where there is an asynchronous path, else a thread: of ours, or one that DSPy can stream from."""
         if _is_module(program) and hasattr(program, "aforward"):
             return await program.acall(**inputs)
         if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
             return await program(**inputs)
-        run = partial(contextvars.copy_context().run, partial(program, **inputs))
-        future = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        future: asyncio.Future[Any]
+        if streams:
+            in_thread = anyio.to_thread.run_sync(partial(program, **inputs), limiter=self._streaming)
+            future = self._streamed.start(in_thread, "program")
+        else:
+            run = partial(contextvars.copy_context().run, partial(program, **inputs))
+            future = asyncio.get_running_loop().run_in_executor(self._threads, run)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -173,11 +186,16 @@ def _examples_out(value: Any) -> Any:
     return [_examples_out(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Outputs:
-    """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
+def _outputs_of(signature: type[dspy.Signature], spec: CallSpec) -> list[str]:
     names = list(signature.output_fields)
     if spec.kind in _REASONED and "reasoning" not in names:
         names.insert(0, "reasoning")
+    return names
+
+
+def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Outputs:
+    """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
+    names = _outputs_of(signature, spec)
     if isinstance(result, BaseModel):
         plainly = unmarked(result)
         result = result.model_dump(mode="json") if plainly is result else plainly

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from dspex.bus.serving.limits import GONE, Amounts, Metered, Ledger, Limit, Measure, Share
+from dspex.bus.serving.limits import GONE, Amounts, Ledger, Limit, Measure, Metered, Share
 
 AHEAD: Final = 0.02  # of a limit, that a process may reserve beyond what its calls need
 AHEAD_OF_REST: Final = 0.1  # of what nobody has yet; the less there is, the less is reserved

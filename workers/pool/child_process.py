@@ -22,6 +22,7 @@ from dspex.workers.config import PoolConfig, child_environment
 from dspex.workers.frames import (
     CallFrame,
     CancelFrame,
+    ChunkFrame,
     DoneFrame,
     FatalFrame,
     Frame,
@@ -41,13 +42,15 @@ STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
 
 
 class Caller(Protocol):
-    """Who has a call run: told of its end, once, and of what its program says meanwhile."""
+    """Who has a call run: told of its end, once, and meanwhile of what its program says and its model writes."""
 
     def answered(self, answer: Answer) -> None: ...
 
     def lost(self, error: WorkerLost) -> None: ...
 
     def status(self, text: str) -> None: ...
+
+    def chunk(self, field: str, text: str) -> None: ...
 
 
 class Child:
@@ -179,6 +182,8 @@ class Child:
                 self._ended(number).answered(answer)
             case StatusFrame(id=number, text=text) if number in self._open:
                 self._open[number].status(text)
+            case ChunkFrame(id=number, field=field, text=text) if number in self._open:
+                self._open[number].chunk(field, text)
             case HelloFrame() if not self._greeting.done():
                 self._greeting.set_result(frame)
             case FatalFrame(error=error) if not self._greeting.done():

@@ -21,6 +21,7 @@ from dspex.workers.pool.child_process import Child
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallStep
 from dspex.workers.pool.supervisor import Supervisor
+from dspex.workers.pool.telling import Telling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -134,6 +135,7 @@ class Execution:
         lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
         routing: what the steps have decided about profiles.
         passed: the steps that let it pass.
+        telling: what its caller is told with, before its record; None: nothing is.
     """
 
     def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
@@ -149,6 +151,7 @@ class Execution:
         self.lms: Sequence[str] | None = None
         self.routing: list[Tried] = []
         self.passed: list[CallStep] = []
+        self.telling: Telling | None = None
         self._to_ask: Iterator[CallStep] = iter(executions.steps)
 
     @property
@@ -227,6 +230,13 @@ class Execution:
     def status(self, text: str) -> None:
         """What the program says."""
         log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=text)
+        if self.telling is not None:
+            self.telling.status(text)
+
+    def chunk(self, field: str, text: str) -> None:
+        """What the model writes."""
+        if self.telling is not None:
+            self.telling.chunk(field, text)
 
     # -- the end
     def fail(self, error: DspexError) -> None:

@@ -19,12 +19,14 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed
 from dspex.bus.message import Message, in_session
 from dspex.bus.port import NewMessage, Subscription
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
+from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
+from dspex.workers.pool.telling import Telling
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -126,11 +128,15 @@ class Interactive:
             "waiting": slots.waiting,
         }
         pool.bus.tell(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
-        pool.executions.start(work, message.data, partial(self._answered, message.reply, work))
+        telling = Telling(pool.bus, message.reply) if work.stream else None
+        execution = pool.executions.start(work, message.data, partial(self._answered, message.reply, work, telling))
+        execution.telling = telling  # what its child says comes later, if it has one
         self._changed.set()
 
-    def _answered(self, reply: str, work: CallRequest, record: CallRecord) -> None:
+    def _answered(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
         """Send the result, and have it recorded."""
+        if telling is not None:
+            telling.end()
         self._reply(reply, record, work.session)
         self._pool.records.put(record, work)
         self._pool.service.heard(record)

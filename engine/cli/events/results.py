@@ -18,7 +18,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, to_json
 if TYPE_CHECKING:
     from dspex.bus.message import Event
     from dspex.engine.client.client import Client
-    from dspex.engine.client.following.follower import Progress
+    from dspex.engine.client.following.follower import RunProgress
     from dspex.engine.client.letters import DeadLetter
     from dspex.engine.client.run import Run
 
@@ -60,8 +60,8 @@ async def _read_by_someone(t: Terminal, c: Client, subject: str) -> None:
         t.note("no engine is running: the runs wait for one (dspex run)")
 
 
-async def _finished(t: Terminal, c: Client, ids: Sequence[str], limit: float | None) -> dict[str, Progress]:
-    found: dict[str, Progress] = {}
+async def _finished(t: Terminal, c: Client, ids: Sequence[str], limit: float | None) -> dict[str, RunProgress]:
+    found: dict[str, RunProgress] = {}
     dead = 0
     with t.progress("runs", len(ids)) if len(ids) > 1 else nullcontext() as bar:
         async for some in c.follow(ids, limit):
@@ -72,11 +72,11 @@ async def _finished(t: Terminal, c: Client, ids: Sequence[str], limit: float | N
     return found
 
 
-def _status(p: Progress) -> str:
+def _status(p: RunProgress) -> str:
     return "failed" if p.dead_letters else "done"
 
 
-def _object(run: Run, p: Progress, outputs: Sequence[Event[object]]) -> dict[str, object]:
+def _object(run: Run, p: RunProgress, outputs: Sequence[Event[object]]) -> dict[str, object]:
     return {
         "run": p.id,
         "subject": run.subject,
@@ -90,13 +90,13 @@ def _object(run: Run, p: Progress, outputs: Sequence[Event[object]]) -> dict[str
     }
 
 
-def _print_one(t: Terminal, p: Progress, outputs: Sequence[Event[object]], took: float) -> None:
+def _print_one(t: Terminal, p: RunProgress, outputs: Sequence[Event[object]], took: float) -> None:
     t.line(f"run {p.id}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
     for event in outputs:
         t.line(f"{event.subject}  {to_json(event.data)}")
 
 
-def _print_all(t: Terminal, runs: Sequence[Progress], outputs: Mapping[str, Sequence[Event[object]]], took: float) -> None:
+def _print_all(t: Terminal, runs: Sequence[RunProgress], outputs: Mapping[str, Sequence[Event[object]]], took: float) -> None:
     failed = sum(1 for p in runs if p.dead_letters)
     usage = sum((p.usage for p in runs), Usage())
     bad = f", {failed:,} failed" if failed else ""

@@ -58,7 +58,7 @@ class Selection:
 
     async def _listed(self, c: Client) -> AsyncIterator[DeadLetter]:
         from dspex.engine.client import letters
-        from dspex.engine.client.names import names
+        from dspex.engine.client.status.names import names
 
         if not self.sequences:
             async for d in c.dead_letters(self.topology or "*", node=self.node, reason=self.reason):
@@ -79,7 +79,7 @@ async def _refuse_unknown(t: Terminal, c: Client, topology: str | None, node: st
     Raises:
         TopologyError: DX235. ConfigError: DX105.
     """
-    from dspex.engine.client.names import known, names
+    from dspex.engine.client.status.names import known, names
 
     if topology is node is None:
         return _refuse_reason(reason)

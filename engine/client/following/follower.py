@@ -52,7 +52,7 @@ RowId: TypeAlias = tuple[PartitionId, str, int]  # of a partition's table
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """One run while it is followed.
 
     Attributes:
@@ -98,7 +98,7 @@ class Follower:
         self.app = app
         self.stream = subjects.stream(app)
         self.manifests = manifests
-        self.runs = {id: Progress(id) for id in runs}
+        self.runs = {id: RunProgress(id) for id in runs}
         self._logs = subjects.log(app, "*", "*", "*")
         self._events = subjects.edge(app, "*", "*", "*")
         self._records = subjects.record(app, "*", "*", "*", "*")
@@ -107,8 +107,8 @@ class Follower:
         # How far inputs are taken, with the partition's log in mind: an event may be seen after the entry that covers it.
         self._taken: dict[Waits, int] = {}
         # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
-        self._waiting: dict[Waits, deque[tuple[int, Progress]]] = {}
-        self._open: dict[RowId, Progress] = {}
+        self._waiting: dict[Waits, deque[tuple[int, RunProgress]]] = {}
+        self._open: dict[RowId, RunProgress] = {}
         self._sources: dict[tuple[str, str], list[tuple[str, tuple[str, int]]]] = {}  # stream and subject → who reads it
         for topology, m in manifests.items():
             for source, stream in m.streams.items():
@@ -166,7 +166,7 @@ class Follower:
                 if stream == self.stream and subjects.matches(source, m.subject):
                     self._arrived(stream, m, readers, self._created)
 
-    def _of(self, id: str) -> Progress | None:
+    def _of(self, id: str) -> RunProgress | None:
         """The run with this id; None for one that is not followed."""
         return self.runs.get(id)
 
@@ -205,7 +205,7 @@ class Follower:
             if run.idle and run.finished is None:
                 run.finished = datetime.fromtimestamp(m.time, tz=UTC)
 
-    def _rows(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
+    def _rows(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[RunProgress]:
         """Calls that the entry opened and closed, and events that it put off or released."""
         rows = [("calls", n, OpenCall(*raw).run if raw else None) for n, raw in changes.get("calls", ())]
         rows += [("timers", n, Timer(*raw).run if raw else None) for n, raw in changes.get("timers", ())]
@@ -220,7 +220,7 @@ class Follower:
                 run.open.add(row)
                 self._open[row] = run
 
-    def _positions(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[Progress]:
+    def _positions(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[RunProgress]:
         """Events that the entry has taken."""
         for input, raw in changes.get("positions", ()):
             what, taken = (partition, input), Position(*raw).after
@@ -243,7 +243,7 @@ class Follower:
         if record.usage:
             run.usage = run.usage + Usage.read(record.usage)
 
-    async def follow(self) -> AsyncIterator[list[Progress]]:
+    async def follow(self) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, as they do, until all have."""
         left = set(self.runs)
         await self.sources()

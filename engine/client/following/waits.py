@@ -21,7 +21,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import FRESH
 from dspex.bus.tasks import Tasks
-from dspex.engine.client.following.follower import Follower, Progress
+from dspex.engine.client.following.follower import Follower, RunProgress
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 
@@ -45,12 +45,12 @@ class _Everyone(Follower):
         self._ends = False
         self._partly: set[str] = set()  # runs of which a record was not read
 
-    def _of(self, id: str) -> Progress | None:
+    def _of(self, id: str) -> RunProgress | None:
         if not id:
             return None
         run = self.runs.get(id)
         if run is None:
-            run = self.runs[id] = Progress(id)
+            run = self.runs[id] = RunProgress(id)
             if len(self.runs) > 2 * KEPT:
                 self._forget()
         return run
@@ -65,7 +65,7 @@ class _Everyone(Follower):
                 if (at := id_time(id)) is not None:
                     self.since = max(self.since, at.timestamp() + 1e-3)
 
-    def began(self, stream: str, created: float, m: Message) -> Progress | None:
+    def began(self, stream: str, created: float, m: Message) -> RunProgress | None:
         """The run of a source event; None where not all of it may be known here."""
         id = run_of(stream, created, m)
         at = id_time(id)
@@ -78,7 +78,7 @@ class _Everyone(Follower):
         # one that was taken before it was known to be a run, and of which nothing came: nobody noted when
         return None if run.done and run.finished is None else run
 
-    async def told(self, run: Progress) -> None:
+    async def told(self, run: RunProgress) -> None:
         """Wait until a run is done. Raises what ends the reading."""
         future = asyncio.get_running_loop().create_future()
         self._waits.setdefault(run.id, []).append(future)
@@ -144,7 +144,7 @@ class RunWaits:
         self._waiting = 0
         self._idle: asyncio.TimerHandle | None = None
 
-    async def wait(self, bus: Bus, stream: str, sequence: int) -> tuple[Progress, Mapping[str, Manifest]] | None:
+    async def wait(self, bus: Bus, stream: str, sequence: int) -> tuple[RunProgress, Mapping[str, Manifest]] | None:
         """The run whose source event lies at a place, once it is done, and what is applied.
 
         None where it has to be followed by itself: not all of it is known here. Raises RunNotFound, BusError.
@@ -172,7 +172,7 @@ class RunWaits:
         self._everyone = None
         await self._tasks.stop()
 
-    async def _began(self, bus: Bus, stream: str, sequence: int) -> Progress | None:
+    async def _began(self, bus: Bus, stream: str, sequence: int) -> RunProgress | None:
         message = await bus.get(stream, sequence)
         created = await self._look(bus, stream)
         if message is None or created is None:

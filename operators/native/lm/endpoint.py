@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Self
 
 import orjson
@@ -83,7 +83,9 @@ class Endpoint:
         except CallError as error:
             raise self._without_key(error) from None
 
-    async def stream(self, body: Mapping[str, object] | bytes, timeout: float | None = None) -> AsyncIterator[str | Completion]:
+    async def stream(
+        self, body: Mapping[str, object] | bytes, timeout: float | None = None
+    ) -> AsyncGenerator[str | Completion, None]:
         """The pieces of one answer as they arrive, and last the whole answer. Closing the iterator closes the request.
 
         Raises what `complete` raises, before the first piece or after it.

@@ -6,7 +6,8 @@ is not known.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -153,16 +154,49 @@ class Predict:
         After a reply that cannot be read, the request is not sent again: the caller has seen the pieces. Raises what a call
         raises.
         """
+        async with aclosing(self._pieces(inputs, None, _ignore)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def told(
+        self,
+        inputs: Mapping[str, object],
+        tell: Callable[[str, str], None],
+        *,
+        timeout: float | None = None,
+        spent: Callable[[Usage], None] = _ignore,
+    ) -> Prediction:
+        """`stream` for who wants to be called: `tell` gets each piece, as (field, text). Returns the prediction.
+
+        Args:
+            timeout: seconds for the request.
+            spent: called with the tokens of the reply, also of one that cannot be read.
+        """
+        found: Prediction | None = None
+        async with aclosing(self._pieces(inputs, timeout, spent)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Prediction):
+                    found = piece
+                else:
+                    tell(piece.field, piece.text)
+        assert found is not None, "the last piece is the prediction"
+        return found
+
+    async def _pieces(
+        self, inputs: Mapping[str, object], timeout: float | None, spent: Callable[[Usage], None]
+    ) -> AsyncGenerator[Piece | Prediction, None]:
         from dspex.operators.native.replies.streaming import Splitter
 
-        splitter = Splitter(self.signature, self._adapter)
+        splitter = Splitter(self.signature.outputs, self._adapter)
         answer = Completion("")
-        async for part in self._endpoint.stream(self.body(inputs)):
-            if isinstance(part, Completion):
-                answer = part
-                break
-            for name, text in splitter.feed(part):
-                yield Piece(name, text)
+        async with aclosing(self._endpoint.stream(self.body(inputs), timeout)) as parts:
+            async for part in parts:
+                if isinstance(part, Completion):
+                    answer = part
+                    break
+                for name, text in splitter.feed(part):
+                    yield Piece(name, text)
+        spent(answer.usage)
         for name, text in splitter.finish():
             yield Piece(name, text)
         yield Prediction(self.outputs(answer), answer.usage, answer.text, 1, answer.model)

@@ -12,9 +12,7 @@ from dspex.operators.native.problems import did_you_mean, problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dspex.operators.native.signature import Signature
-
-Chunk = tuple[str, str]
+FieldText = tuple[str, str]
 
 
 class FieldSplitter:
@@ -68,7 +66,7 @@ class FieldSplitter:
         """Drop the space that was held back."""
         self._held.clear()
 
-    def take(self) -> list[Chunk]:
+    def take(self) -> list[FieldText]:
         """The text that was added since the last call, by field."""
         chunks, self._chunks = self._chunks, []
         return [(name, "".join(parts)) for name, parts in chunks]
@@ -100,7 +98,7 @@ class Splitter:
     at the end.
 
     Args:
-        signature: its outputs are split; other text is left out.
+        names: of the fields that are wanted; other text is left out.
         adapter: "chat", "json" or "xml".
 
     Raises TopologyError (DX205) for an unknown adapter.
@@ -108,19 +106,19 @@ class Splitter:
 
     __slots__ = ("_fields", "_scanner")
 
-    def __init__(self, signature: Signature, adapter: Adapter = "chat") -> None:
+    def __init__(self, names: Iterable[str], adapter: Adapter = "chat") -> None:
         if adapter not in ADAPTERS:
             raise problem("DX205", f"there is no adapter {adapter!r}", did_you_mean(str(adapter), ADAPTERS))
-        self._fields = FieldSplitter(signature.outputs)
+        self._fields = FieldSplitter(names)
         made = import_module(f".streaming_{adapter}", __package__)
         self._scanner: Scanner = made.SCANNER(self._fields)
 
-    def feed(self, piece: str) -> list[Chunk]:
+    def feed(self, piece: str) -> list[FieldText]:
         """The texts that `piece` adds: (field, text). Text that may be a marker, or space at an end, is held back."""
         self._scanner.feed(piece)
         return self._fields.take()
 
-    def finish(self) -> list[Chunk]:
+    def finish(self) -> list[FieldText]:
         """The text that was held back. The splitter cannot be used again."""
         self._scanner.finish()
         return self._fields.take()

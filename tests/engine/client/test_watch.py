@@ -17,7 +17,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import ProgramError, Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Event, Message
-from dspex.engine.client import call
+from dspex.engine.client.calls import asking as asking_module
 from dspex.engine.client.client import Client
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
@@ -110,7 +110,7 @@ async def test_a_pool_that_ends_is_no_saturated_one(
 ) -> None:
     """As after a kill of the `dspex run` that had started it: it finishes what it runs, and takes nothing."""
 
-    monkeypatch.setattr(call, "ACCEPT_WITHIN", 0.05)
+    monkeypatch.setattr(asking_module, "ACCEPT_WITHIN", 0.05)
     bus = MemoryServer().connect()
     for row in rows:
 

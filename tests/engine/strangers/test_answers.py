@@ -12,7 +12,8 @@ from engine_lab import APP, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, DecodeError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, RESULT, CallRecord, Usage
+from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving.sayings import ACCEPTED, RESULT
 
 MakeLab = Callable[..., Lab]
 POOL = "lightweight"

@@ -23,9 +23,10 @@ from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.nats import NatsBus, connect
 from dspex.bus.port import Bus
-from dspex.bus.records import RESULT, CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import FRESH, Deployed
+from dspex.bus.serving.sayings import RESULT
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
 from dspex.operators.topology import Topology

@@ -233,3 +233,28 @@ async def cancels_others(text: str) -> dict[str, Any]:
             task.cancel()
     await asyncio.sleep(LONG)
     return {}
+
+
+class Chatty(dspy.Module):
+    """Says how it goes, also in threads of its own."""
+
+    async def aforward(self, text: str) -> dict[str, Any]:
+        context().status("half of it")
+        await asyncio.to_thread(context().status, "nearly \ud83d there")
+        return {"reply": text}
+
+
+class Blocking(dspy.Module):
+    """Asks a model from a coroutine, as if it were none."""
+
+    async def aforward(self, text: str) -> Any:
+        return dspy.Predict("text -> reply")(text=text)
+
+
+class Twice(dspy.Module):
+    """Writes the same output twice, at a time."""
+
+    async def aforward(self, text: str) -> Any:
+        ask = dspy.Predict("text -> reply")
+        found = await asyncio.gather(ask.acall(text=text), ask.acall(text=f"{text} again"))
+        return found[1]

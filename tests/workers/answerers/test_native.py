@@ -20,8 +20,9 @@ from waiting import until
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Message
-from dspex.bus.records import ACCEPTED, CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import ACCEPTED
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.config import PoolConfig, Profile

@@ -17,8 +17,9 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import RESULT, CallRecord, RecordTo
+from dspex.bus.records import CallRecord, RecordTo
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import RESULT
 from dspex.engine.client.call import ask
 from dspex.engine.client.resolve import Resolved
 from dspex.workers import frames

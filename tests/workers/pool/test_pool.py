@@ -20,8 +20,9 @@ from dspex.bus.errors import Saturated
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import ACCEPTED, BUSY, RESULT, CallRecord, CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.pool import Pool

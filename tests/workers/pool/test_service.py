@@ -11,7 +11,7 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 from pool_bench import APP, POOL, Bench, program, work
 
 from dspex.bus import subjects
-from dspex.bus.records import RESULT
+from dspex.bus.serving.sayings import RESULT
 from dspex.workers.pool.service import TYPES
 
 NAME = f"dspex-{APP}-{POOL}"

@@ -52,7 +52,7 @@ BITS = [
 
 def split(adapter: Adapter, pieces: Iterable[str], signature: Signature = SIGNATURE) -> dict[str, str]:
     """The pieces of each field, put together."""
-    splitter = Splitter(signature, adapter)
+    splitter = Splitter(signature.outputs, adapter)
     found: dict[str, str] = {}
     for chunks in (*(splitter.feed(p) for p in pieces), splitter.finish()):
         for name, text in chunks:
@@ -184,7 +184,7 @@ def test_streamed_fields_are_equal_to_the_parsed_reply(adapter: Adapter, text: s
 
 @pytest.mark.parametrize(("adapter", "start"), [("chat", "[[ ## a ## ]]\n"), ("json", '{"a": "'), ("xml", "<a>")])
 def test_streamed_text_that_cannot_be_a_marker_is_given_at_once(adapter: Adapter, start: str) -> None:
-    splitter = Splitter(SIGNATURE, adapter)
+    splitter = Splitter(SIGNATURE.outputs, adapter)
     splitter.feed(start)
     assert splitter.feed("Paris") == [("a", "Paris")]
     assert splitter.feed(" is") == [("a", " is")]
@@ -238,11 +238,11 @@ def test_a_marker_without_an_end_is_split_in_linear_time(adapter: Adapter, start
 
 def test_an_unknown_adapter_is_refused() -> None:
     with pytest.raises(TopologyError, match="chta"):
-        Splitter(SIGNATURE, "chta")  # type: ignore[arg-type]
+        Splitter(SIGNATURE.outputs, "chta")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("digits", ["-123", "1_23", "+123", " 123", "\u0661\u0661\u0661\u0661"])
 def test_an_escape_without_four_digits_is_text(digits: str) -> None:
-    splitter = Splitter(Signature("q -> a"), "json")
+    splitter = Splitter(["a"], "json")
     pieces = [*splitter.feed(f'{{"a": "x\\u{digits}"}}'), *splitter.finish()]
     assert "".join(text for _, text in pieces) == f"x\\u{digits}"

@@ -1,0 +1,155 @@
+"""One call on its way to a worker: sent until one takes it, and what comes back of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import orjson
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import BusError, CallError, CallTimeout, DecodeError, PayloadTooLarge, Saturated
+from dspex.bus.message import Message, in_session
+from dspex.bus.port import Bus, NewMessage
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT, SAID, Said, Saying
+from dspex.engine.client.status.pools import pool_row, pool_rows
+from dspex.engine.client.status.rows import PoolRow
+
+ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
+
+
+class Meanwhile(Protocol):
+    """Who is told of a call before its result is there. None of it may raise."""
+
+    def accepted(self, call: str, worker: str) -> None:
+        """A worker has it."""
+        ...
+
+    def said(self, said: Sequence[Said]) -> None:
+        """What the worker says; see `Said`."""
+        ...
+
+    def ended(self, outputs: Mapping[str, Any]) -> None:
+        """It has answered."""
+        ...
+
+
+class Asking:
+    """One call on its way to a worker.
+
+    Its frames are taken as they come, outside the task that waits, which wakes once: for the result, or to ask again.
+    """
+
+    def __init__(self, bus: Bus, app: str, pool: str, request: CallRequest, told: Meanwhile | None = None) -> None:
+        self.bus, self.app, self.pool, self.request, self.told = bus, app, pool, request, told
+        self.inbox = bus.inbox(self._take)
+        self.taken = False  # a worker has accepted it
+        self._answered = False
+        self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
+        self._late: asyncio.TimerHandle | None = None
+
+    async def record(self) -> CallRecord:
+        """Ask until a worker takes it, then wait for the result."""
+        subject, headers = self.request.called_on(self.app, self.pool), in_session(self.request.session)
+        pause, draft = 0.05, NewMessage(subject, self.request.pack(), headers)
+        if (size := len(draft.data)) > (most := payloads.most(self.bus)):
+            raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
+        if payloads.must_be_stored(self.bus, draft):
+            await may_store(self.bus, self.app)
+        draft = await payloads.sent(self.bus, self.app, draft)
+        while True:
+            if (result := await self._asked(draft)) is not None:
+                result = await payloads.required(self.bus, self.app, result)
+                return CallRecord.unpack(result.data)
+            self.seen = await _someone_there(self.bus, self.app, self.pool)
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    async def _asked(self, draft: NewMessage) -> Message | None:
+        """The result; None where no worker takes the call: all are busy or frozen, or there is none."""
+        if not self.taken:  # else one that was slow has taken it meanwhile
+            self._heard = self._loop.create_future()
+            self._late = self._loop.call_later(ACCEPT_WITHIN, self._not_taken)
+            if self.told is not None:  # of two workers, one is heard: else their pieces would be mixed
+                self.inbox.close()
+                self.inbox = self.bus.inbox(self._take)
+            await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox.subject)
+        return await self._heard
+
+    def _take(self, frame: Message) -> None:
+        kind = frame.headers.get(subjects.KIND, "")
+        if kind in (ACCEPTED, RESULT):  # the result alone is a refusal
+            if not self.taken and self._heard.done():
+                self._heard = self._loop.create_future()  # of a worker that was taken for frozen
+            if kind == ACCEPTED and not self.taken and self.told is not None:
+                self.told.accepted(self.request.call, _worker(frame))
+            self.taken = True
+            self._answered = self._answered or kind == RESULT
+            if kind == RESULT and not self._heard.done():
+                self._heard.set_result(frame)
+        elif kind == SAID and self.told is not None:
+            with suppress(DecodeError):  # then it is missing, and is taken from the result
+                self.told.said(Saying.unpack(frame.data).said)
+        elif kind == BUSY or frame.headers.get("Status") == "503":
+            self._not_taken()
+
+    def _not_taken(self) -> None:
+        if not self.taken and not self._heard.done():
+            self._heard.set_result(None)
+
+    def close(self) -> None:
+        """It is over: what still comes is dropped, and a worker that has it and has not answered stops it."""
+        self.inbox.close()
+        if self._late is not None:
+            self._late.cancel()
+        if self.taken and not self._answered:
+            said = orjson.dumps({"kind": "cancel", "call": self.request.call})
+            with suppress(BusError):  # who cannot be told finds out by its deadline
+                self.bus.tell(subjects.control(self.app, self.pool), said)
+
+    def gave_up(self, timeout: float) -> CallError:
+        """The error for a call that got no result in time."""
+        run = self.request.call
+        if self.taken or not self.seen:
+            return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run).of_call()
+        slots = self.seen["slots"] * self.seen["ready"]
+        return Saturated(
+            f"pool {self.pool} is saturated ({self.seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",
+            node=self.pool,
+            run=run,
+            fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
+        )
+
+
+def _worker(accepted: Message) -> str:
+    """Which worker it was; "" where it does not say so."""
+    try:
+        said = codecs.decode(accepted.data, codecs.MSGPACK)
+    except DecodeError:
+        return ""
+    worker = said.get("worker") if isinstance(said, dict) else None
+    return worker if isinstance(worker, str) else ""
+
+
+async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
+    """What a pool says of itself; None for what no pool says. Raises Saturated where there is no worker to wait for."""
+    why = "has no worker"
+    try:
+        row = pool_row(await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN))
+        if row is None or not row.get("draining"):
+            return row
+        rows = await pool_rows(bus, app, [pool])  # others of its processes may stay
+        if staying := [row for row in rows if row["id"] is not None and not row.get("draining")]:
+            return staying[0]
+        why = "has no worker that takes calls: its processes finish what they run, and end"
+    except Saturated:
+        pass
+    fix = f"start one: dspex worker {pool}   (or dspex run, which starts all pools)"
+    raise Saturated(f"pool {pool} {why}", node=pool, fix=fix)

@@ -1,0 +1,93 @@
+"""What a caller is told of its call before the result: pieces of text as the model writes them, and what the program says."""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import Final
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError
+from dspex.bus.port import Bus
+from dspex.bus.serving.sayings import SAID, Said, Saying
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+EVERY: Final = 0.01  # seconds between two messages of one call; the first goes out at once
+MOST: Final = 1 << 13  # characters that wait, of one call: at most 32 KiB, which any server takes in a message
+_PIECE: Final = MOST >> 1
+_FIELDS: Final = 256  # outputs of one call of which pieces are told
+_NOTHING: Final = Said("", 0, "")
+_MARK: Final = 8  # characters that a piece counts besides its own
+
+
+class Telling:
+    """Tells one caller. Nothing here waits: what cannot be sent now, because the server takes nothing or is not there, is left
+    out. The caller sees by their places that pieces are missing, and has the text from the result.
+
+    So a caller that reads slowly, or is gone, holds up nobody: what it does not take is the server's to drop.
+    """
+
+    def __init__(self, bus: Bus, reply: str) -> None:
+        self._bus, self._reply = bus, reply
+        self._loop = asyncio.get_running_loop()
+        self._written: dict[str, int] = {}  # characters of each field so far
+        self._waiting: list[Said] = []
+        self._size = self._number = 0  # characters that wait; messages that were sent
+        self._sent = -inf  # when the last one was
+        self._timer: asyncio.TimerHandle | None = None
+
+    def chunk(self, field: str, text: str) -> None:
+        """The next piece of an output's text."""
+        if field in self._written or len(self._written) < _FIELDS:
+            at = self._written.get(field, 0)
+            self._written[field] = at + len(text)
+            for begin in range(0, len(text), _PIECE):
+                self._add(field, at + begin, text[begin : begin + _PIECE])
+
+    def status(self, text: str) -> None:
+        """What the program says."""
+        self._add("", 0, text[:_PIECE])
+
+    def end(self) -> None:
+        """The result comes next."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._send()
+
+    def _add(self, field: str, at: int, text: str) -> None:
+        if self._size + len(text) + _MARK > MOST:
+            if self._bus.clogged:
+                return
+            self._send()
+        last, begin, before = self._waiting[-1] if self._waiting else _NOTHING
+        if field and field == last and begin + len(before) == at:
+            self._waiting[-1] = Said(field, begin, before + text)
+        else:
+            self._waiting.append(Said(field, at, text))
+            self._size += _MARK
+        self._size += len(text)
+        if self._timer is None:
+            self._send_soon()
+
+    def _send_soon(self) -> None:
+        self._timer = None
+        wait = EVERY if self._bus.clogged else self._sent + EVERY - self._loop.time()
+        if not self._waiting or wait <= 0:
+            self._send()
+        else:
+            self._timer = self._loop.call_later(wait, self._send_soon)
+
+    def _send(self) -> None:
+        said, self._waiting, self._size = self._waiting, [], 0
+        if not said or self._bus.clogged:
+            return
+        self._number += 1
+        self._sent = self._loop.time()
+        try:
+            self._bus.tell(self._reply, Saying(self._number, said).pack(), headers={subjects.KIND: SAID})
+        except BusError as error:
+            log.debug("a caller was not told", why=error.message)
