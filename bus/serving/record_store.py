@@ -19,7 +19,7 @@ from dspex.bus.port import WINDOW, WINDOW_BYTES, Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
-from dspex.bus.serving.signatures import Keys, is_signed, signed
+from dspex.bus.serving.keys.signatures import Keys, is_signed, signed
 from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")

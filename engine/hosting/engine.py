@@ -19,7 +19,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.seldom import Seldom
-from dspex.bus.serving.signatures import keys_of
+from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.not_built import lacks

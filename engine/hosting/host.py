@@ -15,8 +15,8 @@ from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bucket, Bus, StreamInfo
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keys.signatures import Keys
 from dspex.bus.serving.server_clock import ServerClock
-from dspex.bus.serving.signatures import Keys
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.bus.tasks import Tasks, first, patiently
 from dspex.engine.graph.graph import Graph

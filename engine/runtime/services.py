@@ -9,8 +9,8 @@ from typing import Protocol
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
+from dspex.bus.serving.keys.signatures import Keys
 from dspex.bus.serving.payloads import MOST
-from dspex.bus.serving.signatures import Keys
 from dspex.engine.graph import manifest as manifests
 from dspex.engine.log.torn_commits import TornCommits
 from dspex.engine.runtime.arrival import Told

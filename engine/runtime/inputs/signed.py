@@ -10,7 +10,7 @@ import structlog
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.seldom import Seldom
-from dspex.bus.serving.signatures import Keys, is_signed
+from dspex.bus.serving.keys.signatures import Keys, is_signed
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.records import RecordsInput, arrival_of
 from dspex.engine.runtime.partition import Partition

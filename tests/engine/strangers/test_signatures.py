@@ -20,8 +20,8 @@ from dspex.bus.nats import NatsBus
 from dspex.bus.port import Delivery, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keys.signatures import Keys, is_signed, keys_of, signed
 from dspex.bus.serving.record_store import RecordStore
-from dspex.bus.serving.signatures import Keys, is_signed, keys_of, signed
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import Client
