@@ -235,6 +235,8 @@ class CallRecord(_Packed):
         started: seconds since the epoch; elapsed: seconds.
         usage: Usage as a map.
         routing: what was decided about the profiles, in order; empty where there was one, which was asked.
+        state: the saved state of the program, `draft@4`: the version that the name of the spec meant then; "" for none.
+        warning: what may be wrong with the outputs; "" for nothing.
     """
 
     call: str
@@ -255,6 +257,8 @@ class CallRecord(_Packed):
     elapsed: float = 0.0
     usage: Mapping[str, Any] = field(default_factory=dict)
     routing: list[Tried] = field(default_factory=list[Tried])
+    state: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True)

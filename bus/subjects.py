@@ -410,6 +410,27 @@ def paused_of(key: str) -> tuple[str, int]:
     return topology, int(number) if re.fullmatch(r"[1-9][0-9]{0,14}", number) else 0
 
 
+def saved_prefix(program: str = "") -> str:
+    """How the keys of a program's saved versions begin, or those of all."""
+    return f"program.{token(program, 'program') if program else ''}".rstrip(".")
+
+
+def saved_key(program: str, version: int) -> str:
+    """One saved version of a program. All are kept."""
+    return f"{saved_prefix(program)}.{version}"
+
+
+def alias_prefix(program: str = "", alias: str = "") -> str:
+    """How the keys of the changes of an alias begin, of all of a program, or of all there are."""
+    tokens = [token(name, "program or alias") for name in (program, alias) if name]
+    return ".".join(["alias", *tokens])
+
+
+def alias_key(program: str, alias: str, number: int) -> str:
+    """One change of what an alias of a program points to. All are kept."""
+    return f"{alias_prefix(program, alias)}.{number}"
+
+
 def work_key(pool: str, band: int) -> str:
     """Since when the consumer of a pool's band of work is there."""
     return f"work.{pool}.{band}"

@@ -431,16 +431,28 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         return Stream(self._plan, calls.add(self._plan, [(self._draft, self._outlet)], self._shape, kind, make, name))
 
     def predict(
-        self, signature: SignatureLike, *, name: str, into: type[V] | None = None, **o: Unpack[CallOptions]
+        self,
+        signature: SignatureLike,
+        *,
+        state: str | None = None,
+        name: str,
+        into: type[V] | None = None,
+        **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
-        """One call of the model with the signature (`dspy.Predict`)."""
-        return self._call("predict", lambda: calls.predict(signature, into=into, **o), name)
+        """One call of the model with the signature (`dspy.Predict`). `state`: a saved state, "classify@prod"."""
+        return self._call("predict", lambda: calls.predict(signature, state=state, into=into, **o), name)
 
     def chain_of_thought(
-        self, signature: SignatureLike, *, name: str, into: type[V] | None = None, **o: Unpack[CallOptions]
+        self,
+        signature: SignatureLike,
+        *,
+        state: str | None = None,
+        name: str,
+        into: type[V] | None = None,
+        **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
-        """The model reasons before it answers (`dspy.ChainOfThought`); adds the field `reasoning` too."""
-        return self._call("chain_of_thought", lambda: calls.chain_of_thought(signature, into=into, **o), name)
+        """The model reasons before it answers (`dspy.ChainOfThought`); adds the field `reasoning` too. `state`: see predict."""
+        return self._call("chain_of_thought", lambda: calls.chain_of_thought(signature, state=state, into=into, **o), name)
 
     def react(
         self,
@@ -448,12 +460,17 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         *,
         tools: Sequence[str],
         max_iters: int = MAX_ITERS,
+        state: str | None = None,
         name: str,
         into: type[V] | None = None,
         **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
-        """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs, run in the worker."""
-        return self._call("react", lambda: calls.react(signature, tools=tools, max_iters=max_iters, into=into, **o), name)
+        """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs; they run in the worker."""
+
+        def made() -> Spec[V]:
+            return calls.react(signature, tools=tools, max_iters=max_iters, state=state, into=into, **o)
+
+        return self._call("react", made, name)
 
     def program(
         self,
@@ -465,7 +482,7 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         into: type[V] | None = None,
         **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
-        """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
+        """A `dspy.Module` of yours, by ref. `state`: a saved state of it, "draft@3" or "draft@prod"."""
         return self._call("program", lambda: calls.program(ref, signature, state=state, into=into, **o), name)
 
     def enrich(

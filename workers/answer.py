@@ -32,6 +32,7 @@ class Answer:
         usage: tokens and cost; None where nothing is known.
         started: seconds since the epoch; elapsed: seconds.
         routing: see CallRecord.
+        warning: what may be wrong with it, though it is an answer; "" for nothing.
     """
 
     started: float
@@ -44,6 +45,7 @@ class Answer:
     dspy_version: str = ""
     usage: Usage | None = None
     routing: list[Tried] = field(default_factory=list[Tried])
+    warning: str = ""
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -57,8 +59,8 @@ class Answer:
         tried = [*self.routing[:-1], *(last._replace(why=type(error).__name__) for last in self.routing[-1:])]
         return replace(self, outputs=None, error=error_map(error), routing=tried)
 
-    def record(self, work: CallRequest, worker: str) -> CallRecord:
-        """The record of the attempt. `worker`: name of the pool's process."""
+    def record(self, work: CallRequest, worker: str, state: str = "") -> CallRecord:
+        """The record of the attempt. `worker`: name of the pool's process; `state`: the saved state that it was given."""
         return CallRecord(
             call=work.call,
             try_number=work.try_number,
@@ -76,4 +78,6 @@ class Answer:
             elapsed=self.elapsed,
             usage=dict(vars(self.usage)) if self.usage else {},
             routing=self.routing,
+            state=state,
+            warning=self.warning,
         )

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
@@ -21,7 +22,27 @@ from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.config import PoolConfig
 
 _HEAD = struct.Struct(">I")
+MOST_STATES = 16  # saved states that a child keeps
+StateValue = TypeVar("StateValue")
 MOST = 3 * payloads.MOST  # bytes of a frame: what a call is given, with the event that it is for, or what it gives
+
+
+class StateTag(NamedTuple):
+    """Which saved state a call is answered with: its name (`draft@4`), its digest, and the DSPy that it was saved under."""
+
+    name: str
+    digest: str
+    dspy_version: str = ""
+
+
+def kept_states(known: dict[str, StateValue], digest: str, value: StateValue) -> None:
+    """Note that a state is used. Parent and child do so with the same frames in the same order: so the parent knows which
+    states the child still has.
+    """
+    known.pop(digest, None)
+    known[digest] = value
+    if len(known) > MOST_STATES:
+        del known[next(iter(known))]
 
 
 # -- parent → child --------------------------------------------------------------------------------------------------
@@ -42,6 +63,7 @@ class CallFrame:
         local: where the local model's server is, if the call may need it.
         lms: the profiles to try, in order; None: those of the request, or the pool's.
         limit: seconds after which the parent gives it up; None: those of the request.
+        state: the saved state of its program; None for none.
     """
 
     id: int
@@ -49,6 +71,15 @@ class CallFrame:
     local: str | None = None
     lms: list[str] | None = None
     limit: float | None = None
+    state: StateTag | None = None
+
+
+@dataclass(frozen=True)
+class StateFrame:
+    """A saved state, packed, that calls behind this frame name by its digest."""
+
+    digest: str
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -111,10 +142,22 @@ class DoneFrame:
     answer: Answer
 
 
-Frame = StartFrame | CallFrame | CancelFrame | StopFrame | HelloFrame | FatalFrame | StatusFrame | ChunkFrame | DoneFrame
+Frame = (
+    StartFrame
+    | CallFrame
+    | StateFrame
+    | CancelFrame
+    | StopFrame
+    | HelloFrame
+    | FatalFrame
+    | StatusFrame
+    | ChunkFrame
+    | DoneFrame
+)
 _TYPES: Mapping[str, type[Frame]] = {
     "start": StartFrame,
     "call": CallFrame,
+    "state": StateFrame,
     "cancel": CancelFrame,
     "stop": StopFrame,
     "hello": HelloFrame,

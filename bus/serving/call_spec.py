@@ -45,7 +45,7 @@ class CallSpec:
         config: ModuleConfig (temperature, max_tokens, …).
         tools: refs, for react.
         max_iters: for react.
-        state: name of a stored compiled program; None for none.
+        state: name of a saved state of the program, `draft@4`, `draft@prod` or `draft`; None for none.
         fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
             dspex that do not know it; descriptions and defaults of class forms are then left out.
         types: of the signature, the user's own: their names, kinds and JSON Schemas. Absent: there are none.

@@ -26,7 +26,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
         *("submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
-        *("put_program", "scale", "score", "evaluate"),
+        *("scale", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
     "Driver": ("replay",),
@@ -67,7 +67,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "replay", "fork", "diff", "sessions", "pools", "programs"),
+        *("gateway", "replay", "fork", "diff", "sessions", "pools"),
         *("optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

@@ -224,6 +224,14 @@ MORE = {
         "An event that came too late for its window is to be redriven with its own time: it would be late again.",
         "give it another time: `dspex dlq redrive --time now`",
     ),
+    "DX612": (
+        "The saved state that a call names does not fit its program: predictors or fields differ. The message says which.",
+        "save the state of this program anew, or name a version that was saved of it: `dspex programs ls`",
+    ),
+    "DX627": (
+        "There is no such saved program, version or alias, and nothing before it to which an alias could go back.",
+        "`dspex programs ls` shows what is saved",
+    ),
     "DX626": (
         "About a decision: the approval is decided already, its time is over, it is not what was shown, or nothing waits so.",
         "`dspex approvals ls` shows what waits; a decision is final, and a rejected event that is redriven waits again",
@@ -256,6 +264,10 @@ MORE = {
     "DX516": (
         "Nobody decided about an event in the time that its `approve` has.",
         "redriven, it waits again; or `timeout=`, `on_timeout=`",
+    ),
+    "DX518": (
+        "What is to be saved as the state of a program is none, or has more than demonstrations, instructions and fields.",
+        'save it as JSON with DSPy: `program.save("state.json")`',
     ),
     "DX517": (
         "A call says that it is of a deployed node, and is not what that node runs: the pool has no such node, or another "

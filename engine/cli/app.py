@@ -59,6 +59,10 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             "What waits for a person's decision.",
             tuple(f"events.approvals:{verb}" for verb in ("ls", "show", "accept", "reject", "edit")),
         ),
+        "programs": _Noun(
+            "Saved states of programs, by version and alias.",
+            tuple(f"workers.programs:{verb}" for verb in ("ls", "show", "put", "promote", "rollback")),
+        ),
     },
     "What is going on": {
         "status": "status:status",

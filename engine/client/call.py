@@ -36,6 +36,7 @@ class Result(Generic[T]):
         data: the outputs, with the inputs beside them where `into` was given.
         id: of the call. route: who answered: "native" or "worker" (DSPy). usage: tokens and money. lm: profile.
         worker: which one. attempts: from 1. elapsed: as the caller saw it. dspy_version: of the worker.
+        state: the saved state of the program, `draft@4`; "" for none. warning: what may be wrong with it; "" for nothing.
     """
 
     data: T
@@ -47,6 +48,8 @@ class Result(Generic[T]):
     attempts: int
     elapsed: timedelta
     dspy_version: str
+    state: str = ""
+    warning: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it (`call --json`)."""
@@ -60,6 +63,8 @@ class Result(Generic[T]):
             "elapsed_ms": round(self.elapsed.total_seconds() * 1000, 1),
             "dspy_version": self.dspy_version,
             "usage": asdict(self.usage),
+            "state": self.state,
+            "warning": self.warning,
         }
 
 
@@ -118,6 +123,8 @@ async def _call(
         attempts=record.attempt,
         elapsed=timedelta(seconds=elapsed),
         dspy_version=record.dspy_version,
+        state=record.state,
+        warning=record.warning,
     )
 
 

@@ -29,7 +29,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
-from dspex.engine.client.status import approvals, state, status
+from dspex.engine.client.status import approvals, programs, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.rows import Status
 from dspex.engine.graph import manifest
@@ -279,6 +279,16 @@ class Client(Planned, names=METHODS["Client"]):
         """
         found = [one.value for one in await state.of_key(self.bus, self.app, node, key, at)]
         return found if len(found) > 1 else next(iter(found), None)
+
+    # -- programs -------------------------------------------------------------------------------------------------
+    async def put_program(self, name: str, state: Mapping[str, Any]) -> str:
+        """Save what an optimizer made of a program (`program.dump_state()`) as its next version: "draft@4", for `state=`.
+
+        Raises InvalidInput (DX518) for what is no state of predictors as JSON. The language models in it are left out.
+        """
+        known = self._settings
+        pools, replicas = (known.pools, known.server.replicas) if known is not None else ((), 1)
+        return (await programs.ProgramStore(self.bus, self.app, pools, replicas).put(name, state))[0].name
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

@@ -297,6 +297,13 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.run(self._of.state(node, key, at=at))
 
+    def put_program(self, name: str, state: Mapping[str, Any]) -> str:
+        """Save what an optimizer made of a program (`program.dump_state()`) as its next version: "draft@4", for `state=`.
+
+        Raises InvalidInput (DX518) for what is no state of predictors as JSON. The language models in it are left out.
+        """
+        return background.run(self._of.put_program(name, state))
+
     def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))

@@ -15,7 +15,7 @@ answer that stays right, since positions only move on, and whoever takes over be
                                                       not read points at them
     statements of watermarks (at once)                they are an engine's last, and it lives, or others have not said as much
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
-    payloads, an hour after they were put             a message names them
+    payloads, an hour after they were put             a message names them, or a saved version of a program
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """

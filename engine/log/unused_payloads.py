@@ -1,4 +1,4 @@
-"""Removes payloads that no kept message names.
+"""Removes payloads that no kept message names, and no saved version of a program.
 
 Which message names which payload is read from the headers alone, once, and from then on only of what is new. A payload is
 removed when it was put more than an hour ago and all messages that were seen to name it are gone. Whoever is about to name
@@ -18,6 +18,7 @@ from dspex.bus.errors import NotStored
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
+from dspex.bus.serving.saved.states import payloads_of
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import stored_in
 
@@ -49,9 +50,10 @@ class UnusedPayloads:
                 stream in manifest.streams.values() for manifest in applied.values()
             ):
                 raise NotStored(f"stream {stream} is not there: payloads that its events name are kept", fix="restore it")
+        saved = await payloads_of(await self._bus.bucket(subjects.applied(self._app)))  # versions of programs name some, too
         removed = 0
         for name, put in old.items():
-            if not await self._is_named(name) and await objects.remove(name, put):
+            if name not in saved and not await self._is_named(name) and await objects.remove(name, put):
                 removed += 1
         self._naming = {name: places for name, places in self._naming.items() if name in listed}
         if removed:

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from typing_extensions import Unpack
 
+from dspex.bus.errors import ConfigError
+from dspex.bus.serving.saved.names import StateName
 from dspex.bus.settings.not_built import OPTIONS
-from dspex.operators.native.problems import all_of
+from dspex.operators.native.problems import all_of, wrong
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import (
     INTO,
@@ -31,6 +33,24 @@ from dspex.operators.typing.shape import Shape
 _INSTRUCTIONS = TextParameter(
     None, fix="what the signature's task is", doc="the signature's instructions; in Python a part of the Signature"
 )
+
+
+@dataclass(frozen=True)
+class StateParameter(TextParameter):
+    """The name of a saved state."""
+
+    _: KW_ONLY
+    fix: str = 'the name of a saved state: "draft@3" (a version), "draft@prod" (an alias) or "draft" (the newest)'
+    doc: str = "a saved state of the program: its demonstrations and instructions"
+
+    def check(self, name: str, value: object) -> object:
+        found = super().check(name, value)
+        if isinstance(found, str):
+            try:
+                StateName.read(found)
+            except ConfigError:
+                raise wrong(name, value, self.fix) from None
+        return found
 
 
 @dataclass(frozen=True)
@@ -65,14 +85,21 @@ def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], S
     return draft
 
 
-def predict(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
-    """One call of the model with the signature (`dspy.Predict`)."""
-    return _spec(PREDICT, {"predict": signature, "into": into}, o)
+def predict(
+    signature: SignatureLike, *, state: str | None = None, into: type[V] | None = None, **o: Unpack[CallOptions]
+) -> Spec[V]:
+    """One call of the model with the signature (`dspy.Predict`). `state`: a saved state, "classify@3" or "classify@prod"."""
+    return _spec(PREDICT, {"predict": signature, "state": state, "into": into}, o)
 
 
-def chain_of_thought(signature: SignatureLike, *, into: type[V] | None = None, **o: Unpack[CallOptions]) -> Spec[V]:
-    """The model reasons before it answers (`dspy.ChainOfThought`); the result has the field `reasoning` too."""
-    return _spec(CHAIN_OF_THOUGHT, {"chain_of_thought": signature, "into": into}, o)
+def chain_of_thought(
+    signature: SignatureLike, *, state: str | None = None, into: type[V] | None = None, **o: Unpack[CallOptions]
+) -> Spec[V]:
+    """The model reasons before it answers (`dspy.ChainOfThought`); the result has the field `reasoning` too.
+
+    `state`: a saved state, "classify@3" or "classify@prod".
+    """
+    return _spec(CHAIN_OF_THOUGHT, {"chain_of_thought": signature, "state": state, "into": into}, o)
 
 
 def react(
@@ -80,11 +107,14 @@ def react(
     *,
     tools: Sequence[str],
     max_iters: int = MAX_ITERS,
+    state: str | None = None,
     into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
-    """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker."""
-    return _spec(REACT, {"react": signature, "tools": tools, "max_iters": max_iters, "into": into}, o)
+    """The model uses tools until it has the answer (`dspy.ReAct`). `tools`: refs of functions, run in the worker; `state`: a
+    saved state.
+    """
+    return _spec(REACT, {"react": signature, "tools": tools, "max_iters": max_iters, "state": state, "into": into}, o)
 
 
 def program(
@@ -95,7 +125,7 @@ def program(
     into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
-    """A `dspy.Module` of yours, by ref. `state`: a stored compiled program, "draft@3"."""
+    """A `dspy.Module` of yours, by ref. `state`: a saved state of it, "draft@3" or "draft@prod"."""
     return _spec(PROGRAM, {"program": ref, "signature": signature, "state": state, "into": into}, o)
 
 
@@ -111,7 +141,7 @@ def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOption
     )
 
 
-_OPTIONS: Mapping[str, Parameter] = {"into": INTO, **CALL_OPTIONS}
+_OPTIONS: Mapping[str, Parameter] = {"state": StateParameter(None), "into": INTO, **CALL_OPTIONS}
 
 PREDICT = CallOperator(
     "predict",
@@ -140,7 +170,6 @@ PROGRAM = CallOperator(
     main=RefParameter(what="a program"),
     options={
         "signature": SignatureParameter(doc="what goes in and out"),
-        "state": TextParameter(None, fix='the name of a stored program: "draft@3"', doc="a stored compiled program"),
         **_OPTIONS,
     },
     spec=program,

@@ -54,7 +54,7 @@ class Spec(Generic[T_co]):
         signature: what goes in and out.
         into: the type of the result; None for a Record.
         options: CallOptions, checked, durations in seconds.
-        tools, max_iters: of react. state: name of a stored compiled program.
+        tools, max_iters: of react. state: name of a saved state of the program.
     """
 
     kind: str
@@ -250,6 +250,8 @@ def _uncovered(spec: Spec[V]) -> list[TopologyError]:
     """The error where native Predict cannot answer, as far as that is known without a model."""
     from dspex.operators.native.lm.native_support import why_not_native_signature
 
+    if spec.state is not None:
+        return [problem("DX236", 'route="native" cannot be: DSPy loads saved states', 'leave it out, or route="worker"')]
     why = why_not_native_signature(spec.kind, spec.signature)
     fix = 'leave it out, or route="worker": DSPy answers'
     return [problem("DX236", f'route="native" cannot be: {why}', fix)] if why else []

@@ -75,6 +75,10 @@ ELSEWHERE = {
     "test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts",
     "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
     "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
+    "DX518": "bus/memory/test_saved_states.py::test_a_state_keeps_what_describes_prompts_and_nothing_else",
+    "DX612": "workers/dspy/test_states.py::"
+    "test_a_state_that_does_not_fit_names_the_predictor_and_one_that_is_not_there_says_so",
+    "DX627": "bus/memory/test_saved_states.py::test_what_is_not_there_is_told_with_what_there_is",
     "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",
     "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
     "DX605": "workers/routing/test_breaker.py::test_a_profile_that_fails_is_not_asked_until_one_call_has_found_it_well",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import orjson
@@ -11,10 +12,13 @@ from mutations import Case
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallError, from_dict
+from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import audit
+from dspex.bus.serving.saved import form
+from dspex.bus.serving.saved.states import SavedStates
 from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
@@ -175,6 +179,36 @@ def _take_pause() -> Take:
     return take
 
 
+def _take_saved(key: str) -> Take:
+    async def once(value: bytes) -> object:
+        bus = MemoryServer().connect()
+        bucket = await bus.bucket(subjects.applied(APP), once=True)
+        states = SavedStates(bus, APP)
+        await states.put("draft", form.unpack(_STATE))
+        await bucket.put(key, value, revision=0)
+        found = (await states.listing())["draft"]
+        await states.promote("draft", max(found.versions), "prod")
+        await bus.close()
+        return [found.versions, found.aliases]
+
+    return lambda case: asyncio.run(once(case.data))
+
+
+def _take_state() -> Take:
+    return lambda case: form.unpack(case.data)
+
+
+_STATE = b'{"write":{"demos":[{"a":1}],"signature":{"instructions":"x","fields":[{"prefix":"A:","description":"a"}]}}}'
+_VERSION = {
+    "digest": "a" * 64,
+    "size": 9,
+    "predictors": ["write"],
+    "dspy_version": "3",
+    "time": NOW,
+    "who": "a@b",
+    "headers": {},
+}
+_CHANGE = b'{"version":1,"back":0,"time":1.5,"who":"a@b"}'
 _PAUSES = [Case(b'{"paused":{"":0.0,"in":9e9}}'), Case(b'{"paused":{}}')]
 ENTRIES = [
     Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
@@ -185,5 +219,10 @@ ENTRIES = [
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout", "Saturated")),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
     Entry("pause", lambda: _PAUSES, _take_pause, "json", subject="pause"),
+    Entry(
+        "saved version", lambda: [Case(orjson.dumps(_VERSION))], lambda: _take_saved("program.draft.2"), "json", subject="saved"
+    ),
+    Entry("alias", lambda: [Case(_CHANGE)], lambda: _take_saved("alias.draft.prod.1"), "json", subject="alias"),
+    Entry("saved state", lambda: [Case(_STATE)], _take_state, "json"),
     Entry("error", _errors, _take_error, "json", slice=500),
 ]

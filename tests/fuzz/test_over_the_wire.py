@@ -55,6 +55,8 @@ SENT_TO = {
     "audit": [subjects.audit(APP, verb) for verb in ("publish", "strange")],
     "manifest": [f"$KV.{subjects.applied(APP)}.{subjects.manifest_key('strange', n)}" for n in range(1, 9)],  # a key takes one
     "pause": [f"$KV.{subjects.applied(APP)}.{subjects.pause_key('strange', n)}" for n in range(1, 201)],  # a key takes one
+    "saved": [f"$KV.{subjects.applied(APP)}.{subjects.saved_key('strange', n)}" for n in range(1, 201)],
+    "alias": [f"$KV.{subjects.applied(APP)}.{subjects.alias_key('strange', 'prod', n)}" for n in range(1, 201)],
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
     "key": [subjects.key(APP, f"{n:032x}") for n in range(200)],  # a subject takes one

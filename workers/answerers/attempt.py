@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
@@ -24,6 +25,15 @@ from dspex.workers.config import Profile
 
 KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted callers may ask for any number
 _SHOWN = 600  # characters of a model's or provider's text in a message
+
+
+class LoadedState(NamedTuple):
+    """A saved state as a child has it: its name (`draft@4`), its digest, the DSPy that it was saved under, and it, packed."""
+
+    name: str
+    digest: str
+    dspy_version: str
+    body: bytes
 
 
 @dataclass
@@ -42,6 +52,8 @@ class Attempt:
         routing: what became of the profiles of a list.
         chunk: told, on the loop, what the model writes: (field, text); None where nobody wants to know.
         streamed: something was told: the same is not asked for again, because it would be told twice.
+        state: the saved state of its program; None for none.
+        warning: see `Answer`.
     """
 
     work: CallRequest
@@ -69,6 +81,9 @@ class Attempt:
             raise
         finally:
             self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3), wait))
+
+    state: LoadedState | None = None
+    warning: str = ""
 
     @property
     def spec(self) -> CallSpec:
@@ -101,6 +116,7 @@ class Attempt:
             dspy_version=self.dspy_version,
             usage=self.usage,
             routing=self.routing,
+            warning=self.warning,
         )
 
 

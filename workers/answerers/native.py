@@ -60,8 +60,10 @@ class Native:
     def _predict_of(self, attempt: Attempt) -> Predict | str:
         """What answers the call; why it cannot be answered here."""
         spec = attempt.spec
-        if spec.kind not in KINDS or spec.state:
+        if spec.kind not in KINDS:
             return f"{spec.kind} runs in DSPy only"
+        if spec.state:
+            return "DSPy loads saved states"
         config = json.dumps(spec.config, sort_keys=True, default=str) if spec.config else ""
         local = attempt.local if self._pool.profile(attempt.lm).local else None
         return self._predict(spec.kind, spec.signature_json, spec.adapter, config, attempt.lm, local)

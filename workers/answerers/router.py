@@ -27,7 +27,7 @@ from dspex.bus.records import CallRequest, Outputs
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
-from dspex.workers.answerers.attempt import Attempt, as_error, checked, enter_context
+from dspex.workers.answerers.attempt import Attempt, LoadedState, as_error, checked, enter_context
 from dspex.workers.answerers.functions import Functions
 from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
@@ -69,6 +69,7 @@ class Router:
         lms: Sequence[str] | None = None,
         limit: float | None = None,
         chunk: Callable[[str, str], None] | None = None,
+        state: LoadedState | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -78,10 +79,10 @@ class Router:
             lms: the profiles to try, in order; None: those of the request, or the pool's.
             limit: seconds that they have together; None: those of the request.
             chunk: see `Attempt`.
+            state: the saved state of its program; None for none.
         """
-        attempt = Attempt(
-            work, local, dspy_version=self.dspy_version, program=f"{work.spec.kind}:{work.spec.target}", chunk=chunk
-        )
+        program = f"{work.spec.kind}:{work.spec.target}"
+        attempt = Attempt(work, local, dspy_version=self.dspy_version, program=program, state=state, chunk=chunk)
         try:
             enter_context(attempt, status)
             attempt.work = checked(work)

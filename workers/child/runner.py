@@ -11,9 +11,21 @@ from dspex.bus.errors import DecodeError, InvalidInput, InvalidOutput
 from dspex.bus.records import CallRequest
 from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import Answer, error_map
-from dspex.workers.answerers.attempt import sendable
+from dspex.workers.answerers.attempt import LoadedState, sendable
 from dspex.workers.answerers.router import Router
-from dspex.workers.frames import CallFrame, CancelFrame, ChunkFrame, DoneFrame, Frame, Link, StatusFrame, StopFrame, pack
+from dspex.workers.frames import (
+    CallFrame,
+    CancelFrame,
+    ChunkFrame,
+    DoneFrame,
+    Frame,
+    Link,
+    StateFrame,
+    StatusFrame,
+    StopFrame,
+    kept_states,
+    pack,
+)
 
 SAID_WITHIN = 1.0  # seconds that a thread waits while another program keeps the loop busy
 
@@ -27,13 +39,18 @@ class Runner:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
+        self._states: dict[str, bytes] = {}  # saved states of programs, packed, by digest
         self._stopped = asyncio.Event()
 
     def handle(self, frame: Frame) -> None:
         """Act on a frame. Called on the loop."""
         match frame:
+            case StateFrame(digest=digest, body=body):
+                kept_states(self._states, digest, body)
             case CallFrame(id=number):
-                task = self._tasks.start(self._run(frame), f"call-{number}")
+                if (tag := frame.state) is not None and tag.digest in self._states:
+                    kept_states(self._states, tag.digest, self._states[tag.digest])
+                task = self._tasks.start(self._run(frame, self._states.get(tag.digest) if tag else None), f"call-{number}")
                 self._calls[number] = task
                 task.add_done_callback(lambda _: self._ended(number))
             case CancelFrame(id=number) if number in self._calls:
@@ -72,7 +89,7 @@ class Runner:
         self._calls.pop(number, None)
         self._given_up.discard(number)
 
-    async def _run(self, call: CallFrame) -> None:
+    async def _run(self, call: CallFrame, state: bytes | None) -> None:
         try:
             work = CallRequest.unpack(call.work)
         except DecodeError as error:  # the parent could read it: dspex has another version here
@@ -86,6 +103,7 @@ class Runner:
             lms=call.lms,
             limit=call.limit,
             chunk=partial(self._chunk, call.id) if work.stream else None,
+            state=LoadedState(*call.state, state) if call.state is not None and state is not None else None,
         )
         done = DoneFrame(call.id, answer)
         try:

@@ -24,13 +24,14 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.tasks import Tasks
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
-from dspex.workers.answerers.attempt import KEPT, Attempt, plain
+from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
 from dspex.workers.dspy import replies, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
+from dspex.workers.dspy.states import version_warning, with_state
 from dspex.workers.dspy.streaming import Writing
 
 _REASONED = ("chain_of_thought", "react")
@@ -63,7 +64,8 @@ class Programs:
         profile = self._models.profile(name) if name else None
         signature = self._signature(spec, adapter_of(profile, spec.adapter))
         inputs = _inputs(signature, work.inputs)
-        program, attempt.program = self._program(spec, signature)
+        program, attempt.program = self._program(spec, signature, attempt.state)
+        attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
         if spec.kind == "program":
             inputs = values.as_annotated(program, inputs, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
@@ -121,12 +123,22 @@ class Programs:
             signatures.refuse_large(made)
         return made
 
-    def _program(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
+    def _program(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState | None) -> tuple[Any, str]:
         """The program, made once, and its name."""
-        if spec.state:
-            raise ProgramError(f"{spec.target}: stored state {spec.state!r} cannot be loaded by this version of dspex")
-        key = json.dumps([spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters])
-        return _kept(self._programs, key, lambda: self._build(spec, signature))
+        if spec.state and state is None:
+            raise ProgramError(f"{spec.target}: no saved state {spec.state!r} came with the call", fix="upgrade the workers")
+        if state is not None:
+            key = json.dumps([state.digest, state.name, *self._key(spec)])
+            return _kept(self._programs, key, lambda: self._build_with(spec, signature, state))
+        return _kept(self._programs, json.dumps(self._key(spec)), lambda: self._build(spec, signature))
+
+    @staticmethod
+    def _key(spec: CallSpec) -> list[object]:
+        return [spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters]
+
+    def _build_with(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState) -> tuple[Any, str]:
+        program, name = self._build(spec, signature)
+        return with_state(program, state, spec.target), f"{name}@{state.digest[:12]}"
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program and its name with a digest of what it was made from."""

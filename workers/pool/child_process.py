@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -29,8 +29,11 @@ from dspex.workers.frames import (
     HelloFrame,
     Link,
     StartFrame,
+    StateFrame,
+    StateTag,
     StatusFrame,
     StopFrame,
+    kept_states,
 )
 from dspex.workers.pool.output import forward
 from dspex.workers.processes import kill
@@ -39,6 +42,13 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 CLOSED_WITHIN = 0.5  # seconds between the end of a child's socket and the end of the child
 STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
+
+
+class GivenState(NamedTuple):
+    """A saved state that a call is answered with. `body`: packed, see bus/serving/saved/form.py."""
+
+    tag: StateTag
+    body: bytes
 
 
 class Caller(Protocol):
@@ -71,6 +81,7 @@ class Child:
         self.gone = asyncio.Event()
         self._process = process
         self._open: dict[int, Caller] = {}
+        self._states: dict[str, None] = {}  # digests of the saved states that it has
         self._none_open = asyncio.Event()
         self._ids = itertools.count(1)
         self._started = time.monotonic()
@@ -129,11 +140,18 @@ class Child:
 
     # -- calls -----------------------------------------------------------------------------------------------------
     def call(
-        self, work: bytes, local: str | None, caller: Caller, lms: Sequence[str] | None = None, limit: float | None = None
+        self,
+        work: bytes,
+        local: str | None,
+        caller: Caller,
+        lms: Sequence[str] | None = None,
+        limit: float | None = None,
+        state: GivenState | None = None,
     ) -> int:
         """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died.
 
-        `lms`: the profiles to try, where they are chosen already; `limit`: see CallFrame.
+        `lms`: the profiles to try, where they are chosen already; `limit`: see CallFrame. `state`: of its program; sent once
+        to each process.
         """
         number = next(self._ids)
         self._none_open.clear()
@@ -141,7 +159,12 @@ class Child:
         if self.gone.is_set():
             asyncio.get_running_loop().call_soon(self._lose_all)
         else:
-            self._link.send(CallFrame(number, work, local, list(lms) if lms else None, limit))
+            if state is not None:
+                if state.tag.digest not in self._states:
+                    self._link.send(StateFrame(state.tag.digest, state.body))
+                kept_states(self._states, state.tag.digest, None)
+            tag = state.tag if state is not None else None
+            self._link.send(CallFrame(number, work, local, list(lms) if lms else None, limit, tag))
         return number
 
     def cancel(self, number: int) -> None:

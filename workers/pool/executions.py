@@ -17,7 +17,7 @@ from dspex.bus.records import CallRecord, CallRequest, Tried
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
-from dspex.workers.pool.child_process import Child
+from dspex.workers.pool.child_process import Child, GivenState
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallStep
 from dspex.workers.pool.supervisor import Supervisor
@@ -89,14 +89,14 @@ class Executions:
         for step in reversed(execution.passed):
             step.after(execution, record)
 
-    def answered(self, work: CallRequest, answer: Answer) -> CallRecord:
-        """The record of an execution that a child answered."""
-        return answer.record(work, self._worker)
+    def answered(self, work: CallRequest, answer: Answer, state: str = "") -> CallRecord:
+        """The record of an execution that a child answered. `state`: the saved state that it was to answer with."""
+        return answer.record(work, self._worker, state)
 
-    def failed(self, work: CallRequest, error: DspexError, started: float | None = None) -> CallRecord:
+    def failed(self, work: CallRequest, error: DspexError, started: float | None = None, state: str = "") -> CallRecord:
         """The record of an execution that no child answered. `started`: when a child got it; None: none ever did."""
         answer = Answer.failed(error, self.children.hello.dspy_version, started=started)
-        return answer.record(work, self._worker)
+        return answer.record(work, self._worker, state)
 
     def cancel(self, call: str) -> None:
         """Stop an interactive call, whose caller does not wait for it any more. A durable one is its engine's."""
@@ -136,6 +136,7 @@ class Execution:
         routing: what the steps have decided about profiles.
         passed: the steps that let it pass.
         telling: what its caller is told with, before its record; None: nothing is.
+        state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
     """
 
     def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
@@ -152,6 +153,7 @@ class Execution:
         self.routing: list[Tried] = []
         self.passed: list[CallStep] = []
         self.telling: Telling | None = None
+        self.state: GivenState | None = None
         self._to_ask: Iterator[CallStep] = iter(executions.steps)
 
     @property
@@ -192,7 +194,7 @@ class Execution:
 
     def _goes_on(self, step: CallStep, found: Answer | None) -> bool:
         if found is not None:
-            self._over(self._all.answered(self.work, found))
+            self._over(self._all.answered(self.work, found, self._state_name))
             return False
         self.passed.append(step)
         return True
@@ -221,7 +223,7 @@ class Execution:
         """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
         if self._error is not None and answer.outputs is None:
             answer = answer.given_up(self._error)
-        self._over(self._all.answered(self.work, answer))
+        self._over(self._all.answered(self.work, answer, self._state_name))
 
     def lost(self, error: WorkerLost) -> None:
         """The child has ended."""
@@ -241,7 +243,11 @@ class Execution:
     # -- the end
     def fail(self, error: DspexError) -> None:
         """End with an error."""
-        self._over(self._all.failed(self.work, error, self._started))
+        self._over(self._all.failed(self.work, error, self._started, self._state_name))
+
+    @property
+    def _state_name(self) -> str:
+        return self.state.tag.name if self.state is not None else ""
 
     def in_time(self) -> bool:
         """Whether its deadline is still to come; else it has failed."""
@@ -263,7 +269,7 @@ class Execution:
     def _ask(self, child: Child, local: str | None) -> None:
         limit = min(self.work.timeout, self._until - self._loop.time())
         self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self, self.lms, limit)
+        self._number = child.call(self._packed, local, self, self.lms, limit, self.state)
 
     async def _ask_with(self, child: Child, model: str) -> None:
         """The same with a local model, whose server may have to be started first."""

@@ -28,6 +28,7 @@ from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
 from dspex.workers.pool.routing.routing import Routing
+from dspex.workers.pool.saved_programs import SavedPrograms
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.steps import CallStep
@@ -49,7 +50,7 @@ class Pool:
     Attributes:
         id: of this pool process. `worker`: the name that goes into its records.
         children, executions, models: who answers calls. steps: what is asked before them.
-        routing: the one that chooses the models.
+        saved: the first one, which finds the saved state of a program. routing: the one that chooses the models.
         work: the loop that serves durable calls; `interactive` serves the others.
         limits: of profiles, and budgets: the last one, which knows what was chosen.
         status: answers questions about the pool. service: those that any NATS service is asked.
@@ -64,7 +65,8 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.routing = Routing(config, asyncio.get_running_loop().time)
-        self.steps: list[CallStep] = [self.routing]
+        self.saved = SavedPrograms(bus, config.app)
+        self.steps: list[CallStep] = [self.saved, self.routing]
         self.executions = Executions(self.children, self.models, self.worker, self.steps)
         keys = keys_of(config.name, config.hmac_key_env)
         self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)

@@ -54,6 +54,8 @@ class PoolStatus:
             return
         if kind == "cancel" and isinstance(call := asked.get("call"), str):
             self._pool.executions.cancel(call)
+        if kind == "programs":
+            self._pool.saved.forget()
         if kind == "status" and subjects.is_inbox(message.reply):
             await self._pool.bus.send(message.reply, self._answer())
 

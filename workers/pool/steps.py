@@ -1,8 +1,9 @@
 """What a pool's parent asks about a call before a child gets it: whether it is answered already, and whether it may be made.
 
-The steps of a pool are asked in order (`Pool.steps`): what may answer comes first (the cache), then what may refuse (budgets,
-the breaker). Behind them are the slots, and in the child native calls and then DSPy. None of it waits: a limit that is reached
-refuses the call with the time after which it may come again, and who asked decides what becomes of it.
+The steps of a pool are asked in order (`Pool.steps`): first which saved state the program has (`execution.state`), because the
+rest goes by that; then what may answer (the cache), then what may refuse (budgets, the breaker). Behind them are the slots, and
+in the child native calls and then DSPy. None of it waits: a limit that is reached refuses the call with the time after which it
+may come again, and who asked decides what becomes of it.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def call(
     session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
@@ -41,6 +42,11 @@ def call(
     t, limit = terminal(context), seconds(timeout)
     search(t.settings())
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
+    if state is not None:
+        from dspex.bus.serving.saved.names import StateName
+
+        StateName.read(state)
+        more["state"] = state
     if route is not None:
         if route not in get_args(Route):
             raise ConfigError(f"there is no route {route!r}", code="DX105", fix=f"one of: {', '.join(get_args(Route))}")
@@ -127,4 +133,7 @@ def _print_result(t: Terminal, result: Result[Any]) -> None:
     lm = f"  lm {result.lm}" if result.lm else ""
     t.emit(result.as_dict(), *"\n".join(lines).split("\n"))
     if not t.json:
-        t.note(f"{spent(None, result.usage)}{lm}  {result.worker}  {ms:,.0f} ms")
+        state = f"  {result.state}" if result.state else ""
+        t.note(f"{spent(None, result.usage)}{lm}{state}  {result.worker}  {ms:,.0f} ms")
+        if result.warning:
+            t.note(f"warning: {result.warning}")

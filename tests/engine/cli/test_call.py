@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from cli_bench import CLASSIFY, TRIAGE, Project, objects, stand_in
 
 RESULT = ["id", "data", "route", "lm", "worker", "attempts", "elapsed_ms", "dspy_version", "usage"]
+RESULT += ["state", "warning"]
 SETTINGS = """
 topologies = ["triage.yaml"]
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
@@ -55,6 +57,52 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator
             assert "RuntimeError" in pool["failed"]["broken:*"]
             yield made
             assert run.end() == 0, run.errors()
+
+
+SAVED = {
+    "traces": [], "train": [], "lm": {"model": "openai/other"},
+    "demos": [{"text": "hi", "reply": "ho"}],
+    "signature": {
+        "instructions": "Answer as a pirate.",
+        "fields": [{"prefix": "Text:", "description": "${text}"}, {"prefix": "Reply:", "description": "${reply}"}],
+    },
+    "metadata": {"dependency_versions": {"dspy": "3.2.1"}},
+}  # fmt: skip
+
+
+def test_a_program_is_saved_promoted_called_and_rolled_back_from_the_shell(project: Project) -> None:
+    project.write("state.json", json.dumps(SAVED))
+    put = project.here("programs", "put", "pirate", "state.json")
+    assert (put.code, put.out) == (0, "pirate@1\n"), put.err
+    assert "language model of self was left out" in put.err
+    project.write("state.json", json.dumps({**SAVED, "demos": []}))
+    (second,) = project.here("--json", "programs", "put", "pirate", "state.json").objects()
+    assert (second["program"], second["version"]) == ("pirate", 2)
+    assert project.here("programs", "promote", "pirate", "1", "prod").out == "pirate@prod is pirate@1 now\n"
+    project.here("programs", "promote", "pirate", "2", "prod")
+    called = project.here("--json", "call", "text -> reply", "text=hello", "--state", "pirate@prod")
+    (result,) = called.objects()
+    assert (result["state"], result["route"]) == ("pirate@2", "worker")
+    assert "was saved under DSPy 3.2.1" in result["warning"]
+    assert project.here("programs", "rollback", "pirate", "prod").out == "pirate@prod is pirate@1 again\n"
+    (again,) = project.here("--json", "call", "text -> reply", "text=hello", "--state", "pirate@prod").objects()
+    assert again["state"] == "pirate@1", "the pool was told"
+    listed = project.here("--json", "programs", "ls").objects()
+    assert [(one["version"], one["aliases"]) for one in listed] == [(1, ["prod"]), (2, [])]
+    shown = project.here("programs", "show", "pirate@prod")
+    assert "Answer as a pirate." in shown.out
+    assert "self: Text, Reply; 1 demonstration" in shown.out
+    unknown = project.here("--json", "call", "text -> reply", "text=hello", "--state", "pirate@9")
+    assert (unknown.code, unknown.error()["code"]) == (1, "DX627")
+    told = [one["verb"] for one in project.here("--json", "audit", "ls").objects()]
+    assert [verb for verb in told if verb in ("put", "promote", "rollback")] == ["put", "put", "promote", "promote", "rollback"]
+
+
+def test_a_pickle_is_not_saved(project: Project) -> None:
+    project.write("state.pkl", "\x80\x04cposix\nsystem\n")
+    refused = project.here("--json", "programs", "put", "pirate", "state.pkl")
+    assert (refused.code, refused.error()["code"]) == (2, "DX120")
+    assert "a pickle is never loaded" in refused.error()["fix"]
 
 
 def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:

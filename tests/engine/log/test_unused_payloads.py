@@ -11,6 +11,8 @@ from engine_lab import APP, SOURCES, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError
 from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.serving.saved import form
+from dspex.bus.serving.saved.states import SavedStates
 from dspex.engine.log import commit_log, housekeeping, unused_payloads
 from dspex.operators.topology import Topology
 
@@ -125,3 +127,14 @@ def test_a_payload_is_kept_while_the_stream_that_names_it_is_away(lab: MakeLab) 
     one.start(records=30.0)
     one.advance(LATER)
     assert message.headers[subjects.CLAIM_CHECK] in names(one)
+
+
+def test_the_state_of_a_saved_version_is_kept_though_no_message_names_it(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    signature = {"instructions": "Answer.", "fields": []}
+    state = form.read({"write": {"demos": [], "signature": signature}})
+    version = one.run(SavedStates(one.client.bus, APP).put("draft", state))
+    one.advance(LATER)
+    assert names(one) == {version.headers[subjects.CLAIM_CHECK]}
+    assert one.run(SavedStates(one.client.bus, APP).load(version)) == state

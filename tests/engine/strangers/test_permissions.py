@@ -32,6 +32,11 @@ OPTIONS: Mapping[str, list[str]] = {
 }
 ROLES = tuple(OPTIONS)
 PAUSING = (["pause", "triage", "--until", "1h"], ["resume", "triage"])
+SAVING = (["put", "reply", "state.json"], ["promote", "reply", "1", "prod"], ["ls"], ["show", "reply@prod"])
+STATE = {
+    "demos": [],
+    "signature": {"instructions": "x", "fields": [{"prefix": p, "description": p} for p in ("Text:", "Reply:")]},
+}
 TOPOLOGY = """
 dspex: 1
 topology: triage
@@ -235,6 +240,7 @@ async def test_every_role_runs_its_verbs_with_these_rights_and_payloads_that_are
 ) -> None:
     settings = project.folder / "dspex.toml"
     settings.write_text(f'{settings.read_text()}engine.encrypt_key_env = "SEAL"\n')
+    project.write("state.json", json.dumps(STATE))
     async with AsyncExitStack() as stack:
         made = LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project))
         url = (await stack.enter_async_context(made)).url
@@ -276,11 +282,15 @@ def _run_all(project: Project, url: str) -> str:
             ["plan"],
             ["apply"],
             *PAUSING,
+            *(["programs", *verb] for verb in SAVING),
         ):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
+        saved = run("caller", "--json", "call", "text -> reply", "text=hello", "--state", "reply@prod")
+        assert [one["state"] for one in saved.objects()] == ["reply@1"], saved.err
         for role in ("worker", "publisher", "caller", "reader", "approver"):
             assert run(role, "--json", "pause", "triage").error()["code"] == "DX403"
+            assert run(role, "--json", "programs", "put", "reply", "state.json").error()["code"] == "DX403"
         for role in ROLES:
             assert checked(project, url, role, role)["message"] == f"no more than {role} needs"
         wide = project.here("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)

@@ -1,0 +1,129 @@
+"""Calls with a saved state, through a real pool with a real child, real DSPy and a stand-in for the model's server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dspy
+import pytest
+from pool_bench import APP, POOL, SIGNATURE, Bench, program, work
+
+from dspex.bus import subjects
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.saved import form
+from dspex.bus.serving.saved.states import SavedStates
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def dumped(made: Any, instructions: str, *, version: str = dspy.__version__, **demo: Any) -> form.ProgramState:
+    """The state of a program whose first predictor has these instructions and this demonstration."""
+    _, predictor = made.named_parameters()[0]
+    predictor.signature = predictor.signature.with_instructions(instructions)
+    predictor.demos = [dspy.Example(**demo)] if demo else []
+    return form.read({**made.dump_state(), "metadata": {"dependency_versions": {"dspy": version}}})
+
+
+def tools() -> list[Any]:
+    def echo(text: str) -> str:
+        return text
+
+    return [echo]
+
+
+def asked(model: Any) -> str:
+    """What the model was asked since this was asked last."""
+    bodies, model.bodies = model.bodies, []
+    return json.dumps(bodies)
+
+
+async def test_every_kind_of_program_answers_with_its_saved_state(shared: Bench, shared_model: Any) -> None:
+    states, short = SavedStates(shared.bus, APP), "text -> reply"
+    await states.put("predict", dumped(dspy.Predict(SIGNATURE), "As a pirate 1.", text="ahoy", intent="other", urgency=3))
+    await states.put("cot", dumped(dspy.ChainOfThought(short), "As a pirate 2.", text="ahoy", reasoning="r", reply="ho"))
+    await states.put("react", dumped(dspy.ReAct(short, tools=tools()), "As a pirate 3."))
+    slow = dspy.Module()
+    slow.write = dspy.Predict(short)  # type: ignore[attr-defined]
+    await states.put("slow", dumped(slow, "As a pirate 4.", text="ahoy", reply="ho"))
+    specs = [
+        CallSpec("predict", SIGNATURE, SIGNATURE, state="predict@1", route="auto"),
+        CallSpec("chain_of_thought", short, short, state="cot"),
+        CallSpec("react", short, short, tools=("sample:echo",), max_iters=1, state="react@1"),
+        program("Slow", state="slow@1"),
+    ]
+    for number, spec in enumerate(specs, 1):
+        shared_model.bodies = []
+        (record,) = await shared.ask(work(spec=spec))
+        assert record.error is None
+        assert (record.state, record.warning, record.route) == (f"{spec.state.partition('@')[0]}@1", "", "worker")  # type: ignore[union-attr]
+        said = asked(shared_model)
+        assert f"As a pirate {number}." in said
+        assert ("ahoy" in said) == (number != 3)
+    (plain,) = await shared.ask(work(spec=program("Slow")))
+    assert plain.state == ""
+    assert "pirate" not in asked(shared_model), "the program without the state is another one"
+    shared_model.bodies = None
+
+
+async def test_who_promotes_tells_the_pool_and_the_record_says_which_version_it_was(shared: Bench) -> None:
+    states, spec = SavedStates(shared.bus, APP), program("Slow", state="moved@prod")
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    for n in range(2):
+        await states.put("moved", dumped(slow, f"Version {n}."))
+    await states.promote("moved", 1, "prod")
+    (first,) = await shared.ask(work(spec=spec))
+    await states.promote("moved", 2, "prod")
+    await shared.bus.send(subjects.control(APP, POOL), b'{"kind": "programs"}')
+    (second,) = await shared.ask(work(spec=spec))
+    assert (first.state, second.state) == ("moved@1", "moved@2")
+
+
+async def test_a_state_that_does_not_fit_names_the_predictor_and_one_that_is_not_there_says_so(shared: Bench) -> None:
+    states = SavedStates(shared.bus, APP)
+    other = dspy.Module()
+    other.read = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    await states.put("other", dumped(other, "x"))
+    wide = dspy.Module()
+    wide.write = dspy.Predict("text, more -> reply")  # type: ignore[attr-defined]
+    await states.put("wide", dumped(wide, "x"))
+    strange = dspy.Module()
+    strange.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    await states.put("strange", dumped(strange, "x", question="q", answer="a"))
+    wrong = {
+        "other@1": ("DX612", "nothing for the predictor write"),
+        "wide@1": ("DX612", "predictor write: the state wide@1 does not fit: it has 3 fields"),
+        "strange@1": ("DX612", "predictor write: the state strange@1 does not fit: a demonstration"),
+        "nothing@1": ("DX627", "no program 'nothing' is saved"),
+        "not a name": ("DX105", "does not name a saved program"),
+    }
+    records = await shared.ask(*(work(spec=program("Slow", state=name)) for name in wrong))
+    for record, (code, why) in zip(records, wrong.values()):
+        assert record.error is not None
+        assert record.error["code"] == code
+        assert why in record.error["message"]
+        assert record.error["type"] == "ProgramError"
+    (function,) = await shared.ask(work(spec=program("echo", state="wide@1")))
+    assert function.error is not None
+    assert "is no dspy.Module" in function.error["message"]
+
+
+async def test_a_state_of_another_dspy_is_used_with_a_warning(shared: Bench) -> None:
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    await SavedStates(shared.bus, APP).put("old", dumped(slow, "Old.", version="2.6.27"))
+    (record,) = await shared.ask(work(spec=program("Slow", state="old@1")))
+    assert record.error is None
+    assert record.warning == f"old@1 was saved under DSPy 2.6.27, and was loaded by {dspy.__version__}"
+
+
+async def test_more_states_than_a_child_keeps_are_sent_again(shared: Bench) -> None:
+    states = SavedStates(shared.bus, APP)
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    for n in range(20):
+        await states.put("many", dumped(slow, f"Number {n}."))
+    for order in (range(1, 21), range(20, 0, -1)):
+        records = await shared.ask(*(work(spec=program("Slow", state=f"many@{n}")) for n in order))
+        assert [record.state for record in records] == [f"many@{n}" for n in order], [r.error for r in records if r.error]

@@ -1,0 +1,85 @@
+"""Which saved state a call is answered with: the first step of a call, because what comes after it goes by that."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from dspex.bus.errors import BusError, ConfigError, DataError, NotAllowed, ProgramError, RunError, WorkerLost
+from dspex.bus.port import Bus
+from dspex.bus.records import CallRecord
+from dspex.bus.serving.saved.names import StateName
+from dspex.bus.serving.saved.states import SavedStates
+from dspex.workers.answer import Answer
+from dspex.workers.frames import StateTag
+from dspex.workers.pool.child_process import GivenState
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.executions import Execution
+
+FRESH: Final = 2.0  # seconds for which it is believed what a name means that may come to mean something else
+MOST_KEPT: Final = 64 << 20  # bytes of states that the parent keeps; a child has its own
+MOST_NAMES: Final = 1000
+
+
+class SavedPrograms:
+    """The saved states that the calls of a pool name, each read once."""
+
+    def __init__(self, bus: Bus, app: str) -> None:
+        self._states = SavedStates(bus, app)
+        self._known: dict[str, tuple[float, GivenState]] = {}  # name → until when it is believed
+        self._turn = asyncio.Lock()
+
+    def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
+        name = execution.work.spec.state
+        if name is None:
+            return None
+        until, found = self._known.get(name, (0.0, None))
+        if found is None or asyncio.get_running_loop().time() >= until:
+            return self._ask(execution, name)
+        execution.state = found
+        return None
+
+    def after(self, execution: Execution, record: CallRecord) -> None:
+        """Nothing is held for a call."""
+
+    def forget(self) -> None:
+        """Ask again what names mean: an alias points elsewhere now, or there is a new version."""
+        self._known = {name: (0.0 if until != math.inf else until, state) for name, (until, state) in self._known.items()}
+
+    async def _ask(self, execution: Execution, name: str) -> None:
+        """Find the state that a name means now. Raises ProgramError; WorkerLost where it may be found later."""
+        async with self._turn:  # who waits finds that it is known by then
+            until, known = self._known.get(name, (0.0, None))
+            if known is None or asyncio.get_running_loop().time() >= until:
+                known = await self._find(name, known, execution.work.node)
+        execution.state = known
+
+    async def _find(self, text: str, before: GivenState | None, node: str) -> GivenState:
+        try:
+            name = StateName.read(text)
+            version = await self._states.find(name)
+            if before is not None and before.tag.name == version.name:
+                found = before
+            else:
+                state = await self._states.load(version)
+                found = GivenState(StateTag(version.name, version.digest, version.dspy_version), state.packed)
+        except (ConfigError, RunError, DataError, NotAllowed) as error:
+            self._known.pop(text, None)
+            raise ProgramError(error.message, code=error.code, fix=error.fix, node=node) from error
+        except BusError as error:
+            if before is not None:  # as it was a moment ago: no call waits until the server's part has another leader
+                return before
+            raise WorkerLost(f"the saved state {text} cannot be read: {error.message}", node=node) from error
+        self._known.pop(text, None)
+        self._known[text] = math.inf if name.fixed else asyncio.get_running_loop().time() + FRESH, found
+        self._make_room()
+        return found
+
+    def _make_room(self) -> None:
+        sizes = {found.tag.digest: len(found.body) for _, found in self._known.values()}
+        while len(self._known) > 1 and (sum(sizes.values()) > MOST_KEPT or len(self._known) > MOST_NAMES):
+            self._known.pop(next(iter(self._known)))
+            sizes = {found.tag.digest: len(found.body) for _, found in self._known.values()}
