@@ -63,7 +63,7 @@ class Host:
         most_arrivals, most_open_calls: see Services.
         state_limit: bytes of the state of one partition.
         claim_check_above: bytes of a body that is not stored in its message.
-        keys: pool → the keys that sign its records; see bus/serving/signatures.py.
+        keys: pool → the keys that sign its records; see bus/serving/keys/signatures.py.
         only_additive: do not start where applying would lose something that the application holds.
         again: apply also a version that another one has replaced.
     """

@@ -43,7 +43,7 @@ class Services:
     most_open_calls: open calls and events that were put off, of one partition; over it gated arrivals wait.
     limit: bytes of one payload. state_limit: bytes of the state of one partition.
     room: set while the application's stream has room for what sources bring: they wait for it.
-    keys: pool → the keys that sign its records; see bus/serving/signatures.py.
+    keys: pool → the keys that sign its records; see bus/serving/keys/signatures.py.
     tally: told what was committed, but for events that were only taken.
     behind: (pool, band) → requests up to this sequence are not delivered any more; see WorkConsumers.
     """
