@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,12 @@ class Bench:
 
 
 def config(url: str, **options: Any) -> PoolConfig:
-    """A pool of one child that uses the stand-in. Its breaker never opens: tests have the model fail again and again."""
+    """A pool of one child that uses the stand-in. Its breaker never opens: tests have the model fail again and again.
+
+    `busy1` and `busy2` are the same model, for tests in which it answers 429: nobody asks a profile for a while after that.
+    """
     profile = Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0}, breaker={"failures": 10**6})
-    profiles = {"main": profile}
+    profiles = {name: replace(profile, name=name) for name in ("main", "busy1", "busy2")}
     known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*",), "path": (str(HERE / "programs"),)}
     return PoolConfig(APP, POOL, **{**known, **options})
 

@@ -84,8 +84,9 @@ async def test_each_failure_of_a_model_is_the_same_whoever_asked(shared: Bench, 
     before = shared_model.requests
     faults = ["429=7", "500", "503", "drop", "garbage", "400", "401", "404", "nonsense"]
     found = {}
-    for route in ("native", "worker"):
-        records = await shared.ask(*[work(f"standin:{f}", spec=spec(route=route)) for f in faults])
+    for route, busy in (("native", "busy1"), ("worker", "busy2")):
+        lms = [(busy,) if f.startswith("429") else () for f in faults]
+        records = await shared.ask(*[work(f"standin:{f}", spec=spec(route=route, lm=lm)) for f, lm in zip(faults, lms)])
         assert {r.route for r in records} == {route}
         found[route] = [(error(r)["type"], error(r)["retryable"], error(r)["retry_after"], r.usage) for r in records]
     assert found["native"] == found["worker"]

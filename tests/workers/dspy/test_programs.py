@@ -118,7 +118,9 @@ async def test_each_failure_of_a_model_has_its_class(shared: Bench, shared_model
         "nonsense": ("InvalidOutput", True, None),
     }
     before = shared_model.requests
-    records = await shared.ask(*[work(f"standin:{fault}") for fault in wanted])
+    busy = {"429=7": ("busy1",), "429=0.5": ("busy2",)}
+    asked = {fault: CallSpec("predict", SIGNATURE, SIGNATURE, lm=busy.get(fault, ())) for fault in wanted}
+    records = await shared.ask(*[work(f"standin:{fault}", spec=spec) for fault, spec in asked.items()])
     found = [r.error and (r.error["type"], r.error["retryable"], r.error["retry_after"]) for r in records]
     assert found == list(wanted.values())
     assert shared_model.requests - before == len(wanted), "nothing below dspex retries"
@@ -221,7 +223,7 @@ async def test_a_call_of_an_unknown_profile_fails_with_the_names_of_those_there_
     (record,) = await shared.ask(work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, lm=("big",))))
     assert record.error is not None
     assert record.error["code"] == "DX113"
-    assert "there are: main" in record.error["message"]
+    assert "there are: busy1, busy2, main" in record.error["message"]
 
 
 def test_every_error_class_of_dspy_is_mapped_by_name() -> None:

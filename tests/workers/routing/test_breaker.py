@@ -84,7 +84,7 @@ async def test_the_call_that_tries_opens_it_again_where_it_fails_and_lets_anothe
     assert error((await many.ask(call("standin:500 once more", "patient")))[0]) == "LMUnavailable"
     assert breaker(many, "patient")["breaker"] == "open"
     await state(many, "patient", "half-open")
-    assert error((await many.ask(call("standin:429 tells nothing", "patient")))[0]) == "RateLimited"
+    assert error((await many.ask(call("standin:400 tells nothing", "patient")))[0]) == "LMRefused"
     assert error((await many.ask(call("the next one tries", "patient")))[0]) == ""
 
 
