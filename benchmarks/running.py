@@ -23,7 +23,7 @@ from dspex.bus import subjects
 from dspex.bus.message import new_id
 from dspex.bus.nats import connect
 from dspex.bus.port import NewMessage
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
 
 TOPOLOGY, STREAM, SUBJECT = "bench", "BENCH_RUN", "bench.run"

@@ -225,7 +225,7 @@ class Objects(Protocol):
 
 
 class Sealing(Protocol):
-    """Makes of messages what only who has the key can read, and back again. See bus/serving/keyring.py.
+    """Makes of messages what only who has the key can read, and back again. See bus/serving/keys/keyring.py.
 
     Attributes:
         app: the application whose payloads it seals.

@@ -17,7 +17,7 @@ from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running
 from dspex.bus.port import Bus, BusEvents
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.not_built import CODE
 from dspex.bus.settings.server import LOGIN, TLSSettings

@@ -55,8 +55,8 @@ class EngineSettings(SettingsTable):
             most 16 GiB. The stream of sources gets a fifth of that besides.
         state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
-        encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keyring.py. "NEW,OLD": NEW
-            seals new ones, and OLD opens too.
+        encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keys/keyring.py. "NEW,OLD":
+            NEW seals new ones, and OLD opens too.
     """
 
     commit: CommitSettings = CommitSettings()

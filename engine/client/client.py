@@ -14,7 +14,8 @@ from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.serving import audit, keyring
+from dspex.bus.serving import audit
+from dspex.bus.serving.keys import keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.not_built import METHODS, Planned, lacks

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from dspex.bus import subjects
 from dspex.bus.errors import CallError, DspexError, Reject
 from dspex.bus.memory.server import MemoryServer
-from dspex.bus.serving import keyring
+from dspex.bus.serving.keys import keyring
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli.terminal.arguments import records
 from dspex.engine.testing.driver import Driver

@@ -12,9 +12,10 @@ from mutations import Case
 from dspex.bus import codecs, subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.serving import keyring, payloads
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving import payloads
+from dspex.bus.serving.keys import keyring
 from dspex.bus.serving.keys.ciphers import Wrapping
+from dspex.bus.serving.keys.keyring import Keyring
 
 SECRET = {"SEAL": "k" * 64}
 ANN = Wrapping.of(SECRET["SEAL"].encode()).name_of("ann")

@@ -14,8 +14,8 @@ from dspex.bus.nats import NatsBus
 from dspex.bus.port import Delivery
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
-from dspex.bus.serving.keyring import Keyring
 from dspex.bus.serving.keys.ciphers import Wrapping
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client.client import Client

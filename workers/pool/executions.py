@@ -46,7 +46,7 @@ class Executions:
     def __init__(self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep] = ()) -> None:
         self.children, self.models, self.steps = children, models, steps
         self.preparing = 0
-        self.pool, self._worker = children.config.name, worker
+        self.pool, self.worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
         self._closed: asyncio.Event | None = None  # set when none is open any more
@@ -88,15 +88,6 @@ class Executions:
         execution.ended(record)
         for step in reversed(execution.passed):
             step.after(execution, record)
-
-    def answered(self, work: CallRequest, answer: Answer, state: str = "") -> CallRecord:
-        """The record of an execution that a child answered. `state`: the saved state that it was to answer with."""
-        return answer.record(work, self._worker, state)
-
-    def failed(self, work: CallRequest, error: DspexError, started: float | None = None, state: str = "") -> CallRecord:
-        """The record of an execution that no child answered. `started`: when a child got it; None: none ever did."""
-        answer = Answer.failed(error, self.children.hello.dspy_version, started=started)
-        return answer.record(work, self._worker, state)
 
     def cancel(self, call: str) -> None:
         """Stop an interactive call, whose caller does not wait for it any more. A durable one is its engine's."""
@@ -194,7 +185,7 @@ class Execution:
 
     def _goes_on(self, step: CallStep, found: Answer | None) -> bool:
         if found is not None:
-            self._over(self._all.answered(self.work, found, self._state_name))
+            self._over(found)
             return False
         self.passed.append(step)
         return True
@@ -223,7 +214,7 @@ class Execution:
         """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
         if self._error is not None and answer.outputs is None:
             answer = answer.given_up(self._error)
-        self._over(self._all.answered(self.work, answer, self._state_name))
+        self._over(answer)
 
     def lost(self, error: WorkerLost) -> None:
         """The child has ended."""
@@ -243,11 +234,7 @@ class Execution:
     # -- the end
     def fail(self, error: DspexError) -> None:
         """End with an error."""
-        self._over(self._all.failed(self.work, error, self._started, self._state_name))
-
-    @property
-    def _state_name(self) -> str:
-        return self.state.tag.name if self.state is not None else ""
+        self._over(Answer.failed(error, self._all.children.hello.dspy_version, started=self._started))
 
     def in_time(self) -> bool:
         """Whether its deadline is still to come; else it has failed."""
@@ -256,9 +243,10 @@ class Execution:
         self.fail(CallTimeout("its deadline passed before a worker was free", node=self.work.node))
         return False
 
-    def _over(self, record: CallRecord) -> None:
+    def _over(self, answer: Answer) -> None:
         if self._record is not None:
             return  # it has ended already
+        record = answer.record(self.work, self._all.worker, self.state.tag.name if self.state is not None else "")
         self._record = record = replace(record, routing=[*self.routing, *record.routing]) if self.routing else record
         if self._timer is not None:
             self._timer.cancel()

@@ -28,7 +28,7 @@ from dspex.bus import nats, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.local.server import LocalServer
 from dspex.bus.port import StreamConfig
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from processes.clocks import Clocks
 from processes.disk import SmallDisk
 from processes.process import Process, last_words

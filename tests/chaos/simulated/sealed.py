@@ -8,7 +8,7 @@ from dspex.bus import subjects
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from simulated.source import APP
 
 KEYS: Final = {"SEAL": "a key of the simulation, and no other" * 2}

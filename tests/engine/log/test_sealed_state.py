@@ -12,7 +12,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import NotAllowed
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.engine.log import commit_log
 from dspex.operators.topology import Topology
 

@@ -15,7 +15,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
-from dspex.bus.serving.keyring import Keyring
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.engine.cli.events.rows import EventOptions, Ready, RowSource
 from dspex.engine.cli.events.sending import Sending
