@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import sys
@@ -243,11 +244,12 @@ def _completion(model: str, content: str, prompt: str, kind: str = "ok") -> byte
 
 REFUSAL = "I am sorry, I cannot help with that."
 _EVENTS = {"Content-Type": "text/event-stream"}
+_IDS = itertools.count(1)  # of answers in pieces
 
 
 def _pieces(content: str, done: bytes, *, cut: bool) -> list[str]:
     """An answer as server-sent events, seven characters at a time, and its usage last. `cut`: only the first half."""
-    head = {"id": "standin", "object": "chat.completion.chunk", "model": json.loads(done)["model"]}
+    head = {"id": f"standin-{next(_IDS)}", "object": "chat.completion.chunk", "model": json.loads(done)["model"]}
     refused = "refusal" in json.loads(done)["choices"][0]["message"]
     texts = [] if refused else [content[i : i + 7] for i in range(0, len(content), 7)]
     events: list[Any] = [{**head, "choices": [{"index": 0, "delta": {"content": t}}]} for t in texts]

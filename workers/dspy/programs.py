@@ -12,8 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, get_args
 
-import anyio
-import anyio.to_thread
 import dspy
 from pydantic import BaseModel
 
@@ -21,7 +19,6 @@ from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
-from dspex.bus.tasks import Tasks
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
@@ -33,6 +30,7 @@ from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
 from dspex.workers.dspy.states import version_warning, with_state
 from dspex.workers.dspy.streaming import Writing
+from dspex.workers.dspy.threads import Threads, look
 
 _REASONED = ("chain_of_thought", "react")
 Made = TypeVar("Made")
@@ -48,11 +46,10 @@ class Programs:
         self._refs = refs
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
-        self._streaming = anyio.CapacityLimiter(pool.slots)  # threads of programs that are streamed
-        self._streamed = Tasks("streamed programs", lambda name, error: None)  # who waits for one gets its error
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, tuple[Any, str]] = {}
         replies.look()
+        look()
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
     async def ask(self, attempt: Attempt) -> Outputs:
@@ -69,7 +66,8 @@ class Programs:
         if spec.kind == "program":
             inputs = values.as_annotated(program, inputs, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
-        asked = replies.asking()
+        threads = Threads()
+        asked = replies.asking() | threads.settings()
         if attempt.chunk is not None:
             asked |= Writing(attempt, _outputs_of(signature, spec)).settings()
         try:
@@ -84,8 +82,9 @@ class Programs:
                 ),
             ):
                 try:
-                    result = await self._call(program, inputs, attempt.chunk is not None)
+                    result = await self._call(program, inputs, threads)
                 finally:
+                    threads.end()
                     attempt.spend(
                         replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests),
                         profile,
@@ -94,24 +93,20 @@ class Programs:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 
-    async def _call(self, program: Any, inputs: dict[str, Any], streams: bool) -> Any:
-        """`acall` where there is an asynchronous path, else a thread: of ours, or one that DSPy can stream from."""
+    async def _call(self, program: Any, inputs: dict[str, Any], threads: Threads) -> Any:
+        """`acall` where there is an asynchronous path, else a thread of ours."""
         if _is_module(program) and hasattr(program, "aforward"):
             return await program.acall(**inputs)
         if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
             return await program(**inputs)
-        future: asyncio.Future[Any]
-        if streams:
-            in_thread = anyio.to_thread.run_sync(partial(program, **inputs), limiter=self._streaming)
-            future = self._streamed.start(in_thread, "program")
-        else:
-            run = partial(contextvars.copy_context().run, partial(program, **inputs))
-            future = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        run = partial(contextvars.copy_context().run, partial(program, **inputs))
+        future = asyncio.get_running_loop().run_in_executor(self._threads, run)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled. Reporting an end now would free a slot that is still occupied, so wait; the parent
-            # kills this process if it takes too long.
+            # A thread cannot be cancelled, only what it asks of models. Reporting an end now would free a slot that is still
+            # occupied, so wait; the parent kills this process if it takes too long.
+            threads.end()
             await asyncio.wait([future])
             raise
 

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import anyio.from_thread
 import dspy
 from dspy.utils.callback import BaseCallback
 
@@ -19,10 +18,11 @@ from dspex.operators.native.adapters import Adapter
 from dspex.operators.native.replies.streaming import FieldText, Splitter
 from dspex.workers.answerers.attempt import Attempt
 from dspex.workers.answerers.context import context
+from dspex.workers.dspy.threads import streams
 
 _ADAPTERS: Final[Mapping[str, Adapter]] = {"ChatAdapter": "chat", "JSONAdapter": "json", "XMLAdapter": "xml"}
 _DEEP: Final = 8  # frames between DSPy's question and the method that asks it
-_Reply = tuple[int, object]  # which predictor, and the server's id of the reply
+_Reply = tuple[object, int, object]  # who reads it, for which predictor, and the server's id of it, if it has one
 
 
 class Writing:
@@ -47,13 +47,13 @@ class Writing:
         }
 
     def __eq__(self, predictor: object) -> bool:
-        """Whether the pieces of its next reply are wanted, and can be had where it runs: in a coroutine, or in a thread that
-        can call the loop. In any other thread, and where synchronous code keeps the loop busy, DSPy would fail.
+        """Whether the pieces of its next reply are wanted, and can be had where it runs: in a coroutine, or in a thread whose
+        models are asked on the loop. Anywhere else DSPy would fail, as where synchronous code keeps the loop busy.
         """
         signature = getattr(predictor, "signature", None)
         fields = getattr(signature, "output_fields", {})
         wanted = type(dspy.settings.adapter).__name__ in _ADAPTERS and not self._left.isdisjoint(fields)
-        return wanted and (_in_coroutine() or _in_thread_of_anyio())
+        return wanted and (_in_coroutine() or streams(getattr(predictor, "lm", None) or dspy.settings.lm))
 
     __hash__ = object.__hash__
 
@@ -62,7 +62,7 @@ class Writing:
         predictor, choice = dspy.settings.caller_predict, _first(chunk)
         if predictor is None or choice is None:
             return
-        reply = (id(predictor), getattr(chunk, "id", None))
+        reply = (asyncio.current_task(), id(predictor), getattr(chunk, "id", None))
         if reply not in self._replies:
             names = self._left.intersection(predictor.signature.output_fields)
             self._replies[reply] = _Splitting(names, _ADAPTERS.get(type(dspy.settings.adapter).__name__, "chat"))
@@ -114,17 +114,3 @@ def _in_coroutine() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _in_thread_of_anyio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        return False
-    try:
-        anyio.from_thread.check_cancelled()
-    except RuntimeError:
-        return False
-    return True

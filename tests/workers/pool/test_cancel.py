@@ -42,11 +42,22 @@ async def leave(bench: Bench, spec: CallSpec, text: str, begun: Callable[[], boo
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("route", ["native", "worker"])
-async def test_a_caller_that_leaves_ends_the_request_to_the_model(shared: Bench, shared_model: Any, route: str) -> None:
-    shared_model.fault(f"hangs {route}", "hang")
-    spec = CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
-    record = await leave(shared, spec, f"hangs {route}", lambda: shared_model.running == 1)
+@pytest.mark.parametrize(
+    ("spec", "requests"),
+    [
+        (CallSpec("predict", SIGNATURE, SIGNATURE, route="native"), 1),
+        (CallSpec("predict", SIGNATURE, SIGNATURE, route="worker"), 1),
+        (program("Slow"), 1),
+        (program("Side"), 2),
+    ],
+    ids=["native", "a coroutine of DSPy's", "a thread", "threads of a program's own"],
+)
+async def test_a_caller_that_leaves_ends_the_request_to_the_model(
+    shared: Bench, shared_model: Any, spec: CallSpec, requests: int
+) -> None:
+    """Also those of a program that is synchronous, and its thread ends with them: nothing has to be killed."""
+    shared_model.fault("hangs", "hang")
+    record = await leave(shared, spec, "hangs", lambda: shared_model.running == requests)
     await until(lambda: shared_model.running == 0, 1.0)
     assert (record.error or {})["type"] == "Cancelled"
     assert shared.pool.children.restarts == 0
